@@ -1,0 +1,1 @@
+"""Principles and worked examples, ours or the paper's, as data a person can edit."""

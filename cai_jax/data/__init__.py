@@ -1,0 +1,1 @@
+"""Dialogues, tokens, prompts, comparisons and multiple choices: everything that is read."""

@@ -1,0 +1,1 @@
+"""Measurements: pure statistics and the paper's evaluations."""

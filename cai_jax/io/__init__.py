@@ -1,0 +1,1 @@
+"""Artefacts, checkpoints, metrics and progress: where the program touches the outside world."""

@@ -1,0 +1,105 @@
+"""The records that flow between the parts: dialogues, sampling and scoring requests, and their results.
+
+Nothing here imports JAX; token ids are Python integers. Records on disk are JSON objects of the same fields
+(see `cai_jax.io.artefacts`), so that any of them can be read with `jq`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from cai_jax.errors import UserError
+
+# Who speaks. The last four are turns of the critique-revision procedure (section 3.1 of the paper); the text format
+# gives each its own heading and a chat template sees requests as user turns and the rest as assistant turns.
+ROLES = ("system", "human", "assistant", "critique_request", "critique", "revision_request", "revision")
+ANSWERING_ROLES = ("assistant", "critique", "revision")
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One turn. `text` is data: it is never formatted, and special-token strings in it stay text."""
+
+    role: str
+    text: str
+
+
+Dialogue = tuple[Message, ...]
+
+
+def dialogue_to_json(dialogue: Sequence[Message]) -> list[dict]:
+    return [{"role": message.role, "text": message.text} for message in dialogue]
+
+
+def dialogue_from_json(value, where: str = "dialogue") -> Dialogue:
+    """Checks and converts `[{role, text}, …]`. Raises UserError that begins with `where`."""
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: expected a non-empty list of {{role, text}} objects")
+    messages = []
+    for number, item in enumerate(value):
+        if not isinstance(item, dict) or not isinstance(item.get("text"), str) or item.get("role") not in ROLES:
+            raise UserError(f"{where}[{number}]: expected {{role, text}} with a role among {', '.join(ROLES)}")
+        messages.append(Message(item["role"], item["text"]))
+    return tuple(messages)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """How to draw tokens. temperature 0 is greedy; top_k 0 and top_p 1 are off. Hashable, so static under jit."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop_strings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleRequest:
+    """A prompt to continue. `segments` are concatenated; the leading ones may be shared by many requests (few-shot
+    headers, common dialogues), and equal leading tuples are prefilled once. `key` is uint32 [2] from `seeds.row_key`."""
+
+    id: str
+    segments: tuple[tuple[int, ...], ...]
+    key: np.ndarray
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(segment) for segment in self.segments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What was sampled. `tokens` are all sampled actions up to and including EOS or the token that completes a stop
+    string; `text` is the answer with the stop removed. `logprobs` are those of the temperature-scaled distribution before
+    top-k and top-p (at temperature 1 where sampling was greedy). `stop` is "eos", "length", or the stop string."""
+
+    id: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    stop: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreRequest:
+    """A prompt and the continuations to score after it."""
+
+    id: str
+    segments: tuple[tuple[int, ...], ...]
+    options: tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Per option, the log-probability of each of its tokens (temperature 1); the option's is their sum."""
+
+    id: str
+    token_logprobs: tuple[tuple[float, ...], ...]
+
+    @property
+    def logprobs(self) -> tuple[float, ...]:
+        return tuple(float(np.sum(np.asarray(row, np.float64))) for row in self.token_logprobs)

@@ -1,0 +1,1 @@
+"""The training loop that supervised, preference-model and PPO stages share."""
