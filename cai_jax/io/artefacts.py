@@ -1,0 +1,200 @@
+"""Stage directories: journals of JSON records, manifests, and the promise that nothing finished is lost or doubled.
+
+While a stage runs, its records go to a journal: a folder of small part files, each written whole and renamed into
+place, so a reader sees a part completely or not at all, on a disk or on an object store. When the stage is done the
+parts become one `records.jsonl`, sorted by id, with its SHA-256 in `manifest.json`. Only process 0 writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+
+import jax
+from etils import epath
+
+from cai_jax.errors import UserError, located
+
+FLUSH_SECONDS = 2.0
+FLUSH_ROWS = 64
+
+
+def is_writer() -> bool:
+    """True in the one process that writes files."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here, so that what process 0 wrote is there for all."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def dump(value) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
+
+
+def write_text(path, text: str) -> None:
+    """Writes `path` whole or not at all: to a neighbour first, flushed to the disk, then renamed over it."""
+    path = epath.Path(path)
+    temporary = path.parent / f".{path.name}.writing"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            if hasattr(file, "fileno"):
+                try:
+                    os.fsync(file.fileno())
+                except (OSError, ValueError):  # an object store has no file descriptor to flush
+                    pass
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write ({error.strerror or error}); free space or choose another --workdir") from error
+
+
+def write_json(path, value) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1) + "\n")
+
+
+def read_json(path) -> dict | None:
+    """The JSON object in `path`, None where there is no file; UserError where it cannot be read as an object."""
+    path = epath.Path(path)
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"{located(path)}: not readable as JSON ({error}); move the file aside to redo the stage") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{located(path)}: expected a JSON object")
+    return value
+
+
+def _parse_lines(path, text: str) -> list[dict]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{located(path, number)}: not a JSON object ({error}); move the file aside to redo it") from error
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+            raise UserError(f"{located(path, number, 'id')}: expected a record with a string id")
+        rows.append(row)
+    return rows
+
+
+class Journal:
+    """Records of one stage in the making. `finished` maps id → record for everything that is safely on disk or queued."""
+
+    def __init__(self, directory: StageDirectory, name: str):
+        self._parts = directory.path / f"{name}.parts"
+        self._target = directory.path / f"{name}.jsonl"
+        self._name = name
+        self._queue: list[dict] = []
+        self._last_flush = time.monotonic()
+        self.finished: dict[str, dict] = {}
+        barrier(f"journal {self._parts}")
+        if self._target.exists():
+            self.finished.update((row["id"], row) for row in _parse_lines(self._target, self._target.read_text()))
+        parts = sorted(self._parts.glob("[0-9]*.jsonl")) if self._parts.exists() else []
+        for part in parts:
+            self.finished.update((row["id"], row) for row in _parse_lines(part, part.read_text()))
+        self._next_part = int(parts[-1].stem) + 1 if parts else 0
+        barrier(f"journal read {self._parts}")
+
+    def append(self, row: dict) -> None:
+        """Adds a finished record; it reaches the disk within a part of at most FLUSH_ROWS rows or FLUSH_SECONDS."""
+        if row["id"] in self.finished:
+            raise ValueError(f"record {row['id']} was made twice")
+        self.finished[row["id"]] = row
+        self._queue.append(row)
+        if len(self._queue) >= FLUSH_ROWS or time.monotonic() - self._last_flush > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._queue and is_writer():
+            text = "".join(dump(row) + "\n" for row in self._queue)
+            write_text(self._parts / f"{self._next_part:06d}.jsonl", text)
+        self._next_part += bool(self._queue)
+        self._queue = []
+        self._last_flush = time.monotonic()
+
+    def discard(self, keep) -> None:
+        """Forgets finished records for which `keep(row)` is false: those made after the checkpoint a training resumes from."""
+        self.flush()
+        kept = {key: row for key, row in self.finished.items() if keep(row)}
+        if len(kept) != len(self.finished) and is_writer():
+            write_text(self._parts / f"{self._next_part:06d}.jsonl", "".join(dump(row) + "\n" for row in kept.values()))
+            for part in self._parts.glob("[0-9]*.jsonl"):
+                if int(part.stem) < self._next_part:
+                    part.unlink()
+            if self._target.exists():
+                self._target.unlink()
+        self._next_part += len(kept) != len(self.finished)
+        self.finished = kept
+        barrier(f"journal discard {self._parts}")
+
+    def finish(self) -> str:
+        """Writes NAME.jsonl sorted by id, removes the parts, returns the SHA-256 of the file."""
+        self.flush()
+        text = "".join(dump(self.finished[key]) + "\n" for key in sorted(self.finished))
+        if is_writer():
+            write_text(self._target, text)
+            self.remove_parts()
+        barrier(f"journal finished {self._target}")
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def remove_parts(self) -> None:
+        """Deletes the part files; for a journal of intermediate steps whose results stand in the final records."""
+        if is_writer() and self._parts.exists():
+            self._parts.rmtree()
+        barrier(f"journal parts {self._parts}")
+
+
+class StageDirectory:
+    """`RUN/<stage>`: manifest, records, and whatever else the stage keeps there. Creating the object touches nothing."""
+
+    def __init__(self, path):
+        self.path = epath.Path(path)
+        self.name = self.path.name
+
+    @property
+    def manifest(self) -> dict:
+        return read_json(self.path / "manifest.json") or {}
+
+    @property
+    def done(self) -> bool:
+        return bool(self.manifest.get("done"))
+
+    def update_manifest(self, **fields) -> None:
+        """Merges fields into the manifest (process 0)."""
+        if is_writer():
+            write_json(self.path / "manifest.json", {**self.manifest, **fields})
+
+    def journal(self, name: str = "records") -> Journal:
+        return Journal(self, name)
+
+    def records(self, name: str = "records") -> list[dict]:
+        """The finished records, sorted by id. Raises UserError where they are missing, damaged or not what the manifest says."""
+        path = self.path / f"{name}.jsonl"
+        if not path.exists():
+            raise UserError(f"{path}: no such file; run the stage '{self.name}' first")
+        text = path.read_text()
+        expected = self.manifest.get("sha256", {}).get(name)
+        if expected and hashlib.sha256(text.encode()).hexdigest() != expected:
+            raise UserError(f"{path}: contents differ from what the stage wrote (SHA-256); move {self.path} aside to redo it")
+        return _parse_lines(path, text)
+
+
+def fingerprint(kind: str, fields: dict, inputs: Iterable[str], schema: int) -> str:
+    """Hex digest that names what a stage computes: kind, its own fields, its inputs' fingerprints, record schema version."""
+    value = {"kind": kind, "fields": fields, "inputs": list(inputs), "schema": schema}
+    return hashlib.sha256(dump(value).encode()).hexdigest()[:16]

@@ -1,0 +1,71 @@
+"""Numbers over time: metrics.jsonl (deterministic), timing.jsonl (seconds, rates), and TensorBoard beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from etils import epath
+
+from cai_jax.io.artefacts import is_writer, write_text
+
+
+class MetricsWriter:
+    """Writes scalars and texts by step. Rows after a resumed step are dropped, so a killed run leaves no doubles.
+
+    Rates and seconds go through `timing=` to their own file: `metrics.jsonl` of two equal runs is equal.
+    """
+
+    def __init__(self, directory, resume_step: int | None = None):
+        """`resume_step`: the last step that is kept; None starts afresh."""
+        self._directory = epath.Path(directory)
+        self._files = {}
+        self._board = None
+        if not is_writer():
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics", "timing"):
+            path = self._directory / f"{name}.jsonl"
+            kept = [] if resume_step is None else [row for row in read_rows(path) if row["step"] <= resume_step]
+            write_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
+            self._files[name] = path.open("a")
+        if "://" not in str(directory):
+            from tensorboardX import SummaryWriter
+
+            purge = None if resume_step is None else resume_step + 1
+            self._board = SummaryWriter(str(self._directory / "tensorboard"), purge_step=purge)
+
+    def write(self, step: int, values: dict, timing: dict | None = None) -> None:
+        """Adds one row a file. Values that are not finite are written as null and left out of TensorBoard."""
+        for name, row in (("metrics", values), ("timing", timing or {})):
+            row = {key: float(value) for key, value in row.items()}
+            if name in self._files and row:
+                clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
+                self._files[name].write(json.dumps({"step": int(step), **clean}, sort_keys=True) + "\n")
+                self._files[name].flush()
+                for key, value in row.items():
+                    if self._board and math.isfinite(value):
+                        self._board.add_scalar(key, value, step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Shows a sample in TensorBoard, indented so that its own Markdown or HTML stays text."""
+        if self._board:
+            self._board.add_text(name, "\n".join("    " + line for line in text.split("\n")), step)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        if self._board:
+            self._board.close()
+
+
+def read_rows(path) -> list[dict]:
+    """Rows of a metrics file; a last line cut off by a crash is left out. Empty where there is no file."""
+    path = epath.Path(path)
+    rows = []
+    for line in path.read_text().split("\n") if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
