@@ -1,0 +1,113 @@
+"""95 % intervals: Wilson for proportions, seeded bootstrap for means, paired differences on the same items.
+
+Every number that a run reports is an `Estimate`. `low` and `high` are None where the data cannot give an interval
+(fewer than two items), so a table never shows a false certainty.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+
+NUM_RESAMPLES = 4000
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number with its interval; `n` is the count of independent items behind it (prompts, not samples)."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def covers_zero(self) -> bool:
+        """True where zero is not excluded, a null result (also where no interval is known)."""
+        return self.low is None or self.high is None or self.low <= 0.0 <= self.high
+
+
+def wilson(successes: float, n: int, level: float = 0.95) -> Estimate:
+    """Wilson score interval of a proportion (Wilson 1927, eq. 4). `successes` may be fractional (ties count a half).
+
+    centre = (p + z²/2n) / (1 + z²/n),  half width = z / (1 + z²/n) · √(p(1−p)/n + z²/4n²).
+    """
+    if n == 0:
+        return Estimate(None, None, None, 0)
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes among {n}")
+    z = statistics.NormalDist().inv_cdf(0.5 + level / 2)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
+
+
+def bootstrap_mean(values: Sequence[float], *, seed: int = 0, level: float = 0.95,
+                   num_resamples: int = NUM_RESAMPLES) -> Estimate:
+    """Mean of `values` [n] with a bootstrap-t interval (Efron & Tibshirani 1993, section 12.5).
+
+    The percentile bootstrap is too narrow below about 50 items, which is where small runs live; studentised resamples
+    are not. Resamples whose spread is zero are left out; all-equal values give an interval of zero width.
+    """
+    x = np.asarray(values, np.float64)
+    if x.ndim != 1 or not np.all(np.isfinite(x)):
+        raise ValueError("bootstrap_mean takes a vector of finite numbers")
+    n = len(x)
+    if n == 0:
+        return Estimate(None, None, None, 0)
+    mean = float(x.mean())
+    if n == 1:
+        return Estimate(mean, None, None, 1)
+    error = float(x.std(ddof=1)) / math.sqrt(n)
+    if error <= 1e-12 * max(1.0, abs(mean)):
+        return Estimate(mean, mean, mean, n)
+    rng = np.random.default_rng([seed, n])
+    t = np.empty(0)
+    for start in range(0, num_resamples, 256):  # blocks bound the memory for many items
+        rows = x[rng.integers(0, n, (min(256, num_resamples - start), n))]
+        spread = rows.std(axis=1, ddof=1) / math.sqrt(n)
+        usable = spread > 0.05 * error  # a resample of nearly equal values has no meaningful t
+        t = np.concatenate([t, (rows[usable].mean(axis=1) - mean) / spread[usable]])
+    if len(t) < num_resamples / 2:  # two or three items: too few distinct resamples to studentise
+        return Estimate(mean, None, None, n)
+    t_low, t_high = np.quantile(t, [0.5 - level / 2, 0.5 + level / 2])
+    return Estimate(mean, mean - float(t_high) * error, mean - float(t_low) * error, n)
+
+
+def cluster_means(values: Sequence[float], clusters: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Averages samples of one prompt, the unit that is independent: (sorted names, their means float64)."""
+    groups: dict[str, list[float]] = {}
+    for value, name in zip(values, clusters, strict=True):
+        groups.setdefault(name, []).append(float(value))
+    names = sorted(groups)
+    return names, np.array([np.mean(groups[name]) for name in names], np.float64)
+
+
+def clustered_mean(values: Sequence[float], clusters: Sequence[str], *, seed: int = 0) -> Estimate:
+    """`bootstrap_mean` over prompts, each counting once however many samples it has."""
+    return bootstrap_mean(cluster_means(values, clusters)[1], seed=seed)
+
+
+def paired_difference(a: dict[str, float], b: dict[str, float], *, seed: int = 0) -> Estimate:
+    """Mean of b − a over the items that both have, by item id. Pairing removes the spread between items."""
+    common = sorted(set(a) & set(b))
+    return bootstrap_mean([b[name] - a[name] for name in common], seed=seed)
+
+
+def mcnemar(a: dict[str, float], b: dict[str, float]) -> float | None:
+    """Exact two-sided McNemar p-value for two models' right (1) and wrong (0) answers on the same items.
+
+    Only items that exactly one of them got right count: under the null they split as Binomial(m, ½). None without any.
+    """
+    only_a = sum(1 for name in a if name in b and a[name] > b[name])
+    only_b = sum(1 for name in a if name in b and b[name] > a[name])
+    m = only_a + only_b
+    if m == 0:
+        return None
+    tail = sum(math.comb(m, k) for k in range(min(only_a, only_b) + 1)) / 2**m
+    return min(1.0, 2 * tail)

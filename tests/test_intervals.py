@@ -1,0 +1,92 @@
+"""Intervals against scipy, closed forms and their own coverage."""
+
+import math
+
+import numpy as np
+import pytest
+
+from cai_jax.evals.intervals import (
+    Estimate,
+    bootstrap_mean,
+    cluster_means,
+    clustered_mean,
+    mcnemar,
+    paired_difference,
+    wilson,
+)
+
+scipy_stats = pytest.importorskip("scipy.stats")
+
+
+@pytest.mark.parametrize("successes,n", [(0, 10), (1, 10), (5, 10), (10, 10), (307, 438), (3, 3)])
+def test_wilson_equals_scipy(successes, n):
+    ours = wilson(successes, n)
+    theirs = scipy_stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    assert ours.value == successes / n
+    np.testing.assert_allclose([ours.low, ours.high], [theirs.low, theirs.high], atol=1e-12)
+
+
+def test_wilson_of_nothing_and_of_ties():
+    assert wilson(0, 0) == Estimate(None, None, None, 0)
+    assert wilson(2.5, 10).value == 0.25
+    with pytest.raises(ValueError):
+        wilson(11, 10)
+
+
+def test_paper_standard_error():
+    """Section 5: the standard error on 438 items at 70 % is 2.2 points."""
+    interval = wilson(0.7 * 438, 438)
+    assert math.isclose((interval.high - interval.low) / 2 / 1.96, 0.022, abs_tol=5e-4)
+
+
+def test_bootstrap_agrees_with_student_t_on_normal_data():
+    x = np.random.default_rng(0).normal(3.0, 2.0, 200)
+    ours = bootstrap_mean(x)
+    low, high = scipy_stats.t.interval(0.95, 199, x.mean(), scipy_stats.sem(x))
+    np.testing.assert_allclose([ours.low, ours.high], [low, high], atol=0.04)
+
+
+def test_bootstrap_is_seeded_and_honest_about_few_items():
+    x = [0.1, 0.5, 0.2, 0.9, 0.4]
+    assert bootstrap_mean(x, seed=3) == bootstrap_mean(x, seed=3)
+    assert bootstrap_mean(x, seed=3) != bootstrap_mean(x, seed=4)
+    assert bootstrap_mean([]).value is None
+    assert bootstrap_mean([2.0]) == Estimate(2.0, None, None, 1)
+    assert bootstrap_mean([2.0] * 9) == Estimate(2.0, 2.0, 2.0, 9)
+    with pytest.raises(ValueError):
+        bootstrap_mean([1.0, float("nan")])
+
+
+@pytest.mark.parametrize("draw", ["normal", "exponential"])
+def test_bootstrap_covers_with_sixteen_items(draw):
+    rng = np.random.default_rng(1)
+    truth, hits, trials = (0.0 if draw == "normal" else 1.0), 0, 300
+    for trial in range(trials):
+        x = rng.normal(size=16) if draw == "normal" else rng.exponential(size=16)
+        interval = bootstrap_mean(x, seed=trial, num_resamples=600)
+        hits += interval.low <= truth <= interval.high
+    assert hits / trials > 0.90  # 0.94 over 3,000 trials; the percentile bootstrap: 0.915 and 0.885
+
+
+def test_samples_of_a_prompt_count_once():
+    names, means = cluster_means([1.0, 3.0, 10.0], ["b", "b", "a"])
+    assert names == ["a", "b"] and means.tolist() == [10.0, 2.0]
+    assert clustered_mean([1.0, 3.0, 10.0], ["b", "b", "a"]).n == 2
+
+
+def test_pairing_finds_what_two_intervals_hide():
+    rng = np.random.default_rng(2)
+    items = {str(i): float(v) for i, v in enumerate(rng.normal(0, 5, 40))}
+    better = {k: v + 0.3 + rng.normal(0, 0.1) for k, v in items.items()}
+    difference = paired_difference(items, better)
+    assert not difference.covers_zero and 0.25 < difference.value < 0.35
+    assert bootstrap_mean(list(items.values())).high > bootstrap_mean(list(better.values())).low  # unpaired: overlap
+    assert paired_difference({"x": 1.0}, {"y": 2.0}).n == 0
+    assert paired_difference({"x": 1.0}, {"x": 2.0}).covers_zero  # one item proves nothing
+
+
+def test_mcnemar_equals_the_binomial_test():
+    a = {str(i): float(i < 30) for i in range(50)}
+    b = {str(i): float(i < 20 or i >= 45) for i in range(50)}
+    assert math.isclose(mcnemar(a, b), scipy_stats.binomtest(5, 15).pvalue)
+    assert mcnemar(a, a) is None
