@@ -1,0 +1,173 @@
+"""What a stage is given: its config, its directory, its inputs, the mesh, and models by reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from etils import epath
+
+from cai_jax import sharding
+from cai_jax.data import dialogue as dialogue_lib
+from cai_jax.errors import UserError
+from cai_jax.io import artefacts, progress
+from cai_jax.io.checkpoints import Checkpoints
+from cai_jax.io.metrics import MetricsWriter
+from cai_jax.models import hf, params as params_lib
+from cai_jax.models.config import ModelConfig
+from cai_jax.sampling import engine as engine_lib
+from cai_jax.structs import Completion, SampleRequest, SamplingParams, Score, ScoreRequest
+
+MODEL_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+@dataclasses.dataclass
+class LoadedModel:
+    """Weights on the mesh with everything needed to use them. `params` is the decoder's tree for a policy and
+    {"decoder", "head"} for a preference model, whose `normalisation` is (mean, std) of its raw scores or None."""
+
+    name: str
+    config: ModelConfig
+    params: Any
+    format: dialogue_lib.DialogueFormat
+    kind: str = "policy"
+    normalisation: tuple[float, float] | None = None
+
+
+def model_directory(run_config, run_path, reference: str) -> epath.Path:
+    """Where `reference` keeps config.json and the tokenizer, without loading weights."""
+    target = resolve_role(run_config, reference)
+    if target.startswith("@"):
+        return epath.Path(run_path) / target[1:].partition(":")[0] / "model"
+    return epath.Path(hf.resolve(target.removeprefix("random:")))
+
+
+def resolve_role(run_config, reference: str) -> str:
+    """A role of config.models becomes what it points at; anything else stays as it is."""
+    roles = run_config.models
+    for _ in range(len(roles) + 1):
+        if reference not in roles:
+            return reference
+        reference = roles[reference]
+    raise UserError(f"config.models: the role '{reference}' points at itself; give it a directory, a hub name or '@stage'")
+
+
+@dataclasses.dataclass
+class StageContext:
+    name: str
+    config: ml_collections.ConfigDict
+    run_config: ml_collections.ConfigDict
+    run_path: epath.Path
+    directory: artefacts.StageDirectory
+    inputs: dict[str, artefacts.StageDirectory]
+    mesh: jax.sharding.Mesh
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    tokens: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        return self.run_config.seed
+
+    @property
+    def dtype(self):
+        return jnp.dtype(self.run_config.model.dtype)
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Counts rows that the stage leaves out; the manifest and the summary name the reasons."""
+        if count:
+            self.dropped[reason] = self.dropped.get(reason, 0) + int(count)
+
+    def count_tokens(self, kind: str, count: int) -> None:
+        """Adds to the manifest's token counts: "sampled", "scored", "trained"."""
+        self.tokens[kind] = self.tokens.get(kind, 0) + int(count)
+
+    def require_rows(self, rows: Sequence, what: str) -> None:
+        """Stops with one line where nothing is left to work on."""
+        if not rows:
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(self.dropped.items())) or "none was given"
+            raise UserError(f"stage '{self.name}': 0 {what} left ({reasons}); check the stage's inputs and limits")
+
+    def metrics(self, resume_step: int | None = None) -> MetricsWriter:
+        return MetricsWriter(self.directory.path, resume_step)
+
+    def progress(self, total: int, label: str = "", initial: int = 0, unit: str = "row"):
+        return progress.bar(total, label or self.name, initial, unit)
+
+    # Models ------------------------------------------------------------------------------------------------------
+
+    def load_model(self, reference: str, kind: str = "policy", format: str = "auto") -> LoadedModel:
+        """Loads a role, `@stage`, `@stage:step`, a Hugging Face directory or hub name, or `random:DIRECTORY`."""
+        target = resolve_role(self.run_config, reference)
+        if target.startswith("@"):
+            return self._load_stage(target[1:], kind, format)
+        if kind != "policy":
+            raise UserError(f"stage '{self.name}': '{reference}' is not a preference model; name a stage of kind pm as '@pm'")
+        config, params = hf.load_params(target, seed=self.seed, dtype=self.dtype, mesh=self.mesh)
+        directory = hf.resolve(target.removeprefix("random:"))
+        return LoadedModel(target, config, params, dialogue_lib.load_format(directory, format))
+
+    def _load_stage(self, target: str, kind: str, format: str) -> LoadedModel:
+        stage, _, step = target.partition(":")
+        path = self.run_path / stage
+        role = artefacts.read_json(path / "model" / "role.json")
+        if role is None:
+            raise UserError(f"{path}: no model there; '@{stage}' must name a finished stage of kind sl, pm or rl")
+        if role["kind"] != kind:
+            raise UserError(f"stage '{self.name}': '@{stage}' is a {role['kind']}, a {kind} is needed here")
+        config = ModelConfig.from_json((path / "model" / "config.json").read_text())
+        checkpoints = Checkpoints(path / "checkpoints")
+        abstract = sharding.with_shardings(*params_lib.abstract_model(config, kind, self.dtype), self.mesh)
+        try:
+            trees, _ = checkpoints.restore(int(step) if step else checkpoints.latest(), {"params": abstract})
+        except ValueError as error:
+            raise UserError(f"'@{target}': no such checkpoint ({error}); steps: {checkpoints.steps()}") from error
+        normalisation = tuple(role["normalisation"]) if role.get("normalisation") else None
+        format = role["format"] if format == "auto" else format
+        return LoadedModel("@" + target, config, trees["params"], dialogue_lib.load_format(path / "model", format), kind, normalisation)
+
+    def publish(self, model: LoadedModel, kind: str, normalisation: tuple[float, float] | None = None) -> None:
+        """Writes `model/` beside the stage's checkpoints: architecture, tokenizer and role, so that `@stage` can be loaded."""
+        target = self.directory.path / "model"
+        if artefacts.is_writer():
+            target.mkdir(parents=True, exist_ok=True)
+            for name in MODEL_FILES:
+                source = epath.Path(model.format.directory) / name
+                if source.exists():
+                    source.copy(target / name, overwrite=True)
+            artefacts.write_text(target / "config.json", model.config.to_json())
+            artefacts.write_json(target / "role.json", {"kind": kind, "normalisation": normalisation, "format": model.format.kind,
+                                                        "initialised_from": model.name})
+        artefacts.barrier(f"published {target}")
+
+    # Sampling and scoring ----------------------------------------------------------------------------------------
+
+    def engine(self, model: LoadedModel) -> engine_lib.Engine:
+        options = engine_lib.EngineOptions(**self.run_config.sampling.to_dict())
+        return engine_lib.Engine(model.params, model.config, model.format.tokenizer, self.mesh, options)
+
+    def sample(self, engine, requests: Iterable[SampleRequest], sampling: SamplingParams, label: str) -> Iterator[Completion]:
+        """Completions as they finish. Requests that do not fit the context are counted and left out, never cut."""
+        fitting = [request for request in requests if engine.fits(request, sampling.max_new_tokens)]
+        self.drop("longer than the context", len(requests) - len(fitting))
+        with self.progress(len(fitting), label) as bar:
+            for completion in engine.generate(fitting, sampling):
+                self.count_tokens("sampled", len(completion.tokens))
+                bar.update()
+                yield completion
+
+    def score(self, engine, requests: Sequence[ScoreRequest], label: str) -> Iterator[Score]:
+        """Scores of the requests that fit the context; the others are counted and left out."""
+        longest = [max(len(option) for option in request.options) for request in requests]
+        fitting = [request for request, length in zip(requests, longest) if engine.fits(request, length)]
+        self.drop("longer than the context", len(requests) - len(fitting))
+        with self.progress(len(fitting), label) as bar:
+            for score in engine.score(fitting):
+                bar.update()
+                yield score

@@ -1,0 +1,160 @@
+"""AI feedback (section 4.1): a model chooses between two responses by a principle; its log-probabilities become labels.
+
+What is stored is raw: log P(" (A)") and log P(" (B)") for every order that was asked, and every chain of thought. Soft,
+hard, clamped and order-averaged labels are derived by `cai_jax.labels` when a preference model reads them.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from cai_jax import labels
+from cai_jax.constitution.loader import load_constitution
+from cai_jax.data import choices
+from cai_jax.errors import UserError
+from cai_jax.seeds import row_key, row_rng
+from cai_jax.stages.context import StageContext
+from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest, dialogue_from_json
+
+SCHEMA = 1
+MODES = ("multiple_choice", "chain_of_thought")
+
+
+def draw_header(constitution, mode: str, num_few_shot: int, seed: int, *name) -> tuple[list[str], list[tuple]]:
+    """Worked examples, each with an independently drawn principle and (where the example leaves it open) a drawn order.
+    Returns their ids and what `choices.choice_segments` or `choices.chain_segments` takes as header."""
+    rng = row_rng(seed, *name)
+    principles = constitution.comparison_principles
+    ids, header = [], []
+    for example in (constitution.comparison_examples if mode == "multiple_choice" else constitution.chain_examples)[:num_few_shot]:
+        principle = principles[int(rng.integers(len(principles)))]
+        swapped = bool(rng.integers(2))
+        ids.append(f"{example.id}:{principle.id}:{'ba' if swapped else 'ab'}")
+        if mode == "multiple_choice":
+            responses = (example.chosen, example.rejected)
+            asked = choices.question(example.dialogue, principle.text, responses[::-1] if swapped else responses)
+            header.append((asked, choices.answer(int(swapped))))
+        else:
+            ids[-1] = f"{example.id}:{principle.id}"
+            header.append((example.question(principle.text), example.reasoning, f" ({example.answer})"))
+    return ids, header
+
+
+def tasks(ctx: StageContext, constitution) -> list[dict]:
+    """One task a (comparison, pair of its responses, principle): everything a label record says before it is scored."""
+    config = ctx.config
+    result = []
+    for row in ctx.inputs["comparisons"].records():
+        for first, second in itertools.combinations(range(len(row["responses"])), 2):
+            pair = f"{first}-{second}"
+            rng = row_rng(ctx.seed, ctx.name, "principle", row["id"], pair)
+            number = min(config.principles_per_pair, len(constitution.comparison_principles))
+            for index in rng.choice(len(constitution.comparison_principles), size=number, replace=False):
+                principle = constitution.comparison_principles[int(index)]
+                name = f"{row['id']}/{pair}/{principle.id}"
+                header = int(rng.integers(config.num_headers)) if config.num_headers else name
+                result.append({
+                    "id": name, "comparison": row, "pair": [first, second], "principle": principle, "header": header,
+                    "responses": (row["responses"][first], row["responses"][second]),
+                })
+    return result
+
+
+def run(ctx: StageContext) -> dict:
+    """Writes one label record a (comparison, pair, principle)."""
+    config = ctx.config
+    if config.mode not in MODES:
+        raise UserError(f"config.graph.{ctx.name}.mode: expected one of {', '.join(MODES)}, not '{config.mode}'")
+    constitution = load_constitution(config.constitution)
+    model = ctx.load_model(config.model, format=config.format)
+    engine = ctx.engine(model)
+    journal = ctx.directory.journal()
+    orders = ("ab", "ba") if config.both_orders else ("ab",)
+    num_chains = config.num_chains if config.mode == "chain_of_thought" else 1
+
+    todo = {task["id"]: task for task in tasks(ctx, constitution) if task["id"] not in journal.finished}
+    headers = {}
+    for task in todo.values():
+        if task["header"] not in headers:
+            headers[task["header"]] = draw_header(constitution, config.mode, config.num_few_shot, ctx.seed, ctx.name, "header", task["header"])
+
+    def asked(task, order: str) -> str:
+        responses = task["responses"] if order == "ab" else task["responses"][::-1]
+        dialogue = dialogue_from_json(task["comparison"]["dialogue"])
+        return choices.question(dialogue, task["principle"].text, responses, config.mode == "multiple_choice")
+
+    chains = _sample_chains(ctx, model, engine, todo, headers, asked, orders, num_chains) if config.mode == "chain_of_thought" else None
+
+    requests, options = [], tuple(tuple(model.format.tokenizer.encode(choices.answer(index))) for index in (0, 1))
+    for task in todo.values():
+        header = headers[task["header"]][1]
+        for order, chain in itertools.product(orders, range(num_chains)):
+            name = f"{task['id']}#{order}{chain}"
+            if chains is None:
+                segments = choices.choice_segments(model.format, header, asked(task, order))
+            elif name in chains.finished:
+                segments = choices.chain_segments(model.format, header, asked(task, order), chains.finished[name]["text"])
+            else:
+                continue  # its chain did not fit the context and was counted there
+            requests.append(ScoreRequest(name, segments, options))
+
+    scored = {name: {} for name in todo}
+    for score in ctx.score(engine, requests, ctx.name) if requests else ():
+        name, _, part = score.id.rpartition("#")
+        scored[name][part] = score.logprobs
+        if len(scored[name]) == len(orders) * num_chains:
+            journal.append(_label(ctx, todo[name], scored.pop(name), headers, chains, model.name))
+    ctx.require_rows(journal.finished, "labels")
+    digest = journal.finish()
+    if chains is not None:
+        chains.remove_parts()
+    return {"sha256": {"records": digest}, **summary(list(journal.finished.values()))}
+
+
+def _sample_chains(ctx, model, engine, todo, headers, asked, orders, num_chains):
+    """Samples `num_chains` chains of thought a task and order; returns their journal."""
+    config, chains = ctx.config, ctx.directory.journal("chains")
+    sampling = SamplingParams(config.max_chain_tokens, config.temperature, 0, 1.0, model.format.stop_strings("assistant"))
+    requests = []
+    for task in todo.values():
+        for order, chain in itertools.product(orders, range(num_chains)):
+            name = f"{task['id']}#{order}{chain}"
+            if name not in chains.finished:
+                segments = choices.chain_segments(model.format, headers[task["header"]][1], asked(task, order))
+                requests.append(SampleRequest(name, segments, row_key(ctx.seed, ctx.name, order, task["id"], chain)))
+    for completion in ctx.sample(engine, requests, sampling, f"{ctx.name}: chains of thought") if requests else ():
+        chains.append({"id": completion.id, "text": completion.text, "stop": completion.stop})
+    chains.flush()
+    return chains
+
+
+def _label(ctx, task, scores: dict, headers, chains, model: str) -> dict:
+    comparison, few_shot_ids = task["comparison"], headers[task["header"]][0]
+    logprobs = [{"order": part[:2], "chain": int(part[2:]), "a": a, "b": b} for part, (a, b) in sorted(scores.items())]
+    thoughts = [] if chains is None else [
+        {"order": part[:2], "chain": int(part[2:]), "text": chains.finished[f"{task['id']}#{part}"]["text"]} for part in sorted(scores)
+    ]
+    return {
+        "id": task["id"], "prompt_id": comparison["prompt_id"], "comparison_id": comparison["id"], "pair": task["pair"],
+        "kind": comparison.get("kind"), "principle_id": task["principle"].id, "principle": task["principle"].text,
+        "few_shot_ids": few_shot_ids, "header_id": str(task["header"]), "model": model, "seed": ctx.seed, "chains": thoughts,
+        "logprobs": logprobs,
+    }
+
+
+def summary(rows: list[dict]) -> dict:
+    """Numbers on a set of label records: mean confidence, share of first-option choices, and the flip rate, which is the
+    share of pairs whose choice changes when the options change places (None where only one order was asked)."""
+    def choice(row, order):
+        values = [labels.probability_first(entry) for entry in row["logprobs"] if entry["order"] == order]
+        return sum(values) / len(values) if values else None
+
+    first = [choice(row, "ab") for row in rows]
+    swapped = [choice(row, "ba") for row in rows]
+    both = [(p, q) for p, q in zip(first, swapped, strict=True) if q is not None]
+    flips = sum((p > 0.5) != (q > 0.5) for p, q in both) / len(both) if both else None
+    confidence = sum(max(p, 1 - p) for p in first) / len(first)
+    chose_a = sum(p > 0.5 for p in first) / len(first)
+    told = f", flip rate {flips:.0%}" if flips is not None else ""
+    return {"rows": len(rows), "mean_confidence": confidence, "chose_option_a": chose_a, "flip_rate": flips,
+            "headline": f"confidence {confidence:.2f}, option (A) chosen {chose_a:.0%}{told}"}
