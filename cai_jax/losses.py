@@ -28,12 +28,12 @@ def _chunk_logprobs(hidden_BxCxD, unembed_VxD, targets_BxC, temperature, softcap
 
 def token_logprobs(hidden_BxTxD, unembed_VxD, targets_BxT, *, temperature=1.0, softcap: float | None = None,
                    chunk: int = 128, entropy: bool = False):
-    """log P(targets[b, t] | hidden[b, t]) in float32 [B, T], natural log; the caller has aligned targets with hidden states.
+    """log P(targets[b, t] | hidden[b, t]) in float32 [B, T], nats; the caller has aligned targets with hidden states.
 
-    The logits exist for `chunk` positions of the sequence at a time, in the backward pass too (they are made again there);
-    chunk 0 means all at once. The log-sum-exp is float32 whatever the weights' dtype. Logits are soft-capped
-    (cap·tanh(x/cap)) where `softcap` is given, then divided by `temperature` (> 0). Every use of log-probabilities in the
-    project (SL, policy, reference, judge, evaluation) goes through here.
+    The logits exist for `chunk` positions of the sequence at a time, in the backward pass too (they are made again
+    there); chunk 0 means all at once. The log-sum-exp is float32 whatever the weights' dtype. Logits are soft-capped
+    (cap·tanh(x/cap)) where `softcap` is given, then divided by `temperature` (> 0). Every use of log-probabilities in
+    the project (SL, policy, reference, judge, evaluation) goes through here.
     With entropy=True also returns the entropy of each distribution in nats, float32 [B, T].
     """
     chex.assert_rank([hidden_BxTxD, unembed_VxD, targets_BxT], [3, 2, 2])
@@ -61,8 +61,8 @@ def token_logprobs(hidden_BxTxD, unembed_VxD, targets_BxT, *, temperature=1.0, s
 def next_token_logprobs(hidden_BxTxD, unembed_VxD, tokens_BxT, **options):
     """log P(tokens[b, t] | tokens[b, :t]) at position t, float32 [B, T]; position 0, which nothing predicts, is 0.
 
-    `options` are those of `token_logprobs`; with entropy=True the entropy at t is that of the distribution which token t
-    was drawn from.
+    `options` are those of `token_logprobs`; with entropy=True the entropy at t is that of the distribution which
+    token t was drawn from.
     """
     out = token_logprobs(hidden_BxTxD[:, :-1], unembed_VxD, tokens_BxT[:, 1:], **options)
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), out)
@@ -84,7 +84,7 @@ def response_loss(logprobs_BxT, target_mask_BxT):
 def preference_loss(scores_a_B, scores_b_B, prob_a_B, mask_B):
     """−p·log σ(Δ) − (1 − p)·log σ(−Δ), Δ = r_A − r_B, for the target p = P(A better): (sum, count) in nats.
 
-    Its optimum is Δ* = logit p (section 4.1 of the paper with soft labels; p = 1 is the usual pairwise loss of 2204.05862).
+    Its optimum is Δ* = logit p (section 4.1 of the paper with soft labels; p = 1 is the pairwise loss of 2204.05862).
     """
     chex.assert_rank([scores_a_B, scores_b_B, prob_a_B, mask_B], 1)
     chex.assert_type([scores_a_B, scores_b_B, prob_a_B], float)

@@ -1,4 +1,4 @@
-"""Losses against torch and hand-worked numbers; masks, padding, chunks, temperature and softcap cannot change meaning."""
+"""Losses against torch and hand-worked numbers, over masks, chunks, temperatures and soft caps."""
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ def reference(hidden, unembed, targets, temperature=1.0, softcap=None):
 @pytest.mark.parametrize("temperature,softcap", [(1.0, None), (0.7, None), (1.3, 2.0)])
 def test_token_logprobs_and_entropy_match_numpy(chunk, temperature, softcap):
     hidden, unembed, targets = arrays(0)
-    got, entropy = losses.token_logprobs(hidden, unembed, targets, temperature=temperature, softcap=softcap, chunk=chunk,
-                                         entropy=True)
+    got, entropy = losses.token_logprobs(hidden, unembed, targets, temperature=temperature, softcap=softcap,
+                                         chunk=chunk, entropy=True)
     want, want_entropy = reference(hidden, unembed, targets, temperature, softcap)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(entropy, want_entropy, rtol=1e-5, atol=1e-5)
