@@ -1,0 +1,150 @@
+"""A language model answers lettered questions: the option with the highest log-probability is its answer.
+
+Zero-shot, few-shot (items of the same set as worked examples, kept out of the evaluation) and chain of thought with an
+ensemble of sampled chains whose probabilities are averaged (sections 2 and 4.1 of the paper). Baselines: chance, the
+most frequent right letter, and always the longer option.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from cai_jax import seeds
+from cai_jax.data import choices
+from cai_jax.evals.intervals import Estimate, wilson
+from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest
+
+OPTION_LINE = re.compile(r"^\s*\(([A-Z])\)\s?(.*?)(?=^\s*\([A-Z]\)|\Z)", re.MULTILINE | re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceResult:
+    """One item: probabilities over its options [number of options], normalised against each other."""
+
+    id: str
+    subset: str | None
+    probabilities: tuple[float, ...]
+    correct: int
+    chains: tuple[str, ...] = ()
+
+    @property
+    def right(self) -> float:
+        """1 for a right answer, 1/k for a k-way tie at the top that includes it, else 0."""
+        top = max(self.probabilities)
+        tied = [i for i, p in enumerate(self.probabilities) if p == top]
+        return 1.0 / len(tied) if self.correct in tied else 0.0
+
+    @property
+    def picked(self) -> int:
+        return int(np.argmax(self.probabilities))
+
+
+def normalise(logprobs: Sequence[float]) -> tuple[float, ...]:
+    """softmax of the options' log-probabilities [number of options]."""
+    x = np.asarray(logprobs, np.float64)
+    if not np.any(np.isfinite(x)):
+        raise ValueError("no option has a finite log-probability")
+    weights = np.exp(x - x.max())
+    return tuple((weights / weights.sum()).tolist())
+
+
+def question(prompt: str) -> str:
+    """The item's text without a closing "The answer is:", which the answering turn begins with."""
+    body = prompt.rstrip()
+    return body.removesuffix(choices.ANSWER_LEAD).strip("\n ")
+
+
+def score_requests(items: Sequence, format, shots: Sequence = ()) -> list[ScoreRequest]:
+    """One request per item: its options after "The answer is:". The worked examples are a shared leading segment."""
+    header = [(question(shot.prompt), shot.options[shot.correct]) for shot in shots]
+    return [ScoreRequest(item.id, choices.choice_segments(format, header, question(item.prompt)),
+                         encode_options(item, format)) for item in items]
+
+
+def encode_options(item, format) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(format.tokenizer.encode(option)) for option in item.options)
+
+
+def draw_shots(items: Sequence, num_shots: int, seed: int) -> tuple[list, list]:
+    """(worked examples, the other items): drawn once, so that every mode and model answers the same other items."""
+    picked = set(seeds.row_rng(seed, "multiple_choice", "shots").permutation(len(items))[:num_shots].tolist())
+    return [items[i] for i in sorted(picked)], [item for i, item in enumerate(items) if i not in picked]
+
+
+def answer(score: Callable, items: Sequence, format, *, shots: Sequence = ()) -> list[ChoiceResult]:
+    """Results in the order of `items`. `score(requests)` yields a Score for each request that fits the context; items
+    whose request it leaves out are left out here."""
+    found = {s.id: normalise(s.logprobs) for s in score(score_requests(items, format, shots))}
+    return [ChoiceResult(i.id, i.subset, found[i.id], i.correct) for i in items if i.id in found]
+
+
+def answer_with_chains(sample: Callable, score: Callable, items: Sequence, format, *, seed: int, num_chains: int = 1,
+                       max_chain_tokens: int = 128, temperature: float = 1.0) -> list[ChoiceResult]:
+    """Chain of thought: each of `num_chains` sampled chains answers, and the probabilities are averaged.
+
+    `sample(requests, sampling)` yields Completions and `score(requests)` Scores, both of what fits the context.
+    """
+    by_id = {item.id: item for item in items}
+    requests = [SampleRequest(f"{item.id}#{k}", choices.chain_segments(format, (), question(item.prompt)),
+                              seeds.row_key(seed, "multiple_choice", item.id, k))
+                for item in items for k in range(num_chains)]
+    sampling = SamplingParams(max_chain_tokens, temperature, stop_strings=tuple(format.stop_strings("assistant")))
+    chains = {c.id: c.text.strip() for c in sample(requests, sampling)}
+    conclusions = []
+    for name, chain in sorted(chains.items()):
+        item = by_id[name.rpartition("#")[0]]
+        segments = choices.chain_segments(format, (), question(item.prompt), chain)
+        conclusions.append(ScoreRequest(name, segments, encode_options(item, format)))
+    answers = collections.defaultdict(list)
+    for found in score(conclusions):
+        item_id, _, k = found.id.rpartition("#")
+        answers[item_id].append((int(k), normalise(found.logprobs)))
+    results = []
+    for item in items:
+        ordered = sorted(answers.get(item.id, ()))
+        if ordered:
+            mean = np.mean([p for _, p in ordered], axis=0)
+            thoughts = tuple(chains[f"{item.id}#{k}"] for k, _ in ordered)
+            results.append(ChoiceResult(item.id, item.subset, tuple(mean.tolist()), item.correct, thoughts))
+    return results
+
+
+def accuracy(results: Sequence[ChoiceResult]) -> Estimate:
+    return wilson(sum(r.right for r in results), len(results))
+
+
+def option_texts(item) -> list[str] | None:
+    """The options' texts: the dialogues' last turns where given, else the "(A) …" lines of the prompt, else None."""
+    if item.dialogues and len(item.options) == 2:
+        texts = [item.dialogues[0][-1].text, item.dialogues[1][-1].text]
+        return texts if item.correct == 0 else texts[::-1]
+    tail = question(item.prompt)
+    found = OPTION_LINE.findall(tail[tail.rfind("Options:"):] if "Options:" in tail else tail)
+    return [text.strip() for _, text in found] if len(found) == len(item.options) else None
+
+
+def baselines(items: Sequence) -> dict[str, float | None]:
+    """chance: mean of 1/options; majority: the most frequent right letter; longer: the longest option, ties split."""
+    if not items:
+        return {"chance": None, "majority": None, "longer": None}
+    letters = collections.Counter(item.options[item.correct] for item in items)
+    longer = []
+    for item in items:
+        texts = option_texts(item)
+        if texts is not None:
+            top = max(len(t) for t in texts)
+            tied = [i for i, t in enumerate(texts) if len(t) == top]
+            longer.append(1.0 / len(tied) if item.correct in tied else 0.0)
+    return {"chance": float(np.mean([1 / len(item.options) for item in items])),
+            "majority": max(letters.values()) / len(items),
+            "longer": float(np.mean(longer)) if len(longer) == len(items) else None}
+
+
+def first_option_share(results: Sequence[ChoiceResult]) -> Estimate:
+    """How often the first letter is picked: far from its true share, the model answers by position."""
+    return wilson(sum(r.picked == 0 for r in results), len(results))

@@ -1,0 +1,51 @@
+"""Preference models on pairs whose better answer is known: accuracy, its baselines, and calibration of σ(Δ)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from cai_jax.evals.calibration import Bin, confidence, expected_calibration_error, reliability
+from cai_jax.evals.intervals import Estimate, wilson
+
+
+@dataclasses.dataclass(frozen=True)
+class PairAccuracy:
+    """`accuracy` with its Wilson interval; `longer`: always preferring the longer text; both count ties a half."""
+
+    accuracy: Estimate
+    longer: Estimate
+    mean_margin: float | None
+    ece: float | None
+    bins: list[Bin]
+
+
+def wins(better: Sequence[float], worse: Sequence[float]) -> np.ndarray:
+    """1 where better > worse, ½ where equal, 0 otherwise; float64 [n]."""
+    a, b = np.asarray(better, np.float64), np.asarray(worse, np.float64)
+    return np.where(a == b, 0.5, (a > b).astype(np.float64))
+
+
+def pair_accuracy(chosen: Sequence[float], rejected: Sequence[float], chosen_texts: Sequence[str],
+                  rejected_texts: Sequence[str], *, num_bins: int = 5) -> PairAccuracy:
+    """From scores [n] of the chosen and the rejected texts; P(chosen better) = σ(r_chosen − r_rejected), 2204 eq. 2.1.
+
+    Calibration: confidence max(P, 1−P) in [½, 1] against how often the preferred one is the chosen one.
+    """
+    chosen, rejected = np.asarray(chosen, np.float64), np.asarray(rejected, np.float64)
+    n = len(chosen)
+    won = wins(chosen, rejected)
+    longer = wins([len(t) for t in chosen_texts], [len(t) for t in rejected_texts])
+    probability = 0.5 * (1 + np.tanh((chosen - rejected) / 2))  # σ without overflow
+    bins = reliability(*confidence(probability), num_bins=num_bins, span=(0.5, 1.0))
+    return PairAccuracy(wilson(float(won.sum()), n), wilson(float(longer.sum()), n),
+                        float(np.mean(chosen - rejected)) if n else None, expected_calibration_error(bins), bins)
+
+
+def score_pairs(reward_model, pairs: Sequence[tuple]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of (better, worse) dialogues, float32 [n] twice; one call, so that equal lengths share a batch."""
+    dialogues = [dialogue for pair in pairs for dialogue in pair]
+    scores = np.asarray(reward_model.score(dialogues), np.float32) if dialogues else np.zeros(0, np.float32)
+    return scores[0::2], scores[1::2]

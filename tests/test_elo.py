@@ -1,0 +1,83 @@
+"""Bradley–Terry against closed forms, scipy, and its own coverage."""
+
+import math
+
+import numpy as np
+import pytest
+
+from cai_jax.evals.elo import ELO_PER_LOGIT, bradley_terry, elo, outcomes_from_judge, outcomes_from_scores
+
+
+def test_two_models_have_a_closed_form():
+    theta = bradley_terry(np.array([[0.0, 30.0], [10.0, 0.0]]))
+    np.testing.assert_allclose(theta, [0.0, math.log(10 / 30)], atol=1e-9)
+    assert math.isclose(ELO_PER_LOGIT, 173.7, abs_tol=0.05)  # 2204: ΔElo ≈ 174 · ΔPM
+
+
+def test_three_models_equal_scipy():
+    optimize = pytest.importorskip("scipy.optimize")
+    wins = np.random.default_rng(0).integers(1, 40, (3, 3)) * (1 - np.eye(3))
+
+    def loss(free):
+        theta = np.array([0.0, *free])
+        return np.sum(wins * np.log1p(np.exp(-(theta[:, None] - theta[None, :]))))
+
+    expected = optimize.minimize(loss, np.zeros(2), tol=1e-12).x
+    np.testing.assert_allclose(bradley_terry(wins)[1:], expected, atol=1e-5)
+
+
+def test_batched_fit_equals_single_fits():
+    wins = np.random.default_rng(1).integers(1, 9, (5, 4, 4)) * (1.0 - np.eye(4))
+    np.testing.assert_allclose(bradley_terry(wins, anchor=2), [bradley_terry(w, anchor=2) for w in wins], atol=1e-8)
+
+
+def test_unconnected_models_are_refused():
+    wins = np.zeros((4, 4))
+    wins[0, 1] = wins[2, 3] = 1
+    with pytest.raises(ValueError, match="never met"):
+        bradley_terry(wins, prior=0.5)
+
+
+def test_winning_everything_stays_finite():
+    scores = {"a": {str(i): 0.0 for i in range(20)}, "b": {str(i): 1.0 for i in range(20)}}
+    rating = elo(outcomes_from_scores(scores), "a")["b"]
+    assert math.isfinite(rating.value) and rating.low > 0 and rating.n == 20
+
+
+def test_ties_count_half_or_are_dropped():
+    scores = {"a": {"1": 0.0, "2": 0.0, "3": 0.0}, "b": {"1": 0.0, "2": 1.0, "3": -1.0}}
+    outcomes = outcomes_from_scores(scores)
+    assert outcomes[("a", "b")] == {"1": 0.5, "2": 0.0, "3": 1.0}
+    assert abs(elo(outcomes, "a")["b"].value) < 1e-6 and abs(elo(outcomes, "a", ties="drop")["b"].value) < 1e-6
+
+
+def test_a_judge_with_a_place_preference_is_symmetrised():
+    answers = {"a": {"1": "x"}, "b": {"1": "y"}}
+    assert outcomes_from_judge(lambda prompt, first, second: 1.0, answers)[("a", "b")]["1"] == 0.5
+    assert outcomes_from_judge(lambda prompt, first, second: float(first == "x"), answers)[("a", "b")]["1"] == 1.0
+
+
+def coverage(trials: int, num_prompts: int = 80) -> float:
+    """Share of true ratings inside their intervals, for three models in simulated matches."""
+    truth = {"a": 0.0, "b": 120.0, "c": -60.0}
+    hits = total = 0
+    for trial in range(trials):
+        rng = np.random.default_rng([7, trial])
+        outcomes = {}
+        for a, b in (("a", "b"), ("a", "c"), ("b", "c")):
+            p = 1 / (1 + 10 ** (-(truth[a] - truth[b]) / 400))
+            outcomes[a, b] = {str(i): float(rng.random() < p) for i in range(num_prompts)}
+        ratings = elo(outcomes, "a", seed=trial, num_resamples=400)
+        for name in ("b", "c"):
+            hits += ratings[name].low <= truth[name] <= ratings[name].high
+            total += 1
+    return hits / total
+
+
+def test_true_ratings_are_recovered():
+    assert coverage(15) >= 0.85
+
+
+@pytest.mark.long
+def test_coverage_over_200_trials():
+    assert coverage(200) >= 0.93

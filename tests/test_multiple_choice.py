@@ -1,0 +1,136 @@
+"""Lettered questions: softmax, ties, baselines and the requests, with a format small enough to check by eye."""
+
+import dataclasses
+import math
+
+import pytest
+
+from cai_jax.evals import multiple_choice as mc
+from cai_jax.evals.intervals import Estimate
+from cai_jax.evals.rows import find, row
+from cai_jax.structs import Completion, Message, Score
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    id: str
+    prompt: str
+    options: tuple
+    correct: int
+    dialogues: tuple | None = None
+    subset: str | None = None
+
+
+class Bytes:
+    bos = None
+
+    def encode(self, text, special=False):
+        return list(text.encode())
+
+
+class TextFormat:
+    kind = "text"
+    tokenizer = Bytes()
+
+    def stop_strings(self, reply):
+        return ("\n\nHuman:",)
+
+    def prompt(self, messages, reply="assistant", start="", shared=0):
+        text = "".join(f"\n\n{m.role}: {m.text}" for m in messages) + f"\n\n{reply}:" + (f" {start}" if start else "")
+        return (tuple(text.encode()),)
+
+
+def shown(request):
+    return b"".join(bytes(s) for s in request.segments).decode()
+
+
+def item(number, correct, texts=("short", "a longer text")):
+    prompt = f"Question {number}? Options:\n (A) {texts[0]}\n (B) {texts[1]}\nThe answer is:"
+    return Item(f"q{number}", prompt, (" (A)", " (B)"), correct)
+
+
+def prefers(letter):
+    """A scorer whose favourite letter gets log ¾ and the other log ¼."""
+    def score(requests):
+        for request in reversed(requests):  # results may come in any order
+            options = [bytes(o).decode() for o in request.options]
+            yield Score(request.id, tuple((math.log(0.75 if letter in o else 0.25),) for o in options))
+    return score
+
+
+def test_requests_end_in_the_cue_and_share_the_shots():
+    shots, rest = [item(8, 1)], [item(1, 0), item(2, 1)]
+    requests = mc.score_requests(rest, TextFormat(), shots)
+    assert requests[0].segments[0] == requests[1].segments[0]  # one prefill for the worked examples
+    text = shown(requests[0])
+    assert text.endswith("(B) a longer text\nThe answer is:") and text.count("The answer is:") == 2
+    assert "The answer is: (B)\n\nQuestion 1?" in text
+
+
+def test_accuracy_and_first_option_share():
+    items = [item(1, 0), item(2, 1), item(3, 1)]
+    results = mc.answer(prefers("A"), items, TextFormat())
+    assert [r.id for r in results] == ["q1", "q2", "q3"]
+    assert results[0].probabilities == pytest.approx((0.75, 0.25))
+    assert mc.accuracy(results).value == pytest.approx(1 / 3)
+    assert mc.first_option_share(results).value == 1.0
+
+
+def test_ties_share_the_point_and_skipped_items_are_left_out():
+    tied = mc.ChoiceResult("q", None, (0.4, 0.4, 0.2), 1)
+    assert tied.right == 0.5 and mc.ChoiceResult("q", None, (0.4, 0.4, 0.2), 2).right == 0.0
+    assert mc.answer(lambda requests: iter(()), [item(1, 0)], TextFormat()) == []
+
+
+def test_normalise():
+    assert mc.normalise([-1000.0, -1000.0]) == (0.5, 0.5)
+    assert mc.normalise([0.0, float("-inf")]) == (1.0, 0.0)
+    with pytest.raises(ValueError):
+        mc.normalise([float("-inf")] * 2)
+
+
+def test_chains_are_averaged_as_probabilities():
+    def sample(requests, sampling):
+        for request in requests:
+            assert shown(request).endswith("Let's think step by step:")
+            yield Completion(request.id, (1,), (0.0,), f" chain {request.id[-1]} ", "eos")
+
+    def score(requests):
+        for request in requests:
+            sure = 0.9 if "chain 0" in shown(request) else 0.3
+            assert shown(request).endswith("So the answer is:")
+            yield Score(request.id, ((math.log(sure),), (math.log(1 - sure),)))
+
+    result, = mc.answer_with_chains(sample, score, [item(1, 0)], TextFormat(), seed=0, num_chains=2)
+    assert result.probabilities == pytest.approx((0.6, 0.4)) and result.chains == ("chain 0", "chain 1")
+
+
+def test_baselines_by_hand():
+    items = [item(1, 1), item(2, 1), item(3, 0), item(4, 0, ("same", "text"))]
+    found = mc.baselines(items)
+    assert found == {"chance": 0.5, "majority": 0.5, "longer": (1 + 1 + 0 + 0.5) / 4}
+    assert mc.baselines([])["chance"] is None
+
+
+def test_option_texts_in_many_shapes():
+    prompt = "Text. Options:\n (A) one\nsecond line\n (B) two\n (C) three\nThe answer is:"
+    multi = Item("m", prompt, (" (A)", " (B)", " (C)"), 0)
+    assert mc.option_texts(multi) == ["one\nsecond line", "two", "three"]
+    dialogues = tuple((Message("human", "?"), Message("assistant", text)) for text in ("right", "no"))
+    assert mc.option_texts(Item("d", "…", (" (A)", " (B)"), 1, dialogues)) == ["no", "right"]
+    assert mc.option_texts(Item("x", "no options here", (" (A)", " (B)"), 0)) is None
+
+
+def test_shots_are_held_out_and_fixed_by_the_seed():
+    items = [item(i, 0) for i in range(20)]
+    shots, rest = mc.draw_shots(items, 3, seed=1)
+    assert len(shots) == 3 and len(rest) == 17 and not set(shots) & set(rest)
+    assert mc.draw_shots(items, 3, seed=1)[0] == shots != mc.draw_shots(items, 3, seed=2)[0]
+
+
+def test_rows_say_null():
+    null = row("pm_score", "red_team", "sl", Estimate(0.1, -0.2, 0.4, 9), against="base")
+    assert null["null"] and "covers zero" in null["note"] and null["name"] == "pm_score/red_team/sl-base"
+    plain = row("pm_score", "red_team", "sl", Estimate(0.1, -0.2, 0.4, 9))
+    assert "null" not in plain and find([null, plain], "pm_score") == [plain]
+    assert find([null, plain], "pm_score", against="base") == [null]
