@@ -1,0 +1,147 @@
+"""Human comparisons: pairs of answers to the same dialogue of which a person preferred one.
+
+The published hh-rlhf files hold whole dialogues, `{"chosen", "rejected"}`, in the text form "\\n\\nHuman: …\\n\\nAssistant: …"; the
+two share all but the last turn. Our own rows are `{"id", "dialogue", "chosen", "rejected"}`. Pairs that carry no information
+or no answer are dropped and counted by reason.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from cai_jax.data.jsonl import field
+from cai_jax.data.tables import read_rows
+from cai_jax.errors import UserError, located
+from cai_jax.structs import Dialogue, Message, dialogue_from_json
+
+EMBEDDED = Path(__file__).parent / "embedded"
+# Only these two headings: in hh-rlhf every other heading is something that a person wrote.
+_HEADING = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+
+EQUAL = "equal pair"
+DIFFERENT = "different prompts"
+OPEN = "not ending in the assistant"
+ODD = "odd turns"
+EMPTY = "empty turn"
+
+
+@dataclasses.dataclass(frozen=True)
+class HumanComparison:
+    """`dialogue` ends in a human turn; `chosen` was preferred to `rejected`. `source` says where it is from."""
+
+    id: str
+    dialogue: Dialogue
+    chosen: str
+    rejected: str
+    source: str
+
+
+def load_comparisons(
+    source: str, *, split: str | None = None, offset: int = 0, limit: int | None = None
+) -> tuple[list[HumanComparison], dict[str, int]]:
+    """(comparisons, dropped rows by reason) of `source`.
+
+    `source`: "embedded:helpful_comparisons"; a .jsonl, .jsonl.gz or .parquet file of hh-rlhf rows or of our rows;
+    "tfds:cai_hh_rlhf/helpful_base". `split` keeps the rows with that "split" field, or names the TFDS split. `offset` and `limit`
+    count comparisons that were kept; reading stops at the limit, and so does the count of dropped rows.
+
+    Raises UserError `file:line: field …` for a malformed row, and where no comparison is left.
+    """
+    path, name = _resolve(source)
+    dropped: collections.Counter[str] = collections.Counter()
+    kept: list[HumanComparison] = []
+    ids: set[str] = set()
+    num_seen = 0
+    for line, row in read_rows(path, split):
+        if not str(path).startswith("tfds:") and split and field(row, "split", str, path, line) != split:
+            continue
+        item = _comparison(row, path, line, name)
+        if isinstance(item, str):
+            dropped[item] += 1
+            continue
+        if item.id in ids:
+            raise UserError(f"{located(path, line, 'id')}: '{item.id}' was there before; ids must differ")
+        ids.add(item.id)
+        num_seen += 1
+        if num_seen > offset:
+            kept.append(item)
+        if limit is not None and len(kept) >= limit:
+            break
+    if not kept and limit != 0:
+        why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "nothing dropped"
+        chosen = f" with split '{split}'" if split else ""
+        raise UserError(f"{source}: no comparisons left{chosen} after offset {offset} of {num_seen} ({why})")
+    return kept, dict(sorted(dropped.items()))
+
+
+def _resolve(source: str) -> tuple[str, str]:
+    """(what read_rows reads, the name that ids and `source` get)."""
+    if source.startswith("embedded:"):
+        path = EMBEDDED / f"{source.removeprefix('embedded:')}.jsonl"
+        if not path.is_file():
+            have = ", ".join(f"embedded:{p.stem}" for p in sorted(EMBEDDED.glob("*comparisons*.jsonl")))
+            raise UserError(f"{source}: no such embedded comparisons; there are {have}")
+        return str(path), path.stem
+    if source.startswith("tfds:"):
+        return source, source.removeprefix("tfds:").partition("@")[0]
+    return source, re.sub(r"(\.jsonl|\.json|\.parquet)?(\.gz)?$", "", Path(source).name)
+
+
+def _comparison(row: dict, path: str, line: int, name: str) -> HumanComparison | str:
+    """One row as a comparison, or the reason why it is dropped."""
+    if "dialogue" not in row:
+        return _from_pair(row, path, line, name)
+    dialogue = dialogue_from_json(row["dialogue"], located(path, line, "dialogue"))
+    if dialogue[-1].role != "human":
+        raise UserError(f"{located(path, line, 'dialogue')}: ends in '{dialogue[-1].role}'; expected a human turn last")
+    chosen, rejected = (field(row, key, str, path, line).strip() for key in ("chosen", "rejected"))
+    if chosen == rejected:
+        return EQUAL
+    return HumanComparison(_id(row, path, line, name), dialogue, chosen, rejected, name)
+
+
+def _from_pair(row: dict, path: str, line: int, name: str) -> HumanComparison | str:
+    if any(isinstance(row.get(key), str) and not row[key].strip() for key in ("chosen", "rejected")):
+        return EMPTY
+    chosen, rejected = (field(row, key, str, path, line) for key in ("chosen", "rejected"))
+    if chosen == rejected:
+        return EQUAL
+    pair = [split_turns(text) for text in (chosen, rejected)]
+    for turns in pair:
+        if reason := fault(turns):
+            return reason
+    (*start, good), (*other, bad) = pair
+    if start != other:
+        return DIFFERENT
+    if good == bad:
+        return EQUAL
+    return HumanComparison(_id(row, path, line, name), tuple(start), good.text, bad.text, name)
+
+
+def _id(row: dict, path: str, line: int, name: str) -> str:
+    return field(row, "id", str, path, line) if "id" in row else f"{name}:{line}"
+
+
+def split_turns(text: str) -> Dialogue:
+    """The turns of an hh-rlhf text, stripped. Text before the first heading becomes a system turn."""
+    pieces = _HEADING.split(text)
+    turns = [Message("system", pieces[0].strip())] if pieces[0].strip() else []
+    turns += [Message(who.lower(), said.strip()) for who, said in _pairs(pieces[1:])]
+    return tuple(turns)
+
+
+def fault(turns: Dialogue) -> str | None:
+    """Why this is not a dialogue that alternates from a human's turn to an assistant's answer, or None."""
+    if not turns or turns[-1].role != "assistant":
+        return OPEN
+    if any(turn.role != ("human", "assistant")[i % 2] for i, turn in enumerate(turns)):
+        return ODD
+    return EMPTY if any(not turn.text for turn in turns) else None
+
+
+def _pairs(pieces: list[str]) -> Iterator[tuple[str, str]]:
+    return zip(pieces[0::2], pieces[1::2], strict=True)

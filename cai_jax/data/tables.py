@@ -1,0 +1,74 @@
+"""Rows of any tabular file or TFDS data set as (line, dict): JSON Lines, Parquet, array_record. TensorFlow is not imported."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from cai_jax.data.jsonl import read_jsonl
+from cai_jax.errors import UserError
+
+TFDS = "tfds:"
+
+
+def read_rows(source: str, split: str | None = None) -> Iterator[tuple[int, dict]]:
+    """Yields (number from 1, row) of a `.jsonl`, `.jsonl.gz` or `.parquet` file, or of `tfds:NAME[/CONFIG][@DIRECTORY]`.
+
+    A TFDS data set needs a split ("train" where none is given). Raises UserError where the source cannot be read.
+    """
+    source = str(source)
+    if source.startswith(TFDS):
+        return read_tfds(source[len(TFDS):], split or "train")
+    if source.endswith(".parquet"):
+        return read_parquet(source)
+    if source.endswith((".jsonl", ".jsonl.gz", ".json.gz", ".json")):
+        return read_jsonl(source)
+    raise UserError(f"{source}: unknown kind of data; expected .jsonl, .jsonl.gz, .parquet, tfds:NAME, or embedded:NAME")
+
+
+def read_parquet(path) -> Iterator[tuple[int, dict]]:
+    """Rows of a Parquet file, batch by batch, so that a large file does not have to fit into memory."""
+    import pyarrow
+    import pyarrow.parquet
+
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; expected a Parquet file")
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            numbers = itertools.count(1)
+            for batch in file.iter_batches(batch_size=1024):
+                yield from ((next(numbers), row) for row in batch.to_pylist())
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error})") from error
+
+
+def read_tfds(name: str, split: str) -> Iterator[tuple[int, dict]]:
+    """Rows of a prepared TFDS data set (array_record files), its bytes decoded to text.
+
+    `name` is like "cai_hh_rlhf/helpful_base", with "@DIRECTORY" where it is not under $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    """
+    import tensorflow_datasets as tfds
+
+    from cai_jax.data import hh_rlhf  # noqa: F401  registers the builders of this project
+
+    name, _, directory = name.partition("@")
+    where = f"tfds:{name}"
+    how = f"run `python -m cai_jax.data.prepare {name}` first"
+    try:
+        builder = tfds.builder(name, data_dir=directory or None, try_gcs=False)
+    except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
+        raise UserError(f"{where}: no such TFDS data set or configuration ({str(error).splitlines()[0]})") from error
+    if not Path(builder.data_dir).is_dir():
+        raise UserError(f"{where}: not prepared in {builder.data_dir}; {how}")
+    if split.partition("[")[0] not in builder.info.splits:
+        raise UserError(f"{where}: no split '{split}'; there are {', '.join(builder.info.splits)}")
+    try:
+        rows = builder.as_data_source(split=split)
+    except (NotImplementedError, ValueError) as error:
+        raise UserError(f"{where}: cannot be read without TensorFlow ({error}); it must be stored as array_record") from error
+    return ((number, {key: _text(value) for key, value in row.items()}) for number, row in enumerate(rows, start=1))
+
+
+def _text(value):
+    return value.decode("utf-8") if isinstance(value, bytes) else value
