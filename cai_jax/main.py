@@ -1,0 +1,162 @@
+"""The command: `python -m cai_jax.main --config=configs/NAME.py [--workdir=DIR] [--config.field=value …]`."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+
+import jax
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from cai_jax import __version__, pipeline
+from cai_jax.errors import UserError
+from cai_jax.io import artefacts, preemption, progress
+
+USAGE = "usage: python -m cai_jax.main --config=configs/NAME.py [--workdir=DIR] [--config.FIELD=VALUE …]"
+EXIT_BAD_INPUT, EXIT_PREEMPTED = 2, 75
+
+
+def parse(argv: list[str]):
+    """(config, workdir) from the command line. Raises UserError for every mistake in it.
+
+    ml_collections wants --config before any --config.field; here their order does not matter.
+    """
+    arguments = list(argv[1:])
+    if any(argument in ("-h", "--help", "-help") for argument in arguments):
+        print(f"{USAGE}\nEvery field is documented in configs/default.py.")
+        raise SystemExit(0)
+    for index, argument in enumerate(arguments[:-1]):
+        if argument in ("--config", "-config", "--workdir", "-workdir"):
+            arguments[index : index + 2] = [f"{argument}={arguments[index + 1]}"]
+    heads = [argument for argument in arguments if re.match(r"--?config=.", argument)]
+    if len(heads) != 1:
+        raise UserError(f"expected --config=FILE once; {USAGE}")
+    others = [argument for argument in arguments if argument not in heads]
+    config, _ = _read_flags([argv[0], heads[0]])
+    for argument in others:
+        name = re.match(r"--?([^=]*)", argument)
+        if name and name[1].startswith("config."):
+            _check_field(config, name[1])
+        elif not name or name[1] != "workdir":
+            raise UserError(f"command line: '{argument}' is not a flag; {USAGE}")
+    config, workdir = _read_flags([argv[0], heads[0], *others])
+    # "a,b" on the command line is one string to ml_collections.
+    config.stages = tuple(name.strip() for part in config.stages for name in part.split(",") if name.strip())
+    name = pathlib.Path(heads[0].partition("=")[2].partition(":")[0]).stem
+    return config, workdir or os.path.join("runs", name)
+
+
+def _read_flags(argv: list[str]):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "the run's configuration", values, lock_config=True, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "where the run lives; runs/NAME by default", flag_values=values)
+    file = argv[1].partition("=")[2].partition(":")[0]
+    try:
+        values(argv)
+        return values.config, values.workdir
+    except Exception as error:  # a config file is code: it may raise anything while it runs
+        if not os.path.isfile(file):
+            raise UserError(f"{file}: no such config file; see configs/") from error
+        if isinstance(error, flags.IllegalFlagValueError):
+            raise UserError(f"command line: {explain(str(error))}") from error
+        raise UserError(f"{file}: {type(error).__name__}: {explain(str(error))}") from error
+
+
+def _check_field(config, name: str) -> None:
+    """Raises UserError with the nearest name where `config.a.b` is no field of `config`."""
+    at, path = config, "config"
+    for part in name.split(".")[1:]:
+        if not isinstance(at, ml_collections.ConfigDict):
+            raise UserError(f"command line: {path} has no fields below it, but '{name}' was given")
+        if part not in at:
+            raise UserError(f"command line: {path} has no field '{part}'; {pipeline.nearest(part, at.keys())}")
+        at, path = at[part], f"{path}.{part}"
+
+
+def explain(message: str) -> str:
+    """The first sentence or two of a library's error, on one line."""
+    return re.sub(r"\s+", " ", message).strip().strip("'\"")[:400]
+
+
+def start_processes() -> None:
+    """Joins the other processes of this run where the environment names them (see launch/): before any device is touched.
+
+    CAI_JAX_COORDINATOR=host:port with CAI_JAX_NUM_PROCESSES and CAI_JAX_PROCESS_ID, or CAI_JAX_DISTRIBUTED=auto on TPU pods
+    and clusters that JAX recognises.
+    """
+    coordinator = os.environ.get("CAI_JAX_COORDINATOR")
+    if coordinator:
+        try:
+            count, index = int(os.environ["CAI_JAX_NUM_PROCESSES"]), int(os.environ["CAI_JAX_PROCESS_ID"])
+        except (KeyError, ValueError) as error:
+            raise UserError(f"CAI_JAX_COORDINATOR is set, but CAI_JAX_NUM_PROCESSES or CAI_JAX_PROCESS_ID is not a number ({error})") from error
+        jax.distributed.initialize(coordinator, count, index)
+    elif os.environ.get("CAI_JAX_DISTRIBUTED") == "auto":
+        jax.distributed.initialize()
+
+
+def use_compilation_cache() -> None:
+    """Compiled programs are kept between runs, unless JAX was told where to keep them or not to."""
+    if not jax.config.jax_compilation_cache_dir and os.environ.get("CAI_JAX_NO_CACHE") is None:
+        jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.expanduser("~"), ".cache", "cai_jax", "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def describe_run(config, workdir: str, argv: list[str]) -> dict:
+    """What RUN/config.json holds: the resolved config, the versions, the machine's chips and the revision of the code."""
+    import importlib.metadata
+
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
+    revision = subprocess.run(["git", "-C", str(pathlib.Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return {
+        "config": json.loads(config.to_json_best_effort()), "command": argv[1:], "cai_jax": __version__,
+        "git_revision": revision.stdout.strip() or None, "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "devices": sorted({device.device_kind for device in jax.devices()}), "num_devices": jax.device_count(),
+        "num_processes": jax.process_count(),
+    }
+
+
+def run(argv: list[str]) -> None:
+    config, workdir = parse(argv)
+    start_processes()
+    use_compilation_cache()
+    preemption.install()
+    pipeline.build_graph(config)  # bad graphs are refused before anything is written
+    if artefacts.is_writer():
+        artefacts.write_json(os.path.join(workdir, "config.json"), describe_run(config, workdir, argv))
+    rows = pipeline.run(config, workdir)
+    progress.say("\n" + pipeline.table(rows))
+    progress.say(f"\nrun directory: {workdir}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 bad input (one line on standard error), 75 preempted (run the same command again)."""
+    try:
+        run(sys.argv if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except preemption.Preempted as stopped:
+        print(f"stopped: {stopped}; run the same command again to go on", file=sys.stderr)
+        return EXIT_PREEMPTED
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def entry() -> None:
+    """The `cai_jax` command that pip installs."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,290 @@
+"""The graph of stages: what depends on what, what is done, what changed, what runs next.
+
+A stage is done for good once its manifest says so under the same fingerprint (kind, fields, seed, inputs, record schema).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import resource
+import socket
+import time
+
+import ml_collections
+from etils import epath
+
+from cai_jax import constitution as constitution_package
+from cai_jax import data as data_package
+from cai_jax import sharding
+from cai_jax.errors import UserError
+from cai_jax.io import artefacts, progress
+from cai_jax.stages.context import StageContext, resolve_role
+
+KINDS = ("respond", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate", "report")
+MODEL_FIELDS = ("model", "init", "policy", "reference", "reward", "feedback", "judge")
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One stage of the graph with everything that decides what it computes."""
+
+    name: str
+    kind: str
+    fields: dict
+    parents: tuple[str, ...]
+    fingerprint: str
+
+
+def stage_module(kind: str):
+    return importlib.import_module(f"cai_jax.stages.{kind}")
+
+
+def nearest(name: str, names) -> str:
+    """"; did you mean 'x'?" where a known name is close, else the list of known names."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(names))}"
+
+
+def file_digest(path) -> str:
+    return hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()[:16]
+
+
+def source_identity(value: str) -> str | None:
+    """A digest of the data file or folder that a string field names, so that an edited file counts as a change."""
+    name = value.removeprefix("random:")
+    if value.startswith("embedded"):
+        packages = (data_package, constitution_package)
+        pattern = f"embedded/{value.partition(':')[2]}.jsonl" if ":" in value else "*.json"
+        files = [file for package in packages for file in sorted(pathlib.Path(package.__path__[0]).glob(pattern))]
+    elif "\n" in name or len(name) > 1000 or "://" in name or not os.path.exists(name):
+        return None
+    elif os.path.isdir(name):
+        files = sorted(pathlib.Path(name).glob("*.json"))
+        sizes = [[file.name, file.stat().st_size] for file in sorted(pathlib.Path(name).glob("*.safetensors"))]
+        return hashlib.sha256(artefacts.dump([[file.name, file_digest(file)] for file in files] + sizes).encode()).hexdigest()[:16]
+    else:
+        files = [pathlib.Path(name)]
+    return "+".join(file_digest(file) for file in files) or None
+
+
+def _strings(value, path=()):
+    """All (path, string) pairs inside nested dicts and sequences."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _strings(item, (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _strings(item, (*path, str(index)))
+
+
+def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
+    """The stages of `config.stages` and all they rest on, parents first. UserError for unknown names, kinds and cycles."""
+    graph, nodes, visiting = config.graph, {}, []
+    for name in config.stages:
+        if name not in graph:
+            raise UserError(f"config.stages: no stage '{name}' in config.graph; {nearest(name, graph.keys())}")
+
+    def visit(name: str) -> Node:
+        if name in nodes:
+            return nodes[name]
+        if name in visiting:
+            raise UserError(f"config.graph: stages wait for each other: {' → '.join([*visiting, name])}")
+        visiting.append(name)
+        stage = graph[name]
+        kind = stage.get("kind", "")
+        if kind not in KINDS:
+            raise UserError(f"config.graph.{name}.kind: '{kind}' is not a kind of stage; {nearest(kind, KINDS)}")
+        fields = json.loads(json.dumps(stage.to_dict(), default=str))
+        parents, identities = dict.fromkeys(_inputs(stage)), {}
+        for path, value in _strings(fields):
+            if path[-1] in MODEL_FIELDS or "models" in path[:-1]:
+                value = resolve_role(config, value)
+                identities[".".join(path) + " →"] = value
+                if value.startswith("@"):
+                    parents[value[1:].partition(":")[0]] = None
+            if path[0] != "inputs" and (identity := source_identity(value)):
+                identities[".".join(path) + " contents"] = identity
+        module = stage_module(kind)
+        if getattr(module, "READS_WHOLE_RUN", False):
+            parents.update(dict.fromkeys(other for other in config.stages[: config.stages.index(name)]))
+        for parent in parents:
+            if parent not in graph:
+                raise UserError(f"config.graph.{name}: it reads '{parent}', which is not in config.graph; "
+                                f"{nearest(parent, graph.keys())}")
+        fields.update(identities, seed=config.seed, dtype=config.model.dtype)
+        inputs = [visit(parent).fingerprint for parent in parents]
+        visiting.pop()
+        mark = artefacts.fingerprint(kind, fields, inputs, module.SCHEMA)
+        nodes[name] = Node(name, kind, fields, tuple(parents), mark)
+        return nodes[name]
+
+    for name in config.stages:
+        visit(name)
+    return nodes
+
+
+def _inputs(stage) -> dict[str, None]:
+    return {value: None for value in (stage.get("inputs") or {}).values() if value}
+
+
+def changed_fields(old: dict, new: dict) -> list[str]:
+    """Dotted names of the fields that differ between two stages' fields, with both values."""
+    flat = []
+    for value in (old, new):
+        flat.append(dict(ml_collections.ConfigDict(value).to_dict() and _flatten(value)))
+    keys = sorted(set(flat[0]) | set(flat[1]))
+    return [f"{key}: {flat[0].get(key)!r} → {flat[1].get(key)!r}" for key in keys if flat[0].get(key) != flat[1].get(key)]
+
+
+def _flatten(value, path=""):
+    for key, item in value.items():
+        name = f"{path}.{key}" if path else str(key)
+        if isinstance(item, dict) and item:
+            yield from _flatten(item, name)
+        else:
+            yield name, item
+
+
+def check_changes(nodes: dict[str, Node], run_path: epath.Path, on_change: str) -> None:
+    """Compares what is on disk with what is asked for. Stops with one line, or moves the old directories aside."""
+    stale, reasons = [], []
+    for node in nodes.values():
+        manifest = artefacts.StageDirectory(run_path / node.name).manifest
+        if manifest and manifest.get("fingerprint") != node.fingerprint:
+            stale.append(node.name)
+            reasons += [f"{node.name}.{change}" for change in changed_fields(manifest.get("fields", {}), node.fields)]
+            if manifest.get("kind") != node.kind:
+                reasons.append(f"{node.name}.kind: {manifest.get('kind')} → {node.kind}")
+    if not stale:
+        return
+    told = f"{run_path}: changed since it ran: {'; '.join(reasons) or 'an input'}. Stages touched: {', '.join(stale)}"
+    if on_change != "redo":
+        raise UserError(f"{told}. Run with --config.on_change=redo to move them aside and run them again, or use another --workdir")
+    progress.say(told)
+    if artefacts.is_writer():
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for name in stale:
+            target = run_path / "aside" / f"{name}-{stamp}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (run_path / name).rename(target)
+            progress.say(f"moved {run_path / name} to {target}")
+    artefacts.barrier("moved aside")
+
+
+@contextlib.contextmanager
+def locked(run_path: epath.Path):
+    """Holds the run directory for this process; UserError names the owner where somebody else holds it."""
+    if not artefacts.is_writer() or "://" in str(run_path):
+        yield
+        return
+    path = pathlib.Path(run_path) / "lock.json"
+    owner = {"host": socket.gethostname(), "pid": os.getpid()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(2):
+            try:
+                with open(path, "x") as file:
+                    json.dump(owner, file)
+                break
+            except FileExistsError:
+                other = _lock_owner(path)
+                if other and _alive(other):
+                    raise UserError(f"{run_path}: in use by process {other['pid']} on {other['host']}; wait for it, or choose "
+                                    f"another --workdir (if it is gone, delete {path})") from None
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{run_path}: cannot write there ({error.strerror or error}); choose another --workdir") from error
+    try:
+        yield
+    finally:
+        if _lock_owner(path) == owner:
+            path.unlink(missing_ok=True)
+
+
+def _lock_owner(path: pathlib.Path) -> dict | None:
+    try:
+        value = json.loads(path.read_text())
+        return value if isinstance(value.get("pid"), int) and isinstance(value.get("host"), str) else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _alive(owner: dict) -> bool:
+    """Whether the lock's owner may still run; a process of another host cannot be asked, so it counts as alive."""
+    if owner["host"] != socket.gethostname():
+        return True
+    if owner["pid"] == os.getpid():
+        return False
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> list[dict]:
+    """Runs `config.stages` in order under `workdir`; returns a summary row a stage. Done stages are skipped."""
+    nodes = build_graph(config)
+    run_path = epath.Path(workdir)
+    mesh = sharding.make_mesh(config.mesh)
+    with locked(run_path):
+        check_changes(nodes, run_path, config.on_change)
+        for name in nodes:
+            if name not in config.stages and not artefacts.StageDirectory(run_path / name).done:
+                raise UserError(f"stage '{name}' is needed and not done in {run_path}; add it to --config.stages")
+        rows = []
+        for name in sorted(config.stages, key=list(nodes).index):
+            rows.append(_run_stage(nodes[name], config, run_path, mesh))
+            gc.collect()
+    return rows
+
+
+def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
+    directory = artefacts.StageDirectory(run_path / node.name)
+    manifest = directory.manifest
+    if manifest.get("done"):
+        progress.say(f"[{node.name}] done before: {manifest['summary'].get('headline', '')}")
+        return {"stage": node.name, "skipped": True, "seconds": manifest["seconds"], **manifest["summary"]}
+    stage = config.graph[node.name]
+    inputs = {key: artefacts.StageDirectory(run_path / value) for key, value in (stage.get("inputs") or {}).items() if value}
+    ctx = StageContext(node.name, stage, config, run_path, directory, inputs, mesh)
+    spent = manifest.get("seconds", 0.0)
+    directory.update_manifest(kind=node.kind, fingerprint=node.fingerprint, fields=node.fields, parents=list(node.parents), done=False)
+    artefacts.barrier(f"start {node.name}")
+    progress.say(f"[{node.name}] {node.kind} …")
+    start = time.monotonic()
+    try:
+        summary = stage_module(node.kind).run(ctx)
+    finally:
+        seconds = spent + time.monotonic() - start
+        directory.update_manifest(seconds=round(seconds, 2))
+    digests = summary.pop("sha256", {})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    directory.update_manifest(summary=summary, sha256=digests, dropped=ctx.dropped, tokens=ctx.tokens, peak_bytes=peak, done=True)
+    artefacts.barrier(f"done {node.name}")
+    dropped = f"; left out: {', '.join(f'{count} {reason}' for reason, count in sorted(ctx.dropped.items()))}" if ctx.dropped else ""
+    progress.say(f"[{node.name}] {seconds:.0f} s: {summary.get('headline', '')}{dropped}")
+    return {"stage": node.name, "skipped": False, "seconds": seconds, **summary}
+
+
+def table(rows: list[dict]) -> str:
+    """The closing summary: stage, rows or steps, seconds, key number."""
+    lines = [("stage", "rows/steps", "seconds", "result")]
+    for row in rows:
+        count = row.get("rows", row.get("steps", ""))
+        lines.append((row["stage"], str(count), f"{row['seconds']:.0f}" + (" (before)" if row["skipped"] else ""), row.get("headline", "")))
+    widths = [max(len(line[column]) for line in lines) for column in range(3)]
+    return "\n".join("  ".join([*(line[column].ljust(widths[column]) for column in range(3)), line[3]]).rstrip() for line in lines)

@@ -1,0 +1,236 @@
+"""Every field, with the paper's value (Bai et al. 2022, arXiv 2212.08073; "2204" is arXiv 2204.05862).
+
+`get_config()` is Constitutional AI as published, in the sizes of the paper. Other configs start from it and shrink it; the
+functions below make one stage each, so that a graph can hold several of a kind. Where the paper is silent, the comment
+says so and gives the default's reason. A field is overridden on the command line as `--config.graph.STAGE.FIELD=VALUE`.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+MODEL_FORMAT = "auto"  # auto: the tokenizer's chat template if it has one, else the paper's Human/Assistant text; or text, chat
+
+
+def optional(kind, value=None):
+    """A field that may be empty: `optional(int)` is None until a number is given."""
+    field = config_dict.placeholder(kind)
+    if value is not None:
+        field.set(value)
+    return field
+
+
+def prompts(source="embedded:red_team", split="train", offset=0, limit=None):
+    """Which prompts: "embedded:red_team", "embedded:helpful", a .jsonl[.gz] or .parquet file with a field "prompt", or
+    "tfds:NAME". `split` "" takes all; `offset` and `limit` cut a range out of the split."""
+    return {"source": source, "split": split, "offset": offset, "limit": optional(int, limit)}
+
+
+def draw(max_new_tokens, temperature=1.0, top_k=0, top_p=1.0):
+    """How tokens are drawn. The paper samples at temperature 1 with nothing cut off; temperature 0 is greedy."""
+    return {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens}
+
+
+def optimisation(learning_rate, batch_size, num_epochs=1):
+    """Adam(W). The paper: one epoch, constant learning rate; its pretraining rate is not published, so the rates here are
+    those of 2204's ratios (0.5, 0.01) on 2e-5, a usual finetuning rate for open models."""
+    return {
+        "num_epochs": num_epochs,
+        "batch_size": batch_size,  # sequences (sl) or comparisons (pm) a step, over all devices
+        "num_microbatches": 1,  # a step's batch is cut into this many, gradients are added exactly
+        "learning_rate": learning_rate,
+        "schedule": "constant",  # constant, linear or cosine (to zero), after warm-up
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,  # not stated in the paper; 0 switches clipping off
+        "max_length": 1024,  # tokens; longer examples are left out and counted, never cut (2204: context 1024)
+        "save_every_steps": 100,
+        "log_every_steps": 1,
+    }
+
+
+def respond(model="helpful", num_samples=1, max_new_tokens=256, **prompt_fields):
+    """Answers to prompts (section 3.1). The length limit is not stated; 128 in 2204's RL, 256 leaves room."""
+    return {"kind": "respond", "inputs": {}, "model": model, "prompts": prompts(**prompt_fields), "num_samples": num_samples,
+            **draw(max_new_tokens), "format": MODEL_FORMAT}
+
+
+def revise(responses="respond", **fields):
+    """Critique and revision rounds (section 3.1)."""
+    return {
+        "kind": "revise",
+        "inputs": {"responses": responses},
+        "model": "helpful",
+        "constitution": "embedded",  # ours; a directory with the paper's official files; or a JSON file of our schema
+        "num_principles": 16,  # the first n of the constitution (Figure 6 varies it)
+        "num_rounds": 4,
+        "critique": True,  # False: revise directly, without a critique (section 3.5, Figure 7)
+        "num_few_shot": 5,  # worked examples before every request; whole examples, in the constitution's order
+        "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+        "max_critique_tokens": 256, "max_revision_tokens": 256,  # not stated
+        "format": MODEL_FORMAT,
+        **fields,
+    }
+
+
+def sl(revisions="revise", helpful="respond_helpful", **fields):
+    """Supervised finetuning on revisions → SL-CAI (section 3.2)."""
+    return {
+        "kind": "sl",
+        "inputs": {"revisions": revisions, "helpful": helpful},  # helpful: responses mixed in; "" for none
+        "init": "base",  # a pretrained LM, not the helpful model (section 3.2)
+        "targets": "all",  # all revisions (section 3.2), or final (introduction)
+        "max_round": optional(int),  # SL-CAI-n trains on revisions 1..n; empty: all rounds
+        **optimisation(learning_rate=1e-5, batch_size=1024),
+        "format": MODEL_FORMAT,
+        **fields,
+    }
+
+
+def compare(model="@sl", num_samples=2, max_new_tokens=256, **prompt_fields):
+    """Groups of answers to the same prompt (section 4.1): pairs in the paper."""
+    return {"kind": "compare", "inputs": {}, "model": model, "prompts": prompts(**prompt_fields), "num_samples": num_samples,
+            **draw(max_new_tokens), "format": MODEL_FORMAT}
+
+
+def feedback(comparisons="compare", **fields):
+    """AI feedback: the multiple choice, or a chain of thought before it (section 4.1)."""
+    return {
+        "kind": "feedback",
+        "inputs": {"comparisons": comparisons},
+        "model": "feedback",
+        "constitution": "embedded",
+        "mode": "multiple_choice",  # or chain_of_thought
+        "num_few_shot": 5,
+        "num_headers": 0,  # few-shot headers with freshly drawn principles; 0: one a comparison (the paper), n: n in all
+        "principles_per_pair": 1,  # 1 of 16 is drawn per comparison (the paper); more are averaged when labels are read
+        "both_orders": False,  # ask with the options exchanged too; the flip rate is then reported
+        "num_chains": 1,  # chains of thought a comparison and order, averaged
+        "max_chain_tokens": 256,
+        "temperature": 1.0,
+        "format": MODEL_FORMAT,
+        **fields,
+    }
+
+
+def pm(comparisons="compare", labels="feedback", **fields):
+    """Preference model on AI labels mixed with human helpfulness comparisons (section 4.1; 2204 section 4)."""
+    return {
+        "kind": "pm",
+        "inputs": {"comparisons": comparisons, "labels": labels},  # "" for both: human comparisons only (the RLHF baselines)
+        "init": "base",
+        "human": {"source": "embedded:helpful_comparisons", "split": "train", "offset": 0, "limit": optional(int)},
+        "human_fraction": optional(float),  # share of human comparisons in training; empty: all there are (paper: 135,296 of 318,127)
+        "label_kind": "soft",  # or hard
+        "clamp": (),  # (0.4, 0.6) for chain-of-thought labels (section 4.1); () for none
+        "average_orders": True,
+        **optimisation(learning_rate=1e-5, batch_size=256),
+        "holdout_fraction": 0.1,  # of prompts, never of rows: both sides of a prompt stay together
+        "normalise": True,  # mean 0, std 1 on the held-out responses; stored with the model
+        "format": MODEL_FORMAT,
+        **fields,
+    }
+
+
+def rl(policy="@sl", reward="@pm", **fields):
+    """PPO against the preference model (section 4.1, "same settings as 2204")."""
+    return {
+        "kind": "rl",
+        "inputs": {},
+        "policy": policy,
+        "reference": "",  # the KL's other side; "": the initial policy
+        "reward": reward,  # a pm stage, or python:package.module.function (dialogues → scores)
+        "value_init": "reward",  # the value model starts from the preference model, or from the policy
+        "prompts": prompts(),
+        "format": MODEL_FORMAT,
+        "num_updates": 1000,
+        "rollouts_per_update": 256,  # not stated in the paper
+        "num_epochs": 1,  # inner epochs over a rollout; 2204 uses 1 to 4
+        "num_minibatches": 1,
+        "num_microbatches": 1,
+        "kl_coefficient": 0.001,  # per token, against the initial policy
+        "kl_target": optional(float),  # nats a response: adapts the coefficient; empty: fixed
+        "kl_horizon": 10000,
+        "clip": 0.2,
+        "value_clip": 0.2,
+        "gamma": 1.0,
+        "lam": 0.95,  # not stated; 0.95 is usual
+        "whiten_rewards": False,
+        "missing_eos_penalty": 0.0,  # subtracted from the reward of an answer that ran into the length limit
+        "learning_rate": 2e-7,  # 0.01 × the pretraining rate, with warm-up
+        "value_learning_rate": 2e-7,
+        "warmup_updates": 10,
+        "max_grad_norm": 1.0,
+        "max_prompt_tokens": 512,
+        "max_new_tokens": 128,  # 2204
+        "temperature": 1.0,
+        "save_every_updates": 20,
+        "snapshot_every_updates": 0,  # keep the policy every n updates (Figures 8 and 10); 0: only the last
+        **fields,
+    }
+
+
+def evaluate(models, **fields):
+    """Samples and scores of several models on held-out prompts; accuracies on HHH comparisons (section 4.3)."""
+    return {
+        "kind": "evaluate",
+        "inputs": {},
+        "models": models,  # name → model
+        "reward": "@pm",
+        "feedback": "feedback",  # the model that answers the HHH multiple choice; "" for none
+        "prompts_red_team": prompts("embedded:red_team", "heldout"),
+        "prompts_helpful": prompts("embedded:helpful", "heldout"),
+        "num_samples": 1,
+        **draw(max_new_tokens=256),
+        "choices": "embedded:hhh",
+        "num_choices": optional(int),  # the first n; empty: all
+        "comparisons": {"source": "embedded:helpful_comparisons", "split": "heldout", "offset": 0, "limit": optional(int)},
+        "format": MODEL_FORMAT,
+        **fields,
+    }
+
+
+def base_config():
+    """What every config shares, without a graph."""
+    return ConfigDict({
+        "seed": 0,
+        "stages": ("",),  # names of the stages to run, in order
+        "on_change": "stop",  # or redo: stages whose fields or inputs changed are moved aside and run again
+        # Roles: directories, hub names (HuggingFaceTB/SmolLM2-135M-Instruct), gs:// paths, @stage, or other roles.
+        "models": {
+            "base": "models/smollm2-135m-instruct",  # what is finetuned; in the paper a pretrained LM
+            "helpful": "base",  # answers, criticises, writes chains of thought; in the paper helpful RLHF
+            "feedback": "base",  # judges pairs; in the paper a pretrained LM
+            "judge": "base",  # kept for evaluation
+        },
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # devices along each axis; -1 takes what is left
+        "model": {
+            "dtype": "float32",  # of weights and activations
+            "scan_layers": False,  # lax.scan over layers: faster compilation on accelerators; unrolled is 1.3 × faster on CPU
+            "remat": "none",  # activations kept in the backward pass: none (all kept), dots, full (recomputed)
+            "logprob_chunk": 128,  # positions whose logits exist at a time
+        },
+        "sampling": {
+            "batch_size": 16,  # rows in flight
+            "chunk_steps": 16,  # tokens a device call
+            "max_length": 1024,  # tokens of prompt and answer together; longer prompts are left out and counted
+        },
+        "graph": {},
+    })
+
+
+def get_config():
+    config = base_config()
+    models = {"initial": "helpful", "sl": "@sl", "rl": "@rl"}
+    config.graph = ConfigDict({
+        "respond": respond(),
+        "respond_helpful": respond(source="embedded:helpful", num_samples=2),
+        "revise": revise(),
+        "sl": sl(),
+        "compare": compare(),
+        "feedback": feedback(),
+        "pm": pm(),
+        "rl": rl(),
+        "evaluate": evaluate(models),
+        "report": {"kind": "report", "inputs": {}},
+    })
+    config.stages = ("respond", "respond_helpful", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate", "report")
+    return config
