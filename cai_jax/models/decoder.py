@@ -1,0 +1,129 @@
+"""The decoder over whole sequences: what training and one-off scoring run. Sampling has its own cached step.
+
+    hidden = hidden_states(params, tokens_BxT, mask_BxT, config)
+    logprobs = losses.token_logprobs(hidden[:, :-1], unembedding(params, config), tokens_BxT[:, 1:])
+"""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cai_jax.models import blocks
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.params import initial_value, param_table
+from cai_jax.sharding import constrain
+
+# What the backward pass keeps of a layer ("none": everything but attention weights; "full": its input only).
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class _Layers(nn.Module):
+    """The stacked parameters of all layers, as a dict."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self) -> dict:
+        return {path[1]: _declare(self, path, p) for path, p in param_table(self.config).items() if len(path) == 2}
+
+
+def _declare(module: nn.Module, path, spec):
+    return module.param(path[-1], lambda key: initial_value(path, spec, key, jnp.float32))
+
+
+class Decoder(nn.Module):
+    """Tokens → hidden states after the final norm. A pure function: `Decoder(config).apply({"params": p}, …)`.
+
+    scan: `lax.scan` over the layers (short compile times; use it on TPU and GPU), else unrolled (faster on CPU).
+    remat: a key of REMAT.
+    """
+
+    config: ModelConfig
+    scan: bool = False
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, tokens_BxT, mask_BxT, positions_BxT=None, segments_BxT=None):
+        config = self.config
+        params = {path[0]: _declare(self, path, p) for path, p in param_table(config).items() if len(path) == 1}
+        layers = _Layers(config, name="layers")()
+        chex.assert_rank([tokens_BxT, mask_BxT], 2)
+        chex.assert_type([tokens_BxT, mask_BxT], [int, bool])
+        if positions_BxT is None:
+            positions_BxT = default_positions(mask_BxT, segments_BxT)
+        tables = blocks.rope_tables(positions_BxT, config)
+        x_BxTxD = constrain(jnp.take(params["embed"], tokens_BxT, axis=0), ("batch", "length", None))
+
+        def run(x_BxTxD, weights, window):
+            attend = functools.partial(
+                blocks.causal_attention, mask_BxT=mask_BxT, segments_BxT=segments_BxT, window=window
+            )
+            x_BxTxD = blocks.layer(x_BxTxD, weights, config, tables, attend)
+            return constrain(x_BxTxD, ("batch", "length", None))
+
+        if self.remat != "none":
+            run = jax.checkpoint(run, policy=REMAT[self.remat], static_argnums=2)
+        windows = config.windows or (0,) * config.num_layers
+        # A scan's body is one program: layers with different windows are scanned as repetitions of their period.
+        period = _period(windows) if self.scan else config.num_layers
+
+        def block(x_BxTxD, stacked):
+            for weights, window in zip(unstack(stacked, period), windows, strict=False):
+                x_BxTxD = run(x_BxTxD, weights, window)
+            return x_BxTxD, None
+
+        if self.scan:
+            folded = jax.tree.map(lambda w: w.reshape(-1, period, *w.shape[1:]), layers)
+            x_BxTxD, _ = jax.lax.scan(block, x_BxTxD, folded)
+        else:
+            x_BxTxD, _ = block(x_BxTxD, layers)
+        return blocks.rms_norm(x_BxTxD, params["final_norm"], config.norm_eps)
+
+
+def _period(windows: tuple[int, ...]) -> int:
+    """The length of the shortest pattern that `windows` repeats."""
+    count = len(windows)
+    return next(p for p in range(1, count + 1) if count % p == 0 and windows == windows[:p] * (count // p))
+
+
+def unstack(stacked: dict, count: int) -> list[dict]:
+    """{name: [L, …]} → L dicts of one layer's weights. A split, because its gradient is one concatenation, where the
+    gradient of L slices would be L additions of whole stacks."""
+    pieces = {name: jax.lax.split(w, [1] * count, axis=0) for name, w in stacked.items()}
+    return [{name: piece[i][0] for name, piece in pieces.items()} for i in range(count)]
+
+
+def default_positions(mask_BxT, segments_BxT=None):
+    """int32 [B, T]: how many real tokens of the same segment stand before each one, whichever side the padding is."""
+    count = jnp.cumsum(mask_BxT, axis=1, dtype=jnp.int32) - 1
+    if segments_BxT is not None:
+        before = jnp.pad(segments_BxT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+        start = jnp.where(mask_BxT & (segments_BxT != before), count, 0)
+        count = count - jax.lax.cummax(start, axis=1)
+    return jnp.maximum(count, 0)
+
+
+def hidden_states(params: dict, tokens_BxT: jax.Array, mask_BxT: jax.Array, config: ModelConfig, *,
+                  positions_BxT=None, segments_BxT=None, scan: bool = False, remat: str = "none") -> jax.Array:
+    """Hidden states after the final norm, [B, T, D] in the dtype of the parameters.
+
+    tokens int [B, T]; mask bool [B, T], True on real tokens (padding may be on either side, or between: it is never
+    attended to, and what stands at its positions means nothing). positions default to the count of real tokens before;
+    segments int [B, T] keep packed sequences apart, each a contiguous run of equal numbers ≥ 0.
+    """
+    module = Decoder(config, scan=scan, remat=remat)
+    return module.apply({"params": params}, tokens_BxT, mask_BxT, positions_BxT, segments_BxT)
+
+
+def unembedding(params: dict, config: ModelConfig) -> jax.Array:
+    """[V, D]: logits are hidden · unembeddingᵀ."""
+    return params["embed"] if config.tied_embeddings else params["unembed"]

@@ -1,0 +1,150 @@
+"""The mesh, the rules that place every array on it, and the way of arrays to and from it.
+
+Arrays name their dimensions by logical axes ("embed", "heads", …); RULES says over which axes of the mesh
+`(data, fsdp, tensor)` each is split. Everything works for one process and for several: `put` and `fetch` are the only
+doors between host data (equal on every process) and arrays on the mesh.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cai_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical axis → the mesh axes that split it. A dimension of a size that they do not divide stays whole.
+RULES: Mapping[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "vocab": ("tensor",),
+    "layers": (),
+    "head_dim": (),
+    "length": (),
+}
+
+
+def make_mesh(config: Mapping | None = None, devices: Sequence | None = None) -> Mesh:
+    """A mesh of axes (data, fsdp, tensor) over `devices` (default: all, of every process).
+
+    `config` gives the three sizes; one of them may be -1 and takes the devices that the others leave. Missing sizes
+    are -1 for data and 1 for the rest. Raises UserError where the product is not the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    config = {} if config is None else config
+    sizes = [int(config.get(axis, -1 if axis == "data" else 1)) for axis in MESH_AXES]
+    text = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"mesh: {text}: sizes must be positive, and at most one -1 (fills with what is left)")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        raise UserError(f"mesh: {text} does not fit {len(devices)} devices; make the product of the sizes equal to it")
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def spec(axes: Sequence[str | None], shape: Sequence[int], mesh, rules: Mapping = RULES) -> PartitionSpec:
+    """How an array of `shape` whose dimensions are called `axes` is split. ValueError for an unknown logical axis, or
+    where two dimensions claim one mesh axis."""
+    if len(axes) != len(shape):
+        raise ValueError(f"{len(axes)} axes {tuple(axes)} for shape {tuple(shape)}")
+    parts, owner = [], {}
+    for axis, size in zip(axes, shape, strict=True):
+        if axis is not None and axis not in rules:
+            raise ValueError(f"unknown logical axis {axis!r}; known: {', '.join(sorted(rules))}")
+        wanted = () if axis is None else rules[axis]
+        for name in wanted:
+            if name in owner:
+                raise ValueError(f"axes {tuple(axes)}: {owner[name]!r} and {axis!r} both claim mesh axis {name!r}")
+            owner[name] = axis
+        ways = math.prod(mesh.shape[name] for name in wanted)
+        # Names of size 1 stay in the spec: the layout is the same, and specs do not change with the mesh.
+        parts.append(wanted if wanted and size % ways == 0 else None)
+    return PartitionSpec(*(part[0] if part is not None and len(part) == 1 else part for part in parts))
+
+
+def tree_shardings(axes_tree, shape_tree, mesh: Mesh, rules: Mapping = RULES):
+    """NamedSharding for every leaf; `axes_tree` has tuples of logical axes where `shape_tree` has arrays."""
+    return jax.tree.map(
+        lambda leaf, axes: NamedSharding(mesh, spec(axes, leaf.shape, mesh, rules)), shape_tree, axes_tree
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None], rules: Mapping = RULES) -> jax.Array:
+    """`with_sharding_constraint` by logical axes under `jax.set_mesh`; without a mesh, or on one device, nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or set(mesh.axis_names) != set(MESH_AXES):
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh, rules))
+
+
+def put(tree, shardings):
+    """Host arrays (the same full value on every process) → arrays on the mesh. `shardings` is one sharding for all
+    leaves or a tree of them. Arrays that already are on devices are moved."""
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(_put, tree, shardings)
+
+
+def _put(x, sharding):
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x if x.sharding == sharding else jax.jit(lambda y: y, out_shardings=sharding)(x)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts the batch axis is split."""
+    return math.prod(mesh.shape[name] for name in RULES["batch"])
+
+
+def put_batch(tree, mesh: Mesh):
+    """Puts every leaf with its first axis split over the batch axes of the mesh (whole where it does not divide)."""
+
+    def place(x):
+        axes = ("batch",) + (None,) * (np.ndim(x) - 1) if np.ndim(x) else ()
+        return _put(x, NamedSharding(mesh, spec(axes, np.shape(x), mesh)))
+
+    return jax.tree.map(place, tree)
+
+
+def fetch(tree):
+    """Arrays on the mesh → numpy, the full value on every process (a collective where several processes share them)."""
+
+    def get(x):
+        if not isinstance(x, jax.Array):
+            return np.asarray(x)
+        if x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(get, tree)
+
+
+def optimizer_shardings(tx: optax.GradientTransformation, params_abstract, param_shardings, mesh: Mesh):
+    """Shardings for `tx.init(params)`: moments lie as their parameters do, everything else on every device."""
+    whole = replicated(mesh)
+    return optax.tree_utils.tree_map_params(
+        tx,
+        lambda _, sharding: sharding,
+        jax.eval_shape(tx.init, params_abstract),
+        param_shardings,
+        transform_non_params=lambda _: whole,
+    )
