@@ -39,6 +39,9 @@ def parse(argv: list[str]):
     if len(heads) != 1:
         raise UserError(f"expected --config=FILE once; {USAGE}")
     others = [argument for argument in arguments if argument not in heads]
+    # Config files import their neighbours as `configs.NAME`, also where cai_jax is installed and started from elsewhere.
+    file = pathlib.Path(heads[0].partition("=")[2].partition(":")[0]).absolute()
+    sys.path[:0] = [str(path) for path in (pathlib.Path.cwd(), file.parent.parent) if str(path) not in sys.path]
     config, _ = _read_flags([argv[0], heads[0]])
     for argument in others:
         name = re.match(r"--?([^=]*)", argument)
@@ -49,8 +52,7 @@ def parse(argv: list[str]):
     config, workdir = _read_flags([argv[0], heads[0], *others])
     # "a,b" on the command line is one string to ml_collections.
     config.stages = tuple(name.strip() for part in config.stages for name in part.split(",") if name.strip())
-    name = pathlib.Path(heads[0].partition("=")[2].partition(":")[0]).stem
-    return config, workdir or os.path.join("runs", name)
+    return config, workdir or os.path.join("runs", file.stem)
 
 
 def _read_flags(argv: list[str]):
