@@ -168,20 +168,25 @@ def rl(policy="@sl", reward="@pm", **fields):
     }
 
 
-def evaluate(models, **fields):
+def evaluate(models, revisions="", **fields):
     """Samples and scores of several models on held-out prompts; accuracies on HHH comparisons (section 4.3)."""
     return {
         "kind": "evaluate",
-        "inputs": {},
-        "models": models,  # name → model
+        "inputs": {"revisions": revisions},  # scored round by round (Figure 5) and by principle; "" for none
+        "models": models,  # name → model; differences are taken against the one that comes first in the graph
+        "anchor": "sl",  # the model with Elo 0 (the paper: SL-CAI); the first where there is none of that name
         "reward": "@pm",
         "feedback": "feedback",  # the model that answers the HHH multiple choice; "" for none
+        # Any field prompts_NAME is a set of prompts that every model answers.
         "prompts_red_team": prompts("embedded:red_team", "heldout"),
         "prompts_helpful": prompts("embedded:helpful", "heldout"),
         "num_samples": 1,
         **draw(max_new_tokens=256),
         "choices": "embedded:hhh",
         "num_choices": optional(int),  # the first n; empty: all
+        "num_few_shot": 0,  # items of the same set as worked examples, kept out of every mode; 0: zero-shot only
+        "num_chains": 0,  # chains of thought an item, averaged (the paper: 1 and 5); 0: none
+        "max_chain_tokens": 256,
         "comparisons": {"source": "embedded:helpful_comparisons", "split": "heldout", "offset": 0, "limit": optional(int)},
         "format": MODEL_FORMAT,
         **fields,
@@ -229,7 +234,7 @@ def get_config():
         "feedback": feedback(),
         "pm": pm(),
         "rl": rl(),
-        "evaluate": evaluate(models),
+        "evaluate": evaluate(models, "revise"),
         "report": {"kind": "report", "inputs": {}},
     })
     config.stages = ("respond", "respond_helpful", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate", "report")

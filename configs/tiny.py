@@ -26,7 +26,7 @@ def get_config():
             max_new_tokens=12, save_every_updates=1, snapshot_every_updates=2,
         ),
         "evaluate": default.evaluate(
-            {"initial": "helpful", "sl": "@sl", "rl": "@rl"}, max_new_tokens=12, num_choices=12,
+            {"initial": "helpful", "sl": "@sl", "rl": "@rl"}, "revise", max_new_tokens=12, num_choices=12,
             prompts_red_team=default.prompts("embedded:red_team", "heldout", limit=4),
             prompts_helpful=default.prompts("embedded:helpful", "heldout", limit=4),
         ),

@@ -19,7 +19,7 @@ PRIOR = 0.5
 
 
 def outcomes_from_scores(scores: Mapping[str, Mapping[str, float]]) -> dict[tuple[str, str], dict[str, float]]:
-    """A scalar judge's verdicts on model → prompt id → score, as (a, b) → prompt id → 1 where a wins, ½ for a tie, 0."""
+    """A scalar judge on model → prompt id → score: (a, b) → prompt id → 1 where a wins, ½ for a tie, 0 where b does."""
     names = list(scores)
     return {(a, b): {p: 0.5 if scores[a][p] == scores[b][p] else float(scores[a][p] > scores[b][p])
                      for p in sorted(set(scores[a]) & set(scores[b]))}

@@ -1,0 +1,114 @@
+"""From sampled answers and their preference-model scores to rows: every score with its length, style and Elo beside it.
+
+Records are response records with `on` (the set of prompts) and `name` (the model). Samples of one prompt are averaged
+first: the prompt is the independent unit. Differences are paired by prompt and taken against the first model.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+
+from cai_jax.evals import elo as elo_lib
+from cai_jax.evals import text_statistics
+from cai_jax.evals.intervals import Estimate, bootstrap_mean, cluster_means, paired_difference
+from cai_jax.evals.rows import row
+
+# metric → (unit, which way is good). Refusals are good or bad by the prompts they answer, so neither here.
+METRICS = {
+    "pm_score": ("PM score", "higher"),
+    "num_tokens": ("tokens", None),
+    "refusal_rate": ("share", None),
+    "evasive_rate": ("share", "lower"),
+    "empty_rate": ("share", "lower"),
+    "cut_rate": ("share", "lower"),
+    "repetition": ("share of 4-grams", "lower"),
+    "boilerplate": ("phrases an answer", "lower"),
+}
+
+
+def by_prompt(records: Sequence[Mapping], scores: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """metric → prompt id → mean over its samples, for the records of one model on one set of prompts."""
+    style = text_statistics.describe([r["response"] for r in records])
+    values = {
+        "num_tokens": [r["num_tokens"] for r in records],
+        "refusal_rate": style.share("evasive", "engaged"),
+        "evasive_rate": style.share("evasive"),
+        "empty_rate": style.share("empty"),
+        "cut_rate": [float(r["stop"] == "length") for r in records],
+        "repetition": style.repetition,
+        "boilerplate": style.boilerplate,
+    }
+    prompts = [r["prompt_id"] for r in records]
+    result = {metric: dict(zip(*cluster_means(v, prompts), strict=True)) for metric, v in values.items()}
+    scored = [(scores[r["id"]], r["prompt_id"]) for r in records if r["id"] in scores]
+    result["pm_score"] = dict(zip(*cluster_means([s for s, _ in scored], [p for _, p in scored]), strict=True))
+    return result
+
+
+def rows(records: Sequence[Mapping], scores: Mapping[str, float], models: Sequence[str], *, anchor: str | None = None,
+         seed: int = 0) -> list[dict]:
+    """All rows for all sets of prompts. `models` in the order of the run; `anchor` has Elo 0 (default: the first)."""
+    groups = collections.defaultdict(list)
+    for record in records:
+        groups[record["on"], record["name"]].append(record)
+    out = []
+    for on in sorted({on for on, _ in groups}):
+        present = [name for name in models if (on, name) in groups]
+        means = {name: by_prompt(groups[on, name], scores) for name in present}
+        first = present[0]
+        for metric, (unit, good) in METRICS.items():
+            for name in present:
+                values = means[name][metric]
+                if not values:
+                    continue
+                estimate = bootstrap_mean(list(values.values()), seed=seed)
+                out.append(row(metric, on, name, estimate, unit=unit, good=good))
+                if name != first and means[first][metric]:
+                    difference = paired_difference(means[first][metric], values, seed=seed)
+                    out.append(row(metric, on, name, difference, against=first, unit=unit, good=good))
+        for name in present:
+            value = text_statistics.distinct([r["response"] for r in groups[on, name]])
+            out.append(row("distinct_2", on, name, Estimate(value, None, None, len(groups[on, name])), good="higher",
+                           unit="share of bigrams", note="over the first 50 words of each answer; no interval"))
+        judged = {name: means[name]["pm_score"] for name in present if means[name]["pm_score"]}
+        if len(judged) > 1:
+            zero = anchor if anchor in judged else first
+            for name, estimate in elo_lib.elo(elo_lib.outcomes_from_scores(judged), zero, seed=seed).items():
+                out.append(row("elo", on, name, estimate, unit="Elo", good="higher",
+                               note=f"Bradley–Terry on PM verdicts, {zero} = 0"))
+    return out
+
+
+def revision_rows(revisions: Sequence[Mapping], scores: Mapping[str, float], *, seed: int = 0) -> list[dict]:
+    """PM score after 0, 1, … revisions (Figure 5), and by principle how often and how far it moved the answer.
+
+    `scores`: "<record id>#<number of revisions>" → score.
+    """
+    out, by_round = [], collections.defaultdict(dict)
+    moved, changed = collections.defaultdict(list), collections.defaultdict(list)
+    for record in revisions:
+        texts = [record["initial"], *(r["revision"] for r in record["rounds"])]
+        for number in range(len(texts)):
+            score = scores.get(f"{record['id']}#{number}")
+            if score is None:
+                continue
+            by_round[number][record["id"]] = score
+            if number:
+                principle = record["rounds"][number - 1]["principle_id"]
+                before = scores.get(f"{record['id']}#{number - 1}")
+                changed[principle].append(float(texts[number] != texts[number - 1]))
+                if before is not None:
+                    moved[principle].append(score - before)
+    for number, values in sorted(by_round.items()):
+        out.append(row("pm_score_by_revision", "revisions", str(number),
+                       bootstrap_mean(list(values.values()), seed=seed), unit="PM score", good="higher"))
+        if number:
+            difference = paired_difference(by_round[0], values, seed=seed)
+            out.append(row("pm_score_by_revision", "revisions", str(number), difference, against="0", unit="PM score",
+                           good="higher"))
+    for principle in sorted(changed):
+        estimate = bootstrap_mean(moved[principle], seed=seed)
+        out.append(row("score_moved", "revisions", principle, estimate, unit="PM score", good="higher",
+                       used=len(changed[principle]), changed=sum(changed[principle]) / len(changed[principle])))
+    return out

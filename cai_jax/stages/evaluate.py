@@ -1,0 +1,237 @@
+"""What changed? Every model answers held-out prompts, the preference model judges, and the judges are judged.
+
+1. Every model answers the red-team and the helpful prompts; each answer is a record, journalled as it finishes.
+2. The preference model scores them: mean with interval, Elo, and paired differences to the first model, with length,
+   repetition, boilerplate and refusals beside (section 4.3, and the Goodhart watch).
+3. The revisions are scored round by round, if given (Figure 5), and by principle.
+4. The feedback model answers the multiple-choice items (Figures 4 and 11); the preference model ranks their dialogues
+   and held-out human comparisons. Baselines stand beside every accuracy.
+"""
+
+from __future__ import annotations
+
+import collections
+
+from cai_jax.data.comparisons import load_comparisons
+from cai_jax.data.evals import load_choices
+from cai_jax.data.prompts import load_prompts
+from cai_jax.evals import calibration, multiple_choice, preference, samples
+from cai_jax.evals.intervals import Estimate
+from cai_jax.evals.rows import SCHEMA as ROW_SCHEMA
+from cai_jax.evals.rows import find, row
+from cai_jax.io import artefacts
+from cai_jax.sampling.rewards import RewardModel
+from cai_jax.seeds import row_key
+from cai_jax.stages.context import StageContext, resolve_role
+from cai_jax.structs import Message, SampleRequest, SamplingParams, dialogue_from_json, dialogue_to_json
+
+SCHEMA = 1
+PROMPT_FIELD = "prompts_"  # config.prompts_NAME is the set of prompts NAME
+
+
+def run(ctx: StageContext) -> dict:
+    """Writes records.jsonl (answers), scores.jsonl (id, score) and metrics.json ({rows, curves, notes})."""
+    config = ctx.config
+    models = in_order(config.models, ctx.run_config)
+    answers = _answers(ctx, models)
+    revisions = ctx.inputs["revisions"].records() if "revisions" in ctx.inputs else []
+    reward = _reward_model(ctx) if config.reward else None
+    scores = _scores(ctx, reward, answers, revisions)
+
+    rows = samples.rows(list(answers.finished.values()), scores.finished_scores, list(models), anchor=config.anchor,
+                        seed=ctx.seed)
+    rows += samples.revision_rows(revisions, scores.finished_scores, seed=ctx.seed)
+    curves: dict[str, list] = {}
+    choices = load_choices(config.choices)[:config.num_choices] if config.choices else []
+    if config.feedback and choices:
+        rows += _multiple_choice(ctx, choices, curves)
+    if reward is not None:
+        rows += _preference(ctx, reward, choices, curves)
+    notes = _notes(ctx)
+    digests = {"records": answers.finish(), "scores": scores.journal.finish()}
+    if artefacts.is_writer():
+        value = {"schema": ROW_SCHEMA, "rows": rows, "curves": curves, "notes": notes}
+        artefacts.write_json(ctx.directory.path / "metrics.json", value)
+    return {"rows": len(rows), "sha256": digests, "answers": len(answers.finished),
+            "headline": headline(rows, list(models))}
+
+
+def in_order(models, run_config) -> dict[str, str]:
+    """name → reference: given models first, then those that stages trained, in the order of the stages. The first is
+    what the others are compared with (a ConfigDict forgets the order in which it was written)."""
+    def place(item):
+        target = resolve_role(run_config, item[1])
+        stage, _, step = target.removeprefix("@").partition(":")
+        stages = list(run_config.stages)
+        known = target.startswith("@") and stage in stages
+        return (stages.index(stage) if known else len(stages) * target.startswith("@") - 1, int(step or 10**12), item[0])
+
+    return dict(sorted(models.items(), key=place))
+
+
+def _answers(ctx: StageContext, models: dict[str, str]):
+    """Samples what is not in the journal yet; a model is loaded only if something of it is missing."""
+    config, journal = ctx.config, ctx.directory.journal()
+    sets = {field.removeprefix(PROMPT_FIELD): load_prompts(**config[field].to_dict())
+            for field in sorted(config) if field.startswith(PROMPT_FIELD) and config[field].source}
+    for name, reference in models.items():
+        wanted = {f"{on}/{name}/{prompt.id}/{sample:02d}": (on, prompt, sample)
+                  for on, prompts in sets.items() for prompt in prompts for sample in range(config.num_samples)}
+        missing = [key for key in wanted if key not in journal.finished]
+        if not missing:
+            continue
+        model = ctx.load_model(reference, format=config.format)
+        sampling = SamplingParams(config.max_new_tokens, config.temperature, config.top_k, config.top_p,
+                                  model.format.stop_strings("assistant"))
+        # The key names the prompt and the sample, not the model: all models see the same random numbers.
+        requests = [SampleRequest(key, model.format.prompt(prompt.dialogue),
+                                  row_key(ctx.seed, ctx.name, 0, prompt.id, sample))
+                    for key in missing for _, prompt, sample in [wanted[key]]]
+        for completion in ctx.sample(ctx.engine(model), requests, sampling, f"{ctx.name}: {name} answers"):
+            on, prompt, sample = wanted[completion.id]
+            journal.append({
+                "id": completion.id, "prompt_id": prompt.id, "kind": prompt.kind, "on": on, "name": name,
+                "model": model.name, "seed": ctx.seed, "dialogue": dialogue_to_json(prompt.dialogue), "sample": sample,
+                "response": completion.text, "stop": completion.stop, "num_tokens": len(completion.tokens),
+                "logprob": float(sum(completion.logprobs)),
+            })
+        journal.flush()
+        del model
+    if sets and models:
+        ctx.require_rows(journal.finished, "answers")
+    return journal
+
+
+def _reward_model(ctx: StageContext) -> RewardModel:
+    model = ctx.load_model(ctx.config.reward, kind="reward")
+    return RewardModel(model.params, model.config, model.format, ctx.mesh, model.normalisation)
+
+
+class _scores:
+    """Scores of answers ("<record id>") and of every revision step ("<record id>#<round>"), journalled as "scores"."""
+
+    def __init__(self, ctx: StageContext, reward: RewardModel | None, answers, revisions):
+        self.journal = ctx.directory.journal("scores")
+        wanted = {}
+        for record in answers.finished.values():
+            wanted[record["id"]] = record["dialogue"], record["response"]
+        for record in revisions:
+            for number, text in enumerate([record["initial"], *(r["revision"] for r in record["rounds"])]):
+                wanted[f"{record['id']}#{number}"] = record["dialogue"], text
+        missing = [key for key in wanted if key not in self.journal.finished]
+        if reward is not None and missing:
+            dialogues = [(*dialogue_from_json(wanted[key][0]), Message("assistant", wanted[key][1])) for key in missing]
+            for key, score in zip(missing, reward.score(dialogues), strict=True):
+                self.journal.append({"id": key, "score": float(score)})
+        self.finished_scores = {key: value["score"] for key, value in self.journal.finished.items()}
+
+
+def _multiple_choice(ctx: StageContext, items, curves: dict) -> list[dict]:
+    """Accuracy of the feedback model on the items, in each mode that the config asks for, over all and by subset."""
+    config = ctx.config
+    model = ctx.load_model(config.feedback, format=config.format)
+    engine = ctx.engine(model)
+    shots, items = multiple_choice.draw_shots(items, config.num_few_shot, ctx.seed)
+
+    def score(requests):
+        return ctx.score(engine, requests, f"{ctx.name}: multiple choice") if requests else ()
+
+    def sample(requests, sampling):
+        return ctx.sample(engine, requests, sampling, f"{ctx.name}: chains of thought") if requests else ()
+
+    results = {"zero_shot": multiple_choice.answer(score, items, model.format)}
+    if shots:
+        results["few_shot"] = multiple_choice.answer(score, items, model.format, shots=shots)
+    if config.num_chains:
+        results["chain_of_thought"] = multiple_choice.answer_with_chains(
+            sample, score, items, model.format, seed=ctx.seed, num_chains=config.num_chains,
+            max_chain_tokens=config.max_chain_tokens, temperature=config.temperature)
+    out = []
+    for mode, found in results.items():
+        if not found:
+            continue
+        answered = {result.id for result in found}
+        kept = [item for item in items if item.id in answered]
+        base = multiple_choice.baselines(kept)
+        out.append(row(f"choice_{mode}", "choices", config.feedback, multiple_choice.accuracy(found), unit="accuracy",
+                       good="higher", baseline=base))
+        out.append(row(f"first_option_{mode}", "choices", config.feedback, multiple_choice.first_option_share(found),
+                       unit="share", baseline={"right": sum(r.correct == 0 for r in found) / len(found)}))
+        subsets = collections.defaultdict(list)
+        for result in found:
+            subsets[result.subset].append(result)
+        if len(subsets) > 1:
+            for subset, part in sorted(subsets.items(), key=lambda pair: str(pair[0])):
+                ids = {result.id for result in part}
+                out.append(row(f"choice_{mode}", f"choices:{subset}", config.feedback, multiple_choice.accuracy(part),
+                               unit="accuracy", good="higher",
+                               baseline=multiple_choice.baselines([item for item in kept if item.id in ids])))
+        if all(len(result.probabilities) == 2 for result in found):
+            right = [result.probabilities[result.correct] for result in found]
+            bins = calibration.reliability(*calibration.confidence(right), num_bins=5, span=(0.5, 1.0))
+            curves[f"choice_{mode}"] = _bins(bins)
+            out.append(row(f"ece_{mode}", "choices", config.feedback, unit="ECE", good="lower",
+                           estimate=Estimate(calibration.expected_calibration_error(bins), None, None, len(right))))
+    return out
+
+
+def _preference(ctx: StageContext, reward: RewardModel, choices, curves: dict) -> list[dict]:
+    """Accuracy of the preference model on the items' dialogues and on human comparisons, over all and by part."""
+    config = ctx.config
+    sets = {"choices": [(item.subset, *item.dialogues) for item in choices if item.dialogues]}
+    if config.comparisons.source:
+        pairs, dropped = load_comparisons(**config.comparisons.to_dict())
+        for reason, count in dropped.items():
+            ctx.drop(f"comparison: {reason}", count)
+        sets["comparisons"] = [(pair.source, (*pair.dialogue, Message("assistant", pair.chosen)),
+                                (*pair.dialogue, Message("assistant", pair.rejected))) for pair in pairs]
+    out = []
+    for on, pairs in sets.items():
+        better, worse = preference.score_pairs(reward, [(chosen, rejected) for _, chosen, rejected in pairs])
+        parts = {on: list(range(len(pairs)))}
+        subsets = collections.defaultdict(list)
+        for index, (subset, _, _) in enumerate(pairs):
+            subsets[f"{on}:{subset}"].append(index)
+        parts.update(sorted(subsets.items()) if len(subsets) > 1 else ())
+        for part, indices in parts.items():
+            if not indices:
+                continue
+            found = preference.pair_accuracy(better[indices], worse[indices], [pairs[i][1][-1].text for i in indices],
+                                             [pairs[i][2][-1].text for i in indices])
+            out.append(row("pm_accuracy", part, config.reward, found.accuracy, unit="accuracy", good="higher",
+                           baseline={"chance": 0.5, "longer": found.longer.value}))
+            if part == on:
+                curves[f"pm_{on}"] = _bins(found.bins)
+                out.append(row("pm_ece", on, config.reward, Estimate(found.ece, None, None, len(indices)), unit="ECE",
+                               good="lower"))
+    return out
+
+
+def _bins(bins) -> list[dict]:
+    return [{"predicted": b.predicted, "observed": b.observed.value, "low": b.observed.low, "high": b.observed.high,
+             "n": b.observed.n} for b in bins]
+
+
+def _notes(ctx: StageContext) -> list[str]:
+    """What a reader must know about the judge."""
+    trained = sorted(name for name, stage in ctx.run_config.graph.items()
+                     if stage.get("kind") == "rl" and stage.get("reward") == ctx.config.reward)
+    if ctx.config.reward and trained:
+        return [f"the judge {ctx.config.reward} is the preference model that {', '.join(trained)} was trained against: "
+                "its score is expected to rise and is no independent evidence"]
+    return []
+
+
+def headline(rows: list[dict], models: list[str]) -> str:
+    """PM score on red-team prompts by model, the difference of the last to the first, or the PM's accuracy."""
+    scores = {r["model"]: r for r in find(rows, "pm_score", on="red_team")}
+    if not scores:
+        found = find(rows, "pm_accuracy")
+        return f"PM accuracy {found[0]['value']:.2f}" if found else f"{len(rows)} numbers"
+    shown = " → ".join(f"{name} {scores[name]['value']:.2f}" for name in models if name in scores)
+    last = [r for r in rows if r["metric"] == "pm_score" and r["on"] == "red_team" and r["against"]]
+    if not last or last[-1]["low"] is None:
+        return f"PM score on red-team prompts: {shown}"
+    r = last[-1]
+    return (f"PM score on red-team prompts: {shown}; {r['model']} − {r['against']} = {r['value']:+.2f} "
+            f"[{r['low']:+.2f}, {r['high']:+.2f}]" + (" (null)" if r["null"] else ""))
