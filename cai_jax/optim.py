@@ -1,0 +1,93 @@
+"""Optimisers, learning-rate schedules, and exact gradient accumulation. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+def learning_rate(peak: float, *, schedule: str = "constant", warmup_steps: int = 0, num_steps: int = 0):
+    """Step → learning rate: linear warm-up from peak/(warmup + 1), then constant (the paper) or down to 0 at num_steps.
+
+    Raises ValueError on a schedule that is not one of SCHEDULES.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, not {schedule!r}")
+    decay_steps = max(num_steps - warmup_steps, 1)
+    after = {"constant": optax.constant_schedule(peak), "linear": optax.linear_schedule(peak, 0.0, decay_steps),
+             "cosine": optax.cosine_decay_schedule(peak, decay_steps)}[schedule]
+    if not warmup_steps:
+        return after
+    # The first step moves too: a rate of exactly 0 would spend a batch on nothing.
+    first = peak / (warmup_steps + 1)
+    return optax.join_schedules([optax.linear_schedule(first, peak, warmup_steps), after], [warmup_steps])
+
+
+def adam(rate, *, max_grad_norm: float | None = 1.0, weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.95,
+         eps: float = 1e-8) -> optax.GradientTransformation:
+    """Gradient clipping by global norm, then Adam with decoupled weight decay on matrices (not on norms and biases).
+
+    PPO passes eps = 1e-5, which keeps early steps small where the second moment is still near 0.
+    """
+    parts = [optax.clip_by_global_norm(max_grad_norm)] if max_grad_norm else []
+    parts.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32))
+    if weight_decay:
+        parts.append(optax.add_decayed_weights(weight_decay, mask=decayed))
+    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+
+
+def decayed(params):
+    """True where weight decay acts: on matrices, not on norms and biases (stacking makes those 2-D) or heads."""
+    def matrix(path, leaf):
+        return leaf.ndim > 1 and not any("norm" in str(part) or "bias" in str(part) for part in path)
+
+    return jax.tree_util.tree_map_with_path(matrix, params)
+
+
+def split_microbatches(batch, num_microbatches: int):
+    """[B, …] → [M, B/M, …] in every leaf. Rows are dealt out in turn, so that each microbatch lies on every device."""
+    def split(leaf):
+        chex.assert_is_divisible(leaf.shape[0], num_microbatches)
+        return jnp.moveaxis(leaf.reshape(-1, num_microbatches, *leaf.shape[1:]), 1, 0)
+
+    return jax.tree.map(split, batch)
+
+
+def sum_gradients(loss: Callable, params, batch, num_microbatches: int = 1):
+    """Loss, gradient and statistics of a batch that is worked through in microbatches, exactly as if at once.
+
+    `loss(params, microbatch)` returns (sum, (count, sums)) with scalar leaves in `sums`. What comes back is
+    (Σ sum / Σ count, gradient of that, Σ count, sums): the division happens once, so microbatches with different
+    numbers of tokens weigh by their tokens. Names in `sums` that end in "_error" are ≥ 0 and joined by max, the others
+    are added. A batch without a single count gives loss 0 and zero gradients.
+    """
+    def one(microbatch):
+        (total, (count, sums)), grads = jax.value_and_grad(loss, has_aux=True)(params, microbatch)
+        return total, count, sums, grads
+
+    def join(a, b):
+        sums = {name: (jnp.maximum if name.endswith("_error") else jnp.add)(a[2][name], b[2][name]) for name in a[2]}
+        return a[0] + b[0], a[1] + b[1], sums, jax.tree.map(jnp.add, a[3], b[3])
+
+    if num_microbatches == 1:
+        result = one(batch)
+    else:
+        microbatches = split_microbatches(batch, num_microbatches)
+        shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], microbatches))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        result, _ = jax.lax.scan(lambda carry, microbatch: (join(carry, one(microbatch)), None), zeros, microbatches)
+    total, count, sums, grads = result
+    divisor = jnp.maximum(count, 1.0)
+    return total / divisor, jax.tree.map(lambda leaf: leaf / divisor, grads), count, sums
+
+
+def apply_gradients(tx: optax.GradientTransformation, grads, optimiser, params):
+    """One optimiser step: (params, optimiser state, gradient norm before clipping)."""
+    updates, optimiser = tx.update(grads, optimiser, params)
+    return optax.apply_updates(params, updates), optimiser, optax.global_norm(grads)
