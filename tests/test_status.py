@@ -1,0 +1,31 @@
+"""`cai_jax.status` tells where a run is and changes nothing."""
+
+from cai_jax import status
+from cai_jax.io import artefacts
+
+
+def test_done_begun_and_waiting_stages(tmp_path, capsys):
+    artefacts.write_json(tmp_path / "config.json", {"config": {"stages": ["respond", "revise", "sl", "pm"]}})
+    artefacts.StageDirectory(tmp_path / "respond").update_manifest(done=True, seconds=3.2, summary={"headline": "40 tokens"})
+    revise = artefacts.StageDirectory(tmp_path / "revise")
+    revise.update_manifest(done=False)
+    journal = revise.journal()
+    journal.append({"id": "a"})
+    journal.flush()
+    artefacts.StageDirectory(tmp_path / "sl").update_manifest(done=False)
+    (tmp_path / "sl" / "metrics.jsonl").write_text('{"step": 7, "loss": 1.0}\n')
+    before = sorted(path for path in tmp_path.rglob("*"))
+    assert status.main(["status", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert "no process holds it" in lines[0]
+    assert "done in 3 s: 40 tokens" in lines[1]
+    assert "begun, 1 rows on disk" in lines[2]
+    assert "step 7" in lines[3]
+    assert "waiting" in lines[4]
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    for arguments in ([], [str(tmp_path)], ["--help"]):
+        assert status.main(["status", *arguments]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
