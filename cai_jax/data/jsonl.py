@@ -10,7 +10,9 @@ from pathlib import Path
 
 from cai_jax.errors import UserError, located
 
-_TYPE_NAMES = {str: "text", int: "an integer", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
+_TYPE_NAMES = {
+    str: "text", int: "an integer", float: "a number", bool: "true or false", list: "a list", dict: "an object",
+}
 
 
 def read_jsonl(path) -> Iterator[tuple[int, dict]]:
@@ -63,7 +65,8 @@ def field(row: dict, name: str, kind: type, path, line: int | None = None):
     """
     where = located(path, line, name)
     if name not in row:
-        raise UserError(f"{where}: missing; expected {_TYPE_NAMES[kind]} (fields found: {', '.join(map(str, row)) or 'none'})")
+        found = ", ".join(row) or "none"
+        raise UserError(f"{where}: missing; expected {_TYPE_NAMES[kind]} (fields found: {found})")
     value = row[name]
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):

@@ -1,0 +1,106 @@
+"""The paper's official files (repository anthropics/ConstitutionalHarmlessnessPaper, prompts/) as rows of our schema.
+
+They hold running text; it is taken apart into turns at its headings. Only this is stripped: the headings with the blank
+around them, the "\\n\\nHuman:" that ends an example and opens the next, the newline before and the " Options:" after a
+comparison principle (the question adds them), and white space around the reasoning of a chain.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from cai_jax.errors import UserError, located
+
+HEADINGS = {
+    "Human": "human", "Assistant": "assistant", "CritiqueRequest": "critique_request", "Critique": "critique",
+    "RevisionRequest": "revision_request", "Revision": "revision",
+}
+_HEADING = re.compile(rf"\n\n({'|'.join(HEADINGS)}):")
+_CHAIN = re.compile(
+    r"\n*Human:(?P<prompt>.*?)\n\nAssistant: Let's think step by step:(?P<reasoning>.*)"
+    r"\n\nHuman:\s*So the answer is: \((?P<answer>[AB])\)\s*", re.DOTALL,
+)
+_EXAMPLE_ROLES = ["assistant", "critique_request", "critique", "revision_request", "revision"]
+
+# key of our schema → the official file that it is read from
+FILES = {
+    "critique_principles": "CritiqueRevisionInstructions.json",
+    "comparison_principles": "RLMadisonInstructions.json",
+    "critique_examples": "CritiqueRevisionFewShotPrompts.json",
+    "comparison_examples": "RLMadisonFewShotPrompts.json",
+    "chain_examples": "RLMadisonPrecogFewShotPrompts.json",
+}
+
+
+def read_tables(directory: Path, read_json: Callable) -> dict[str, tuple[str, list[dict]]]:
+    """Key of our schema → (file name, rows). Raises UserError `file: field 'n': …` for a file or an item of another form."""
+    makers = {
+        "critique_principles": _critique_principle, "comparison_principles": _comparison_principle,
+        "critique_examples": _critique_example, "comparison_examples": _comparison_example,
+        "chain_examples": _chain_example,
+    }
+    tables = {}
+    for key, file in FILES.items():
+        value = read_json(directory / file)
+        items = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+        if not items:
+            raise UserError(f"{directory / file}: expected a list or an object of items, as in the paper's repository")
+        rows = []
+        for name, item in items:
+            try:
+                rows.append(makers[key](item) | {"id": name if isinstance(value, dict) else f"official{name}"})
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+                reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
+                raise UserError(f"{located(directory / file, field=name)}: not of the official form ({reason})") from error
+        tables[key] = file, rows
+    return tables
+
+
+def split_turns(text: str) -> list[dict]:
+    """The turns of a text in the paper's form, under any of HEADINGS; one blank after a heading belongs to it."""
+    pieces = _HEADING.split(text)
+    if pieces[0]:
+        raise ValueError("expected a heading such as '\\n\\nHuman:' first")
+    return [
+        {"role": HEADINGS[name], "text": said.removeprefix(" ")} for name, said in zip(pieces[1::2], pieces[2::2], strict=True)
+    ]
+
+
+def _critique_principle(item: dict) -> dict:
+    [prompt] = item["prompt"]
+    asked, answer = split_turns(prompt)
+    edit, revision = split_turns(item["edit_request"])
+    if [turn["role"] for turn in (asked, answer, edit, revision)] != _EXAMPLE_ROLES[1:]:
+        raise ValueError("expected CritiqueRequest, Critique, RevisionRequest, Revision")
+    if answer["text"] or revision["text"]:
+        raise ValueError("expected nothing after 'Critique:' and 'Revision:'")
+    return {"critique_request": asked["text"], "revision_request": edit["text"]}
+
+
+def _comparison_principle(item: str) -> dict:
+    return {"text": item.removeprefix("\n").removesuffix(" Options:")}
+
+
+def _critique_example(item: str) -> dict:
+    turns = split_turns(item.removesuffix("\n\nHuman:"))
+    if [turn["role"] for turn in turns[-5:]] != _EXAMPLE_ROLES:
+        raise ValueError("expected it to end in Assistant, CritiqueRequest, Critique, RevisionRequest, Revision")
+    names = ["response", *_EXAMPLE_ROLES[1:]]
+    return {"dialogue": turns[:-5]} | {name: turn["text"] for name, turn in zip(names, turns[-5:], strict=True)}
+
+
+def _comparison_example(item: dict) -> dict:
+    *dialogue, answer = split_turns(item["prompt"])
+    if answer != {"role": "assistant", "text": ""}:
+        raise ValueError("expected a prompt that ends in 'Assistant:'")
+    [chosen], [rejected] = item["corrects"], item["incorrects"]
+    return {"dialogue": dialogue, "chosen": chosen, "rejected": rejected}
+
+
+def _chain_example(item: dict) -> dict:
+    found = _CHAIN.fullmatch(item["prompt"])
+    if found is None:
+        raise ValueError("expected Human, Assistant: Let's think step by step:, Human: So the answer is: (A) or (B)")
+    return found.groupdict()
