@@ -1,0 +1,222 @@
+r"""The one place where a dialogue becomes tokens.
+
+Two formats. `text` is the paper's: "\n\nHuman: …\n\nAssistant: …", with further headings for critiques and revisions.
+`chat` is the chat template of the model's tokenizer; its token ids equal those of transformers' apply_chat_template.
+A prompt's tokens are always the beginning of the tokens of the same dialogue with its answer, so that what was sampled
+is what is trained on and scored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from cai_jax.data.tokenizer import Tokenizer
+from cai_jax.errors import UserError
+from cai_jax.structs import ANSWERING_ROLES, ROLES, Dialogue, Message
+
+HEADINGS = {
+    "human": "\n\nHuman:",
+    "assistant": "\n\nAssistant:",
+    "critique_request": "\n\nCritiqueRequest:",
+    "critique": "\n\nCritique:",
+    "revision_request": "\n\nRevisionRequest:",
+    "revision": "\n\nRevision:",
+}
+_ROLE_OF = {heading.strip("\n:"): role for role, heading in HEADINGS.items()}
+_HEADING = re.compile(rf"(?:\A\n{{0,2}}|\n\n)({'|'.join(_ROLE_OF)}):")
+# Around control tokens that stand in a message, while the template is rendered. Unicode keeps these two code points for
+# such internal use: they never are characters of a text.
+_BEGIN, _END = "\ufdd0", "\ufdd1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A whole dialogue. tokens int32 [T]; roles int8 [T], whose turn a token stands in (index into structs.ROLES);
+    target_mask bool [T], True on what is learned: the answers' tokens and the token that ends each."""
+
+    tokens: np.ndarray
+    roles: np.ndarray
+    target_mask: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    text: str
+    role: str
+    is_answer: bool
+
+
+class DialogueFormat:
+    """kind: "text" or "chat". eos_ids: the tokens that end an answer. See `load_format`."""
+
+    def __init__(self, tokenizer: Tokenizer, kind: str):
+        self.tokenizer, self.kind, self.directory = tokenizer, kind, tokenizer.directory
+        control = sorted(map(re.escape, tokenizer.control_tokens), key=len, reverse=True)
+        self._control = re.compile("|".join(control) or "(?!)")
+        self.eos_ids = tokenizer.eos_ids
+        if kind == "chat":
+            answer = self._parts((Message("human", "a"), Message("assistant", "b")))[-1].text
+            ends = [token for token in self._encode(answer) if token in tokenizer.control_ids]
+            self.eos_ids = tuple(dict.fromkeys(tokenizer.eos_ids + tuple(ends[:1])))
+
+    def prompt(
+        self, messages: Sequence[Message], reply: str = "assistant", start: str = "", shared: int = 0
+    ) -> tuple[tuple[int, ...], ...]:
+        """The dialogue, ready for a turn of role `reply` that begins with `start`, as token segments.
+
+        The first `shared` messages form a segment of their own, unless a token would cross its end: the tokens do not
+        depend on `shared`. BOS comes once, if the model wants one.
+        """
+        whole = self._render(messages, reply, start)
+        ids = self._encode(whole)
+        header = self._render(messages[:shared]) if shared else ""
+        first = self._encode(header)
+        if first and whole.startswith(header) and ids[: len(first)] == first:
+            return (self._bos() + first, ids[len(first) :])
+        return (self._bos() + ids,)
+
+    def example(self, messages: Sequence[Message], targets: str = "last") -> Encoded:
+        """The whole dialogue, which ends in an answering role, and its end token. targets: "last" answer or "all"."""
+        if not messages or messages[-1].role not in ANSWERING_ROLES:
+            raise UserError("dialogue: expected the last turn to be an answer (assistant, critique or revision)")
+        parts = self._parts(messages)
+        bos = self._bos()
+        tokens, roles, mask = [*bos], [ROLES.index(messages[0].role)] * len(bos), [False] * len(bos)
+        last = len(parts) - 1
+        for number, (part, ids) in enumerate(zip(parts, self._encode_parts(parts), strict=True)):
+            length = 0  # how many of the part's tokens are an answer with its end token
+            if part.is_answer:
+                ends = [place + 1 for place, token in enumerate(ids) if token in self.eos_ids]
+                if number == last:  # what the template writes after the end token is left out
+                    ids = ids[: ends[0]] if ends else (*ids, self.tokenizer.eos)
+                length = ends[0] if ends else len(ids)
+            target = targets == "all" or number == last
+            tokens += ids
+            roles += [ROLES.index(part.role)] * len(ids)
+            mask += [target] * length + [False] * (len(ids) - length)
+        return Encoded(np.array(tokens, np.int32), np.array(roles, np.int8), np.array(mask, bool))
+
+    def score_input(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """What a preference model reads: the dialogue up to the token that ends its last answer."""
+        return tuple(int(token) for token in self.example(messages).tokens)
+
+    def stop_strings(self, reply: str = "assistant") -> tuple[str, ...]:
+        """Where the model begins to speak for somebody else. A chat template's turns end in a token instead."""
+        if self.kind == "chat":
+            return ()
+        stops = ("human", "assistant")
+        if reply != "assistant":
+            stops += ("critique_request", "revision_request")
+        return tuple(HEADINGS[role] for role in stops)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(tokens)
+
+    def _bos(self) -> tuple[int, ...]:
+        """A chat template writes its own."""
+        return () if self.kind == "chat" or self.tokenizer.bos is None else (self.tokenizer.bos,)
+
+    def _render(self, messages: Sequence[Message], reply: str = "", start: str = "") -> str:
+        """The dialogue as text; with `reply`, up to where that turn's text begins, and `start`."""
+        if self.kind == "text":
+            return render_text(messages, reply, start)
+        import jinja2
+
+        turns = [{"role": _chat_role(message.role), "content": self._mark(message.text)} for message in messages]
+        try:
+            text = self.tokenizer.hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=bool(reply))
+        except jinja2.TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise UserError(f"{self.directory}: the chat template refuses turns of {roles}: {error}") from None
+        return text + self._mark(start)
+
+    def _parts(self, messages: Sequence[Message]) -> list[_Part]:
+        """The rendered dialogue in pieces: what precedes an answer stands apart from it."""
+        whole, parts, done = self._render(messages), [], ""
+        for number, message in enumerate(messages):
+            pieces = [(self._render(messages[: number + 1]), message.role in ANSWERING_ROLES)]
+            if message.role in ANSWERING_ROLES:
+                pieces.insert(0, (self._render(messages[:number], message.role), False))
+            for upto, is_answer in pieces:
+                if whole.startswith(upto) and len(upto) > len(done):
+                    parts.append(_Part(upto[len(done) :], message.role, is_answer))
+                    done = upto
+                elif message.role in ANSWERING_ROLES and upto != done:
+                    raise UserError(f"{self.directory}: the chat template rewrites earlier turns; use format = 'text'")
+        return parts
+
+    def _mark(self, text: str) -> str:
+        text = text.replace(_BEGIN, "").replace(_END, "")
+        return self._control.sub(lambda match: f"{_BEGIN}{match[0]}{_END}", text)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        """Control tokens count where the template wrote them, and are letters in the text format and between marks."""
+        if self.kind == "text":
+            return self.tokenizer.encode(text)
+        ids = ()
+        for number, piece in enumerate(re.split(f"[{_BEGIN}{_END}]", text)):
+            if piece:
+                ids += self.tokenizer.encode(piece, special=number % 2 == 0)
+        return ids
+
+    def _encode_parts(self, parts: Sequence[_Part]) -> list[tuple[int, ...]]:
+        """Token ids by part. The tokens before the last part, an answer, are those of the prompt; a token that crosses
+        from one earlier part into the next counts to the next."""
+        texts = [part.text for part in parts]
+        prompt = self._encode("".join(texts[:-1]))
+        whole = self._encode("".join(texts))
+        cuts = [0]
+        for number in range(1, len(texts) - 1):
+            cuts.append(max(cuts[-1], _num_equal(self._encode("".join(texts[:number])), prompt)))
+        cuts.append(len(prompt))
+        answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._encode(texts[-1])
+        return [*(prompt[begin:end] for begin, end in zip(cuts[:-1], cuts[1:], strict=True)), answer]
+
+
+def _num_equal(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading items are the same."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def load_format(directory, kind: str = "auto") -> DialogueFormat:
+    """The format of a model directory. kind: "text", "chat", or "auto": chat if the tokenizer has a chat template."""
+    if kind not in ("auto", "text", "chat"):
+        raise UserError(f"format: expected auto, text or chat, found {kind!r}")
+    tokenizer = Tokenizer(directory)
+    has_template = bool(tokenizer.hf.chat_template)
+    if kind == "chat" and not has_template:
+        raise UserError(f"{directory}: the tokenizer has no chat template; use format = 'text'")
+    return DialogueFormat(tokenizer, "text" if kind == "text" or not has_template else "chat")
+
+
+def _chat_role(role: str) -> str:
+    return "system" if role == "system" else "assistant" if role in ANSWERING_ROLES else "user"
+
+
+def render_text(messages: Sequence[Message], reply: str = "", start: str = "") -> str:
+    r"""The paper's text form. A prompt ends in "\n\nAssistant:" without a space: the space belongs to the answer."""
+    turns = [m.text if m.role == "system" else f"{HEADINGS[m.role]} {m.text}" for m in messages]
+    if reply:
+        turns.append(HEADINGS[reply] + (f" {start}" if start else ""))
+    return "".join(turns)
+
+
+def parse_dialogue(text: str, where: str = "dialogue") -> Dialogue:
+    r"""The inverse of `render_text`; what stands before the first heading is a system message.
+
+    One space after a heading belongs to it; everything else is kept as it is. UserError where no heading is found.
+    """
+    found = list(_HEADING.finditer(text))
+    if not found:
+        raise UserError(
+            f"{where}: expected a dialogue of the form '\\n\\nHuman: …\\n\\nAssistant: …', found {text[:40]!r}"
+        )
+    messages = [Message("system", text[: found[0].start()])] if found[0].start() else []
+    for heading, following in zip(found, [*found[1:], None], strict=True):
+        turn = text[heading.end() : following.start() if following else len(text)]
+        messages.append(Message(_ROLE_OF[heading[1]], turn.removeprefix(" ")))
+    return tuple(messages)

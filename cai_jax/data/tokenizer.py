@@ -1,0 +1,96 @@
+"""The tokenizer of a model directory, with a strict line between text and control tokens.
+
+Control tokens (<|im_start|>, </s>, …) have a meaning only where our own format writes them. The same characters inside
+what a user or a model wrote stay text: they are encoded as the letters that they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+from cai_jax.errors import UserError
+
+
+class Tokenizer:
+    """Text ↔ token ids.
+
+    vocab_size: the largest id + 1. eos_ids: whatever ends an answer, from generation_config.json, config.json and the
+    tokenizer. eos: the one of them that is appended to text. bos: the id that every sequence begins with, or None.
+    control_tokens: the strings with a meaning of their own.
+    """
+
+    def __init__(self, directory):
+        import tokenizers
+
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses torch, which we do without
+        import transformers
+
+        self.directory = str(directory)
+        path = pathlib.Path(directory, "tokenizer.json")
+        if not path.exists():
+            raise UserError(f"{path}: no such file; a model directory holds its tokenizer as tokenizer.json")
+        try:
+            self.hf = transformers.AutoTokenizer.from_pretrained(self.directory)
+            self._backend = self.hf.backend_tokenizer
+        except Exception as error:  # tokenizers raises bare Exception for a damaged file
+            raise UserError(f"{path}: not a readable tokenizer ({error}); fetch or convert the model again") from error
+
+        description = json.loads(self._backend.to_str())
+        template = self.hf.chat_template if isinstance(self.hf.chat_template, str) else ""
+        added = description["added_tokens"]
+        control = [t for t in added if t["special"] or (t["content"].strip() and t["content"] in template)]
+        self.control_tokens = tuple(token["content"] for token in control)
+        self.control_ids = frozenset(token["id"] for token in control)
+        # The same tokenizer, blind for control tokens.
+        description["added_tokens"] = [token for token in added if token not in control]
+        description["post_processor"] = None
+        self._plain = tokenizers.Tokenizer.from_str(json.dumps(description))
+
+        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        configs = [_read_json(pathlib.Path(directory, name)) for name in ("generation_config.json", "config.json")]
+        model_vocabulary = configs[1].get("vocab_size")
+        if model_vocabulary is not None and self.vocab_size > model_vocabulary:
+            raise UserError(
+                f"{directory}: the tokenizer has {self.vocab_size} tokens, the model only {model_vocabulary}: "
+                "they do not belong together"
+            )
+        self.eos_ids = _eos_ids([config.get("eos_token_id") for config in configs] + [self.hf.eos_token_id])
+        if not self.eos_ids:
+            raise UserError(
+                f"{directory}: no EOS token in generation_config.json, config.json or tokenizer_config.json"
+            )
+        self.eos = self.eos_ids[0] if self.hf.eos_token_id is None else self.hf.eos_token_id
+        first = self._backend.encode("a", add_special_tokens=True).ids[:1]
+        self.bos = self.hf.bos_token_id if first == [self.hf.bos_token_id] else None
+
+    def encode(self, text: str, special: bool = False) -> tuple[int, ...]:
+        """Never adds BOS or EOS. special: control tokens in `text` count as such; otherwise they are letters."""
+        tokenizer = self._backend if special else self._plain
+        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Control tokens are left out; incomplete UTF-8 shows as U+FFFD."""
+        return self._backend.decode([int(token) for token in tokens if int(token) not in self.control_ids])
+
+    def token_id(self, token: str) -> int | None:
+        return self._backend.token_to_id(token)
+
+
+def _read_json(path: pathlib.Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); fetch or convert the model again") from None
+
+
+def _eos_ids(sources: Sequence[int | list[int] | None]) -> tuple[int, ...]:
+    """All of them, once each, in order of appearance."""
+    flat = [
+        item for source in sources if source is not None for item in ([source] if isinstance(source, int) else source)
+    ]
+    return tuple(dict.fromkeys(flat))
