@@ -61,7 +61,9 @@ class Decoder(nn.Module):
         if positions_BxT is None:
             positions_BxT = default_positions(mask_BxT, segments_BxT)
         tables = blocks.rope_tables(positions_BxT, config)
-        x_BxTxD = constrain(jnp.take(params["embed"], tokens_BxT, axis=0), ("batch", "length", None))
+        # The width is gathered before the look-up: its mesh axis is one that the batch takes afterwards.
+        table_VxD = constrain(params["embed"], ("vocab", None))
+        x_BxTxD = constrain(jnp.take(table_VxD, tokens_BxT, axis=0), ("batch", "length", None))
 
         def run(x_BxTxD, weights, window):
             attend = functools.partial(
