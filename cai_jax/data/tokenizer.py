@@ -26,14 +26,15 @@ class Tokenizer:
         import tokenizers
 
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses torch, which we do without
-        import transformers
+        # Not AutoTokenizer: this class reads tokenizer.json as it stands, and does not import torch where there is one.
+        from transformers import PreTrainedTokenizerFast
 
         self.directory = str(directory)
         path = pathlib.Path(directory, "tokenizer.json")
         if not path.exists():
             raise UserError(f"{path}: no such file; a model directory holds its tokenizer as tokenizer.json")
         try:
-            self.hf = transformers.AutoTokenizer.from_pretrained(self.directory)
+            self.hf = PreTrainedTokenizerFast.from_pretrained(self.directory)
             self._backend = self.hf.backend_tokenizer
         except Exception as error:  # tokenizers raises bare Exception for a damaged file
             raise UserError(f"{path}: not a readable tokenizer ({error}); fetch or convert the model again") from error
