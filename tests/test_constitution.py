@@ -39,7 +39,7 @@ def test_embedded_critique_examples_are_whole_rounds_and_the_first_two_are_short
     for example in embedded.critique_examples:
         roles = [message.role for message in example.messages]
         assert roles[-5:] == EXAMPLE_ROLES and roles[-6] == "human"
-    assert any(sum(message.role == "human" for message in example.messages) > 1 for example in embedded.critique_examples)
+    assert max(len(example.messages) for example in embedded.critique_examples) > 6  # some have several turns
     for example in embedded.critique_examples[:2]:
         assert len(render(example.messages).split()) <= 110
 
@@ -181,5 +181,5 @@ def test_unreadable_sources(tmp_path):
 def test_official_item_of_another_form_is_named(tmp_path):
     item = {"prompt": ["x"], "edit_request": "y"}
     (tmp_path / "CritiqueRevisionInstructions.json").write_text(json.dumps({"harmful0": item}))
-    with pytest.raises(UserError, match="CritiqueRevisionInstructions.json: field 'harmful0': not of the official form"):
+    with pytest.raises(UserError, match="Instructions.json: field 'harmful0': not of the official form"):
         load_constitution(str(tmp_path))

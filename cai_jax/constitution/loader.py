@@ -68,7 +68,7 @@ class ComparisonExample:
 
 @dataclasses.dataclass(frozen=True)
 class ChainExample:
-    """A worked comparison with its reasons. `prompt` is the human turn, with a slot for a principle; `reasoning` is what
+    """A worked comparison with its reasons. `prompt` is the human turn with a slot for a principle; `reasoning` is what
     follows "Let's think step by step:", stripped; `answer` is "A" or "B"."""
 
     id: str
@@ -77,7 +77,7 @@ class ChainExample:
     answer: str
 
     def question(self, principle: str) -> str:
-        """The human turn with the principle, on a line of its own, in the first slot. Dialogues hold braces: no format()."""
+        """The human turn with the principle, on its own line, in the first slot. Texts hold braces: no format()."""
         before, _, after = self.prompt.partition(SLOT)
         return f"{before}\n{principle}{after}"
 
@@ -109,7 +109,7 @@ def load_constitution(source: str = "embedded") -> Constitution:
     elif path.is_file():
         tables = _merged([(path, read_json(path))])
     else:
-        raise UserError(f"{source}: no such constitution; expected 'embedded', a JSON file, or a directory of JSON files")
+        raise UserError(f"{source}: no such constitution; expected 'embedded', a JSON file or a directory of them")
     for key in KEYS[:2]:
         if key not in tables:
             raise UserError(f"{located(path, field=key)}: missing; expected a list of principles")
@@ -238,7 +238,7 @@ def _chain_example(read: _Reader) -> ChainExample:
 
 
 def _chain_prompt(read: _Reader) -> str:
-    """Our rows as the question that the feedback stage asks without an "Options:" line (`cai_jax.data.choices.question`)."""
+    """A row of ours as the question that the feedback stage asks before a chain (`cai_jax.data.choices.question`)."""
     dialogue, options = read.dialogue(), read.value("options")
     texts = [text for text in options if isinstance(text, str) and text.strip()] if isinstance(options, list) else []
     if len(texts) != 2 or len(options) != 2:

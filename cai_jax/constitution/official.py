@@ -35,7 +35,7 @@ FILES = {
 
 
 def read_tables(directory: Path, read_json: Callable) -> dict[str, tuple[str, list[dict]]]:
-    """Key of our schema → (file name, rows). Raises UserError `file: field 'n': …` for a file or an item of another form."""
+    """Key of our schema → (file name, rows). Raises UserError `file: field …` for another form."""
     makers = {
         "critique_principles": _critique_principle, "comparison_principles": _comparison_principle,
         "critique_examples": _critique_example, "comparison_examples": _comparison_example,
@@ -44,16 +44,17 @@ def read_tables(directory: Path, read_json: Callable) -> dict[str, tuple[str, li
     tables = {}
     for key, file in FILES.items():
         value = read_json(directory / file)
-        items = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
-        if not items:
+        named = isinstance(value, dict)
+        if not value or not (named or isinstance(value, list)):
             raise UserError(f"{directory / file}: expected a list or an object of items, as in the paper's repository")
         rows = []
-        for name, item in items:
+        for name, item in value.items() if named else enumerate(value):
             try:
-                rows.append(makers[key](item) | {"id": name if isinstance(value, dict) else f"official{name}"})
+                rows.append(makers[key](item) | {"id": name if named else f"official{name}"})
             except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
                 reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
-                raise UserError(f"{located(directory / file, field=name)}: not of the official form ({reason})") from error
+                where = located(directory / file, field=name)
+                raise UserError(f"{where}: not of the official form ({reason})") from error
         tables[key] = file, rows
     return tables
 
@@ -63,9 +64,8 @@ def split_turns(text: str) -> list[dict]:
     pieces = _HEADING.split(text)
     if pieces[0]:
         raise ValueError("expected a heading such as '\\n\\nHuman:' first")
-    return [
-        {"role": HEADINGS[name], "text": said.removeprefix(" ")} for name, said in zip(pieces[1::2], pieces[2::2], strict=True)
-    ]
+    turns = zip(pieces[1::2], pieces[2::2], strict=True)
+    return [{"role": HEADINGS[name], "text": said.removeprefix(" ")} for name, said in turns]
 
 
 def _critique_principle(item: dict) -> dict:

@@ -1,0 +1,123 @@
+"""Prompts: dialogues that wait for an assistant's answer. Red-team and helpful ones come with the project.
+
+A row is `{"prompt": text or [{role, text}, …]}` and may have "id", "kind" (what it is about) and "split". A text that begins
+with "\\n\\nHuman:" is a dialogue in the paper's form. Rows of hh-rlhf, `{"chosen", "rejected"}`, give the dialogue before the
+answer. The embedded prompts were written by hand for this project: requests that a person might type, without
+operational detail.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+from cai_jax.data.comparisons import fault, split_turns
+from cai_jax.data.jsonl import field
+from cai_jax.data.tables import TFDS, read_rows
+from cai_jax.errors import UserError, located
+from cai_jax.structs import Dialogue, Message, dialogue_from_json, dialogue_to_json
+
+EMBEDDED = Path(__file__).parent / "embedded"
+SETS = ("red_team", "helpful")
+
+DUPLICATE = "duplicate"
+BLANK = "blank prompt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A dialogue that ends in a human turn. `id` is stable: the row's own, or a hash of the dialogue."""
+
+    id: str
+    dialogue: Dialogue
+    kind: str | None = None
+
+
+def load_prompts(source: str, *, split: str | None = None, offset: int = 0, limit: int | None = None) -> list[Prompt]:
+    """The prompts of `source` in its order: `read_prompts` without the counts."""
+    return read_prompts(source, split=split, offset=offset, limit=limit)[0]
+
+
+def read_prompts(
+    source: str, *, split: str | None = None, offset: int = 0, limit: int | None = None
+) -> tuple[list[Prompt], dict[str, int]]:
+    """(prompts, dropped rows by reason) of `source`.
+
+    `source`: "embedded:red_team" or "embedded:helpful"; a .jsonl, .jsonl.gz or .parquet file; "tfds:NAME". `split` keeps
+    the rows with that "split" field, or names the TFDS split. Dropped are blank prompts, hh-rlhf rows of odd turns, and
+    later copies of a dialogue. `offset` and `limit` count prompts that were kept; reading stops at the limit, and so does
+    the count of dropped rows.
+
+    Raises UserError `file:line: field …` for a malformed row, and "0 rows left" where nothing is left.
+    """
+    path = _resolve(source)
+    dropped: collections.Counter[str] = collections.Counter()
+    kept: list[Prompt] = []
+    seen: set[Dialogue] = set()
+    ids: set[str] = set()
+    for line, row in read_rows(path, split):
+        if limit is not None and len(kept) >= limit:
+            break
+        if split and not path.startswith(TFDS) and field(row, "split", str, path, line) != split:
+            continue
+        prompt = _prompt(row, path, line)
+        if isinstance(prompt, str) or prompt.dialogue in seen:
+            dropped[prompt if isinstance(prompt, str) else DUPLICATE] += 1
+            continue
+        if prompt.id in ids:
+            raise UserError(f"{located(path, line, 'id')}: '{prompt.id}' was there before; ids must differ")
+        seen.add(prompt.dialogue)
+        ids.add(prompt.id)
+        if len(seen) > offset:
+            kept.append(prompt)
+    if not kept:
+        why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "none dropped"
+        chosen = f" of split '{split}'" if split else ""
+        raise UserError(f"{source}: 0 rows left: {len(seen)} prompts{chosen}, offset {offset}, limit {limit}, {why}")
+    return kept, dict(sorted(dropped.items()))
+
+
+def _resolve(source: str) -> str:
+    if not source.startswith("embedded:"):
+        return source
+    name = source.removeprefix("embedded:")
+    if name not in SETS:
+        raise UserError(f"{source}: no such embedded prompts; there are embedded:{' and embedded:'.join(SETS)}")
+    return str(EMBEDDED / f"{name}.jsonl")
+
+
+def _prompt(row: dict, path: str, line: int) -> Prompt | str:
+    """One row, checked, or the reason why it is dropped."""
+    value = row.get("prompt")
+    if value is None and isinstance(row.get("chosen"), str):
+        turns = split_turns(row["chosen"])
+        if reason := fault(turns):
+            return reason
+        dialogue = turns[:-1]
+    elif isinstance(value, list):
+        dialogue = dialogue_from_json(value, located(path, line, "prompt"))
+    elif isinstance(value, str) and value.startswith("\n\nHuman:"):
+        dialogue = split_turns(value)
+        if dialogue[-1] == Message("assistant", ""):  # an open heading at the end says whose turn it is
+            dialogue = dialogue[:-1]
+    elif isinstance(value, str) and not value.strip():
+        return BLANK
+    else:
+        dialogue = (Message("human", field(row, "prompt", str, path, line).strip()),)
+    if dialogue[-1].role != "human":
+        where = located(path, line, "prompt")
+        raise UserError(f"{where}: ends in '{dialogue[-1].role}'; expected a human turn last, which awaits an answer")
+    if not dialogue[-1].text.strip():
+        return BLANK
+    name = field(row, "id", str, path, line) if row.get("id") is not None else stable_id(dialogue)
+    kind = field(row, "kind", str, path, line) if row.get("kind") is not None else None
+    return Prompt(name, dialogue, kind)
+
+
+def stable_id(dialogue: Dialogue) -> str:
+    """16 hexadecimal digits that depend on roles and texts alone."""
+    text = json.dumps(dialogue_to_json(dialogue), ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
