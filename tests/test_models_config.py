@@ -42,6 +42,30 @@ def test_both_spellings_of_rope_are_read():
     assert old.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
 
 
+@pytest.mark.parametrize(
+    ("change", "windows", "switches"),
+    [
+        ({"model_type": "mistral", "sliding_window": 4}, (4, 4, 4), ()),
+        ({"model_type": "mistral", "sliding_window": None}, (), ()),
+        ({"model_type": "mistral"}, (4096,) * 3, ()),
+        ({"model_type": "qwen2", "sliding_window": 4}, (), ("qkv_bias",)),
+        ({"model_type": "qwen2", "sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1}, (0, 4, 4),
+         ("qkv_bias",)),
+        ({"model_type": "qwen3", "sliding_window": None}, (), ("qk_norm",)),
+        ({"model_type": "qwen3", "sliding_window": 5, "use_sliding_window": True, "attention_bias": True,
+          "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, (5, 0, 5),
+         ("qk_norm", "qkv_bias", "o_bias")),
+    ],
+)  # fmt: skip
+def test_families(change, windows, switches):
+    config = ModelConfig.from_hf(SMOLLM2 | {"num_hidden_layers": 3} | change)
+    assert config.windows == windows
+    on = {name for name in ("qkv_bias", "o_bias", "mlp_bias", "qk_norm") if getattr(config, name)}
+    assert on == set(switches)
+    assert config.head_dim == (128 if config.family == "qwen3" else 64)  # Qwen 3's default is not width / heads
+    assert ModelConfig.from_hf(config.to_hf()) == config
+
+
 def test_defaults_of_absent_fields():
     config = ModelConfig.from_hf({key: value for key, value in SMOLLM2.items() if key != "num_key_value_heads"})
     assert config.num_kv_heads == config.num_heads
@@ -60,6 +84,8 @@ def test_defaults_of_absent_fields():
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "'yarn' is not supported; default, linear and llama3"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4}}, "field 'original_max_position_embeddings'"),
         ({"hidden_act": "gelu"}, "field 'hidden_act'"),
+        ({"model_type": "mistral", "layer_types": ["full_attention"]}, "field 'layer_types': 1 entries for 30 layers"),
+        ({"model_type": "mistral", "sliding_window": 0}, "field 'sliding_window': expected a positive integer"),
     ],
 )
 def test_refusals(change, says):

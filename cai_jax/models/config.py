@@ -77,23 +77,23 @@ class ModelConfig:
                 f"{where}: num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}"
             )
         theta, scaling = _rope_from_hf(config, read)
-        return ModelConfig(
-            family=config["model_type"],
-            vocab_size=read.count("vocab_size"),
-            width=width,
-            ffw=read.count("intermediate_size"),
-            num_layers=read.count("num_hidden_layers"),
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=read.count("head_dim", width // num_heads),
-            max_length=read.count("max_position_embeddings", 2048),
-            norm_eps=read.number("rms_norm_eps", 1e-6),
-            rope_theta=theta,
-            rope_scaling=scaling,
-            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-            init_std=read.number("initializer_range", 0.02),
-            **family.switches(config, read),
-        )
+        fields = {
+            "family": config["model_type"],
+            "vocab_size": read.count("vocab_size"),
+            "width": width,
+            "ffw": read.count("intermediate_size"),
+            "num_layers": read.count("num_hidden_layers"),
+            "num_heads": num_heads,
+            "num_kv_heads": num_kv_heads,
+            "head_dim": read.count("head_dim", width // num_heads),
+            "max_length": read.count("max_position_embeddings", 2048),
+            "norm_eps": read.number("rms_norm_eps", 1e-6),
+            "rope_theta": theta,
+            "rope_scaling": scaling,
+            "tied_embeddings": bool(config.get("tie_word_embeddings", False)),
+            "init_std": read.number("initializer_range", 0.02),
+        }
+        return ModelConfig(**fields | family.switches(config, read))
 
     def to_hf(self) -> dict:
         """The `config.json` of this model, in the field names that every version of transformers reads."""
@@ -202,11 +202,63 @@ def _llama_switches(config: Mapping, read: _Reader) -> dict:
     return {"qkv_bias": bias, "o_bias": bias, "mlp_bias": bool(config.get("mlp_bias", False))}
 
 
+def _mistral_switches(config: Mapping, read: _Reader) -> dict:
+    # An absent sliding_window means 4096 in transformers, an explicit null means none.
+    return {"windows": _windows(config, read, config.get("sliding_window", 4096), first=0)}
+
+
+def _qwen2_switches(config: Mapping, read: _Reader) -> dict:
+    window = config.get("sliding_window") if config.get("use_sliding_window") else None
+    return {"qkv_bias": True, "windows": _windows(config, read, window, config.get("max_window_layers") or 0)}
+
+
+def _qwen3_switches(config: Mapping, read: _Reader) -> dict:
+    bias = bool(config.get("attention_bias", False))
+    switches = {"qk_norm": True, "qkv_bias": bias, "o_bias": bias, "head_dim": read.count("head_dim", 128)}
+    return _qwen2_switches(config, read) | switches
+
+
+def _windows(config: Mapping, read: _Reader, window: int | None, first: int) -> tuple[int, ...]:
+    """Which layers slide: those that `layer_types` names, or all from `first` on."""
+    if window is None:
+        return ()
+    count = read.count("num_hidden_layers")
+    types = config.get("layer_types") or ["sliding_attention" if i >= first else "" for i in range(count)]
+    if len(types) != count:
+        raise UserError(f"{read.where}: field 'layer_types': {len(types)} entries for {count} layers")
+    windows = tuple(read.count("sliding_window", window) if kind == "sliding_attention" else 0 for kind in types)
+    return windows if any(windows) else ()
+
+
+def _qwen_windows(config: ModelConfig) -> dict:
+    windows = config.windows or (0,) * config.num_layers
+    sliding = [i for i, window in enumerate(windows) if window]
+    return {
+        "use_sliding_window": bool(sliding),
+        "sliding_window": max(windows) or None,
+        "max_window_layers": sliding[0] if sliding else config.num_layers,
+        "layer_types": ["sliding_attention" if window else "full_attention" for window in windows],
+    }
+
+
 FAMILIES = {
     "llama": Family(
         "LlamaForCausalLM",
         "Llama 2 and 3, SmolLM2, TinyLlama",
         _llama_switches,
         lambda config: {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias},
+    ),
+    "mistral": Family(
+        "MistralForCausalLM",
+        "Mistral 7B and Nemo, Zephyr",
+        _mistral_switches,
+        lambda config: {"sliding_window": max(config.windows, default=0) or None},
+    ),
+    "qwen2": Family("Qwen2ForCausalLM", "Qwen 2 and 2.5", _qwen2_switches, _qwen_windows),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        "dense Qwen 3",
+        _qwen3_switches,
+        lambda config: {"attention_bias": config.qkv_bias} | _qwen_windows(config),
     ),
 }
