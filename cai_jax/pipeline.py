@@ -59,21 +59,26 @@ def file_digest(path) -> str:
 
 
 def source_identity(value: str) -> str | None:
-    """A digest of the data file or folder that a string field names, so that an edited file counts as a change."""
-    name = value.removeprefix("random:")
-    if value.startswith("embedded"):
-        packages = (data_package, constitution_package)
-        pattern = f"embedded/{value.partition(':')[2]}.jsonl" if ":" in value else "*.json"
-        files = [file for package in packages for file in sorted(pathlib.Path(package.__path__[0]).glob(pattern))]
-    elif "\n" in name or len(name) > 1000 or "://" in name or not os.path.exists(name):
+    """A digest of the data files or folders that a string field names ("a+b" names two), so that an edited file counts as
+    a change. None where it names no local file."""
+    marks = [_file_identity(part.strip().removeprefix("random:")) for part in value.split("+")] if len(value) < 4000 else []
+    return "+".join(mark for mark in marks if mark) or None
+
+
+def _file_identity(name: str) -> str | None:
+    if name == "embedded":
+        files = sorted(pathlib.Path(constitution_package.__path__[0]).glob("*.json"))
+    elif name.startswith("embedded:"):
+        files = [pathlib.Path(data_package.__path__[0]) / "embedded" / f"{name.partition(':')[2]}.jsonl"]
+    elif "://" in name or "\0" in name or not os.path.exists(name):
         return None
-    elif os.path.isdir(name):
-        files = sorted(pathlib.Path(name).glob("*.json"))
-        sizes = [[file.name, file.stat().st_size] for file in sorted(pathlib.Path(name).glob("*.safetensors"))]
-        return hashlib.sha256(artefacts.dump([[file.name, file_digest(file)] for file in files] + sizes).encode()).hexdigest()[:16]
     else:
-        files = [pathlib.Path(name)]
-    return "+".join(file_digest(file) for file in files) or None
+        path = pathlib.Path(name)
+        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if path.is_dir():  # weights are told apart by name and size: reading gigabytes at every start would be felt
+            weights = [[file.name, file.stat().st_size] for file in sorted(path.glob("*.safetensors"))]
+            return hashlib.sha256(artefacts.dump([[file.name, file_digest(file)] for file in files] + weights).encode()).hexdigest()[:16]
+    return "+".join(file_digest(file) for file in files if file.is_file()) or None
 
 
 def _strings(value, path=()):

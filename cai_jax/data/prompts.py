@@ -53,6 +53,8 @@ def read_prompts(
 
     Raises UserError `file:line: field …` for a malformed row, and "0 rows left" where nothing is left.
     """
+    if "+" in source and not Path(source).exists():
+        return _joined([read_prompts(part.strip(), split=split, offset=offset, limit=limit) for part in source.split("+")])
     path = _resolve(source)
     dropped: collections.Counter[str] = collections.Counter()
     kept: list[Prompt] = []
@@ -78,6 +80,18 @@ def read_prompts(
         chosen = f" of split '{split}'" if split else ""
         raise UserError(f"{source}: 0 rows left: {len(seen)} prompts{chosen}, offset {offset}, limit {limit}, {why}")
     return kept, dict(sorted(dropped.items()))
+
+
+def _joined(parts: list[tuple[list[Prompt], dict[str, int]]]) -> tuple[list[Prompt], dict[str, int]]:
+    """Prompts one source after the other; a dialogue (or id) that an earlier source had counts as a duplicate."""
+    kept: dict[str, Prompt] = {}
+    dropped = collections.Counter()
+    for prompts, counts in parts:
+        dropped.update(counts)
+        for prompt in prompts:
+            dropped[DUPLICATE] += prompt.id in kept
+            kept.setdefault(prompt.id, prompt)
+    return list(kept.values()), {reason: count for reason, count in sorted(dropped.items()) if count}
 
 
 def _resolve(source: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 
-from cai_jax.data.prompts import load_prompts
+from cai_jax.data.prompts import read_prompts
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import SampleRequest, SamplingParams, dialogue_to_json
@@ -15,8 +15,9 @@ SCHEMA = 1
 def run(ctx: StageContext) -> dict:
     """Writes one comparison record a prompt: `num_samples` responses by the same model, in order of their sample number."""
     config = ctx.config
-    prompts = load_prompts(**config.prompts.to_dict())
-    ctx.require_rows(prompts, "prompts")
+    prompts, dropped = read_prompts(**config.prompts.to_dict())
+    for reason, count in dropped.items():
+        ctx.drop(reason, count)
     model = ctx.load_model(config.model, format=config.format)
     sampling = SamplingParams(config.max_new_tokens, config.temperature, config.top_k, config.top_p,
                               model.format.stop_strings("assistant"))

@@ -1,0 +1,165 @@
+"""Prompts: what each source gives, what is dropped, what each mistake prints; and the embedded sets."""
+
+import collections
+import gzip
+import itertools
+import json
+import re
+
+import pytest
+
+from cai_jax.data.prompts import SETS, load_prompts, read_prompts, stable_id
+from cai_jax.errors import UserError
+from cai_jax.structs import Message
+
+HUMAN = [{"role": "human", "text": "Hi"}, {"role": "assistant", "text": "Hello."}, {"role": "human", "text": "Name a tree."}]
+HARMS = {
+    "violence", "self-harm", "hate and discrimination", "harassment and bullying", "theft and fraud", "drugs and weapons",
+    "privacy invasion", "deception and misinformation", "unsafe advice",
+}
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_texts_and_dialogues_ids_and_dropped_rows(tmp_path):
+    rows = [
+        {"prompt": " Name a tree: oak? "}, {"prompt": HUMAN, "id": "tree", "kind": "botany"}, {"prompt": " "},
+        {"prompt": "Name a tree: oak?"}, {"prompt": [{"role": "human", "text": ""}]},
+        {"prompt": "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Bye\n\nAssistant:"},
+    ]
+    prompts, dropped = read_prompts(write(tmp_path / "a.jsonl", *rows))
+    assert dropped == {"blank prompt": 2, "duplicate": 1}
+    assert [prompt.dialogue[-1].text for prompt in prompts] == ["Name a tree: oak?", "Name a tree.", "Bye"]
+    assert prompts[1].id == "tree" and prompts[1].kind == "botany" and len(prompts[1].dialogue) == 3
+    assert prompts[2].dialogue[1] == Message("assistant", "Hello.")
+    assert prompts[0].id == stable_id((Message("human", "Name a tree: oak?"),)) and prompts[0].kind is None
+    assert re.fullmatch("[0-9a-f]{16}", prompts[0].id)
+
+
+def test_gzip_and_parquet_give_the_same_as_jsonl(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    rows = [{"prompt": f"Question {number}?", "split": "train" if number % 2 else "heldout"} for number in range(10)]
+    plain = write(tmp_path / "a.jsonl", *rows)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    expected = load_prompts(plain, split="train", offset=1, limit=3)
+    assert [prompt.dialogue[0].text for prompt in expected] == [f"Question {number}?" for number in (3, 5, 7)]
+    for name in ("a.jsonl.gz", "a.parquet"):
+        assert load_prompts(str(tmp_path / name), split="train", offset=1, limit=3) == expected
+
+
+@pytest.mark.parametrize(
+    "row, expected",
+    [
+        ({"text": "a"}, "2: field 'prompt': missing"),
+        ({"prompt": 3}, "2: field 'prompt': expected text, found int"),
+        ({"prompt": HUMAN[:2]}, "2: field 'prompt': ends in 'assistant'"),
+        ({"prompt": [{"role": "user", "text": "a"}]}, r"2: field 'prompt'\[0\]: expected {role, text}"),
+        ({"prompt": "a", "id": "first"}, "2: field 'id': 'first' was there before"),
+        ({"prompt": "a", "kind": 1}, "2: field 'kind': expected text"),
+    ],
+)
+def test_a_mistake_is_one_line_with_file_line_and_field(tmp_path, row, expected):
+    path = write(tmp_path / "bad.jsonl", {"prompt": "fine", "id": "first"}, row)
+    with pytest.raises(UserError, match=expected) as error:
+        load_prompts(path)
+    assert str(error.value).startswith(path)
+
+
+def test_nothing_left_and_unknown_sources(tmp_path):
+    path = write(tmp_path / "a.jsonl", {"prompt": "a", "split": "train"}, {"prompt": " ", "split": "train"})
+    for options in ({"split": "test"}, {"offset": 5}, {"limit": 0}):
+        with pytest.raises(UserError, match="0 rows left"):
+            load_prompts(path, **options)
+    with pytest.raises(UserError, match="embedded:red_team and embedded:helpful"):
+        load_prompts("embedded:harmful")
+    with pytest.raises(UserError, match="unknown kind of data"):
+        load_prompts("prompts.csv")
+    with pytest.raises(UserError, match="no such file"):
+        load_prompts(str(tmp_path / "absent.jsonl"))
+
+
+def test_tfds_rows_become_prompts(monkeypatch):
+    rows = [{"prompt": "Name a tree."}, {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "x"}]
+    seen = []
+
+    def read_rows(source, split):
+        seen.append((source, split))
+        return enumerate(rows, start=1)
+
+    monkeypatch.setattr("cai_jax.data.prompts.read_rows", read_rows)
+    prompts = load_prompts("tfds:some_set/config", split="test")
+    assert seen == [("tfds:some_set/config", "test")]
+    assert [prompt.dialogue for prompt in prompts] == [(Message("human", "Name a tree."),), (Message("human", "Hi"),)]
+
+
+def test_public_files(shared_data):
+    prompts, dropped = read_prompts(str(shared_data / "redteam_hh_harmless_first_turns.jsonl.gz"))
+    assert len(prompts) + sum(dropped.values()) == 11952 and len(prompts) > 10000
+    prompts, dropped = read_prompts(str(shared_data / "hh_harmless_base.jsonl.gz"))
+    assert len(prompts) + sum(dropped.values()) == 1718 and all(item.dialogue[-1].role == "human" for item in prompts)
+
+
+# The embedded sets
+
+
+@pytest.fixture(scope="module", params=SETS)
+def embedded(request):
+    name = request.param
+    prompts, dropped = read_prompts(f"embedded:{name}")
+    assert dropped == {}
+    return name, prompts, load_prompts(f"embedded:{name}", split="train"), load_prompts(f"embedded:{name}", split="heldout")
+
+
+def words(prompt):
+    return re.findall(r"[\w']+", " ".join(message.text for message in prompt.dialogue).lower())
+
+
+def test_counts_ids_and_splits(embedded):
+    name, prompts, train, heldout = embedded
+    assert len(prompts) >= 240 and len(train) + len(heldout) == len(prompts)
+    assert [prompt.id for prompt in prompts] == [f"{name}-{number:03d}" for number in range(1, len(prompts) + 1)]
+    assert 0.2 <= len(heldout) / len(prompts) <= 0.3
+    by_kind = collections.Counter(prompt.kind for prompt in prompts)
+    held = collections.Counter(prompt.kind for prompt in heldout)
+    if name == "red_team":
+        assert set(by_kind) == HARMS and min(by_kind.values()) >= 26
+    assert len(by_kind) >= 9 and min(by_kind.values()) >= 12
+    assert all(0.15 <= held[kind] / count <= 0.35 for kind, count in by_kind.items())
+    # a run that takes the first few of a split sees many kinds
+    assert len({prompt.kind for prompt in train[:32]}) >= 9 and len({prompt.kind for prompt in heldout[:16]}) >= 8
+
+
+def test_prompts_are_short_varied_and_partly_of_several_turns(embedded):
+    _, prompts, _, _ = embedded
+    lengths = [len(words(prompt)) for prompt in prompts]
+    assert sum(length <= 40 for length in lengths) >= 0.9 * len(prompts) and max(lengths) <= 90
+    assert sum(len(prompt.dialogue) > 1 for prompt in prompts) >= 12
+    openings = collections.Counter(tuple(words(prompt)[:3]) for prompt in prompts)
+    assert openings.most_common(1)[0][1] <= 0.05 * len(prompts)
+    for prompt in prompts:
+        roles = [message.role for message in prompt.dialogue]
+        assert roles == ["human", "assistant"] * (len(roles) // 2) + ["human"]
+
+
+def test_no_two_prompts_are_nearly_the_same():
+    bags = [(prompt.id, frozenset(words(prompt))) for name in SETS for prompt in load_prompts(f"embedded:{name}")]
+    near = [
+        (a, b) for (a, left), (b, right) in itertools.combinations(bags, 2)
+        if len(left & right) > 0.6 * len(left | right)
+    ]
+    assert near == []
+
+
+def test_sources_joined_by_plus_come_one_after_the_other(tmp_path):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    second.write_text('{"prompt": "two"}\n{"prompt": "three"}\n{"prompt": "four"}\n')
+    kept, dropped = read_prompts(f"{first}+{second}", limit=2)
+    assert [prompt.dialogue[0].text for prompt in kept] == ["one", "two", "three"]
+    assert dropped == {"duplicate": 1}
