@@ -98,7 +98,7 @@ def start_processes() -> None:
         try:
             count, index = int(os.environ["CAI_JAX_NUM_PROCESSES"]), int(os.environ["CAI_JAX_PROCESS_ID"])
         except (KeyError, ValueError) as error:
-            raise UserError(f"CAI_JAX_COORDINATOR is set, but CAI_JAX_NUM_PROCESSES or CAI_JAX_PROCESS_ID is not a number ({error})") from error
+            raise UserError("CAI_JAX_COORDINATOR is set; CAI_JAX_NUM_PROCESSES and CAI_JAX_PROCESS_ID must be numbers") from error
         jax.distributed.initialize(coordinator, count, index)
     elif os.environ.get("CAI_JAX_DISTRIBUTED") == "auto":
         jax.distributed.initialize()

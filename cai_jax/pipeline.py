@@ -77,7 +77,8 @@ def _file_identity(name: str) -> str | None:
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]
         if path.is_dir():  # weights are told apart by name and size: reading gigabytes at every start would be felt
             weights = [[file.name, file.stat().st_size] for file in sorted(path.glob("*.safetensors"))]
-            return hashlib.sha256(artefacts.dump([[file.name, file_digest(file)] for file in files] + weights).encode()).hexdigest()[:16]
+            named = [[file.name, file_digest(file)] for file in files]
+            return hashlib.sha256(artefacts.dump(named + weights).encode()).hexdigest()[:16]
     return "+".join(file_digest(file) for file in files if file.is_file()) or None
 
 
@@ -267,7 +268,8 @@ def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
     inputs = {key: artefacts.StageDirectory(run_path / value) for key, value in (stage.get("inputs") or {}).items() if value}
     ctx = StageContext(node.name, stage, config, run_path, directory, inputs, mesh)
     spent = manifest.get("seconds", 0.0)
-    directory.update_manifest(kind=node.kind, fingerprint=node.fingerprint, fields=node.fields, parents=list(node.parents), done=False)
+    directory.update_manifest(kind=node.kind, fingerprint=node.fingerprint, fields=node.fields, parents=list(node.parents),
+                              done=False)
     artefacts.barrier(f"start {node.name}")
     progress.say(f"[{node.name}] {node.kind} …")
     start = time.monotonic()
@@ -280,8 +282,8 @@ def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     directory.update_manifest(summary=summary, sha256=digests, dropped=ctx.dropped, tokens=ctx.tokens, peak_bytes=peak, done=True)
     artefacts.barrier(f"done {node.name}")
-    dropped = f"; left out: {', '.join(f'{count} {reason}' for reason, count in sorted(ctx.dropped.items()))}" if ctx.dropped else ""
-    progress.say(f"[{node.name}] {seconds:.0f} s: {summary.get('headline', '')}{dropped}")
+    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(ctx.dropped.items()))
+    progress.say(f"[{node.name}] {seconds:.0f} s: {summary.get('headline', '')}" + (f"; left out: {left_out}" if left_out else ""))
     return {"stage": node.name, "skipped": False, "seconds": seconds, **summary}
 
 
@@ -290,6 +292,7 @@ def table(rows: list[dict]) -> str:
     lines = [("stage", "rows/steps", "seconds", "result")]
     for row in rows:
         count = row.get("rows", row.get("steps", ""))
-        lines.append((row["stage"], str(count), f"{row['seconds']:.0f}" + (" (before)" if row["skipped"] else ""), row.get("headline", "")))
+        seconds = f"{row['seconds']:.0f}" + (" (before)" if row["skipped"] else "")
+        lines.append((row["stage"], str(count), seconds, row.get("headline", "")))
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
     return "\n".join("  ".join([*(line[column].ljust(widths[column]) for column in range(3)), line[3]]).rstrip() for line in lines)

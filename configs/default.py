@@ -118,7 +118,7 @@ def pm(comparisons="compare", labels="feedback", **fields):
         "inputs": {"comparisons": comparisons, "labels": labels},  # "" for both: human comparisons only (the RLHF baselines)
         "init": "base",
         "human": {"source": "embedded:helpful_comparisons", "split": "train", "offset": 0, "limit": optional(int)},
-        "human_fraction": optional(float),  # share of human comparisons in training; empty: all there are (paper: 135,296 of 318,127)
+        "human_fraction": optional(float),  # of the training comparisons; empty: all there are (the paper: 135,296 of 318,127)
         "label_kind": "soft",  # or hard
         "clamp": (),  # (0.4, 0.6) for chain-of-thought labels (section 4.1); () for none
         "average_orders": True,
@@ -182,7 +182,7 @@ def evaluate(models, revisions="", **fields):
         "prompts_helpful": prompts("embedded:helpful", "heldout"),
         "num_samples": 1,
         **draw(max_new_tokens=256),
-        "choices": "embedded:hhh",
+        "choices": "embedded:hhh",  # or an official evaluation file; "" for none
         "num_choices": optional(int),  # the first n; empty: all
         "num_few_shot": 0,  # items of the same set as worked examples, kept out of every mode; 0: zero-shot only
         "num_chains": 0,  # chains of thought an item, averaged (the paper: 1 and 5); 0: none

@@ -13,7 +13,7 @@ def get_config(arg=""):
     config.graph = {
         "pm": default.pm(comparisons="", labels=""),
         "rl": default.rl(policy="base", prompts=default.prompts("embedded:helpful")),
-        "evaluate": default.evaluate({"pretrained": "base", "rlhf": "@rl"}),
+        "evaluate": default.evaluate({"pretrained": "base", "rlhf": "@rl"}, anchor="pretrained"),
         "report": {"kind": "report", "inputs": {}},
     }
     if harmless:

@@ -25,7 +25,7 @@ def get_config():
             kl_coefficient=0.02, max_prompt_tokens=96, max_new_tokens=32, save_every_updates=5, missing_eos_penalty=0.5,
         ),
         "evaluate": default.evaluate(
-            {"initial": "helpful", "sl": "@sl", "rl": "@rl"}, "revise", max_new_tokens=48, num_choices=48,
+            {"initial": "helpful", "sl": "@sl", "rl": "@rl"}, "revise", max_new_tokens=48, num_choices=48, num_few_shot=2,
             prompts_red_team=default.prompts("embedded:red_team", "heldout", limit=24),
             prompts_helpful=default.prompts("embedded:helpful", "heldout", limit=12),
         ),

@@ -27,6 +27,7 @@ def get_config():
         ),
         "evaluate": default.evaluate(
             {"initial": "helpful", "sl": "@sl", "rl": "@rl"}, "revise", max_new_tokens=12, num_choices=12,
+            num_few_shot=2, num_chains=1, max_chain_tokens=8,
             prompts_red_team=default.prompts("embedded:red_team", "heldout", limit=4),
             prompts_helpful=default.prompts("embedded:helpful", "heldout", limit=4),
         ),

@@ -46,9 +46,11 @@ def test_tpu_dry_run_prints_every_command_and_quotes():
         ["create", "archive", "scp", "--command", "--command", "delete"]
     assert "--spot" in lines[0] and "--project p" in lines[0] and "CAI_JAX_DISTRIBUTED=auto" in lines[4]
     # What reaches the worker's shell is one argument, quote and space included.
-    remote = subprocess.run(["bash", "-c", f"printf '%s\\n' {lines[4].split('--command ')[1]}"], capture_output=True, text=True).stdout
-    words = subprocess.run(["bash", "-c", f"printf '%s\\n' {remote.split('cai_jax.main')[1].strip()}"], capture_output=True, text=True)
-    assert words.stdout.split("\n")[1] == "--config.graph.respond.prompts.source=it's here.jsonl"
+    def words(text):
+        return subprocess.run(["bash", "-c", f"printf '%s\\n' {text}"], capture_output=True, text=True).stdout
+
+    remote = words(lines[4].split("--command ")[1])
+    assert words(remote.split("cai_jax.main")[1].strip()).split("\n")[1] == "--config.graph.respond.prompts.source=it's here.jsonl"
 
 
 def test_two_processes_write_what_one_writes(tmp_path):

@@ -76,14 +76,17 @@ def run(ctx: StageContext) -> dict:
     headers = {}
     for task in todo.values():
         if task["header"] not in headers:
-            headers[task["header"]] = draw_header(constitution, config.mode, config.num_few_shot, ctx.seed, ctx.name, "header", task["header"])
+            headers[task["header"]] = draw_header(constitution, config.mode, config.num_few_shot, ctx.seed, ctx.name, "header",
+                                                  task["header"])
 
     def asked(task, order: str) -> str:
         responses = task["responses"] if order == "ab" else task["responses"][::-1]
         dialogue = dialogue_from_json(task["comparison"]["dialogue"])
         return choices.question(dialogue, task["principle"].text, responses, config.mode == "multiple_choice")
 
-    chains = _sample_chains(ctx, model, engine, todo, headers, asked, orders, num_chains) if config.mode == "chain_of_thought" else None
+    chains = None
+    if config.mode == "chain_of_thought":
+        chains = _sample_chains(ctx, model, engine, todo, headers, asked, orders, num_chains)
 
     requests, options = [], tuple(tuple(model.format.tokenizer.encode(choices.answer(index))) for index in (0, 1))
     for task in todo.values():
@@ -132,7 +135,8 @@ def _label(ctx, task, scores: dict, headers, chains, model: str) -> dict:
     comparison, few_shot_ids = task["comparison"], headers[task["header"]][0]
     logprobs = [{"order": part[:2], "chain": int(part[2:]), "a": a, "b": b} for part, (a, b) in sorted(scores.items())]
     thoughts = [] if chains is None else [
-        {"order": part[:2], "chain": int(part[2:]), "text": chains.finished[f"{task['id']}#{part}"]["text"]} for part in sorted(scores)
+        {"order": part[:2], "chain": int(part[2:]), "text": chains.finished[f"{task['id']}#{part}"]["text"]}
+        for part in sorted(scores)
     ]
     return {
         "id": task["id"], "prompt_id": comparison["prompt_id"], "comparison_id": comparison["id"], "pair": task["pair"],

@@ -57,7 +57,8 @@ def run(ctx: StageContext) -> dict:
                 segments = model.format.prompt(header + messages_of(row_id), reply=role, shared=len(header))
                 key = row_key(ctx.seed, ctx.name, f"{round_number}/{role}", row_id, 0)
                 requests.append(SampleRequest(name, segments, key))
-        for completion in ctx.sample(engine, requests, sampling, f"{ctx.name} round {round_number + 1}: {role}") if requests else ():
+        label = f"{ctx.name} round {round_number + 1}: {role}"
+        for completion in ctx.sample(engine, requests, sampling, label) if requests else ():
             turns.append({"id": completion.id, "text": completion.text, "stop": completion.stop})
         turns.flush()
         return {row_id: turns.finished[name]["text"] for name, row_id in names.items() if name in turns.finished}
