@@ -7,6 +7,7 @@ import signal
 import jax
 
 _asked = False
+_calls = 0
 
 
 class Preempted(Exception):
@@ -24,10 +25,12 @@ def _note(signum, frame) -> None:
     _asked = True
 
 
-def requested(step: int = 0) -> bool:
-    """Whether to save and stop now. `step` grows by one a call and is the same in every process."""
+def requested(step: int | None = None) -> bool:
+    """Whether to save and stop now. Every process asks at the same points of the run, so their counts of calls agree."""
+    global _calls
+    _calls += 1
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step)
+        return multihost_utils.reached_preemption_sync_point(_calls)
     return _asked

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,18 +11,19 @@ import jax.numpy as jnp
 import ml_collections
 from etils import epath
 
-from cai_jax import sharding
 from cai_jax.data import dialogue as dialogue_lib
 from cai_jax.errors import UserError
-from cai_jax.io import artefacts, progress
+from cai_jax.io import artefacts, preemption, progress
 from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.io.metrics import MetricsWriter
-from cai_jax.models import hf, params as params_lib
+from cai_jax.models import hf
 from cai_jax.models.config import ModelConfig
 from cai_jax.sampling import engine as engine_lib
 from cai_jax.structs import Completion, SampleRequest, SamplingParams, Score, ScoreRequest
+from cai_jax.training import state as state_lib
 
-MODEL_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
+                   "chat_template.jinja")
 
 
 @dataclasses.dataclass
@@ -39,14 +37,6 @@ class LoadedModel:
     format: dialogue_lib.DialogueFormat
     kind: str = "policy"
     normalisation: tuple[float, float] | None = None
-
-
-def model_directory(run_config, run_path, reference: str) -> epath.Path:
-    """Where `reference` keeps config.json and the tokenizer, without loading weights."""
-    target = resolve_role(run_config, reference)
-    if target.startswith("@"):
-        return epath.Path(run_path) / target[1:].partition(":")[0] / "model"
-    return epath.Path(hf.resolve(target.removeprefix("random:")))
 
 
 def resolve_role(run_config, reference: str) -> str:
@@ -123,51 +113,64 @@ class StageContext:
             raise UserError(f"stage '{self.name}': '@{stage}' is a {role['kind']}, a {kind} is needed here")
         config = ModelConfig.from_json((path / "model" / "config.json").read_text())
         checkpoints = Checkpoints(path / "checkpoints")
-        abstract = sharding.with_shardings(*params_lib.abstract_model(config, kind, self.dtype), self.mesh)
-        try:
-            trees, _ = checkpoints.restore(int(step) if step else checkpoints.latest(), {"params": abstract})
-        except ValueError as error:
-            raise UserError(f"'@{target}': no such checkpoint ({error}); steps: {checkpoints.steps()}") from error
+        targets = {"params": state_lib.abstract_params(config, kind, self.mesh, self.dtype)}
+        if step:
+            if not step.isdigit() or int(step) not in checkpoints.steps():
+                raise UserError(f"'@{target}': no such checkpoint; steps: {checkpoints.steps()}")
+            trees, _ = checkpoints.restore(int(step), targets)
+        else:
+            found = checkpoints.restore_latest(targets)
+            if found is None:
+                raise UserError(f"{checkpoints.path}: no intact checkpoint; move {path} aside to train the stage again")
+            trees = found[1]
         normalisation = tuple(role["normalisation"]) if role.get("normalisation") else None
-        format = role["format"] if format == "auto" else format
-        return LoadedModel("@" + target, config, trees["params"], dialogue_lib.load_format(path / "model", format), kind, normalisation)
+        loaded = dialogue_lib.load_format(path / "model", role["format"] if format == "auto" else format)
+        return LoadedModel("@" + target, config, trees["params"], loaded, kind, normalisation)
 
     def publish(self, model: LoadedModel, kind: str, normalisation: tuple[float, float] | None = None) -> None:
         """Writes `model/` beside the stage's checkpoints: architecture, tokenizer and role, so that `@stage` can be loaded."""
         target = self.directory.path / "model"
         if artefacts.is_writer():
             target.mkdir(parents=True, exist_ok=True)
-            for name in MODEL_FILES:
+            for name in TOKENIZER_FILES:
                 source = epath.Path(model.format.directory) / name
                 if source.exists():
                     source.copy(target / name, overwrite=True)
             artefacts.write_text(target / "config.json", model.config.to_json())
-            artefacts.write_json(target / "role.json", {"kind": kind, "normalisation": normalisation, "format": model.format.kind,
-                                                        "initialised_from": model.name})
+            role = {"kind": kind, "normalisation": normalisation, "format": model.format.kind, "initialised_from": model.name}
+            artefacts.write_json(target / "role.json", role)
         artefacts.barrier(f"published {target}")
 
     # Sampling and scoring ----------------------------------------------------------------------------------------
 
     def engine(self, model: LoadedModel) -> engine_lib.Engine:
         options = engine_lib.EngineOptions(**self.run_config.sampling.to_dict())
-        return engine_lib.Engine(model.params, model.config, model.format.tokenizer, self.mesh, options)
+        return engine_lib.Engine(model.params, model.config, model.format, self.mesh, options)
 
-    def sample(self, engine, requests: Iterable[SampleRequest], sampling: SamplingParams, label: str) -> Iterator[Completion]:
+    def sample(self, engine, requests: Sequence[SampleRequest], sampling: SamplingParams, label: str) -> Iterator[Completion]:
         """Completions as they finish. Requests that do not fit the context are counted and left out, never cut."""
-        fitting = [request for request in requests if engine.fits(request, sampling.max_new_tokens)]
-        self.drop("longer than the context", len(requests) - len(fitting))
-        with self.progress(len(fitting), label) as bar:
-            for completion in engine.generate(fitting, sampling):
-                self.count_tokens("sampled", len(completion.tokens))
-                bar.update()
-                yield completion
+        fitting = self._fitting(engine, requests, [sampling.max_new_tokens] * len(requests))
+        for completion in self._watched(engine.generate(fitting, sampling), len(fitting), label):
+            self.count_tokens("sampled", len(completion.tokens))
+            yield completion
 
     def score(self, engine, requests: Sequence[ScoreRequest], label: str) -> Iterator[Score]:
         """Scores of the requests that fit the context; the others are counted and left out."""
         longest = [max(len(option) for option in request.options) for request in requests]
-        fitting = [request for request, length in zip(requests, longest) if engine.fits(request, length)]
+        fitting = self._fitting(engine, requests, longest)
+        self.count_tokens("scored", sum(sum(map(len, request.segments)) for request in fitting))
+        yield from self._watched(engine.score(fitting), len(fitting), label)
+
+    def _fitting(self, engine, requests, new_tokens):
+        fitting = [request for request, count in zip(requests, new_tokens, strict=True) if engine.fits(request, count)]
         self.drop("longer than the context", len(requests) - len(fitting))
-        with self.progress(len(fitting), label) as bar:
-            for score in engine.score(fitting):
+        return fitting
+
+    def _watched(self, results, total: int, label: str):
+        """Results with a progress bar; a SIGTERM ends the stage between two of them."""
+        with self.progress(total, label) as bar:
+            for result in results:
+                yield result
                 bar.update()
-                yield score
+                if preemption.requested():
+                    raise preemption.Preempted(f"stage '{self.name}': finished rows are saved")
