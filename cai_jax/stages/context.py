@@ -113,7 +113,7 @@ class StageContext:
             raise UserError(f"stage '{self.name}': '@{stage}' is a {role['kind']}, a {kind} is needed here")
         config = ModelConfig.from_json((path / "model" / "config.json").read_text())
         checkpoints = Checkpoints(path / "checkpoints")
-        targets = {"params": state_lib.abstract_params(config, kind, self.mesh, self.dtype)}
+        targets = {"params": state_lib.abstract_params(config, kind, self.mesh)}  # trained in float32
         if step:
             if not step.isdigit() or int(step) not in checkpoints.steps():
                 raise UserError(f"'@{target}': no such checkpoint; steps: {checkpoints.steps()}")
@@ -125,7 +125,8 @@ class StageContext:
             trees = found[1]
         normalisation = tuple(role["normalisation"]) if role.get("normalisation") else None
         loaded = dialogue_lib.load_format(path / "model", role["format"] if format == "auto" else format)
-        return LoadedModel("@" + target, config, trees["params"], loaded, kind, normalisation)
+        params = state_lib.cast(trees["params"], self.dtype)
+        return LoadedModel("@" + target, config, params, loaded, kind, normalisation)
 
     def publish(self, model: LoadedModel, kind: str, normalisation: tuple[float, float] | None = None) -> None:
         """Writes `model/` beside the stage's checkpoints: architecture, tokenizer and role, so that `@stage` can be loaded."""
