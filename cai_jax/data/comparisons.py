@@ -1,8 +1,8 @@
 """Human comparisons: pairs of answers to the same dialogue of which a person preferred one.
 
-The published hh-rlhf files hold whole dialogues, `{"chosen", "rejected"}`, in the text form "\\n\\nHuman: …\\n\\nAssistant: …"; the
-two share all but the last turn. Our own rows are `{"id", "dialogue", "chosen", "rejected"}`. Pairs that carry no information
-or no answer are dropped and counted by reason.
+The published hh-rlhf files hold whole dialogues, `{"chosen", "rejected"}`, as "\\n\\nHuman: …\\n\\nAssistant: …"; the
+two share all but the last turn. Our own rows are `{"id", "dialogue", "chosen", "rejected"}`. Pairs that carry no
+information or no answer are dropped and counted by reason.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from cai_jax.data.jsonl import field
-from cai_jax.data.tables import read_rows
+from cai_jax.data.tables import TFDS, read_rows
 from cai_jax.errors import UserError, located
 from cai_jax.structs import Dialogue, Message, dialogue_from_json
 
@@ -46,8 +45,8 @@ def load_comparisons(
     """(comparisons, dropped rows by reason) of `source`.
 
     `source`: "embedded:helpful_comparisons"; a .jsonl, .jsonl.gz or .parquet file of hh-rlhf rows or of our rows;
-    "tfds:cai_hh_rlhf/helpful_base". `split` keeps the rows with that "split" field, or names the TFDS split. `offset` and `limit`
-    count comparisons that were kept; reading stops at the limit, and so does the count of dropped rows.
+    "tfds:cai_hh_rlhf/helpful_base". `split` keeps the rows with that "split" field, or names the TFDS split. `offset`
+    and `limit` count comparisons that were kept; reading stops at the limit, and so does the count of dropped rows.
 
     Raises UserError `file:line: field …` for a malformed row, and where no comparison is left.
     """
@@ -57,7 +56,7 @@ def load_comparisons(
     ids: set[str] = set()
     num_seen = 0
     for line, row in read_rows(path, split):
-        if not str(path).startswith("tfds:") and split and field(row, "split", str, path, line) != split:
+        if split and not path.startswith(TFDS) and field(row, "split", str, path, line) != split:
             continue
         item = _comparison(row, path, line, name)
         if isinstance(item, str):
@@ -74,7 +73,7 @@ def load_comparisons(
     if not kept and limit != 0:
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "nothing dropped"
         chosen = f" with split '{split}'" if split else ""
-        raise UserError(f"{source}: no comparisons left{chosen} after offset {offset} of {num_seen} ({why})")
+        raise UserError(f"{source}: 0 rows left: {num_seen} comparisons{chosen}, offset {offset}, {why}")
     return kept, dict(sorted(dropped.items()))
 
 
@@ -86,8 +85,8 @@ def _resolve(source: str) -> tuple[str, str]:
             have = ", ".join(f"embedded:{p.stem}" for p in sorted(EMBEDDED.glob("*comparisons*.jsonl")))
             raise UserError(f"{source}: no such embedded comparisons; there are {have}")
         return str(path), path.stem
-    if source.startswith("tfds:"):
-        return source, source.removeprefix("tfds:").partition("@")[0]
+    if source.startswith(TFDS):
+        return source, source.removeprefix(TFDS).partition("@")[0]
     return source, re.sub(r"(\.jsonl|\.json|\.parquet)?(\.gz)?$", "", Path(source).name)
 
 
@@ -130,7 +129,7 @@ def split_turns(text: str) -> Dialogue:
     """The turns of an hh-rlhf text, stripped. Text before the first heading becomes a system turn."""
     pieces = _HEADING.split(text)
     turns = [Message("system", pieces[0].strip())] if pieces[0].strip() else []
-    turns += [Message(who.lower(), said.strip()) for who, said in _pairs(pieces[1:])]
+    turns += [Message(who.lower(), said.strip()) for who, said in zip(pieces[1::2], pieces[2::2], strict=True)]
     return tuple(turns)
 
 
@@ -142,6 +141,3 @@ def fault(turns: Dialogue) -> str | None:
         return ODD
     return EMPTY if any(not turn.text for turn in turns) else None
 
-
-def _pairs(pieces: list[str]) -> Iterator[tuple[str, str]]:
-    return zip(pieces[0::2], pieces[1::2], strict=True)

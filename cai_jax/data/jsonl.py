@@ -26,7 +26,9 @@ def read_jsonl(path) -> Iterator[tuple[int, dict]]:
         raise UserError(f"{path}: no such file; expected JSON Lines (.jsonl or .jsonl.gz)")
     number = 0
     try:
-        with (gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")) as file:
+        with open(path, "rb") as file:
+            zipped = path.suffix == ".gz" or file.read(2) == b"\x1f\x8b"  # downloads do not keep their suffix
+        with (gzip.open(path, "rb") if zipped else open(path, "rb")) as file:
             for number, raw in enumerate(file, start=1):
                 if number == 1:
                     raw = raw.removeprefix(b"\xef\xbb\xbf")  # editors on Windows write a byte order mark

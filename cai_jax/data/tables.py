@@ -1,10 +1,12 @@
-"""Rows of any tabular file or TFDS data set as (line, dict): JSON Lines, Parquet, array_record. TensorFlow is not imported."""
+"""Rows of files and TFDS data sets as (number, dict): JSON Lines, Parquet, array_record. TensorFlow is not imported."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from cai_jax.data.jsonl import read_jsonl
 from cai_jax.errors import UserError
@@ -13,7 +15,7 @@ TFDS = "tfds:"
 
 
 def read_rows(source: str, split: str | None = None) -> Iterator[tuple[int, dict]]:
-    """Yields (number from 1, row) of a `.jsonl`, `.jsonl.gz` or `.parquet` file, or of `tfds:NAME[/CONFIG][@DIRECTORY]`.
+    """Yields (number from 1, row) of a `.jsonl`, `.jsonl.gz` or `.parquet` file or of `tfds:NAME[/CONFIG][@DIRECTORY]`.
 
     A TFDS data set needs a split ("train" where none is given). Raises UserError where the source cannot be read.
     """
@@ -24,7 +26,7 @@ def read_rows(source: str, split: str | None = None) -> Iterator[tuple[int, dict
         return read_parquet(source)
     if source.endswith((".jsonl", ".jsonl.gz", ".json.gz", ".json")):
         return read_jsonl(source)
-    raise UserError(f"{source}: unknown kind of data; expected .jsonl, .jsonl.gz, .parquet, tfds:NAME, or embedded:NAME")
+    raise UserError(f"{source}: unknown kind of data; expected .jsonl, .jsonl.gz, .parquet, tfds:NAME or embedded:NAME")
 
 
 def read_parquet(path) -> Iterator[tuple[int, dict]]:
@@ -46,7 +48,8 @@ def read_parquet(path) -> Iterator[tuple[int, dict]]:
 def read_tfds(name: str, split: str) -> Iterator[tuple[int, dict]]:
     """Rows of a prepared TFDS data set (array_record files), its bytes decoded to text.
 
-    `name` is like "cai_hh_rlhf/helpful_base", with "@DIRECTORY" where it is not under $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    `name` is like "cai_hh_rlhf/helpful_base", with "@DIRECTORY" where that is not $TFDS_DATA_DIR or
+    ~/tensorflow_datasets.
     """
     import tensorflow_datasets as tfds
 
@@ -54,7 +57,8 @@ def read_tfds(name: str, split: str) -> Iterator[tuple[int, dict]]:
 
     name, _, directory = name.partition("@")
     where = f"tfds:{name}"
-    how = f"run `python -m cai_jax.data.prepare {name}` first"
+    ours = name.startswith("cai_")
+    how = f"run `python -m cai_jax.data.prepare {name}` first" if ours else "prepare it as array_record first"
     try:
         builder = tfds.builder(name, data_dir=directory or None, try_gcs=False)
     except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
@@ -66,9 +70,14 @@ def read_tfds(name: str, split: str) -> Iterator[tuple[int, dict]]:
     try:
         rows = builder.as_data_source(split=split)
     except (NotImplementedError, ValueError) as error:
-        raise UserError(f"{where}: cannot be read without TensorFlow ({error}); it must be stored as array_record") from error
-    return ((number, {key: _text(value) for key, value in row.items()}) for number, row in enumerate(rows, start=1))
+        raise UserError(f"{where}: cannot be read without TensorFlow ({error}); prepare it as array_record") from error
+    return ((number, {key: _plain(value) for key, value in row.items()}) for number, row in enumerate(rows, start=1))
 
 
-def _text(value):
+def _plain(value):
+    """TFDS gives bytes and numpy values; rows have text, numbers and lists, as JSON has."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return value.decode("utf-8") if isinstance(value, bytes) else value
