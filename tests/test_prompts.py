@@ -12,10 +12,12 @@ from cai_jax.data.prompts import SETS, load_prompts, read_prompts, stable_id
 from cai_jax.errors import UserError
 from cai_jax.structs import Message
 
-HUMAN = [{"role": "human", "text": "Hi"}, {"role": "assistant", "text": "Hello."}, {"role": "human", "text": "Name a tree."}]
+TURNS = [
+    {"role": "human", "text": "Hi"}, {"role": "assistant", "text": "Hello."}, {"role": "human", "text": "Name a tree."},
+]
 HARMS = {
-    "violence", "self-harm", "hate and discrimination", "harassment and bullying", "theft and fraud", "drugs and weapons",
-    "privacy invasion", "deception and misinformation", "unsafe advice",
+    "violence", "self-harm", "hate and discrimination", "harassment and bullying", "theft and fraud",
+    "drugs and weapons", "privacy invasion", "deception and misinformation", "unsafe advice",
 }
 
 
@@ -26,7 +28,7 @@ def write(path, *rows):
 
 def test_texts_and_dialogues_ids_and_dropped_rows(tmp_path):
     rows = [
-        {"prompt": " Name a tree: oak? "}, {"prompt": HUMAN, "id": "tree", "kind": "botany"}, {"prompt": " "},
+        {"prompt": " Name a tree: oak? "}, {"prompt": TURNS, "id": "tree", "kind": "botany"}, {"prompt": " "},
         {"prompt": "Name a tree: oak?"}, {"prompt": [{"role": "human", "text": ""}]},
         {"prompt": "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Bye\n\nAssistant:"},
     ]
@@ -41,12 +43,11 @@ def test_texts_and_dialogues_ids_and_dropped_rows(tmp_path):
 
 def test_gzip_and_parquet_give_the_same_as_jsonl(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     rows = [{"prompt": f"Question {number}?", "split": "train" if number % 2 else "heldout"} for number in range(10)]
     plain = write(tmp_path / "a.jsonl", *rows)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     expected = load_prompts(plain, split="train", offset=1, limit=3)
     assert [prompt.dialogue[0].text for prompt in expected] == [f"Question {number}?" for number in (3, 5, 7)]
     for name in ("a.jsonl.gz", "a.parquet"):
@@ -58,7 +59,7 @@ def test_gzip_and_parquet_give_the_same_as_jsonl(tmp_path):
     [
         ({"text": "a"}, "2: field 'prompt': missing"),
         ({"prompt": 3}, "2: field 'prompt': expected text, found int"),
-        ({"prompt": HUMAN[:2]}, "2: field 'prompt': ends in 'assistant'"),
+        ({"prompt": TURNS[:2]}, "2: field 'prompt': ends in 'assistant'"),
         ({"prompt": [{"role": "user", "text": "a"}]}, r"2: field 'prompt'\[0\]: expected {role, text}"),
         ({"prompt": "a", "id": "first"}, "2: field 'id': 'first' was there before"),
         ({"prompt": "a", "kind": 1}, "2: field 'kind': expected text"),
@@ -113,7 +114,7 @@ def embedded(request):
     name = request.param
     prompts, dropped = read_prompts(f"embedded:{name}")
     assert dropped == {}
-    return name, prompts, load_prompts(f"embedded:{name}", split="train"), load_prompts(f"embedded:{name}", split="heldout")
+    return name, prompts, *(load_prompts(f"embedded:{name}", split=split) for split in ("train", "heldout"))
 
 
 def words(prompt):

@@ -1,9 +1,9 @@
 """Prompts: dialogues that wait for an assistant's answer. Red-team and helpful ones come with the project.
 
-A row is `{"prompt": text or [{role, text}, …]}` and may have "id", "kind" (what it is about) and "split". A text that begins
-with "\\n\\nHuman:" is a dialogue in the paper's form. Rows of hh-rlhf, `{"chosen", "rejected"}`, give the dialogue before the
-answer. The embedded prompts were written by hand for this project: requests that a person might type, without
-operational detail.
+A row is `{"prompt": text or [{role, text}, …]}` and may have "id", "kind" (what it is about) and "split". A text
+that begins with "\\n\\nHuman:" is a dialogue in the paper's form. Rows of hh-rlhf, `{"chosen", "rejected"}`, give
+the dialogue before the answer. The embedded prompts were written by hand for this project: requests that a person
+might type, without operational detail.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def read_prompts(
 ) -> tuple[list[Prompt], dict[str, int]]:
     """(prompts, dropped rows by reason) of `source`.
 
-    `source`: "embedded:red_team" or "embedded:helpful"; a .jsonl, .jsonl.gz or .parquet file; "tfds:NAME". `split` keeps
-    the rows with that "split" field, or names the TFDS split. Dropped are blank prompts, hh-rlhf rows of odd turns, and
-    later copies of a dialogue. `offset` and `limit` count prompts that were kept; reading stops at the limit, and so does
-    the count of dropped rows.
+    `source`: "embedded:red_team" or "embedded:helpful"; a .jsonl, .jsonl.gz or .parquet file; "tfds:NAME". `split`
+    keeps the rows with that "split" field, or names the TFDS split. Dropped are blank prompts, hh-rlhf rows of odd
+    turns, and later copies of a dialogue. `offset` and `limit` count prompts that were kept; reading stops at the
+    limit, and so does the count of dropped rows.
 
     Raises UserError `file:line: field …` for a malformed row, and "0 rows left" where nothing is left.
     """
