@@ -4,10 +4,13 @@ import collections
 import difflib
 import gzip
 import json
+import re
 
 import pytest
 
 from cai_jax.data.comparisons import DIFFERENT, EMPTY, EQUAL, ODD, OPEN, load_comparisons, split_turns
+from cai_jax.data.evals import load_choices
+from cai_jax.data.prompts import load_prompts
 from cai_jax.errors import UserError
 from cai_jax.structs import Message
 
@@ -52,23 +55,31 @@ def test_embedded_texts_are_short_clean_and_distinct(embedded):
         for text in (item.chosen, item.rejected, *(m.text for m in item.dialogue)):
             assert len(text.split()) <= 45 and text == text.strip() and "\n\nHuman:" not in text, item.id
         assert item.dialogue[-1].role == "human" and item.chosen != item.rejected
-    asked = [" ".join(m.text for m in item.dialogue).lower() for item in embedded]
+    asked = [" ".join(m.text for m in item.dialogue) for item in embedded]
     assert len(set(asked)) == len(asked)
     alike = near_duplicates(asked)
     assert not alike, alike
 
 
-def near_duplicates(texts, threshold=0.8):
+def near_duplicates(texts, others=None, threshold=0.8):
     """Pairs of texts that share most of their words in order; word sets are compared first because they are cheap."""
-    words = [text.split() for text in texts]
+    words = [re.findall(r"[\w']+", text.lower()) for text in texts]
+    second = words if others is None else [re.findall(r"[\w']+", text.lower()) for text in others]
     found = []
     for i, a in enumerate(words):
-        for j in range(i):
-            b = words[j]
+        for j, b in enumerate(second[:i] if others is None else second):
             if len(set(a) & set(b)) >= threshold * max(len(set(a)), len(set(b))):
                 if difflib.SequenceMatcher(None, a, b).ratio() >= threshold:
-                    found.append((texts[i], texts[j]))
+                    found.append((texts[i], (others or texts)[j]))
     return found
+
+
+def test_embedded_sets_do_not_share_prompts(embedded):
+    """What a policy is asked, what a preference model learns from, and what both are evaluated on are apart."""
+    asked = [item.dialogue[0].text for item in embedded]
+    evaluated = [item.dialogues[0][0].text for item in load_choices("embedded:hhh")]
+    prompts = [p.dialogue[0].text for name in ("helpful", "red_team") for p in load_prompts(f"embedded:{name}")]
+    assert not near_duplicates(asked, prompts) + near_duplicates(evaluated, prompts) + near_duplicates(evaluated, asked)
 
 
 def test_hh_rlhf_pairs_and_every_reason_to_drop_one(tmp_path):

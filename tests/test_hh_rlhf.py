@@ -4,6 +4,7 @@ import functools
 import gzip
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -139,18 +140,16 @@ def test_reading_what_is_not_there(built, name, split, expected):
         list(read_rows(f"tfds:{name}@{built[1]}", split))
 
 
-def test_tensorflow_is_never_imported(built):
+def test_tensorflow_is_never_imported(built, tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was imported')")  # as if it were installed
     code = (
         "import sys\n"
-        "class Forbid:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        assert name.split('.')[0] not in ('tensorflow', 'torch'), name\n"
-        "sys.meta_path.insert(0, Forbid())\n"
         "from cai_jax.data.comparisons import load_comparisons\n"
         f"assert len(load_comparisons('tfds:cai_hh_rlhf/helpful_base@{built[1]}', split='train')[0]) == 30\n"
         "assert not {'tensorflow', 'torch', 'jax'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
 
 
 def test_public_subsets_are_found_by_name(shared_data):
