@@ -76,11 +76,15 @@ def masked_variance(values_BxT, mask_BxT):
     return masked_mean(jnp.square(values_BxT - masked_mean(values_BxT, mask_BxT)), mask_BxT)
 
 
-def whiten(values_BxT, mask_BxT, epsilon: float = 1e-8):
-    """(x − mean) / sqrt(variance + ε) under the mask, 0 elsewhere. Meant for the whole rollout, not for a minibatch."""
+def whiten(values_BxT, mask_BxT, epsilon: float = 1e-8, shift: bool = True):
+    """(x − mean) / sqrt(variance + ε) under the mask, 0 elsewhere. Meant for the whole rollout, not for a minibatch.
+
+    shift=False only scales, which is what rewards need: their mean is part of the objective.
+    """
     (values_BxT,) = _clean(mask_BxT, values_BxT)
     scale = jax.lax.rsqrt(masked_variance(values_BxT, mask_BxT) + epsilon)
-    return jnp.where(mask_BxT, (values_BxT - masked_mean(values_BxT, mask_BxT)) * scale, 0.0)
+    mean = masked_mean(values_BxT, mask_BxT) if shift else 0.0
+    return jnp.where(mask_BxT, (values_BxT - mean) * scale, 0.0)
 
 
 def policy_loss(logprobs_BxT, old_logprobs_BxT, advantages_BxT, mask_BxT, clip: float):

@@ -142,7 +142,7 @@ class Checkpoints:
         artefacts.barrier(f"removed {folder}")
 
     def restore(self, step: int, targets: Mapping) -> tuple[dict, dict]:
-        """(trees, meta) of one step. `targets`: item → tree of ShapeDtypeStructs with shardings (any mesh).
+        """(trees, meta) of one step. `targets`: item → tree of ShapeDtypeStructs with shardings (any mesh, any dtype).
 
         Raises ValueError where there is no such step or item, and UserError where it is damaged.
         """
@@ -188,18 +188,22 @@ class Checkpoints:
             bad = [leaf for leaf in flat if marks[leaf] != info["digests"][name][leaf]]
             if bad:
                 raise Damaged(f"{folder / name}: damaged, the digest of '{bad[0]}' is not what was saved")
+            restored = {leaf: value.astype(flat[leaf].dtype) for leaf, value in restored.items()}
             trees[name] = jax.tree.unflatten(jax.tree.structure(target), [restored[leaf] for leaf in flat])
         return trees, info["meta"]
 
 
 def _read_item(path: epath.Path, flat: dict) -> dict:
     try:
-        shapes = {name: leaf.shape for name, leaf in _orbax().metadata(path).item_metadata.tree.items()}
-        wrong = [name for name in flat if tuple(shapes[name]) != tuple(flat[name].shape)]
+        saved = _orbax().metadata(path).item_metadata.tree
+        wrong = [name for name in flat if tuple(saved[name].shape) != tuple(flat[name].shape)]
+        # In the dtype it was saved in: the digest is of those bits.
+        flat = {name: jax.ShapeDtypeStruct(leaf.shape, saved[name].dtype, sharding=leaf.sharding)
+                for name, leaf in flat.items()}
     except Exception as error:  # whatever a broken file makes the reader raise means the same here
         raise Damaged(f"{path}: damaged ({_first_line(error)})") from error
     if wrong:
-        raise ValueError(f"{path}: '{wrong[0]}' is {shapes[wrong[0]]}, the model needs {flat[wrong[0]].shape}")
+        raise ValueError(f"{path}: '{wrong[0]}' is {saved[wrong[0]].shape}, the model needs {flat[wrong[0]].shape}")
     try:
         arguments = ocp.checkpoint_utils.construct_restore_args(flat)
         return _orbax().restore(path, args=ocp.args.PyTreeRestore(item=flat, restore_args=arguments))

@@ -38,6 +38,10 @@ class LoadedModel:
     kind: str = "policy"
     normalisation: tuple[float, float] | None = None
 
+    def release(self, *_) -> None:
+        """Lets go of the weights, once a training state holds its own copy."""
+        self.params = None
+
 
 def resolve_role(run_config, reference: str) -> str:
     """A role of config.models becomes what it points at; anything else stays as it is."""

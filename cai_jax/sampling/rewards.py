@@ -1,0 +1,59 @@
+"""A preference model as a function: dialogues → scores."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from cai_jax import sharding
+from cai_jax.models import heads
+from cai_jax.models.config import ModelConfig
+from cai_jax.structs import Dialogue
+from cai_jax.training import batching
+
+# Enough rows to keep the device busy, few enough that a batch of long dialogues fits beside four models.
+TOKENS_A_BATCH = 4096
+
+
+@functools.partial(jax.jit, static_argnames=("config", "scan"))
+def _scores(params, tokens_BxT, mask_BxT, config: ModelConfig, scan: bool):
+    return heads.dialogue_scores(params, tokens_BxT, mask_BxT, config, scan=scan)
+
+
+class RewardModel:
+    """`params` is {"decoder", "head"} on the mesh; `normalisation` (mean, std) of raw scores, None to leave them raw.
+
+    Scores read the whole dialogue and its end token, at that token. They are float32 and do not depend on which other
+    dialogues are scored in the same call beyond rounding.
+    """
+
+    def __init__(self, params, config: ModelConfig, format, mesh, normalisation: tuple[float, float] | None = None,
+                 scan: bool = False):
+        self._params, self._config, self._format, self._mesh = params, config, format, mesh
+        self._mean, self._std = normalisation or (0.0, 1.0)
+        self._scan = scan
+
+    def score(self, dialogues: Sequence[Dialogue]) -> np.ndarray:
+        """float32 [n], one score a dialogue (each ends in an answer)."""
+        return self.score_tokens([self._format.score_input(dialogue) for dialogue in dialogues])
+
+    def score_tokens(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """The same for dialogues that are tokens already."""
+        scores = np.zeros(len(rows), np.float32)
+        ways = sharding.batch_ways(self._mesh)
+        by_length: dict[int, list[int]] = {}
+        for index, row in enumerate(rows):
+            by_length.setdefault(batching.bucket(len(row)), []).append(index)
+        for length, indices in sorted(by_length.items()):
+            size = batching.num_rows(max(1, TOKENS_A_BATCH // length), ways)
+            for start in range(0, len(indices), size):
+                part = indices[start : start + size]
+                arrays = batching.pad_tokens([rows[index] for index in part], size, length)
+                tokens, mask = sharding.put_batch(arrays, self._mesh)
+                with jax.set_mesh(self._mesh):
+                    got = _scores(self._params, tokens, mask, self._config, self._scan)
+                scores[part] = sharding.fetch(got)[: len(part)]
+        return (scores - np.float32(self._mean)) / np.float32(self._std)

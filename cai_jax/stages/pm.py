@@ -1,0 +1,247 @@
+"""The preference model: AI labels for harmlessness mixed with human comparisons for helpfulness (section 4.1).
+
+Labels are derived here from the raw log-probabilities in the label records (soft, hard, clamped, order-averaged), so an
+ablation costs no new generation. Without AI labels this trains the preference models of the RLHF baselines.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cai_jax import labels, losses, seeds
+from cai_jax.data.comparisons import load_comparisons
+from cai_jax.evals import preference
+from cai_jax.io.artefacts import dump
+from cai_jax.models import heads
+from cai_jax.sampling.rewards import RewardModel
+from cai_jax.sharding import batch_ways
+from cai_jax.stages.context import StageContext, resolve_role
+from cai_jax.structs import Message, dialogue_from_json, dialogue_to_json
+from cai_jax.training import batching, loop
+from cai_jax.training import state as state_lib
+
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two answers to a dialogue and the target p = P(the first is better). `group` names the prompt."""
+
+    id: str
+    source: str
+    group: str
+    dialogue: tuple
+    texts: tuple[str, str]
+    target: float
+
+
+def group_of(dialogue) -> str:
+    """A name of the prompt itself: the same prompt in two sources, or twice in one, is one group."""
+    return hashlib.blake2b(dump(dialogue_to_json(dialogue)).encode(), digest_size=8).hexdigest()
+
+
+def ai_pairs(ctx: StageContext) -> list[Pair]:
+    """One pair a labelled pair of a comparison record, its target derived from all its label records."""
+    config = ctx.config
+    if "labels" not in ctx.inputs:
+        return []
+    comparisons = {row["id"]: row for row in ctx.inputs["comparisons"].records()}
+    grouped = collections.defaultdict(list)
+    for row in ctx.inputs["labels"].records():
+        grouped[row["comparison_id"], tuple(row["pair"])].append(row)
+    ctx.drop("comparison without a label", len(set(comparisons) - {name for name, _ in grouped}))
+    clamp = tuple(config.clamp) or None
+    pairs = []
+    for (name, (first, second)), rows in sorted(grouped.items()):
+        record = comparisons[name]
+        texts = record["responses"][first], record["responses"][second]
+        if texts[0] == texts[1]:
+            ctx.drop("equal responses")
+            continue
+        target = labels.target(rows, kind=config.label_kind, clamp=clamp, average_orders=config.average_orders)
+        dialogue = dialogue_from_json(record["dialogue"])
+        pairs.append(Pair(f"ai {name}#{first}-{second}", "ai", group_of(dialogue), dialogue, texts, target))
+    return pairs
+
+
+def human_pairs(ctx: StageContext) -> list[Pair]:
+    """Human comparisons. Which side comes first is drawn, so that "the first" is no answer."""
+    config = ctx.config
+    if not config.human.source or config.human.limit == 0:
+        return []
+    comparisons, dropped = load_comparisons(**config.human.to_dict())
+    for reason, count in dropped.items():
+        ctx.drop(f"human comparison: {reason}", count)
+    pairs = []
+    for item in comparisons:
+        first = bool(seeds.row_rng(ctx.seed, ctx.name, "side", item.id).integers(2))
+        texts = (item.chosen, item.rejected) if first else (item.rejected, item.chosen)
+        name = f"human {item.id}"
+        pairs.append(Pair(name, item.source, group_of(item.dialogue), item.dialogue, texts, float(first)))
+    return pairs
+
+
+def split(pairs: list[Pair], fraction: float, seed: int, stage: str) -> tuple[list[Pair], list[Pair]]:
+    """(training, held out): `fraction` of the prompts of every source, at least one where there are two. All pairs of a
+    prompt, whatever their source, fall on the same side."""
+    by_source = collections.defaultdict(set)
+    for pair in pairs:
+        by_source[pair.source].add(pair.group)
+    held = set()
+    for source in sorted(by_source):
+        groups = sorted(by_source[source], key=lambda group: seeds.row_rng(seed, stage, "holdout", group).random())
+        if fraction > 0 and len(groups) > 1:
+            held.update(groups[: min(max(1, round(fraction * len(groups))), len(groups) - 1)])
+    return [pair for pair in pairs if pair.group not in held], [pair for pair in pairs if pair.group in held]
+
+
+def mix(pairs: list[Pair], human_fraction: float | None, seed: int, stage: str) -> list[Pair]:
+    """Leaves out pairs of the side that there is too much of, so that the human share is `human_fraction`."""
+    human = [pair for pair in pairs if pair.source != "ai"]
+    ai = [pair for pair in pairs if pair.source == "ai"]
+    if human_fraction is None or not human or not ai:
+        return pairs
+    share = human_fraction / (1 - human_fraction) if human_fraction < 1 else float("inf")
+    keep_human = len(human) if share == float("inf") else min(len(human), round(len(ai) * share))
+    keep_ai = min(len(ai), round(len(human) / share)) if share else len(ai)
+    def keep(side, number):
+        return sorted(side, key=lambda pair: seeds.row_rng(seed, stage, "mix", pair.id).random())[:number]
+
+    return keep(human, keep_human) + keep(ai, keep_ai)
+
+
+def make_batch(chosen: list[Pair], tokens_of, num_rows: int) -> dict:
+    """tokens, mask [B, 2, T], target [B] and valid [B]; rows that fill up the shape are not valid."""
+    rows = [tokens_of(pair, side) for pair in chosen for side in (0, 1)]
+    tokens, mask = batching.pad_tokens(rows, 2 * num_rows, batching.bucket(max(map(len, rows))))
+    target = np.zeros(num_rows, np.float32)
+    target[: len(chosen)] = [pair.target for pair in chosen]
+    return {"tokens": tokens.reshape(num_rows, 2, -1), "mask": mask.reshape(num_rows, 2, -1), "target": target,
+            "valid": np.arange(num_rows) < len(chosen)}
+
+
+def make_loss(config, dtype, **options):
+    """−p·log σ(Δ) − (1 − p)·log σ(−Δ), with the share of pairs on the label's side. Ties count a half."""
+    def loss(params, batch):
+        B, _, T = batch["tokens"].shape
+        params = state_lib.cast(params, dtype)
+        tokens, mask = batch["tokens"].reshape(2 * B, T), batch["mask"].reshape(2 * B, T)
+        scores_Bx2 = heads.dialogue_scores(params, tokens, mask, config, **options).reshape(B, 2)
+        total, count = losses.preference_loss(scores_Bx2[:, 0], scores_Bx2[:, 1], batch["target"], batch["valid"])
+        agree = 0.5 + 0.5 * jnp.sign(scores_Bx2[:, 0] - scores_Bx2[:, 1]) * jnp.sign(batch["target"] - 0.5)
+        seen = batch["mask"] & batch["valid"][:, None, None]
+        return total, (count, {"agree": losses.masked_sum(agree, batch["valid"])[0],
+                               "tokens": jnp.sum(seen, dtype=jnp.float32)})
+
+    return loss
+
+
+def run(ctx: StageContext) -> dict:
+    """Trains a head on `init` and publishes decoder, head and normalisation as `@stage`; held-out pairs are records."""
+    # ---- Data -----------------------------------------------------------------------------------------------------
+    config = ctx.config
+    target = resolve_role(ctx.run_config, config.init)
+    stage = target[1:].partition(":")[0] if target.startswith("@") else ""
+    pretrained = bool(stage) and ctx.run_config.graph[stage].kind == "pm"  # a preference model trained further (PMP)
+    model = ctx.load_model(config.init, "reward" if pretrained else "policy", config.format)
+    pairs = ai_pairs(ctx) + human_pairs(ctx)
+    encoded = {(pair.id, side): model.format.score_input((*pair.dialogue, Message("assistant", pair.texts[side])))
+               for pair in pairs for side in (0, 1)}
+    fitting = [pair for pair in pairs if max(len(encoded[pair.id, side]) for side in (0, 1)) <= config.max_length]
+    ctx.drop("longer than max_length", len(pairs) - len(fitting))
+    train, held = split(fitting, config.holdout_fraction, ctx.seed, ctx.name)
+    mixed = sorted(mix(train, config.human_fraction, ctx.seed, ctx.name), key=lambda pair: pair.id)
+    ctx.drop("beyond human_fraction", len(train) - len(mixed))
+    ctx.require_rows(mixed, "training comparisons")
+    rows = batching.num_rows(config.batch_size, batch_ways(ctx.mesh) * config.num_microbatches)
+    order = batching.Order(len(mixed), config.batch_size, ctx.seed, ctx.name)
+    num_steps = config.num_epochs * order.steps_per_epoch
+
+    # ---- Model and optimiser --------------------------------------------------------------------------------------
+    rate, tx = state_lib.make_optimiser(config, f"config.graph.{ctx.name}", num_steps)
+    params = state_lib.abstract_params(model.config, "reward", ctx.mesh)
+    abstract = {"params": params, "optimiser": state_lib.abstract_optimiser(tx, params, ctx.mesh)}
+    options = state_lib.forward_options(ctx.run_config)
+    update = state_lib.make_update(make_loss(model.config, ctx.dtype, **options), tx, abstract, ctx.mesh,
+                                   config.num_microbatches)
+
+    def init():
+        if pretrained:
+            start = state_lib.fresh(model.params)
+        else:
+            key = jax.random.wrap_key_data(seeds.row_key(ctx.seed, ctx.name, "head"))
+            start = state_lib.with_head(state_lib.fresh(model.params), heads.init_head(model.config, key), ctx.mesh)
+        return {"params": start, "optimiser": state_lib.init_optimiser(tx, start, ctx.mesh)}
+
+    # ---- Steps ----------------------------------------------------------------------------------------------------
+    def advance(state, step):
+        chosen = [mixed[index] for index in order.indices(step)]
+        state, scalars = update(state, make_batch(chosen, lambda pair, side: encoded[pair.id, side], rows))
+        return state, {**scalars, "agreement": scalars.pop("agree") / scalars["count"], "learning_rate": rate(step)}
+
+    settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)
+    state = loop.fit(ctx, settings, abstract, init, advance,
+                     lambda step: [mixed[index].id for index in order.indices(step)], model.release)
+
+    # ---- Held-out prompts: scores, normalisation, accuracy by source ----------------------------------------------
+    judge = RewardModel(state_lib.cast(state["params"], ctx.dtype), model.config, model.format, ctx.mesh,
+                        scan=options["scan"])
+    judged = held or mixed[:64]
+    raw = judge.score_tokens([encoded[pair.id, side] for pair in judged for side in (0, 1)]).reshape(-1, 2)
+    normalisation = (float(raw.mean()), max(float(raw.std()), 1e-6)) if config.normalise else None
+    ctx.publish(model, "reward", normalisation)
+    digest = record(ctx, held, raw)
+    counts = collections.Counter("ai" if pair.source == "ai" else "human" for pair in mixed)
+    more = {"examples": len(mixed), "examples_ai": counts["ai"], "examples_human": counts["human"],
+            "normalisation": normalisation, "held_out": held_out(held, raw)}
+    result = loop.summary(ctx, num_steps, more)
+    told = [f"{source} {_shown(found)}" for source, found in sorted(result["held_out"].items()) if source != "all"]
+    return {**result, "sha256": {"records": digest}, "headline": f"held out: {', '.join(told) or 'nothing'}; "
+                                                                 + result["headline"]}
+
+
+def record(ctx: StageContext, held: list[Pair], raw) -> str:
+    """Writes the held-out pairs with their raw scores; returns the digest of the file."""
+    journal = ctx.directory.journal()
+    journal.discard(lambda row: False)
+    for pair, scores in zip(held, raw, strict=False):
+        journal.append({"id": pair.id, "prompt_id": pair.group, "source": pair.source, "target": pair.target,
+                        "dialogue": dialogue_to_json(pair.dialogue), "texts": list(pair.texts),
+                        "scores": [float(score) for score in scores]})
+    return journal.finish()
+
+
+def held_out(held: list[Pair], raw) -> dict:
+    """By source and over all: accuracy with its interval and count (pairs without a preferred side are left out), mean
+    loss, calibration error, and the baselines "always the longer answer" and "always the same side"."""
+    found = {}
+    for source in sorted({pair.source for pair in held}) + ["all"] * bool(held):
+        chosen = [(pair, scores) for pair, scores in zip(held, raw, strict=False) if source in (pair.source, "all")]
+        deltas = np.array([scores[0] - scores[1] for _, scores in chosen], np.float64)
+        targets = np.array([pair.target for pair, _ in chosen])
+        loss = np.mean(targets * np.logaddexp(0, -deltas) + (1 - targets) * np.logaddexp(0, deltas))
+        told = [(pair, scores, 0 if pair.target > 0.5 else 1) for pair, scores in chosen if pair.target != 0.5]
+        result = preference.pair_accuracy(
+            [scores[side] for _, scores, side in told], [scores[1 - side] for _, scores, side in told],
+            [pair.texts[side] for pair, _, side in told], [pair.texts[1 - side] for pair, _, side in told])
+        sides = sum(side for *_, side in told)
+        found[source] = {
+            "loss": float(loss), "n": len(chosen), "accuracy": dataclasses.asdict(result.accuracy), "ece": result.ece,
+            "longer": dataclasses.asdict(result.longer), "bins": [dataclasses.asdict(item) for item in result.bins],
+            "majority": max(sides, len(told) - sides) / len(told) if told else None,
+        }
+    return found
+
+
+def _shown(found: dict) -> str:
+    estimate = found["accuracy"]
+    if not estimate["n"]:
+        return "no preference"
+    low, high = estimate["low"], estimate["high"]
+    return f"{estimate['value']:.0%} [{low:.0%}, {high:.0%}] of {estimate['n']} (longer {found['longer']['value']:.0%})"

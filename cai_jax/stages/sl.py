@@ -1,0 +1,117 @@
+"""Supervised finetuning on the revisions, with helpful answers mixed in → SL-CAI (section 3.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from cai_jax import losses
+from cai_jax.errors import UserError
+from cai_jax.models import heads
+from cai_jax.sharding import batch_ways
+from cai_jax.stages.context import StageContext
+from cai_jax.structs import Message, dialogue_from_json
+from cai_jax.training import batching, loop
+from cai_jax.training import state as state_lib
+
+SCHEMA = 1
+TARGETS = ("all", "final")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """tokens int32 [T]; target bool [T], True on the answer and its end token."""
+
+    id: str
+    tokens: np.ndarray
+    target: np.ndarray
+
+
+def answers(revisions, responses, targets: str = "all", max_round: int | None = None) -> list[tuple[str, list, str]]:
+    """(id, dialogue, answer) of everything that is learned from.
+
+    Of a revision record: all its revisions up to `max_round` (SL-CAI-n), or the last of those for targets "final"; never
+    the initial response. Of a response record (a helpful sample): the response.
+    """
+    found = []
+    for row in revisions:
+        rounds = list(enumerate(row["rounds"], 1))[: max_round or None]
+        for number, item in rounds if targets == "all" else rounds[-1:]:
+            found.append((f"revision {row['id']}#{number}", row["dialogue"], item["revision"]))
+    return found + [(f"response {row['id']}", row["dialogue"], row["response"]) for row in responses]
+
+
+def examples(ctx: StageContext, format) -> list[Example]:
+    """The training set in order of id; what is empty or too long is counted and left out."""
+    config = ctx.config
+    if config.targets not in TARGETS:
+        raise UserError(f"config.graph.{ctx.name}.targets: expected all or final, not '{config.targets}'")
+    rows = {name: ctx.inputs[name].records() if name in ctx.inputs else [] for name in ("revisions", "helpful")}
+    found = []
+    for name, dialogue, text in answers(rows["revisions"], rows["helpful"], config.targets, config.max_round):
+        if not text.strip():
+            ctx.drop("empty answer")
+            continue
+        encoded = format.example((*dialogue_from_json(dialogue), Message("assistant", text)))
+        if len(encoded.tokens) > config.max_length:
+            ctx.drop("longer than max_length")
+            continue
+        found.append(Example(name, encoded.tokens, encoded.target_mask))
+    ctx.require_rows(found, "training examples")
+    return sorted(found, key=lambda example: example.id)
+
+
+def make_batch(chosen: list[Example], num_rows: int) -> dict:
+    """tokens, mask, target [num_rows, T]; rows that fill up the shape have no target."""
+    length = batching.bucket(max(len(example.tokens) for example in chosen))
+    tokens, mask = batching.pad_tokens([example.tokens for example in chosen], num_rows, length)
+    target = batching.pad([example.target for example in chosen], num_rows, length, bool)
+    return {"tokens": tokens, "mask": mask, "target": target}
+
+
+def make_loss(config, dtype, **options):
+    """Negative log-likelihood of the target tokens, as (sum, (count, sums)). `options`: scan, remat, chunk."""
+    def loss(params, batch):
+        params = state_lib.cast(params, dtype)
+        logprobs = heads.dialogue_logprobs(params, batch["tokens"], batch["mask"], config, **options)
+        total, count = losses.response_loss(logprobs, batch["target"])
+        seen = batch["mask"] & jnp.any(batch["target"], axis=1, keepdims=True)
+        return total, (count, {"tokens": jnp.sum(seen, dtype=jnp.float32)})
+
+    return loss
+
+
+def run(ctx: StageContext) -> dict:
+    """Trains `init` for `num_epochs` over all examples and publishes the weights as `@stage`."""
+    # ---- Data: every answer is one example; a step's batch depends on its number only -----------------------------
+    config = ctx.config
+    model = ctx.load_model(config.init, format=config.format)
+    data = examples(ctx, model.format)
+    rows = batching.num_rows(config.batch_size, batch_ways(ctx.mesh) * config.num_microbatches)
+    order = batching.Order(len(data), config.batch_size, ctx.seed, ctx.name)
+    num_steps = config.num_epochs * order.steps_per_epoch
+
+    # ---- Model and optimiser --------------------------------------------------------------------------------------
+    rate, tx = state_lib.make_optimiser(config, f"config.graph.{ctx.name}", num_steps)
+    params = state_lib.abstract_params(model.config, "policy", ctx.mesh)
+    abstract = {"params": params, "optimiser": state_lib.abstract_optimiser(tx, params, ctx.mesh)}
+    chunk = ctx.run_config.model.logprob_chunk
+    loss = make_loss(model.config, ctx.dtype, chunk=chunk, **state_lib.forward_options(ctx.run_config))
+    update = state_lib.make_update(loss, tx, abstract, ctx.mesh, config.num_microbatches)
+
+    def init():
+        start = state_lib.fresh(model.params)
+        return {"params": start, "optimiser": state_lib.init_optimiser(tx, start, ctx.mesh)}
+
+    # ---- Steps ----------------------------------------------------------------------------------------------------
+    def advance(state, step):
+        state, scalars = update(state, make_batch([data[index] for index in order.indices(step)], rows))
+        return state, {**scalars, "learning_rate": rate(step)}
+
+    settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)
+    loop.fit(ctx, settings, abstract, init, advance, lambda step: [data[index].id for index in order.indices(step)],
+             model.release)
+    ctx.publish(model, "policy")
+    return loop.summary(ctx, num_steps, {"examples": len(data)})

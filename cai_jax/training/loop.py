@@ -1,0 +1,113 @@
+"""The loop that every training stage shares: resume, step, look, save, and stop for the right reasons.
+
+`advance(state, step) → (state, scalars)` is the stage's own. The numbers of a step are fetched after the next one has
+been dispatched, so that the device never waits for the host; they are looked at before anything is saved, so that a
+checkpoint with a loss that is not finite cannot exist.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from cai_jax import sharding
+from cai_jax.errors import UserError
+from cai_jax.io import preemption, progress
+from cai_jax.io.checkpoints import Checkpoints
+from cai_jax.io.metrics import MetricsWriter, read_rows
+
+CHECKED = ("loss", "grad_norm", "value_loss", "value_grad_norm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """`weights`: the items of the state that outlive the stage; the last checkpoint holds nothing else."""
+
+    num_steps: int
+    save_every: int
+    log_every: int = 1
+    snapshot_every: int = 0
+    unit: str = "step"
+    look_back: bool = True  # fetch a step's numbers after the next one was dispatched
+    weights: tuple[str, ...] = ("params",)
+
+
+def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], advance: Callable,
+        names: Callable[[int], Sequence[str]], on_start: Callable[[int, MetricsWriter], None]) -> dict:
+    """Runs `advance` until `num_steps`, from the newest intact checkpoint or from `init()`; returns the last state.
+
+    `abstract` has ShapeDtypeStructs with shardings for every item of the state. `names(step)` are the examples of a
+    step, for the message of a loss that is not finite. `on_start(step, writer)` is called once the state is there, with
+    the step that work goes on from: the place to let go of weights that were only needed for `init`.
+    Raises UserError where a number is not finite (the last good checkpoint stays), Preempted after a SIGTERM.
+    """
+    checkpoints = Checkpoints(ctx.directory.path / "checkpoints")
+    weights = {name: abstract[name] for name in settings.weights}
+    if checkpoints.latest() == settings.num_steps:
+        step, trees, meta = checkpoints.restore_latest(weights) or (0, {}, {})
+        if step == settings.num_steps:
+            ctx.count_tokens("trained", meta["tokens"])
+            return trees
+    found = checkpoints.restore_latest(abstract)
+    start, state, meta = found or (0, init(), {"tokens": 0})
+    if found:
+        progress.say(f"[{ctx.name}] goes on from {settings.unit} {start}")
+    writer = ctx.metrics(start if found else None)
+    on_start(start, writer)
+    tokens_seen = meta["tokens"]
+
+    def look(step, scalars, seconds):
+        values = {name: float(value) for name, value in sharding.fetch(scalars).items()}
+        bad = [name for name in CHECKED if name in values and not math.isfinite(values[name])]
+        if bad:
+            good = checkpoints.latest()
+            kept = f"the last good checkpoint is {settings.unit} {good}" if good else "there is no checkpoint yet"
+            raise UserError(
+                f"stage '{ctx.name}': {bad[0]} is {values[bad[0]]} at {settings.unit} {step + 1}, in the batch of "
+                f"{', '.join(names(step))}; {kept} in {checkpoints.path}; try a smaller learning_rate, or float32"
+            )
+        if (step + 1) % settings.log_every == 0 or step + 1 == settings.num_steps:
+            tokens = values.get("tokens", 0.0)
+            writer.write(step + 1, values, {"seconds": seconds, "tokens_per_second": tokens / max(seconds, 1e-9)})
+        nonlocal tokens_seen
+        tokens_seen += int(values.get("tokens", 0))
+        shown = [f"{name} {values[name]:.3g}" for name in ("reward", "kl", "loss") if name in values]
+        bar.set_postfix_str(" ".join(shown))
+
+    try:
+        with ctx.progress(settings.num_steps, ctx.name, start, settings.unit) as bar:
+            waiting, clock = None, time.monotonic()
+            for step in range(start, settings.num_steps):
+                state, scalars = advance(state, step)
+                if waiting:
+                    look(*waiting, time.monotonic() - clock)
+                    clock = time.monotonic()
+                waiting = (step, scalars)
+                done, last = step + 1, step + 1 == settings.num_steps
+                stop = preemption.requested(step)
+                snapshot = bool(settings.snapshot_every) and done % settings.snapshot_every == 0
+                save = last or stop or snapshot or done % settings.save_every == 0
+                if save or not settings.look_back:
+                    look(*waiting, time.monotonic() - clock)
+                    waiting, clock = None, time.monotonic()
+                if save:
+                    items = settings.weights if last else tuple(state)
+                    checkpoints.save(done, {name: state[name] for name in items}, {"tokens": tokens_seen}, keep=snapshot)
+                    clock = time.monotonic()
+                bar.update()
+                if stop and not last:
+                    raise preemption.Preempted(f"stage '{ctx.name}': saved {settings.unit} {done} and stopped")
+    finally:
+        writer.close()
+    ctx.count_tokens("trained", tokens_seen)
+    return {name: state[name] for name in settings.weights}
+
+
+def summary(ctx, num_steps: int, more: Mapping) -> dict:
+    """The stage's summary from its metrics file: steps, first and last loss."""
+    rows = [row for row in read_rows(ctx.directory.path / "metrics.jsonl") if "loss" in row]
+    first, last = (rows[0]["loss"], rows[-1]["loss"]) if rows else (None, None)
+    told = f"loss {first:.3f} → {last:.3f} in {num_steps} steps" if rows else f"{num_steps} steps"
+    return {"steps": num_steps, "loss_first": first, "loss_last": last, "headline": told, **more}

@@ -1,0 +1,106 @@
+"""Training state as plain trees: {"params": …, "optimiser": …}, float32, sharded like the parameters.
+
+Weights are trained in float32 whatever dtype the forward pass runs in (`cast`), so that small updates are not lost and
+a checkpoint resumes exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cai_jax import optim, sharding
+from cai_jax.errors import UserError
+from cai_jax.models import heads
+from cai_jax.models.config import ModelConfig
+
+
+def abstract_params(config: ModelConfig, kind: str, mesh, dtype=jnp.float32):
+    """ShapeDtypeStructs with shardings of a "policy" or a "reward" (a decoder with a head)."""
+    shapes, axes = heads.abstract_model(config, kind, dtype)
+    return with_shardings(shapes, sharding.tree_shardings(axes, shapes, mesh))
+
+
+def with_shardings(shapes, shardings):
+    return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings)
+
+
+def abstract_optimiser(tx: optax.GradientTransformation, params, mesh):
+    """ShapeDtypeStructs with shardings of `tx.init(params)`: moments lie as their parameters do."""
+    places = sharding.optimizer_shardings(tx, params, jax.tree.map(lambda leaf: leaf.sharding, params), mesh)
+    return with_shardings(jax.eval_shape(tx.init, params), places)
+
+
+def init_optimiser(tx: optax.GradientTransformation, params, mesh):
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_optimiser(tx, abstract_of(params), mesh))
+    return jax.jit(tx.init, out_shardings=places)(params)
+
+
+def abstract_of(tree):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+def shardings_of(tree):
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _copy(tree, dtype):
+    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype, copy=True), tree)
+
+
+def fresh(tree, dtype=jnp.float32):
+    """A copy of the parameters in `dtype` that may be donated, on the same devices."""
+    return _copy(tree, jnp.dtype(dtype))
+
+
+def forward_options(run_config) -> dict:
+    """What `hidden_states` wants to know of `config.model`."""
+    return {"scan": run_config.model.scan_layers, "remat": run_config.model.remat}
+
+
+def cast(tree, dtype):
+    """The matrices and norms in the dtype of the forward pass; heads stay float32. Free where nothing changes."""
+    if isinstance(tree, dict) and set(tree) == {"decoder", "head"}:
+        return {"decoder": cast(tree["decoder"], dtype), "head": tree["head"]}
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+def with_head(decoder, head: dict, mesh):
+    """{"decoder", "head"} on the mesh."""
+    axes = {"weight": ("embed",), "bias": ()}
+    return {"decoder": decoder, "head": sharding.put(head, sharding.tree_shardings(axes, head, mesh))}
+
+
+def make_optimiser(config, where: str, num_steps: int):
+    """(step → learning rate, optimiser) from a stage's fields; UserError for an unknown schedule."""
+    try:
+        rate = optim.learning_rate(config.learning_rate, schedule=config.schedule, warmup_steps=config.warmup_steps,
+                                   num_steps=num_steps)
+    except ValueError as error:
+        raise UserError(f"{where}.{error}") from None
+    return rate, optim.adam(rate, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay)
+
+
+def make_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict, mesh, num_microbatches: int):
+    """The jitted step (state, batch) → (state, scalars) of a loss as `optim.sum_gradients` takes it; the state is donated.
+
+    Scalars: "loss" (mean over what the loss counts), "grad_norm" (before clipping), "count", and the loss's sums.
+    """
+    def update(state, batch):
+        mean, grads, count, sums = optim.sum_gradients(loss, state["params"], batch, num_microbatches)
+        params, optimiser, norm = optim.apply_gradients(tx, grads, state["optimiser"], state["params"])
+        scalars = {"loss": mean, "grad_norm": norm, "count": count, **sums}
+        return {"params": params, "optimiser": optimiser}, scalars
+
+    jitted = jax.jit(update, donate_argnums=0, out_shardings=(shardings_of(abstract), sharding.replicated(mesh)))
+
+    def step(state, batch):
+        with jax.set_mesh(mesh):
+            return jitted(state, sharding.put_batch(batch, mesh))
+
+    return step
