@@ -8,7 +8,9 @@ import re
 
 import pytest
 
-from cai_jax.data.prompts import SETS, load_prompts, read_prompts, stable_id
+from cai_jax.data.comparisons import load_comparisons
+from cai_jax.data.evals import load_choices
+from cai_jax.data.prompts import SETS, Prompt, load_prompts, read_prompts, stable_id
 from cai_jax.errors import UserError
 from cai_jax.structs import Message
 
@@ -164,3 +166,14 @@ def test_sources_joined_by_plus_come_one_after_the_other(tmp_path):
     kept, dropped = read_prompts(f"{first}+{second}", limit=2)
     assert [prompt.dialogue[0].text for prompt in kept] == ["one", "two", "three"]
     assert dropped == {"duplicate": 1}
+
+
+def test_prompts_are_disjoint_from_the_embedded_comparisons_and_evaluations():
+    """What the policy is prompted with must not be what the preference model was trained on or is judged by."""
+    others = [item.dialogue for item in load_comparisons("embedded:helpful_comparisons")[0]]
+    others += [item.dialogues[0][:-1] for item in load_choices("embedded:hhh")]
+    bags = [frozenset(words(Prompt("", dialogue[-1:]))) for dialogue in others]
+    for name in SETS:
+        for prompt in load_prompts(f"embedded:{name}"):
+            own = frozenset(words(Prompt("", prompt.dialogue[-1:])))
+            assert not [bag for bag in bags if len(own & bag) > 0.6 * len(own | bag)], prompt
