@@ -96,6 +96,7 @@ def test_downloads(tmp_path, monkeypatch, built):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(built[0])))
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(hh_rlhf, "URL", f"http://127.0.0.1:{server.server_port}")
     try:
         builder, = prepare.prepare("cai_hh_rlhf/helpful_base", data_dir=str(tmp_path))
