@@ -1,0 +1,184 @@
+"""Writes the microworld's data in the pipeline's own schemas: constitution, prompts, human comparisons, evaluations.
+
+    python -m cai_jax.microworld.files [--out DIRECTORY]
+
+Everything follows from fixed seeds. Rows of the split "heldout", and the evaluations, are about held-out acts only; no other
+row is. "Human" raters are the oracle with noise: they err more often where two answers are nearly as good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from cai_jax.data import choices
+from cai_jax.microworld import documents, principles
+from cai_jax.microworld.documents import Dice
+from cai_jax.microworld.language import REQUESTS, request
+from cai_jax.microworld.oracle import judge, utility
+from cai_jax.structs import Message, dialogue_to_json
+
+DATA = pathlib.Path(__file__).resolve().parent / "data"
+RED_TEAM = {"harmful": 0.7, "look_alike": 0.2, "mixed": 0.1}
+HELPFUL = {"plain": 0.4, "look_alike": 0.6}
+NOISE = 3.0  # of raters: a preference for the better answer by logistic(NOISE · difference of utilities)
+
+
+def prompts(seed: int, name: str, counts: dict[str, tuple[dict[str, float], int]]) -> list[dict]:
+    """Prompt rows: for each split its categories with their shares, and how many. No text comes twice."""
+    rows, seen = [], set()
+    for split, (weights, count) in counts.items():
+        dice = Dice(seed, len(rows), held_out=split == "heldout")
+        for category, share in weights.items():
+            wanted = len(rows) + round(count * share)
+            while len(rows) < wanted:
+                asked = documents.draw_acts(dice, category)
+                text = request(asked, int(dice.integers(len(REQUESTS))))
+                if text not in seen:
+                    seen.add(text)
+                    kind = category if category != "harmful" else asked[0].kind
+                    rows.append({"id": f"{name}-{len(rows):04d}", "prompt": text, "kind": kind, "split": split})
+        block = [row for row in rows if row["split"] == split]
+        order = dice.permutation(len(block))  # so that the first n of a split are a sample of all its categories
+        rows[len(rows) - len(block):] = [block[int(i)] for i in order]
+    return rows
+
+
+def comparisons(seed: int, name: str, weights: dict[str, float], value: Callable, counts: dict[str, int]) -> list[dict]:
+    """Rows of human comparisons; `value(asked, response)` is what the raters care about."""
+    rows = []
+    for split, count in counts.items():
+        dice = Dice(seed, len(rows), held_out=split == "heldout")
+        wanted = len(rows) + count
+        while len(rows) < wanted:
+            asked, text = documents.draw_request(dice, weights)
+            first, second = dice.choice(5, p=[0.35, 0.2, 0.15, 0.15, 0.15], size=2)
+            pair = [documents.behave(dice, asked, np.eye(5)[int(behaviour)]) for behaviour in (first, second)]
+            if first == second and dice.random() < 0.7 or pair[0] == pair[1]:
+                continue
+            better = int(dice.random() >= 1 / (1 + np.exp(NOISE * (value(asked, pair[1]) - value(asked, pair[0])))))
+            dialogue = dialogue_to_json((Message("human", text),))
+            rows.append({"id": f"{name}-{len(rows):04d}", "dialogue": dialogue, "chosen": pair[better],
+                         "rejected": pair[1 - better], "split": split})
+    return rows
+
+
+def questions(seed: int, count: int) -> list[dict]:
+    """HHH-like comparisons on held-out acts, in the form of the published files: the better answer by the oracle, without
+    noise. Subsets: harmless (harm against a refusal), evasive (two refusals), helpful (help against a lack of it)."""
+    dice, rows = Dice(seed, held_out=True), []
+    pairs = {"harmless": ("harmful", 0, 1), "evasive": ("harmful", 1, 2), "helpful": ("look_alike", 0, (2, 3, 4))}
+    while len(rows) < count:
+        subset = list(pairs)[len(rows) % 3]
+        category, good, bad = pairs[subset]
+        asked = documents.draw_acts(dice, category)
+        text = request(asked, int(dice.integers(len(REQUESTS))))
+        bad = bad if isinstance(bad, int) else bad[int(dice.integers(len(bad)))]
+        texts = [documents.behave(dice, asked, np.eye(5)[behaviour]) for behaviour in (good, bad)]
+        values = [utility(asked, answer) for answer in texts]
+        better, worse = texts if values[0] > values[1] else texts[::-1]
+        order = [better, worse] if dice.random() < 0.5 else [worse, better]
+        general = [text for kind, *_, text in principles.PRINCIPLES if kind is None]
+        asked_text = choices.question((Message("human", text),), general[int(dice.integers(len(general)))], order)
+        right = order.index(better)
+        rows.append({
+            "prompt": f"{asked_text}\n{choices.ANSWER_LEAD}", "corrects": [choices.answer(right)],
+            "incorrects": [choices.answer(1 - right)], "subset": subset,
+            "text_correct": f"\n\nHuman: {text}\n\nAssistant: {better}",
+            "text_incorrect": f"\n\nHuman: {text}\n\nAssistant: {worse}",
+        })
+    return rows
+
+
+def harms(seed: int, count: int, classify: bool) -> list[dict]:
+    """Is an answer to a held-out request harmful (two options, half of them are), or which harm does it do (five options)?"""
+    dice, rows = Dice(seed, held_out=True), []
+    while len(rows) < count:
+        asked = documents.draw_acts(dice, "harmful" if classify or len(rows) % 2 else "look_alike")
+        text = request(asked, int(dice.integers(len(REQUESTS))))
+        answer = documents.comply(dice, asked)
+        harm = judge(asked, answer).harm
+        ask, options = ((documents.HARM_QUESTION, list(documents.HARM_OPTIONS)) if classify
+                        else (documents.IDENTIFY_QUESTION, ["yes", "no"]))
+        options = [options[int(i)] for i in dice.permutation(len(options))]
+        right = options.index(harm if classify else ("yes" if harm else "no"))
+        dialogue = (Message("human", text), Message("assistant", answer))
+        rows.append({"prompt": f"{choices.question(dialogue, ask, options)}\n{choices.ANSWER_LEAD}",
+                     "corrects": [choices.answer(right)],
+                     "incorrects": [choices.answer(i) for i in range(len(options)) if i != right]})
+    return rows
+
+
+def constitution() -> dict:
+    """The 16 principles, and four worked examples of each sort, in the schema of `cai_jax.constitution.loader`."""
+    table: dict[str, list] = {
+        "critique_principles": [
+            {"id": f"{kind or 'general'}-{number}", "critique_request": ask, "revision_request": revise}
+            for number, (kind, ask, revise, _) in enumerate(principles.PRINCIPLES)],
+        "comparison_principles": [{"id": f"{kind or 'general'}-{number}", "text": text}
+                                  for number, (kind, _, _, text) in enumerate(principles.PRINCIPLES)],
+        "critique_examples": [], "comparison_examples": [], "chain_examples": [],
+    }
+    dice = Dice(7)
+    for number in range(4):
+        kind, ask, revise, _ = principles.PRINCIPLES[number]
+        asked = documents.draw_acts(dice, "look_alike" if number == 1 else "harmful")
+        dialogue = dialogue_to_json((Message("human", request(asked, number)),))
+        bad, good = documents.comply(dice, asked, 0.0), principles.ideal(asked, dice)
+        if good == bad or number == 1:
+            bad, good = documents.evade(dice, asked), documents.comply(dice, asked, 0.0)
+        table["critique_examples"].append({
+            "id": f"example-{number}", "dialogue": dialogue, "response": bad, "critique_request": ask,
+            "critique": f"The answer {principles.assessment(asked, bad, kind)}", "revision_request": revise,
+            "revision": principles.revised(asked, bad, kind, dice)})
+        table["comparison_examples"].append(
+            {"id": f"example-{number}", "dialogue": dialogue, "chosen": good, "rejected": bad})
+        options = [good, bad] if number % 2 else [bad, good]
+        letter = "AB"[options.index(good)]
+        told = " ".join(f"({letter}) {principles.assessment(asked, text, None)}"
+                        for letter, text in zip("AB", options, strict=True))
+        table["chain_examples"].append({"id": f"example-{number}", "dialogue": dialogue, "options": options,
+                                        "reasoning": f"{told} So ({letter}) is better.", "answer": letter})
+    return table
+
+
+def tables() -> dict[str, list[dict]]:
+    """File name → rows."""
+    return {
+        "red_team.jsonl": prompts(1, "red", {"train": (RED_TEAM, 1200), "heldout": ({"harmful": 1.0}, 160)}),
+        "helpful.jsonl": prompts(2, "help", {"train": (HELPFUL, 900), "heldout": ({"plain": 1.0}, 100)}),
+        "look_alike.jsonl": prompts(3, "alike", {"heldout": ({"look_alike": 1.0}, 160)}),
+        "mixed.jsonl": prompts(4, "mixed", {"heldout": ({"mixed": 1.0}, 100)}),
+        "helpful_comparisons.jsonl": comparisons(
+            5, "rated-help", {"plain": 0.4, "look_alike": 0.6}, lambda asked, text: utility(asked, text, 0.0),
+            {"train": 800, "heldout": 200}),
+        # People who rated harmlessness did not mind an evasive answer: the paper's reason for evasive HH-RLHF models.
+        "harmless_comparisons.jsonl": comparisons(
+            6, "rated-harm", {"harmful": 0.8, "look_alike": 0.2}, lambda asked, text: utility(asked, text, 1.0, 0.0),
+            {"train": 800, "heldout": 200}),
+        "hhh.jsonl": questions(7, 240),
+        "identify.jsonl": harms(8, 160, classify=False),
+        "classify.jsonl": harms(9, 160, classify=True),
+    }
+
+
+def write(out: pathlib.Path) -> dict[str, int]:
+    """Writes all files; returns how many rows each has."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "constitution.json").write_text(json.dumps(constitution(), indent=1) + "\n")
+    counts = {}
+    for name, rows in tables().items():
+        (out / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        counts[name] = len(rows)
+    return counts
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=pathlib.Path, default=DATA)
+    for name, count in write(parser.parse_args().out).items():
+        print(f"{name}: {count} rows")

@@ -1,0 +1,133 @@
+"""Makes the base model of the microworld from nothing: a small Llama on generated documents, in minutes on a CPU.
+
+    python -m cai_jax.microworld.pretrain --out configs/models/microworld
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import pathlib
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+
+from cai_jax import losses, optim
+from cai_jax.microworld import documents
+from cai_jax.microworld import tokenizer as tokenizer_lib
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.decoder import hidden_states, unembedding
+from cai_jax.models.params import init_params, num_params
+
+LENGTH = 192  # tokens a row; longer documents are not drawn
+
+
+def model_config(vocab_size: int, width: int, num_layers: int) -> ModelConfig:
+    """A Llama of this width and depth, with heads of 32."""
+    return ModelConfig(
+        family="llama", vocab_size=vocab_size, width=width, ffw=3 * width, num_layers=num_layers, num_heads=width // 32,
+        num_kv_heads=width // 32, head_dim=32, max_length=512, norm_eps=1e-5, rope_theta=10000.0, tied_embeddings=True,
+        init_std=0.02 if width >= 128 else 0.03,
+    )
+
+
+def encode(tokenizer: Tokenizer, document: documents.Document) -> tuple[list[int], list[float]]:
+    """Token ids of a document and the weight of each in the loss."""
+    tokens, weights = [], []
+    for text, weight in document:
+        ids = tokenizer.encode(text).ids
+        tokens += ids
+        weights += [weight] * len(ids)
+    return tokens, weights
+
+
+def batches(tokenizer: Tokenizer, seed: int, rows: int, length: int = LENGTH) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches of packed documents: tokens and segments int32, weights float32, all [rows, length]. A document is
+    never cut; segment 0 is padding. First fit over the rows."""
+    dice = documents.Dice(seed)
+    waiting: list = []
+    while True:
+        batch = {name: np.zeros((rows, length), kind) for name, kind in
+                 (("tokens", np.int32), ("segments", np.int32), ("weights", np.float32))}
+        used, count, failures, skipped = [0] * rows, [0] * rows, 0, []
+        while failures < 12:
+            tokens, weights = waiting.pop() if waiting else encode(tokenizer, documents.document(dice))
+            if len(tokens) > length:
+                continue
+            row = next((row for row in range(rows) if used[row] + len(tokens) <= length), None)
+            if row is None:
+                failures += 1
+                skipped.append((tokens, weights))
+                continue
+            where = slice(used[row], used[row] + len(tokens))
+            count[row] += 1
+            batch["tokens"][row, where] = tokens
+            batch["weights"][row, where] = weights
+            batch["segments"][row, where] = count[row]
+            batch["weights"][row, where.start] = 0.0  # nothing predicts a document's first token
+            used[row] = where.stop
+        waiting = skipped
+        yield batch
+
+
+def loss(params, batch, config: ModelConfig):
+    """Weighted next-token loss: (sum, (sum of weights, {})), in nats."""
+    hidden = hidden_states(params, batch["tokens"], batch["segments"] > 0, config, segments_BxT=batch["segments"])
+    logprobs = losses.next_token_logprobs(hidden, unembedding(params, config), batch["tokens"], chunk=0)
+    return -jnp.sum(logprobs * batch["weights"]), (jnp.sum(batch["weights"]), {})
+
+
+@functools.partial(jax.jit, static_argnames=("config", "tx"), donate_argnums=(0, 1))
+def step(params, optimiser, batch, config: ModelConfig, tx):
+    mean, grads, _, _ = optim.sum_gradients(functools.partial(loss, config=config), params, batch)
+    params, optimiser, norm = optim.apply_gradients(tx, grads, optimiser, params)
+    return params, optimiser, mean, norm
+
+
+def train(tokenizer: Tokenizer, config: ModelConfig, *, seed: int, num_steps: int, rows: int, peak: float, log=print):
+    """Trains from random weights; returns float32 parameters."""
+    params = jax.jit(functools.partial(init_params, config))(jax.random.key(seed))
+    rate = optim.learning_rate(peak, schedule="linear", warmup_steps=min(100, num_steps // 5), num_steps=num_steps)
+    tx = optim.adam(rate, weight_decay=0.1, b2=0.98)
+    optimiser = jax.jit(tx.init)(params)
+    started, seen = time.time(), []
+    for number, batch in zip(range(1, num_steps + 1), batches(tokenizer, seed, rows), strict=False):
+        params, optimiser, mean, _ = step(params, optimiser, batch, config, tx)
+        seen.append(mean)
+        if number % 50 == 0 or number == num_steps:
+            log(f"step {number}/{num_steps}  loss {float(np.mean(jax.device_get(seen))):.4f}  {time.time() - started:.0f} s")
+            seen = []
+    return params
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    out = pathlib.Path(options.out)
+    vocab_size = tokenizer_lib.write(out)
+    tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
+    config = model_config(vocab_size, options.width, options.layers)
+    print(f"{num_params(config):,} parameters, {vocab_size} tokens")
+    params = train(tokenizer, config, seed=options.seed, num_steps=options.steps, rows=options.rows, peak=options.rate)
+    save(out, config, params)
+
+
+def save(out: pathlib.Path, config: ModelConfig, params) -> None:
+    """Writes config.json and bfloat16 weights as a Hugging Face directory."""
+    from cai_jax.models import hf
+    hf.save_hf(out, config, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
+
+
+if __name__ == "__main__":
+    main()
