@@ -87,6 +87,18 @@ def test_nothing_left_and_unknown_sources(tmp_path):
         load_prompts(str(tmp_path / "absent.jsonl"))
 
 
+def test_several_sources_are_read_one_after_the_other(tmp_path):
+    first = write(tmp_path / "a.jsonl", *({"prompt": f"Question {number}?"} for number in range(4)))
+    second = write(tmp_path / "b.jsonl", {"prompt": "Question 1?", "id": "x"}, {"prompt": "Name a tree.", "id": "y"})
+    prompts, dropped = read_prompts(f"{first} + {second}", limit=2)
+    assert [prompt.dialogue[0].text for prompt in prompts] == ["Question 0?", "Question 1?", "Name a tree."]
+    assert dropped == {"duplicate": 1}
+    third = write(tmp_path / "c.jsonl", {"prompt": "Name a river.", "id": "y"})
+    with pytest.raises(UserError, match="id 'y' names different prompts"):
+        load_prompts(f"{second}+{third}")
+    assert {prompt.kind in HARMS for prompt in load_prompts("embedded:red_team+embedded:helpful")} == {True, False}
+
+
 def test_tfds_rows_become_prompts(monkeypatch):
     rows = [{"prompt": "Name a tree."}, {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "x"}]
     seen = []

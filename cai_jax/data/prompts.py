@@ -49,12 +49,13 @@ def read_prompts(
     `source`: "embedded:red_team" or "embedded:helpful"; a .jsonl, .jsonl.gz or .parquet file; "tfds:NAME". `split`
     keeps the rows with that "split" field, or names the TFDS split. Dropped are blank prompts, hh-rlhf rows of odd
     turns, and later copies of a dialogue. `offset` and `limit` count prompts that were kept; reading stops at the
-    limit, and so does the count of dropped rows.
+    limit, and so does the count of dropped rows. "a+b" reads several sources, each with this split, offset and limit.
 
     Raises UserError `file:line: field …` for a malformed row, and "0 rows left" where nothing is left.
     """
     if "+" in source and not Path(source).exists():
-        return _joined([read_prompts(part.strip(), split=split, offset=offset, limit=limit) for part in source.split("+")])
+        options = {"split": split, "offset": offset, "limit": limit}
+        return _joined(source, [read_prompts(part.strip(), **options) for part in source.split("+")])
     path = _resolve(source)
     dropped: collections.Counter[str] = collections.Counter()
     kept: list[Prompt] = []
@@ -82,16 +83,24 @@ def read_prompts(
     return kept, dict(sorted(dropped.items()))
 
 
-def _joined(parts: list[tuple[list[Prompt], dict[str, int]]]) -> tuple[list[Prompt], dict[str, int]]:
-    """Prompts one source after the other; a dialogue (or id) that an earlier source had counts as a duplicate."""
-    kept: dict[str, Prompt] = {}
-    dropped = collections.Counter()
+def _joined(
+    source: str, parts: list[tuple[list[Prompt], dict[str, int]]]
+) -> tuple[list[Prompt], dict[str, int]]:
+    """Prompts one source after the other; a dialogue that an earlier source had counts as a duplicate."""
+    kept: dict[Dialogue, Prompt] = {}
+    ids: set[str] = set()
+    dropped: collections.Counter[str] = collections.Counter()
     for prompts, counts in parts:
         dropped.update(counts)
         for prompt in prompts:
-            dropped[DUPLICATE] += prompt.id in kept
-            kept.setdefault(prompt.id, prompt)
-    return list(kept.values()), {reason: count for reason, count in sorted(dropped.items()) if count}
+            if prompt.dialogue in kept:
+                dropped[DUPLICATE] += 1
+                continue
+            if prompt.id in ids:
+                raise UserError(f"{source}: id '{prompt.id}' names different prompts in two sources; ids must differ")
+            kept[prompt.dialogue] = prompt
+            ids.add(prompt.id)
+    return list(kept.values()), dict(sorted(dropped.items()))
 
 
 def _resolve(source: str) -> str:
