@@ -46,8 +46,15 @@ def test_bootstrap_agrees_with_student_t_on_normal_data():
     np.testing.assert_allclose([ours.low, ours.high], [low, high], atol=0.04)
 
 
+def test_few_items_get_the_student_t_interval():
+    x = np.array([0.2, 1.4, 0.7, -0.1])
+    ours = bootstrap_mean(x)
+    expected = scipy_stats.t.interval(0.95, 3, x.mean(), scipy_stats.sem(x))
+    np.testing.assert_allclose([ours.low, ours.high], expected, rtol=1e-9)
+
+
 def test_bootstrap_is_seeded_and_honest_about_few_items():
-    x = [0.1, 0.5, 0.2, 0.9, 0.4]
+    x = [0.1, 0.5, 0.2, 0.9, 0.4, 0.6, 0.3, 0.8]
     assert bootstrap_mean(x, seed=3) == bootstrap_mean(x, seed=3)
     assert bootstrap_mean(x, seed=3) != bootstrap_mean(x, seed=4)
     assert bootstrap_mean([]).value is None

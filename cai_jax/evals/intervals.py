@@ -12,8 +12,10 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import stdtrit
 
 NUM_RESAMPLES = 4000
+FEW = 8  # fewer items than this are not resampled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,8 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0, level: float = 0.9
     """Mean of `values` [n] with a bootstrap-t interval (Efron & Tibshirani 1993, section 12.5).
 
     The percentile bootstrap is too narrow below about 50 items, which is where small runs live; studentised resamples
-    are not. Resamples whose spread is zero are left out; all-equal values give an interval of zero width.
+    are not. Below 8 items there are too few different resamples and Student's t interval stands in. All-equal values
+    give an interval of zero width.
     """
     x = np.asarray(values, np.float64)
     if x.ndim != 1 or not np.all(np.isfinite(x)):
@@ -66,6 +69,9 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0, level: float = 0.9
     error = float(x.std(ddof=1)) / math.sqrt(n)
     if error <= 1e-12 * max(1.0, abs(mean)):
         return Estimate(mean, mean, mean, n)
+    if n < FEW:
+        half = float(stdtrit(n - 1, 0.5 + level / 2)) * error
+        return Estimate(mean, mean - half, mean + half, n)
     rng = np.random.default_rng([seed, n])
     t = np.empty(0)
     for start in range(0, num_resamples, 256):  # blocks bound the memory for many items
@@ -73,8 +79,6 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0, level: float = 0.9
         spread = rows.std(axis=1, ddof=1) / math.sqrt(n)
         usable = spread > 0.05 * error  # a resample of nearly equal values has no meaningful t
         t = np.concatenate([t, (rows[usable].mean(axis=1) - mean) / spread[usable]])
-    if len(t) < num_resamples / 2:  # two or three items: too few distinct resamples to studentise
-        return Estimate(mean, None, None, n)
     t_low, t_high = np.quantile(t, [0.5 - level / 2, 0.5 + level / 2])
     return Estimate(mean, mean - float(t_high) * error, mean - float(t_low) * error, n)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from cai_jax.evals import elo as elo_lib
 from cai_jax.evals import text_statistics
-from cai_jax.evals.intervals import Estimate, bootstrap_mean, cluster_means, paired_difference
+from cai_jax.evals.intervals import Estimate, bootstrap_mean, cluster_means, paired_difference, wilson
 from cai_jax.evals.rows import row
 
 # metric → (unit, which way is good). Refusals are good or bad by the prompts they answer, so neither here.
@@ -62,7 +62,9 @@ def rows(records: Sequence[Mapping], scores: Mapping[str, float], models: Sequen
                 values = means[name][metric]
                 if not values:
                     continue
-                estimate = bootstrap_mean(list(values.values()), seed=seed)
+                mean = list(values.values())
+                # All zeros among n prompts do not make a share zero: Wilson says how large it may still be.
+                estimate = wilson(sum(mean), len(mean)) if unit == "share" else bootstrap_mean(mean, seed=seed)
                 out.append(row(metric, on, name, estimate, unit=unit, good=good))
                 if name != first and means[first][metric]:
                     difference = paired_difference(means[first][metric], values, seed=seed)

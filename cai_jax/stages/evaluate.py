@@ -64,7 +64,8 @@ def in_order(models, run_config) -> dict[str, str]:
         stage, _, step = target.removeprefix("@").partition(":")
         stages = list(run_config.stages)
         known = target.startswith("@") and stage in stages
-        return (stages.index(stage) if known else len(stages) * target.startswith("@") - 1, int(step or 10**12), item[0])
+        number = stages.index(stage) if known else len(stages) if target.startswith("@") else -1
+        return number, int(step or 10**12), item[0]
 
     return dict(sorted(models.items(), key=place))
 

@@ -1,0 +1,173 @@
+"""The browsable records: one card a prompt with everything the run made of it, packed small for the page.
+
+A card has the dialogue and, as far as they exist, its critiques and revisions, the evaluated models' answers, its
+comparisons with labels and chains of thought, and its RL rollouts. Keys are short because they are repeated thousands of
+times; report.js reads them.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import gzip
+import statistics
+from collections.abc import Sequence
+
+from cai_jax import labels
+from cai_jax.evals.text_statistics import refusal_kind
+from cai_jax.reporting.diff import word_diff
+from cai_jax.reporting.run_data import Run
+from cai_jax.reporting.text import clip, model_name, script_json, visible
+
+BUDGET = 3_600_000  # characters of data in the page
+TEXT_LIMITS = (6000, 3000, 1500, 800, 400)
+PLAIN_LIMIT = 600_000  # larger data is compressed
+ROLLOUTS_A_PROMPT = 4
+
+
+class Deck:
+    """Collects cards; `limit` caps every text, and what was cut stays in the run's own files."""
+
+    def __init__(self, runs: Sequence[Run], limit: int):
+        self.limit = limit
+        self.cards: dict[str, dict] = {}
+        self.principles: dict[str, str] = {}
+        for place, run in enumerate(runs):
+            self._revisions(run, place)
+            self._answers(run, place)
+            self._comparisons(run, place)
+            self._rollouts(run, place)
+        for card in self.cards.values():
+            card["x"] = self._change(card)
+
+    def text(self, value) -> str:
+        return clip(visible(str(value if value is not None else "")), self.limit)
+
+    def card(self, record: dict) -> dict:
+        prompt = str(record.get("prompt_id", record["id"]))
+        if prompt not in self.cards:
+            turns = [[str(m.get("role", "")), self.text(m.get("text", ""))] for m in record.get("dialogue") or ()]
+            self.cards[prompt] = {"p": visible(prompt)[:80], "k": visible(str(record.get("kind") or "")), "d": turns}
+        return self.cards[prompt]
+
+    def principle(self, name, text) -> str:
+        name = visible(str(name))
+        if text:
+            self.principles.setdefault(name, self.text(text))
+        return name
+
+    def _revisions(self, run: Run, place: int) -> None:
+        for stage in run.of_kind("revise"):
+            for record in run.records(stage.name):
+                before, rounds = self.text(record.get("initial")), []
+                initial = before
+                for number, turn in enumerate(record.get("rounds") or (), 1):
+                    after = self.text(turn.get("revision"))
+                    rounds.append({
+                        "n": self.principle(turn.get("principle_id"), turn.get("critique_request")),
+                        "c": self.text(turn["critique"]) if turn.get("critique") is not None else None,
+                        "v": after, "o": word_diff(before, after),
+                        "s": _round(run.scores.get(f"{record['id']}#{number}")),
+                    })
+                    before = after
+                self.card(record).setdefault("rev", []).append(
+                    {"g": place, "m": stage.name, "i": initial, "s": _round(run.scores.get(f"{record['id']}#0")), "r": rounds})
+
+    def _answers(self, run: Run, place: int) -> None:
+        order = {name: i for i, name in enumerate(run.models)}
+        for record in sorted(run.answers, key=lambda r: (order.get(r.get("name"), 99), r["id"])):
+            self.card(record).setdefault("ans", []).append(
+                {"g": place, "m": visible(model_name(str(record.get("name", "")))), "t": order.get(record.get("name"), 0),
+                 "r": self.text(record.get("response")), "s": _round(run.scores.get(record["id"])),
+                 "w": record.get("num_tokens"), "z": record.get("stop") == "length",
+                 "f": refusal_kind(str(record.get("response", ""))[:4000])})
+
+    def _comparisons(self, run: Run, place: int) -> None:
+        found = collections.defaultdict(list)
+        for stage in run.of_kind("feedback"):
+            for record in run.records(stage.name):
+                found[record.get("comparison_id")].append(
+                    {"n": self.principle(record.get("principle_id"), record.get("principle")), "g": stage.name,
+                     "pair": record.get("pair") or [0, 1], **_label(record),
+                     "ch": [self.text(chain.get("text")) for chain in (record.get("chains") or ())[:4]]})
+        for stage in run.of_kind("compare"):
+            for record in run.records(stage.name):
+                self.card(record).setdefault("cmp", []).append(
+                    {"g": place, "m": stage.name, "a": [self.text(text) for text in record.get("responses") or ()],
+                     "l": found.get(record["id"], [])})
+
+    def _rollouts(self, run: Run, place: int) -> None:
+        """The first and the last rollouts of a prompt: what RL started from and where it went."""
+        for stage in run.of_kind("rl"):
+            by_prompt = collections.defaultdict(list)
+            for record in run.records(stage.name, "rollouts") or run.records(stage.name):
+                by_prompt[record.get("prompt_id", record["id"])].append(record)
+            for records in by_prompt.values():
+                records.sort(key=lambda r: (r.get("step", 0), r["id"]))
+                if len(records) > ROLLOUTS_A_PROMPT:
+                    records = records[:ROLLOUTS_A_PROMPT // 2] + records[-ROLLOUTS_A_PROMPT // 2:]
+                for record in records:
+                    self.card(record).setdefault("roll", []).append(
+                        {"g": place, "m": stage.name, "r": self.text(record.get("response")), "u": record.get("step"),
+                         "s": _round(record.get("reward")), "kl": _round(_total(record.get("kl")))})
+
+    @staticmethod
+    def _change(card: dict) -> float | None:
+        """Score change: last revision − initial, else last model − first model."""
+        for found in card.get("rev", ()):
+            last = found["r"][-1]["s"] if found["r"] else None
+            if last is not None and found["s"] is not None:
+                return _round(last - found["s"])
+        by_model = collections.defaultdict(list)
+        for answer in card.get("ans", ()):
+            if answer["s"] is not None:
+                by_model[answer["t"]].append(answer["s"])
+        if len(by_model) > 1:
+            return _round(statistics.fmean(by_model[max(by_model)]) - statistics.fmean(by_model[min(by_model)]))
+        return None
+
+
+def _round(value) -> float | None:
+    return round(float(value), 3) if isinstance(value, (int, float)) and value == value else None
+
+
+def _total(value) -> float | None:
+    return sum(value) if isinstance(value, list) else value
+
+
+def _label(record: dict) -> dict:
+    """p: P(first is better), orders and chains averaged; ab, ba: by order where asked."""
+    try:
+        out = {"p": _round(labels.target([record]))}
+        for order in ("ab", "ba"):
+            values = [labels.probability_first(e) for e in record["logprobs"] if e["order"] == order]
+            if values:
+                out[order] = _round(statistics.fmean(values))
+        return out
+    except (KeyError, TypeError, ZeroDivisionError):
+        return {"p": None}
+
+
+def pack(runs: Sequence[Run], budget: int = BUDGET) -> tuple[str, str, dict]:
+    """(text for the page, its encoding "json" or "gzip", {"shown", "total", "limit"}).
+
+    Texts are capped harder until the data fits the budget; if that is not enough, the last cards are left out.
+    """
+    for limit in TEXT_LIMITS:
+        deck = Deck(runs, limit)
+        cards = list(deck.cards.values())
+        text, encoding = _encode(cards, deck.principles, runs)
+        if len(text) <= budget:
+            break
+    shown = cards
+    while len(text) > budget and len(shown) > 1:
+        shown = shown[:max(1, int(len(shown) * 0.95 * budget / len(text)))]
+        text, encoding = _encode(shown, deck.principles, runs)
+    return text, encoding, {"shown": len(shown), "total": len(cards), "limit": limit}
+
+
+def _encode(cards: list[dict], principles: dict[str, str], runs: Sequence[Run]) -> tuple[str, str]:
+    text = script_json({"cards": cards, "principles": principles, "runs": [visible(run.name) for run in runs]})
+    if len(text) <= PLAIN_LIMIT:
+        return text, "json"
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode(), "gzip"

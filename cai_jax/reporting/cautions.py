@@ -1,0 +1,203 @@
+"""What a reader must know before believing a number: null results, drift, biased labels, truncation, small models.
+
+Each rule is a few lines with its threshold in sight. Levels: "stop" (do not rely on this), "care", "note".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from cai_jax.evals.rows import find
+from cai_jax.reporting.run_data import Run
+from cai_jax.reporting.text import model_name, number, quantity
+
+SMALL_MODEL = 1_000_000_000
+LENGTH_DRIFT = 0.25  # of the first model's mean length
+KL_LIMIT = 15.0  # nats a response: √KL ≈ 4, about where 2204's reward curves stop being linear
+FLIP_LIMIT = 0.25
+CUT_LIMIT = 0.25
+FEW_ITEMS = 50
+GAP_LIMIT = 1e-3
+PLACES = {"red_team": "red-team prompts", "helpful": "helpful prompts", "harmless": "harmless prompts"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Caution:
+    level: str
+    text: str
+    anchor: str  # the section of the page that shows more
+
+
+def collect(run: Run) -> list[Caution]:
+    """All cautions of a run, the gravest first."""
+    rules = (_unfinished, _training, _null_results, _judge, _length, _kl, _labels, _preference, _small, _few, _truncation,
+             _dropped)
+    return sorted((c for rule in rules for c in rule(run)), key=lambda c: ("stop", "care", "note").index(c.level))
+
+
+def interval(row: dict, sign: bool = True) -> str:
+    shown = number(row["value"], sign=sign)
+    if row.get("low") is None:
+        return f"{shown} (no interval: {row['n']} item{'s' * (row['n'] != 1)})"
+    return f"{shown} [{number(row['low'], sign=sign)}, {number(row['high'], sign=sign)}]"
+
+
+def _unfinished(run: Run):
+    missing = [name for name in run.config.get("stages", ()) if name not in run.stages and name != "report"]
+    begun = [s.name for s in run.stages.values() if not s.done and s.kind != "report"]
+    if begun or missing:
+        told = "; ".join(part for part in (f"not finished: {', '.join(begun)}" if begun else "",
+                                           f"not begun: {', '.join(missing)}" if missing else "") if part)
+        yield Caution("stop", f"This run is incomplete ({told}). What follows shows what is there.", "cost")
+    for problem in dict.fromkeys(run.problems):
+        yield Caution("stop", f"Not readable: {problem}", "provenance")
+
+
+def _null_results(run: Run):
+    """One caution a set of prompts: which models do not differ from the first, and which score lower."""
+    for on, rows in _by_place(run, "pm_score").items():
+        where = PLACES.get(on, on)
+        null = [f"{model_name(r['model'])} {interval(r)}" for r in rows if r.get("null")]
+        lower = [f"{model_name(r['model'])} {interval(r)}" for r in rows if not r.get("null") and r["value"] < 0]
+        against = model_name(rows[0]["against"])
+        if lower:
+            yield Caution("stop", f"Lower PM score than {against} on {where}: {', '.join(lower)}.", "results")
+        if null:
+            told = f"Null result on {where}: the PM score differs from {against}'s by an interval that includes zero"
+            yield Caution("care", f"{told} ({', '.join(null)}).", "results")
+
+
+def _length(run: Run):
+    drifts = []
+    for on, rows in _by_place(run, "num_tokens").items():
+        for row in rows:
+            base = find(run.evaluation["rows"], "num_tokens", on, row["against"])
+            if base and base[0]["value"] and abs(row["value"]) > LENGTH_DRIFT * base[0]["value"] and not row.get("null"):
+                share = number(row["value"] / base[0]["value"], sign=True, percent=True)
+                drifts.append(f"{model_name(row['model'])} {share} on {PLACES.get(on, on)}")
+    if drifts:
+        told = f"Length drift: {', '.join(drifts)}. Preference models often reward length; read the scores with that in mind."
+        yield Caution("care", told, "results")
+
+
+def _by_place(run: Run, metric: str) -> dict[str, list[dict]]:
+    """Set of prompts → the metric's differences to the first model."""
+    places: dict[str, list[dict]] = {}
+    for row in find_differences(run, metric):
+        places.setdefault(row["on"], []).append(row)
+    return places
+
+
+def find_differences(run: Run, metric: str) -> list[dict]:
+    return [r for r in run.evaluation["rows"] if r["metric"] == metric and r["against"] and r["value"] is not None]
+
+
+def _kl(run: Run):
+    for stage in run.of_kind("rl"):
+        known = [row["kl"] for row in run.training(stage.name) if row.get("kl") is not None]
+        if known and known[-1] > KL_LIMIT:
+            told = (f"{stage.name}: KL to the reference is {number(known[-1], 1)} nats a response, beyond "
+                    f"{KL_LIMIT:.0f}: "
+                    "a rising reward there is often the preference model being fooled.")
+            yield Caution("care", told, "training")
+        if known and min(known) < -0.5:
+            told = (f"{stage.name}: KL fell to {number(min(known))}, below zero beyond noise: sampler and trainer "
+                    "disagree.")
+            yield Caution("stop", told, "training")
+
+
+def _labels(run: Run):
+    for stage in run.of_kind("feedback"):
+        flip, first, sure = (stage.summary.get(k) for k in ("flip_rate", "chose_option_a", "mean_confidence"))
+        if flip is not None and flip > FLIP_LIMIT:
+            told = (f"{stage.name}: {number(flip, percent=True)} of the labels change when the two options change "
+                    "places: "
+                    "position often decides instead of content.")
+            yield Caution("care", told, "labels")
+        if first is not None and abs(first - 0.5) > 0.2:
+            told = f"{stage.name}: option (A) is chosen {number(first, percent=True)} of the time: position bias."
+            yield Caution("care", told, "labels")
+        if sure is not None and sure < 0.55:
+            told = f"{stage.name}: mean confidence {number(sure)}: the labels are close to coin flips."
+            yield Caution("care", told, "labels")
+
+
+def _preference(run: Run):
+    for row in find(run.evaluation["rows"], "pm_accuracy"):
+        if ":" in row["on"] or row["value"] is None:
+            continue
+        longer = row["baseline"].get("longer")
+        items = "HHH pairs" if row["on"] == "choices" else "held-out comparisons"
+        shown = number(row["value"], percent=True)
+        if row["low"] is not None and row["low"] <= 0.5:
+            told = f"The preference model is right on {shown} of {row['n']} {items}; the interval includes chance."
+            yield Caution("care", told, "judges")
+        elif longer is not None and row["value"] <= longer:
+            told = (f"Always preferring the longer text ({number(longer, percent=True)}) does as well as the "
+                    "preference "
+                    f"model on {items} ({shown}).")
+            yield Caution("care", told, "judges")
+    for metric in ("choice_zero_shot", "choice_few_shot", "choice_chain_of_thought"):
+        for row in find(run.evaluation["rows"], metric, "choices"):
+            chance = row["baseline"].get("chance") or 0.5
+            if row["low"] is not None and row["low"] <= chance:
+                mode = metric.removeprefix("choice_").replace("_", " ")
+                told = (f"The feedback model answers {number(row['value'], percent=True)} of {row['n']} HHH questions "
+                        f"rightly ({mode}); the interval includes chance, so its labels may carry no signal.")
+                yield Caution("care", told, "judges")
+
+
+def _truncation(run: Run):
+    for stage in (*run.of_kind("respond"), *run.of_kind("compare")):
+        cut, rows = stage.summary.get("cut_by_length"), stage.summary.get("rows")
+        if cut and rows and cut / rows > CUT_LIMIT:
+            limit = stage.fields.get("max_new_tokens", "?")
+            told = f"{stage.name}: {cut} of {rows} answers were cut at the limit of {limit} tokens."
+            yield Caution("note", told, "cost")
+    for row in find(run.evaluation["rows"], "cut_rate"):
+        if row["value"] is not None and row["value"] > CUT_LIMIT:
+            told = (f"{number(row['value'], percent=True)} of {row['model']}'s answers to "
+                    f"{PLACES.get(row['on'], row['on'])} were cut at the length limit.")
+            yield Caution("note", told, "results")
+
+
+def _training(run: Run):
+    for stage in run.of_kind("rl"):
+        for row in run.training(stage.name)[:1]:
+            ratio = row.get("ratio_first", row.get("ratio"))
+            if ratio is not None and abs(ratio - 1) > 1e-3:
+                told = (f"{stage.name}: the first minibatch's probability ratio is {number(ratio, 4)} where it "
+                        "must be 1.")
+                yield Caution("stop", told, "training")
+        gaps = [abs(row[k]) for row in run.training(stage.name) for k in row if "gap" in k and row[k] is not None]
+        if gaps and max(gaps) > GAP_LIMIT:
+            told = f"{stage.name}: sampler and trainer log-probabilities differ by up to {max(gaps):.1e}."
+            yield Caution("stop", told, "training")
+
+
+def _judge(run: Run):
+    for note in run.evaluation["notes"]:
+        yield Caution("care", f"{note[:1].upper()}{note[1:]}.", "judges")
+
+
+def _small(run: Run):
+    size = run.num_parameters
+    if size and size < SMALL_MODEL and run.of_kind("revise"):
+        told = (f"Small models critique poorly: this one has {quantity(size)} parameters. Read some critiques before "
+                "drawing conclusions about the method.")
+        yield Caution("note", told, "transcripts")
+
+
+def _few(run: Run):
+    counts = {row["on"]: row["n"] for row in find(run.evaluation["rows"], "pm_score")}
+    few = {on: n for on, n in counts.items() if n < FEW_ITEMS}
+    if few:
+        told = ", ".join(f"{n} {PLACES.get(on, on)}" for on, n in sorted(few.items()))
+        yield Caution("note", f"Few items: {told}. Only large effects can show.", "results")
+
+
+def _dropped(run: Run):
+    for stage in run.stages.values():
+        if stage.dropped:
+            told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(stage.dropped.items()))
+            yield Caution("note", f"{stage.name} left out rows: {told}.", "cost")

@@ -1,0 +1,80 @@
+"""Several runs side by side: every number they share, with the difference to the first run and its interval."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from cai_jax.evals import samples
+from cai_jax.evals.intervals import Estimate, paired_difference
+from cai_jax.reporting.run_data import Run
+
+COMPARED = ("pm_score", "elo", "num_tokens", "refusal_rate", "evasive_rate", "repetition", "boilerplate", "choice_zero_shot",
+            "choice_few_shot", "choice_chain_of_thought", "pm_accuracy", "pm_score_by_revision")
+SAME_JUDGE_NEEDED = ("pm_score", "elo", "pm_score_by_revision")
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One metric in all runs; `differences[i]` is run i − run 0 (None for run 0 and where either lacks it)."""
+
+    metric: str
+    on: str
+    model: str
+    values: list[dict | None]
+    differences: list[Estimate | None]
+    paired: bool
+
+
+def mover(a: Estimate, b: Estimate) -> Estimate:
+    """b − a of two independent estimates from their intervals (Newcombe 1998, method 10, for any pair of intervals)."""
+    if None in (a.value, b.value):
+        return Estimate(None, None, None, 0)
+    d = b.value - a.value
+    if None in (a.low, a.high, b.low, b.high):
+        return Estimate(d, None, None, min(a.n, b.n))
+    low = d - math.hypot(b.value - b.low, a.high - a.value)
+    high = d + math.hypot(b.high - b.value, a.value - a.low)
+    return Estimate(d, low, high, min(a.n, b.n))
+
+
+def _by_prompt(run: Run) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+    """(set of prompts, model) → metric → prompt id → value."""
+    groups = collections.defaultdict(list)
+    for record in run.answers:
+        groups[record["on"], record["name"]].append(record)
+    return {key: samples.by_prompt(records, run.scores) for key, records in groups.items()}
+
+
+def differences(runs: Sequence[Run]) -> list[Difference]:
+    """Rows that at least two runs have. Paired by prompt where the answers are on disk, else from the intervals."""
+    tables = [{(r["metric"], r["on"], r["model"]): r for r in run.evaluation["rows"] if r["against"] is None} for run in runs]
+    prompts = [_by_prompt(run) for run in runs]
+    out = []
+    for key in dict.fromkeys(key for table in tables for key in table):
+        metric, on, model = key
+        values = [table.get(key) for table in tables]
+        if metric not in COMPARED or sum(v is not None for v in values) < 2:
+            continue
+        first, found, paired = values[0], [None], False
+        for place, value in list(enumerate(values))[1:]:
+            if first is None or value is None:
+                found.append(None)
+                continue
+            a, b = (prompts[i].get((on, model), {}).get(metric) for i in (0, place))
+            if a and b and len(set(a) & set(b)) > 1:
+                found.append(paired_difference(a, b))
+                paired = True
+            else:
+                found.append(mover(*(Estimate(r["value"], r["low"], r["high"], r["n"]) for r in (first, value))))
+        out.append(Difference(metric, on, model, values, found, paired))
+    order = {metric: i for i, metric in enumerate(COMPARED)}
+    return sorted(out, key=lambda d: (order[d.metric], d.on, d.model))
+
+
+def different_judges(runs: Sequence[Run]) -> bool:
+    """True where the runs scored with different preference models, so that their scores have no common scale."""
+    marks = {stage.manifest.get("fingerprint") for run in runs for stage in run.of_kind("pm")}
+    return len(marks) > 1

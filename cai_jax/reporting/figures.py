@@ -1,0 +1,230 @@
+"""Which figures a run has data for: the paper's where they exist, training curves, labels, transparency.
+
+Every function takes a list of runs and returns a figure or None; several runs are drawn together.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+
+import numpy as np
+
+from cai_jax import labels
+from cai_jax.evals.intervals import bootstrap_mean
+from cai_jax.evals.rows import find
+from cai_jax.reporting.figure import Forest, ForestRow, Panel, Series
+from cai_jax.reporting.run_data import Run, Stage
+from cai_jax.reporting.text import model_name
+
+PLACES = {"red_team": "Red-team prompts", "helpful": "Helpful prompts", "harmless": "Harmless prompts"}
+HARM, HELP = "red_team", "helpful"
+MAX_POINTS = 240
+
+
+def _label(runs: Sequence[Run], run: Run, name: str) -> str:
+    return name if len(runs) == 1 else f"{run.name} · {name}"
+
+
+def _tone(runs: Sequence[Run], place: int, alone: int = 1) -> int:
+    """The colour of a run where several are drawn, else `alone`."""
+    return place if len(runs) > 1 else alone
+
+
+def frontier(runs: Sequence[Run]) -> Panel | None:
+    """Harmlessness against helpfulness (Figures 2 and 3, with PM scores in place of Elo): up and right is better."""
+    series = []
+    for place, run in enumerate(runs):
+        rows = run.evaluation["rows"]
+        for index, name in enumerate(run.models):
+            x, y = find(rows, "pm_score", HELP, name), find(rows, "pm_score", HARM, name)
+            if x and y and x[0]["value"] is not None and y[0]["value"] is not None:
+                x, y = x[0], y[0]
+                label = _label(runs, run, model_name(name))
+                series.append(Series(label, [x["value"]], [y["value"]], [y["low"]], [y["high"]], [x["low"]],
+                                     [x["high"]], "dots", _tone(runs, place, index), [label]))
+    if not series:
+        return None
+    return Panel("frontier", "Harmlessness against helpfulness", "helpfulness (PM score on helpful prompts)",
+                 "harmlessness (PM score on red-team prompts)", series, size=(580, 310),
+                 caption="Mean preference-model score on held-out prompts with 95 % intervals. Up and right is better.")
+
+
+def by_model(runs: Sequence[Run], metric: str, title: str, x_label: str, *, percent: bool = False, digits: int = 2,
+             reference: float | None = None, caption: str = "") -> Forest | None:
+    """A metric of every model on every set of prompts."""
+    rows: list[ForestRow] = []
+    places = dict.fromkeys(r["on"] for run in runs for r in find(run.evaluation["rows"], metric))
+    for on in sorted(places, key=lambda on: (on != HARM, on)):
+        block = []
+        for place, run in enumerate(runs):
+            for index, name in enumerate(run.models):
+                for r in find(run.evaluation["rows"], metric, on, name):
+                    if r["value"] is not None:
+                        block.append(ForestRow(_label(runs, run, model_name(name)), r["value"], r["low"], r["high"],
+                                               _tone(runs, place, index), note=f"n = {r['n']}"))
+        if block:
+            rows += [ForestRow(PLACES.get(on, on), None, heading=True), *block]
+    return Forest(metric, title, x_label, rows, reference, percent, caption, digits) if rows else None
+
+
+def judges(runs: Sequence[Run]) -> Forest | None:
+    """Accuracies of the feedback model and the preference model with their baselines as ticks (Figures 4 and 11)."""
+    names = {"choice_zero_shot": "feedback model, zero-shot", "choice_few_shot": "feedback model, few-shot",
+             "choice_chain_of_thought": "feedback model, chain of thought", "pm_accuracy": "preference model"}
+    rows: list[ForestRow] = []
+    places = dict.fromkeys(r["on"] for run in runs for m in names for r in find(run.evaluation["rows"], m))
+    for on in sorted(places, key=lambda on: (on != "choices", on)):
+        kind, _, subset = on.partition(":")
+        block = []
+        for place, run in enumerate(runs):
+            for tone, (metric, shown) in enumerate(names.items()):
+                for r in find(run.evaluation["rows"], metric, on):
+                    marks = [(value, f"baseline: {key}") for key, value in r["baseline"].items() if value is not None]
+                    if r["value"] is not None:
+                        block.append(ForestRow(_label(runs, run, shown), r["value"], r["low"], r["high"],
+                                               _tone(runs, place, tone + 1), marks, f"n = {r['n']}"))
+        if block:
+            title = {"choices": "HHH questions", "comparisons": "Human comparisons"}.get(kind, kind)
+            rows += [ForestRow(f"{title}{': ' + subset if subset else ''}", None, heading=True), *block]
+    if not rows:
+        return None
+    return Forest("judges", "Can the judges be trusted?", "accuracy", rows, 0.5, True,
+                  "Accuracy with 95 % Wilson intervals. Ticks: chance, majority letter, always the longer answer.")
+
+
+def calibration(runs: Sequence[Run]) -> Panel | None:
+    """Reliability diagram (Figure 9): confidence against how often the judge is right."""
+    names = {"choice_zero_shot": "labels, zero-shot", "choice_few_shot": "labels, few-shot",
+             "choice_chain_of_thought": "labels, chain", "pm_choices": "PM, HHH", "pm_comparisons": "PM, human"}
+    series = []
+    for place, run in enumerate(runs):
+        for tone, (key, bins) in enumerate(sorted(run.evaluation["curves"].items())):
+            if bins:
+                series.append(Series(_label(runs, run, names.get(key, key)), [b["predicted"] for b in bins],
+                                     [b["observed"] for b in bins], [b["low"] for b in bins], [b["high"] for b in bins],
+                                     mark="path", tone=_tone(runs, place, tone + 1)))
+    return Panel("calibration", "Calibration", "stated confidence", "how often right", series, diagonal=True,
+                 percent=True, size=(460, 280), caption="On the dashed line a confidence of 70 % is right 70 % of the "
+                 "time; below it the judge is overconfident.") if series else None
+
+
+def revisions(runs: Sequence[Run]) -> Panel | None:
+    """PM score after each revision (Figure 5)."""
+    series = []
+    for place, run in enumerate(runs):
+        rows = sorted(find(run.evaluation["rows"], "pm_score_by_revision"), key=lambda r: int(r["model"]))
+        if len(rows) > 1:
+            series.append(Series(run.name, [int(r["model"]) for r in rows], [r["value"] for r in rows],
+                                 [r["low"] for r in rows], [r["high"] for r in rows], mark="path",
+                                 tone=_tone(runs, place)))
+    if not series:
+        return None
+    return Panel("revisions", "Score by number of revisions", "revisions", "PM score", series, whole_x=True, size=(460, 250),
+                 caption="Mean preference-model score of the training responses after 0, 1, … revisions.")
+
+
+def principles(runs: Sequence[Run]) -> Forest | None:
+    """How far each principle moved the score of the answers it revised."""
+    rows = []
+    for place, run in enumerate(runs):
+        found = sorted(find(run.evaluation["rows"], "score_moved"), key=lambda r: -(r["value"] or 0))
+        rows += [ForestRow(_label(runs, run, r["model"]), r["value"], r["low"], r["high"], _tone(runs, place),
+                           note=f"used {r['used']} times, changed {100 * r['changed']:.0f} % of the answers")
+                 for r in found if r["value"] is not None]
+    if not rows:
+        return None
+    return Forest("principles", "What each principle did", "change of PM score by one revision", rows, 0.0)
+
+
+def kinds_of_harm(runs: Sequence[Run]) -> Forest | None:
+    """Change of the PM score from the initial response to the last revision, by kind of harm."""
+    rows = []
+    for place, run in enumerate(runs):
+        moved = collections.defaultdict(list)
+        for stage in run.of_kind("revise"):
+            for record in run.records(stage.name):
+                first = run.scores.get(f"{record['id']}#0")
+                last = run.scores.get(f"{record['id']}#{len(record.get('rounds') or ())}")
+                if first is not None and last is not None and record.get("kind"):
+                    moved[record["kind"]].append(last - first)
+        for kind, values in sorted(moved.items()):
+            estimate = bootstrap_mean(values)
+            rows.append(ForestRow(_label(runs, run, kind), estimate.value, estimate.low, estimate.high,
+                                  _tone(runs, place), note=f"n = {estimate.n}"))
+    if not rows:
+        return None
+    return Forest("kinds", "Revisions by kind of harm", "change of PM score, first to last", rows, 0.0)
+
+
+def label_histogram(run: Run, stage: Stage) -> Panel | None:
+    """Distribution of p(first response is better), orders averaged where both were asked."""
+    values = []
+    for record in run.records(stage.name):
+        try:
+            values.append(labels.target([record]))
+        except (KeyError, TypeError, ZeroDivisionError):
+            continue
+    if not values:
+        return None
+    counts, edges = np.histogram(values, bins=20, range=(0.0, 1.0))
+    return Panel(f"labels-{stage.name}", f"Labels of {stage.name}", "p(first response is better)", "labels",
+                 [Series(stage.name, edges[:-1].tolist(), counts.astype(float).tolist(), mark="bars", tone=1)],
+                 caption="A peak in the middle: the judge hardly decides. Peaks at the ends after a chain of thought: "
+                         "clamp them.")
+
+
+def position_scatter(run: Run, stage: Stage) -> Panel | None:
+    """p(first is better) asked in one order against the other: off the diagonal, position decided."""
+    x, y = [], []
+    for record in run.records(stage.name):
+        asked = collections.defaultdict(list)
+        for entry in record.get("logprobs") or ():
+            asked[entry["order"]].append(labels.probability_first(entry))
+        if asked["ab"] and asked["ba"]:
+            x.append(float(np.mean(asked["ab"])))
+            y.append(float(np.mean(asked["ba"])))
+    if not x:
+        return None
+    return Panel(f"orders-{stage.name}", f"Position bias of {stage.name}", "p(first), shown as (A)",
+                 "p(first), shown as (B)", [Series(stage.name, x[:600], y[:600], mark="dots", tone=1)], diagonal=True,
+                 caption="Points far from the dashed line changed their mind when the options changed places.")
+
+
+# Curves that are shown at once, in this order; the others stand in a fold. The names are those of metrics.jsonl.
+FIRST = {
+    "sl": {"loss": "loss", "heldout_loss": "held-out loss"},
+    "pm": {"loss": "loss", "accuracy": "accuracy", "heldout_accuracy": "held-out accuracy"},
+    "rl": {"reward": "reward", "score": "PM score", "kl": "KL to the reference", "num_tokens": "tokens an answer",
+           "entropy": "entropy"},
+}
+
+
+def training(runs: Sequence[Run]) -> tuple[list[Panel], list[Panel]]:
+    """(main curves, further curves) of all training stages, runs overlaid."""
+    main, more = [], []
+    stages = {stage.name: kind for kind in FIRST for run in runs for stage in run.of_kind(kind)}
+    for name, kind in stages.items():
+        first = list(FIRST[kind])
+        rows = [(place, run, run.training(name)) for place, run in enumerate(runs) if name in run.stages]
+        keys = {key for _, _, found in rows for row in found for key in row if key != "step"}
+        for key in sorted(keys, key=lambda key: (first.index(key) if key in first else len(first), key)):
+            series = []
+            for place, run, found in rows:
+                points = [(row["step"], row[key]) for row in found if row.get(key) is not None]
+                if points:
+                    series.append(Series(run.name, *thin(points), tone=_tone(runs, place)))
+            if series:
+                shown = FIRST[kind].get(key, key.replace("_", " "))
+                panel = Panel(f"{name}-{key}".replace("/", "-"), f"{model_name(name) if kind != 'pm' else name}: {shown}",
+                              "update" if kind == "rl" else "step", "", series, whole_x=True, size=(320, 175))
+                (main if key in first else more).append(panel)
+    return main, more
+
+
+def thin(points: list[tuple[float, float]], limit: int = MAX_POINTS) -> tuple[list[float], list[float]]:
+    """Averages neighbours where there are more points than a drawing can show; a curve keeps its level and shape."""
+    if len(points) <= limit:
+        return [float(x) for x, _ in points], [float(y) for _, y in points]
+    groups = np.array_split(np.asarray(points, np.float64), limit)
+    return [float(g[-1, 0]) for g in groups], [float(g[:, 1].mean()) for g in groups]

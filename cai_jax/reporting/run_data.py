@@ -1,0 +1,170 @@
+"""A run directory as a report reads it: whatever is there, finished or not. Damage is told as a caution, not raised."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+
+from etils import epath
+
+from cai_jax.errors import UserError
+from cai_jax.io import artefacts
+from cai_jax.io.metrics import read_rows
+
+# In the order of the paper; a graph may hold several stages of a kind.
+KINDS = ("respond", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate", "report")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage's manifest. `fields` are its config fields; a field "x →" holds what the role in x points at."""
+
+    name: str
+    kind: str
+    path: epath.Path
+    manifest: dict
+
+    @property
+    def done(self) -> bool:
+        return bool(self.manifest.get("done"))
+
+    @property
+    def fields(self) -> dict:
+        return self.manifest.get("fields") or {}
+
+    @property
+    def summary(self) -> dict:
+        return self.manifest.get("summary") or {}
+
+    @property
+    def seconds(self) -> float | None:
+        return self.manifest.get("seconds")
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        return self.manifest.get("tokens") or {}
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        return self.manifest.get("dropped") or {}
+
+
+class Run:
+    """`stages` by name in the order they ran; `problems` are files that could not be read."""
+
+    def __init__(self, path):
+        self.path = epath.Path(path)
+        self.name = self.path.name or str(path)
+        self.problems: list[str] = []
+        if not self.path.is_dir():
+            raise UserError(f"{path}: no such run directory; give one that `python -m cai_jax.main` wrote")
+        self.info = self._json(self.path / "config.json") or {}
+        manifests = {}
+        for child in sorted(self.path.iterdir(), key=lambda c: c.name):
+            manifest = self._json(child / "manifest.json") if child.is_dir() else None
+            if manifest and manifest.get("kind") in KINDS:
+                manifests[child.name] = manifest
+        if not manifests:
+            raise UserError(f"{path}: no stage has begun there (no manifest.json); run `python -m cai_jax.main` first")
+        known = list(self.config.get("stages") or ())
+        order = sorted(manifests, key=lambda name: (known.index(name) if name in known else len(known),
+                                                    KINDS.index(manifests[name]["kind"]), name))
+        self.stages = {name: Stage(name, manifests[name]["kind"], self.path / name, manifests[name]) for name in order}
+
+    def _json(self, path) -> dict | None:
+        try:
+            return artefacts.read_json(path)
+        except UserError as error:
+            self.problems.append(str(error))
+            return None
+
+    @property
+    def config(self) -> dict:
+        return self.info.get("config") or {}
+
+    def of_kind(self, kind: str) -> list[Stage]:
+        return [stage for stage in self.stages.values() if stage.kind == kind]
+
+    @functools.cache  # noqa: B019 (a Run lives as long as its report)
+    def records(self, stage: str, name: str = "records") -> tuple[dict, ...]:
+        """A stage's records, sorted by id; those on disk so far where it has not finished; () where there are none."""
+        if stage not in self.stages:
+            return ()
+        directory = artefacts.StageDirectory(self.stages[stage].path)
+        try:
+            if (directory.path / f"{name}.jsonl").exists():
+                return tuple(directory.records(name))
+            parts = directory.path / f"{name}.parts"
+            files = sorted(parts.glob("[0-9]*.jsonl")) if parts.exists() else []
+            rows = [row for part in files for row in _lines(part)]
+            return tuple(sorted({row["id"]: row for row in rows}.values(), key=lambda row: row["id"]))
+        except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+            self.problems.append(str(error))
+            return ()
+
+    @functools.cache  # noqa: B019
+    def training(self, stage: str) -> tuple[dict, ...]:
+        """Rows of a training stage's metrics.jsonl: {step, name: value or None}."""
+        path = self.stages[stage].path / "metrics.jsonl"
+        return tuple(row for row in read_rows(path) if isinstance(row, dict) and "step" in row)
+
+    @functools.cached_property
+    def evaluation(self) -> dict:
+        """{"rows", "curves", "notes"} of all evaluate stages together; each row carries its stage's name."""
+        merged: dict = {"rows": [], "curves": {}, "notes": []}
+        for stage in self.of_kind("evaluate"):
+            found = self._json(stage.path / "metrics.json") or {}
+            merged["rows"] += [{**row, "stage": stage.name} for row in found.get("rows", ()) if isinstance(row, dict)]
+            merged["curves"].update(found.get("curves", {}))
+            merged["notes"] += found.get("notes", ())
+        return merged
+
+    @functools.cached_property
+    def scores(self) -> dict[str, float]:
+        """PM scores by record id; "<id>#<n>" for the n-th revision of a record (0: the initial response)."""
+        return {row["id"]: row["score"] for stage in self.of_kind("evaluate")
+                for row in self.records(stage.name, "scores")}
+
+    @functools.cached_property
+    def answers(self) -> list[dict]:
+        """The evaluated models' answers to held-out prompts."""
+        return [row for stage in self.of_kind("evaluate") for row in self.records(stage.name)]
+
+    @functools.cached_property
+    def models(self) -> list[str]:
+        """Names of the evaluated models, the first being what the others are compared with."""
+        return list(dict.fromkeys(row["model"] for row in self.evaluation["rows"]
+                                  if row["metric"] in ("pm_score", "num_tokens") and row["against"] is None))
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds or 0.0 for stage in self.stages.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        return max([stage.manifest.get("peak_bytes") or 0 for stage in self.stages.values()], default=0)
+
+    def tokens(self, kind: str) -> int:
+        return sum(stage.tokens.get(kind, 0) for stage in self.stages.values())
+
+    @functools.cached_property
+    def num_parameters(self) -> int | None:
+        """Of the first trained policy, from the config.json beside its weights; None where nothing was trained yet."""
+        from cai_jax.models import params
+        from cai_jax.models.config import ModelConfig
+
+        for stage in (*self.of_kind("sl"), *self.of_kind("rl"), *self.of_kind("pm")):
+            path = stage.path / "model" / "config.json"
+            try:
+                if path.exists():
+                    table = params.param_table(ModelConfig.from_json(path.read_text()))
+                    return sum(math.prod(spec.shape) for spec in table.values())
+            except (UserError, ValueError, TypeError, KeyError) as error:
+                self.problems.append(f"{path}: {error}")
+        return None
+
+
+def _lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().split("\n") if line]

@@ -1,0 +1,259 @@
+"""The sections of the page: each takes the runs and returns HTML, or "" where the runs have nothing for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from cai_jax.evals.rows import find
+from cai_jax.reporting import cautions as cautions_lib
+from cai_jax.reporting import compare, figures, story, svg
+from cai_jax.reporting.figure import Forest, Panel
+from cai_jax.reporting.run_data import Run
+from cai_jax.reporting.text import duration, escape, gigabytes, model_name, number, quantity
+
+SHOWN_CAUTIONS = 5
+
+
+def section(name: str, title: str, about: str, *parts: str) -> str:
+    """A section with its heading; "" where all parts are empty."""
+    body = "".join(part for part in parts if part)
+    if not body:
+        return ""
+    lead = f'<p class="about">{about}</p>' if about else ""
+    return f'<section id="{name}" aria-labelledby="{name}-h"><h2 id="{name}-h">{title}</h2>{lead}{body}</section>'
+
+
+def figure(drawn: Panel | Forest | None, heading: bool = True) -> str:
+    if drawn is None:
+        return ""
+    title = f'<p class="figure-title">{escape(drawn.title)}</p>' if heading else ""
+    caption = f"<figcaption>{escape(drawn.caption)}</figcaption>" if drawn.caption else ""
+    return f"<figure>{title}{svg.draw(drawn)}{caption}</figure>"
+
+
+def grid(drawn: Sequence[Panel | Forest | None], wide: bool = False) -> str:
+    shown = [figure(one) for one in drawn if one is not None]
+    return f'<div class="figures{" wide" if wide else ""}">{"".join(shown)}</div>' if shown else ""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int] = (), caption: str = "",
+          css: str = "") -> str:
+    """`head` and cells are HTML already. The first column is the row's heading."""
+    if not rows:
+        return ""
+    align = [' class="num"' if i in numeric else "" for i in range(len(head))]
+    top = "".join(f'<th scope="col"{c}>{h}</th>' for h, c in zip(head, align, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f'<th scope="row">{cell}</th>' if i == 0 else f"<td{align[i]}>{cell}</td>" for i, cell in enumerate(row))
+        + "</tr>" for row in rows)
+    label = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return (f'<div class="scroll {css}" tabindex="0" role="region" aria-label="{escape(caption or "table")}"><table>{label}'
+            f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>")
+
+
+def swatch(tone: int) -> str:
+    return f'<span class="swatch t{tone % svg.NUM_TONES}" aria-hidden="true"></span>'
+
+
+def masthead(runs: Sequence[Run]) -> str:
+    names = " and ".join(escape(run.name) for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
+    if len(runs) == 1:
+        lede = " ".join(escape(sentence) for sentence in story.sentences(runs[0]))
+    else:
+        lede = "What these runs share, with the differences to the first and their intervals."
+    return (f'<header class="masthead"><p class="kicker">Constitutional AI, report of {"a run" if len(runs) == 1 else "runs"}'
+            f'</p><h1>{names}</h1><p class="lede">{lede}</p></header>')
+
+
+def first_screen(runs: Sequence[Run]) -> str:
+    drawn = figures.frontier(runs)
+    left = figure(drawn, heading=False) if drawn else ""
+    if not left:
+        reached = [f"{stage.name}: {stage.summary['headline']}" for run in runs for stage in run.stages.values()
+                   if stage.summary.get("headline")]
+        left = "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in reached) + "</ul>"
+    verdicts = ""
+    if len(runs) == 1:
+        pairs = story.verdict(runs[0])
+        length = story.length_sentence(runs[0])
+        if length:
+            pairs.append(("Length", length))
+        verdicts = '<dl class="verdicts">' + "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in pairs) + "</dl>"
+    return (f'<div class="first"><div>{verdicts}{left}</div><aside class="aside" aria-labelledby="cautions-h">'
+            f'<h2 id="cautions-h">Before you rely on this</h2>{caution_list(runs)}</aside></div>{facts(runs)}')
+
+
+def caution_list(runs: Sequence[Run]) -> str:
+    words = {"stop": "Serious: ", "care": "Careful: ", "note": "Note: "}
+    items = []
+    if len(runs) > 1 and compare.different_judges(runs):
+        items.append('<li class="stop"><span class="level">Serious: </span>The runs were scored by different preference models: '
+                     "their scores have no common scale, so only differences inside a run mean something.</li>")
+    for run in runs:
+        for c in cautions_lib.collect(run):
+            name = f"{escape(run.name)}: " if len(runs) > 1 else ""
+            items.append(f'<li class="{c.level}"><a href="#{c.anchor}"><span class="level">{words[c.level]}</span>{name}'
+                         f"{escape(c.text)}</a></li>")
+    if not items:
+        return "<p>Nothing was noticed by the rules that this page applies.</p>"
+    head = f'<ul class="cautions">{"".join(items[:SHOWN_CAUTIONS])}</ul>'
+    rest = items[SHOWN_CAUTIONS:]
+    return head + (f'<details><summary>{len(rest)} more</summary><ul class="cautions">{"".join(rest)}</ul></details>' if rest else "")
+
+
+def facts(runs: Sequence[Run]) -> str:
+    if len(runs) > 1:
+        return ""
+    run = runs[0]
+    size = run.num_parameters
+    devices = run.info.get("devices") or []
+    pairs = [
+        ("Model", escape(story.base_model(run) or "–"), f"{quantity(size)} parameters" if size else ""),
+        ("Constitution", escape(story.constitution(run) or "–"), ""),
+        ("Time", duration(run.seconds), f"{len(run.stages)} stages"),
+        ("Sampled", quantity(run.tokens("sampled")), "tokens"),
+        ("Trained on", quantity(run.tokens("trained")), "tokens"),
+        ("Peak memory", gigabytes(run.peak_bytes), escape(f"{run.info.get('num_devices', 1)} × {', '.join(devices)}" if devices else "")),
+        ("Seed", escape(run.config.get("seed", "–")), ""),
+    ]
+    return '<dl class="facts">' + "".join(
+        f"<div><dt>{name}</dt><dd>{value}{f'<small>{note}</small>' if note else ''}</dd></div>" for name, value, note in pairs) + "</dl>"
+
+
+def _cell(rows, metric, on, name, first, digits=2, percent=False) -> str:
+    """A value with its interval; below it the paired difference to the first model."""
+    found = find(rows, metric, on, name)
+    if not found or found[0]["value"] is None:
+        return "–"
+    r = found[0]
+    shown = number(r["value"], digits, percent=percent)
+    out = f'<span title="95 % interval {number(r["low"], digits, percent=percent)} to {number(r["high"], digits, percent=percent)}, n = {r["n"]}">{shown}</span>' \
+        if r["low"] is not None else shown
+    difference = find(rows, metric, on, name, first)
+    if difference and difference[0]["low"] is not None and difference[0]["low"] != difference[0]["high"]:
+        d = difference[0]
+        low, high = (number(d[k], digits, sign=True, percent=percent).replace("\u202f%", "") for k in ("low", "high"))
+        out += (f'<small class="{"null" if d.get("null") else "shown"}">{number(d["value"], digits, sign=True, percent=percent)} '
+                f"[{low}, {high}]</small>")
+    return out
+
+
+def results(runs: Sequence[Run]) -> str:
+    parts = []
+    for run in runs:
+        rows, models = run.evaluation["rows"], run.models
+        for on in sorted({r["on"] for r in find(rows, "num_tokens")}, key=lambda on: (on != figures.HARM, on)):
+            counts = [r["n"] for r in find(rows, "num_tokens", on)]
+            columns = [("PM score", "pm_score", 2, False), ("Elo", "elo", 0, False), ("Tokens", "num_tokens", 0, False),
+                       ("Refusals", "refusal_rate", 2, True), ("Evasive", "evasive_rate", 2, True),
+                       ("Repetition", "repetition", 2, False), ("Distinct-2", "distinct_2", 2, False),
+                       ("Stock phrases", "boilerplate", 2, False), ("Cut", "cut_rate", 2, True)]
+            columns = [c for c in columns if find(rows, c[1], on)]
+            body = [[swatch(i) + escape(model_name(name)),
+                     *(_cell(rows, metric, on, name, models[0], digits, percent) for _, metric, digits, percent in columns)]
+                    for i, name in enumerate(models)]
+            place = figures.PLACES.get(on, on) + (f", {run.name}" if len(runs) > 1 else "")
+            parts.append(table(["Model", *(c[0] for c in columns)], body, numeric=range(1, 1 + len(columns)),
+                               caption=f"{place} ({max(counts, default=0)})"))
+    drawn = [figures.by_model(runs, "pm_score", "Preference-model score", "mean PM score"),
+             figures.by_model(runs, "elo", "Elo", "Elo from PM verdicts", reference=0.0, digits=0,
+                              caption="Bradley–Terry fit over all pairs of models; intervals by bootstrap over prompts."),
+             figures.by_model(runs, "num_tokens", "Length", "tokens an answer", digits=0),
+             figures.by_model(runs, "evasive_rate", "Evasive refusals", "share of answers", percent=True,
+                              caption="Refusals that give neither a reason nor an alternative, by a rule of visible phrases.")]
+    return section("results", "Results", "Every model answered the same held-out prompts. Under each number stands its paired "
+                   "difference to the first model with a 95 % interval; grey ones include zero.", *parts, grid(drawn, wide=True))
+
+
+def judges(runs: Sequence[Run]) -> str:
+    return section("judges", "The judges", "A score is worth as much as the model that gives it.",
+                   grid([figures.judges(runs), figures.calibration(runs)], wide=True))
+
+
+def transparency(runs: Sequence[Run]) -> str:
+    parts = [grid([figures.revisions(runs), figures.principles(runs), figures.kinds_of_harm(runs)], wide=True)]
+    for run in runs:
+        rows = sorted(find(run.evaluation["rows"], "score_moved"), key=lambda r: -r["used"])
+        body = [[escape(r["model"]), str(r["used"]), number(r["changed"], percent=True),
+                 escape(cautions_lib.interval(r))]
+                for r in rows]
+        parts.append(table(["Principle", "Used", "Changed the answer", "Score moved by"], body, numeric=(1, 2, 3), css="narrow",
+                           caption="Principles" + (f", {run.name}" if len(runs) > 1 else "")))
+    return section("transparency", "What the constitution did", "Which principles were drawn, how often one changed the answer, "
+                   "and how far the preference model's score moved with it.", *parts)
+
+
+def training(runs: Sequence[Run]) -> str:
+    main, more = figures.training(runs)
+    fold = f'<details class="fold"><summary>{len(more)} more curves</summary>{grid(more)}</details>' if more else ""
+    return section("training", "Training", "", grid(main), fold)
+
+
+def labels(runs: Sequence[Run]) -> str:
+    drawn = [draw(run, stage) for run in runs for stage in run.of_kind("feedback")
+             for draw in (figures.label_histogram, figures.position_scatter)]
+    return section("labels", "AI labels", "Raw log-probabilities are stored; what the preference model reads is derived from "
+                   "them.", grid(drawn))
+
+
+def differences(runs: Sequence[Run]) -> str:
+    """For several runs: values side by side and the difference to the first."""
+    if len(runs) < 2:
+        return ""
+    body = []
+    for d in compare.differences(runs):
+        percent = d.metric not in (*compare.SAME_JUDGE_NEEDED, "num_tokens", "boilerplate", "repetition")
+        digits = 0 if d.metric in ("elo", "num_tokens") else 2
+        cells = []
+        for value, estimate in zip(d.values, d.differences, strict=True):
+            shown = number(value["value"] if value else None, digits, percent=percent)
+            if estimate is not None and estimate.low is not None:
+                low, high = (number(v, digits, sign=True, percent=percent).replace("\u202f%", "") for v in (estimate.low, estimate.high))
+                shown += (f'<small class="{"null" if estimate.covers_zero else "shown"}">'
+                          f"{number(estimate.value, digits, sign=True, percent=percent)} [{low}, {high}]</small>")
+            cells.append(shown)
+        body.append([escape(d.metric.replace("_", " ")), escape(figures.PLACES.get(d.on, d.on)), escape(model_name(d.model)),
+                     *cells, "by prompt" if d.paired else "no"])
+    heads = [swatch(i) + escape(run.name) for i, run in enumerate(runs)]
+    return section("differences", "Differences", "Under each number stands its difference to the first run with a 95 % interval; grey "
+                   "ones include zero. Where both runs answered the same prompts, the difference is paired.",
+                   table(["Number", "On", "Model", *heads, "Paired"], body, numeric=range(3, 3 + len(runs))))
+
+
+def cost(runs: Sequence[Run]) -> str:
+    parts = []
+    for run in runs:
+        longest = max([stage.seconds or 0.0 for stage in run.stages.values()], default=0.0) or 1.0
+        body = []
+        for stage in run.stages.values():
+            rows = stage.summary.get("rows", stage.summary.get("steps"))
+            tokens = ", ".join(f"{quantity(count)} {kind}" for kind, count in sorted(stage.tokens.items()))
+            dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(stage.dropped.items()))
+            share = 100 * (stage.seconds or 0.0) / longest
+            body.append([escape(stage.name), escape(stage.kind), quantity(rows),
+                         f'{duration(stage.seconds)}<span class="share" style="width:{share:.1f}%"></span>', escape(tokens) or "–",
+                         gigabytes(stage.manifest.get("peak_bytes")),
+                         (escape(stage.summary.get("headline", "")) if stage.done else "<b>not finished</b>")
+                         + (f"<small>left out: {escape(dropped)}</small>" if dropped else "")])
+        parts.append(table(["Stage", "Kind", "Rows or steps", "Time", "Tokens", "Peak memory", "Result"], body, numeric=(2,),
+                           caption=f"{run.name}, {duration(run.seconds)} in all" if len(runs) > 1 else f"{duration(run.seconds)} in all"))
+    return section("cost", "Stages and cost", "", *parts)
+
+
+def provenance(runs: Sequence[Run]) -> str:
+    parts = []
+    for run in runs:
+        info = {key: value for key, value in run.info.items() if key != "config"}
+        prints = {stage.name: stage.manifest.get("fingerprint") for stage in run.stages.values()}
+        sources = story.data_sources(run)
+        parts.append(
+            (f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else "")
+            + (f"<p>Data: {escape(', '.join(sources))}.</p>" if sources else "")
+            + f'<details class="fold"><summary>Versions, command and fingerprints</summary><pre>{_pretty({**info, "fingerprints": prints})}</pre></details>'
+            + (f'<details class="fold"><summary>The whole configuration</summary><pre>{_pretty(run.config)}</pre></details>' if run.config else ""))
+    return section("provenance", "Where it comes from", "", *parts)
+
+
+def _pretty(value) -> str:
+    return escape(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, default=str))

@@ -1,0 +1,85 @@
+"""Text of models and users on its way into a page: nothing of it may act as markup, script or layout."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+
+# Characters that reorder, hide or break what stands around them, shown by their code point instead. The joiners
+# U+200C and U+200D stay: emoji and several scripts need them.
+_INVISIBLE = re.compile(
+    "[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+# How the models of the usual graphs are called in print; others keep the name that the config gives them.
+MODEL_NAMES = {"initial": "Initial", "sl": "SL-CAI", "rl": "RL-CAI", "pretrained": "Pretrained", "rlhf": "RLHF"}
+
+
+def model_name(name: str) -> str:
+    return MODEL_NAMES.get(name, name)
+
+
+def visible(text: str) -> str:
+    """`text` with control, bidi and zero-width characters written as ⟨U+202E⟩, lone surrogates as �."""
+    text = _SURROGATE.sub("�", text.replace("\r\n", "\n").replace("\r", "\n"))
+    return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", text)
+
+
+def escape(value) -> str:
+    """Safe inside an element and inside a quoted attribute."""
+    return html.escape(visible(str(value)), quote=True)
+
+
+def clip(text: str, limit: int) -> str:
+    """At most `limit` characters and a note of how many are left out; the whole text stands in the run's records."""
+    return text if len(text) <= limit else f"{text[:limit].rstrip()} … [{len(text) - limit:,} more characters]"
+
+
+def one_line(text: str, limit: int = 120) -> str:
+    flat = " ".join(visible(text[:4 * limit]).split())
+    return flat if len(flat) <= limit and len(text) <= 4 * limit else flat[:limit - 1].rstrip() + "…"
+
+
+def script_json(value) -> str:
+    """JSON for a `<script type="application/json">`: no "<", ">" or "&" in it, so no "</script>" and no comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def number(value: float | None, digits: int = 2, sign: bool = False, percent: bool = False) -> str:
+    """A number with a true minus; "–" where there is none."""
+    if value is None:
+        return "–"
+    plus = "+" if sign else ""
+    shown = f"{100 * value:{plus}.{max(0, digits - 2)}f} %" if percent else f"{value:{plus},.{digits}f}"
+    if not any(c in "123456789" for c in shown):
+        shown = shown.lstrip("-+")  # no sign on what rounds to zero
+    return shown.replace("-", "−").replace(" %", "\u202f%")
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def quantity(count: float | None) -> str:
+    """1,234 · 12.3 k · 4.56 M."""
+    if count is None:
+        return "–"
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if count >= size:
+            scale = 1e3 if unit == "k" else size
+            return f"{count / scale:.3g} {unit}" if count / scale < 1000 else f"{count / scale:,.0f} {unit}"
+    return f"{count:,.0f}"
+
+
+def gigabytes(count: float | None) -> str:
+    return "–" if not count else f"{count / 2**30:.1f} GiB"
