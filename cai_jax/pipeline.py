@@ -146,9 +146,7 @@ def _inputs(stage) -> dict[str, None]:
 
 def changed_fields(old: dict, new: dict) -> list[str]:
     """Dotted names of the fields that differ between two stages' fields, with both values."""
-    flat = []
-    for value in (old, new):
-        flat.append(dict(ml_collections.ConfigDict(value).to_dict() and _flatten(value)))
+    flat = [dict(_flatten(value)) for value in (old, new)]
     keys = sorted(set(flat[0]) | set(flat[1]))
     return [f"{key}: {flat[0].get(key)!r} → {flat[1].get(key)!r}" for key in keys if flat[0].get(key) != flat[1].get(key)]
 

@@ -115,7 +115,7 @@ class StageContext:
             raise UserError(f"{path}: no model there; '@{stage}' must name a finished stage of kind sl, pm or rl")
         if role["kind"] != kind:
             raise UserError(f"stage '{self.name}': '@{stage}' is a {role['kind']}, a {kind} is needed here")
-        config = ModelConfig.from_json((path / "model" / "config.json").read_text())
+        config = ModelConfig.from_hf(artefacts.read_json(path / "model" / "config.json") or {}, str(path / "model" / "config.json"))
         checkpoints = Checkpoints(path / "checkpoints")
         targets = {"params": state_lib.abstract_params(config, kind, self.mesh)}  # trained in float32
         if step:
@@ -141,7 +141,7 @@ class StageContext:
                 source = epath.Path(model.format.directory) / name
                 if source.exists():
                     source.copy(target / name, overwrite=True)
-            artefacts.write_text(target / "config.json", model.config.to_json())
+            artefacts.write_json(target / "config.json", model.config.to_hf())
             role = {"kind": kind, "normalisation": normalisation, "format": model.format.kind, "initialised_from": model.name}
             artefacts.write_json(target / "role.json", role)
         artefacts.barrier(f"published {target}")
@@ -157,7 +157,8 @@ class StageContext:
         fitting = self._fitting(engine, requests, [sampling.max_new_tokens] * len(requests))
         for completion in self._watched(engine.generate(fitting, sampling), len(fitting), label):
             self.count_tokens("sampled", len(completion.tokens))
-            yield completion
+            # The space after a heading and line ends before a stop belong to the format, which writes them again.
+            yield dataclasses.replace(completion, text=completion.text.strip())
 
     def score(self, engine, requests: Sequence[ScoreRequest], label: str) -> Iterator[Score]:
         """Scores of the requests that fit the context; the others are counted and left out."""
