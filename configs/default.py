@@ -138,7 +138,9 @@ def rl(policy="@sl", reward="@pm", **fields):
         "policy": policy,
         "reference": "",  # the KL's other side; "": the initial policy
         "reward": reward,  # a pm stage, or python:package.module.function (dialogues → scores)
-        "value_init": "reward",  # the value model starts from the preference model, or from the policy
+        "value_init": "reward",  # the value model starts from the preference model, or from the policy with a zero head
+        "value_model": "separate",  # or shared: a head on the policy's trunk, which then starts at zero
+        "value_coefficient": 0.1,  # weight of the value loss where the trunk is shared
         "prompts": prompts(),
         "format": MODEL_FORMAT,
         "num_updates": 1000,

@@ -1,0 +1,252 @@
+"""The PPO learner: what is frozen of a rollout, and the epochs of minibatches that follow (section 4.3; 2204 section 4).
+
+Log-probabilities, values and rewards are computed once for a rollout, with the weights that sampled it, and stay as they
+are through all epochs. Policy and value model are two models with two optimisers, or (`shared`) a decoder with a head.
+
+State items: "params" the policy; "value" {"decoder", "head"}, or the head alone where it is shared; "optimiser" and
+"value_optimiser"; "controller" {"kl_coefficient"}, float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cai_jax import losses, optim, ppo, seeds, sharding
+from cai_jax.models import heads
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.decoder import hidden_states, unembedding
+from cai_jax.training import batching
+from cai_jax.training import state as state_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The fields of the rl stage that the learner reads; see configs/default.py."""
+
+    num_epochs: int = 1
+    num_minibatches: int = 1
+    num_microbatches: int = 1
+    clip: float = 0.2
+    value_clip: float | None = 0.2
+    gamma: float = 1.0
+    lam: float = 0.95
+    temperature: float = 1.0
+    whiten_rewards: bool = False
+    learning_rate: float = 1e-6
+    value_learning_rate: float = 1e-6
+    warmup_updates: int = 0
+    max_grad_norm: float = 1.0
+    shared: bool = False
+    value_coefficient: float = 0.1  # weight of the value loss where the trunk is shared
+    logprob_chunk: int = 128
+    scan: bool = False
+    remat: str = "none"
+
+
+@dataclasses.dataclass
+class Rollouts:
+    """One update's responses, on the host. All arrays [R, T]: tokens int32; mask, the real tokens; actions, those that
+    were sampled; sampled, the sampler's log-probabilities of the actions. scores float32 [R]. ids: R names."""
+
+    ids: list[str]
+    tokens: np.ndarray
+    mask: np.ndarray
+    actions: np.ndarray
+    sampled: np.ndarray
+    scores: np.ndarray
+
+
+class Learner:
+    """Everything that is jitted for one pair of model shapes. `config` is the policy's, `value_config` the value model's."""
+
+    def __init__(self, config: ModelConfig, value_config: ModelConfig, settings: Settings, mesh, dtype=jnp.float32, *,
+                 seed: int = 0, stage: str = "rl"):
+        self.settings, self.mesh, self._dtype = settings, mesh, jnp.dtype(dtype)
+        self._config, self._value_config, self._seed, self._stage = config, value_config, seed, stage
+        self._options = {"scan": settings.scan, "remat": settings.remat}
+        per_update = settings.num_epochs * settings.num_minibatches
+        warmup = settings.warmup_updates * per_update
+        self.rates = [optim.learning_rate(peak, warmup_steps=warmup)
+                      for peak in (settings.learning_rate, settings.value_learning_rate)]
+        # eps 1e-5: with the usual 1e-8 the first steps, where the second moment is near 0, are too large for RL.
+        self._tx, self._value_tx = (optim.adam(rate, max_grad_norm=settings.max_grad_norm, eps=1e-5)
+                                    for rate in self.rates)
+        self.abstract = self._abstract()
+        self._logprobs = jax.jit(self._chunked(self._logprobs_of), static_argnums=3)
+        self._values = jax.jit(self._chunked(self._values_of), static_argnums=3)
+        self._advantages = jax.jit(functools.partial(_advantages, settings=settings))
+        self._policy_step = self._make_step(self._policy_loss, self._tx, ("params", "optimiser"))
+        self._value_step = self._make_step(self._value_loss, self._value_tx, ("value", "value_optimiser"))
+        self._shared_step = self._make_step(self._shared_loss, self._tx, ("both", "optimiser"))
+
+    # ---- State --------------------------------------------------------------------------------------------------
+
+    def _abstract(self) -> dict:
+        place = sharding.replicated(self.mesh)
+        policy = state_lib.abstract_params(self._config, "policy", self.mesh)
+        value = state_lib.abstract_params(self._value_config, "reward", self.mesh)
+        controller = {"kl_coefficient": jax.ShapeDtypeStruct((), jnp.float32, sharding=place)}
+        if self.settings.shared:
+            both = {"decoder": policy, "head": value["head"]}
+            return {"params": policy, "value": value["head"], "controller": controller,
+                    "optimiser": state_lib.abstract_optimiser(self._tx, both, self.mesh)}
+        return {"params": policy, "value": value, "controller": controller,
+                "optimiser": state_lib.abstract_optimiser(self._tx, policy, self.mesh),
+                "value_optimiser": state_lib.abstract_optimiser(self._value_tx, value, self.mesh)}
+
+    def init(self, policy, value, kl_coefficient: float) -> dict:
+        """The state of update 0. `policy` and `value` are float32 trees that the learner may keep; `value` as the state's
+        item of that name."""
+        controller = {"kl_coefficient": sharding.put(np.float32(kl_coefficient), sharding.replicated(self.mesh))}
+        state = {"params": policy, "value": value, "controller": controller}
+        if self.settings.shared:
+            both = {"decoder": policy, "head": value}
+            return {**state, "optimiser": state_lib.init_optimiser(self._tx, both, self.mesh)}
+        return {**state, "optimiser": state_lib.init_optimiser(self._tx, policy, self.mesh),
+                "value_optimiser": state_lib.init_optimiser(self._value_tx, value, self.mesh)}
+
+    # ---- What is frozen -----------------------------------------------------------------------------------------
+
+    def _logprobs_of(self, params, tokens, mask):
+        return heads.dialogue_logprobs(
+            state_lib.cast(params, self._dtype), tokens, mask, self._config, temperature=self.settings.temperature,
+            chunk=self.settings.logprob_chunk, entropy=True, **self._options)
+
+    def _values_of(self, params, tokens, mask):
+        params = state_lib.cast(params, self._dtype)
+        hidden = hidden_states(params["decoder"], tokens, mask, self._value_config, **self._options)
+        return heads.token_values(params["head"], hidden)
+
+    def _chunked(self, function):
+        """Works through the rows in as many parts as training does, so that memory stays that of a microbatch."""
+        def run(params, tokens, mask, parts: int):
+            if parts == 1:
+                return function(params, tokens, mask)
+            split = optim.split_microbatches((tokens, mask), parts)
+            out = jax.lax.map(lambda part: function(params, *part), split)
+            return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), out)
+
+        return run
+
+    def _whole(self, function, params, rollouts: Rollouts):
+        settings = self.settings
+        parts = settings.num_minibatches * settings.num_microbatches
+        rows = batching.num_rows(len(rollouts.ids), sharding.batch_ways(self.mesh) * parts)
+        arrays = [_fill(array, rows) for array in (rollouts.tokens, rollouts.mask)]
+        with jax.set_mesh(self.mesh):
+            out = function(params, *sharding.put_batch(arrays, self.mesh), parts)
+        return jax.tree.map(lambda x: x[: len(rollouts.ids)], sharding.fetch(out))
+
+    def policy_logprobs(self, params, rollouts: Rollouts):
+        """(log-probabilities, entropies) of the tokens under a policy at the rollout's temperature, float32 [R, T]."""
+        return self._whole(self._logprobs, params, rollouts)
+
+    def values(self, state, rollouts: Rollouts):
+        params = state["value"]
+        if self.settings.shared:
+            params = {"decoder": state["params"], "head": params}
+        return self._whole(self._values, params, rollouts)
+
+    def freeze(self, state, reference, rollouts: Rollouts) -> dict:
+        """Everything that the epochs need and that may not change during them: old and reference log-probabilities,
+        entropies, values, rewards by token, whitened advantages, returns. float32 [R, T], 0 off the actions."""
+        old, entropy = self.policy_logprobs(state["params"], rollouts)
+        ref, _ = self.policy_logprobs(reference, rollouts)
+        values = self.values(state, rollouts)
+        coefficient = sharding.fetch(state["controller"]["kl_coefficient"])
+        rest = self._advantages(old, ref, values, rollouts.scores, rollouts.actions, coefficient)
+        frozen = {"old": old, "ref": ref, "values": values, "entropy": entropy, **sharding.fetch(rest)}
+        return {name: np.where(rollouts.actions, array, np.float32(0)) for name, array in frozen.items()}
+
+    # ---- Steps --------------------------------------------------------------------------------------------------
+
+    def _policy_loss(self, params, batch):
+        logprobs, _ = self._logprobs_of(params, batch["tokens"], batch["mask"])
+        total, count, sums = ppo.policy_loss(logprobs, batch["old"], batch["advantages"], batch["actions"],
+                                             self.settings.clip)
+        return total, (count, sums)
+
+    def _value_loss(self, params, batch):
+        values = self._values_of(params, batch["tokens"], batch["mask"])
+        total, count, sums = ppo.value_loss(values, batch["values"], batch["returns"], batch["actions"],
+                                            self.settings.value_clip)
+        return total, (count, {"value_clipped": sums["clipped"]})
+
+    def _shared_loss(self, both, batch):
+        params = state_lib.cast(both, self._dtype)
+        hidden = hidden_states(params["decoder"], batch["tokens"], batch["mask"], self._config, **self._options)
+        logprobs = losses.next_token_logprobs(
+            hidden, unembedding(params["decoder"], self._config), batch["tokens"], chunk=self.settings.logprob_chunk,
+            temperature=self.settings.temperature)
+        total, count, sums = ppo.policy_loss(logprobs, batch["old"], batch["advantages"], batch["actions"],
+                                             self.settings.clip)
+        value_total, _, value_sums = ppo.value_loss(heads.token_values(params["head"], hidden), batch["values"],
+                                                    batch["returns"], batch["actions"], self.settings.value_clip)
+        sums = {**sums, "value_clipped": value_sums["clipped"], "value_total": value_total, "policy_total": total}
+        return total + self.settings.value_coefficient * value_total, (count, sums)
+
+    def _make_step(self, loss, tx, names):
+        def step(params, optimiser, batch):
+            mean, grads, count, sums = optim.sum_gradients(loss, params, batch, self.settings.num_microbatches)
+            params, optimiser, norm = optim.apply_gradients(tx, grads, optimiser, params)
+            return params, optimiser, {"loss": mean, "grad_norm": norm, "count": count, **sums}
+
+        if self.settings.shared:
+            params = {"decoder": self.abstract["params"], "head": self.abstract["value"]}
+            optimiser = self.abstract["optimiser"]
+        elif names[0] == "both":
+            return None
+        else:
+            params, optimiser = (self.abstract[name] for name in names)
+        places = (*state_lib.shardings_of((params, optimiser)), sharding.replicated(self.mesh))
+        return jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
+
+    def minibatches(self, update: int, num_rows: int):
+        """Row indices of every minibatch of an update: each epoch a fresh permutation from (seed, stage, update, epoch)."""
+        for epoch in range(self.settings.num_epochs):
+            order = seeds.row_rng(self._seed, self._stage, "minibatches", update, epoch).permutation(num_rows)
+            yield from np.split(order, self.settings.num_minibatches)
+
+    def learn(self, state, rollouts: Rollouts, frozen: dict, update: int) -> tuple[dict, list[dict]]:
+        """All epochs of one update: (state, scalars of every minibatch). The state's trees are donated."""
+        state, history = dict(state), []
+        host = {"tokens": rollouts.tokens, "mask": rollouts.mask, "actions": rollouts.actions,
+                **{name: frozen[name] for name in ("old", "values", "advantages", "returns")}}
+        for rows in self.minibatches(update, len(rollouts.ids)):
+            size = batching.num_rows(len(rows), sharding.batch_ways(self.mesh) * self.settings.num_microbatches)
+            batch = sharding.put_batch({name: _fill(array[rows], size, name) for name, array in host.items()}, self.mesh)
+            with jax.set_mesh(self.mesh):
+                if self.settings.shared:
+                    both = {"decoder": state["params"], "head": state["value"]}
+                    both, state["optimiser"], scalars = self._shared_step(both, state["optimiser"], batch)
+                    state["params"], state["value"] = both["decoder"], both["head"]
+                    scalars["loss"] = scalars.pop("policy_total") / scalars["count"]
+                    scalars["value_loss"] = scalars.pop("value_total") / scalars["count"]
+                else:
+                    state["params"], state["optimiser"], scalars = self._policy_step(
+                        state["params"], state["optimiser"], batch)
+                    state["value"], state["value_optimiser"], more = self._value_step(
+                        state["value"], state["value_optimiser"], batch)
+                    scalars |= {"value_loss": more["loss"], "value_grad_norm": more["grad_norm"],
+                                "value_clipped": more["value_clipped"]}
+            history.append(scalars)
+        return state, sharding.fetch(history)
+
+
+def _fill(array, rows: int, name: str = "") -> np.ndarray:
+    """Repeats the first row up to `rows`; of the actions, with nothing in it, so that fillers count nowhere."""
+    filler = np.repeat(array[:1], rows - len(array), axis=0)
+    return np.concatenate([array, np.zeros_like(filler) if name == "actions" else filler])
+
+
+def _advantages(old, ref, values, scores, actions, coefficient, *, settings: Settings) -> dict:
+    rewards = ppo.token_rewards(scores, old, ref, actions, coefficient)
+    if settings.whiten_rewards:
+        rewards = ppo.whiten(rewards, actions, shift=False)
+    advantages, returns = ppo.gae(rewards, values, actions, settings.gamma, settings.lam)
+    return {"rewards": rewards, "returns": returns, "advantages": ppo.whiten(advantages, actions)}
