@@ -65,7 +65,7 @@ def in_order(models, run_config) -> dict[str, str]:
         stages = list(run_config.stages)
         known = target.startswith("@") and stage in stages
         number = stages.index(stage) if known else len(stages) if target.startswith("@") else -1
-        return number, int(step or 10**12), item[0]
+        return number, int(step) if target.startswith("@") and step else 10**12, item[0]
 
     return dict(sorted(models.items(), key=place))
 
