@@ -1,0 +1,96 @@
+"""One token from the logits of each row. Pure; what a row draws depends on its own logits, key and token index only."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from cai_jax.structs import SamplingParams
+
+BLOCK = 128  # the vocabulary is summed in blocks of this many tokens
+
+
+def draw(logits_BxV: jax.Array, key_Bx2: jax.Array, index_B: jax.Array, sampling: SamplingParams):
+    """Returns (token int32 [B], logprob float32 [B]).
+
+    logits float [B, V] at temperature 1; key uint32 [B, 2] names the row, index int32 [B] counts its tokens so far.
+    The log-probability is that of the temperature-scaled distribution before top-k and top-p (at temperature 1 where
+    sampling is greedy). Top-k and top-p keep what ties with the last token kept.
+    """
+    chex.assert_rank([logits_BxV, key_Bx2, index_B], [2, 2, 1])
+    chex.assert_type(logits_BxV, float)
+    x_BxV = logits_BxV.astype(jnp.float32)
+    if sampling.temperature > 0:
+        x_BxV = x_BxV / sampling.temperature
+    best_B = jnp.argmax(x_BxV, axis=-1).astype(jnp.int32)
+    V = x_BxV.shape[1]
+    # Inverse distribution function in two levels, a block and a token in it: one exponential per token and two random
+    # numbers per row, where Gumbel noise needs a random number and two logarithms per token.
+    x_BxNxC = jnp.pad(x_BxV, ((0, 0), (0, -V % BLOCK)), constant_values=-jnp.inf).reshape(len(x_BxV), -1, BLOCK)
+    peak_B = jnp.max(x_BxV, axis=-1)
+    mass_BxNxC = jnp.exp(x_BxNxC - peak_B[:, None, None])
+    blocks_BxN = jnp.sum(mass_BxNxC, axis=-1)
+    lse_B = peak_B + jnp.log(jnp.sum(blocks_BxN, axis=-1))
+    if sampling.temperature == 0:
+        token_B = best_B
+    else:
+        if sampling.top_k or sampling.top_p < 1:
+            mass_BxV = _keep(mass_BxNxC.reshape(len(x_BxV), -1), sampling.top_k, sampling.top_p)
+            mass_BxNxC = mass_BxV.reshape(mass_BxNxC.shape)
+            blocks_BxN = jnp.sum(mass_BxNxC, axis=-1)
+        uniform_Bx2 = jax.vmap(_uniform)(key_Bx2, index_B)
+        block_B = _pick(blocks_BxN, uniform_Bx2[:, 0])
+        inside_BxC = jnp.take_along_axis(mass_BxNxC, block_B[:, None, None], axis=1)[:, 0]
+        token_B = block_B * BLOCK + _pick(inside_BxC, uniform_Bx2[:, 1])
+        # A sum that rounds up past the last positive mass must not select what has none.
+        chosen_B = jnp.take_along_axis(mass_BxNxC.reshape(len(x_BxV), -1), token_B[:, None], axis=1)[:, 0]
+        token_B = jnp.where(chosen_B > 0, token_B, best_B).astype(jnp.int32)
+    logprob_B = jnp.take_along_axis(x_BxV, token_B[:, None], axis=1)[:, 0] - lse_B
+    return token_B, logprob_B
+
+
+def _uniform(key_2, index):
+    """Two numbers in [0, 1) for token `index` of the row called `key_2`."""
+    return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key_2, impl="threefry2x32"), index), (2,))
+
+
+def _pick(mass_BxN, uniform_B):
+    """Index of the first running sum above uniform · total."""
+    running_BxN = jnp.cumsum(mass_BxN, axis=-1)
+    index_B = jnp.sum(running_BxN <= uniform_B[:, None] * running_BxN[:, -1:], axis=-1, dtype=jnp.int32)
+    return jnp.minimum(index_B, mass_BxN.shape[1] - 1)
+
+
+def _keep(mass_BxV, top_k: int, top_p: float):
+    """Zeroes what lies outside the k most probable tokens, and outside the smallest set of most probable tokens that
+    holds `top_p` of what top-k left.
+
+    The threshold of each row is found by bisection over the bit patterns of the non-negative floats, which are ordered
+    as the floats are: 31 passes instead of a sort of the vocabulary.
+    """
+
+    def threshold(enough):
+        """The largest value t such that the tokens of mass ≥ t are enough."""
+
+        def halve(_, bounds):
+            low_B, high_B = bounds  # enough at low, not at high
+            middle_B = low_B + (high_B - low_B) // 2
+            value_B = jax.lax.bitcast_convert_type(middle_B, jnp.float32)
+            good_B = enough(mass_BxV >= value_B[:, None])
+            return jnp.where(good_B, middle_B, low_B), jnp.where(good_B, high_B, middle_B)
+
+        top = jax.lax.bitcast_convert_type(jnp.float32(2.0), jnp.int32)  # the largest mass is exp(0) = 1
+        low_B = jnp.zeros(len(mass_BxV), jnp.int32)
+        low_B, _ = jax.lax.fori_loop(0, 31, halve, (low_B, jnp.full_like(low_B, top)))
+        return jax.lax.bitcast_convert_type(low_B, jnp.float32)[:, None]
+
+    if top_k and top_k < mass_BxV.shape[1]:
+        limit = threshold(lambda kept: jnp.sum(kept, axis=-1) >= top_k)
+        mass_BxV = jnp.where(mass_BxV >= limit, mass_BxV, 0.0)
+    if top_p < 1:
+        wanted_B = top_p * jnp.sum(mass_BxV, axis=-1)
+        masses = mass_BxV
+        limit = threshold(lambda kept: jnp.sum(jnp.where(kept, masses, 0.0), axis=-1) >= wanted_B)
+        mass_BxV = jnp.where(mass_BxV >= limit, mass_BxV, 0.0)
+    return mass_BxV

@@ -1,0 +1,396 @@
+"""The sampling engine: requests in, completions out as they finish; scores of given continuations.
+
+Rows decode in the slots of one batch, several tokens per device call; a row that ends gives its slot to the next
+request. The first of a request's segments is a header that is prefilled and kept once; requests with equal segments
+share their prefill. A row's tokens depend on its request, the sampling parameters and the engine's options only.
+
+    engine = Engine(params, config, format, mesh)
+    for completion in engine.generate(requests, SamplingParams(max_new_tokens=64, stop_strings=("\\n\\nHuman:",))):
+        …
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cai_jax import sharding
+from cai_jax.errors import UserError
+from cai_jax.models.config import ModelConfig
+from cai_jax.sampling import cached, plan
+from cai_jax.sampling.stops import Ending, find_ending
+from cai_jax.structs import Completion, SampleRequest, SamplingParams, Score, ScoreRequest
+
+# Sampling keeps whole rows of weights on every device of the fsdp axis: they would be gathered at every token.
+DECODE_RULES = {**sharding.RULES, "embed": ()}
+BLOCK = 64  # positions of the cache read at a time, on CPU
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineOptions:
+    """batch_size: rows that decode together, 0 = as many as fit into cache_bytes; chunk_steps: tokens per device call;
+    max_length: longest prompt + completion in tokens, 0 = the model's; cache_bytes: for the rows' keys and values;
+    store_bytes: for the keys and values of headers and prompts that later requests may share."""
+
+    batch_size: int = 0
+    chunk_steps: int = 8
+    max_length: int = 0
+    cache_bytes: int = 4 * 2**30
+    store_bytes: int = 2**30
+
+
+@dataclasses.dataclass
+class _Slot:
+    request: SampleRequest
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+
+
+class Engine:
+    """Samples from and scores with one model. `format` is a DialogueFormat or a Tokenizer: `eos_ids`, `decode`."""
+
+    def __init__(self, params: dict, config: ModelConfig, format, mesh: Mesh | None = None,
+                 options: EngineOptions | None = None):
+        self.config, self.options = config, options or EngineOptions()
+        self.mesh = mesh or sharding.make_mesh({"data": 1}, jax.local_devices()[:1])
+        self.eos_ids, self._decode_text = tuple(format.eos_ids), format.decode
+        self.max_length = min(self.options.max_length or config.max_length, config.max_length)
+        self.dtype = params["embed"].dtype
+        platform = self.mesh.devices.flat[0].platform
+        ways = sharding.batch_ways(self.mesh)
+        self.batch_size = -(-self.options.batch_size // ways) * ways or plan.plan_batch(
+            config, self.dtype, self.max_length, self.options.cache_bytes, platform, ways
+        )
+        # Reading in blocks costs a loop in each layer: cheap on a CPU, a round trip to the host on a GPU.
+        self._block = BLOCK if platform == "cpu" else 0
+        self._store = _Store(self.options.store_bytes)
+        self.update(params)
+
+    def update(self, params: dict) -> None:
+        """New parameters of the same shapes; what was prefilled with the old ones is forgotten."""
+        self._store.clear()
+        places = {
+            name: jax.sharding.NamedSharding(self.mesh, sharding.spec(axes, x.shape[1:], self.mesh, DECODE_RULES))
+            for name, axes in cached.layer_axes(self.config).items()
+            for x in [params["layers"][name]]
+        }
+        spread = self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1
+        with jax.set_mesh(self.mesh):
+            self.weights = cached.prepare(params, self.config, fuse=self.mesh.shape["tensor"] == 1)
+            if spread:
+                layers = self.weights["layers"]
+                self.weights["layers"] = [
+                    {name: jax.device_put(x, places.get(name, sharding.replicated(self.mesh))) for name, x in w.items()}
+                    for w in layers
+                ]
+
+    def fits(self, request: SampleRequest | ScoreRequest, new_tokens: int = 0) -> bool:
+        """Whether the request's prompt is not empty and has room for `new_tokens` (or its options) after it."""
+        length = sum(map(len, request.segments))
+        options = getattr(request, "options", ())
+        return length > 0 and length + max([new_tokens, *map(len, options)]) <= self.max_length
+
+    # ------------------------------------------------------------ generate
+
+    def generate(self, requests: Sequence[SampleRequest], sampling: SamplingParams,
+                 on_progress: Callable[[int, int], None] | None = None) -> Iterator[Completion]:
+        """Completions in the order in which they finish. `on_progress(finished, all)` after each device call.
+
+        Raises UserError for a request that does not fit: ask `fits` first.
+        """
+        if sampling.max_new_tokens < 1:
+            raise UserError(f"sampling: max_new_tokens must be at least 1, not {sampling.max_new_tokens}")
+        groups: dict[tuple, list] = {}
+        for request in requests:
+            self._check(request, sampling.max_new_tokens)
+            prompt = plan.split_prompt(request.segments)
+            groups.setdefault(prompt.header, []).append((request, prompt))
+        finished = 0
+        for header, group in groups.items():
+            for done in self._run(header, group, sampling):
+                finished += len(done)
+                if on_progress:
+                    on_progress(finished, len(requests))
+                yield from done
+
+    def _run(self, header, group, sampling: SamplingParams) -> Iterator[list[Completion]]:
+        """Decodes the requests of one header; yields what finished while the next device call runs."""
+        waiting = collections.deque(group)
+        slots: list[_Slot | None] = [None] * self.batch_size
+        rows = _idle_rows(self.batch_size)
+        cache, size, ended = None, 0, []
+        if self._block:  # what is not reached is not read, so one size, and one program, for the whole group
+            size = plan.cache_size([prompt.own_length for _, prompt in group], sampling.max_new_tokens)
+            cache = self._empty(self.batch_size, size)
+        static = dict(config=self.config, sampling=dataclasses.replace(sampling, max_new_tokens=0, stop_strings=()),
+                      steps=self.options.chunk_steps, eos_ids=self.eos_ids, block=self._block)  # fmt: skip
+        while waiting or any(slots):
+            entering = []
+            for place, slot in enumerate(slots):
+                if slot is None and waiting:
+                    request, prompt = waiting.popleft()
+                    pieces = self._prompt_pieces(prompt)
+                    entering.append((place, pieces))
+                    slots[place] = _Slot(request)
+                    last = next(token for segment in reversed(request.segments) for token in reversed(segment))
+                    _set_row(rows, place, prompt.own_length - 1, last, sampling.max_new_tokens, request.key)
+            wanted = self._cache_size(rows, entering)
+            if cache is None or wanted > size or (2 * wanted < size and not self._block):
+                size = wanted
+                cache = self._on_mesh(cached.resize, cache, size) if cache else self._empty(self.batch_size, size)
+            for place, pieces in entering:
+                start = 0
+                for piece in pieces:
+                    cache = self._on_mesh(cached.insert, cache, piece.arrays, place, start)
+                    start += piece.count
+            cache, *out = self._on_mesh(
+                cached.decode, self.weights, self._header(header), cache, self._put_rows(rows), **static
+            )
+            yield ended  # the consumer writes records while the device decodes
+            ended = self._collect(slots, rows, *sharding.fetch(out), sampling)
+        yield ended
+
+    def _collect(self, slots, rows, tokens, logprobs, count, sampling: SamplingParams) -> list[Completion]:
+        """Adds one device call's tokens to their rows; frees the slots of those that ended."""
+        ended = []
+        for place, slot in enumerate(slots):
+            if slot is None:
+                continue
+            checked, new = len(slot.tokens), int(count[place])
+            slot.tokens += map(int, tokens[:new, place])
+            slot.logprobs += map(float, logprobs[:new, place])
+            ending = find_ending(slot.tokens, checked, sampling.max_new_tokens, self.eos_ids, sampling.stop_strings,
+                                 self._decode_text)  # fmt: skip
+            if ending is None:
+                rows.length[place] += new
+                rows.index[place] += new
+                rows.left[place] -= new
+                rows.token[place] = slot.tokens[-1]
+            else:
+                ended.append(_completion(slot, ending))
+                slots[place] = None
+                for field in rows:
+                    field[place] = 0
+        return ended
+
+    def _cache_size(self, rows: cached.Rows, entering) -> int:
+        """Room for every row's next device call, and for the padding of the pieces that enter."""
+        need = int(np.max(np.where(rows.left > 0, rows.length, 0))) + self.options.chunk_steps
+        for _, pieces in entering:
+            need = max(need, sum(piece.count for piece in pieces[:-1]) + (pieces[-1].size if pieces else 0))
+        return plan.round_size(need)
+
+    # ------------------------------------------------------------ score
+
+    def score(self, requests: Sequence[ScoreRequest], on_progress: Callable[[int, int], None] | None = None
+              ) -> Iterator[Score]:
+        """Log-probabilities of every option's tokens after its prompt; all options of a request in one forward pass.
+
+        Requests with the same header follow each other; the order is otherwise that of `requests`.
+        """
+        groups: dict[tuple, list] = {}
+        for request in requests:
+            self._check(request, 0)
+            prompt = plan.split_prompt(request.segments)
+            groups.setdefault(prompt.header, []).append((request, prompt))
+        running: collections.deque = collections.deque()
+        finished = 0
+        for pair in (pair for group in groups.values() for pair in group):
+            running.append((pair[0], self._start_score(*pair)))
+            while len(running) > 2:  # the host prepares the next while the device works
+                finished += 1
+                if on_progress:
+                    on_progress(finished, len(requests))
+                yield _finish_score(*running.popleft())
+        while running:
+            finished += 1
+            if on_progress:
+                on_progress(finished, len(requests))
+            yield _finish_score(*running.popleft())
+
+    def _start_score(self, request: ScoreRequest, prompt: plan.Prompt) -> jax.Array:
+        *before, last = prompt.segments
+        options = [tuple(option) for option in request.options]
+        fed = sum(max(len(option) - 1, 0) for option in options)
+        pieces = list(plan.cut(len(last) + fed))
+        while len(pieces) > 1 and pieces[-1][0] <= fed:  # the last piece holds all options and the token before them
+            count, _ = pieces.pop()
+            pieces[-1] = (pieces[-1][0] + count, plan.round_size(pieces[-1][0] + count))
+        count, size = pieces[-1]
+        lead = len(last) - (count - fed)
+        past = self._chain(prompt.header, before)
+        past += self._prefill(prompt.header, past, last[:lead], pieces[:-1])
+
+        tail = last[lead:]
+        tokens, segments, offsets = list(tail), [0] * len(tail), list(range(len(tail)))
+        places, targets = [], []
+        for number, option in enumerate(options, 1):
+            places += ([len(tail) - 1] + list(range(len(tokens), len(tokens) + len(option) - 1)))[: len(option)]
+            targets += option
+            tokens += option[:-1]
+            segments += [number] * len(option[:-1])
+            offsets += range(len(tail), len(tail) + len(option) - 1)
+        arrays = [_padded(x, size) for x in (tokens, segments, offsets)]
+        arrays += [_padded(x, plan.round_size(len(targets))) for x in (places, targets)]
+        return self._on_mesh(
+            cached.score, self.weights, self._header(prompt.header), self._past(past), *arrays, config=self.config
+        )
+
+    # ------------------------------------------------------------ prompts
+
+    def _check(self, request, new_tokens: int) -> None:
+        if not self.fits(request, new_tokens):
+            length = sum(map(len, request.segments))
+            raise UserError(
+                f"sampling: request {request.id}: a prompt of {length} tokens and its continuation do not fit into "
+                f"{self.max_length} tokens"
+            )
+
+    def _header(self, header: plan.Tokens) -> cached.KeyValues | None:
+        """Keys and values [K, P, Dh] of a header, prefilled at its first use."""
+        if not header:
+            return None
+
+        def make():
+            pieces = self._prefill((), [], header, plan.cut(len(header)))
+            rows = self._past(pieces)
+            keys, values = (tuple(x[0] for x in part) for part in (rows.keys, rows.values))
+            return cached.KeyValues(keys, values, np.int32(len(header)))
+
+        return self._store.get(("header", header), make)
+
+    def _prompt_pieces(self, prompt: plan.Prompt) -> list[_Piece]:
+        """The prompt without its last token, which decoding feeds."""
+        *before, last = prompt.segments
+        return self._chain(prompt.header, [*before, last[:-1]])
+
+    def _chain(self, header, segments) -> list[_Piece]:
+        """Pieces of segments that follow one another; each segment is prefilled once for all chains that begin so."""
+        pieces: list[_Piece] = []
+        for number, segment in enumerate(segments, 1):
+            past = list(pieces)
+            pieces += self._store.get(
+                (header, tuple(segments[:number])),
+                lambda segment=segment, past=past: self._prefill(header, past, segment, plan.cut(len(segment))),
+            )
+        return pieces
+
+    def _prefill(self, header, past: list[_Piece], tokens, sizes) -> list[_Piece]:
+        made: list[_Piece] = []
+        start = 0
+        for count, size in sizes:
+            arrays = self._on_mesh(
+                cached.prefill, self.weights, self._header(header), self._past([*past, *made]),
+                _padded(tokens[start : start + count], size), config=self.config,
+            )  # fmt: skip
+            made.append(_Piece(arrays, count, size))
+            start += count
+        return made
+
+    def _past(self, pieces: list[_Piece]) -> cached.KeyValues | None:
+        """The pieces as one row of a cache, [1, K, S, Dh]."""
+        if not pieces:
+            return None
+        need = sum(piece.count for piece in pieces[:-1]) + pieces[-1].size
+        cache, start = self._empty(1, plan.round_size(need)), 0
+        for piece in pieces:
+            cache = self._on_mesh(cached.insert, cache, piece.arrays, 0, start)
+            start += piece.count
+        return cached.KeyValues(*cache, np.array([start], np.int32))
+
+    # ------------------------------------------------------------ device
+
+    def _on_mesh(self, program, *args, **static):
+        with jax.set_mesh(self.mesh):
+            return program(*args, **static)
+
+    def _empty(self, batch: int, size: int):
+        return self._on_mesh(cached.empty_cache, self.config, batch, size, self.dtype)
+
+    def _put_rows(self, rows: cached.Rows) -> cached.Rows:
+        if self.mesh.size == 1:
+            return cached.Rows(*(field.copy() for field in rows))
+        return sharding.put_batch(cached.Rows(*(field.copy() for field in rows)), self.mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """arrays: (keys, values), [1, K, size, Dh] per layer, of which `count` positions are real."""
+
+    arrays: tuple
+    count: int
+    size: int
+
+
+class _Store:
+    """Least recently used results on the device, up to a number of bytes (one result may exceed it)."""
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes, self.bytes = max_bytes, 0
+        self.items: collections.OrderedDict = collections.OrderedDict()
+
+    def get(self, key, make):
+        if key in self.items:
+            self.items.move_to_end(key)
+            return self.items[key][0]
+        value = make()
+        size = _num_bytes(value)
+        self.items[key] = (value, size)
+        self.bytes += size
+        while self.bytes > self.max_bytes and len(self.items) > 1:
+            _, (_, dropped) = self.items.popitem(last=False)
+            self.bytes -= dropped
+        return value
+
+    def clear(self) -> None:
+        self.items.clear()
+        self.bytes = 0
+
+
+def _num_bytes(value) -> int:
+    arrays = [piece.arrays for piece in value] if isinstance(value, list) else value
+    return sum(x.nbytes for x in jax.tree.leaves(arrays))
+
+
+def _padded(values: Sequence[int], size: int) -> np.ndarray:
+    out = np.zeros((1, size), np.int32)
+    out[0, : len(values)] = values
+    return out
+
+
+def _idle_rows(batch: int) -> cached.Rows:
+    return cached.Rows(*(np.zeros(batch, np.int32) for _ in range(4)), np.zeros((batch, 2), np.uint32))
+
+
+def _set_row(rows: cached.Rows, place: int, length: int, token: int, left: int, key) -> None:
+    rows.length[place], rows.token[place], rows.index[place], rows.left[place] = length, token, 0, left
+    rows.key[place] = np.asarray(key, np.uint32)
+
+
+def _completion(slot: _Slot, ending: Ending) -> Completion:
+    tokens, logprobs = tuple(slot.tokens[: ending.count]), tuple(slot.logprobs[: ending.count])
+    return Completion(slot.request.id, tokens, logprobs, ending.text, ending.stop)
+
+
+def _finish_score(request: ScoreRequest, logprobs) -> Score:
+    flat = sharding.fetch(logprobs)[0].tolist()
+    rows = []
+    for option in request.options:
+        rows.append(tuple(flat[: len(option)]))
+        flat = flat[len(option) :]
+    return Score(request.id, tuple(rows))
+
+
+def use_compilation_cache(directory: str | None = None) -> None:
+    """Keeps compiled programs on disk between runs (default ~/.cache/cai_jax/compiled; JAX_COMPILATION_CACHE_DIR
+    overrides it, and an empty one turns it off)."""
+    directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", directory or os.path.expanduser("~/.cache/cai_jax/compiled"))
+    if directory:
+        jax.config.update("jax_compilation_cache_dir", directory)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
