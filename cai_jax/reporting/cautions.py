@@ -76,7 +76,8 @@ def _length(run: Run):
                 share = number(row["value"] / base[0]["value"], sign=True, percent=True)
                 drifts.append(f"{model_name(row['model'])} {share} on {PLACES.get(on, on)}")
     if drifts:
-        told = f"Length drift: {', '.join(drifts)}. Preference models often reward length; read the scores with that in mind."
+        told = (f"Length drift: {', '.join(drifts)}. Preference models often reward length; read the scores with "
+                "that in mind.")
         yield Caution("care", told, "results")
 
 
@@ -164,12 +165,11 @@ def _truncation(run: Run):
 def _training(run: Run):
     for stage in run.of_kind("rl"):
         for row in run.training(stage.name)[:1]:
-            ratio = row.get("ratio_first", row.get("ratio"))
-            if ratio is not None and abs(ratio - 1) > 1e-3:
-                told = (f"{stage.name}: the first minibatch's probability ratio is {number(ratio, 4)} where it "
-                        "must be 1.")
+            error = row.get("first_ratio_error")
+            if error is not None and error > GAP_LIMIT:
+                told = f"{stage.name}: the first minibatch's probability ratio is {error:.1e} away from 1."
                 yield Caution("stop", told, "training")
-        gaps = [abs(row[k]) for row in run.training(stage.name) for k in row if "gap" in k and row[k] is not None]
+        gaps = [row["sampler_gap"] for row in run.training(stage.name) if row.get("sampler_gap") is not None]
         if gaps and max(gaps) > GAP_LIMIT:
             told = f"{stage.name}: sampler and trainer log-probabilities differ by up to {max(gaps):.1e}."
             yield Caution("stop", told, "training")

@@ -87,6 +87,18 @@ def judges(runs: Sequence[Run]) -> Forest | None:
         if block:
             title = {"choices": "HHH questions", "comparisons": "Human comparisons"}.get(kind, kind)
             rows += [ForestRow(f"{title}{': ' + subset if subset else ''}", None, heading=True), *block]
+    for place, run in enumerate(runs):
+        block = []
+        for stage in run.of_kind("pm"):
+            for source, found in sorted((stage.summary.get("held_out") or {}).items()):
+                e, marks = found["accuracy"], [(0.5, "baseline: chance")]
+                marks += [(value, f"baseline: {name}") for name, value in (
+                    ("longer", found["longer"]["value"]), ("majority", found.get("majority"))) if value is not None]
+                if e["value"] is not None and source != "all":
+                    block.append(ForestRow(_label(runs, run, f"{stage.name}: {source.rpartition(':')[2]} pairs"), e["value"],
+                                           e["low"], e["high"], _tone(runs, place, 4), marks, f"n = {e['n']}"))
+        if block:
+            rows += [ForestRow("Held out of the preference model's training", None, heading=True), *block]
     if not rows:
         return None
     return Forest("judges", "Can the judges be trusted?", "accuracy", rows, 0.5, True,
@@ -194,9 +206,9 @@ def position_scatter(run: Run, stage: Stage) -> Panel | None:
 # Curves that are shown at once, in this order; the others stand in a fold. The names are those of metrics.jsonl.
 FIRST = {
     "sl": {"loss": "loss", "heldout_loss": "held-out loss"},
-    "pm": {"loss": "loss", "accuracy": "accuracy", "heldout_accuracy": "held-out accuracy"},
-    "rl": {"reward": "reward", "score": "PM score", "kl": "KL to the reference", "num_tokens": "tokens an answer",
-           "entropy": "entropy"},
+    "pm": {"loss": "loss", "accuracy": "accuracy", "agreement": "agreement with the labels"},
+    "rl": {"reward": "reward", "kl": "KL to the reference",
+           "response_tokens": "tokens an answer", "entropy": "entropy", "explained_variance": "explained variance"},
 }
 
 

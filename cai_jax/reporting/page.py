@@ -32,7 +32,8 @@ def render(runs: Sequence[Run]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n'
-        f'<title>{title}: Constitutional AI report</title>\n<link rel="icon" href="data:,">\n<style>\n{css}</style>\n</head>\n<body>\n'
+        f'<title>{title}: Constitutional AI report</title>\n<link rel="icon" href="data:,">\n'
+        f"<style>\n{css}</style>\n</head>\n<body>\n"
         '<a class="skip" href="#main">Skip to the report</a>\n'
         f'<div class="wrap">{sections.masthead(runs)}</div>\n'
         f'<nav aria-label="Sections"><div class="wrap"><ul>{links}</ul></div></nav>\n'

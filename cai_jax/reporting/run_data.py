@@ -159,7 +159,7 @@ class Run:
             path = stage.path / "model" / "config.json"
             try:
                 if path.exists():
-                    table = params.param_table(ModelConfig.from_json(path.read_text()))
+                    table = params.param_table(ModelConfig.from_hf(self._json(path) or {}, str(path)))
                     return sum(math.prod(spec.shape) for spec in table.values())
             except (UserError, ValueError, TypeError, KeyError) as error:
                 self.problems.append(f"{path}: {error}")

@@ -114,11 +114,13 @@ def facts(runs: Sequence[Run]) -> str:
         ("Time", duration(run.seconds), f"{len(run.stages)} stages"),
         ("Sampled", quantity(run.tokens("sampled")), "tokens"),
         ("Trained on", quantity(run.tokens("trained")), "tokens"),
-        ("Peak memory", gigabytes(run.peak_bytes), escape(f"{run.info.get('num_devices', 1)} × {', '.join(devices)}" if devices else "")),
+        ("Peak memory", gigabytes(run.peak_bytes),
+         escape(f"{run.info.get('num_devices', 1)} × {', '.join(devices)}" if devices else "")),
         ("Seed", escape(run.config.get("seed", "–")), ""),
     ]
-    return '<dl class="facts">' + "".join(
-        f"<div><dt>{name}</dt><dd>{value}{f'<small>{note}</small>' if note else ''}</dd></div>" for name, value, note in pairs) + "</dl>"
+    items = (f"<div><dt>{name}</dt><dd>{value}{f'<small>{note}</small>' if note else ''}</dd></div>"
+             for name, value, note in pairs)
+    return f'<dl class="facts">{"".join(items)}</dl>'
 
 
 def _cell(rows, metric, on, name, first, digits=2, percent=False) -> str:
@@ -128,8 +130,10 @@ def _cell(rows, metric, on, name, first, digits=2, percent=False) -> str:
         return "–"
     r = found[0]
     shown = number(r["value"], digits, percent=percent)
-    out = f'<span title="95 % interval {number(r["low"], digits, percent=percent)} to {number(r["high"], digits, percent=percent)}, n = {r["n"]}">{shown}</span>' \
-        if r["low"] is not None else shown
+    out = shown
+    if r["low"] is not None:
+        low, high = (number(r[k], digits, percent=percent) for k in ("low", "high"))
+        out = f'<span title="95 % interval {low} to {high}, n = {r["n"]}">{shown}</span>'
     difference = find(rows, metric, on, name, first)
     if difference and difference[0]["low"] is not None and difference[0]["low"] != difference[0]["high"]:
         d = difference[0]
@@ -209,15 +213,16 @@ def differences(runs: Sequence[Run]) -> str:
         for value, estimate in zip(d.values, d.differences, strict=True):
             shown = number(value["value"] if value else None, digits, percent=percent)
             if estimate is not None and estimate.low is not None:
-                low, high = (number(v, digits, sign=True, percent=percent).replace("\u202f%", "") for v in (estimate.low, estimate.high))
+                low, high = (number(v, digits, sign=True, percent=percent).replace("\u202f%", "")
+                             for v in (estimate.low, estimate.high))
                 shown += (f'<small class="{"null" if estimate.covers_zero else "shown"}">'
                           f"{number(estimate.value, digits, sign=True, percent=percent)} [{low}, {high}]</small>")
             cells.append(shown)
         body.append([escape(d.metric.replace("_", " ")), escape(figures.PLACES.get(d.on, d.on)), escape(model_name(d.model)),
                      *cells, "by prompt" if d.paired else "no"])
     heads = [swatch(i) + escape(run.name) for i, run in enumerate(runs)]
-    return section("differences", "Differences", "Under each number stands its difference to the first run with a 95 % interval; grey "
-                   "ones include zero. Where both runs answered the same prompts, the difference is paired.",
+    return section("differences", "Differences", "Under each number stands its difference to the first run with a 95 % "
+                   "interval; grey ones include zero. Where both runs answered the same prompts, the difference is paired.",
                    table(["Number", "On", "Model", *heads, "Paired"], body, numeric=range(3, 3 + len(runs))))
 
 
@@ -237,7 +242,7 @@ def cost(runs: Sequence[Run]) -> str:
                          (escape(stage.summary.get("headline", "")) if stage.done else "<b>not finished</b>")
                          + (f"<small>left out: {escape(dropped)}</small>" if dropped else "")])
         parts.append(table(["Stage", "Kind", "Rows or steps", "Time", "Tokens", "Peak memory", "Result"], body, numeric=(2,),
-                           caption=f"{run.name}, {duration(run.seconds)} in all" if len(runs) > 1 else f"{duration(run.seconds)} in all"))
+                           caption=(f"{run.name}, " if len(runs) > 1 else "") + f"{duration(run.seconds)} in all"))
     return section("cost", "Stages and cost", "", *parts)
 
 
@@ -250,10 +255,11 @@ def provenance(runs: Sequence[Run]) -> str:
         parts.append(
             (f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else "")
             + (f"<p>Data: {escape(', '.join(sources))}.</p>" if sources else "")
-            + f'<details class="fold"><summary>Versions, command and fingerprints</summary><pre>{_pretty({**info, "fingerprints": prints})}</pre></details>'
-            + (f'<details class="fold"><summary>The whole configuration</summary><pre>{_pretty(run.config)}</pre></details>' if run.config else ""))
+            + _fold("Versions, command and fingerprints", {**info, "fingerprints": prints})
+            + (_fold("The whole configuration", run.config) if run.config else ""))
     return section("provenance", "Where it comes from", "", *parts)
 
 
-def _pretty(value) -> str:
-    return escape(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, default=str))
+def _fold(title: str, value) -> str:
+    shown = escape(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, default=str))
+    return f'<details class="fold"><summary>{title}</summary><pre>{shown}</pre></details>'

@@ -14,7 +14,7 @@ import collections
 
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.evals import load_choices
-from cai_jax.data.prompts import load_prompts
+from cai_jax.data.prompts import read_prompts
 from cai_jax.evals import calibration, multiple_choice, preference, samples
 from cai_jax.evals.intervals import Estimate
 from cai_jax.evals.rows import SCHEMA as ROW_SCHEMA
@@ -73,8 +73,13 @@ def in_order(models, run_config) -> dict[str, str]:
 def _answers(ctx: StageContext, models: dict[str, str]):
     """Samples what is not in the journal yet; a model is loaded only if something of it is missing."""
     config, journal = ctx.config, ctx.directory.journal()
-    sets = {field.removeprefix(PROMPT_FIELD): load_prompts(**config[field].to_dict())
-            for field in sorted(config) if field.startswith(PROMPT_FIELD) and config[field].source}
+    sets = {}
+    for field in sorted(config):
+        if field.startswith(PROMPT_FIELD) and config[field].source:
+            prompts, dropped = read_prompts(**config[field].to_dict())
+            sets[field.removeprefix(PROMPT_FIELD)] = prompts
+            for reason, count in dropped.items():
+                ctx.drop(reason, count)
     for name, reference in models.items():
         wanted = {f"{on}/{name}/{prompt.id}/{sample:02d}": (on, prompt, sample)
                   for on, prompts in sets.items() for prompt in prompts for sample in range(config.num_samples)}
@@ -105,7 +110,8 @@ def _answers(ctx: StageContext, models: dict[str, str]):
 
 def _reward_model(ctx: StageContext) -> RewardModel:
     model = ctx.load_model(ctx.config.reward, kind="reward")
-    return RewardModel(model.params, model.config, model.format, ctx.mesh, model.normalisation)
+    return RewardModel(model.params, model.config, model.format, ctx.mesh, model.normalisation,
+                       ctx.run_config.model.scan_layers)
 
 
 class _scores:
