@@ -59,8 +59,9 @@ class DialogueFormat:
         self._control = re.compile("|".join(control) or "(?!)")
         self.eos_ids = tokenizer.eos_ids
         if kind == "chat":
-            answer = self._parts((Message("human", "a"), Message("assistant", "b")))[-1].text
-            ends = [token for token in self._encode(answer) if token in tokenizer.control_ids]
+            # What the template writes after an answer begins with the token that ends it.
+            after = self._render((Message("human", "question"), Message("assistant", "answer"))).rpartition("answer")[2]
+            ends = [token for token in self._encode(after) if token in tokenizer.control_ids]
             self.eos_ids = tuple(dict.fromkeys(tokenizer.eos_ids + tuple(ends[:1])))
 
     def prompt(

@@ -6,6 +6,7 @@ on the way: the host never holds more than one shard beside what its devices hol
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -167,12 +168,17 @@ def load_params(reference: str, *, seed: int = 0, dtype=jnp.float32, mesh: Mesh 
     if not reference.startswith("random:"):
         return load_hf(directory, dtype=dtype, mesh=mesh)
     config = ModelConfig.from_json(directory)
+    return config, _initialiser(config, jnp.dtype(dtype), mesh)(jax.random.key(seed))
+
+
+@functools.lru_cache(maxsize=8)
+def _initialiser(config: ModelConfig, dtype, mesh: Mesh | None):
+    """key → random parameters, made in place on the mesh; compiled once for all seeds."""
     placed = None
     if mesh is not None:
         abstract = params_lib.abstract_params(config, dtype)
         placed = sharding.tree_shardings(params_lib.param_axes(config), abstract, mesh)
-    init = jax.jit(lambda key: params_lib.init_params(config, key, dtype), out_shardings=placed)
-    return config, init(jax.random.key(seed))
+    return jax.jit(lambda key: params_lib.init_params(config, key, dtype), out_shardings=placed)
 
 
 def resolve(reference: str) -> str:
