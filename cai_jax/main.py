@@ -32,9 +32,10 @@ def parse(argv: list[str]):
     if any(argument in ("-h", "--help", "-help") for argument in arguments):
         print(f"{USAGE}\nEvery field is documented in configs/default.py.")
         raise SystemExit(0)
-    for index, argument in enumerate(arguments[:-1]):
-        if argument in ("--config", "-config", "--workdir", "-workdir"):
-            arguments[index : index + 2] = [f"{argument}={arguments[index + 1]}"]
+    for name in ("--config", "--workdir"):
+        if name in arguments[:-1]:  # "--name value" means "--name=value"
+            index = arguments.index(name)
+            arguments[index : index + 2] = [f"{name}={arguments[index + 1]}"]
     heads = [argument for argument in arguments if re.match(r"--?config=.", argument)]
     if len(heads) != 1:
         raise UserError(f"expected --config=FILE once; {USAGE}")
@@ -62,6 +63,7 @@ def _read_flags(argv: list[str]):
     file = argv[1].partition("=")[2].partition(":")[0]
     try:
         values(argv)
+        values.config.is_locked  # noqa: B018 - a file that failed to load complains only when it is read
         return values.config, values.workdir
     except Exception as error:  # a config file is code: it may raise anything while it runs
         if not os.path.isfile(file):
