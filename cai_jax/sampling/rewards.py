@@ -14,8 +14,10 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.structs import Dialogue
 from cai_jax.training import batching
 
-# Enough rows to keep the device busy, few enough that a batch of long dialogues fits beside four models.
-TOKENS_A_BATCH = 4096
+# Enough rows to keep the device busy, few enough that a batch of long dialogues fits beside four models. The shape is the
+# same however many rows there are, so that a score does not depend on what a restart left to do.
+TOKENS_A_BATCH = {"cpu": 1024}
+TOKENS_ON_ACCELERATORS = 8192
 
 
 @functools.partial(jax.jit, static_argnames=("config", "scan"))
@@ -44,11 +46,12 @@ class RewardModel:
         """The same for dialogues that are tokens already."""
         scores = np.zeros(len(rows), np.float32)
         ways = sharding.batch_ways(self._mesh)
+        tokens_a_batch = TOKENS_A_BATCH.get(self._mesh.devices.flat[0].platform, TOKENS_ON_ACCELERATORS)
         by_length: dict[int, list[int]] = {}
         for index, row in enumerate(rows):
             by_length.setdefault(batching.bucket(len(row)), []).append(index)
         for length, indices in sorted(by_length.items()):
-            size = batching.num_rows(max(1, TOKENS_A_BATCH // length), ways)
+            size = batching.num_rows(max(1, tokens_a_batch // length), ways)
             for start in range(0, len(indices), size):
                 part = indices[start : start + size]
                 arrays = batching.pad_tokens([rows[index] for index in part], size, length)
