@@ -183,7 +183,8 @@ def run(ctx: StageContext) -> dict:
     def advance(state, step):
         chosen = [mixed[index] for index in order.indices(step)]
         state, scalars = update(state, make_batch(chosen, lambda pair, side: encoded[pair.id, side], rows))
-        return state, {**scalars, "agreement": scalars.pop("agree") / scalars["count"], "learning_rate": rate(step)}
+        agreement = scalars.pop("agree") / scalars["count"]
+        return state, {**scalars, "agreement": agreement, "learning_rate": rate(step)}
 
     settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)
     state = loop.fit(ctx, settings, abstract, init, advance,

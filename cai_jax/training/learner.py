@@ -134,13 +134,16 @@ class Learner:
         return run
 
     def _whole(self, function, params, rollouts: Rollouts):
-        settings = self.settings
-        parts = settings.num_minibatches * settings.num_microbatches
-        rows = batching.num_rows(len(rollouts.ids), sharding.batch_ways(self.mesh) * parts)
+        parts, rows = self._parts(len(rollouts.ids))
         arrays = [_fill(array, rows) for array in (rollouts.tokens, rollouts.mask)]
         with jax.set_mesh(self.mesh):
             out = function(params, *sharding.put_batch(arrays, self.mesh), parts)
         return jax.tree.map(lambda x: x[: len(rollouts.ids)], sharding.fetch(out))
+
+    def _parts(self, num_rollouts: int) -> tuple[int, int]:
+        """(parts that the rows are worked through in, rows with those that fill up the shape)."""
+        parts = self.settings.num_minibatches * self.settings.num_microbatches
+        return parts, batching.num_rows(num_rollouts, sharding.batch_ways(self.mesh) * parts)
 
     def policy_logprobs(self, params, rollouts: Rollouts):
         """(log-probabilities, entropies) of the tokens under a policy at the rollout's temperature, float32 [R, T]."""
@@ -206,6 +209,33 @@ class Learner:
         places = (*state_lib.shardings_of((params, optimiser)), sharding.replicated(self.mesh))
         return jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
 
+    def _step_rows(self, num_rollouts: int) -> int:
+        return batching.num_rows(num_rollouts, sharding.batch_ways(self.mesh) * self.settings.num_microbatches)
+
+    def programs(self, num_rollouts: int, length: int) -> dict:
+        """{name: (jitted function, abstract arguments)} of everything that an update of `num_rollouts` rollouts of `length`
+        tokens runs on the mesh, for compiling ahead of time under `jax.set_mesh(mesh)`."""
+        state, (parts, rows) = self.abstract, self._parts(num_rollouts)
+        step_rows = self._step_rows(num_rollouts // self.settings.num_minibatches)
+
+        def batch(rows, **dtypes):
+            arrays = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in dtypes.items()}
+            return sharding.abstract_batch(arrays, self.mesh)
+
+        seen = tuple(batch(rows, tokens=jnp.int32, mask=jnp.bool_).values())
+        names = ("old", "values", "advantages", "returns")
+        chosen = batch(step_rows, tokens=jnp.int32, mask=jnp.bool_, actions=jnp.bool_, **dict.fromkeys(names, jnp.float32))
+        frozen_policy = state_lib.abstract_params(self._config, "policy", self.mesh, self._dtype)
+        found = {"policy log-probs": (self._logprobs, (state["params"], *seen, parts)),
+                 "reference log-probs": (self._logprobs, (frozen_policy, *seen, parts))}
+        if self.settings.shared:
+            both = {"decoder": state["params"], "head": state["value"]}
+            return found | {"values": (self._values, (both, *seen, parts)),
+                            "learn step": (self._shared_step, (both, state["optimiser"], chosen))}
+        return found | {"values": (self._values, (state["value"], *seen, parts)),
+                        "policy step": (self._policy_step, (state["params"], state["optimiser"], chosen)),
+                        "value step": (self._value_step, (state["value"], state["value_optimiser"], chosen))}
+
     def minibatches(self, update: int, num_rows: int):
         """Row indices of every minibatch of an update: each epoch a fresh permutation from (seed, stage, update, epoch)."""
         for epoch in range(self.settings.num_epochs):
@@ -218,7 +248,7 @@ class Learner:
         host = {"tokens": rollouts.tokens, "mask": rollouts.mask, "actions": rollouts.actions,
                 **{name: frozen[name] for name in ("old", "values", "advantages", "returns")}}
         for rows in self.minibatches(update, len(rollouts.ids)):
-            size = batching.num_rows(len(rows), sharding.batch_ways(self.mesh) * self.settings.num_microbatches)
+            size = self._step_rows(len(rows))
             batch = sharding.put_batch({name: _fill(array[rows], size, name) for name, array in host.items()}, self.mesh)
             with jax.set_mesh(self.mesh):
                 if self.settings.shared:

@@ -58,8 +58,9 @@ def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], ad
     on_start(start, writer)
     tokens_seen = meta["tokens"]
 
-    def look(step, scalars, seconds):
+    def look(step: int, scalars, began: float, ended: float | None) -> None:
         values = {name: float(value) for name, value in sharding.fetch(scalars).items()}
+        seconds = (ended or time.monotonic()) - began  # of this step still in flight: until its numbers are here
         bad = [name for name in CHECKED if name in values and not math.isfinite(values[name])]
         if bad:
             good = checkpoints.latest()
@@ -68,34 +69,35 @@ def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], ad
                 f"stage '{ctx.name}': {bad[0]} is {values[bad[0]]} at {settings.unit} {step + 1}, in the batch of "
                 f"{', '.join(names(step))}; {kept} in {checkpoints.path}; try a smaller learning_rate, or float32"
             )
-        if (step + 1) % settings.log_every == 0 or step + 1 == settings.num_steps:
-            tokens = values.get("tokens", 0.0)
-            writer.write(step + 1, values, {"seconds": seconds, "tokens_per_second": tokens / max(seconds, 1e-9)})
         nonlocal tokens_seen
         tokens_seen += int(values.get("tokens", 0))
+        if (step + 1) % settings.log_every == 0 or step + 1 == settings.num_steps:
+            timing = {"seconds": seconds, "tokens_per_second": values.get("tokens", 0.0) / max(seconds, 1e-9)}
+            writer.write(step + 1, values, timing)
         shown = [f"{name} {values[name]:.3g}" for name in ("reward", "kl", "loss") if name in values]
         bar.set_postfix_str(" ".join(shown))
 
     try:
         with ctx.progress(settings.num_steps, ctx.name, start, settings.unit) as bar:
-            waiting, clock = None, time.monotonic()
+            waiting = None
             for step in range(start, settings.num_steps):
+                began = time.monotonic()
                 state, scalars = advance(state, step)
                 if waiting:
-                    look(*waiting, time.monotonic() - clock)
-                    clock = time.monotonic()
-                waiting = (step, scalars)
+                    look(*waiting)
                 done, last = step + 1, step + 1 == settings.num_steps
                 stop = preemption.requested(step)
                 snapshot = bool(settings.snapshot_every) and done % settings.snapshot_every == 0
                 save = last or stop or snapshot or done % settings.save_every == 0
                 if save or not settings.look_back:
-                    look(*waiting, time.monotonic() - clock)
-                    waiting, clock = None, time.monotonic()
+                    look(step, scalars, began, None)
+                    waiting = None
+                else:
+                    waiting = (step, scalars, began, time.monotonic())
                 if save:
                     items = settings.weights if last else tuple(state)
-                    checkpoints.save(done, {name: state[name] for name in items}, {"tokens": tokens_seen}, keep=snapshot)
-                    clock = time.monotonic()
+                    meta = {"tokens": tokens_seen}
+                    checkpoints.save(done, {name: state[name] for name in items}, meta, keep=snapshot)
                 bar.update()
                 if stop and not last:
                     raise preemption.Preempted(f"stage '{ctx.name}': saved {settings.unit} {done} and stopped")

@@ -86,10 +86,11 @@ def make_optimiser(config, where: str, num_steps: int):
     return rate, optim.adam(rate, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay)
 
 
-def make_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict, mesh, num_microbatches: int):
+def jit_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict, mesh, num_microbatches: int):
     """The jitted step (state, batch) → (state, scalars) of a loss as `optim.sum_gradients` takes it; the state is donated.
 
-    Scalars: "loss" (mean over what the loss counts), "grad_norm" (before clipping), "count", and the loss's sums.
+    Call or lower it under `jax.set_mesh(mesh)`, with a batch on the mesh. Scalars: "loss" (mean over what the loss
+    counts), "grad_norm" (before clipping), "count", and the loss's sums.
     """
     def update(state, batch):
         mean, grads, count, sums = optim.sum_gradients(loss, state["params"], batch, num_microbatches)
@@ -97,7 +98,12 @@ def make_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict
         scalars = {"loss": mean, "grad_norm": norm, "count": count, **sums}
         return {"params": params, "optimiser": optimiser}, scalars
 
-    jitted = jax.jit(update, donate_argnums=0, out_shardings=(shardings_of(abstract), sharding.replicated(mesh)))
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings_of(abstract), sharding.replicated(mesh)))
+
+
+def make_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict, mesh, num_microbatches: int):
+    """The step of `jit_update` for batches on the host."""
+    jitted = jit_update(loss, tx, abstract, mesh, num_microbatches)
 
     def step(state, batch):
         with jax.set_mesh(mesh):
