@@ -3,6 +3,7 @@
     python -m tests.fake_run DIRECTORY [NUM_PROMPTS]
 """
 
+import itertools
 import json
 import math
 import pathlib
@@ -57,7 +58,7 @@ class Writer:
     def lines(self, name, rows):
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), errors="surrogatepass")
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
 
     def stage(self, name, kind, fields, seconds, headline, tokens=None, dropped=None, **summary):
         self.order.append(name)
@@ -72,10 +73,11 @@ def write(root, num_prompts=32, seed=0, lift=0.5, hostile=(), stages=None):
     `stages`: only these (a run that stopped half-way)."""
     w = Writer(root, seed)
     rng = w.rng
-    hostile = list(hostile)
+    calls = itertools.count()
 
     def answer(pool, count):
-        return hostile.pop() if hostile else prose(rng, pool, count)
+        text, number = prose(rng, pool, count), next(calls)
+        return hostile[number // 2 % len(hostile)] if hostile and number % 2 else text
 
     def wanted(name):
         return stages is None or name in stages
@@ -146,15 +148,20 @@ def write(root, num_prompts=32, seed=0, lift=0.5, hostile=(), stages=None):
     if wanted("pm"):
         w.lines("pm/metrics.jsonl", [{"step": i, "loss": 0.72 - 0.004 * i + rng.normal(0, 0.02),
                                       "agreement": min(1.0, 0.5 + 0.01 * i + rng.normal(0, 0.05))} for i in range(20)])
-        w.stage("pm", "pm", {"label_kind": "soft", "human": {"source": "embedded:helpful_comparisons"}, "init": "base"},
+        w.stage("pm", "pm", {"label_kind": "soft", "inputs": {"labels": "feedback"}, "init": "base",
+                              "human": {"source": "embedded:helpful_comparisons"}},
                 188.0, "held out: ai 64% [49%, 77%] of 42", {"trained": 60_000}, steps=20, examples=162,
-                held_out={"ai": {"accuracy": {"value": 0.64, "low": 0.49, "high": 0.77, "n": 42}, "longer": {"value": 0.5},
+                held_out={"all": {"accuracy": {"value": 0.64, "low": 0.49, "high": 0.77, "n": 42}},
+                          "ai": {"accuracy": {"value": 0.64, "low": 0.49, "high": 0.77, "n": 42}, "longer": {"value": 0.5},
                                  "majority": 0.52}})
     if wanted("rl"):
         kl = np.abs(np.cumsum(rng.normal(0.12, 0.1, 10)))
-        w.lines("rl/metrics.jsonl", [{"step": i, "reward": 0.1 + 0.05 * i + rng.normal(0, 0.08), "kl": float(kl[i]) if i else 0.0,
-                                      "entropy": 2.4 - 0.03 * i, "response_tokens": 29 + 0.4 * i, "policy_loss": rng.normal(0, 0.02),
-                                      "value_loss": 0.5 * math.exp(-i / 4), "clip_fraction": 0.02, "first_ratio_error": 1e-6, "sampler_gap": 2e-6}
+        w.lines("rl/metrics.jsonl", [{"step": i, "reward": 0.1 + 0.05 * i + rng.normal(0, 0.08),
+                                      "kl": float(kl[i]) if i else 0.0,
+                                      "entropy": 2.4 - 0.03 * i, "response_tokens": 29 + 0.4 * i,
+                                      "policy_loss": rng.normal(0, 0.02),
+                                      "value_loss": 0.5 * math.exp(-i / 4), "clip_fraction": 0.02,
+                                      "first_ratio_error": 1e-6, "sampler_gap": 2e-6}
                                      for i in range(10)])
         w.stage("rl", "rl", {"policy": "@sl", "reward": "@pm", "num_updates": 10, "rollouts_per_update": 16,
                              "kl_coefficient": 0.02}, 263.0, "reward 0.08 → 0.55, KL 1.1", {"sampled": 4_900, "trained": 30_000},

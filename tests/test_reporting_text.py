@@ -62,7 +62,7 @@ def test_clip_and_one_line():
 def test_numbers():
     assert text.number(-0.123) == "−0.12" and text.number(0.5, sign=True) == "+0.50" and text.number(None) == "–"
     assert text.number(-0.001) == "0.00" and text.number(0.614, 3, percent=True) == "61.4\u202f%"
-    assert [text.duration(s) for s in (3.21, 42, 300, 3_900)] == ["3.2 s", "42 s", "5 min", "1 h 05 min"]
+    assert [text.duration(s) for s in (3.21, 42, 305, 900, 3_900)] == ["3.2 s", "42 s", "5 min 05 s", "15 min", "1 h 05 min"]
     assert [text.quantity(n) for n in (12, 1_234, 12_345, 4_560_000, 2e9)] == ["12", "1,234", "12.3 k", "4.56 M", "2 G"]
 
 

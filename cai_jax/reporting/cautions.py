@@ -15,6 +15,7 @@ SMALL_MODEL = 1_000_000_000
 LENGTH_DRIFT = 0.25  # of the first model's mean length
 KL_LIMIT = 15.0  # nats a response: √KL ≈ 4, about where 2204's reward curves stop being linear
 FLIP_LIMIT = 0.25
+SIDE_LIMIT = 0.2  # of how often option (A) is chosen, around one half
 CUT_LIMIT = 0.25
 FEW_ITEMS = 50
 GAP_LIMIT = 1e-3
@@ -110,16 +111,16 @@ def _kl(run: Run):
 def _labels(run: Run):
     for stage in run.of_kind("feedback"):
         flip, first, sure = (stage.summary.get(k) for k in ("flip_rate", "chose_option_a", "mean_confidence"))
+        found = []
         if flip is not None and flip > FLIP_LIMIT:
-            told = (f"{stage.name}: {number(flip, percent=True)} of the labels change when the two options change "
-                    "places: "
-                    "position often decides instead of content.")
-            yield Caution("care", told, "labels")
-        if first is not None and abs(first - 0.5) > 0.2:
-            told = f"{stage.name}: option (A) is chosen {number(first, percent=True)} of the time: position bias."
+            found.append(f"{number(flip, percent=True)} of the labels change when the two options change places")
+        if first is not None and abs(first - 0.5) > SIDE_LIMIT:
+            found.append(f"option (A) is chosen {number(first, percent=True)} of the time")
+        if found:
+            told = f"Position bias in {stage.name}: {', and '.join(found)}. Position often decides instead of content."
             yield Caution("care", told, "labels")
         if sure is not None and sure < 0.55:
-            told = f"{stage.name}: mean confidence {number(sure)}: the labels are close to coin flips."
+            told = f"{stage.name}: mean confidence {number(sure)}, so the labels are close to coin flips."
             yield Caution("care", told, "labels")
 
 

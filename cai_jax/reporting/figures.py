@@ -40,14 +40,17 @@ def frontier(runs: Sequence[Run]) -> Panel | None:
             x, y = find(rows, "pm_score", HELP, name), find(rows, "pm_score", HARM, name)
             if x and y and x[0]["value"] is not None and y[0]["value"] is not None:
                 x, y = x[0], y[0]
+                length = find(rows, "num_tokens", HARM, name)
                 label = _label(runs, run, model_name(name))
+                label += f", {length[0]['value']:.0f} tokens" if length and length[0]["value"] is not None else ""
                 series.append(Series(label, [x["value"]], [y["value"]], [y["low"]], [y["high"]], [x["low"]],
                                      [x["high"]], "dots", _tone(runs, place, index), [label]))
     if not series:
         return None
     return Panel("frontier", "Harmlessness against helpfulness", "helpfulness (PM score on helpful prompts)",
                  "harmlessness (PM score on red-team prompts)", series, size=(580, 310),
-                 caption="Mean preference-model score on held-out prompts with 95 % intervals. Up and right is better.")
+                 caption="Mean preference-model score on held-out prompts with 95 % intervals; beside each name the mean "
+                         "length of its answers to red-team prompts. Up and right is better.")
 
 
 def by_model(runs: Sequence[Run], metric: str, title: str, x_label: str, *, percent: bool = False, digits: int = 2,
@@ -91,12 +94,12 @@ def judges(runs: Sequence[Run]) -> Forest | None:
         block = []
         for stage in run.of_kind("pm"):
             for source, found in sorted((stage.summary.get("held_out") or {}).items()):
-                e, marks = found["accuracy"], [(0.5, "baseline: chance")]
-                marks += [(value, f"baseline: {name}") for name, value in (
-                    ("longer", found["longer"]["value"]), ("majority", found.get("majority"))) if value is not None]
-                if e["value"] is not None and source != "all":
-                    block.append(ForestRow(_label(runs, run, f"{stage.name}: {source.rpartition(':')[2]} pairs"), e["value"],
-                                           e["low"], e["high"], _tone(runs, place, 4), marks, f"n = {e['n']}"))
+                e = found.get("accuracy") or {}
+                known = {"chance": 0.5, "longer": (found.get("longer") or {}).get("value"), "majority": found.get("majority")}
+                marks = [(value, f"baseline: {name}") for name, value in known.items() if value is not None]
+                if e.get("value") is not None and source != "all":
+                    label = _label(runs, run, f"{stage.name}: {source.rpartition(':')[2]} pairs")
+                    block.append(ForestRow(label, e["value"], e["low"], e["high"], _tone(runs, place, 4), marks, f"n = {e['n']}"))
         if block:
             rows += [ForestRow("Held out of the preference model's training", None, heading=True), *block]
     if not rows:
@@ -181,7 +184,7 @@ def label_histogram(run: Run, stage: Stage) -> Panel | None:
         return None
     counts, edges = np.histogram(values, bins=20, range=(0.0, 1.0))
     return Panel(f"labels-{stage.name}", f"Labels of {stage.name}", "p(first response is better)", "labels",
-                 [Series(stage.name, edges[:-1].tolist(), counts.astype(float).tolist(), mark="bars", tone=1)],
+                 [Series(stage.name, edges[:-1].tolist(), counts.astype(float).tolist(), mark="bars", tone=1)], size=(460, 220),
                  caption="A peak in the middle: the judge hardly decides. Peaks at the ends after a chain of thought: "
                          "clamp them.")
 
@@ -200,6 +203,7 @@ def position_scatter(run: Run, stage: Stage) -> Panel | None:
         return None
     return Panel(f"orders-{stage.name}", f"Position bias of {stage.name}", "p(first), shown as (A)",
                  "p(first), shown as (B)", [Series(stage.name, x[:600], y[:600], mark="dots", tone=1)], diagonal=True,
+                 size=(460, 240),
                  caption="Points far from the dashed line changed their mind when the options changed places.")
 
 

@@ -50,8 +50,9 @@ def transcripts(runs: Sequence[Run]) -> str:
     if not count["total"]:
         return ""
     cut = "" if count["shown"] == count["total"] else f" The first {count['shown']:,} of {count['total']:,} prompts are here."
-    about = (f"Each prompt with everything the run made of it. Texts beyond {count['limit']:,} characters are cut here and whole "
-             f"in the run's records.jsonl files.{cut}")
+    about = ("Each prompt with everything the run made of it. On the right stands how the preference model's score changed: last "
+             "revision against initial response, or last model against first. Texts beyond "
+             f"{count['limit']:,} characters are cut here and whole in the run's records.jsonl files.{cut}")
     kinds = {"rev": "Critiques and revisions", "ans": "Answers of the models", "cmp": "Comparisons and labels",
              "roll": "RL rollouts"}
     controls = (

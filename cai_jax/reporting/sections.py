@@ -99,7 +99,8 @@ def caution_list(runs: Sequence[Run]) -> str:
         return "<p>Nothing was noticed by the rules that this page applies.</p>"
     head = f'<ul class="cautions">{"".join(items[:SHOWN_CAUTIONS])}</ul>'
     rest = items[SHOWN_CAUTIONS:]
-    return head + (f'<details><summary>{len(rest)} more</summary><ul class="cautions">{"".join(rest)}</ul></details>' if rest else "")
+    more = f'<details><summary>{len(rest)} more</summary><ul class="cautions">{"".join(rest)}</ul></details>'
+    return head + (more if rest else "")
 
 
 def facts(runs: Sequence[Run]) -> str:
@@ -198,7 +199,7 @@ def labels(runs: Sequence[Run]) -> str:
     drawn = [draw(run, stage) for run in runs for stage in run.of_kind("feedback")
              for draw in (figures.label_histogram, figures.position_scatter)]
     return section("labels", "AI labels", "Raw log-probabilities are stored; what the preference model reads is derived from "
-                   "them.", grid(drawn))
+                   "them.", grid(drawn, wide=True))
 
 
 def differences(runs: Sequence[Run]) -> str:

@@ -57,13 +57,15 @@ def sentences(run: Run) -> list[str]:
         count = stage.summary.get("examples")
         out.append(f"{model_name(stage.name)} was finetuned on {f'{count:,} ' if count else ''}examples of these revisions"
                    + (" and helpful answers." if (stage.fields.get("inputs") or {}).get("helpful") else "."))
-    labelled = sum(stage.summary.get("rows") or 0 for stage in run.of_kind("feedback"))
     for stage in run.of_kind("pm"):
         human = (stage.fields.get("human") or {}).get("source")
-        of = [f"{labelled:,} AI labels" if labelled and (stage.fields.get("inputs") or {}).get("labels", True) else "",
-              f"human comparisons from {human}" if human else ""]
-        out.append(f"A preference model learned from {' and '.join(part for part in of if part) or 'comparisons'}"
-                   + (f" ({stage.summary['headline']})." if stage.summary.get("headline") else "."))
+        source = run.stages.get((stage.fields.get("inputs") or {}).get("labels", ""))
+        of = [f"{source.summary['rows']:,} AI labels" if source and source.summary.get("rows") else "",
+              f"human comparisons ({human})" if human else ""]
+        held = ((stage.summary.get("held_out") or {}).get("all") or {}).get("accuracy") or {}
+        right = (f" and is right on {number(held['value'], percent=True)} of {held['n']} pairs held out of it"
+                 if held.get("value") is not None else "")
+        out.append(f"A preference model learned from {' and '.join(part for part in of if part) or 'comparisons'}{right}.")
     for stage in run.of_kind("rl"):
         updates, size = stage.fields.get("num_updates"), stage.fields.get("rollouts_per_update")
         out.append(f"{model_name(stage.name)} was trained against it with PPO for {updates} updates of {size} rollouts.")

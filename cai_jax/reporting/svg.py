@@ -104,7 +104,10 @@ def _panel(figure: Panel) -> tuple[list[str], float, float]:
         out += [_line(left, y(value), width - right, y(value), "reference"),
                 _text(width - right, y(value) - 4, label, "end", "tick")]
     for series in figure.series:
-        out += _series(series, x, y, figure, bool(series.texts))
+        out += _series(series, x, y, figure)
+    for series in figure.series:  # above every mark
+        out += [_name(text, x(a), y(b), x.end, series) for text, a, b in zip(series.texts, series.x, series.y, strict=False)
+                if finite([a, b]) == [a, b]]
     if named:
         ends = [y(finite(s.y)[-1]) for s in lines]
         for series, at in zip(lines, apart(ends, 13, 22, height - 36), strict=True):
@@ -112,7 +115,14 @@ def _panel(figure: Panel) -> tuple[list[str], float, float]:
     return out, width, height
 
 
-def _series(series: Series, x: _Scale, y: _Scale, figure: Panel, labelled: bool) -> list[str]:
+def _name(text: str, x: float, y: float, end: float, series: Series) -> str:
+    """The label of a point, on its left where the right edge is near."""
+    near_edge = x > end - CHAR * len(text) - 14
+    css = f"name t{series.tone % NUM_TONES}"
+    return _text(x - 9 if near_edge else x + 9, y - 8, text, "end" if near_edge else "start", css)
+
+
+def _series(series: Series, x: _Scale, y: _Scale, figure: Panel) -> list[str]:
     tone = f"t{series.tone % NUM_TONES}"
     out = []
     points = [(i, a, b) for i, (a, b) in enumerate(zip(series.x, series.y, strict=True)) if finite([a, b]) == [a, b]]
@@ -141,13 +151,9 @@ def _series(series: Series, x: _Scale, y: _Scale, figure: Panel, labelled: bool)
         out.append(f'<polyline points="{path}" class="line {tone}"/>')
     if series.mark != "line" or len(points) == 1:
         for i, a, b in points:
-            name = series.texts[i] if labelled else series.label
+            name = series.texts[i] if series.texts else series.label
             tip = f"{name}: {number(a, 2)}, {_interval(b, *_bounds(series, i), figure.percent)}"
             out.append(_dot(x(a), y(b), tone, tip))
-            if labelled:
-                near_edge = x(a) > x.end - CHAR * len(name) - 14
-                out.append(_text(x(a) + (-9 if near_edge else 9), y(b) - 8, name, "end" if near_edge else "start",
-                                 f"name {tone}"))
     return out
 
 

@@ -1,0 +1,209 @@
+"""The report: whole, partial and hostile runs, several runs, sizes, and the command."""
+
+import base64
+import gzip
+import html.parser
+import json
+import re
+import shutil
+import time
+
+import pytest
+
+from cai_jax import report
+from cai_jax.errors import UserError
+from cai_jax.evals.intervals import Estimate
+from cai_jax.reporting import cards, cautions, compare, figures, markdown, page, png, svg
+from cai_jax.reporting.run_data import Run
+from tests import fake_run
+
+STAGES = ("respond", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate")
+HOSTILE = (
+    "<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", '" onmouseover="alert(1)', "<!--", "]]>",
+    "\u202eevil\u202c \u2066x", "lone \ud800 surrogate", "\x00\x1b[31m", "| a | b |\n# heading\n```\n**bold**", "x" * 1_000_000,
+    "<style>*{display:none}</style>", "&lt;script&gt;", "javascript:alert(1)", "{{constructor}}", "\u2028\u2029",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return fake_run.write(tmp_path_factory.mktemp("runs") / "whole", 16)
+
+
+class Reader(html.parser.HTMLParser):
+    """Elements, attributes and the text of scripts; complains about what a page of ours never has."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.ids, self.scripts, self.words, self._in = [], [], [], "", None
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self._in = tag
+        for name, value in attrs:
+            assert not name.startswith("on"), f"an event handler: {name}"
+            assert name not in ("src", "srcdoc", "action"), f"a request: {name}"
+            if name == "href":
+                assert value.startswith(("#", "data:,")), f"a link that leaves the page: {value[:80]}"
+            if name == "id":
+                self.ids.append(value)
+
+    def handle_endtag(self, tag):
+        self._in = None
+
+    def handle_data(self, data):
+        if self._in == "script":
+            self.scripts.append(data)
+        elif self._in != "style":
+            self.words += data
+
+
+def data_of(text):
+    """What the record browser reads."""
+    found = re.search(r'id="records-data" data-encoding="(\w+)">(.*?)</script>', text, re.DOTALL)
+    encoded = found[2]
+    if found[1] == "gzip":
+        return json.loads(gzip.decompress(base64.b64decode(encoded)))
+    return json.loads(encoded)
+
+
+def test_whole_run(whole):
+    text = page.render([Run(whole)])
+    reader = Reader(text)
+    assert len(reader.ids) == len(set(reader.ids)), "ids repeat"
+    for name in page.TITLES:
+        assert (name in reader.ids) == (name != "differences")
+    targets = re.findall(r'href="#([^"]+)"', text)
+    assert set(targets) <= set(reader.ids), "a link to nowhere"
+    assert {name for names in re.findall(r'aria-labelledby="([^"]+)"', text) for name in names.split()} <= set(reader.ids)
+    for phrase in ("Harmlessness", "Null result", "Length drift", "Position bias", "independent evidence", "SL-CAI", "smollm2"):
+        assert phrase in reader.words, phrase
+    assert page.render([Run(whole)]) == text, "the same run gives the same page"
+
+
+def test_records_join_by_prompt(whole):
+    data = data_of(page.render([Run(whole)]))
+    by_prompt = {card["p"]: card for card in data["cards"]}
+    card = by_prompt["red-000"]
+    revision = card["rev"][0]
+    assert card["k"] == "violence" and len(revision["r"]) == 2
+    assert card["x"] == pytest.approx(revision["r"][-1]["s"] - revision["s"], abs=2e-3)
+    held = by_prompt["held-000"]
+    assert [answer["m"] for answer in held["ans"]] == ["Initial", "SL-CAI", "RL-CAI"]
+    label = by_prompt["cmp-red-000"]["cmp"][0]["l"][0]
+    assert 0 <= label["p"] <= 1 and {"ab", "ba"} <= set(label)
+    assert any(one["ch"] for one in by_prompt["cmp-red-000"]["cmp"][0]["l"]), "the chain of thought is shown"
+
+
+@pytest.mark.parametrize("count", range(1, len(STAGES) + 1))
+def test_runs_that_stopped_half_way(tmp_path, count):
+    run = fake_run.write(tmp_path / "half", 5, stages=STAGES[:count])
+    Reader(page.render([Run(run)]))
+    assert markdown.render([Run(run)], []).startswith("# half")
+
+
+def test_missing_and_damaged_files(whole, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(whole, broken)
+    (broken / "evaluate" / "metrics.json").write_text("{")
+    (broken / "revise" / "records.jsonl").write_text('{"id": "x"}\nnot json\n')
+    (broken / "pm" / "metrics.jsonl").unlink()
+    (broken / "config.json").unlink()
+    manifest = broken / "rl" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"done": true', '"done": false'))
+    text = page.render([Run(broken)])
+    words = Reader(text).words
+    assert "incomplete" in words and "rl" in words and "records.jsonl:2" in words and "metrics.json" in words
+
+
+def test_hostile_text_is_only_text(tmp_path):
+    run = fake_run.write(tmp_path / "<b>run'\"", 12, hostile=HOSTILE)
+    clean = fake_run.write(tmp_path / "clean", 12)
+    start = time.monotonic()
+    text = page.render([Run(run)])
+    assert time.monotonic() - start < 20
+    reader, safe = Reader(text), Reader(page.render([Run(clean)]))
+    assert sorted(set(reader.tags)) == sorted(set(safe.tags)) and reader.tags.count("script") == 2
+    assert "\u202e" not in text and "\x00" not in text and "⟨U+202E⟩" in json.dumps(data_of(text), ensure_ascii=False)
+    assert "<script>alert" not in text and len(text) < 1_000_000, "a line of a megabyte is cut"
+    noted = markdown.render([Run(run)], [])
+    for line in noted.split("\n"):
+        if not line.startswith("    "):
+            assert "<script" not in line and "<img" not in line and "<b>" not in line
+
+
+def test_two_thousand_records_fit(tmp_path):
+    run = fake_run.write(tmp_path / "large", 680)
+    text = page.render([Run(run)])
+    assert len(text.encode()) <= 5_000_000
+    assert len(data_of(text)["cards"]) >= 2000  # prompts; the records behind them are twice as many
+
+
+def test_the_budget_is_kept_with_long_texts(whole):
+    text, encoding, count = cards.pack([Run(whole)], budget=3_000)
+    assert len(text) <= 3_000 and count["shown"] < count["total"] and count["limit"] == min(cards.TEXT_LIMITS)
+    assert encoding == "json"
+
+
+def test_several_runs(whole, tmp_path):
+    other = fake_run.write(tmp_path / "other", 16, seed=1, lift=1.5)
+    runs = [Run(whole), Run(other)]
+    text = page.render(runs)
+    words = Reader(text).words
+    assert "different preference models" not in words or compare.different_judges(runs)
+    assert "Differences" in words and "whole" in words and "other" in words
+    found = {(d.metric, d.on, d.model): d for d in compare.differences(runs)}
+    score = found["pm_score", "red_team", "rl"]
+    assert score.paired and score.differences[0] is None and score.differences[1].value > 0
+    same = {(d.metric, d.on, d.model): d for d in compare.differences([runs[0], runs[0]])}
+    assert same["pm_score", "red_team", "rl"].differences[1].value == 0
+    assert "Differences" in markdown.render(runs, [])
+
+
+def test_difference_of_independent_intervals():
+    a, b = Estimate(0.5, 0.4, 0.6, 100), Estimate(0.7, 0.6, 0.8, 100)
+    d = compare.mover(a, b)
+    assert d.value == pytest.approx(0.2) and d.low == pytest.approx(0.2 - 0.02**0.5) and d.high == pytest.approx(0.2 + 0.02**0.5)
+    assert compare.mover(a, Estimate(None, None, None, 0)).value is None
+
+
+def test_cautions_of_a_bad_run(tmp_path):
+    run = Run(fake_run.write(tmp_path / "bad", 12, lift=-1.0))
+    rows = [{"step": i, "kl": -2.0 if i == 1 else 40.0, "sampler_gap": 0.2, "first_ratio_error": 0.5} for i in range(3)]
+    (run.stages["rl"].path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found = [c for c in cautions.collect(run) if c.level == "stop"]
+    told = " ".join(c.text for c in found)
+    for phrase in ("Lower PM score", "ratio", "below zero", "differ by up to"):
+        assert phrase in told, phrase
+    assert [c.level for c in cautions.collect(run)] == sorted((c.level for c in cautions.collect(run)),
+                                                               key=("stop", "care", "note").index)
+
+
+def test_every_figure_draws_both_ways(whole):
+    run = Run(whole)
+    drawn = [figures.frontier([run]), figures.judges([run]), figures.label_histogram(run, run.stages["feedback"])]
+    for one in drawn:
+        assert png.draw(one).startswith(b"\x89PNG")
+        reader = Reader(svg.draw(one))
+        assert reader.tags[0] == "svg" and {"title", "desc"} <= set(reader.tags)
+    assert figures.frontier([Run(whole)]).series[2].texts[0].startswith("RL-CAI, ")
+
+
+def test_command(whole, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert report.main(["report", str(whole), f"--out={out}"]) == 0
+    assert {p.name for p in out.iterdir()} == {"report.html", "report.md", "figures"}
+    assert len(list((out / "figures").glob("*.png"))) > 10
+    assert "report.html" in capsys.readouterr().out
+    for arguments in ([], [str(tmp_path / "nowhere")], [str(tmp_path)], [str(whole), "--colour"]):
+        assert report.main(["report", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+    assert report.default_out(["runs/a", "runs/b"]).endswith("runs/compare-a-b")
+
+
+def test_a_directory_that_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="no stage has begun"):
+        Run(tmp_path)
