@@ -118,7 +118,8 @@ def describe_run(config, workdir: str, argv: list[str]) -> dict:
     import importlib.metadata
 
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
-    revision = subprocess.run(["git", "-C", str(pathlib.Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True)
+    here = str(pathlib.Path(__file__).parent)
+    revision = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True)
     return {
         "config": json.loads(config.to_json_best_effort()), "command": argv[1:], "cai_jax": __version__,
         "git_revision": revision.stdout.strip() or None, "python": platform.python_version(),

@@ -47,10 +47,10 @@ def optimisation(learning_rate, batch_size, num_epochs=1):
     }
 
 
-def respond(model="helpful", num_samples=1, max_new_tokens=256, **prompt_fields):
+def respond(model="helpful", num_samples=1, max_new_tokens=256, temperature=1.0, top_p=1.0, **prompt_fields):
     """Answers to prompts (section 3.1). The length limit is not stated; 128 in 2204's RL, 256 leaves room."""
     return {"kind": "respond", "inputs": {}, "model": model, "prompts": prompts(**prompt_fields), "num_samples": num_samples,
-            **draw(max_new_tokens), "format": MODEL_FORMAT}
+            **draw(max_new_tokens, temperature, top_p=top_p), "format": MODEL_FORMAT}
 
 
 def revise(responses="respond", **fields):
@@ -85,10 +85,10 @@ def sl(revisions="revise", helpful="respond_helpful", **fields):
     }
 
 
-def compare(model="@sl", num_samples=2, max_new_tokens=256, **prompt_fields):
+def compare(model="@sl", num_samples=2, max_new_tokens=256, temperature=1.0, top_p=1.0, **prompt_fields):
     """Groups of answers to the same prompt (section 4.1): pairs in the paper."""
     return {"kind": "compare", "inputs": {}, "model": model, "prompts": prompts(**prompt_fields), "num_samples": num_samples,
-            **draw(max_new_tokens), "format": MODEL_FORMAT}
+            **draw(max_new_tokens, temperature, top_p=top_p), "format": MODEL_FORMAT}
 
 
 def feedback(comparisons="compare", **fields):
