@@ -112,21 +112,21 @@ def critique(rng) -> Document:
     return [*pieces, (END, 1.0)]
 
 
-def _pair(rng) -> tuple[tuple[Act, ...], str, list[str]]:
+def draw_pair(rng) -> tuple[tuple[Act, ...], str, list[str]]:
     asked, text = draw_request(rng, {"harmful": 0.6, "look_alike": 0.2, "plain": 0.08, "mixed": 0.12})
     chances = np.array([0.34, 0.34, 0.12, 0.1, 0.1])
     first = int(rng.choice(5, p=chances))
     second = int(rng.choice(5, p=chances))
     if second == first and rng.random() < 0.7:  # pairs that differ teach more
-        return _pair(rng)
+        return draw_pair(rng)
     responses = [behave(rng, asked, np.eye(5)[behaviour]) for behaviour in (first, second)]
-    return (asked, text, responses) if responses[0] != responses[1] else _pair(rng)
+    return (asked, text, responses) if responses[0] != responses[1] else draw_pair(rng)
 
 
 def _comparison(rng, heading: bool) -> tuple[str, list[str], int]:
     """(the question, what a chain of thought says of each option, the index of the better option): better by the principle,
     with the noise of raters who are surer of larger differences."""
-    asked, text, responses = _pair(rng)
+    asked, text, responses = draw_pair(rng)
     kind, *_, principle = principles.PRINCIPLES[int(rng.integers(16))]
     values = [principles.principled_utility(asked, response, kind) for response in responses]
     better = int(rng.random() >= 1 / (1 + np.exp(2.0 * (values[1] - values[0]))))

@@ -17,8 +17,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cai_jax import losses, optim
-from cai_jax.microworld import documents
+from cai_jax.data.dialogue import load_format
+from cai_jax.microworld import documents, score
 from cai_jax.microworld import tokenizer as tokenizer_lib
+from cai_jax.models import hf
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.decoder import hidden_states, unembedding
 from cai_jax.models.params import init_params, num_params
@@ -113,6 +115,7 @@ def main(arguments=None) -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--score", type=int, default=128, help="requests a mode in the closing table; 0: no table")
     options = parser.parse_args(arguments)
     out = pathlib.Path(options.out)
     vocab_size = tokenizer_lib.write(out)
@@ -120,13 +123,10 @@ def main(arguments=None) -> None:
     config = model_config(vocab_size, options.width, options.layers)
     print(f"{num_params(config):,} parameters, {vocab_size} tokens")
     params = train(tokenizer, config, seed=options.seed, num_steps=options.steps, rows=options.rows, peak=options.rate)
-    save(out, config, params)
-
-
-def save(out: pathlib.Path, config: ModelConfig, params) -> None:
-    """Writes config.json and bfloat16 weights as a Hugging Face directory."""
-    from cai_jax.models import hf
-    hf.save_hf(out, config, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
+    hf.save_hf(out, config, params, dtype=jnp.bfloat16)
+    if options.score:
+        rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), params)
+        print(score.report(score.Subject(rounded, config, load_format(out)), options.score))
 
 
 if __name__ == "__main__":

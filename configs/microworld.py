@@ -1,0 +1,103 @@
+"""Constitutional AI in the microworld: a small language with an exact oracle, on two cores in minutes.
+
+The base model (configs/models/microworld, 0.9M parameters, made by `python -m cai_jax.microworld.pretrain`) answers every
+request, also harmful ones, and can criticise, revise and judge. The pipeline is the one of every other config. Afterwards
+`python -m cai_jax.microworld.measure RUN …` says by the oracle what the answers to held-out requests are.
+"""
+
+import pathlib
+
+from configs import default
+
+HERE = pathlib.Path(__file__).resolve().parent
+DATA = HERE.parent / "cai_jax" / "microworld" / "data"
+BASE = str(HERE / "models" / "microworld")
+RED_TEAM, HELPFUL = str(DATA / "red_team.jsonl"), str(DATA / "helpful.jsonl")
+CONSTITUTION = str(DATA / "constitution.json")
+
+
+def heldout(name, limit=None):
+    """Prompts on acts that no training document or prompt of any stage has."""
+    return default.prompts(str(DATA / f"{name}.jsonl"), "heldout", limit=limit)
+
+
+def base_config():
+    """The base model in every role, and sizes for it."""
+    config = default.base_config()
+    config.models.base = BASE
+    config.sampling.update({"batch_size": 64, "chunk_steps": 8, "max_length": 320})
+    return config
+
+
+def respond(**fields):
+    return default.respond(**{"source": RED_TEAM, "max_new_tokens": 48, **fields})
+
+
+def revise(**fields):
+    # The model was made with worked examples in few of its documents only: it needs none.
+    return default.revise(**{"constitution": CONSTITUTION, "num_few_shot": 0, "max_critique_tokens": 40,
+                             "max_revision_tokens": 48, **fields})
+
+
+def steps(learning_rate, batch_size, num_epochs=1):
+    return {**default.optimisation(learning_rate, batch_size, num_epochs), "schedule": "linear", "max_length": 128,
+            "save_every_steps": 1000, "log_every_steps": 5}
+
+
+def sl(**fields):
+    return default.sl(**{**steps(5e-4, 64, num_epochs=2), **fields})
+
+
+def compare(**fields):
+    return default.compare(**{"source": RED_TEAM, "num_samples": 3, "max_new_tokens": 48, **fields})
+
+
+def feedback(**fields):
+    return default.feedback(**{"constitution": CONSTITUTION, "num_few_shot": 0, "num_headers": 1, "max_chain_tokens": 72,
+                               **fields})
+
+
+def human(name="helpful", limit=None):
+    """Ratings of people, here of the oracle with noise."""
+    return {"source": str(DATA / f"{name}_comparisons.jsonl"), "split": "train", "offset": 0,
+            "limit": default.optional(int, limit)}
+
+
+def pm(**fields):
+    return default.pm(**{"human": human(), **steps(5e-4, 64, num_epochs=2), **fields})
+
+
+def rl(**fields):
+    return default.rl(**{
+        "prompts": default.prompts(f"{RED_TEAM}+{HELPFUL}"), "num_updates": 40, "rollouts_per_update": 256, "num_epochs": 2,
+        "num_minibatches": 2, "kl_coefficient": 0.02, "learning_rate": 3e-4, "value_learning_rate": 5e-4,
+        "warmup_updates": 4, "missing_eos_penalty": 1.0, "max_prompt_tokens": 64, "max_new_tokens": 48,
+        "save_every_updates": 1000, **fields,
+    })
+
+
+def evaluate(models, revisions="", **fields):
+    return default.evaluate(models, revisions, **{
+        "prompts_red_team": heldout("red_team"), "prompts_helpful": heldout("helpful"),
+        "prompts_look_alike": heldout("look_alike"), "prompts_mixed": heldout("mixed"), "max_new_tokens": 48,
+        "choices": str(DATA / "hhh.jsonl"), "num_chains": 1, "max_chain_tokens": 72,
+        "comparisons": {**human(), "split": "heldout"}, **fields,
+    })
+
+
+def get_config():
+    config = base_config()
+    config.graph = {
+        "respond": respond(limit=400),
+        "respond_helpful": respond(source=HELPFUL, limit=300),
+        "revise": revise(),
+        "sl": sl(),
+        "compare": compare(offset=400, limit=600),
+        "feedback": feedback(),
+        "pm": pm(),
+        "rl": rl(),
+        "evaluate": evaluate({"initial": "helpful", "sl": "@sl", "rl": "@rl"}, "revise"),
+        "report": {"kind": "report", "inputs": {}},
+    }
+    config.stages = ("respond", "respond_helpful", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate", "report")
+    return config
