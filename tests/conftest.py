@@ -1,6 +1,8 @@
 """Fixtures that several test files share."""
 
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -29,3 +31,13 @@ def shared_data():
 def tiny_model():
     """A 2-layer architecture with a byte-level tokenizer and no weights: `random:` references initialise it."""
     return str(ROOT / "configs" / "models" / "tiny")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """(run directory, what the command printed) of configs/tiny.py, run once for all tests. Read it, do not change it."""
+    workdir = tmp_path_factory.mktemp("tiny") / "run"
+    command = [sys.executable, "-m", "cai_jax.main", "--config=configs/tiny.py", f"--workdir={workdir}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir, done.stdout

@@ -26,14 +26,6 @@ def run(workdir, *flags, **env):
     return subprocess.run(command(workdir, *flags), cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=400)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("tiny") / "run"
-    done = run(workdir)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return workdir, done.stdout
-
-
 def records(workdir, stage):
     return [json.loads(line) for line in (workdir / stage / "records.jsonl").read_text().splitlines()]
 
