@@ -28,7 +28,7 @@ def _label(runs: Sequence[Run], run: Run, name: str) -> str:
 
 def _tone(runs: Sequence[Run], place: int, alone: int = 1) -> int:
     """The colour of a run where several are drawn, else `alone`."""
-    return place if len(runs) > 1 else alone
+    return place + 1 if len(runs) > 1 else alone
 
 
 def frontier(runs: Sequence[Run]) -> Panel | None:
@@ -101,7 +101,7 @@ def judges(runs: Sequence[Run]) -> Forest | None:
                     label = _label(runs, run, f"{stage.name}: {source.rpartition(':')[2]} pairs")
                     block.append(ForestRow(label, e["value"], e["low"], e["high"], _tone(runs, place, 4), marks, f"n = {e['n']}"))
         if block:
-            rows += [ForestRow("Held out of the preference model's training", None, heading=True), *block]
+            rows += [ForestRow("Held out of PM training", None, heading=True), *block]
     if not rows:
         return None
     return Forest("judges", "Can the judges be trusted?", "accuracy", rows, 0.5, True,

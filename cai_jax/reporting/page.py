@@ -12,7 +12,7 @@ from cai_jax.reporting.run_data import Run
 from cai_jax.reporting.text import escape
 
 HERE = pathlib.Path(__file__).parent
-TITLES = {"results": "Results", "differences": "Differences", "judges": "Judges", "transparency": "Constitution",
+TITLES = {"differences": "Differences", "results": "Results", "judges": "Judges", "transparency": "Constitution",
           "training": "Training", "labels": "Labels", "transcripts": "Records", "cost": "Cost", "provenance": "Provenance"}
 
 
@@ -22,7 +22,7 @@ def render(runs: Sequence[Run]) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
     body = {name: build(runs) for name, build in (
-        ("results", sections.results), ("differences", sections.differences), ("judges", sections.judges),
+        ("differences", sections.differences), ("results", sections.results), ("judges", sections.judges),
         ("transparency", sections.transparency), ("training", sections.training), ("labels", sections.labels),
         ("transcripts", transcripts), ("cost", sections.cost), ("provenance", sections.provenance))}
     links = "".join(f'<li><a href="#{name}">{TITLES[name]}</a></li>' for name, html in body.items() if html)

@@ -102,6 +102,8 @@ def _forest(axes, figure: Forest) -> None:
         for value, _ in row.marks:
             axes.vlines(value, place - 0.28, place + 0.28, color=SOFT, linewidth=1.1)
     axes.set_yticks(range(len(figure.rows)), [_plain(row.label, 34) for row in figure.rows])
+    for label, row in zip(axes.get_yticklabels(), figure.rows, strict=True):
+        label.set_fontweight("bold" if row.heading else "normal")
     axes.set_ylim(len(figure.rows) - 0.4, -0.6)
     if figure.percent:
         _percent(axes.xaxis)

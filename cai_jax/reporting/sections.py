@@ -74,12 +74,12 @@ def first_screen(runs: Sequence[Run]) -> str:
                    if stage.summary.get("headline")]
         left = "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in reached) + "</ul>"
     verdicts = ""
-    if len(runs) == 1:
-        pairs = story.verdict(runs[0])
-        length = story.length_sentence(runs[0])
-        if length:
-            pairs.append(("Length", length))
-        verdicts = '<dl class="verdicts">' + "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in pairs) + "</dl>"
+    for place, run in enumerate(runs):
+        length = story.length_sentence(run)
+        pairs = [*story.verdict(run), *([("Length", length)] if length else [])]
+        items = "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in pairs)
+        name = f'<p class="figure-title">{swatch(place + 1)}{escape(run.name)}</p>' if len(runs) > 1 else ""
+        verdicts += f'{name}<dl class="verdicts">{items}</dl>' if pairs else ""
     return (f'<div class="first"><div>{verdicts}{left}</div><aside class="aside" aria-labelledby="cautions-h">'
             f'<h2 id="cautions-h">Before you rely on this</h2>{caution_list(runs)}</aside></div>{facts(runs)}')
 
@@ -221,7 +221,7 @@ def differences(runs: Sequence[Run]) -> str:
             cells.append(shown)
         body.append([escape(d.metric.replace("_", " ")), escape(figures.PLACES.get(d.on, d.on)), escape(model_name(d.model)),
                      *cells, "by prompt" if d.paired else "no"])
-    heads = [swatch(i) + escape(run.name) for i, run in enumerate(runs)]
+    heads = [swatch(i + 1) + escape(run.name) for i, run in enumerate(runs)]
     return section("differences", "Differences", "Under each number stands its difference to the first run with a 95 % "
                    "interval; grey ones include zero. Where both runs answered the same prompts, the difference is paired.",
                    table(["Number", "On", "Model", *heads, "Paired"], body, numeric=range(3, 3 + len(runs))))

@@ -1,0 +1,187 @@
+"""The evaluation stage with models that are a few lines long, so that every number can be worked out."""
+
+import dataclasses
+import json
+import math
+
+import ml_collections
+import numpy as np
+import pytest
+from etils import epath
+
+from cai_jax.data.comparisons import HumanComparison
+from cai_jax.data.evals import ChoiceItem
+from cai_jax.data.prompts import Prompt
+from cai_jax.evals import samples
+from cai_jax.evals.rows import find
+from cai_jax.io.artefacts import StageDirectory
+from cai_jax.stages import evaluate
+from cai_jax.structs import Completion, Message, Score
+
+WORDS = {"helpful": 2, "@sl": 4, "@rl": 6}  # a model's answers have that many words; the judge counts words
+
+
+class Format:
+    kind = "text"
+
+    class tokenizer:  # noqa: N801
+        bos = None
+
+        @staticmethod
+        def encode(text, special=False):
+            return list(text.encode())
+
+    def prompt(self, messages, reply="assistant", start="", shared=0):
+        return (tuple(messages[-1].text.encode()),)
+
+    def stop_strings(self, reply):
+        return ()
+
+
+@dataclasses.dataclass
+class Model:
+    name: str
+    params: None = None
+    config: None = None
+    format: Format = dataclasses.field(default_factory=Format)
+    normalisation: None = None
+
+
+class Judge:
+    def __init__(self, *_):
+        pass
+
+    def score(self, dialogues):
+        return np.array([len(d[-1].text.split()) + 0.1 * len(d[0].text) for d in dialogues], np.float32)
+
+
+class Context:
+    """What stages.context gives, without weights. `die_after`: raises after so many answers, as a killed run would."""
+
+    seed, mesh, name = 0, None, "evaluate"
+
+    def __init__(self, path, die_after=None, **fields):
+        self.directory, self.inputs, self.dropped, self.sampled = StageDirectory(epath.Path(path)), {}, {}, []
+        self.die_after = die_after
+        prompts = {"source": "x", "split": "", "offset": 0, "limit": None}
+        self.config = ml_collections.ConfigDict({
+            "models": {"initial": "helpful", "sl": "@sl", "rl": "@rl"}, "reward": "@pm", "feedback": "feedback", "anchor": "sl",
+            "prompts_red_team": prompts, "prompts_helpful": prompts, "choices": "embedded:hhh", "num_choices": None,
+            "comparisons": prompts, "num_samples": 2, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 9,
+            "num_few_shot": 1, "num_chains": 2, "max_chain_tokens": 9, "format": "auto", **fields})
+        self.run_config = ml_collections.ConfigDict({
+            "models": {"feedback": "base", "helpful": "base", "base": "somewhere"}, "stages": ("sl", "pm", "rl", "evaluate"),
+            "graph": {"rl": {"kind": "rl", "reward": "@pm"}}, "model": {"scan_layers": False}})
+
+    def load_model(self, reference, kind="policy", format="auto"):
+        return Model(reference)
+
+    def engine(self, model):
+        return model
+
+    def sample(self, model, requests, sampling, label):
+        for request in requests:
+            if self.die_after is not None and len(self.sampled) >= self.die_after:
+                raise KeyboardInterrupt
+            self.sampled.append(request.id)
+            text = "Let me think" if "#" in request.id else " ".join(["word"] * WORDS[model.name])
+            yield Completion(request.id, (1,) * len(text.split()), (-0.5,) * len(text.split()), text, "eos")
+
+    def score(self, model, requests, label):
+        for request in requests:
+            yield Score(request.id, tuple((math.log(0.8 if i == 0 else 0.2),) for i in range(len(request.options))))
+
+    def drop(self, reason, count=1):
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def require_rows(self, rows, what):
+        assert rows, what
+
+
+@pytest.fixture(autouse=True)
+def data(monkeypatch):
+    human = (Message("human", "a question"),)
+    prompts = [Prompt(f"p{i}", (Message("human", "q" * (i + 1)),), "theft") for i in range(9)]
+    items = [ChoiceItem(f"c{i}", "Which? Options:\n (A) one\n (B) two words\nThe answer is:", (" (A)", " (B)"), i % 2,
+                        tuple((*human, Message("assistant", text)) for text in ("a b c", "a")), "honest" if i < 4 else "other")
+             for i in range(9)]
+    pairs = [HumanComparison(f"h{i}", human, "longer answer here", "short", "test") for i in range(5)]
+    monkeypatch.setattr(evaluate, "read_prompts", lambda **_: (prompts, {"empty": 1}))
+    monkeypatch.setattr(evaluate, "load_choices", lambda source: items)
+    monkeypatch.setattr(evaluate, "load_comparisons", lambda **_: (pairs, {"equal pair": 2}))
+    monkeypatch.setattr(evaluate, "RewardModel", Judge)
+
+
+def test_numbers(tmp_path):
+    ctx = Context(tmp_path / "evaluate")
+    summary = evaluate.run(ctx)
+    metrics = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
+    rows = metrics["rows"]
+    assert len({r["name"] for r in rows}) == len(rows) == summary["rows"]
+    score = {r["model"]: r for r in find(rows, "pm_score", "red_team")}
+    assert score["rl"]["value"] - score["initial"]["value"] == pytest.approx(4.0, abs=1e-5)
+    difference, = find(rows, "pm_score", "red_team", "rl", "initial")
+    assert difference["value"] == pytest.approx(4.0, abs=1e-5) and not difference["null"] and difference["n"] == 9
+    assert find(rows, "num_tokens", "helpful", "rl")[0]["value"] == 6.0, "length stands beside the score"
+    assert find(rows, "elo", "red_team", "sl")[0]["value"] == 0.0 and find(rows, "elo", "red_team", "rl")[0]["low"] > 0
+    choice, = find(rows, "choice_zero_shot", "choices")
+    assert choice["n"] == 8 and 0.4 < choice["value"] < 0.6 and choice["baseline"]["chance"] == 0.5
+    assert find(rows, "first_option_zero_shot")[0]["value"] == 1.0
+    for mode in ("few_shot", "chain_of_thought"):
+        assert find(rows, f"choice_{mode}", "choices")[0]["n"] == 8, "every mode answers the same items"
+    accuracy, = find(rows, "pm_accuracy", "comparisons")
+    assert accuracy["value"] == 1.0 and accuracy["baseline"]["longer"] == 1.0
+    assert find(rows, "pm_accuracy", "choices:honest")[0]["n"] == 4
+    assert "independent evidence" in metrics["notes"][0] and set(metrics["curves"]) >= {"pm_choices", "choice_zero_shot"}
+    assert ctx.dropped == {"empty": 2, "comparison: equal pair": 2}
+    assert "rl − initial = +4.00" in summary["headline"] and "null" not in summary["headline"]
+
+
+def test_finished_answers_are_not_sampled_again(tmp_path):
+    whole = Context(tmp_path / "whole")
+    evaluate.run(whole)
+    broken = Context(tmp_path / "broken", die_after=25)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(broken)
+    broken.directory.journal().flush()
+    again = Context(tmp_path / "broken")
+    evaluate.run(again)
+    for name in ("records.jsonl", "scores.jsonl", "metrics.json"):
+        assert (tmp_path / "broken" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    third = Context(tmp_path / "broken")
+    evaluate.run(third)
+    assert not [name for name in third.sampled if "#" not in name], "answers of a finished stage are read, not made"
+
+
+def test_without_judges_and_choices(tmp_path):
+    summary = evaluate.run(Context(tmp_path / "bare", reward="", feedback="", choices="", prompts_helpful={"source": ""}))
+    rows = json.loads((tmp_path / "bare" / "metrics.json").read_text())["rows"]
+    assert not find(rows, "pm_score") and find(rows, "num_tokens", "red_team", "rl") and summary["headline"]
+
+
+def test_models_stand_in_the_order_of_the_run():
+    run_config = Context("x").run_config
+    models = {"rl": "@rl", "a": "helpful", "rl5": "@rl:5", "sl": "@sl"}
+    assert list(evaluate.in_order(models, run_config)) == ["a", "sl", "rl5", "rl"]
+
+
+def test_a_null_result_is_said(tmp_path):
+    rng = np.random.default_rng(0)
+    records = [{"id": f"{m}{i}", "prompt_id": f"p{i}", "on": "red_team", "name": m, "response": "A plain answer.", "stop": "eos",
+                "num_tokens": 4} for m in ("initial", "rl") for i in range(20)]
+    scores = {r["id"]: float(rng.normal()) for r in records}
+    rows = samples.rows(records, scores, ["initial", "rl"])
+    difference, = find(rows, "pm_score", "red_team", "rl", "initial")
+    assert difference["null"] and "covers zero" in difference["note"]
+    assert "(null)" in evaluate.headline(rows, ["initial", "rl"])
+
+
+def test_revisions_by_round_and_principle():
+    revisions = [{"id": f"r{i}", "initial": "a", "rounds": [{"principle_id": "kind", "revision": "a b"},
+                                                             {"principle_id": "wise", "revision": "a b"}]} for i in range(10)]
+    scores = {f"r{i}#{n}": float(i) + n * 0.5 for i in range(10) for n in range(3)}
+    rows = samples.revision_rows(revisions, scores)
+    assert [r["value"] for r in find(rows, "pm_score_by_revision")] == [4.5, 5.0, 5.5]
+    kind, wise = find(rows, "score_moved")
+    assert (kind["used"], kind["changed"], kind["value"]) == (10, 1.0, 0.5)
+    assert (wise["model"], wise["changed"]) == ("wise", 0.0)
