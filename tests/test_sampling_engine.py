@@ -181,6 +181,7 @@ def test_new_parameters_forget_what_was_prefilled():
 
 def test_few_programs_are_compiled():
     compiled = []
+    engine()
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
