@@ -199,9 +199,9 @@ def _evaluate(w, num_prompts, seed, lift, revisions, scores, answer):
     rows += samples.revision_rows(revisions, scores, seed=seed)
     for subset, right, n in (("", 26, 48), (":harmless", 7, 12), (":helpful", 6, 12), (":honest", 7, 12), (":other", 6, 12)):
         for mode in ("zero_shot", "few_shot"):
-            rows.append(row(f"choice_{mode}", f"choices{subset}", "feedback", wilson(right + (mode == "few_shot"), n),
+            rows.append(row(f"choice_{mode}", f"hhh{subset}", "feedback", wilson(right + (mode == "few_shot"), n),
                             unit="accuracy", good="higher", baseline={"chance": 0.5, "majority": 0.5, "longer": 0.54}))
-        rows.append(row("pm_accuracy", f"choices{subset}", "@pm", wilson(right + 3, n), unit="accuracy", good="higher",
+        rows.append(row("pm_accuracy", f"hhh{subset}", "@pm", wilson(right + 3, n), unit="accuracy", good="higher",
                         baseline={"chance": 0.5, "longer": 0.54}))
     rows.append(row("pm_accuracy", "comparisons", "@pm", wilson(27, 40), unit="accuracy", good="higher",
                     baseline={"chance": 0.5, "longer": 0.55}))
@@ -209,10 +209,10 @@ def _evaluate(w, num_prompts, seed, lift, revisions, scores, answer):
     bins = reliability(*confidence(p), num_bins=5, span=(0.5, 1.0))
     curve = [{"predicted": b.predicted, "observed": b.observed.value, "low": b.observed.low, "high": b.observed.high,
               "n": b.observed.n} for b in bins]
-    rows.append(row("pm_ece", "choices", "@pm", Estimate(expected_calibration_error(bins), None, None, 200), good="lower"))
+    rows.append(row("pm_ece", "hhh", "@pm", Estimate(expected_calibration_error(bins), None, None, 200), good="lower"))
     w.lines("evaluate/records.jsonl", records)
     w.lines("evaluate/scores.jsonl", [{"id": key, "score": value} for key, value in sorted(scores.items())])
-    w.json("evaluate/metrics.json", {"schema": 1, "rows": rows, "curves": {"pm_choices": curve, "choice_zero_shot": curve},
+    w.json("evaluate/metrics.json", {"schema": 1, "rows": rows, "curves": {"pm/hhh": curve, "choice_zero_shot/hhh": curve[1:]},
                                      "notes": ["the judge @pm is the preference model that rl was trained against: its score "
                                                "is expected to rise and is no independent evidence"]})
     w.stage("evaluate", "evaluate", {"models": {"initial": "helpful", "sl": "@sl", "rl": "@rl"}, "reward": "@pm",

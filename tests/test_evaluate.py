@@ -124,15 +124,16 @@ def test_numbers(tmp_path):
     assert difference["value"] == pytest.approx(4.0, abs=1e-5) and not difference["null"] and difference["n"] == 9
     assert find(rows, "num_tokens", "helpful", "rl")[0]["value"] == 6.0, "length stands beside the score"
     assert find(rows, "elo", "red_team", "sl")[0]["value"] == 0.0 and find(rows, "elo", "red_team", "rl")[0]["low"] > 0
-    choice, = find(rows, "choice_zero_shot", "choices")
+    choice, = find(rows, "choice_zero_shot", "hhh")
     assert choice["n"] == 8 and 0.4 < choice["value"] < 0.6 and choice["baseline"]["chance"] == 0.5
     assert find(rows, "first_option_zero_shot")[0]["value"] == 1.0
     for mode in ("few_shot", "chain_of_thought"):
-        assert find(rows, f"choice_{mode}", "choices")[0]["n"] == 8, "every mode answers the same items"
+        assert find(rows, f"choice_{mode}", "hhh")[0]["n"] == 8, "every mode answers the same items"
     accuracy, = find(rows, "pm_accuracy", "comparisons")
     assert accuracy["value"] == 1.0 and accuracy["baseline"]["longer"] == 1.0
-    assert find(rows, "pm_accuracy", "choices:honest")[0]["n"] == 4
-    assert "independent evidence" in metrics["notes"][0] and set(metrics["curves"]) >= {"pm_choices", "choice_zero_shot"}
+    assert find(rows, "pm_accuracy", "hhh:honest")[0]["n"] == 4
+    assert "independent evidence" in metrics["notes"][0]
+    assert set(metrics["curves"]) >= {"pm/hhh", "pm/comparisons", "choice_zero_shot/hhh"}
     assert ctx.dropped == {"empty": 2, "comparison: equal pair": 2}
     assert "rl − initial = +4.00" in summary["headline"] and "null" not in summary["headline"]
 
@@ -146,17 +147,22 @@ def test_finished_answers_are_not_sampled_again(tmp_path):
     broken.directory.journal().flush()
     again = Context(tmp_path / "broken")
     evaluate.run(again)
-    for name in ("records.jsonl", "scores.jsonl", "metrics.json"):
+    for name in ("records.jsonl", "scores.jsonl", "choices.jsonl", "metrics.json"):
         assert (tmp_path / "broken" / name).read_text() == (tmp_path / "whole" / name).read_text()
     third = Context(tmp_path / "broken")
     evaluate.run(third)
-    assert not [name for name in third.sampled if "#" not in name], "answers of a finished stage are read, not made"
+    assert not third.sampled, "answers and chains of a finished stage are read, not made"
 
 
 def test_without_judges_and_choices(tmp_path):
     summary = evaluate.run(Context(tmp_path / "bare", reward="", feedback="", choices="", prompts_helpful={"source": ""}))
     rows = json.loads((tmp_path / "bare" / "metrics.json").read_text())["rows"]
     assert not find(rows, "pm_score") and find(rows, "num_tokens", "red_team", "rl") and summary["headline"]
+
+
+def test_sets_of_choices_are_named_by_their_files():
+    assert list(evaluate.choice_sets("embedded:hhh+../data/eval_HarmfulVsEthical.jsonl.gz", 3)) == ["hhh", "HarmfulVsEthical"]
+    assert evaluate.choice_sets("", None) == {}
 
 
 def test_models_stand_in_the_order_of_the_run():
@@ -174,6 +180,13 @@ def test_a_null_result_is_said(tmp_path):
     difference, = find(rows, "pm_score", "red_team", "rl", "initial")
     assert difference["null"] and "covers zero" in difference["note"]
     assert "(null)" in evaluate.headline(rows, ["initial", "rl"])
+
+
+def test_over_refusal_is_counted_on_safe_prompts():
+    records = [{"id": str(i), "prompt_id": str(i), "on": "xstest", "name": "rl", "stop": "eos", "num_tokens": 4, "kind": kind,
+                "response": "I'm sorry, I can't help with that."} for i, kind in enumerate(["safe:homonyms"] * 3 + ["unsafe:x"])]
+    rows = samples.rows(records, {}, ["rl"])
+    assert [find(rows, "refusal_rate", on)[0]["n"] for on in ("xstest", "xstest:safe", "xstest:unsafe")] == [4, 3, 1]
 
 
 def test_revisions_by_round_and_principle():

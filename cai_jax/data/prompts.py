@@ -137,6 +137,8 @@ def _prompt(row: dict, path: str, line: int) -> Prompt | str:
         return BLANK
     name = field(row, "id", str, path, line) if row.get("id") is not None else stable_id(dialogue)
     kind = field(row, "kind", str, path, line) if row.get("kind") is not None else None
+    if kind is None and isinstance(row.get("label"), str) and isinstance(row.get("type"), str):  # XSTest: "safe:homonyms"
+        kind = f"{row['label']}:{row['type']}"
     return Prompt(name, dialogue, kind)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from cai_jax.data import choices
 from cai_jax.evals.intervals import Estimate, wilson
 from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest
 
+CHAIN_BLOCK = 32  # items whose chains are sampled together
 OPTION_LINE = re.compile(r"^\s*\(([A-Z])\)\s?(.*?)(?=^\s*\([A-Z]\)|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -76,42 +77,45 @@ def draw_shots(items: Sequence, num_shots: int, seed: int) -> tuple[list, list]:
     return [items[i] for i in sorted(picked)], [item for i, item in enumerate(items) if i not in picked]
 
 
-def answer(score: Callable, items: Sequence, format, *, shots: Sequence = ()) -> list[ChoiceResult]:
-    """Results in the order of `items`. `score(requests)` yields a Score for each request that fits the context; items
-    whose request it leaves out are left out here."""
-    found = {s.id: normalise(s.logprobs) for s in score(score_requests(items, format, shots))}
-    return [ChoiceResult(i.id, i.subset, found[i.id], i.correct) for i in items if i.id in found]
+def answer(score: Callable, items: Sequence, format, *, shots: Sequence = ()) -> Iterator[ChoiceResult]:
+    """Results as they are scored. `score(requests)` yields a Score for each request that fits the context; items whose
+    request it leaves out are left out here."""
+    by_id = {item.id: item for item in items}
+    for found in score(score_requests(items, format, shots)) if items else ():
+        item = by_id[found.id]
+        yield ChoiceResult(item.id, item.subset, normalise(found.logprobs), item.correct)
 
 
 def answer_with_chains(sample: Callable, score: Callable, items: Sequence, format, *, seed: int, num_chains: int = 1,
-                       max_chain_tokens: int = 128, temperature: float = 1.0) -> list[ChoiceResult]:
-    """Chain of thought: each of `num_chains` sampled chains answers, and the probabilities are averaged.
+                       max_chain_tokens: int = 128, temperature: float = 1.0) -> Iterator[ChoiceResult]:
+    """Chain of thought: each of `num_chains` sampled chains answers, and the probabilities are averaged. Works in blocks
+    of items, so that a caller who keeps results loses little when it is stopped.
 
     `sample(requests, sampling)` yields Completions and `score(requests)` Scores, both of what fits the context.
     """
-    by_id = {item.id: item for item in items}
-    requests = [SampleRequest(f"{item.id}#{k}", choices.chain_segments(format, (), question(item.prompt)),
-                              seeds.row_key(seed, "multiple_choice", item.id, k))
-                for item in items for k in range(num_chains)]
-    sampling = SamplingParams(max_chain_tokens, temperature, stop_strings=tuple(format.stop_strings("assistant")))
-    chains = {c.id: c.text.strip() for c in sample(requests, sampling)}
-    conclusions = []
-    for name, chain in sorted(chains.items()):
-        item = by_id[name.rpartition("#")[0]]
-        segments = choices.chain_segments(format, (), question(item.prompt), chain)
-        conclusions.append(ScoreRequest(name, segments, encode_options(item, format)))
-    answers = collections.defaultdict(list)
-    for found in score(conclusions):
-        item_id, _, k = found.id.rpartition("#")
-        answers[item_id].append((int(k), normalise(found.logprobs)))
-    results = []
-    for item in items:
-        ordered = sorted(answers.get(item.id, ()))
-        if ordered:
-            mean = np.mean([p for _, p in ordered], axis=0)
-            thoughts = tuple(chains[f"{item.id}#{k}"] for k, _ in ordered)
-            results.append(ChoiceResult(item.id, item.subset, tuple(mean.tolist()), item.correct, thoughts))
-    return results
+    for start in range(0, len(items), CHAIN_BLOCK):
+        block = items[start:start + CHAIN_BLOCK]
+        by_id = {item.id: item for item in block}
+        requests = [SampleRequest(f"{item.id}#{k}", choices.chain_segments(format, (), question(item.prompt)),
+                                  seeds.row_key(seed, "multiple_choice", item.id, k))
+                    for item in block for k in range(num_chains)]
+        sampling = SamplingParams(max_chain_tokens, temperature, stop_strings=tuple(format.stop_strings("assistant")))
+        chains = {c.id: c.text.strip() for c in sample(requests, sampling)}
+        conclusions = []
+        for name, chain in sorted(chains.items()):
+            item = by_id[name.rpartition("#")[0]]
+            segments = choices.chain_segments(format, (), question(item.prompt), chain)
+            conclusions.append(ScoreRequest(name, segments, encode_options(item, format)))
+        answers = collections.defaultdict(list)
+        for found in score(conclusions) if conclusions else ():
+            item_id, _, k = found.id.rpartition("#")
+            answers[item_id].append((int(k), normalise(found.logprobs)))
+        for item in block:
+            ordered = sorted(answers.get(item.id, ()))
+            if ordered:
+                mean = np.mean([p for _, p in ordered], axis=0)
+                thoughts = tuple(chains[f"{item.id}#{k}"] for k, _ in ordered)
+                yield ChoiceResult(item.id, item.subset, tuple(mean.tolist()), item.correct, thoughts)
 
 
 def accuracy(results: Sequence[ChoiceResult]) -> Estimate:

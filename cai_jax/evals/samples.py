@@ -26,6 +26,9 @@ METRICS = {
     "boilerplate": ("phrases an answer", "lower"),
 }
 
+# Kinds of prompts like "safe:homonyms" (the XSTest schema) are counted apart: a refusal of a safe one is over-refusal.
+LABELS = ("safe", "unsafe")
+
 
 def by_prompt(records: Sequence[Mapping], scores: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """metric → prompt id → mean over its samples, for the records of one model on one set of prompts."""
@@ -52,6 +55,9 @@ def rows(records: Sequence[Mapping], scores: Mapping[str, float], models: Sequen
     groups = collections.defaultdict(list)
     for record in records:
         groups[record["on"], record["name"]].append(record)
+        label = str(record.get("kind") or "").partition(":")[0]
+        if label in LABELS:
+            groups[f"{record['on']}:{label}", record["name"]].append(record)
     out = []
     for on in sorted({on for on, _ in groups}):
         present = [name for name in models if (on, name) in groups]

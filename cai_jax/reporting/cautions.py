@@ -129,7 +129,7 @@ def _preference(run: Run):
         if ":" in row["on"] or row["value"] is None:
             continue
         longer = row["baseline"].get("longer")
-        items = "HHH pairs" if row["on"] == "choices" else "held-out comparisons"
+        items = "held-out comparisons" if row["on"] == "comparisons" else f"{row['on']} pairs"
         shown = number(row["value"], percent=True)
         if row["low"] is not None and row["low"] <= 0.5:
             told = f"The preference model is right on {shown} of {row['n']} {items}; the interval includes chance."
@@ -140,11 +140,13 @@ def _preference(run: Run):
                     f"model on {items} ({shown}).")
             yield Caution("care", told, "judges")
     for metric in ("choice_zero_shot", "choice_few_shot", "choice_chain_of_thought"):
-        for row in find(run.evaluation["rows"], metric, "choices"):
+        for row in find(run.evaluation["rows"], metric):
+            if ":" in row["on"]:
+                continue
             chance = row["baseline"].get("chance") or 0.5
             if row["low"] is not None and row["low"] <= chance:
                 mode = metric.removeprefix("choice_").replace("_", " ")
-                told = (f"The feedback model answers {number(row['value'], percent=True)} of {row['n']} HHH questions "
+                told = (f"The feedback model answers {number(row['value'], percent=True)} of {row['n']} {row['on']} questions "
                         f"rightly ({mode}); the interval includes chance, so its labels may carry no signal.")
                 yield Caution("care", told, "judges")
 

@@ -18,6 +18,7 @@ from cai_jax.reporting.run_data import Run, Stage
 from cai_jax.reporting.text import model_name
 
 PLACES = {"red_team": "Red-team prompts", "helpful": "Helpful prompts", "harmless": "Harmless prompts"}
+ITEM_SETS = {"hhh": "HHH", "438HHHEvaluations": "438 HHH", "comparisons": "human pairs"}
 HARM, HELP = "red_team", "helpful"
 MAX_POINTS = 240
 
@@ -77,7 +78,7 @@ def judges(runs: Sequence[Run]) -> Forest | None:
              "choice_chain_of_thought": "feedback model, chain of thought", "pm_accuracy": "preference model"}
     rows: list[ForestRow] = []
     places = dict.fromkeys(r["on"] for run in runs for m in names for r in find(run.evaluation["rows"], m))
-    for on in sorted(places, key=lambda on: (on != "choices", on)):
+    for on in sorted(places, key=lambda on: (on.partition(":")[0] == "comparisons", on)):
         kind, _, subset = on.partition(":")
         block = []
         for place, run in enumerate(runs):
@@ -88,7 +89,7 @@ def judges(runs: Sequence[Run]) -> Forest | None:
                         block.append(ForestRow(_label(runs, run, shown), r["value"], r["low"], r["high"],
                                                _tone(runs, place, tone + 1), marks, f"n = {r['n']}"))
         if block:
-            title = {"choices": "HHH questions", "comparisons": "Human comparisons"}.get(kind, kind)
+            title = ITEM_SETS.get(kind, kind)
             rows += [ForestRow(f"{title}{': ' + subset if subset else ''}", None, heading=True), *block]
     for place, run in enumerate(runs):
         block = []
@@ -110,17 +111,18 @@ def judges(runs: Sequence[Run]) -> Forest | None:
 
 def calibration(runs: Sequence[Run]) -> Panel | None:
     """Reliability diagram (Figure 9): confidence against how often the judge is right."""
-    names = {"choice_zero_shot": "labels, zero-shot", "choice_few_shot": "labels, few-shot",
-             "choice_chain_of_thought": "labels, chain", "pm_choices": "PM, HHH", "pm_comparisons": "PM, human"}
+    names = {"choice_zero_shot": "zero-shot", "choice_few_shot": "few-shot", "choice_chain_of_thought": "chain", "pm": "PM"}
     series = []
     for place, run in enumerate(runs):
         for tone, (key, bins) in enumerate(sorted(run.evaluation["curves"].items())):
             if bins:
-                series.append(Series(_label(runs, run, names.get(key, key)), [b["predicted"] for b in bins],
+                judge, _, on = key.partition("/")
+                shown = f"{names.get(judge, judge)}, {ITEM_SETS.get(on, on)}"
+                series.append(Series(_label(runs, run, shown), [b["predicted"] for b in bins],
                                      [b["observed"] for b in bins], [b["low"] for b in bins], [b["high"] for b in bins],
                                      mark="path", tone=_tone(runs, place, tone + 1)))
     return Panel("calibration", "Calibration", "stated confidence", "how often right", series, diagonal=True,
-                 percent=True, size=(460, 280), caption="On the dashed line a confidence of 70 % is right 70 % of the "
+                 percent=True, size=(500, 300), caption="On the dashed line a confidence of 70 % is right 70 % of the "
                  "time; below it the judge is overconfident.") if series else None
 
 

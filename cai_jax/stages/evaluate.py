@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.evals import load_choices
@@ -30,7 +31,8 @@ PROMPT_FIELD = "prompts_"  # config.prompts_NAME is the set of prompts NAME
 
 
 def run(ctx: StageContext) -> dict:
-    """Writes records.jsonl (answers), scores.jsonl (id, score) and metrics.json ({rows, curves, notes})."""
+    """Writes records.jsonl (answers), scores.jsonl (id, score), choices.jsonl (answered questions) and metrics.json
+    ({rows, curves, notes})."""
     config = ctx.config
     models = in_order(config.models, ctx.run_config)
     answers = _answers(ctx, models)
@@ -42,13 +44,15 @@ def run(ctx: StageContext) -> dict:
                         seed=ctx.seed)
     rows += samples.revision_rows(revisions, scores.finished_scores, seed=ctx.seed)
     curves: dict[str, list] = {}
-    choices = load_choices(config.choices)[:config.num_choices] if config.choices else []
-    if config.feedback and choices:
-        rows += _multiple_choice(ctx, choices, curves)
+    sets = choice_sets(config.choices, config.num_choices)
+    asked = ctx.directory.journal("choices")
+    if config.feedback:
+        for on, items in sets.items():
+            rows += _multiple_choice(ctx, on, items, asked, curves)
     if reward is not None:
-        rows += _preference(ctx, reward, choices, curves)
+        rows += _preference(ctx, reward, sets, curves)
     notes = _notes(ctx)
-    digests = {"records": answers.finish(), "scores": scores.journal.finish()}
+    digests = {"records": answers.finish(), "scores": scores.journal.finish(), "choices": asked.finish()}
     if artefacts.is_writer():
         value = {"schema": ROW_SCHEMA, "rows": rows, "curves": curves, "notes": notes}
         artefacts.write_json(ctx.directory.path / "metrics.json", value)
@@ -133,59 +137,81 @@ class _scores:
         self.finished_scores = {key: value["score"] for key, value in self.journal.finished.items()}
 
 
-def _multiple_choice(ctx: StageContext, items, curves: dict) -> list[dict]:
-    """Accuracy of the feedback model on the items, in each mode that the config asks for, over all and by subset."""
+def choice_sets(sources: str, limit: int | None) -> dict[str, list]:
+    """Set name → items, for "a+b": every part is a source of its own, named by its file."""
+    sets = {}
+    for source in (part.strip() for part in sources.split("+") if part.strip()):
+        name = source.rpartition("/")[2].rpartition(":")[2].partition(".")[0].removeprefix("eval_")
+        sets[name] = load_choices(source)[:limit]
+    return sets
+
+
+def _multiple_choice(ctx: StageContext, on: str, items, journal, curves: dict) -> list[dict]:
+    """Accuracy of the feedback model on a set, in each mode that the config asks for, over all and by subset."""
     config = ctx.config
-    model = ctx.load_model(config.feedback, format=config.format)
-    engine = ctx.engine(model)
     shots, items = multiple_choice.draw_shots(items, config.num_few_shot, ctx.seed)
+    modes = ["zero_shot"] + ["few_shot"] * bool(shots) + ["chain_of_thought"] * bool(config.num_chains)
+    missing = {mode: [item for item in items if f"{on}/{mode}/{item.id}" not in journal.finished] for mode in modes}
+    if any(missing.values()):
+        model = ctx.load_model(config.feedback, format=config.format)
+        engine = ctx.engine(model)
 
-    def score(requests):
-        return ctx.score(engine, requests, f"{ctx.name}: multiple choice") if requests else ()
+        def score(requests):
+            return ctx.score(engine, requests, f"{ctx.name}: {on}")
 
-    def sample(requests, sampling):
-        return ctx.sample(engine, requests, sampling, f"{ctx.name}: chains of thought") if requests else ()
+        def sample(requests, sampling):
+            return ctx.sample(engine, requests, sampling, f"{ctx.name}: {on}, chains of thought")
 
-    results = {"zero_shot": multiple_choice.answer(score, items, model.format)}
-    if shots:
-        results["few_shot"] = multiple_choice.answer(score, items, model.format, shots=shots)
-    if config.num_chains:
-        results["chain_of_thought"] = multiple_choice.answer_with_chains(
-            sample, score, items, model.format, seed=ctx.seed, num_chains=config.num_chains,
-            max_chain_tokens=config.max_chain_tokens, temperature=config.temperature)
-    out = []
-    for mode, found in results.items():
-        if not found:
-            continue
-        answered = {result.id for result in found}
-        kept = [item for item in items if item.id in answered]
-        base = multiple_choice.baselines(kept)
-        out.append(row(f"choice_{mode}", "choices", config.feedback, multiple_choice.accuracy(found), unit="accuracy",
-                       good="higher", baseline=base))
-        out.append(row(f"first_option_{mode}", "choices", config.feedback, multiple_choice.first_option_share(found),
-                       unit="share", baseline={"right": sum(r.correct == 0 for r in found) / len(found)}))
-        subsets = collections.defaultdict(list)
-        for result in found:
-            subsets[result.subset].append(result)
-        if len(subsets) > 1:
-            for subset, part in sorted(subsets.items(), key=lambda pair: str(pair[0])):
-                ids = {result.id for result in part}
-                out.append(row(f"choice_{mode}", f"choices:{subset}", config.feedback, multiple_choice.accuracy(part),
-                               unit="accuracy", good="higher",
-                               baseline=multiple_choice.baselines([item for item in kept if item.id in ids])))
-        if all(len(result.probabilities) == 2 for result in found):
-            right = [result.probabilities[result.correct] for result in found]
-            bins = calibration.reliability(*calibration.confidence(right), num_bins=5, span=(0.5, 1.0))
-            curves[f"choice_{mode}"] = _bins(bins)
-            out.append(row(f"ece_{mode}", "choices", config.feedback, unit="ECE", good="lower",
-                           estimate=Estimate(calibration.expected_calibration_error(bins), None, None, len(right))))
-    return out
+        for mode, rest in missing.items():
+            if mode == "chain_of_thought":
+                found = multiple_choice.answer_with_chains(
+                    sample, score, rest, model.format, seed=ctx.seed, num_chains=config.num_chains,
+                    max_chain_tokens=config.max_chain_tokens, temperature=config.temperature)
+            else:
+                found = multiple_choice.answer(score, rest, model.format, shots=shots if mode == "few_shot" else ())
+            for result in found:
+                journal.append({"on": on, "mode": mode, "model": model.name, "item": result.id,
+                                **dataclasses.asdict(result), "id": f"{on}/{mode}/{result.id}"})
+            journal.flush()
+    rows = []
+    for mode in modes:
+        done = [journal.finished.get(f"{on}/{mode}/{item.id}") for item in items]
+        found = [multiple_choice.ChoiceResult(item.id, item.subset, tuple(row["probabilities"]), item.correct)
+                 for item, row in zip(items, done, strict=True) if row]
+        if found:
+            rows += _choice_rows(config.feedback, on, mode, items, found, curves)
+    return rows
 
 
-def _preference(ctx: StageContext, reward: RewardModel, choices, curves: dict) -> list[dict]:
+def _choice_rows(model: str, on: str, mode: str, items, found, curves: dict) -> list[dict]:
+    subsets = collections.defaultdict(list)
+    for result in found:
+        subsets[result.subset].append(result)
+    parts = {on: found}
+    if len(subsets) > 1:
+        parts.update(sorted((f"{on}:{name}", part) for name, part in subsets.items()))
+    rows = []
+    for name, part in parts.items():
+        ids = {result.id for result in part}
+        base = multiple_choice.baselines([item for item in items if item.id in ids])
+        rows.append(row(f"choice_{mode}", name, model, multiple_choice.accuracy(part), unit="accuracy", good="higher",
+                        baseline=base))
+    right_first = sum(result.correct == 0 for result in found) / len(found)
+    rows.append(row(f"first_option_{mode}", on, model, multiple_choice.first_option_share(found), unit="share",
+                    baseline={"right": right_first}))
+    if all(len(result.probabilities) == 2 for result in found):
+        right = [result.probabilities[result.correct] for result in found]
+        bins = calibration.reliability(*calibration.confidence(right), num_bins=5, span=(0.5, 1.0))
+        curves[f"choice_{mode}/{on}"] = _bins(bins)
+        error = Estimate(calibration.expected_calibration_error(bins), None, None, len(right))
+        rows.append(row(f"ece_{mode}", on, model, error, unit="ECE", good="lower"))
+    return rows
+
+
+def _preference(ctx: StageContext, reward: RewardModel, choices: dict, curves: dict) -> list[dict]:
     """Accuracy of the preference model on the items' dialogues and on human comparisons, over all and by part."""
     config = ctx.config
-    sets = {"choices": [(item.subset, *item.dialogues) for item in choices if item.dialogues]}
+    sets = {on: [(item.subset, *item.dialogues) for item in items if item.dialogues] for on, items in choices.items()}
     if config.comparisons.source:
         pairs, dropped = load_comparisons(**config.comparisons.to_dict())
         for reason, count in dropped.items():
@@ -208,7 +234,7 @@ def _preference(ctx: StageContext, reward: RewardModel, choices, curves: dict) -
             out.append(row("pm_accuracy", part, config.reward, found.accuracy, unit="accuracy", good="higher",
                            baseline={"chance": 0.5, "longer": found.longer.value}))
             if part == on:
-                curves[f"pm_{on}"] = _bins(found.bins)
+                curves[f"pm/{on}"] = _bins(found.bins)
                 out.append(row("pm_ece", on, config.reward, Estimate(found.ece, None, None, len(indices)), unit="ECE",
                                good="lower"))
     return out
