@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from cai_jax import __version__, pipeline
 from cai_jax.errors import UserError
-from cai_jax.io import artefacts, preemption, progress
+from cai_jax.io import preemption, progress
 
 USAGE = "usage: python -m cai_jax.main --config=configs/NAME.py [--workdir=DIR] [--config.FIELD=VALUE …]"
 EXIT_BAD_INPUT, EXIT_PREEMPTED = 2, 75
@@ -134,10 +134,7 @@ def run(argv: list[str]) -> None:
     start_processes()
     use_compilation_cache()
     preemption.install()
-    pipeline.build_graph(config)  # bad graphs are refused before anything is written
-    if artefacts.is_writer():
-        artefacts.write_json(os.path.join(workdir, "config.json"), describe_run(config, workdir, argv))
-    rows = pipeline.run(config, workdir)
+    rows = pipeline.run(config, workdir, lambda: describe_run(config, workdir, argv))
     progress.say("\n" + pipeline.table(rows))
     progress.say(f"\nrun directory: {workdir}")
 
@@ -148,6 +145,11 @@ def main(argv: list[str] | None = None) -> int:
         run(sys.argv if argv is None else argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except OSError as error:  # a full disk, a file that may not be read: whatever part of the run met it
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{explain(error.strerror or str(error))}; free space or rights there, then run the same "
+              "command again", file=sys.stderr)
         return EXIT_BAD_INPUT
     except preemption.Preempted as stopped:
         print(f"stopped: {stopped}; run the same command again to go on", file=sys.stderr)

@@ -16,6 +16,7 @@ import pathlib
 import resource
 import socket
 import time
+from collections.abc import Callable
 
 import ml_collections
 from etils import epath
@@ -24,7 +25,7 @@ from cai_jax import constitution as constitution_package
 from cai_jax import data as data_package
 from cai_jax import sharding
 from cai_jax.errors import UserError
-from cai_jax.io import artefacts, progress
+from cai_jax.io import artefacts, integrity, preemption, progress
 from cai_jax.stages.context import StageContext, resolve_role
 
 KINDS = ("respond", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate", "report")
@@ -164,8 +165,9 @@ def check_changes(nodes: dict[str, Node], run_path: epath.Path, on_change: str) 
     """Compares what is on disk with what is asked for. Stops with one line, or moves the old directories aside."""
     stale, reasons = [], []
     for node in nodes.values():
-        manifest = artefacts.StageDirectory(run_path / node.name).manifest
-        if manifest and manifest.get("fingerprint") != node.fingerprint:
+        directory = artefacts.StageDirectory(run_path / node.name)
+        manifest = directory.manifest
+        if manifest and directory.holds_work and manifest.get("fingerprint") != node.fingerprint:
             stale.append(node.name)
             reasons += [f"{node.name}.{change}" for change in changed_fields(manifest.get("fields", {}), node.fields)]
             if manifest.get("kind") != node.kind:
@@ -176,14 +178,31 @@ def check_changes(nodes: dict[str, Node], run_path: epath.Path, on_change: str) 
     if on_change != "redo":
         raise UserError(f"{told}. Run with --config.on_change=redo to move them aside and run them again, or use another --workdir")
     progress.say(told)
+    move_aside(run_path, stale)
+
+
+def move_aside(run_path: epath.Path, stages: list[str]) -> None:
+    """Moves stage directories to RUN/aside: what a week has computed is not deleted."""
     if artefacts.is_writer():
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        for name in stale:
-            target = run_path / "aside" / f"{name}-{stamp}"
+        for name in stages:
+            number = 0
+            while (target := run_path / "aside" / f"{name}-{stamp}{f'.{number}' if number else ''}").exists():
+                number += 1
             target.parent.mkdir(parents=True, exist_ok=True)
             (run_path / name).rename(target)
             progress.say(f"moved {run_path / name} to {target}")
-    artefacts.barrier("moved aside")
+    artefacts.barrier(f"moved aside {stages}")
+
+
+def mend(run_path: epath.Path, damage: artefacts.Damaged) -> None:
+    """Tells of a damaged stage and opens it again, so that it makes what is lost; or moves it aside, to be run anew."""
+    progress.warn(f"{damage}; {'the stage is run anew' if damage.restart else 'what is lost is made again'}")
+    if damage.restart:
+        move_aside(run_path, [damage.stage])
+    else:
+        artefacts.StageDirectory(run_path / damage.stage).update_manifest(done=False)
+        artefacts.barrier(f"opened {damage.stage}")
 
 
 @contextlib.contextmanager
@@ -193,7 +212,7 @@ def locked(run_path: epath.Path):
         yield
         return
     path = pathlib.Path(run_path) / "lock.json"
-    owner = {"host": socket.gethostname(), "pid": os.getpid()}
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
@@ -235,25 +254,59 @@ def _alive(owner: dict) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return owner.get("started") in (None, _started(owner["pid"]))
 
 
-def run(config: ml_collections.ConfigDict, workdir: str) -> list[dict]:
-    """Runs `config.stages` in order under `workdir`; returns a summary row a stage. Done stages are skipped."""
+def _started(pid: int) -> str | None:
+    """When a process began, in the kernel's words: after a restart of the machine another may have its number. None where
+    the kernel does not tell."""
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return f"{pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {fields[19]}"
+    except (OSError, IndexError):
+        return None
+
+
+def run(config: ml_collections.ConfigDict, workdir: str, describe: Callable[[], dict] | None = None) -> list[dict]:
+    """Runs `config.stages` in order under `workdir`; returns a summary row a stage. Done stages are skipped.
+
+    `describe`: what RUN/config.json is to hold; it is written once the run is known to be ours and unchanged.
+    """
     nodes = build_graph(config)
     run_path = epath.Path(workdir)
     mesh = sharding.make_mesh(config.mesh)
     with locked(run_path):
         check_changes(nodes, run_path, config.on_change)
+        found = [integrity.check(artefacts.StageDirectory(run_path / name)) for name in nodes]
+        artefacts.barrier("checked")
+        for damage in found:
+            if damage:
+                mend(run_path, damage)
         for name in nodes:
             if name not in config.stages and not artefacts.StageDirectory(run_path / name).done:
                 raise UserError(f"stage '{name}' is needed and not done in {run_path}; add it to --config.stages")
+        if describe and artefacts.is_writer():
+            artefacts.write_json(run_path / "config.json", describe())
         rows = []
         for name in sorted(config.stages, key=list(nodes).index):
-            rows.append(_run_stage(nodes[name], config, run_path, mesh))
+            if rows and not rows[-1]["skipped"] and preemption.requested():
+                raise preemption.Preempted(f"before stage '{name}'")
+            rows.append(_run_mended(nodes[name], nodes, config, run_path, mesh))
             gc.collect()
     return rows
+
+
+def _run_mended(node: Node, nodes: dict[str, Node], config, run_path: epath.Path, mesh) -> dict:
+    """Runs a stage; where it finds that a stage before it, or what it left itself, is damaged, that is made again first."""
+    for _ in range(3):
+        try:
+            return _run_stage(node, config, run_path, mesh)
+        except artefacts.Damaged as damage:
+            mend(run_path, damage)
+            if damage.stage != node.name:
+                _run_mended(nodes[damage.stage], nodes, config, run_path, mesh)
+    raise UserError(f"{run_path / node.name}: damaged again and again; is the disk failing?")
 
 
 def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
@@ -273,12 +326,17 @@ def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
     start = time.monotonic()
     try:
         summary = stage_module(node.kind).run(ctx)
+        directory.flush()
+    except (UserError, preemption.Preempted, KeyboardInterrupt):
+        directory.flush()
+        raise
     finally:
         seconds = spent + time.monotonic() - start
         directory.update_manifest(seconds=round(seconds, 2))
     digests = summary.pop("sha256", {})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    directory.update_manifest(summary=summary, sha256=digests, dropped=ctx.dropped, tokens=ctx.tokens, peak_bytes=peak, done=True)
+    directory.update_manifest(summary=summary, sha256=digests, files=integrity.file_digests(directory), dropped=ctx.dropped,
+                              tokens=ctx.tokens, peak_bytes=peak, done=True)
     artefacts.barrier(f"done {node.name}")
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(ctx.dropped.items()))
     progress.say(f"[{node.name}] {seconds:.0f} s: {summary.get('headline', '')}" + (f"; left out: {left_out}" if left_out else ""))

@@ -10,7 +10,8 @@ def test_rows_after_a_resumed_step_are_written_once(tmp_path):
     for step in range(1, 6):
         writer.write(step, {"loss": 1 / step}, {"seconds": 0.5})
     writer.close()
-    writer = MetricsWriter(tmp_path, resume_step=3)
+    kept = "".join((tmp_path / "metrics.jsonl").read_text().splitlines(True)[:3])
+    writer = MetricsWriter(tmp_path, resume_step=3, written=kept)
     for step in (4, 5):
         writer.write(step, {"loss": 1 / step}, {"seconds": 0.7})
     writer.close()

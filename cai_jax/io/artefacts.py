@@ -3,6 +3,9 @@
 While a stage runs, its records go to a journal: a folder of small part files, each written whole and renamed into
 place, so a reader sees a part completely or not at all, on a disk or on an object store. When the stage is done the
 parts become one `records.jsonl`, sorted by id, with its SHA-256 in `manifest.json`. Only process 0 writes.
+
+Disks lie now and then, so every row has a digest: before it in a part, in `records.digests` beside the finished file. A
+row that is not what was written is named in a warning and left out, which is all it takes to have it made again.
 """
 
 from __future__ import annotations
@@ -17,9 +20,19 @@ import jax
 from etils import epath
 
 from cai_jax.errors import UserError, located
+from cai_jax.io import progress
 
 FLUSH_SECONDS = 2.0
 FLUSH_ROWS = 64
+_told: set[str] = set()  # manifests whose damage was told, once a process is enough
+
+
+class Damaged(Exception):
+    """A stage's files are not what it wrote. The stage is run again: from what is left, or (`restart`) from nothing."""
+
+    def __init__(self, stage: str, message: str, restart: bool = False):
+        super().__init__(message)
+        self.stage, self.restart = stage, restart
 
 
 def is_writer() -> bool:
@@ -76,6 +89,58 @@ def read_json(path) -> dict | None:
     return value
 
 
+def seal(value: dict) -> str:
+    """A digest of a JSON object, apart from its own field "digest"."""
+    return mark(json.dumps({key: item for key, item in value.items() if key != "digest"}, sort_keys=True).encode())
+
+
+def write_sealed(path, value: dict) -> None:
+    """`write_json` of an object with its own digest in it."""
+    value = json.loads(json.dumps(value))
+    write_json(path, {**value, "digest": seal(value)})
+
+
+def read_sealed(path) -> dict | None:
+    """`read_json` of what `write_sealed` wrote; UserError where its digest is not that of its contents."""
+    value = read_json(path)
+    if value is not None and value.get("digest", seal(value)) != seal(value):
+        raise UserError(f"{located(path)}: damaged, its digest is not that of its contents; move {path} aside to redo it")
+    return value
+
+
+def mark(line: bytes) -> str:
+    """The digest of a row: 16 hexadecimal digits."""
+    return hashlib.sha256(line).hexdigest()[:16]
+
+
+def _read_part(path) -> dict[str, dict]:
+    """id → record of the intact rows of a part, each a line "digest record"."""
+    rows = {}
+    for number, line in enumerate(epath.Path(path).read_bytes().split(b"\n"), 1):
+        digest, _, text = line.partition(b" ")
+        if text and digest == mark(text).encode():
+            row = json.loads(text)
+            rows[row["id"]] = row
+        elif line:
+            progress.warn(f"{located(path, number)}: damaged; this row is made again")
+    return rows
+
+
+def _read_finished(path) -> dict[str, dict]:
+    """id → record of the intact rows of a finished file: those whose digest stands in the file beside it."""
+    path = epath.Path(path)
+    beside = path.with_suffix(".digests")
+    known = set(beside.read_bytes().split()) if beside.exists() else set()
+    rows = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if line and mark(line).encode() in known:
+            row = json.loads(line)
+            rows[row["id"]] = row
+        elif line:
+            progress.warn(f"{located(path, number)}: damaged; this row is made again")
+    return rows
+
+
 def _parse_lines(path, text: str) -> list[dict]:
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -103,10 +168,10 @@ class Journal:
         self.finished: dict[str, dict] = {}
         barrier(f"journal {self._parts}")
         if self._target.exists():
-            self.finished.update((row["id"], row) for row in _parse_lines(self._target, self._target.read_text()))
+            self.finished.update(_read_finished(self._target))
         parts = sorted(self._parts.glob("[0-9]*.jsonl")) if self._parts.exists() else []
         for part in parts:
-            self.finished.update((row["id"], row) for row in _parse_lines(part, part.read_text()))
+            self.finished.update(_read_part(part))
         self._next_part = int(parts[-1].stem) + 1 if parts else 0
         barrier(f"journal read {self._parts}")
 
@@ -121,18 +186,22 @@ class Journal:
 
     def flush(self) -> None:
         if self._queue and is_writer():
-            text = "".join(dump(row) + "\n" for row in self._queue)
-            write_text(self._parts / f"{self._next_part:06d}.jsonl", text)
+            self._write_part(self._queue)
         self._next_part += bool(self._queue)
         self._queue = []
         self._last_flush = time.monotonic()
+
+    def _write_part(self, rows: Iterable[dict]) -> None:
+        lines = [dump(row) for row in rows]
+        text = "".join(f"{mark(line.encode())} {line}\n" for line in lines)
+        write_text(self._parts / f"{self._next_part:06d}.jsonl", text)
 
     def discard(self, keep) -> None:
         """Forgets finished records for which `keep(row)` is false: those made after the checkpoint a training resumes from."""
         self.flush()
         kept = {key: row for key, row in self.finished.items() if keep(row)}
         if len(kept) != len(self.finished) and is_writer():
-            write_text(self._parts / f"{self._next_part:06d}.jsonl", "".join(dump(row) + "\n" for row in kept.values()))
+            self._write_part(kept.values())
             for part in self._parts.glob("[0-9]*.jsonl"):
                 if int(part.stem) < self._next_part:
                     part.unlink()
@@ -145,8 +214,10 @@ class Journal:
     def finish(self) -> str:
         """Writes NAME.jsonl sorted by id, removes the parts, returns the SHA-256 of the file."""
         self.flush()
-        text = "".join(dump(self.finished[key]) + "\n" for key in sorted(self.finished))
+        lines = [dump(self.finished[key]) for key in sorted(self.finished)]
+        text = "".join(line + "\n" for line in lines)
         if is_writer():
+            write_text(self._target.with_suffix(".digests"), "".join(mark(line.encode()) + "\n" for line in lines))
             write_text(self._target, text)
             self.remove_parts()
         barrier(f"journal finished {self._target}")
@@ -165,10 +236,33 @@ class StageDirectory:
     def __init__(self, path):
         self.path = epath.Path(path)
         self.name = self.path.name
+        self._journals: list[Journal] = []
 
     @property
     def manifest(self) -> dict:
-        return read_json(self.path / "manifest.json") or {}
+        """The manifest, {} where there is none; where it is missing or damaged, the copy that is kept of it."""
+        path, copy = self.path / "manifest.json", self.path / "manifest.backup.json"
+        try:
+            value, error = read_sealed(path), f"{path}: missing"
+        except UserError as damage:
+            value, error = None, damage
+        if value is None and (copy.exists() or isinstance(error, UserError)):
+            try:
+                value = read_sealed(copy)
+            except UserError:
+                value = None
+            if value is None and isinstance(error, UserError):
+                raise error
+            if value is not None and str(path) not in _told:
+                _told.add(str(path))
+                progress.warn(f"{error}; its copy {copy.name} is used")
+        return value or {}
+
+    @property
+    def holds_work(self) -> bool:
+        """Whether there is anything that a stage computed."""
+        found = any(next(self.path.glob(pattern), None) for pattern in ("*.jsonl", "*.parts/*.jsonl", "checkpoints/*", "*.html"))
+        return found or self.done
 
     @property
     def done(self) -> bool:
@@ -177,10 +271,18 @@ class StageDirectory:
     def update_manifest(self, **fields) -> None:
         """Merges fields into the manifest (process 0)."""
         if is_writer():
-            write_json(self.path / "manifest.json", {**self.manifest, **fields})
+            value = {**self.manifest, **fields}
+            write_sealed(self.path / "manifest.json", value)
+            write_sealed(self.path / "manifest.backup.json", value)
 
     def journal(self, name: str = "records") -> Journal:
-        return Journal(self, name)
+        self._journals.append(Journal(self, name))
+        return self._journals[-1]
+
+    def flush(self) -> None:
+        """Writes what the journals hold back: whatever ends the stage, finished rows are kept."""
+        for journal in self._journals:
+            journal.flush()
 
     def records(self, name: str = "records") -> list[dict]:
         """The finished records, sorted by id. Raises UserError where they are missing, damaged or not what the manifest says."""

@@ -83,7 +83,10 @@ class Checkpoints:
         return self.path / f"{step:08d}"
 
     def _info(self, step: int) -> dict | None:
-        return artefacts.read_json(self._step(step) / "step.json")
+        try:
+            return artefacts.read_sealed(self._step(step) / "step.json")
+        except UserError as error:
+            raise Damaged(str(error)) from error
 
     def steps(self) -> list[int]:
         """The finished steps, ascending."""
@@ -107,21 +110,24 @@ class Checkpoints:
         try:
             for name, tree in trees.items():
                 _orbax().save(folder / name, args=ocp.args.PyTreeSave(_flat(tree)))
-        except OSError as error:
-            why = error.strerror or error
+        except (OSError, ValueError) as error:  # tensorstore tells of a full disk by a ValueError
+            why = getattr(error, "strerror", None) or _first_line(error)
             raise UserError(f"{folder}: cannot write the checkpoint ({why}); free space there") from error
         if artefacts.is_writer():
-            artefacts.write_json(folder / "step.json", {"meta": dict(meta or {}), "digests": marks, "keep": keep})
+            artefacts.write_sealed(folder / "step.json", {"meta": dict(meta or {}), "digests": marks, "keep": keep})
         artefacts.barrier(f"saved {folder}")
         self._thin()
 
     def _thin(self) -> None:
         """Removes all but the newest steps; of those to be kept for ever, what is not weights."""
         for step in self.steps()[: -self._keep]:
-            if self._info(step)["keep"]:
-                self.prune(step, ("params",))
-            else:
-                self._remove(self._step(step))
+            try:
+                if self._info(step)["keep"]:
+                    self.prune(step, ("params",))
+                else:
+                    self._remove(self._step(step))
+            except Damaged as error:
+                self._put_aside(step, error)
 
     def prune(self, step: int, items: Collection[str]) -> None:
         """Keeps only these items of a step."""
@@ -129,7 +135,7 @@ class Checkpoints:
         extra = [name for name in info["digests"] if name not in items]
         if extra and artefacts.is_writer():
             info["digests"] = {name: marks for name, marks in info["digests"].items() if name not in extra}
-            artefacts.write_json(self._step(step) / "step.json", info)
+            artefacts.write_sealed(self._step(step) / "step.json", info)
             for name in extra:
                 (self._step(step) / name).rmtree()
         artefacts.barrier(f"pruned {self._step(step)}")
@@ -157,19 +163,22 @@ class Checkpoints:
         A damaged step is named in a warning and moved aside, and the one before it is used.
         """
         for step in reversed(self.steps()):
-            if not set(targets) <= set(self._info(step)["digests"]):
-                continue
             try:
-                return (step, *self._read(step, targets))
-            except Damaged as error:
-                progress.warn(f"{error}; going back to the step before")
-                aside = self.path / f"damaged-{self._step(step).name}"
-                if artefacts.is_writer():
-                    if aside.exists():
-                        aside.rmtree()
-                    self._step(step).rename(aside)
-                artefacts.barrier(f"moved {aside}")
+                if set(targets) <= set(self._info(step)["digests"]):
+                    return (step, *self._read(step, targets))
+            except (Damaged, ValueError) as error:  # ValueError: the names or shapes themselves were hit
+                self._put_aside(step, error)
         return None
+
+    def _put_aside(self, step: int, error: Exception) -> None:
+        """A damaged step is out of the way, and still there for whoever wants to look at it."""
+        progress.warn(f"{error}; going back to the step before")
+        aside = self.path / f"damaged-{self._step(step).name}"
+        if artefacts.is_writer():
+            if aside.exists():
+                aside.rmtree()
+            self._step(step).rename(aside)
+        artefacts.barrier(f"moved {aside}")
 
     def _read(self, step: int, targets: Mapping) -> tuple[dict, dict]:
         folder, info = self._step(step), self._info(step)

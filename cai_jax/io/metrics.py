@@ -7,17 +7,20 @@ import math
 
 from etils import epath
 
+from cai_jax.io import progress
 from cai_jax.io.artefacts import is_writer, write_text
 
 
 class MetricsWriter:
-    """Writes scalars and texts by step. Rows after a resumed step are dropped, so a killed run leaves no doubles.
+    """Writes scalars and texts by step.
 
-    Rates and seconds go through `timing=` to their own file: `metrics.jsonl` of two equal runs is equal.
+    A checkpoint keeps the text of `metrics.jsonl` up to it (`written`), and who resumes from it gives that text back: a
+    killed run leaves no doubles, and a damaged file does no harm. Rates and seconds go through `timing=` to their own
+    file: `metrics.jsonl` of two equal runs is equal.
     """
 
-    def __init__(self, directory, resume_step: int | None = None):
-        """`resume_step`: the last step that is kept; None starts afresh."""
+    def __init__(self, directory, resume_step: int = 0, written: str = ""):
+        """`resume_step`: the last step that is kept, 0 to start afresh; `written`: the rows up to it."""
         self._directory = epath.Path(directory)
         self._files = {}
         self._board = None
@@ -26,13 +29,17 @@ class MetricsWriter:
         self._directory.mkdir(parents=True, exist_ok=True)
         for name in ("metrics", "timing"):
             path = self._directory / f"{name}.jsonl"
-            kept = [] if resume_step is None else [row for row in read_rows(path) if row["step"] <= resume_step]
-            write_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
+            if name == "timing":
+                kept = [row for row in read_rows(path) if row["step"] <= resume_step]
+                written = "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept)
+            elif resume_step:
+                _compare(path, written, resume_step)
+            write_text(path, written)
             self._files[name] = path.open("a")
         if "://" not in str(directory):
             from tensorboardX import SummaryWriter
 
-            purge = None if resume_step is None else resume_step + 1
+            purge = resume_step + 1 if resume_step else None
             self._board = SummaryWriter(str(self._directory / "tensorboard"), purge_step=purge)
 
     def write(self, step: int, values: dict, timing: dict | None = None) -> None:
@@ -47,6 +54,10 @@ class MetricsWriter:
                     if self._board and math.isfinite(value):
                         self._board.add_scalar(key, value, step)
 
+    def written(self) -> str:
+        """All of metrics.jsonl so far; "" in processes that write nothing."""
+        return (self._directory / "metrics.jsonl").read_text() if self._files else ""
+
     def text(self, step: int, name: str, text: str) -> None:
         """Shows a sample in TensorBoard, indented so that its own Markdown or HTML stays text."""
         if self._board:
@@ -59,13 +70,22 @@ class MetricsWriter:
             self._board.close()
 
 
+def _compare(path, written: str, step: int) -> None:
+    """Tells of a file that is not what the checkpoint says."""
+    found = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    if not found.startswith(written):
+        progress.warn(f"{path}: damaged; its rows up to step {step} are taken from the checkpoint")
+
+
 def read_rows(path) -> list[dict]:
     """Rows of a metrics file; a last line cut off by a crash is left out. Empty where there is no file."""
     path = epath.Path(path)
     rows = []
-    for line in path.read_text().split("\n") if path.exists() else []:
+    for line in path.read_bytes().decode(errors="replace").split("\n") if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows

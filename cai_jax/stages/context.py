@@ -88,8 +88,8 @@ class StageContext:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(self.dropped.items())) or "none was given"
             raise UserError(f"stage '{self.name}': 0 {what} left ({reasons}); check the stage's inputs and limits")
 
-    def metrics(self, resume_step: int | None = None) -> MetricsWriter:
-        return MetricsWriter(self.directory.path, resume_step)
+    def metrics(self, resume_step: int = 0, written: str = "") -> MetricsWriter:
+        return MetricsWriter(self.directory.path, resume_step, written)
 
     def progress(self, total: int, label: str = "", initial: int = 0, unit: str = "row"):
         return progress.bar(total, label or self.name, initial, unit)
@@ -124,8 +124,9 @@ class StageContext:
             trees, _ = checkpoints.restore(int(step), targets)
         else:
             found = checkpoints.restore_latest(targets)
-            if found is None:
-                raise UserError(f"{checkpoints.path}: no intact checkpoint; move {path} aside to train the stage again")
+            last = artefacts.StageDirectory(path).manifest.get("summary", {}).get("steps", found and found[0])
+            if found is None or found[0] != last:
+                raise artefacts.Damaged(stage, f"{checkpoints.path}: the last checkpoint is lost; '{stage}' trains on to it again")
             trees = found[1]
         normalisation = tuple(role["normalisation"]) if role.get("normalisation") else None
         loaded = dialogue_lib.load_format(path / "model", role["format"] if format == "auto" else format)

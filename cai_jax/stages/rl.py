@@ -14,7 +14,7 @@ import numpy as np
 from cai_jax import ppo, sharding
 from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
-from cai_jax.io import progress
+from cai_jax.io import artefacts, progress
 from cai_jax.models import heads
 from cai_jax.sampling.rewards import RewardModel
 from cai_jax.stages.context import StageContext
@@ -108,6 +108,7 @@ def run(ctx: StageContext) -> dict:
         policy.release()
         seen["writer"] = writer
         journal.discard(lambda row: row["step"] <= start)
+        require_rollouts(ctx, journal, start)
 
     def advance(state, update):
         drawn = rollouts.draw(prompts, update, config.rollouts_per_update, ctx.seed, ctx.name)
@@ -162,9 +163,21 @@ def run(ctx: StageContext) -> dict:
                       lambda update: [name for name, _ in rollouts.draw(prompts, update, config.rollouts_per_update,
                                                                         ctx.seed, ctx.name)], on_start)
     del result
+    require_rollouts(ctx, journal, config.num_updates)
     ctx.publish(policy, "policy")
     digest = journal.finish()
     return {**summary(ctx, config.num_updates), "rollouts": len(journal.finished), "sha256": {"records": digest}}
+
+
+def require_rollouts(ctx: StageContext, journal, num_updates: int) -> None:
+    """Raises Damaged where the records or arrays of an update are lost: only training again makes them again."""
+    missing = num_updates * ctx.config.rollouts_per_update - len(journal.finished)
+    if missing:
+        raise artefacts.Damaged(ctx.name, f"{ctx.directory.path}: {missing} rollout records are lost", restart=True)
+    for update in range(1, num_updates + 1):
+        path = ctx.directory.path / "rollouts" / f"{update:06d}.npz"
+        if not rollouts.intact(path):
+            raise artefacts.Damaged(ctx.name, f"{path}: damaged or missing", restart=True)
 
 
 def require(ctx: StageContext, value: float, limit: float, what: str) -> None:

@@ -48,13 +48,14 @@ def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], ad
     if checkpoints.latest() == settings.num_steps:
         step, trees, meta = checkpoints.restore_latest(weights) or (0, {}, {})
         if step == settings.num_steps:
+            ctx.metrics(step, meta["metrics"]).close()
             ctx.count_tokens("trained", meta["tokens"])
             return trees
     found = checkpoints.restore_latest(abstract)
-    start, state, meta = found or (0, init(), {"tokens": 0})
+    start, state, meta = found or (0, init(), {"tokens": 0, "metrics": ""})
     if found:
         progress.say(f"[{ctx.name}] goes on from {settings.unit} {start}")
-    writer = ctx.metrics(start if found else None)
+    writer = ctx.metrics(start, meta["metrics"])
     on_start(start, writer)
     tokens_seen = meta["tokens"]
 
@@ -96,7 +97,7 @@ def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], ad
                     waiting = (step, scalars, began, time.monotonic())
                 if save:
                     items = settings.weights if last else tuple(state)
-                    meta = {"tokens": tokens_seen}
+                    meta = {"tokens": tokens_seen, "metrics": writer.written()}
                     checkpoints.save(done, {name: state[name] for name in items}, meta, keep=snapshot)
                 bar.update()
                 if stop and not last:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import io
+import zipfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -109,3 +110,12 @@ def save_arrays(path, rollouts: Rollouts, frozen: dict[str, np.ndarray]) -> None
     temporary = path.parent / f".{path.name}.writing"
     temporary.write_bytes(buffer.getvalue())
     temporary.replace(path)
+
+
+def intact(path) -> bool:
+    """Whether an update's arrays can be read back: the members of an .npz have checksums."""
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as members:
+            return members.testzip() is None and "tokens.npy" in members.namelist()
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
+        return False
