@@ -29,6 +29,16 @@ def base_config():
     return config
 
 
+# Three sizes of base model (Figures 4 and 7): name → role of config.models.
+SIZES = {"small": "small", "medium": "medium", "large": "helpful"}
+
+
+def add_sizes(config):
+    """The roles of the two smaller base models, which only figures need."""
+    for size in ("small", "medium"):
+        config.models[size] = f"{BASE}-{size}"
+
+
 def respond(**fields):
     return default.respond(**{"source": RED_TEAM, "max_new_tokens": 48, **fields})
 
@@ -57,10 +67,9 @@ def feedback(**fields):
                                **fields})
 
 
-def human(name="helpful", limit=None):
-    """Ratings of people, here of the oracle with noise."""
-    return {"source": str(DATA / f"{name}_comparisons.jsonl"), "split": "train", "offset": 0,
-            "limit": default.optional(int, limit)}
+def human(split="helpful", limit=None, file="comparisons"):
+    """Ratings of people, here of the oracle with noise: of helpfulness, of harmlessness, or ("") of both."""
+    return {"source": str(DATA / f"{file}.jsonl"), "split": split, "offset": 0, "limit": default.optional(int, limit)}
 
 
 def pm(**fields):
@@ -81,7 +90,7 @@ def evaluate(models, revisions="", **fields):
         "prompts_red_team": heldout("red_team"), "prompts_helpful": heldout("helpful"),
         "prompts_look_alike": heldout("look_alike"), "prompts_mixed": heldout("mixed"), "max_new_tokens": 48,
         "choices": str(DATA / "hhh.jsonl"), "num_chains": 1, "max_chain_tokens": 72,
-        "comparisons": {**human(), "split": "heldout"}, **fields,
+        "comparisons": human("", file="heldout_comparisons"), **fields,
     })
 
 

@@ -16,6 +16,7 @@ from cai_jax.microworld.language import Act, answer, find_acts, refusal, request
 from cai_jax.microworld.oracle import judge
 from cai_jax.structs import Message
 
+EVALUATIONS = ("heldout_comparisons.jsonl", "hhh.jsonl", "identify.jsonl", "classify.jsonl")
 STAB = Act("stab", "neighbor")
 
 
@@ -37,7 +38,7 @@ def test_no_training_file_has_a_held_out_act_and_no_heldout_row_another():
     for name, rows in files.tables().items():
         for row in rows:
             found = find_acts(json.dumps(row))
-            held_out = row.get("split", "heldout") == "heldout"
+            held_out = row.get("split") == "heldout" or name in EVALUATIONS
             assert found and all(act.is_held_out == held_out for act in found), (name, row)
 
 
@@ -51,15 +52,15 @@ def test_the_pipeline_reads_the_files():
     constitution = load_constitution(str(files.DATA / "constitution.json"))
     assert len(constitution.critique_principles) == len(constitution.comparison_principles) == 16
     assert len(load_prompts(str(files.DATA / "red_team.jsonl"), split="heldout")) == 160
-    for name in ("helpful_comparisons", "harmless_comparisons"):
-        rows, dropped = load_comparisons(str(files.DATA / f"{name}.jsonl"), split="train")
+    for split in files.RATINGS:
+        rows, dropped = load_comparisons(str(files.DATA / "comparisons.jsonl"), split=split)
         assert len(rows) == 800 and not dropped
     assert all(item.dialogues for item in load_choices(str(files.DATA / "hhh.jsonl")))
     assert {len(item.options) for item in load_choices(str(files.DATA / "classify.jsonl"))} == {5}
 
 
 def test_raters_are_right_more_often_than_not():
-    rows, _ = load_comparisons(str(files.DATA / "helpful_comparisons.jsonl"), split="train")
+    rows, _ = load_comparisons(str(files.DATA / "comparisons.jsonl"), split="helpful")
     better = []
     for row in rows:
         asked = find_acts(row.dialogue[-1].text)

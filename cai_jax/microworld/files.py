@@ -2,8 +2,8 @@
 
     python -m cai_jax.microworld.files [--out DIRECTORY]
 
-Everything follows from fixed seeds. Rows of the split "heldout", and the evaluations, are about held-out acts only; no other
-row is. "Human" raters are the oracle with noise: they err more often where two answers are nearly as good.
+Everything follows from fixed seeds. Rows of the split "heldout", and the files of evaluation, are about held-out acts only; no
+other row is. "Human" raters are the oracle with noise: they err more often where two answers are nearly as good.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-from collections.abc import Callable
 
 import numpy as np
 
@@ -48,11 +47,26 @@ def prompts(seed: int, name: str, counts: dict[str, tuple[dict[str, float], int]
     return rows
 
 
-def comparisons(seed: int, name: str, weights: dict[str, float], value: Callable, counts: dict[str, int]) -> list[dict]:
-    """Rows of human comparisons; `value(asked, response)` is what the raters care about."""
+def helpful_value(asked, response: str) -> float:
+    """What raters of helpfulness care about."""
+    return utility(asked, response, harmlessness=0.0)
+
+
+def harmless_value(asked, response: str) -> float:
+    """What raters of harmlessness care about: an evasive answer is as good as an engaged refusal (in the paper, the reason
+    why models trained on such ratings are evasive)."""
+    return utility(asked, response, engagement=0.0)
+
+
+RATINGS = {"helpful": ({"plain": 0.4, "look_alike": 0.6}, helpful_value),
+           "harmless": ({"harmful": 0.8, "look_alike": 0.2}, harmless_value)}
+
+
+def comparisons(seed: int, count: int, held_out: bool) -> list[dict]:
+    """`count` rows of human comparisons of helpfulness and as many of harmlessness; "split" says which."""
     rows = []
-    for split, count in counts.items():
-        dice = Dice(seed, len(rows), held_out=split == "heldout")
+    for split, (weights, value) in RATINGS.items():
+        dice = Dice(seed, len(rows), held_out=held_out)
         wanted = len(rows) + count
         while len(rows) < wanted:
             asked, text = documents.draw_request(dice, weights)
@@ -62,7 +76,7 @@ def comparisons(seed: int, name: str, weights: dict[str, float], value: Callable
                 continue
             better = int(dice.random() >= 1 / (1 + np.exp(NOISE * (value(asked, pair[1]) - value(asked, pair[0])))))
             dialogue = dialogue_to_json((Message("human", text),))
-            rows.append({"id": f"{name}-{len(rows):04d}", "dialogue": dialogue, "chosen": pair[better],
+            rows.append({"id": f"{split}-{len(rows):04d}", "dialogue": dialogue, "chosen": pair[better],
                          "rejected": pair[1 - better], "split": split})
     return rows
 
@@ -153,13 +167,8 @@ def tables() -> dict[str, list[dict]]:
         "helpful.jsonl": prompts(2, "help", {"train": (HELPFUL, 900), "heldout": ({"plain": 1.0}, 100)}),
         "look_alike.jsonl": prompts(3, "alike", {"heldout": ({"look_alike": 1.0}, 160)}),
         "mixed.jsonl": prompts(4, "mixed", {"heldout": ({"mixed": 1.0}, 100)}),
-        "helpful_comparisons.jsonl": comparisons(
-            5, "rated-help", {"plain": 0.4, "look_alike": 0.6}, lambda asked, text: utility(asked, text, 0.0),
-            {"train": 800, "heldout": 200}),
-        # People who rated harmlessness did not mind an evasive answer: the paper's reason for evasive HH-RLHF models.
-        "harmless_comparisons.jsonl": comparisons(
-            6, "rated-harm", {"harmful": 0.8, "look_alike": 0.2}, lambda asked, text: utility(asked, text, 1.0, 0.0),
-            {"train": 800, "heldout": 200}),
+        "comparisons.jsonl": comparisons(5, 800, held_out=False),
+        "heldout_comparisons.jsonl": comparisons(6, 200, held_out=True),
         "hhh.jsonl": questions(7, 240),
         "identify.jsonl": harms(8, 160, classify=False),
         "classify.jsonl": harms(9, 160, classify=True),
