@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cai_jax.errors import UserError
@@ -38,7 +38,8 @@ def make_mesh(config: Mapping | None = None, devices: Sequence | None = None) ->
     """A mesh of axes (data, fsdp, tensor) over `devices` (default: all, of every process).
 
     `config` gives the three sizes; one of them may be -1 and takes the devices that the others leave. Missing sizes
-    are -1 for data and 1 for the rest. Raises UserError where the product is not the number of devices.
+    are -1 for data and 1 for the rest. Raises UserError where the product is not the number of devices. Between slices
+    (TPU multi-slice: fast links inside a slice, the network between) only the data axis reaches.
     """
     devices = list(jax.devices() if devices is None else devices)
     config = {} if config is None else config
@@ -51,7 +52,17 @@ def make_mesh(config: Mapping | None = None, devices: Sequence | None = None) ->
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise UserError(f"mesh: {text} does not fit {len(devices)} devices; make the product of the sizes equal to it")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"} or {0})
+    if sizes[0] % slices:
+        raise UserError(f"mesh: {text}: data={sizes[0]} is not a multiple of the {slices} slices; between slices only data "
+                        "parallelism is fast enough")
+    # Axes may split a physical dimension of the torus: otherwise few shapes would be possible on a 4x4x4 slice.
+    if slices > 1:
+        inner = (sizes[0] // slices, *sizes[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh(tuple(sizes), devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def spec(axes: Sequence[str | None], shape: Sequence[int], mesh, rules: Mapping = RULES) -> PartitionSpec:
@@ -115,14 +126,20 @@ def batch_ways(mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in RULES["batch"])
 
 
+def batch_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """The first axis split over the batch axes of the mesh (whole where it does not divide)."""
+    axes = ("batch",) + (None,) * (len(shape) - 1) if len(shape) else ()
+    return NamedSharding(mesh, spec(axes, shape, mesh))
+
+
 def put_batch(tree, mesh: Mesh):
-    """Puts every leaf with its first axis split over the batch axes of the mesh (whole where it does not divide)."""
+    """Puts every leaf as `batch_sharding` says."""
+    return jax.tree.map(lambda x: _put(x, batch_sharding(np.shape(x), mesh)), tree)
 
-    def place(x):
-        axes = ("batch",) + (None,) * (np.ndim(x) - 1) if np.ndim(x) else ()
-        return _put(x, NamedSharding(mesh, spec(axes, np.shape(x), mesh)))
 
-    return jax.tree.map(place, tree)
+def abstract_batch(tree, mesh: Mesh):
+    """What `put_batch` would give, as ShapeDtypeStructs; leaves need a shape and a dtype only."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(x.shape, mesh)), tree)
 
 
 def fetch(tree):

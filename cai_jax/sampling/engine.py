@@ -32,6 +32,18 @@ DECODE_RULES = {**sharding.RULES, "embed": ()}
 BLOCK = 64  # positions of the cache read at a time, on CPU
 
 
+def fuses(mesh: Mesh) -> bool:
+    """Whether q, k, v and gate, up are joined for decoding: not where the mesh splits heads."""
+    return mesh.shape["tensor"] == 1
+
+
+def layer_places(weights: dict, config: ModelConfig, mesh: Mesh) -> dict:
+    """Where one layer's weights (arrays or their shapes) lie for decoding: split by tensor, whole along fsdp."""
+    axes = cached.layer_axes(config)
+    return {name: jax.sharding.NamedSharding(mesh, sharding.spec(axes[name], x.shape, mesh, DECODE_RULES))
+            if name in axes else sharding.replicated(mesh) for name, x in weights.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class EngineOptions:
     """batch_size: rows that decode together, 0 = as many as fit into cache_bytes; chunk_steps: tokens per device call;
@@ -75,20 +87,11 @@ class Engine:
     def update(self, params: dict) -> None:
         """New parameters of the same shapes; what was prefilled with the old ones is forgotten."""
         self._store.clear()
-        places = {
-            name: jax.sharding.NamedSharding(self.mesh, sharding.spec(axes, x.shape[1:], self.mesh, DECODE_RULES))
-            for name, axes in cached.layer_axes(self.config).items()
-            for x in [params["layers"][name]]
-        }
-        spread = self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1
         with jax.set_mesh(self.mesh):
-            self.weights = cached.prepare(params, self.config, fuse=self.mesh.shape["tensor"] == 1)
-            if spread:
+            self.weights = cached.prepare(params, self.config, fuses(self.mesh))
+            if self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1:
                 layers = self.weights["layers"]
-                self.weights["layers"] = [
-                    {name: jax.device_put(x, places.get(name, sharding.replicated(self.mesh))) for name, x in w.items()}
-                    for w in layers
-                ]
+                self.weights["layers"] = [jax.device_put(x, layer_places(x, self.config, self.mesh)) for x in layers]
 
     def fits(self, request: SampleRequest | ScoreRequest, new_tokens: int = 0) -> bool:
         """Whether the request's prompt is not empty and has room for `new_tokens` (or its options) after it."""
