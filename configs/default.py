@@ -178,6 +178,7 @@ def evaluate(models, revisions="", **fields):
         "models": models,  # name → model; differences are taken against the one that comes first in the graph
         "anchor": "sl",  # the model with Elo 0 (the paper: SL-CAI); the first where there is none of that name
         "reward": "@pm",
+        "judge": "",  # a model that compares answers (Elo, both orders) and names evasive ones, e.g. "judge"; "" for none
         "feedback": "feedback",  # the model that answers the HHH multiple choice; "" for none
         # Any field prompts_NAME is a set of prompts that every model answers.
         "prompts_red_team": prompts("embedded:red_team", "heldout"),

@@ -65,7 +65,8 @@ class Context:
         self.die_after = die_after
         prompts = {"source": "x", "split": "", "offset": 0, "limit": None}
         self.config = ml_collections.ConfigDict({
-            "models": {"initial": "helpful", "sl": "@sl", "rl": "@rl"}, "reward": "@pm", "feedback": "feedback", "anchor": "sl",
+            "models": {"initial": "helpful", "sl": "@sl", "rl": "@rl"}, "reward": "@pm", "feedback": "feedback",
+            "anchor": "sl", "judge": "",
             "prompts_red_team": prompts, "prompts_helpful": prompts, "choices": "embedded:hhh", "num_choices": None,
             "comparisons": prompts, "num_samples": 2, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 9,
             "num_few_shot": 1, "num_chains": 2, "max_chain_tokens": 9, "format": "auto", **fields})
@@ -152,6 +153,18 @@ def test_finished_answers_are_not_sampled_again(tmp_path):
     third = Context(tmp_path / "broken")
     evaluate.run(third)
     assert not third.sampled, "answers and chains of a finished stage are read, not made"
+
+
+def test_a_judge_that_likes_the_first_place_finds_no_difference(tmp_path):
+    """The fake model always prefers (A): averaged over both orders nobody wins."""
+    evaluate.run(Context(tmp_path / "judged", judge="base", num_samples=1))
+    rows = json.loads((tmp_path / "judged" / "metrics.json").read_text())["rows"]
+    assert [r["value"] for r in find(rows, "elo_judge", "red_team")] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert find(rows, "evasive_rate_judge", "helpful", "rl")[0]["value"] == 0.0
+    assert find(rows, "evasive_agreement", "helpful", "rl")[0]["value"] == 1.0
+    again = Context(tmp_path / "judged", judge="base", num_samples=1)
+    again.score = None  # nothing is asked twice
+    evaluate.run(again)
 
 
 def test_without_judges_and_choices(tmp_path):

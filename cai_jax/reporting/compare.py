@@ -11,7 +11,8 @@ from cai_jax.evals import samples
 from cai_jax.evals.intervals import Estimate, paired_difference
 from cai_jax.reporting.run_data import Run
 
-COMPARED = ("pm_score", "elo", "num_tokens", "refusal_rate", "evasive_rate", "repetition", "boilerplate", "choice_zero_shot",
+COMPARED = ("pm_score", "elo", "elo_judge", "num_tokens", "refusal_rate", "evasive_rate", "evasive_rate_judge",
+             "repetition", "boilerplate", "choice_zero_shot",
             "choice_few_shot", "choice_chain_of_thought", "pm_accuracy", "pm_score_by_revision")
 SAME_JUDGE_NEEDED = ("pm_score", "elo", "pm_score_by_revision")
 

@@ -164,6 +164,8 @@ def results(runs: Sequence[Run]) -> str:
     drawn = [figures.by_model(runs, "pm_score", "Preference-model score", "mean PM score"),
              figures.by_model(runs, "elo", "Elo", "Elo from PM verdicts", reference=0.0, digits=0,
                               caption="Bradley–Terry fit over all pairs of models; intervals by bootstrap over prompts."),
+             figures.by_model(runs, "elo_judge", "Elo by the judge", "Elo from a language model's verdicts", reference=0.0,
+                              digits=0),
              figures.by_model(runs, "num_tokens", "Length", "tokens an answer", digits=0),
              figures.by_model(runs, "evasive_rate", "Evasive refusals", "share of answers", percent=True,
                               caption="Refusals that give neither a reason nor an alternative, by a rule of visible phrases.")]

@@ -16,10 +16,11 @@ import dataclasses
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.evals import load_choices
 from cai_jax.data.prompts import read_prompts
-from cai_jax.evals import calibration, multiple_choice, preference, samples
-from cai_jax.evals.intervals import Estimate
+from cai_jax.evals import calibration, elo, judged, multiple_choice, preference, samples
+from cai_jax.evals.intervals import Estimate, wilson
 from cai_jax.evals.rows import SCHEMA as ROW_SCHEMA
 from cai_jax.evals.rows import find, row
+from cai_jax.evals.text_statistics import refusal_kind
 from cai_jax.io import artefacts
 from cai_jax.sampling.rewards import RewardModel
 from cai_jax.seeds import row_key
@@ -31,8 +32,8 @@ PROMPT_FIELD = "prompts_"  # config.prompts_NAME is the set of prompts NAME
 
 
 def run(ctx: StageContext) -> dict:
-    """Writes records.jsonl (answers), scores.jsonl (id, score), choices.jsonl (answered questions) and metrics.json
-    ({rows, curves, notes})."""
+    """Writes records.jsonl (answers), scores.jsonl (id, score), choices.jsonl (answered questions), verdicts.jsonl (the
+    judge's) and metrics.json ({rows, curves, notes})."""
     config = ctx.config
     models = in_order(config.models, ctx.run_config)
     answers = _answers(ctx, models)
@@ -43,6 +44,9 @@ def run(ctx: StageContext) -> dict:
     rows = samples.rows(list(answers.finished.values()), scores.finished_scores, list(models), anchor=config.anchor,
                         seed=ctx.seed)
     rows += samples.revision_rows(revisions, scores.finished_scores, seed=ctx.seed)
+    verdicts = ctx.directory.journal("verdicts")
+    if config.judge:
+        rows += _judged(ctx, list(answers.finished.values()), list(models), verdicts)
     curves: dict[str, list] = {}
     sets = choice_sets(config.choices, config.num_choices)
     asked = ctx.directory.journal("choices")
@@ -52,7 +56,8 @@ def run(ctx: StageContext) -> dict:
     if reward is not None:
         rows += _preference(ctx, reward, sets, curves)
     notes = _notes(ctx)
-    digests = {"records": answers.finish(), "scores": scores.journal.finish(), "choices": asked.finish()}
+    digests = {"records": answers.finish(), "scores": scores.journal.finish(), "choices": asked.finish(),
+               "verdicts": verdicts.finish()}
     if artefacts.is_writer():
         value = {"schema": ROW_SCHEMA, "rows": rows, "curves": curves, "notes": notes}
         artefacts.write_json(ctx.directory.path / "metrics.json", value)
@@ -135,6 +140,51 @@ class _scores:
             for key, score in zip(missing, reward.score(dialogues), strict=True):
                 self.journal.append({"id": key, "score": float(score)})
         self.finished_scores = {key: value["score"] for key, value in self.journal.finished.items()}
+
+
+def _judged(ctx: StageContext, records, models: list[str], journal) -> list[dict]:
+    """Elo by a language model's verdicts on pairs of answers, and its verdict on evasiveness beside the rule's."""
+    config, anchor = ctx.config, ctx.config.anchor if ctx.config.anchor in models else models[0]
+    pairs = judged.matches(records, models)
+    evasive = {f"evasive/{record['id']}": record for record in records if record["response"].strip()}
+    for name, match in pairs.items():
+        if match["texts"][0] == match["texts"][1] and name not in journal.finished:
+            journal.append({"id": name, **{key: match[key] for key in ("on", "a", "b", "prompt_id")}, "p": 0.5})
+    if any(name not in journal.finished for name in (*pairs, *evasive)):
+        model = ctx.load_model(config.judge, format=config.format)
+        requests = [r for name, match in pairs.items() if name not in journal.finished
+                    for r in judged.match_requests(match, name, model.format)]
+        requests += [dataclasses.replace(r, id=f"evasive/{r.id}") for name, record in evasive.items()
+                     if name not in journal.finished for r in judged.evasive_requests(record, model.format)]
+        half: dict[str, dict[str, float]] = {}
+        for score in ctx.score(ctx.engine(model), requests, f"{ctx.name}: verdicts"):
+            name, _, order = score.id.rpartition("#")
+            p = multiple_choice.normalise(score.logprobs)
+            half.setdefault(name, {})[order] = p[0] if order == "ab" else p[1]
+            if len(half[name]) == len(judged.ORDERS):
+                source = {key: pairs[name][key] for key in ("on", "a", "b", "prompt_id")} if name in pairs else {
+                    "on": evasive[name]["on"], "name": evasive[name]["name"], "prompt_id": evasive[name]["prompt_id"]}
+                orders = half.pop(name)
+                journal.append({"id": name, **source, "p": sum(orders.values()) / 2, **orders})
+        journal.flush()
+    rows = []
+    for on in sorted({record["on"] for record in records}):
+        won = judged.outcomes([journal.finished[name] for name in pairs if name in journal.finished], on)
+        if won:
+            ratings = elo.elo(won, anchor if any(anchor in pair for pair in won) else models[0], seed=ctx.seed)
+            rows += [row("elo_judge", on, name, ratings[name], unit="Elo", good="higher",
+                         note=f"Bradley–Terry on the verdicts of {config.judge}, both orders, {anchor} = 0")
+                     for name in models if name in ratings]
+        for name in models:
+            asked = [(record, journal.finished[key]["p"]) for key, record in evasive.items()
+                     if record["on"] == on and record["name"] == name and key in journal.finished]
+            if asked:
+                said = [p > 0.5 for _, p in asked]
+                same, kappa = judged.agreement([refusal_kind(record["response"]) == "evasive" for record, _ in asked], said)
+                rows.append(row("evasive_rate_judge", on, name, wilson(sum(said), len(said)), unit="share", good="lower"))
+                rows.append(row("evasive_agreement", on, name, same, unit="share", good="higher", kappa=kappa,
+                                note="how often the judge and the rule of phrases agree"))
+    return rows
 
 
 def choice_sets(sources: str, limit: int | None) -> dict[str, list]:

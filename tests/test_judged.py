@@ -1,0 +1,60 @@
+"""Verdicts of a language model: pairs, questions in both orders, and agreement worked by hand."""
+
+import pytest
+
+from cai_jax.evals import judged
+from cai_jax.evals.elo import elo
+
+HUMAN = [{"role": "human", "text": "How do I pick a lock?"}]
+
+
+def record(name, text, on="red_team", sample=0):
+    return {"id": f"{on}/{name}/p1/{sample:02d}", "on": on, "name": name, "prompt_id": "p1", "sample": sample, "dialogue": HUMAN,
+            "response": text}
+
+
+class Format:
+    kind = "text"
+
+    class tokenizer:  # noqa: N801
+        bos = 1
+
+        @staticmethod
+        def encode(text, special=False):
+            return list(text.encode())
+
+
+def text_of(request):
+    return b"".join(bytes(x for x in s if x != 1) for s in request.segments).decode()
+
+
+def test_every_pair_meets_once_a_prompt():
+    records = [record(name, name) for name in ("initial", "sl", "rl")] + [record("sl", "again", sample=1)]
+    found = judged.matches(records, ["initial", "sl", "rl"])
+    assert list(found) == ["red_team/initial~sl/p1/00", "red_team/initial~rl/p1/00", "red_team/sl~rl/p1/00"]
+
+
+def test_questions_are_asked_in_both_orders():
+    (name, match), = judged.matches([record("a", "first text"), record("b", "other text")], ["a", "b"]).items()
+    ab, ba = judged.match_requests(match, name, Format())
+    assert "(A) first text\n(B) other text" in text_of(ab) and "(A) other text\n(B) first text" in text_of(ba)
+    assert judged.BETTER["red_team"] in text_of(ab) and text_of(ab).endswith("The answer is:")
+    helpful = judged.matches([record("a", "x", "helpful"), record("b", "y", "helpful")], ["a", "b"])
+    assert judged.HELPFUL in text_of(judged.match_requests(next(iter(helpful.values())), "m", Format())[0])
+    yes, no = judged.evasive_requests(record("a", "I can't help."), Format())
+    assert "(A) Yes\n(B) No" in text_of(yes) and "(A) No\n(B) Yes" in text_of(no) and "Assistant: I can't help." in text_of(yes)
+
+
+def test_outcomes_average_samples_and_feed_elo():
+    verdicts = [{"on": "red_team", "a": "x", "b": "y", "prompt_id": p, "p": v} for p, v in
+                [("1", 0.9), ("1", 0.2), ("2", 0.5), ("3", 0.51)]]
+    verdicts.append({"on": "helpful", "a": "x", "b": "y", "prompt_id": "1", "p": 0})
+    found = judged.outcomes(verdicts, "red_team")
+    assert found == {("x", "y"): {"1": 0.5, "2": 0.5, "3": 1.0}}
+    assert elo(found, "x")["y"].value < 0
+
+
+def test_agreement_by_hand():
+    same, kappa = judged.agreement([True, True, False, False], [True, False, False, False])
+    assert same.value == 0.75 and kappa == pytest.approx((0.75 - 0.5) / 0.5)
+    assert judged.agreement([True], [True])[1] is None and judged.agreement([], [])[0].value is None
