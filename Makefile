@@ -7,7 +7,7 @@ MODEL := models/smollm2-135m-instruct
 export MALLOC_TRIM_THRESHOLD_ ?= 1000000000000
 export MALLOC_MMAP_MAX_ ?= 0
 
-.PHONY: demo test test-long test-parity lint model install clean
+.PHONY: demo test test-long test-parity lint docs model install clean
 
 demo: model
 	$(BIN)/python -m cai_jax.main --config=configs/smollm2_cpu.py --workdir=runs/demo
@@ -27,6 +27,10 @@ test-parity: model
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
+
+# The docstrings as pages: build/docs/index.html.
+docs: $(VENV)/.dev
+	$(BIN)/pdoc -o build/docs cai_jax
 
 install: $(VENV)/.installed
 
