@@ -1,56 +1,12 @@
-"""The tiny graph as a user runs it: whole, again, killed and resumed, and on eight devices."""
+"""The tiny graph as a user runs it: whole, again, changed, and on eight devices. (tests/chaos kills it.)"""
 
 import json
-import os
-import pathlib
-import random
 import re
-import signal
-import subprocess
-import sys
 import time
 
-import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-TEXT_STAGES = ("respond", "respond_helpful", "revise", "compare", "feedback", "feedback_chain")
-TRAINING_STAGES = ("sl", "pm", "rl")
-
-
-def command(workdir, *flags):
-    return [sys.executable, "-m", "cai_jax.main", "--config=configs/tiny.py", f"--workdir={workdir}", *flags]
-
-
-def run(workdir, *flags, **env):
-    return subprocess.run(command(workdir, *flags), cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=400)
-
-
-def records(workdir, stage):
-    return [json.loads(line) for line in (workdir / stage / "records.jsonl").read_text().splitlines()]
-
-
-def artefacts(workdir):
-    """Everything that two equal runs have equal: records, metrics, and the weights' digests."""
-    found = {}
-    for path in sorted(workdir.rglob("*")):
-        name = str(path.relative_to(workdir))
-        if path.name in ("records.jsonl", "metrics.jsonl", "role.json") or (path.suffix == ".npz"):
-            found[name] = path.read_bytes() if path.suffix != ".npz" else npz(path)
-    return found
-
-
-def npz(path):
-    with np.load(path) as arrays:
-        return {key: arrays[key].tobytes() for key in arrays}
-
-
-def weights(workdir, stage):
-    """The digests that the last checkpoint keeps of its own leaves."""
-    from cai_jax.io.checkpoints import Checkpoints
-
-    checkpoints = Checkpoints(workdir / stage / "checkpoints")
-    return checkpoints.latest(), checkpoints.digests(checkpoints.latest())
+from tests.chaos.harness import TEXT_STAGES, TRAINING_STAGES, records, run
 
 
 def test_every_stage_leaves_its_records(finished):
@@ -94,36 +50,6 @@ def test_a_changed_field_stops_with_one_line(finished):
     done = run(finished[0], "--config.graph.rl.clip=0.3")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "rl.clip: 0.2 → 0.3" in done.stderr and "on_change=redo" in done.stderr
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_at_any_moment_the_same_command_gives_the_same_artefacts(finished, tmp_path, how):
-    """Kills at drawn moments until a run gets through; whatever was on disk then is used."""
-    workdir, draw = tmp_path / "run", random.Random(how.value)
-    for attempt in range(6):
-        process = subprocess.Popen(command(workdir), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        stage = draw.choice(TEXT_STAGES + TRAINING_STAGES)
-        deadline = time.monotonic() + 120
-        # Somewhere inside a drawn stage that is not done yet.
-        while process.poll() is None and time.monotonic() < deadline:
-            if (workdir / stage / "manifest.json").exists():
-                time.sleep(draw.uniform(0, 1.5))
-                break
-            time.sleep(0.02)
-        process.send_signal(how)
-        _, errors = process.communicate(timeout=200)
-        if process.returncode == 0:
-            break
-        assert process.returncode == (-9 if how == signal.SIGKILL else 75), errors[-2000:]
-        if attempt == 2:
-            break
-    done = run(workdir)
-    assert done.returncode == 0, done.stderr[-3000:]
-    expected, found = artefacts(finished[0]), artefacts(workdir)
-    assert sorted(found) == sorted(expected)
-    assert [name for name in expected if found[name] != expected[name]] == []
-    for stage in TRAINING_STAGES:
-        assert weights(workdir, stage) == weights(finished[0], stage)
 
 
 def test_eight_devices_give_what_one_gives(finished, tmp_path):

@@ -1,0 +1,224 @@
+"""Runs the tiny graph, disturbs it, and compares what it leaves with an undisturbed run.
+
+A moment is counted in changes of files, not in seconds, so that it falls inside the run on any machine.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+TEXT_STAGES = ("respond", "respond_helpful", "revise", "compare", "feedback", "feedback_chain")
+TRAINING_STAGES = ("sl", "pm", "rl")
+STAGES = (*TEXT_STAGES, *TRAINING_STAGES, "evaluate", "report")
+TIMEOUT = 600
+NUM_CHANGES = 200  # about as many moments with changed files has an undisturbed run
+# Times differ from run to run: these are not compared.
+UNCOMPARED = ("timing.jsonl", "manifest.json", "manifest.backup.json", "config.json")
+
+
+def environment(**more) -> dict:
+    """Every program is compiled once for all runs of the tests."""
+    cache = os.environ.get("CAI_JAX_TEST_CACHE", f"/tmp/cai_jax_tests_{os.getuid()}")
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    } | more
+
+
+def command(workdir, *flags) -> list[str]:
+    return [sys.executable, "-m", "cai_jax.main", "--config=configs/tiny.py", f"--workdir={workdir}", *flags]
+
+
+def run(workdir, *flags, max_file_bytes: int | None = None, **env) -> subprocess.CompletedProcess:
+    """The command until its end. `max_file_bytes`: writing fails beyond it, as on a full disk."""
+    def limit():
+        if max_file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+
+    return subprocess.run(command(workdir, *flags), cwd=ROOT, env=environment(**env), capture_output=True, text=True,
+                          timeout=TIMEOUT, preexec_fn=limit)
+
+
+def records(workdir, stage: str, name: str = "records") -> list[dict]:
+    return [json.loads(line) for line in (workdir / stage / f"{name}.jsonl").read_text().splitlines()]
+
+
+def artefacts(workdir) -> dict:
+    """Everything that two equal runs have equal: records, metrics, rollouts, published models, summaries, and the digests
+    of the last weights and of every snapshot."""
+    found = {}
+    for stage in STAGES:
+        folder = workdir / stage
+        manifest = json.loads((folder / "manifest.json").read_text())
+        found[f"{stage}/done"], found[f"{stage}/dropped"] = manifest["done"], manifest["dropped"]
+        if stage == "report":
+            continue
+        found[f"{stage}/summary"] = manifest["summary"]
+        for path in sorted(folder.rglob("*")):
+            name = str(path.relative_to(workdir))
+            if path.is_dir() or "/checkpoints/" in name or "/tensorboard/" in name or path.name in UNCOMPARED:
+                continue
+            found[name] = npz(path) if path.suffix == ".npz" else path.read_bytes()
+        steps = sorted((folder / "checkpoints").glob("[0-9]*/step.json"))
+        for step in steps:
+            value = json.loads(step.read_text())
+            if value["keep"] or step == steps[-1]:
+                found[f"{stage}/{step.parent.name}"] = value["digests"], value["meta"]
+    return found
+
+
+def npz(path) -> dict:
+    with np.load(path) as arrays:
+        return {key: arrays[key].tobytes() for key in arrays}
+
+
+def differences(expected: dict, found: dict) -> list[str]:
+    """Names of what is lost, new or different."""
+    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+
+
+def doubled(workdir) -> list[str]:
+    """Records that are there twice."""
+    twice = []
+    for path in workdir.glob("*/*.jsonl"):
+        ids = [row["id"] for row in map(json.loads, path.read_text().splitlines()) if "id" in row]
+        twice += [f"{path}: {name}" for name in set(ids) if ids.count(name) > 1]
+    return twice
+
+
+class Run:
+    """The command in the background."""
+
+    def __init__(self, workdir, *flags):
+        self.workdir = pathlib.Path(workdir)
+        self.process = subprocess.Popen(command(workdir, *flags), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def wait_for_changes(self, number: int) -> bool:
+        """Waits for `number` moments at which files under the run had changed; False where the run ended before."""
+        seen, deadline = self._state(), time.monotonic() + TIMEOUT
+        while number > 0 and time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                return False
+            state = self._state()
+            number -= state != seen
+            seen = state
+            time.sleep(0.01)
+        return True
+
+    def _state(self):
+        """Names and sizes; files may go while they are looked at."""
+        state = []
+        for folder, _, names in os.walk(self.workdir):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    found = os.stat(os.path.join(folder, name))
+                    state.append((folder, name, found.st_size, found.st_mtime_ns))
+        return state
+
+    def stop(self, how: signal.Signals) -> tuple[int, str]:
+        """(return code, standard error) after a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(how)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        _, errors = self.process.communicate(timeout=TIMEOUT)
+        return self.process.returncode, errors
+
+
+def one_line(errors: str) -> bool:
+    """Whether it ended in one line that says what is wrong, apart from warnings."""
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    return len(lines) == 1 and "Traceback" not in errors
+
+
+# What can happen to a run. Each takes (workdir, random numbers) and leaves a run that is not going on.
+
+
+def kill(workdir, draw: random.Random) -> str:
+    run = Run(workdir)
+    run.wait_for_changes(draw.randint(1, NUM_CHANGES // 5))
+    time.sleep(draw.uniform(0, 0.05))
+    code, errors = run.stop(signal.SIGKILL)
+    assert code in (-9, 0), errors[-2000:]
+    return f"SIGKILL {code}"
+
+
+def terminate(workdir, draw: random.Random) -> str:
+    run = Run(workdir)
+    run.wait_for_changes(draw.randint(2, NUM_CHANGES // 5))
+    code, errors = run.stop(signal.SIGTERM)
+    assert code in (75, 0) and "Traceback" not in errors, errors[-2000:]
+    return f"SIGTERM {code}"
+
+
+def fill_the_disk(workdir, draw: random.Random) -> str:
+    """Files cannot grow beyond a drawn size."""
+    done = run(workdir, max_file_bytes=int(2 ** draw.uniform(6, 18)))
+    assert done.returncode == 0 or (done.returncode == 2 and one_line(done.stderr)), done.stderr[-2000:]
+    return f"full disk {done.returncode}"
+
+
+def get_in_the_way(workdir, draw: random.Random) -> str:
+    """Where a file of a stage is to be written there is something that cannot be replaced (for root, nothing is
+    read-only)."""
+    stage = draw.choice([stage for stage in STAGES if not is_done(workdir, stage)] or ["report"])
+    name = draw.choice([".manifest.json.writing", "records.parts" if stage in TEXT_STAGES else "metrics.jsonl"])
+    path = workdir / stage / name
+    if path.exists():
+        return kill(workdir, draw)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if name == "records.parts":
+        path.write_text("")
+    else:
+        (path / "full").mkdir(parents=True)
+    done = run(workdir)
+    assert done.returncode == 0 or (done.returncode == 2 and one_line(done.stderr)), done.stderr[-2000:]
+    if path.is_dir():
+        (path / "full").rmdir()
+        path.rmdir()
+    else:
+        path.unlink()
+    return f"blocked {done.returncode}"
+
+
+def truncate(workdir, draw: random.Random) -> str:
+    """A kill, and the end of the file that was written last is lost."""
+    what = kill(workdir, draw)
+    files = [path for path in workdir.rglob("*") if path.is_file() and re.search(r"parts/\d+\.jsonl$|metrics\.jsonl$|/d/", str(path))]
+    files = [path for path in files if not is_done(workdir, path.relative_to(workdir).parts[0]) and path.stat().st_size]
+    if files:
+        path = max(files, key=lambda path: (path.stat().st_mtime_ns, str(path)))
+        os.truncate(path, draw.randrange(path.stat().st_size))
+        what += f", truncated {path.relative_to(workdir)}"
+    return what
+
+
+def change_the_clock(workdir, draw: random.Random) -> str:
+    """A kill, and all that is there seems to be from another year."""
+    what, moment = kill(workdir, draw), time.time() + draw.uniform(-1, 1) * 3e7
+    for path in workdir.rglob("*"):
+        os.utime(path, (moment, moment))
+    return f"{what}, clock changed"
+
+
+HINDRANCES = (kill, terminate, fill_the_disk, get_in_the_way, truncate, change_the_clock)
+
+
+def is_done(workdir, stage: str) -> bool:
+    try:
+        return json.loads((workdir / stage / "manifest.json").read_text())["done"]
+    except (OSError, ValueError, KeyError):
+        return False
