@@ -31,6 +31,11 @@ def test_scripts_are_executable_and_parse(script):
     (["launch/local.sh"], "nothing to run"), (["launch/local.sh", "-n", "x", "--", "a"], "whole numbers"),
     (["launch/local.sh", "--what"], "unknown option"), (["launch/tpu_vm.sh"], "--name is missing"),
     (["launch/tpu_vm.sh", "--name"], "needs a value"),
+    (["launch/multi_gpu.sh"], "nothing to run"), (["launch/multi_gpu.sh", "--gpus", "a", "--", "x"], "--gpus takes numbers"),
+    (["launch/slurm.sh", "--nodes", "2"], "--name is missing"),
+    (["launch/slurm.sh", "--name", "n", "--nodes", "two", "--", "x"], "whole numbers"),
+    (["launch/gke_jobset.sh", "--name", "n", "--image", "i", "--tpu", "t"], "--topology is missing"),
+    (["launch/gke_jobset.sh", "--name", "n", "--image", "i", "--tpu", "t", "--topology", "8by8", "--", "x"], "a shape such as"),
 ])
 def test_mistakes_are_one_line(arguments, message):
     done = bash(*arguments)
@@ -46,11 +51,72 @@ def test_tpu_dry_run_prints_every_command_and_quotes():
         ["create", "archive", "scp", "--command", "--command", "delete"]
     assert "--spot" in lines[0] and "--project p" in lines[0] and "CAI_JAX_DISTRIBUTED=auto" in lines[4]
     # What reaches the worker's shell is one argument, quote and space included.
-    def words(text):
-        return subprocess.run(["bash", "-c", f"printf '%s\\n' {text}"], capture_output=True, text=True).stdout
+    remote = words(lines[4].split("--command ")[1])[0]
+    assert words(remote.split("cai_jax.main")[1].strip())[1] == "--config.graph.respond.prompts.source=it's here.jsonl"
 
-    remote = words(lines[4].split("--command ")[1])
-    assert words(remote.split("cai_jax.main")[1].strip()).split("\n")[1] == "--config.graph.respond.prompts.source=it's here.jsonl"
+
+AWKWARD = ["--config=configs/tiny.py", """--config.graph.respond.prompts.source=it's "here".jsonl"""]
+
+
+def words(text):
+    """What a shell makes of a command line."""
+    return subprocess.run(["bash", "-c", f"printf '%s\\n' {text}"], capture_output=True, text=True).stdout.splitlines()
+
+
+def test_multi_gpu_dry_run():
+    done = bash("launch/multi_gpu.sh", "--gpus", "0,1", "--dry-run", "--", *AWKWARD)
+    assert done.returncode == 0, done.stderr
+    line = words(done.stdout.strip())
+    assert "CUDA_VISIBLE_DEVICES=0,1" in line and line[-2:] == AWKWARD
+
+
+def test_multi_gpu_starts_again_but_not_on_bad_input(tmp_path):
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\necho . >> {tmp_path}/runs\n[ $(wc -l < {tmp_path}/runs) -ge 3 ] || exit ${{CODE}}\n")
+    program.chmod(0o755)
+    done = bash("launch/multi_gpu.sh", "--", "x", PYTHON=str(program), CODE="75")
+    assert done.returncode == 0 and (tmp_path / "runs").read_text().count(".") == 3
+    (tmp_path / "runs").unlink()
+    done = bash("launch/multi_gpu.sh", "--", "x", PYTHON=str(program), CODE="2")
+    assert done.returncode == 2 and (tmp_path / "runs").read_text().count(".") == 1
+
+
+def test_slurm_dry_run_prints_the_submission_and_the_job():
+    done = bash("launch/slurm.sh", "--name", "n", "--nodes", "2", "--gpus", "4", "--partition", "p", "--dry-run", "--", *AWKWARD)
+    assert done.returncode == 0, done.stderr
+    submission, *job = done.stdout.strip().splitlines()
+    assert "--nodes 2 --ntasks-per-node 4 --gpus-per-node 4" in submission and "--partition p" in submission
+    run = next(line for line in job if line.startswith("srun"))
+    assert words(run.split("cai_jax.main")[1].partition("||")[0]) == AWKWARD and "CAI_JAX_DISTRIBUTED=auto" in run
+    assert subprocess.run(["bash", "-n"], input="\n".join(job), text=True).returncode == 0
+
+
+@pytest.mark.parametrize("code,restarts,queued", [(0, 0, False), (2, 0, False), (75, 0, True), (75, 20, False)])
+def test_slurm_job_queues_itself_again(tmp_path, code, restarts, queued):
+    done = bash("launch/slurm.sh", "--name", "n", "--nodes", "1", "--dry-run", "--", "x")
+    for name, text in (("srun", f"exit {code}"), ("scontrol", f"echo $* > {tmp_path}/queued")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
+    ran = subprocess.run(["bash"], input=done.stdout.partition("\n")[2], text=True, env=env)
+    assert ran.returncode == code and (tmp_path / "queued").exists() == queued
+    assert not queued or (tmp_path / "queued").read_text() == "requeue 7\n"
+
+
+def test_jobset_dry_run_is_a_manifest_of_all_hosts():
+    yaml = pytest.importorskip("yaml")
+    done = bash("launch/gke_jobset.sh", "--name", "n", "--image", "i:1", "--tpu", "tpu-v5p-slice", "--topology", "4x4x4",
+                "--slices", "2", "--dry-run", "--", *AWKWARD)
+    assert done.returncode == 0, done.stderr
+    commands, _, manifest = done.stdout.partition("apiVersion")
+    assert [word for word in ("build", "push", "apply") if word in commands] == ["build", "push", "apply"]
+    spec = yaml.safe_load("apiVersion" + manifest)["spec"]
+    job = spec["replicatedJobs"][0]
+    assert job["replicas"] == 2 and job["template"]["spec"]["completions"] == 16 and spec["failurePolicy"]["maxRestarts"] == 20
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["args"] == AWKWARD
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x4"
+    assert pod["containers"][0]["resources"]["limits"]["google.com/tpu"] == 4
 
 
 def test_two_processes_write_what_one_writes(tmp_path):
