@@ -24,6 +24,7 @@ from etils import epath
 from cai_jax import constitution as constitution_package
 from cai_jax import data as data_package
 from cai_jax import sharding
+from cai_jax.checks import check_values
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, integrity, preemption, progress
 from cai_jax.stages.context import StageContext, resolve_role
@@ -97,6 +98,7 @@ def _strings(value, path=()):
 
 def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
     """The stages of `config.stages` and all they rest on, parents first. UserError for unknown names, kinds and cycles."""
+    check_values(config)
     graph, nodes, visiting = config.graph, {}, []
     for name in config.stages:
         if name not in graph:

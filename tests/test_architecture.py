@@ -9,12 +9,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "cai_jax"
 # The first entry that a module's path begins with is its tier.
 TIERS = [
-    ("structs", 0), ("errors", 0), ("seeds", 0),
+    ("structs", 0), ("errors", 0), ("seeds", 0), ("checks", 0),
     ("losses", 1), ("ppo", 1), ("sharding", 1), ("optim", 1), ("labels", 1),
     ("models", 2), ("data", 2), ("constitution", 2), ("io", 2),
     ("sampling", 3), ("evals", 3), ("training", 3), ("reporting", 3), ("microworld", 4),
-    ("stages", 4),
-    ("pipeline", 5), ("main", 6), ("report", 5), ("export", 5), ("plan", 5), ("status", 5),
+    ("stages", 4), ("planning", 4),
+    ("pipeline", 5), ("main", 6), ("report", 5), ("export", 5), ("plan", 6), ("status", 5), ("notebook", 5),
 ]
 # io meets none of the others; the others may use data's tokens or a model's config, never in a circle.
 INDEPENDENT = {"io"}

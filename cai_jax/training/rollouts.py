@@ -81,14 +81,16 @@ def custom_reward(reference: str) -> Callable[[Sequence[Dialogue]], np.ndarray]:
     module, _, name = reference.removeprefix("python:").rpartition(".")
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # importing somebody else's module may raise anything
         raise UserError(f"{where}: {error}; expected python:package.module.function that can be imported here") from error
 
     def score(dialogues: Sequence[Dialogue]) -> np.ndarray:
         try:
             scores = np.asarray(list(function(dialogues)), np.float64)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{where}: expected a list of numbers back ({error})") from error
+        except UserError:
+            raise
+        except Exception as error:  # it is somebody else's code
+            raise UserError(f"{where}: failed ({type(error).__name__}: {error}); expected a list of numbers back") from error
         if scores.shape != (len(dialogues),) or not np.all(np.isfinite(scores)):
             raise UserError(f"{where}: expected {len(dialogues)} finite numbers, one a dialogue, not {scores.shape}")
         return scores.astype(np.float32)
