@@ -176,6 +176,7 @@ def test_without_judges_and_choices(tmp_path):
 def test_sets_of_choices_are_named_by_their_files():
     assert list(evaluate.choice_sets("embedded:hhh+../data/eval_HarmfulVsEthical.jsonl.gz", 3)) == ["hhh", "HarmfulVsEthical"]
     assert evaluate.choice_sets("", None) == {}
+    assert [item.id for item in evaluate.choice_sets("embedded:hhh", 3)["hhh"]] == ["c0", "c3", "c6"], "evenly, not the first"
 
 
 def test_models_stand_in_the_order_of_the_run():

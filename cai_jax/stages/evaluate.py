@@ -192,7 +192,9 @@ def choice_sets(sources: str, limit: int | None) -> dict[str, list]:
     sets = {}
     for source in (part.strip() for part in sources.split("+") if part.strip()):
         name = source.rpartition("/")[2].rpartition(":")[2].partition(".")[0].removeprefix("eval_")
-        sets[name] = load_choices(source)[:limit]
+        items = load_choices(source)
+        count = len(items) if limit is None else min(limit, len(items))
+        sets[name] = [items[index * len(items) // count] for index in range(count)]  # evenly: files stand in order of subset
     return sets
 
 
