@@ -39,7 +39,9 @@ class Settings:
     whiten_rewards: bool = False
     learning_rate: float = 1e-6
     value_learning_rate: float = 1e-6
+    schedule: str = "constant"
     warmup_updates: int = 0
+    num_updates: int = 0  # how long a schedule that is not constant takes to reach 0
     max_grad_norm: float = 1.0
     shared: bool = False
     value_coefficient: float = 0.1  # weight of the value loss where the trunk is shared
@@ -70,8 +72,8 @@ class Learner:
         self._config, self._value_config, self._seed, self._stage = config, value_config, seed, stage
         self._options = {"scan": settings.scan, "remat": settings.remat}
         per_update = settings.num_epochs * settings.num_minibatches
-        warmup = settings.warmup_updates * per_update
-        self.rates = [optim.learning_rate(peak, warmup_steps=warmup)
+        self.rates = [optim.learning_rate(peak, schedule=settings.schedule, num_steps=settings.num_updates * per_update,
+                                          warmup_steps=settings.warmup_updates * per_update)
                       for peak in (settings.learning_rate, settings.value_learning_rate)]
         # eps 1e-5: with the usual 1e-8 the first steps, where the second moment is near 0, are too large for RL.
         self._tx, self._value_tx = (optim.adam(rate, max_grad_norm=settings.max_grad_norm, eps=1e-5)
@@ -185,7 +187,7 @@ class Learner:
         hidden = hidden_states(params["decoder"], batch["tokens"], batch["mask"], self._config, **self._options)
         logprobs = losses.next_token_logprobs(
             hidden, unembedding(params["decoder"], self._config), batch["tokens"], chunk=self.settings.logprob_chunk,
-            temperature=self.settings.temperature)
+            temperature=self.settings.temperature, softcap=self._config.final_softcap)
         total, count, sums = ppo.policy_loss(logprobs, batch["old"], batch["advantages"], batch["actions"],
                                              self.settings.clip)
         value_total, _, value_sums = ppo.value_loss(heads.token_values(params["head"], hidden), batch["values"],
@@ -222,7 +224,8 @@ class Learner:
             arrays = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in dtypes.items()}
             return sharding.abstract_batch(arrays, self.mesh)
 
-        seen = tuple(batch(rows, tokens=jnp.int32, mask=jnp.bool_).values())
+        whole = batch(rows, tokens=jnp.int32, mask=jnp.bool_)
+        seen = whole["tokens"], whole["mask"]
         names = ("old", "values", "advantages", "returns")
         chosen = batch(step_rows, tokens=jnp.int32, mask=jnp.bool_, actions=jnp.bool_, **dict.fromkeys(names, jnp.float32))
         frozen_policy = state_lib.abstract_params(self._config, "policy", self.mesh, self._dtype)

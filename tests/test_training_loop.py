@@ -1,0 +1,133 @@
+"""The loop: equal bits after a kill at any moment, nothing saved that is not finite, the state handed over whole."""
+
+import json
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cai_jax.errors import UserError
+from cai_jax.io import checkpoints as checkpoints_lib
+from cai_jax.io import preemption
+from cai_jax.io.metrics import MetricsWriter
+from cai_jax.io.progress import bar
+from cai_jax.training import loop
+from cai_jax.training import state as state_lib
+
+PLACE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing between here and the test may catch it."""
+
+
+def context(path):
+    tokens = {}
+    return types.SimpleNamespace(
+        name="toy", directory=types.SimpleNamespace(path=path), tokens=tokens,
+        metrics=lambda *resume: MetricsWriter(path, *resume),
+        progress=lambda total, label, initial, unit: bar(total, label, initial, unit),
+        count_tokens=lambda kind, count: tokens.update({kind: tokens.get(kind, 0) + count}))
+
+
+def init():
+    return {"params": {"w": jax.device_put(jnp.arange(4.0), PLACE)}, "optimiser": {"m": jax.device_put(jnp.zeros(4), PLACE)}}
+
+
+ABSTRACT = {name: state_lib.abstract_of(tree) for name, tree in init().items()}
+
+
+@jax.jit
+def update(state, data):
+    m = 0.9 * state["optimiser"]["m"] + data
+    w = state["params"]["w"] - 0.1 * m * jnp.sin(state["params"]["w"])
+    return {"params": {"w": w}, "optimiser": {"m": m}}, {"loss": jnp.sum(w * w), "tokens": jnp.float32(3)}
+
+
+def run(path, num_steps=7, kill_at=None, poison=None, **fields):
+    def advance(state, step):
+        if step == kill_at:
+            raise Killed
+        data = np.float32(np.nan if step == poison else math.sin(step))
+        return update(state, data)
+
+    settings = loop.Settings(num_steps, fields.pop("save_every", 2), **fields)
+    ctx = context(path)
+    state = loop.fit(ctx, settings, ABSTRACT, init, advance, lambda step: [f"example {step}"], lambda step, writer: None)
+    return state["params"]["w"], (path / "metrics.jsonl").read_text(), ctx.tokens
+
+
+@pytest.mark.parametrize("kill_at", [0, 1, 2, 3, 5, 6])
+def test_killed_and_resumed_equals_undisturbed(tmp_path, kill_at):
+    want = run(tmp_path / "a")
+    with pytest.raises(Killed):
+        run(tmp_path / "b", kill_at=kill_at)
+    got = run(tmp_path / "b")
+    np.testing.assert_array_equal(got[0], want[0])
+    assert got[1:] == want[1:] and want[2] == {"trained": 21}
+    assert [json.loads(line)["step"] for line in want[1].splitlines()] == list(range(1, 8))
+    assert run(tmp_path / "b")[1:] == want[1:]  # once more: nothing changes
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_around_a_save(tmp_path, monkeypatch, moment):
+    """Killed while a checkpoint is written, and just after, before anything else happened."""
+    want = run(tmp_path / "a")
+    save = checkpoints_lib.Checkpoints.save
+
+    def broken(self, step, trees, meta=None, *, keep=False):
+        if step == 4 and moment == "before":
+            (self.path / "00000004" / "params").mkdir(parents=True)
+            raise Killed
+        save(self, step, trees, meta, keep=keep)
+        if step == 4:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints_lib.Checkpoints, "save", broken)
+        with pytest.raises(Killed):
+            run(tmp_path / "b")
+    got = run(tmp_path / "b")
+    np.testing.assert_array_equal(got[0], want[0])
+    assert got[1:] == want[1:]
+
+
+@pytest.mark.parametrize("look_back", [True, False])
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path, look_back):
+    with pytest.raises(UserError, match=r"loss is nan at step 4, in the batch of example 3; the last good checkpoint is step 2"):
+        run(tmp_path, poison=3, look_back=look_back)
+    store = checkpoints_lib.Checkpoints(tmp_path / "checkpoints")
+    assert store.steps() == [2]
+    assert np.isfinite(store.restore(2, ABSTRACT)[0]["params"]["w"]).all()
+
+
+def test_sigterm_saves_and_stops_and_the_next_run_goes_on(tmp_path, monkeypatch):
+    want = run(tmp_path / "a", save_every=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(preemption, "requested", lambda step=0: step == 2)
+        with pytest.raises(preemption.Preempted, match="saved step 3"):
+            run(tmp_path / "b", save_every=100)
+    assert checkpoints_lib.Checkpoints(tmp_path / "b" / "checkpoints").latest() == 3
+    got = run(tmp_path / "b", save_every=100)
+    np.testing.assert_array_equal(got[0], want[0])
+    assert got[1:] == want[1:]
+
+
+def test_snapshots_stay_and_the_last_step_holds_weights_only(tmp_path):
+    run(tmp_path, num_steps=9, save_every=100, snapshot_every=2)
+    store = checkpoints_lib.Checkpoints(tmp_path / "checkpoints")
+    assert store.steps() == [2, 4, 6, 8, 9]
+    assert not (store.path / "00000009" / "optimiser").exists() and not (store.path / "00000002" / "optimiser").exists()
+
+
+def test_a_damaged_last_checkpoint_is_trained_again(tmp_path, capsys):
+    want = run(tmp_path)
+    for path in (tmp_path / "checkpoints" / "00000007").rglob("*"):
+        if path.is_file() and "/d/" in str(path):
+            path.write_bytes(b"")
+    got = run(tmp_path)
+    np.testing.assert_array_equal(got[0], want[0])
+    assert got[1] == want[1] and "going back to the step before" in capsys.readouterr().err
