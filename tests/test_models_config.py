@@ -83,7 +83,7 @@ def test_defaults_of_absent_fields():
         ({"num_key_value_heads": 2}, "not a multiple of num_key_value_heads"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "'yarn' is not supported; default, linear and llama3"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4}}, "field 'original_max_position_embeddings'"),
-        ({"hidden_act": "gelu"}, "field 'hidden_act'"),
+        ({"hidden_act": "relu2"}, "field 'hidden_act'"),
         ({"model_type": "mistral", "layer_types": ["full_attention"]}, "field 'layer_types': 1 entries for 30 layers"),
         ({"model_type": "mistral", "sliding_window": 0}, "field 'sliding_window': expected a positive integer"),
     ],

@@ -112,7 +112,7 @@ def test_windows_limit_what_is_seen():
 
 def test_every_switch_has_its_parameters():
     config = dataclasses.replace(
-        CONFIG, qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm=True, tied_embeddings=False,
+        CONFIG, qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm="head", tied_embeddings=False,
         rope_scaling=RopeScaling("llama3", 8.0, original_max_length=16),
     )  # fmt: skip
     params = jax.tree.map(np.asarray, params_lib.init_params(config, jax.random.key(0)))

@@ -79,7 +79,8 @@ def batches(tokenizer: Tokenizer, seed: int, rows: int, length: int = LENGTH) ->
 def loss(params, batch, config: ModelConfig):
     """Weighted next-token loss: (sum, (sum of weights, {})), in nats."""
     hidden = hidden_states(params, batch["tokens"], batch["segments"] > 0, config, segments_BxT=batch["segments"])
-    logprobs = losses.next_token_logprobs(hidden, unembedding(params, config), batch["tokens"], chunk=0)
+    logprobs = losses.next_token_logprobs(hidden, unembedding(params, config), batch["tokens"],
+                                          softcap=config.final_softcap, chunk=0)
     return -jnp.sum(logprobs * batch["weights"]), (jnp.sum(batch["weights"]), {})
 
 

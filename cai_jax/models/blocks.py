@@ -1,4 +1,4 @@
-"""The pieces of a decoder layer: RMSNorm, rotary positions, attention over whole sequences, SwiGLU.
+"""The pieces of a decoder layer: norms, rotary positions, attention over whole sequences, MLP.
 
 Pure functions of arrays and of one layer's weights (a dict, see `params.param_table`, without the leading L axis).
 `layer` leaves attention to its caller, so that training, scoring and cached decoding share everything else.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,30 @@ MASKED = -1e30  # finite, so that a row with nothing to attend to gives numbers 
 QUERY_CHUNK = 512  # queries whose attention weights exist at one time
 
 
+class OutMajor(NamedTuple):
+    """A weight that lies as [out, in], each side flattened. On a CPU the product with few tokens is 1.2 times as fast
+    so, if the tokens stand in the columns of the other operand."""
+
+    matrix: jax.Array
+
+    def __call__(self, x_BxTxI: jax.Array) -> jax.Array:
+        B, T, width = x_BxTxI.shape
+        x_MxI = x_BxTxI.reshape(B * T, width)
+        if B * T > 128:
+            return jnp.einsum("mi,oi->mo", x_MxI, self.matrix).reshape(B, T, -1)
+        # The barriers keep the compiler from folding the transpositions into the product, where they cost more.
+        out_OxM = self.matrix @ jax.lax.optimization_barrier(x_MxI.T)
+        return jax.lax.optimization_barrier(out_OxM).T.reshape(B, T, -1)
+
+
+def project(x: jax.Array, weight, shape: tuple[int, ...], axes_in: int = 1) -> jax.Array:
+    """x [B, T, *in] times weight [*in, *shape], or OutMajor: [B, T, *shape]. `axes_in` is the number of axes in *in."""
+    if isinstance(weight, OutMajor):
+        B, T = x.shape[:2]
+        return weight(x.reshape(B, T, -1)).reshape(B, T, *shape)
+    return jnp.tensordot(x, weight, axes_in)
+
+
 def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
     """x / sqrt(mean(x²) + eps) · scale over the last axis, computed in float32 (Zhang and Sennrich 2019)."""
     y = x.astype(jnp.float32)
@@ -26,12 +51,61 @@ def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
     return y.astype(x.dtype) * scale_D.astype(x.dtype)
 
 
-def rope_frequencies(config: ModelConfig) -> np.ndarray:
-    """float32 [Dh/2], radians per position (Su et al. 2021), stretched as the checkpoint's config says."""
-    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
-    frequency = (1.0 / np.float32(config.rope_theta) ** exponent).astype(np.float32)
+def norm(x: jax.Array, weights: dict, name: str, config: ModelConfig) -> jax.Array:
+    """The family's norm with the scale `weights[name]` (and the bias `weights[name + "_bias"]`) over the last axis."""
+    scale_D = weights[name]
+    if config.norm == "rms" and not config.norm_offset:
+        return rms_norm(x, scale_D, config.norm_eps)
+    y = x.astype(jnp.float32)
+    if config.norm == "layer":
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_eps)
+    y = y * (scale_D.astype(jnp.float32) + (1.0 if config.norm_offset else 0.0))
+    if config.norm == "layer":
+        y = y + weights[name + "_bias"].astype(jnp.float32)
+    return y.astype(x.dtype)
+
+
+def _qk_norm(x_BxTxHxDh, weights: dict, name: str, config: ModelConfig):
+    if config.qk_norm == "head":
+        return norm(x_BxTxHxDh, weights, name, config)
+    B, T, H, Dh = x_BxTxHxDh.shape
+    scale = {name: weights[name].reshape(H * Dh)}
+    return norm(x_BxTxHxDh.reshape(B, T, H * Dh), scale, name, config).reshape(B, T, H, Dh)
+
+
+def softcap(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap · tanh(x / cap); x where there is no cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def activate(x: jax.Array, name: str) -> jax.Array:
+    """The activation that config.json names so."""
+    if name == "silu":
+        return jax.nn.silu(x)
+    return jax.nn.gelu(x, approximate=name != "gelu")
+
+
+def embed(table_VxD: jax.Array, tokens_BxT: jax.Array, config: ModelConfig) -> jax.Array:
+    """[B, T, D]: what the first layer reads."""
+    x_BxTxD = jnp.take(table_VxD, tokens_BxT, axis=0)
+    return x_BxTxD if config.embed_scale == 1.0 else x_BxTxD * jnp.asarray(config.embed_scale, x_BxTxD.dtype)
+
+
+def query_scale(config: ModelConfig) -> float:
+    """What queries are multiplied with."""
+    return (config.query_scalar or config.head_dim) ** -0.5
+
+
+def rope_frequencies(config: ModelConfig, kind: str = "global") -> np.ndarray:
+    """float32 [R/2], radians per position of the R rotated channels (Su et al. 2021), stretched as the checkpoint's config
+    says; those of the "local" layers are not stretched."""
+    size = config.rotary_dim or config.head_dim
+    exponent = np.arange(0, size, 2, dtype=np.float32) / size
+    theta = config.local_rope_theta if kind == "local" else config.rope_theta
+    frequency = (1.0 / np.float32(theta) ** exponent).astype(np.float32)
     scaling = config.rope_scaling
-    if scaling is None:
+    if scaling is None or kind == "local":
         return frequency
     if scaling.kind == "linear":
         return (frequency / scaling.factor).astype(np.float32)
@@ -42,66 +116,95 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
     return ((1 - smooth) * frequency / scaling.factor + smooth * frequency).astype(np.float32)
 
 
-def rope_tables(positions_BxT: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, float32 [B, T, 1, Dh/2]: one axis for the heads."""
-    angles = positions_BxT[..., None, None].astype(jnp.float32) * rope_frequencies(config)
-    return jnp.cos(angles), jnp.sin(angles)
+def rope_tables(positions_BxT: jax.Array, config: ModelConfig) -> dict:
+    """{kind of layer: (cos, sin)}, float32 [B, T, 1, R/2]: one axis for the heads. Of kind "none" there is nothing."""
+    tables = {"none": None}
+    for kind in sorted({rope for _, rope in config.layer_kinds} - {"none"}):
+        angles = positions_BxT[..., None, None].astype(jnp.float32) * rope_frequencies(config, kind)
+        tables[kind] = jnp.cos(angles), jnp.sin(angles)
+    return tables
 
 
-def rotate(x_BxTxHxDh: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary embedding in the half-split layout of Hugging Face checkpoints."""
+def rotate(x_BxTxHxDh: jax.Array, tables: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+    """Rotary embedding of the first R channels in the half-split layout of Hugging Face checkpoints."""
+    if tables is None:
+        return x_BxTxHxDh
     cos, sin = tables
-    a, b = jnp.split(x_BxTxHxDh.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxTxHxDh.dtype)
+    half = cos.shape[-1]
+    x = x_BxTxHxDh[..., : 2 * half].astype(jnp.float32)
+    a, b = jnp.split(x, 2, axis=-1)
+    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxTxHxDh.dtype)
+    if 2 * half == x_BxTxHxDh.shape[-1]:
+        return rotated
+    return jnp.concatenate([rotated, x_BxTxHxDh[..., 2 * half :]], axis=-1)
 
 
 def layer(x_BxTxD: jax.Array, weights: dict, config: ModelConfig, tables, attend: Callable) -> jax.Array:
-    """One pre-norm block. `attend(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh) -> context_BxTxHxDh` sees rotated queries and
-    keys. Projections may come fused, as "qkv" [D, H+2K, Dh] and "gate_up" [D, 2F]: fewer, larger products."""
-    H, K = config.num_heads, config.num_kv_heads
-    h = rms_norm(x_BxTxD, weights["attn_norm"], config.norm_eps)
+    """One block. `attend(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh) -> context_BxTxHxDh` sees rotated queries and keys; `tables`
+    are the (cos, sin) of this layer's kind. Projections may come fused, as "qkv" [D, H+2K, Dh] and "gate_up" [D, 2F]:
+    fewer, larger products."""
+    before, after = config.block_norms != "post", config.block_norms != "pre"
+
+    def enter(x, name):
+        return norm(x, weights, name, config) if before else x
+
+    def leave(x, name):
+        return norm(x, weights, name, config) if after else x
+
+    attention = leave(_attention(enter(x_BxTxD, "attn_norm"), weights, config, tables, attend), "attn_post_norm")
+    if config.parallel_blocks:
+        return x_BxTxD + attention + leave(_mlp(enter(x_BxTxD, "mlp_norm"), weights, config), "mlp_post_norm")
+    x_BxTxD = x_BxTxD + attention
+    return x_BxTxD + leave(_mlp(enter(x_BxTxD, "mlp_norm"), weights, config), "mlp_post_norm")
+
+
+def _attention(h_BxTxD, weights: dict, config: ModelConfig, tables, attend: Callable):
+    H, K, Dh = config.num_heads, config.num_kv_heads, config.head_dim
     if "qkv" in weights:
-        q, k, v = jnp.split(jnp.einsum("btd,dhk->bthk", h, weights["qkv"]), [H, H + K], axis=2)
+        q, k, v = jnp.split(project(h_BxTxD, weights["qkv"], (H + 2 * K, Dh)), [H, H + K], axis=2)
     else:
-        q, k, v = (jnp.einsum("btd,dhk->bthk", h, weights[name]) for name in ("q", "k", "v"))
+        q, k, v = (project(h_BxTxD, weights[name], (n, Dh)) for name, n in (("q", H), ("k", K), ("v", K)))
     if config.qkv_bias:
         q, k, v = q + weights["q_bias"], k + weights["k_bias"], v + weights["v_bias"]
     if config.qk_norm:
-        q = rms_norm(q, weights["q_norm"], config.norm_eps)
-        k = rms_norm(k, weights["k_norm"], config.norm_eps)
+        q, k = _qk_norm(q, weights, "q_norm", config), _qk_norm(k, weights, "k_norm", config)
     context = attend(rotate(q, tables), rotate(k, tables), v)
-    out = jnp.einsum("bthk,hkd->btd", context, weights["o"])
-    x_BxTxD = x_BxTxD + (out + weights["o_bias"] if config.o_bias else out)
+    out = project(context, weights["o"], (config.width,), axes_in=2)
+    return out + weights["o_bias"] if config.o_bias else out
 
-    h = rms_norm(x_BxTxD, weights["mlp_norm"], config.norm_eps)
+
+def _mlp(h_BxTxD, weights: dict, config: ModelConfig):
     if "gate_up" in weights:
-        gate, up = jnp.split(jnp.einsum("btd,df->btf", h, weights["gate_up"]), 2, axis=-1)
+        gate, up = jnp.split(project(h_BxTxD, weights["gate_up"], (2 * config.ffw,)), 2, axis=-1)
     else:
-        gate, up = (jnp.einsum("btd,df->btf", h, weights[name]) for name in ("gate", "up"))
+        up = project(h_BxTxD, weights["up"], (config.ffw,))
+        gate = project(h_BxTxD, weights["gate"], (config.ffw,)) if config.gated_mlp else None
     if config.mlp_bias:
-        gate, up = gate + weights["gate_bias"], up + weights["up_bias"]
-    out = jnp.einsum("btf,fd->btd", jax.nn.silu(gate) * up, weights["down"])
-    return x_BxTxD + (out + weights["down_bias"] if config.mlp_bias else out)
+        up = up + weights["up_bias"]
+        gate = gate + weights["gate_bias"] if config.gated_mlp else None
+    inner = activate(gate, config.activation) * up if config.gated_mlp else activate(up, config.activation)
+    out = project(inner, weights["down"], (config.width,))
+    return out + weights["down_bias"] if config.mlp_bias else out
 
 
-def _attend_chunk(q_BxCxKxGxDh, k_BxSxKxDh, v_BxSxKxDh, allowed_BxCxS):
+def _attend_chunk(q_BxCxKxGxDh, k_BxSxKxDh, v_BxSxKxDh, allowed_BxCxS, cap):
     scores = jnp.einsum("bckgd,bskd->bkgcs", q_BxCxKxGxDh, k_BxSxKxDh, preferred_element_type=jnp.float32)
-    scores = jnp.where(allowed_BxCxS[:, None, None], scores, MASKED)
+    scores = jnp.where(allowed_BxCxS[:, None, None], softcap(scores, cap), MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BxSxKxDh.dtype)
     return jnp.einsum("bkgcs,bskd->bckgd", weights, v_BxSxKxDh)
 
 
 def causal_attention(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, mask_BxT, segments_BxT=None, window: int = 0,
-                     chunk: int = QUERY_CHUNK) -> jax.Array:
+                     chunk: int = QUERY_CHUNK, scale: float | None = None, cap: float | None = None) -> jax.Array:
     """Causal softmax attention within segments; context [B, T, H, Dh].
 
     A query sees the keys at or before it that `mask_BxT` allows, of its own segment, and no farther back than `window`
-    tokens (0: no limit). Attention weights exist for `chunk` queries at a time, in the backward pass too (they are
-    made again there), and later keys are not even multiplied.
+    tokens (0: no limit). Scores are q·k·scale (Dh^-0.5 by default), soft-capped by `cap`. Attention weights exist for
+    `chunk` queries at a time, in the backward pass too (they are made again there), and later keys are not even multiplied.
     """
     B, T, H, Dh = q_BxTxHxDh.shape
     K = k_BxTxKxDh.shape[2]
-    q = (q_BxTxHxDh * Dh**-0.5).reshape(B, T, K, H // K, Dh)
+    q = (q_BxTxHxDh * (scale or Dh**-0.5)).reshape(B, T, K, H // K, Dh)
     index = jnp.arange(T)
     parts = []
     for start in range(0, T, chunk):
@@ -113,6 +216,6 @@ def causal_attention(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, mask_BxT, segments_BxT=
         if segments_BxT is not None:
             allowed &= segments_BxT[:, start:stop, None] == segments_BxT[:, None, first:stop]
         keys, values = k_BxTxKxDh[:, first:stop], v_BxTxKxDh[:, first:stop]
-        parts.append(jax.checkpoint(_attend_chunk)(q[:, start:stop], keys, values, allowed))
+        parts.append(jax.checkpoint(_attend_chunk, static_argnums=4)(q[:, start:stop], keys, values, allowed, cap))
     context = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
     return context.reshape(B, T, H, Dh)

@@ -1,7 +1,7 @@
 """The decoder over whole sequences: what training and one-off scoring run. Sampling has its own cached step.
 
     hidden = hidden_states(params, tokens_BxT, mask_BxT, config)
-    logprobs = losses.token_logprobs(hidden[:, :-1], unembedding(params, config), tokens_BxT[:, 1:])
+    logprobs = losses.next_token_logprobs(hidden, unembedding(params, config), tokens_BxT, softcap=config.final_softcap)
 """
 
 from __future__ import annotations
@@ -61,26 +61,28 @@ class Decoder(nn.Module):
         if positions_BxT is None:
             positions_BxT = default_positions(mask_BxT, segments_BxT)
         tables = blocks.rope_tables(positions_BxT, config)
+        scale, cap = blocks.query_scale(config), config.attention_softcap
         # The width is gathered before the look-up: its mesh axis is one that the batch takes afterwards.
         table_VxD = constrain(params["embed"], ("vocab", None))
-        x_BxTxD = constrain(jnp.take(table_VxD, tokens_BxT, axis=0), ("batch", "length", None))
+        x_BxTxD = constrain(blocks.embed(table_VxD, tokens_BxT, config), ("batch", "length", None))
 
-        def run(x_BxTxD, weights, window):
+        def run(x_BxTxD, weights, kind):
+            window, rope = kind
             attend = functools.partial(
-                blocks.causal_attention, mask_BxT=mask_BxT, segments_BxT=segments_BxT, window=window
+                blocks.causal_attention, mask_BxT=mask_BxT, segments_BxT=segments_BxT, window=window, scale=scale, cap=cap
             )
-            x_BxTxD = blocks.layer(x_BxTxD, weights, config, tables, attend)
+            x_BxTxD = blocks.layer(x_BxTxD, weights, config, tables[rope], attend)
             return constrain(x_BxTxD, ("batch", "length", None))
 
         if self.remat != "none":
             run = jax.checkpoint(run, policy=REMAT[self.remat], static_argnums=2)
-        windows = config.windows or (0,) * config.num_layers
-        # A scan's body is one program: layers with different windows are scanned as repetitions of their period.
-        period = _period(windows) if self.scan else config.num_layers
+        # A scan's body is one program: layers of different kinds are scanned as repetitions of their period.
+        kinds = config.layer_kinds
+        period = _period(kinds) if self.scan else config.num_layers
 
         def block(x_BxTxD, stacked):
-            for weights, window in zip(unstack(stacked, period), windows, strict=False):
-                x_BxTxD = run(x_BxTxD, weights, window)
+            for weights, kind in zip(unstack(stacked, period), kinds, strict=False):
+                x_BxTxD = run(x_BxTxD, weights, kind)
             return x_BxTxD, None
 
         if self.scan:
@@ -88,13 +90,13 @@ class Decoder(nn.Module):
             x_BxTxD, _ = jax.lax.scan(block, x_BxTxD, folded)
         else:
             x_BxTxD, _ = block(x_BxTxD, layers)
-        return blocks.rms_norm(x_BxTxD, params["final_norm"], config.norm_eps)
+        return blocks.norm(x_BxTxD, params, "final_norm", config)
 
 
-def _period(windows: tuple[int, ...]) -> int:
-    """The length of the shortest pattern that `windows` repeats."""
-    count = len(windows)
-    return next(p for p in range(1, count + 1) if count % p == 0 and windows == windows[:p] * (count // p))
+def _period(kinds: tuple) -> int:
+    """The length of the shortest pattern that `kinds` repeats."""
+    count = len(kinds)
+    return next(p for p in range(1, count + 1) if count % p == 0 and kinds == kinds[:p] * (count // p))
 
 
 def unstack(stacked: dict, count: int) -> list[dict]:
@@ -127,5 +129,5 @@ def hidden_states(params: dict, tokens_BxT: jax.Array, mask_BxT: jax.Array, conf
 
 
 def unembedding(params: dict, config: ModelConfig) -> jax.Array:
-    """[V, D]: logits are hidden · unembeddingᵀ."""
+    """[V, D]: logits are hidden · unembeddingᵀ, soft-capped where the config has a `final_softcap`."""
     return params["embed"] if config.tied_embeddings else params["unembed"]

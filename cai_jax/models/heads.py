@@ -65,7 +65,7 @@ def dialogue_logprobs(params: dict, tokens_BxT, mask_BxT, config: ModelConfig, *
     """log P(token t | tokens before) at t under the decoder `params`, float32 [B, T]; with `entropy`, also entropies."""
     hidden_BxTxD = hidden_states(params, tokens_BxT, mask_BxT, config, **options)
     return losses.next_token_logprobs(hidden_BxTxD, unembedding(params, config), tokens_BxT, temperature=temperature,
-                                      chunk=chunk, entropy=entropy)
+                                      softcap=config.final_softcap, chunk=chunk, entropy=entropy)
 
 
 def token_values(head: dict, hidden_BxTxD) -> jax.Array:

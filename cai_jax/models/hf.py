@@ -6,6 +6,7 @@ on the way: the host never holds more than one shard beside what its devices hol
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -23,80 +24,18 @@ from jax.sharding import Mesh
 
 from cai_jax import sharding
 from cai_jax.errors import UserError
+from cai_jax.models import names, tensor_files
 from cai_jax.models import params as params_lib
-from cai_jax.models import tensor_files
-from cai_jax.models.config import ModelConfig
+from cai_jax.models.config import FAMILIES, ModelConfig
 
-# Our parameter → (Hugging Face name, our axes, their axes). A dot joins axes that they keep as one. Those of the layers
-# get a leading L with us, and a file name `model.layers.<layer>.…` each with them. A projection is [out, in] with them.
-WEIGHTS = {
-    "embed": ("model.embed_tokens.weight", "V D", "V D"),
-    "final_norm": ("model.norm.weight", "D", "D"),
-    "unembed": ("lm_head.weight", "V D", "V D"),
-}
-LAYER_WEIGHTS = {
-    "attn_norm": ("input_layernorm.weight", "D", "D"),
-    "q": ("self_attn.q_proj.weight", "D H Dh", "H.Dh D"),
-    "k": ("self_attn.k_proj.weight", "D K Dh", "K.Dh D"),
-    "v": ("self_attn.v_proj.weight", "D K Dh", "K.Dh D"),
-    "o": ("self_attn.o_proj.weight", "H Dh D", "D H.Dh"),
-    "q_bias": ("self_attn.q_proj.bias", "H Dh", "H.Dh"),
-    "k_bias": ("self_attn.k_proj.bias", "K Dh", "K.Dh"),
-    "v_bias": ("self_attn.v_proj.bias", "K Dh", "K.Dh"),
-    "o_bias": ("self_attn.o_proj.bias", "D", "D"),
-    "q_norm": ("self_attn.q_norm.weight", "Dh", "Dh"),
-    "k_norm": ("self_attn.k_norm.weight", "Dh", "Dh"),
-    "mlp_norm": ("post_attention_layernorm.weight", "D", "D"),
-    "gate": ("mlp.gate_proj.weight", "D F", "F D"),
-    "up": ("mlp.up_proj.weight", "D F", "F D"),
-    "down": ("mlp.down_proj.weight", "F D", "D F"),
-    "gate_bias": ("mlp.gate_proj.bias", "F", "F"),
-    "up_bias": ("mlp.up_proj.bias", "F", "F"),
-    "down_bias": ("mlp.down_proj.bias", "D", "D"),
-}
-# In files, but no weights: buffers of old checkpoints; a copy of the embedding where it is tied.
-IGNORED = re.compile(r".*\.(inv_freq|masked_bias)$")
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "generation_config.json",
 )  # fmt: skip
 
 
-class _Weight:
-    """One parameter of the decoder and where it lives in the files."""
-
-    def __init__(self, path: tuple[str, ...], config: ModelConfig):
-        self.path, self.stacked = path, path[0] == "layers"
-        name, ours, theirs = LAYER_WEIGHTS[path[1]] if self.stacked else WEIGHTS[path[0]]
-        sizes = {"V": config.vocab_size, "D": config.width, "F": config.ffw, "H": config.num_heads,
-                 "K": config.num_kv_heads, "Dh": config.head_dim}  # fmt: skip
-        ours, split = ours.split(), theirs.replace(".", " ").split()
-        self.names = [f"model.layers.{i}.{name}" for i in range(config.num_layers)] if self.stacked else [name]
-        self.layer_shape = tuple(sizes[axis] for axis in ours)
-        self.shape = (config.num_layers, *self.layer_shape) if self.stacked else self.layer_shape
-        self.split_shape = tuple(sizes[axis] for axis in split)
-        self.file_shape = tuple(int(np.prod([sizes[axis] for axis in group.split(".")])) for group in theirs.split())
-        self.to_ours = tuple(split.index(axis) for axis in ours)
-        self.to_theirs = tuple(ours.index(axis) for axis in split)
-
-    def read(self, tensors: dict[str, np.ndarray], index: tuple[slice, ...], dtype) -> np.ndarray:
-        """The part `index` of our array. Views of the files until the last line of the loop, which reads and casts."""
-        layers = range(len(self.names))[index[0]] if self.stacked else (0,)
-        inner = index[1:] if self.stacked else index
-        shape = tuple(len(range(size)[part]) for size, part in zip(self.layer_shape, inner, strict=True))
-        out = np.empty((len(layers), *shape), dtype)
-        for row, layer in enumerate(layers):
-            out[row] = tensors[self.names[layer]].reshape(self.split_shape).transpose(self.to_ours)[inner]
-        return out if self.stacked else out[0]
-
-    def write(self, value: np.ndarray):
-        """Yields (name in the file, array) of our whole array."""
-        for name, layer in zip(self.names, value if self.stacked else [value], strict=True):
-            yield name, layer.transpose(self.to_theirs).reshape(self.file_shape)
-
-
-def _weights(config: ModelConfig) -> list[_Weight]:
-    return [_Weight(path, config) for path in params_lib.param_table(config)]
+def _weights(config: ModelConfig) -> list[names.Weight]:
+    return [names.Weight(path, config) for path in params_lib.param_table(config)]
 
 
 def load_hf(directory, *, dtype=jnp.float32, mesh: Mesh | None = None) -> tuple[ModelConfig, dict]:
@@ -113,7 +52,35 @@ def load_hf(directory, *, dtype=jnp.float32, mesh: Mesh | None = None) -> tuple[
     """
     directory = pathlib.Path(directory)
     config = ModelConfig.from_json(directory)
+    return config, _load(directory, config, tensor_files.open_directory(directory), dtype, mesh)
+
+
+def load_classifier(directory, *, dtype=jnp.float32, mesh: Mesh | None = None) -> tuple[ModelConfig, dict, dict]:
+    """(config, decoder's parameters, head) of a `…ForSequenceClassification` directory with one label: a preference model.
+
+    Head: {"weight": float32 [D], "bias": float32 []} on the host, the bias being config.json's `score_offset` (see
+    `save_hf`), 0 where there is none. There is no unembedding: the config says that it is tied.
+    """
+    directory = pathlib.Path(directory)
+    config = dataclasses.replace(ModelConfig.from_json(directory), tied_embeddings=True)
     tensors = tensor_files.open_directory(directory)
+    score = tensors.pop("score.weight", None)
+    if score is None or score.shape != (1, config.width):
+        found = "no tensor 'score.weight'" if score is None else f"'score.weight' has shape {score.shape}"
+        raise UserError(f"{directory}: {found}; a preference model has one of shape (1, {config.width})")
+    offset = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("score_offset", 0.0)
+    head = {"weight": np.asarray(score[0], np.float32), "bias": np.asarray(offset, np.float32)}
+    return config, _load(directory, config, tensors, dtype, mesh), head
+
+
+def is_classifier(directory) -> bool:
+    """Whether config.json in `directory` names a sequence classifier."""
+    path = pathlib.Path(directory, "config.json")
+    fields = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return any("ForSequenceClassification" in name for name in fields.get("architectures") or ())
+
+
+def _load(directory, config: ModelConfig, tensors: dict, dtype, mesh: Mesh | None) -> dict:
     weights = _weights(config)
     _check(weights, tensors, config, directory)
     shardings = {}
@@ -128,7 +95,7 @@ def load_hf(directory, *, dtype=jnp.float32, mesh: Mesh | None = None) -> tuple[
         else:
             read = _once(lambda index, weight=weight: weight.read(tensors, index, dtype))
             params[weight.path] = jax.make_array_from_callback(weight.shape, shardings[weight.path], read)
-    return config, params_lib.nest(params)
+    return params_lib.nest(params)
 
 
 def _once(read):
@@ -143,8 +110,8 @@ def _once(read):
     return reader
 
 
-def _check(weights: list[_Weight], tensors: dict, config: ModelConfig, directory) -> None:
-    expected = {name: weight.file_shape for weight in weights for name in weight.names}
+def _check(weights: list[names.Weight], tensors: dict, config: ModelConfig, directory) -> None:
+    expected = names.tensor_shapes(weights)
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise UserError(f"{directory}: {len(missing)} of {len(expected)} tensors are missing, first '{missing[0]}'")
@@ -153,9 +120,9 @@ def _check(weights: list[_Weight], tensors: dict, config: ModelConfig, directory
             raise UserError(
                 f"{directory}: tensor '{name}' has shape {tensors[name].shape}, config.json asks for {shape}"
             )
-    extra = [name for name in tensors if name not in expected and not IGNORED.match(name)]
+    extra = [name for name in tensors if name not in expected and not names.IGNORED.match(name)]
     if config.tied_embeddings:
-        extra = [name for name in extra if name != "lm_head.weight"]
+        extra = [name for name in extra if name not in ("lm_head.weight", "embed_out.weight")]
     if extra:
         raise UserError(
             f"{directory}: {len(extra)} tensors have no place in a {config.family} model, first '{extra[0]}'"
@@ -233,22 +200,32 @@ def _copy_remote(url: str) -> str:
     return str(target)
 
 
-def save_hf(directory, config: ModelConfig, params, tokenizer_dir=None, *, dtype=None, shard_bytes: int = 5 * 10**9):
-    """Writes a directory that transformers' AutoModelForCausalLM loads.
+def save_hf(directory, config: ModelConfig, params, tokenizer_dir=None, *, dtype=None, shard_bytes: int = 5 * 10**9,
+            score=None, fields: dict | None = None):
+    """Writes a directory that transformers' AutoModelForCausalLM loads, or, with `score`,
+    AutoModelForSequenceClassification.
 
     Args:
       params: as in `params.param_table`, on any mesh; every process must call, the first one writes.
       tokenizer_dir: where tokenizer, chat template, generation config and the special token ids are copied from.
       dtype: of the file, float32 or bfloat16; None keeps that of the parameters.
       shard_bytes: above this the weights are split over several files with an index.
+      score: float [D], what the hidden state of the last token is multiplied with: the one label of a classifier. Such a
+        model has no unembedding, and no bias: what is added to its scores is a field (`score_offset`).
+      fields: further fields of config.json.
     """
     directory = pathlib.Path(directory)
     flat, weights = traverse_util.flatten_dict(params), _weights(config)
+    if score is not None:
+        weights = [weight for weight in weights if weight.path != ("unembed",)]
     dtype = np.dtype(flat[weights[0].path].dtype if dtype is None else dtype)
 
     def tensors():  # one stacked array on the host at a time
+        joined = {}
         for weight in weights:
-            yield from weight.write(np.asarray(sharding.fetch(flat[weight.path])).astype(dtype, copy=False))
+            yield from weight.write(np.asarray(sharding.fetch(flat[weight.path])).astype(dtype, copy=False), joined)
+        if score is not None:
+            yield "score.weight", np.asarray(sharding.fetch(score))[None].astype(dtype)
 
     if jax.process_index() != 0:
         for _ in tensors():
@@ -256,9 +233,15 @@ def save_hf(directory, config: ModelConfig, params, tokenizer_dir=None, *, dtype
         return
     directory.mkdir(parents=True, exist_ok=True)
     token_ids = copy_tokenizer(tokenizer_dir, directory) if tokenizer_dir is not None else {}
-    fields = config.to_hf() | token_ids | {"torch_dtype": dtype.name}
+    written = config.to_hf() | token_ids | {"torch_dtype": dtype.name}
+    shapes = names.tensor_shapes(weights)
+    if score is not None:
+        shapes["score.weight"] = (1, config.width)
+        written |= {"architectures": [FAMILIES[config.family].classifier], "num_labels": 1,
+                    "id2label": {"0": "score"}, "label2id": {"score": 0}}  # fmt: skip
+    written |= fields or {}
     shards, size = [{}], 0
-    for name, shape in ((name, weight.file_shape) for weight in weights for name in weight.names):
+    for name, shape in shapes.items():
         nbytes = int(np.prod(shape)) * dtype.itemsize
         if size + nbytes > shard_bytes and shards[-1]:
             shards.append({})
@@ -272,10 +255,10 @@ def save_hf(directory, config: ModelConfig, params, tokenizer_dir=None, *, dtype
     tensor_files.write_files({directory / f: shard for f, shard in zip(files, shards, strict=True)}, dtype, tensors())
     if len(shards) > 1:
         places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        total = params_lib.num_params(config) * dtype.itemsize
+        total = sum(int(np.prod(shape)) for shape in shapes.values()) * dtype.itemsize
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_tokenizer(source, directory) -> dict:

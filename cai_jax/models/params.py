@@ -1,7 +1,7 @@
 """The one table of parameters that shapes, shardings, initial values and names on disk are read from.
 
 Parameters are plain nested dicts of arrays: {"embed": [V,D], "layers": {name: [L,…]}, "final_norm": [D], "unembed":
-[V,D] unless tied}. The layers are stacked along a leading axis.
+[V,D] unless tied}, and what the config's switches add. The layers are stacked along a leading axis.
 """
 
 from __future__ import annotations
@@ -45,33 +45,43 @@ def param_table(config: ModelConfig) -> dict[Path, ParamSpec]:
     def layer(shape, axes, kind="normal", std=0.0):
         return ParamSpec((L, *shape), ("layers", *axes), kind, std)
 
+    unit = "zeros" if config.norm_offset else "ones"  # what a norm's scale starts as
+    heads, kv_heads = ("heads", "head_dim"), ("kv_heads", "head_dim")
     table: dict[Path, ParamSpec] = {("embed",): ParamSpec((V, D), ("vocab", "embed"), "normal", config.init_std)}
     layers = {
-        "attn_norm": layer((D,), ("embed",), "ones"),
-        "q": layer((D, H, Dh), ("embed", "heads", "head_dim"), std=into),
-        "k": layer((D, K, Dh), ("embed", "kv_heads", "head_dim"), std=into),
-        "v": layer((D, K, Dh), ("embed", "kv_heads", "head_dim"), std=into),
-        "o": layer((H, Dh, D), ("heads", "head_dim", "embed"), std=out * (H * Dh) ** -0.5),
-        "mlp_norm": layer((D,), ("embed",), "ones"),
-        "gate": layer((D, F), ("embed", "mlp"), std=into),
+        "q": layer((D, H, Dh), ("embed", *heads), std=into),
+        "k": layer((D, K, Dh), ("embed", *kv_heads), std=into),
+        "v": layer((D, K, Dh), ("embed", *kv_heads), std=into),
+        "o": layer((H, Dh, D), (*heads, "embed"), std=out * (H * Dh) ** -0.5),
         "up": layer((D, F), ("embed", "mlp"), std=into),
         "down": layer((F, D), ("mlp", "embed"), std=out * F**-0.5),
     }
+    if config.gated_mlp:
+        layers["gate"] = layers["up"]
+    if config.block_norms != "post":
+        layers |= dict.fromkeys(("attn_norm", "mlp_norm"), layer((D,), ("embed",), unit))
+    if config.block_norms != "pre":
+        layers |= dict.fromkeys(("attn_post_norm", "mlp_post_norm"), layer((D,), ("embed",), unit))
+    if config.norm == "layer":
+        layers |= {f"{name}_bias": layer((D,), ("embed",), "zeros") for name in layers if name.endswith("_norm")}
     if config.qkv_bias:
-        layers["q_bias"] = layer((H, Dh), ("heads", "head_dim"), "zeros")
-        layers["k_bias"] = layer((K, Dh), ("kv_heads", "head_dim"), "zeros")
-        layers["v_bias"] = layer((K, Dh), ("kv_heads", "head_dim"), "zeros")
+        layers["q_bias"] = layer((H, Dh), heads, "zeros")
+        layers["k_bias"] = layers["v_bias"] = layer((K, Dh), kv_heads, "zeros")
     if config.o_bias:
         layers["o_bias"] = layer((D,), ("embed",), "zeros")
     if config.mlp_bias:
-        layers["gate_bias"] = layer((F,), ("mlp",), "zeros")
-        layers["up_bias"] = layer((F,), ("mlp",), "zeros")
+        layers |= {f"{name}_bias": layer((F,), ("mlp",), "zeros") for name in ("gate", "up") if name in layers}
         layers["down_bias"] = layer((D,), ("embed",), "zeros")
-    if config.qk_norm:
-        layers["q_norm"] = layer((Dh,), ("head_dim",), "ones")
-        layers["k_norm"] = layer((Dh,), ("head_dim",), "ones")
-    table |= {("layers", name): value for name, value in layers.items()}
-    table["final_norm",] = ParamSpec((D,), ("embed",), "ones")
+    if config.qk_norm == "head":
+        layers |= dict.fromkeys(("q_norm", "k_norm"), layer((Dh,), ("head_dim",), unit))
+    elif config.qk_norm == "width":
+        layers["q_norm"], layers["k_norm"] = layer((H, Dh), heads, unit), layer((K, Dh), kv_heads, unit)
+    order = ("attn_norm", "q", "k", "v", "o", "attn_post_norm", "mlp_norm", "gate", "up", "down", "mlp_post_norm")
+    names = [name for name in order if name in layers]
+    table |= {("layers", name): layers[name] for name in (*names, *(name for name in layers if name not in order))}
+    table["final_norm",] = ParamSpec((D,), ("embed",), unit)
+    if config.norm == "layer":
+        table["final_norm_bias",] = ParamSpec((D,), ("embed",), "zeros")
     if not config.tied_embeddings:
         table["unembed",] = ParamSpec((V, D), ("vocab", "embed"), "normal", into)
     return table

@@ -9,6 +9,7 @@ batch but not on its place among them, nor on the others, nor (read in blocks) o
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -50,26 +51,38 @@ class Rows(NamedTuple):
 # ---------------------------------------------------------------- weights
 
 
-@functools.partial(jax.jit, static_argnames=("config", "fuse"))
-def unstacked(layers: dict, config: ModelConfig, fuse: bool) -> list[dict]:
-    """The layers' weights one by one; with `fuse`, q, k, v and gate, up joined into single matrices (not where the
-    mesh splits heads)."""
+@functools.partial(jax.jit, static_argnames=("config", "fuse", "out_major"))
+def unstacked(layers: dict, config: ModelConfig, fuse: bool, out_major: bool) -> list[dict]:
+    """The layers' weights one by one. fuse: q, k, v and gate, up joined into single matrices (not where the mesh splits
+    heads); out_major: matrices turned to [out, in] (what a CPU prefers)."""
+
+    def turned(weight, axes_in: int):
+        if not out_major:
+            return weight
+        size_in = math.prod(weight.shape[:axes_in])
+        return blocks.OutMajor(weight.reshape(size_in, -1).T)
+
     result = []
     for weights in unstack(layers, config.num_layers):
         if fuse:
             weights["qkv"] = jnp.concatenate([weights.pop(name) for name in ("q", "k", "v")], axis=1)
-            weights["gate_up"] = jnp.concatenate([weights.pop(name) for name in ("gate", "up")], axis=1)
+            if config.gated_mlp:
+                weights["gate_up"] = jnp.concatenate([weights.pop(name) for name in ("gate", "up")], axis=1)
+        for name in ("qkv", "q", "k", "v", "gate_up", "gate", "up", "down", "o"):
+            if name in weights:
+                weights[name] = turned(weights[name], 2 if name == "o" else 1)
         result.append(weights)
     return result
 
 
-def prepare(params: dict, config: ModelConfig, fuse: bool) -> dict:
+def prepare(params: dict, config: ModelConfig, fuse: bool = False, out_major: bool = False) -> dict:
     """Parameters as the programs below take them: {"embed", "unembed", "final_norm", "layers": [one dict a layer]}."""
+    unembed = params["embed"] if config.tied_embeddings else params["unembed"]
     return {
         "embed": params["embed"],
-        "unembed": params["embed"] if config.tied_embeddings else params["unembed"],
-        "final_norm": params["final_norm"],
-        "layers": unstacked(params["layers"], config, fuse),
+        "unembed": blocks.OutMajor(unembed) if out_major else unembed,
+        **{name: value for name, value in params.items() if name.startswith("final_norm")},
+        "layers": unstacked(params["layers"], config, fuse, out_major),
     }
 
 
@@ -87,10 +100,11 @@ def _allowed(query_BxT, key_S, window: int):
     return (ago >= 0) & (ago < window) if window else ago >= 0
 
 
-def _split_heads(q_BxTxHxDh, num_kv_heads: int):
+def _split_heads(q_BxTxHxDh, config: ModelConfig):
     """Scaled queries, [B, K, G, T, Dh]: the G query heads of each key head together."""
     B, T, H, Dh = q_BxTxHxDh.shape
-    q = (q_BxTxHxDh * Dh**-0.5).reshape(B, T, num_kv_heads, H // num_kv_heads, Dh)
+    K = config.num_kv_heads
+    q = (q_BxTxHxDh * blocks.query_scale(config)).reshape(B, T, K, H // K, Dh)
     return q.transpose(0, 2, 3, 1, 4)
 
 
@@ -99,16 +113,17 @@ def _join_heads(context_BxKxGxTxDh, dtype):
     return context_BxKxGxTxDh.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, Dh).astype(dtype)
 
 
-def _attend(q_BxKxGxTxDh, parts):
+def _attend(q_BxKxGxTxDh, parts, cap: float | None):
     """(context, peak, total) over all parts: context = Σ exp(score - peak) · value, not yet divided by total.
 
-    parts: (keys, values, allowed [B,T,S]) where keys and values are [B,K,S,Dh] or, shared by all rows, [K,S,Dh].
+    parts: (keys, values, allowed [B,T,S]) where keys and values are [B,K,S,Dh] or, shared by all rows, [K,S,Dh]. Scores
+    are soft-capped by `cap`.
     """
     scores = []
     for keys, _, allowed in parts:
         how = "bkgtd,ksd->bkgts" if keys.ndim == 3 else "bkgtd,bksd->bkgts"
         score = jnp.einsum(how, q_BxKxGxTxDh, keys, preferred_element_type=jnp.float32)
-        scores.append(jnp.where(allowed[:, None, None], score, blocks.MASKED))
+        scores.append(jnp.where(allowed[:, None, None], blocks.softcap(score, cap), blocks.MASKED))
     peak = functools.reduce(jnp.maximum, [jnp.max(score, axis=-1, keepdims=True) for score in scores])
     total, context = 0.0, 0.0
     for score, (_, values, _) in zip(scores, parts, strict=True):
@@ -119,7 +134,8 @@ def _attend(q_BxKxGxTxDh, parts):
     return context, peak, total
 
 
-def _attend_blocks(q_BxKxGxDh, keys_BxKxSxDh, values_BxKxSxDh, place_B, window: int, state, block: int):
+def _attend_blocks(q_BxKxGxDh, keys_BxKxSxDh, values_BxKxSxDh, place_B, window: int, state, block: int,
+                   cap: float | None):
     """Goes on from `state` (context [B,K,G,Dh], peak and total [B,K,G,1]) over the row's own keys, up to the one at
     place_B, in blocks of the cache, as far as the longest row reaches.
 
@@ -135,7 +151,7 @@ def _attend_blocks(q_BxKxGxDh, keys_BxKxSxDh, values_BxKxSxDh, place_B, window: 
         allowed = _allowed(place_B[:, None], i * block + jnp.arange(block), window)[:, None]
         # Products and sums, not matrix products: with one query they only read memory, and so they need no copies.
         score = jnp.sum((q_BxKxGxDh[:, :, :, None] * keys[:, :, None]).astype(jnp.float32), axis=-1)
-        score = jnp.where(allowed, score, blocks.MASKED)
+        score = jnp.where(allowed, blocks.softcap(score, cap), blocks.MASKED)
         higher = jnp.maximum(peak, jnp.max(score, axis=-1, keepdims=True))
         shrink = jnp.where(higher == peak, 1.0, jnp.exp(peak - higher))
         mass = jnp.where(allowed, jnp.exp(score - higher), 0.0)
@@ -155,14 +171,6 @@ def _header_part(header: KeyValues | None, layer: int, positions_BxT, window: in
     return [(keys, header.values[layer], allowed)]
 
 
-def _embed(weights, tokens_BxT):
-    return jnp.take(weights["embed"], tokens_BxT, axis=0)
-
-
-def _windows(config: ModelConfig) -> tuple[int, ...]:
-    return config.windows or (0,) * config.num_layers
-
-
 # ---------------------------------------------------------------- prefill and scoring
 
 
@@ -172,13 +180,13 @@ def _forward(weights, header, past, tokens_BxT, segments_BxT, positions_BxT, con
     Segments: a token sees those of segment 0 and of its own (options side by side after one prompt).
     """
     tables = blocks.rope_tables(positions_BxT, config)
-    x_BxTxD = _embed(weights, tokens_BxT)
+    x_BxTxD = blocks.embed(weights["embed"], tokens_BxT, config)
     index_T = jnp.arange(tokens_BxT.shape[1])
     own = segments_BxT[:, None, :]
     related = (index_T[:, None] >= index_T[None, :]) & ((own == 0) | (own == segments_BxT[:, :, None]))
     start = 0 if header is None else header.length
     new_keys, new_values = [], []
-    for layer, (layer_weights, window) in enumerate(zip(weights["layers"], _windows(config), strict=True)):
+    for layer, (layer_weights, (window, rope)) in enumerate(zip(weights["layers"], config.layer_kinds, strict=True)):
 
         def attend(q, k, v, layer=layer, window=window):
             k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
@@ -192,10 +200,10 @@ def _forward(weights, header, past, tokens_BxT, segments_BxT, positions_BxT, con
             near = related
             if window:
                 near = near & (positions_BxT[:, :, None] - positions_BxT[:, None, :] < window)
-            context, _, total = _attend(_split_heads(q, k.shape[1]), [*parts, (k, v, near)])
+            context, _, total = _attend(_split_heads(q, config), [*parts, (k, v, near)], config.attention_softcap)
             return _join_heads(context / total, v.dtype)
 
-        x_BxTxD = blocks.layer(x_BxTxD, layer_weights, config, tables, attend)
+        x_BxTxD = blocks.layer(x_BxTxD, layer_weights, config, tables[rope], attend)
     return x_BxTxD, tuple(new_keys), tuple(new_values)
 
 
@@ -220,8 +228,10 @@ def score(weights, header, past, tokens_BxT, segments_BxT, offsets_BxT, places_B
     start = (0 if header is None else header.length) + (0 if past is None else past.length[:, None])
     x_BxTxD, _, _ = _forward(weights, header, past, tokens_BxT, segments_BxT, start + offsets_BxT, config)
     x_BxNxD = jnp.take_along_axis(x_BxTxD, places_BxN[..., None], axis=1)
-    hidden = blocks.rms_norm(x_BxNxD, weights["final_norm"], config.norm_eps)
-    return token_logprobs(hidden, weights["unembed"], targets_BxN)
+    hidden = blocks.norm(x_BxNxD, weights, "final_norm", config)
+    unembed = weights["unembed"]
+    unembed = unembed.matrix if isinstance(unembed, blocks.OutMajor) else unembed
+    return token_logprobs(hidden, unembed, targets_BxN, softcap=config.final_softcap)
 
 
 # ---------------------------------------------------------------- the cache
@@ -273,31 +283,35 @@ def _step(weights, header, cache, length_B, token_B, config, block):
     """Feeds one token per row: (logits float32 [B, V] for the next, cache with the token's keys and values)."""
     start = 0 if header is None else header.length
     positions_Bx1 = (start + length_B)[:, None]
-    tables = blocks.rope_tables(positions_Bx1, config)
-    x_Bx1xD = _embed(weights, token_B[:, None])
+    tables, cap = blocks.rope_tables(positions_Bx1, config), config.attention_softcap
+    x_Bx1xD = blocks.embed(weights["embed"], token_B[:, None], config)
     keys, values = list(cache[0]), list(cache[1])
-    for layer, (layer_weights, window) in enumerate(zip(weights["layers"], _windows(config), strict=True)):
+    for layer, (layer_weights, (window, rope)) in enumerate(zip(weights["layers"], config.layer_kinds, strict=True)):
 
         def attend(q, k, v, layer=layer, window=window):
             keys[layer] = _write(keys[layer], k[:, 0], length_B)
             values[layer] = _write(values[layer], v[:, 0], length_B)
-            q = _split_heads(q, config.num_kv_heads)
+            q = _split_heads(q, config)
             parts = _header_part(header, layer, positions_Bx1, window)
             if block == 0:
                 allowed = _allowed(length_B[:, None], jnp.arange(keys[layer].shape[2]), window)
-                context, _, total = _attend(q, [*parts, (keys[layer], values[layer], allowed)])
+                context, _, total = _attend(q, [*parts, (keys[layer], values[layer], allowed)], cap)
                 return _join_heads(context / total, v.dtype)
             q = q[:, :, :, 0]
             if parts:
-                state = tuple(x[:, :, :, 0] for x in _attend(q[:, :, :, None], parts))
+                state = tuple(x[:, :, :, 0] for x in _attend(q[:, :, :, None], parts, cap))
             else:
                 state = jnp.zeros(q.shape, jnp.float32), jnp.full((*q.shape[:3], 1), blocks.MASKED), jnp.zeros((*q.shape[:3], 1))
-            context, _, total = _attend_blocks(q, keys[layer], values[layer], length_B, window, state, block)
+            context, _, total = _attend_blocks(q, keys[layer], values[layer], length_B, window, state, block, cap)
             return _join_heads((context / total)[:, :, :, None], v.dtype)
 
-        x_Bx1xD = blocks.layer(x_Bx1xD, layer_weights, config, tables, attend)
-    hidden_BxD = blocks.rms_norm(x_Bx1xD, weights["final_norm"], config.norm_eps)[:, 0]
-    logits_BxV = jnp.einsum("bd,vd->bv", hidden_BxD, weights["unembed"], preferred_element_type=jnp.float32)
+        x_Bx1xD = blocks.layer(x_Bx1xD, layer_weights, config, tables[rope], attend)
+    hidden_Bx1xD = blocks.norm(x_Bx1xD, weights, "final_norm", config)
+    if isinstance(weights["unembed"], blocks.OutMajor):
+        logits_Bx1xV = weights["unembed"](hidden_Bx1xD)
+    else:
+        logits_Bx1xV = jnp.einsum("btd,vd->btv", hidden_Bx1xD, weights["unembed"], preferred_element_type=jnp.float32)
+    logits_BxV = blocks.softcap(logits_Bx1xV[:, 0].astype(jnp.float32), config.final_softcap)
     return logits_BxV, (tuple(keys), tuple(values))
 
 
