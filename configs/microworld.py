@@ -40,13 +40,13 @@ def add_sizes(config):
 
 
 def respond(**fields):
-    return default.respond(**{"source": RED_TEAM, "max_new_tokens": 48, **fields})
+    return default.respond(**{"source": RED_TEAM, "max_new_tokens": 36, **fields})
 
 
 def revise(**fields):
     # The model was made with worked examples in few of its documents only: it needs none.
-    return default.revise(**{"constitution": CONSTITUTION, "num_few_shot": 0, "max_critique_tokens": 40,
-                             "max_revision_tokens": 48, **fields})
+    return default.revise(**{"constitution": CONSTITUTION, "num_few_shot": 0, "max_critique_tokens": 32,
+                             "max_revision_tokens": 36, **fields})
 
 
 def steps(learning_rate, batch_size, num_epochs=1):
@@ -59,11 +59,11 @@ def sl(**fields):
 
 
 def compare(**fields):
-    return default.compare(**{"source": RED_TEAM, "num_samples": 3, "max_new_tokens": 48, **fields})
+    return default.compare(**{"source": RED_TEAM, "num_samples": 3, "max_new_tokens": 36, **fields})
 
 
 def feedback(**fields):
-    return default.feedback(**{"constitution": CONSTITUTION, "num_few_shot": 0, "num_headers": 1, "max_chain_tokens": 72,
+    return default.feedback(**{"constitution": CONSTITUTION, "num_few_shot": 0, "num_headers": 1, "max_chain_tokens": 64,
                                **fields})
 
 
@@ -78,9 +78,9 @@ def pm(**fields):
 
 def rl(**fields):
     return default.rl(**{
-        "prompts": default.prompts(f"{RED_TEAM}+{HELPFUL}"), "num_updates": 40, "rollouts_per_update": 256, "num_epochs": 2,
+        "prompts": default.prompts(f"{RED_TEAM}+{HELPFUL}"), "num_updates": 36, "rollouts_per_update": 192, "num_epochs": 2,
         "num_minibatches": 2, "kl_coefficient": 0.02, "learning_rate": 3e-4, "value_learning_rate": 5e-4,
-        "warmup_updates": 4, "missing_eos_penalty": 1.0, "max_prompt_tokens": 64, "max_new_tokens": 48,
+        "warmup_updates": 4, "missing_eos_penalty": 1.0, "max_prompt_tokens": 64, "max_new_tokens": 36,
         "save_every_updates": 1000, **fields,
     })
 
@@ -88,8 +88,8 @@ def rl(**fields):
 def evaluate(models, revisions="", **fields):
     return default.evaluate(models, revisions, **{
         "prompts_red_team": heldout("red_team"), "prompts_helpful": heldout("helpful"),
-        "prompts_look_alike": heldout("look_alike"), "prompts_mixed": heldout("mixed"), "max_new_tokens": 48,
-        "choices": str(DATA / "hhh.jsonl"), "num_chains": 1, "max_chain_tokens": 72,
+        "prompts_look_alike": heldout("look_alike"), "prompts_mixed": heldout("mixed"), "max_new_tokens": 36,
+        "choices": str(DATA / "hhh.jsonl"), "num_chains": 1, "max_chain_tokens": 64,
         "comparisons": human("", file="heldout_comparisons"), **fields,
     })
 

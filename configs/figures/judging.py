@@ -16,10 +16,8 @@ def get_config():
         reward = "@pm" if role == "helpful" else ""
         for chains in (1, 5):
             graph[f"judge_{size}_{chains}"] = microworld.evaluate(
-                {}, **no_prompts, reward=reward, feedback=role, num_chains=chains)
-        for task in ("identify", "classify"):
-            graph[f"{task}_{size}"] = microworld.evaluate({}, **no_prompts, reward="", feedback=role, num_chains=1,
-                                                          choices=str(microworld.DATA / f"{task}.jsonl"))
+                {}, **no_prompts, reward=reward, feedback=role, num_chains=chains,
+                choices="+".join(str(microworld.DATA / f"{name}.jsonl") for name in ("hhh", "identify", "classify")))
     config.graph = graph
     config.stages = tuple(graph)
     return config
