@@ -88,7 +88,8 @@ class Engine:
         """New parameters of the same shapes; what was prefilled with the old ones is forgotten."""
         self._store.clear()
         with jax.set_mesh(self.mesh):
-            self.weights = cached.prepare(params, self.config, fuses(self.mesh))
+            out_major = self._block > 0 and self.mesh.size == 1
+            self.weights = cached.prepare(params, self.config, fuses(self.mesh), out_major)
             if self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1:
                 layers = self.weights["layers"]
                 self.weights["layers"] = [jax.device_put(x, layer_places(x, self.config, self.mesh)) for x in layers]
