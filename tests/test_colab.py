@@ -1,26 +1,65 @@
-"""The quickstart notebook runs from its first cell to its last, on the tiny model with very short settings."""
+"""The notebooks run from their first cell to their last, on the tiny model with very short settings."""
 
 import pathlib
 import sys
 
 import nbformat
-from nbclient import NotebookClient
+import pytest
+
+from tests.chaos import harness
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "colab"))
 import make_notebooks  # noqa: E402
 
-
-def test_the_saved_notebook_is_the_reviewed_one():
-    saved = nbformat.read(ROOT / "colab" / "quickstart.ipynb", as_version=4)
-    assert [(cell.cell_type, cell.source) for cell in saved.cells] == make_notebooks.QUICKSTART
+# Forgets everything but where the modules are: every notebook must import and define what it uses.
+FORGET = ("code", 'get_ipython().run_line_magic("reset", "-sf")')
 
 
-def test_quickstart_runs(tmp_path, monkeypatch, tiny_model):
+@pytest.fixture
+def short(monkeypatch, tmp_path, tiny_model):
+    """The tiny model, few rows, few tokens; and the programs that other tests have compiled."""
+    for name, value in harness.environment().items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("CAI_JAX_MODEL", f"random:{tiny_model}")
     monkeypatch.setenv("CAI_JAX_WORKDIR", str(tmp_path / "run"))
     monkeypatch.setenv("CAI_JAX_ROWS", "4")
-    book = make_notebooks.notebook(make_notebooks.QUICKSTART)
-    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(ROOT / "colab")}}).execute()
-    texts = "".join(output.get("text", "") for cell in book.cells if cell.cell_type == "code" for output in cell.outputs)
-    assert "CRITIQUE" in texts and "p(first response)" in texts and "report.html written" in texts
+    monkeypatch.setenv("CAI_JAX_TOKENS", "6")
+
+
+def printed(book) -> str:
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    return "".join(output.get("text", "") for cell in cells for output in cell.outputs)
+
+
+def pictures(book) -> int:
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    return sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
+
+
+@pytest.mark.parametrize("name", make_notebooks.NAMES)
+def test_the_saved_notebook_is_the_reviewed_one(name):
+    path = ROOT / "colab" / f"{name}.ipynb"
+    saved = nbformat.read(path, as_version=4)
+    assert [(cell.cell_type, cell.source) for cell in saved.cells] == make_notebooks.cells(name)
+    assert saved.cells[1].source == make_notebooks.SHARED["install"][1]
+    assert path.stat().st_size < 400_000
+
+
+def test_quickstart_runs(short):
+    book = make_notebooks.execute(make_notebooks.notebook(make_notebooks.cells("quickstart")), timeout=300)
+    text = printed(book)
+    assert "CRITIQUE" in text and "p(first response)" in text and "report.html written" in text and pictures(book) == 1
+
+
+def test_the_other_notebooks_run(finished, short, monkeypatch):
+    """One after the other in one kernel, which forgets between them: JAX starts once."""
+    monkeypatch.setenv("CAI_JAX_RUN", str(finished[0]))
+    before = {path: path.stat().st_mtime_ns for path in finished[0].rglob("*")}
+    names = make_notebooks.NAMES[1:]
+    book = make_notebooks.notebook([cell for name in names for cell in (*make_notebooks.cells(name), FORGET)])
+    text = printed(make_notebooks.execute(book, timeout=300))
+    assert "[mine] kind_and_short" in text and "ab 0." in text  # playground
+    assert "preference model" in text and "boilerplate" in text  # reading a PM
+    assert "[step 3]" in text and "update 3, best" in text and pictures(book) == 3  # RL against steps
+    assert {path: path.stat().st_mtime_ns for path in finished[0].rglob("*")} == before, "reading a run changed it"
