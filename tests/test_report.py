@@ -191,6 +191,18 @@ def test_every_figure_draws_both_ways(whole):
     assert figures.frontier([Run(whole)]).series[2].texts[0].startswith("RL-CAI, ")
 
 
+def test_labels_of_close_points_do_not_meet():
+    points = [("Initial, 12 tokens", 200.0, 100.0, "a"), ("SL-CAI, 12 tokens", 230.0, 100.0, "b"), ("RL", 202.0, 104.0, "c")]
+    drawn = svg._names(points, 40, 560, 14, 280)
+    boxes = []
+    for text in drawn:
+        x, y = (float(v) for v in re.search(r'x="([\d.]+)" y="([\d.]+)"', text).groups())
+        boxes.append((x, y - 10, x + svg.CHAR * len(re.search(">(.*)<", text)[1]), y + 3))
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            assert a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3]
+
+
 def test_command(whole, tmp_path, capsys):
     out = tmp_path / "out"
     assert report.main(["report", str(whole), f"--out={out}"]) == 0

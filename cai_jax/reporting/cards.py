@@ -34,6 +34,7 @@ class Deck:
         self.principles: dict[str, str] = {}
         for place, run in enumerate(runs):
             self._revisions(run, place)
+            self._responses(run, place)
             self._answers(run, place)
             self._comparisons(run, place)
             self._rollouts(run, place)
@@ -72,6 +73,17 @@ class Deck:
                     before = after
                 self.card(record).setdefault("rev", []).append(
                     {"g": place, "m": stage.name, "i": initial, "s": _round(run.scores.get(f"{record['id']}#0")), "r": rounds})
+
+    def _responses(self, run: Run, place: int) -> None:
+        """Answers that were not revised (helpful samples, or a run that stopped before it revised)."""
+        revised = {record["id"] for stage in run.of_kind("revise") for record in run.records(stage.name)}
+        for stage in run.of_kind("respond"):
+            for record in run.records(stage.name):
+                if record["id"] not in revised:
+                    self.card(record).setdefault("res", []).append(
+                        {"g": place, "m": stage.name, "r": self.text(record.get("response")), "s": None,
+                         "w": record.get("num_tokens"), "z": record.get("stop") == "length",
+                         "f": refusal_kind(str(record.get("response", ""))[:4000])})
 
     def _answers(self, run: Run, place: int) -> None:
         order = {name: i for i, name in enumerate(run.models)}

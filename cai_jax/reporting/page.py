@@ -54,7 +54,7 @@ def transcripts(runs: Sequence[Run]) -> str:
              "revision against initial response, or last model against first. Texts beyond "
              f"{count['limit']:,} characters are cut here and whole in the run's records.jsonl files.{cut}")
     kinds = {"rev": "Critiques and revisions", "ans": "Answers of the models", "cmp": "Comparisons and labels",
-             "roll": "RL rollouts"}
+             "res": "Responses not revised", "roll": "RL rollouts"}
     controls = (
         _select("show", "Show", {"": "Everything", **kinds}) + _select("kind", "Kind of harm", {"": "All"})
         + _select("principle", "Principle", {"": "All"})

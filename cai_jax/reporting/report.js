@@ -110,6 +110,7 @@
     const who = { human: "Human", assistant: "Assistant", system: "System" };
     for (const [role, text] of card.d) add(box, turn(role === "human" ? "human" : "assistant", who[role] || role, text));
     for (const found of card.rev || []) add(box, el("h4", "", "Critique and revision"), revision(data, found));
+    if (card.res) add(box, el("h4", "", "Responses"), answers(data, card.res));
     if (card.ans) add(box, el("h4", "", "Answers of the models"), answers(data, card.ans));
     for (const found of card.cmp || []) add(box, el("h4", "", "Comparison and labels"), comparison(data, found));
     if (card.roll) add(box, el("h4", "", "RL rollouts"), rollouts(card.roll));
@@ -142,7 +143,7 @@
     fill("f-principle", [...new Set(cards.flatMap((c) => [...c.u]))].sort());
 
     function text(card) {
-      if (card.q === undefined) card.q = JSON.stringify([card.p, card.d, card.rev, card.ans, card.cmp]).toLowerCase();
+      if (card.q === undefined) card.q = JSON.stringify([card.p, card.d, card.rev, card.res, card.ans, card.cmp, card.roll]).toLowerCase();
       return card.q;
     }
     function fits(card) {

@@ -149,6 +149,15 @@ class Run:
     def tokens(self, kind: str) -> int:
         return sum(stage.tokens.get(kind, 0) for stage in self.stages.values())
 
+    @property
+    def flops(self) -> float | None:
+        """What the counted tokens cost at least: 2N each for sampled and scored ones, 6N for trained ones. Attention, prompts
+        before sampling, and recomputation come on top. None where the model's size is unknown."""
+        if not self.num_parameters:
+            return None
+        forward = self.tokens("sampled") + self.tokens("scored")
+        return self.num_parameters * (2.0 * forward + 6.0 * self.tokens("trained"))
+
     @functools.cached_property
     def num_parameters(self) -> int | None:
         """Of the first trained policy, from the config.json beside its weights; None where nothing was trained yet."""

@@ -114,7 +114,8 @@ def facts(runs: Sequence[Run]) -> str:
         ("Constitution", escape(story.constitution(run) or "–"), ""),
         ("Time", duration(run.seconds), f"{len(run.stages)} stages"),
         ("Sampled", quantity(run.tokens("sampled")), "tokens"),
-        ("Trained on", quantity(run.tokens("trained")), "tokens"),
+        ("Trained on", quantity(run.tokens("trained")) if run.tokens("trained") else "–", "tokens"),
+        ("Compute", f"{quantity(run.flops)}FLOP" if run.flops else "–", "2N a token, 6N trained"),
         ("Peak memory", gigabytes(run.peak_bytes),
          escape(f"{run.info.get('num_devices', 1)} × {', '.join(devices)}" if devices else "")),
         ("Seed", escape(run.config.get("seed", "–")), ""),
@@ -240,7 +241,8 @@ def cost(runs: Sequence[Run]) -> str:
             dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(stage.dropped.items()))
             share = 100 * (stage.seconds or 0.0) / longest
             body.append([escape(stage.name), escape(stage.kind), quantity(rows),
-                         f'{duration(stage.seconds)}<span class="share" style="width:{share:.1f}%"></span>', escape(tokens) or "–",
+                         duration(stage.seconds) + (f'<span class="share" style="width:{share:.1f}%"></span>' if share else ""),
+                         escape(tokens) or "–",
                          gigabytes(stage.manifest.get("peak_bytes")),
                          (escape(stage.summary.get("headline", "")) if stage.done else "<b>not finished</b>")
                          + (f"<small>left out: {escape(dropped)}</small>" if dropped else "")])

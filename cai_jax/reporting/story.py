@@ -69,7 +69,10 @@ def sentences(run: Run) -> list[str]:
     for stage in run.of_kind("rl"):
         updates, size = stage.fields.get("num_updates"), stage.fields.get("rollouts_per_update")
         out.append(f"{model_name(stage.name)} was trained against it with PPO for {updates} updates of {size} rollouts.")
-    return out or [stage.summary.get("headline", "") for stage in run.stages.values() if stage.summary.get("headline")][:2]
+    if not out:
+        answered = [f"{stage.summary['rows']:,} ({stage.name})" for stage in run.of_kind("respond") if stage.summary.get("rows")]
+        out = [f"{base or 'A model'} answered prompts: {', '.join(answered)}."] if answered else ["No stage has finished yet."]
+    return out
 
 
 def verdict(run: Run) -> list[tuple[str, str]]:

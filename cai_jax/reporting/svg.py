@@ -105,9 +105,9 @@ def _panel(figure: Panel) -> tuple[list[str], float, float]:
                 _text(width - right, y(value) - 4, label, "end", "tick")]
     for series in figure.series:
         out += _series(series, x, y, figure)
-    for series in figure.series:  # above every mark
-        out += [_name(text, x(a), y(b), x.end, series) for text, a, b in zip(series.texts, series.x, series.y, strict=False)
-                if finite([a, b]) == [a, b]]
+    labelled = [(text, x(a), y(b), f"name t{series.tone % NUM_TONES}") for series in figure.series
+                for text, a, b in zip(series.texts, series.x, series.y, strict=False) if finite([a, b]) == [a, b]]
+    out += _names(labelled, left, width, 14, height - 36)  # above every mark
     if named:
         ends = [y(finite(s.y)[-1]) for s in lines]
         for series, at in zip(lines, apart(ends, 13, 22, height - 36), strict=True):
@@ -115,11 +115,28 @@ def _panel(figure: Panel) -> tuple[list[str], float, float]:
     return out, width, height
 
 
-def _name(text: str, x: float, y: float, end: float, series: Series) -> str:
-    """The label of a point, on its left where the right edge is near."""
-    near_edge = x > end - CHAR * len(text) - 14
-    css = f"name t{series.tone % NUM_TONES}"
-    return _text(x - 9 if near_edge else x + 9, y - 8, text, "end" if near_edge else "start", css)
+def _meet(a, b) -> bool:
+    """Whether two boxes (left, top, right, bottom) overlap."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _names(points, left: float, right: float, top: float, bottom: float) -> list[str]:
+    """Labels (text, x, y, css) beside their points: the first of eight places that meets no label or point, else the first."""
+    taken = [(x - 5, y - 5, x + 5, y + 5) for _, x, y, _ in points]
+    out = []
+    for text, x, y, css in points:
+        wide = 1.08 * CHAR * len(text)
+        places = []
+        for down in (-8, 18, -22, 32):
+            for start in (x + 9, x - 9 - wide):
+                box = (start, y + down - 10, start + wide, y + down + 3)
+                if box[0] >= left and box[2] <= right and box[1] >= top - 12 and box[3] <= bottom:
+                    places.append((box, start, y + down))
+        free = [p for p in places if not any(_meet(p[0], other) for other in taken)]
+        box, start, at = (free or places or [((x, y, x, y), x + 9, y - 8)])[0]
+        taken.append(box)
+        out.append(_text(start, at, text, css=css))
+    return out
 
 
 def _series(series: Series, x: _Scale, y: _Scale, figure: Panel) -> list[str]:
