@@ -12,7 +12,7 @@ from parity import cases
 from safetensors.numpy import save_file
 
 from cai_jax.data.dialogue import load_format
-from cai_jax.models import decoder, hf
+from cai_jax.models import blocks, decoder, hf
 from cai_jax.structs import Message
 
 PARITY = pathlib.Path(__file__).parent / "parity"
@@ -22,7 +22,7 @@ PARITY = pathlib.Path(__file__).parent / "parity"
 def logits_of(params, tokens, mask, config, places):
     """Logits at `places` = (rows, columns)."""
     hidden = decoder.hidden_states(params, tokens, mask, config, scan=True)[places]
-    return hidden @ decoder.unembedding(params, config).T
+    return blocks.softcap(hidden @ decoder.unembedding(params, config).T, config.final_softcap)
 
 
 def assert_close(ours, theirs, tolerance=1e-4):

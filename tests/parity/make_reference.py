@@ -35,6 +35,8 @@ def model_of(config: dict) -> torch.nn.Module:
     tensors = {name: torch.from_numpy(value) for name, value in cases.weights(config).items()}
     if config["tie_word_embeddings"]:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    if "embed_out.weight" in tensors:  # what GPT-NeoX files say is called otherwise inside transformers 5
+        tensors["lm_head.weight"] = tensors.pop("embed_out.weight")
     model.load_state_dict(tensors, strict=True)
     return model.eval()
 

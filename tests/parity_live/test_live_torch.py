@@ -16,7 +16,7 @@ from parity import cases
 from parity.make_reference import logits_of, model_of
 
 from cai_jax.data.dialogue import load_format
-from cai_jax.models import decoder, hf
+from cai_jax.models import blocks, decoder, hf
 from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
 from cai_jax.structs import Message
@@ -25,7 +25,8 @@ from cai_jax.structs import Message
 @functools.partial(jax.jit, static_argnames="config")
 def our_logits(params, tokens, mask, config):
     hidden = decoder.hidden_states(params, tokens, mask, config, scan=True)
-    return jnp.einsum("btd,vd->btv", hidden, decoder.unembedding(params, config))
+    logits = jnp.einsum("btd,vd->btv", hidden, decoder.unembedding(params, config))
+    return blocks.softcap(logits, config.final_softcap)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -66,6 +67,8 @@ def test_theirs_loaded_here(name, tmp_path):
     weight = torch.from_numpy(mask[:, 1:].astype(np.float32))
     (-(picked * weight).sum() / weight.sum()).backward()
     theirs = {key: value.grad.numpy() for key, value in model.named_parameters()}
+    if "gpt_neox.embed_in.weight" in theirs:  # the name that files have
+        theirs["embed_out.weight"] = theirs.pop("lm_head.weight")
     config, params = hf.load_hf(tmp_path)
     gradient = our_gradient(params, jnp.asarray(tokens), jnp.asarray(mask), config)
     hf.save_hf(tmp_path / "gradient", config, gradient)
@@ -81,7 +84,7 @@ def test_ours_loaded_there(name, shard_bytes, tmp_path):
     """Random weights → save_hf (one file, several files) → AutoModelForCausalLM."""
     config = ModelConfig.from_hf(cases.CASES[name])
     params = params_lib.init_params(config, jax.random.key(3))
-    hf.save_hf(tmp_path, config, params, shard_bytes=shard_bytes)
+    hf.save_hf(tmp_path, config, params, shard_bytes=shard_bytes, fields=cases.NO_IDS)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
     tokens, mask = cases.batch(left=False)
     ours = np.asarray(our_logits(params, jnp.asarray(tokens), jnp.asarray(mask), config))
