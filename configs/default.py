@@ -175,7 +175,7 @@ def evaluate(models, revisions="", **fields):
     return {
         "kind": "evaluate",
         "inputs": {"revisions": revisions},  # scored round by round (Figure 5) and by principle; "" for none
-        "models": models,  # name → model; differences are taken against the one that comes first in the graph
+        "models": models,  # name → model, or "responses:FILE.jsonl"; differences are taken against the one first in the graph
         "anchor": "sl",  # the model with Elo 0 (the paper: SL-CAI); the first where there is none of that name
         "reward": "@pm",
         "judge": "",  # a model that compares answers (Elo, both orders) and names evasive ones, e.g. "judge"; "" for none
@@ -221,6 +221,7 @@ def base_config():
             "chunk_steps": 16,  # tokens a device call
             "max_length": 1024,  # tokens of prompt and answer together; longer prompts are left out and counted
         },
+        "logging": {"wandb": ""},  # a Weights & Biases project; TensorBoard and JSON Lines are always written
         "graph": {},
     })
 

@@ -167,6 +167,23 @@ def test_a_judge_that_likes_the_first_place_finds_no_difference(tmp_path):
     evaluate.run(again)
 
 
+def test_answers_from_a_file_and_a_judge_that_is_a_function(tmp_path):
+    rows = [{"prompt_id": "p0", "response": "one two three"}, {"prompt": "qq", "response": " four ", "num_tokens": 9}]
+    file = tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    ctx = Context(tmp_path / "files", models={"other": f"responses:{file}"}, reward="python:tests.test_evaluate.count_words",
+                  num_samples=1, choices="", feedback="", comparisons={"source": ""})
+    evaluate.run(ctx)
+    found = json.loads((tmp_path / "files" / "metrics.json").read_text())["rows"]
+    assert find(found, "num_tokens", "red_team", "other")[0]["value"] == (3 + 9) / 2
+    assert find(found, "pm_score", "red_team", "other")[0]["value"] == (3 + 1) / 2
+    assert not ctx.sampled and ctx.dropped[f"no answer in {file}"] == 14
+
+
+def count_words(dialogues):
+    return [len(dialogue[-1].text.split()) for dialogue in dialogues]
+
+
 def test_without_judges_and_choices(tmp_path):
     summary = evaluate.run(Context(tmp_path / "bare", reward="", feedback="", choices="", prompts_helpful={"source": ""}))
     rows = json.loads((tmp_path / "bare" / "metrics.json").read_text())["rows"]

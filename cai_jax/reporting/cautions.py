@@ -9,7 +9,7 @@ import dataclasses
 
 from cai_jax.evals.rows import find
 from cai_jax.reporting.run_data import Run
-from cai_jax.reporting.text import model_name, number, quantity
+from cai_jax.reporting.text import model_name, number, place_name, quantity
 
 SMALL_MODEL = 1_000_000_000
 LENGTH_DRIFT = 0.25  # of the first model's mean length
@@ -19,7 +19,6 @@ SIDE_LIMIT = 0.2  # of how often option (A) is chosen, around one half
 CUT_LIMIT = 0.25
 FEW_ITEMS = 50
 GAP_LIMIT = 1e-3
-PLACES = {"red_team": "red-team prompts", "helpful": "helpful prompts", "harmless": "harmless prompts"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,7 @@ def _unfinished(run: Run):
 def _null_results(run: Run):
     """One caution a set of prompts: which models do not differ from the first, and which score lower."""
     for on, rows in _by_place(run, "pm_score").items():
-        where = PLACES.get(on, on)
+        where = place_name(on)
         null = [f"{model_name(r['model'])} {interval(r)}" for r in rows if r.get("null")]
         lower = [f"{model_name(r['model'])} {interval(r)}" for r in rows if not r.get("null") and r["value"] < 0]
         against = model_name(rows[0]["against"])
@@ -75,7 +74,7 @@ def _length(run: Run):
             base = find(run.evaluation["rows"], "num_tokens", on, row["against"])
             if base and base[0]["value"] and abs(row["value"]) > LENGTH_DRIFT * base[0]["value"] and not row.get("null"):
                 share = number(row["value"] / base[0]["value"], sign=True, percent=True)
-                drifts.append(f"{model_name(row['model'])} {share} on {PLACES.get(on, on)}")
+                drifts.append(f"{model_name(row['model'])} {share} on {place_name(on)}")
     if drifts:
         told = (f"Length drift: {', '.join(drifts)}. Preference models often reward length; read the scores with "
                 "that in mind.")
@@ -161,7 +160,7 @@ def _truncation(run: Run):
     for row in find(run.evaluation["rows"], "cut_rate"):
         if row["value"] is not None and row["value"] > CUT_LIMIT:
             told = (f"{number(row['value'], percent=True)} of {row['model']}'s answers to "
-                    f"{PLACES.get(row['on'], row['on'])} were cut at the length limit.")
+                    f"{place_name(row['on'])} were cut at the length limit.")
             yield Caution("note", told, "results")
 
 
@@ -195,7 +194,7 @@ def _few(run: Run):
     counts = {row["on"]: row["n"] for row in find(run.evaluation["rows"], "pm_score")}
     few = {on: n for on, n in counts.items() if n < FEW_ITEMS}
     if few:
-        told = ", ".join(f"{n} {PLACES.get(on, on)}" for on, n in sorted(few.items()))
+        told = ", ".join(f"{n} {place_name(on)}" for on, n in sorted(few.items()))
         yield Caution("note", f"Few items: {told}. Only large effects can show.", "results")
 
 

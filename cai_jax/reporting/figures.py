@@ -15,10 +15,8 @@ from cai_jax.evals.intervals import bootstrap_mean
 from cai_jax.evals.rows import find
 from cai_jax.reporting.figure import Forest, ForestRow, Panel, Series
 from cai_jax.reporting.run_data import Run, Stage
-from cai_jax.reporting.text import model_name
+from cai_jax.reporting.text import ITEM_SETS, headed, model_name, place_name
 
-PLACES = {"red_team": "Red-team prompts", "helpful": "Helpful prompts", "harmless": "Harmless prompts"}
-ITEM_SETS = {"hhh": "HHH", "438HHHEvaluations": "438 HHH", "comparisons": "human pairs"}
 HARM, HELP = "red_team", "helpful"
 MAX_POINTS = 240
 
@@ -68,7 +66,7 @@ def by_model(runs: Sequence[Run], metric: str, title: str, x_label: str, *, perc
                         block.append(ForestRow(_label(runs, run, model_name(name)), r["value"], r["low"], r["high"],
                                                _tone(runs, place, index), note=f"n = {r['n']}"))
         if block:
-            rows += [ForestRow(PLACES.get(on, on), None, heading=True), *block]
+            rows += [ForestRow(headed(place_name(on)), None, heading=True), *block]
     return Forest(metric, title, x_label, rows, reference, percent, caption, digits) if rows else None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cai_jax.evals.rows import find
 from cai_jax.reporting import cautions, compare, figures, story
 from cai_jax.reporting.run_data import Run
-from cai_jax.reporting.text import clip, duration, gigabytes, model_name, number, quantity, visible
+from cai_jax.reporting.text import clip, duration, gigabytes, headed, model_name, number, place_name, quantity, visible
 
 NUM_EXAMPLES = 3
 EXAMPLE_LIMIT = 1500
@@ -70,7 +70,7 @@ def _results(run: Run) -> list[str]:
             cells.insert(2, cautions.interval(against[0]) if against and against[0]["value"] is not None else "–")
             body.append(cells)
         head = ["model", "PM score", f"difference to {plain(model_name(run.models[0]))}", "tokens", "refusals", "evasive"]
-        out.append(f"### {figures.PLACES.get(on, plain(on))}\n\n{table(head, body)}")
+        out.append(f"### {headed(plain(place_name(on)))}\n\n{table(head, body)}")
     body = []
     for metric in ("choice_zero_shot", "choice_few_shot", "choice_chain_of_thought", "pm_accuracy"):
         for r in find(rows, metric):

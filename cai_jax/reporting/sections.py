@@ -10,7 +10,7 @@ from cai_jax.reporting import cautions as cautions_lib
 from cai_jax.reporting import compare, figures, story, svg
 from cai_jax.reporting.figure import Forest, Panel
 from cai_jax.reporting.run_data import Run
-from cai_jax.reporting.text import duration, escape, gigabytes, model_name, number, quantity
+from cai_jax.reporting.text import duration, escape, gigabytes, headed, model_name, number, place_name, quantity
 
 SHOWN_CAUTIONS = 5
 
@@ -159,7 +159,7 @@ def results(runs: Sequence[Run]) -> str:
             body = [[swatch(i) + escape(model_name(name)),
                      *(_cell(rows, metric, on, name, models[0], digits, percent) for _, metric, digits, percent in columns)]
                     for i, name in enumerate(models)]
-            place = figures.PLACES.get(on, on) + (f", {run.name}" if len(runs) > 1 else "")
+            place = headed(place_name(on)) + (f", {run.name}" if len(runs) > 1 else "")
             parts.append(table(["Model", *(c[0] for c in columns)], body, numeric=range(1, 1 + len(columns)),
                                caption=f"{place} ({max(counts, default=0)})"))
     drawn = [figures.by_model(runs, "pm_score", "Preference-model score", "mean PM score"),
@@ -222,7 +222,7 @@ def differences(runs: Sequence[Run]) -> str:
                 shown += (f'<small class="{"null" if estimate.covers_zero else "shown"}">'
                           f"{number(estimate.value, digits, sign=True, percent=percent)} [{low}, {high}]</small>")
             cells.append(shown)
-        body.append([escape(d.metric.replace("_", " ")), escape(figures.PLACES.get(d.on, d.on)), escape(model_name(d.model)),
+        body.append([escape(d.metric.replace("_", " ")), escape(headed(place_name(d.on))), escape(model_name(d.model)),
                      *cells, "by prompt" if d.paired else "no"])
     heads = [swatch(i + 1) + escape(run.name) for i, run in enumerate(runs)]
     return section("differences", "Differences", "Under each number stands its difference to the first run with a 95 % "

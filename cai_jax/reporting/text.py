@@ -23,6 +23,25 @@ def model_name(name: str) -> str:
     return MODEL_NAMES.get(name, name)
 
 
+# Sets of prompts in print; others by their name.
+PLACES = {"red_team": "red-team prompts", "helpful": "helpful prompts", "xstest:safe": "safe prompts that look harmful"}
+
+
+ITEM_SETS = {"hhh": "HHH", "438HHHEvaluations": "438 HHH", "comparisons": "human pairs"}
+
+
+def place_name(on: str) -> str:
+    """The name of a set of prompts, or of a set of questions and its part."""
+    name, _, part = on.partition(":")
+    if name in ITEM_SETS:
+        return ITEM_SETS[name] + (f", {part}" if part else "")
+    return PLACES.get(on, on.replace("_", " ").replace(":", ", ") + " prompts")
+
+
+def headed(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def visible(text: str) -> str:
     """`text` with control, bidi and zero-width characters written as ⟨U+202E⟩, lone surrogates as �."""
     text = _SURROGATE.sub("�", text.replace("\r\n", "\n").replace("\r", "\n"))

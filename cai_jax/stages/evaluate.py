@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import types
 
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.evals import load_choices
+from cai_jax.data.jsonl import field
 from cai_jax.data.prompts import read_prompts
+from cai_jax.data.tables import read_rows
 from cai_jax.evals import calibration, elo, judged, multiple_choice, preference, samples
 from cai_jax.evals.intervals import Estimate, wilson
 from cai_jax.evals.rows import SCHEMA as ROW_SCHEMA
@@ -26,9 +29,11 @@ from cai_jax.sampling.rewards import RewardModel
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.structs import Message, SampleRequest, SamplingParams, dialogue_from_json, dialogue_to_json
+from cai_jax.training.rollouts import custom_reward
 
 SCHEMA = 1
 PROMPT_FIELD = "prompts_"  # config.prompts_NAME is the set of prompts NAME
+FILE_REFERENCE = "responses:"  # a model whose answers stand in a file
 
 
 def run(ctx: StageContext) -> dict:
@@ -83,10 +88,10 @@ def _answers(ctx: StageContext, models: dict[str, str]):
     """Samples what is not in the journal yet; a model is loaded only if something of it is missing."""
     config, journal = ctx.config, ctx.directory.journal()
     sets = {}
-    for field in sorted(config):
-        if field.startswith(PROMPT_FIELD) and config[field].source:
-            prompts, dropped = read_prompts(**config[field].to_dict())
-            sets[field.removeprefix(PROMPT_FIELD)] = prompts
+    for name in sorted(config):
+        if name.startswith(PROMPT_FIELD) and config[name].source:
+            prompts, dropped = read_prompts(**config[name].to_dict())
+            sets[name.removeprefix(PROMPT_FIELD)] = prompts
             for reason, count in dropped.items():
                 ctx.drop(reason, count)
     for name, reference in models.items():
@@ -94,6 +99,9 @@ def _answers(ctx: StageContext, models: dict[str, str]):
                   for on, prompts in sets.items() for prompt in prompts for sample in range(config.num_samples)}
         missing = [key for key in wanted if key not in journal.finished]
         if not missing:
+            continue
+        if reference.startswith(FILE_REFERENCE):
+            _read_answers(ctx, name, reference, wanted, missing, journal)
             continue
         model = ctx.load_model(reference, format=config.format)
         sampling = SamplingParams(config.max_new_tokens, config.temperature, config.top_k, config.top_p,
@@ -117,7 +125,33 @@ def _answers(ctx: StageContext, models: dict[str, str]):
     return journal
 
 
-def _reward_model(ctx: StageContext) -> RewardModel:
+def _read_answers(ctx: StageContext, name: str, reference: str, wanted: dict, missing: list[str], journal) -> None:
+    """Answers of a model that is not here, from a file of {"prompt_id" or "prompt", "response"} rows: the n-th row of a
+    prompt is its n-th sample. Lengths are in words where a row has no "num_tokens"."""
+    path = reference.removeprefix(FILE_REFERENCE)
+    by_prompt = collections.defaultdict(list)
+    for line, found in read_rows(path):
+        key = field(found, "prompt_id" if "prompt_id" in found else "prompt", str, path, line)
+        by_prompt[key.strip()].append({**found, "response": field(found, "response", str, path, line)})
+    for key in missing:
+        on, prompt, sample = wanted[key]
+        rows = by_prompt.get(prompt.id) or by_prompt.get(prompt.dialogue[-1].text.strip()) or []
+        if sample >= len(rows):
+            ctx.drop(f"no answer in {path}")
+            continue
+        text = rows[sample]["response"].strip()
+        journal.append({
+            "id": key, "prompt_id": prompt.id, "kind": prompt.kind, "on": on, "name": name, "model": reference, "seed": ctx.seed,
+            "dialogue": dialogue_to_json(prompt.dialogue), "sample": sample, "response": text, "stop": "eos",
+            "num_tokens": int(rows[sample].get("num_tokens", len(text.split()))), "logprob": None,
+        })
+    journal.flush()
+
+
+def _reward_model(ctx: StageContext):
+    """The judge: a pm stage, or a function of dialogues ("python:package.module.function")."""
+    if ctx.config.reward.startswith("python:"):
+        return types.SimpleNamespace(score=custom_reward(ctx.config.reward))
     model = ctx.load_model(ctx.config.reward, kind="reward")
     return RewardModel(model.params, model.config, model.format, ctx.mesh, model.normalisation,
                        ctx.run_config.model.scan_layers)
