@@ -1,7 +1,12 @@
 """Metrics files: one row a step, no doubles after a restart, rates kept apart."""
 
 import json
+import sys
 
+import pytest
+
+from cai_jax.errors import UserError
+from cai_jax.io import metrics
 from cai_jax.io.metrics import MetricsWriter, read_rows
 
 
@@ -42,3 +47,56 @@ def test_not_finite_values_are_null_and_a_cut_line_is_left_out(tmp_path):
 
 def test_no_file_is_no_rows(tmp_path):
     assert read_rows(tmp_path / "metrics.jsonl") == []
+
+
+def picture():
+    from cai_jax.reporting import png
+    from cai_jax.reporting.figure import Panel, Series
+
+    return png.draw(Panel("p", "A figure", "x", "y", [Series("s", [0.0, 1.0], [0.5, None], mark="dots")]))
+
+
+def test_histograms_figures_and_the_run_are_shown_in_tensorboard(tmp_path):
+    writer = MetricsWriter(tmp_path, about={"git_revision": "abc123"})
+    writer.histogram(1, "rewards", [0.1, 0.2, float("nan")])
+    writer.histogram(1, "nothing", [float("inf")])
+    writer.figure(1, "a figure", picture())
+    writer.close()
+    (events,) = (tmp_path / "tensorboard").glob("events*")
+    content = events.read_bytes()
+    assert b"rewards" in content and b"abc123" in content and b"\x89PNG" in content and b"nothing" not in content
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_long_timing_file_is_rotated_and_the_metrics_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "TIMING_BYTES", 100)
+    writer = MetricsWriter(tmp_path)
+    for step in range(1, 11):
+        writer.write(step, {"loss": 1.0}, {"seconds": 0.5})
+    writer.close()
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 10
+    steps = [row["step"] for name in ("timing.old", "timing") for row in read_rows(tmp_path / f"{name}.jsonl")]
+    assert steps == list(range(steps[0], 11)) and 0 < (tmp_path / "timing.old.jsonl").stat().st_size < 150
+
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    stage = tmp_path / "run" / "rl"
+    writer = MetricsWriter(stage, wandb="cai", about={"git_revision": "abc123"})
+    writer.write(1, {"reward_mean": 0.5, "bad": float("nan")}, {"seconds": 0.1})
+    writer.text(1, "sample", "<b>text</b>")
+    writer.histogram(1, "rewards", [0.1, 0.2])
+    writer.figure(1, "a figure", picture())
+    writer.close()
+    (log,) = stage.glob("wandb/offline-run-*/*.wandb")
+    content = log.read_bytes()
+    assert b"reward_mean" in content and b"abc123" in content and b"run/rl" in content
+    assert "&lt;b&gt;" in next(stage.rglob("*.html")).read_text() and list(stage.rglob("*.png"))
+
+
+def test_wandb_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        MetricsWriter(tmp_path, wandb="cai")

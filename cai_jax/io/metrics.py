@@ -1,29 +1,38 @@
-"""Numbers over time: metrics.jsonl (deterministic), timing.jsonl (seconds, rates), and TensorBoard beside them."""
+"""Numbers over time: metrics.jsonl (deterministic), timing.jsonl (seconds, rates), TensorBoard and, if asked for, Weights &
+Biases beside them."""
 
 from __future__ import annotations
 
+import hashlib
+import html
+import io
 import json
 import math
+import os
 
 from etils import epath
 
+from cai_jax.errors import UserError
 from cai_jax.io import progress
 from cai_jax.io.artefacts import is_writer, write_text
 
+TIMING_BYTES = 16 * 2**20  # a longer timing.jsonl becomes timing.old.jsonl; the one before it goes
+
 
 class MetricsWriter:
-    """Writes scalars and texts by step.
+    """Writes scalars, texts, histograms and figures by step; only scalars stand in the files.
 
     A checkpoint keeps the text of `metrics.jsonl` up to it (`written`), and who resumes from it gives that text back: a
     killed run leaves no doubles, and a damaged file does no harm. Rates and seconds go through `timing=` to their own
     file: `metrics.jsonl` of two equal runs is equal.
     """
 
-    def __init__(self, directory, resume_step: int = 0, written: str = ""):
-        """`resume_step`: the last step that is kept, 0 to start afresh; `written`: the rows up to it."""
+    def __init__(self, directory, resume_step: int = 0, written: str = "", *, wandb: str = "", about: dict | None = None):
+        """`resume_step`: the last step that is kept, 0 to start afresh; `written`: the rows up to it. `wandb`: a project, ""
+        for none; `about`: what a reader should know of the run (config, versions, git revision)."""
         self._directory = epath.Path(directory)
         self._files = {}
-        self._board = None
+        self._board = self._wandb = None
         if not is_writer():
             return
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -41,6 +50,10 @@ class MetricsWriter:
 
             purge = resume_step + 1 if resume_step else None
             self._board = SummaryWriter(str(self._directory / "tensorboard"), purge_step=purge)
+            if about and not resume_step:
+                self.text(0, "run", json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False))
+        if wandb:
+            self._wandb = start_wandb(wandb, self._directory, about or {})
 
     def write(self, step: int, values: dict, timing: dict | None = None) -> None:
         """Adds one row a file. Values that are not finite are written as null and left out of TensorBoard."""
@@ -50,24 +63,80 @@ class MetricsWriter:
                 clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
                 self._files[name].write(json.dumps({"step": int(step), **clean}, sort_keys=True) + "\n")
                 self._files[name].flush()
-                for key, value in row.items():
-                    if self._board and math.isfinite(value):
-                        self._board.add_scalar(key, value, step)
+                finite = {key: value for key, value in row.items() if math.isfinite(value)}
+                for key, value in finite.items() if self._board else ():
+                    self._board.add_scalar(key, value, step)
+                if self._wandb:
+                    self._wandb.log(finite, step=step)
+        if "timing" in self._files and self._files["timing"].tell() > TIMING_BYTES:
+            self._files["timing"].close()
+            path = self._directory / "timing.jsonl"
+            path.replace(self._directory / "timing.old.jsonl")
+            self._files["timing"] = path.open("a")
 
     def written(self) -> str:
         """All of metrics.jsonl so far; "" in processes that write nothing."""
         return (self._directory / "metrics.jsonl").read_text() if self._files else ""
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Shows a sample in TensorBoard, indented so that its own Markdown or HTML stays text."""
+        """Shows a sample, indented or escaped so that its own Markdown or HTML stays text."""
         if self._board:
             self._board.add_text(name, "\n".join("    " + line for line in text.split("\n")), step)
+        if self._wandb:
+            import wandb
+
+            self._wandb.log({name: wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)}, step=step)
+
+    def histogram(self, step: int, name: str, values) -> None:
+        """Shows how numbers [n] are distributed; those that are not finite are left out."""
+        values = [float(value) for value in values if math.isfinite(value)]
+        if self._board and values:
+            import numpy as np
+
+            self._board.add_histogram(name, np.asarray(values), step)
+        if self._wandb and values:
+            import wandb
+
+            self._wandb.log({name: wandb.Histogram(values)}, step=step)
+
+    def figure(self, step: int, name: str, png: bytes) -> None:
+        """Shows a picture, given as the bytes of a PNG file."""
+        if not (self._board or self._wandb):
+            return
+        import matplotlib.image
+
+        picture = matplotlib.image.imread(io.BytesIO(png), format="png")[..., :3]  # H, W, 3 in [0, 1]
+        if self._board:
+            self._board.add_image(name, picture, step, dataformats="HWC")
+        if self._wandb:
+            import wandb
+
+            self._wandb.log({name: wandb.Image((picture * 255).round().astype("uint8"))}, step=step)
 
     def close(self) -> None:
         for file in self._files.values():
             file.close()
         if self._board:
             self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def start_wandb(project: str, directory, about: dict):
+    """A Weights & Biases run named RUN/stage. The same directory is the same run, so that a resumed stage goes on in it.
+    UserError where the package is missing or the service refuses."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(f"config.logging.wandb is '{project}', but wandb is not installed: pip install wandb, or leave it empty"
+                        ) from error
+    where = str(directory) if "://" in str(directory) else os.path.abspath(directory)
+    try:
+        return wandb.init(project=project, group=directory.parent.name, name=f"{directory.parent.name}/{directory.name}",
+                          id=hashlib.sha256(where.encode()).hexdigest()[:16], resume="allow", config=about,
+                          dir=None if "://" in where else where)
+    except wandb.errors.Error as error:
+        raise UserError(f"config.logging.wandb '{project}': {error}; set WANDB_MODE=offline to log without the service") from error
 
 
 def _compare(path, written: str, step: int) -> None:

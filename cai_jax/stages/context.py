@@ -89,7 +89,9 @@ class StageContext:
             raise UserError(f"stage '{self.name}': 0 {what} left ({reasons}); check the stage's inputs and limits")
 
     def metrics(self, resume_step: int = 0, written: str = "") -> MetricsWriter:
-        return MetricsWriter(self.directory.path, resume_step, written)
+        project = (self.run_config.get("logging") or {}).get("wandb", "")
+        about = artefacts.read_json(self.run_path / "config.json")
+        return MetricsWriter(self.directory.path, resume_step, written, wandb=project, about=about)
 
     def progress(self, total: int, label: str = "", initial: int = 0, unit: str = "row"):
         return progress.bar(total, label or self.name, initial, unit)

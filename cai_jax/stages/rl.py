@@ -16,6 +16,8 @@ from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, progress
 from cai_jax.models import heads
+from cai_jax.reporting import png
+from cai_jax.reporting.figure import Panel, Series
 from cai_jax.sampling.rewards import RewardModel
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import Message, SamplingParams, dialogue_to_json
@@ -155,6 +157,11 @@ def run(ctx: StageContext) -> dict:
                 shown = f"{prompt.dialogue[-1].text}\n→ {done.text}\nreward {raw[index]:.3f}, KL {kl[index]:.3f}"
                 seen["writer"].text(update + 1, f"rollout {index}", shown)
         journal.flush()
+        seen["writer"].histogram(update + 1, "rewards", raw)
+        if update + 1 == config.num_updates:
+            points = Series("responses", [float(x) for x in kl], [float(x) for x in raw], mark="dots")
+            panel = Panel("rewards", f"Responses of update {update + 1}", "KL, nats", "reward", [points])
+            seen["writer"].figure(update + 1, "reward against KL", png.draw(panel))
 
     weights = ("params", "value")
     result = loop.fit(ctx, loop.Settings(config.num_updates, config.save_every_updates, 1, config.snapshot_every_updates,
