@@ -82,6 +82,8 @@ def test_diff_by_hand():
     assert diff.word_diff("the quick fox", "the slow fox") == [1, 1, 1, 1, 0, 0]
     assert diff.segments("a b", "a c") == [("=", "a"), ("-", " b"), ("+", " c")]
     assert diff.word_diff("same", "same") == [1, 0, 0] and diff.share_changed("same", "same") == 0.0
+    island = diff.segments("one two three four five", "six two seven eight nine")
+    assert island == [("-", "one two three four five"), ("+", "six two seven eight nine")], "no island of one word"
     assert diff.word_diff("", "new words") == [0, 0, 2] and diff.share_changed("old", "new") == 1.0
 
 

@@ -7,6 +7,7 @@ import re
 
 # The same expression stands in report.js: a word with the white space before it. Spelled out because \s differs there.
 TOKEN = re.compile(r"[ \t\n]*[^ \t\n]+|[ \t\n]+$")
+MIN_KEPT = 3  # words in a row that make a kept passage between two changes
 MAX_TOKENS = 1500  # difflib is quadratic; a longer changed middle is shown as one cut and one addition
 
 
@@ -31,6 +32,8 @@ def word_diff(before: str, after: str) -> list[int]:
         blocks = difflib.SequenceMatcher(None, middle_a, middle_b, autojunk=False).get_matching_blocks()
     triples, i, j = [[start, 0, 0]], 0, 0
     for x, y, size in blocks:
+        if 0 < size < MIN_KEPT:
+            continue  # a lone common word inside a rewritten passage says nothing and breaks the reading
         if x > i or y > j:
             triples[-1][1:] = [x - i, y - j]
             triples.append([0, 0, 0])

@@ -57,9 +57,9 @@
       } else add(box, el("p", "why", "Principle: " + round.n));
       if (round.c !== null) add(box, turn("critique", "Critique " + (number + 1), round.c));
       const moved = round.s !== null && last !== null ? num(round.s - last, true) : null;
-      const same = round.v === before;
-      add(box, turn("assistant", "Revision " + (number + 1), same ? before : changed(before, round.v, round.o),
-        [score(round.s), moved ? "(" + moved + ")" : null, same ? "unchanged" : null]));
+      const same = round.v === before, kept = round.o.some((count, k) => k % 3 === 0 && count > 0);
+      add(box, turn("assistant", "Revision " + (number + 1), kept && !same ? changed(before, round.v, round.o) : round.v,
+        [score(round.s), moved ? "(" + moved + ")" : null, same ? "unchanged" : kept ? null : "written anew"]));
       before = round.v; last = round.s;
     });
     return box;

@@ -160,12 +160,13 @@ class Run:
 
     @functools.cached_property
     def num_parameters(self) -> int | None:
-        """Of the first trained policy, from the config.json beside its weights; None where nothing was trained yet."""
+        """Of the first trained policy, or of the model that answered first; None where no config.json of theirs is here."""
         from cai_jax.models import params
         from cai_jax.models.config import ModelConfig
 
-        for stage in (*self.of_kind("sl"), *self.of_kind("rl"), *self.of_kind("pm")):
-            path = stage.path / "model" / "config.json"
+        paths = [stage.path / "model" for kind in ("sl", "rl", "pm") for stage in self.of_kind(kind)]
+        paths += [epath.Path(str(stage.fields.get("model →"))) for stage in self.of_kind("respond")]
+        for path in (path / "config.json" for path in paths):
             try:
                 if path.exists():
                     table = params.param_table(ModelConfig.from_hf(self._json(path) or {}, str(path)))
