@@ -68,6 +68,7 @@ def source_identity(value: str) -> str | None:
 
 
 def _file_identity(name: str) -> str | None:
+    name = name if "\0" in name or os.path.exists(name) else name.partition("#")[0]  # "FILE#field=column"
     if name == "embedded":
         files = sorted(pathlib.Path(constitution_package.__path__[0]).glob("*.json"))
     elif name.startswith("embedded:"):

@@ -12,6 +12,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+from cai_jax.data.columns import MARK, chat_turns
 from cai_jax.data.jsonl import field
 from cai_jax.data.tables import TFDS, read_rows
 from cai_jax.errors import UserError, located
@@ -45,8 +46,9 @@ def load_comparisons(
     """(comparisons, dropped rows by reason) of `source`.
 
     `source`: "embedded:helpful_comparisons"; a .jsonl, .jsonl.gz or .parquet file of hh-rlhf rows or of our rows;
-    "tfds:cai_hh_rlhf/helpful_base". `split` keeps the rows with that "split" field, or names the TFDS split. `offset`
-    and `limit` count comparisons that were kept; reading stops at the limit, and so does the count of dropped rows.
+    "tfds:cai_hh_rlhf/helpful_base"; any of them with "#field=column,…" behind it (`columns.py`). `split` keeps the rows
+    with that "split" field, or names the TFDS split. `offset` and `limit` count comparisons that were kept; reading stops
+    at the limit, and so does the count of dropped rows.
 
     Raises UserError `file:line: field …` for a malformed row, and where no comparison is left.
     """
@@ -85,16 +87,21 @@ def _resolve(source: str) -> tuple[str, str]:
             have = ", ".join(f"embedded:{p.stem}" for p in sorted(EMBEDDED.glob("*comparisons*.jsonl")))
             raise UserError(f"{source}: no such embedded comparisons; there are {have}")
         return str(path), path.stem
+    name = source.partition(MARK)[0]
     if source.startswith(TFDS):
-        return source, source.removeprefix(TFDS).partition("@")[0]
-    return source, re.sub(r"(\.jsonl|\.json|\.parquet)?(\.gz)?$", "", Path(source).name)
+        return source, name.removeprefix(TFDS).partition("@")[0]
+    return source, re.sub(r"(\.jsonl|\.json|\.parquet)?(\.gz)?$", "", Path(name).name)
 
 
 def _comparison(row: dict, path: str, line: int, name: str) -> HumanComparison | str:
     """One row as a comparison, or the reason why it is dropped."""
     if "dialogue" not in row:
         return _from_pair(row, path, line, name)
-    dialogue = dialogue_from_json(row["dialogue"], located(path, line, "dialogue"))
+    dialogue = _turns(row["dialogue"], located(path, line, "dialogue"))
+    if dialogue[-1:] == (Message("assistant", ""),):  # an open heading at the end says whose turn it is
+        dialogue = dialogue[:-1]
+    if not dialogue:
+        return EMPTY
     if dialogue[-1].role != "human":
         raise UserError(f"{located(path, line, 'dialogue')}: ends in '{dialogue[-1].role}'; expected a human turn last")
     chosen, rejected = (field(row, key, str, path, line).strip() for key in ("chosen", "rejected"))
@@ -106,10 +113,11 @@ def _comparison(row: dict, path: str, line: int, name: str) -> HumanComparison |
 def _from_pair(row: dict, path: str, line: int, name: str) -> HumanComparison | str:
     if any(isinstance(row.get(key), str) and not row[key].strip() for key in ("chosen", "rejected")):
         return EMPTY
-    chosen, rejected = (field(row, key, str, path, line) for key in ("chosen", "rejected"))
+    kind = list if isinstance(row.get("chosen"), list) else str
+    chosen, rejected = (field(row, key, kind, path, line) for key in ("chosen", "rejected"))
     if chosen == rejected:
         return EQUAL
-    pair = [split_turns(text) for text in (chosen, rejected)]
+    pair = [_turns(row[key], located(path, line, key)) for key in ("chosen", "rejected")]
     for turns in pair:
         if reason := fault(turns):
             return reason
@@ -123,6 +131,11 @@ def _from_pair(row: dict, path: str, line: int, name: str) -> HumanComparison | 
 
 def _id(row: dict, path: str, line: int, name: str) -> str:
     return field(row, "id", str, path, line) if "id" in row else f"{name}:{line}"
+
+
+def _turns(value, where: str) -> Dialogue:
+    """A dialogue given as a text of the published form or as a list of turns."""
+    return split_turns(value) if isinstance(value, str) else dialogue_from_json(chat_turns(value), where)
 
 
 def split_turns(text: str) -> Dialogue:

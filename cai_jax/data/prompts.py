@@ -2,7 +2,8 @@
 
 A row is `{"prompt": text or [{role, text}, …]}` and may have "id", "kind" (what it is about) and "split". A text
 that begins with "\\n\\nHuman:" is a dialogue in the paper's form. Rows of hh-rlhf, `{"chosen", "rejected"}`, give
-the dialogue before the answer. The embedded prompts were written by hand for this project: requests that a person
+the dialogue before the answer, and so do red-team attempts, `{"transcript"}`. Other columns are named after the source:
+"FILE#prompt=question,kind=topic" (`columns.py`). The embedded prompts were written by hand for this project: requests that a person
 might type, without operational detail.
 """
 
@@ -14,6 +15,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from cai_jax.data.columns import chat_turns
 from cai_jax.data.comparisons import fault, split_turns
 from cai_jax.data.jsonl import field
 from cai_jax.data.tables import TFDS, read_rows
@@ -46,7 +48,8 @@ def read_prompts(
 ) -> tuple[list[Prompt], dict[str, int]]:
     """(prompts, dropped rows by reason) of `source`.
 
-    `source`: "embedded:red_team" or "embedded:helpful"; a .jsonl, .jsonl.gz or .parquet file; "tfds:NAME". `split`
+    `source`: "embedded:red_team" or "embedded:helpful"; a .jsonl, .jsonl.gz or .parquet file; "tfds:NAME"; any of the last
+    three with "#field=column,…" behind it. `split`
     keeps the rows with that "split" field, or names the TFDS split. Dropped are blank prompts, hh-rlhf rows of odd
     turns, and later copies of a dialogue. `offset` and `limit` count prompts that were kept; reading stops at the
     limit, and so does the count of dropped rows. "a+b" reads several sources, each with this split, offset and limit.
@@ -114,9 +117,12 @@ def _resolve(source: str) -> str:
 
 def _prompt(row: dict, path: str, line: int) -> Prompt | str:
     """One row, checked, or the reason why it is dropped."""
-    value = row.get("prompt")
-    if value is None and isinstance(row.get("chosen"), str):
-        turns = split_turns(row["chosen"])
+    value = chat_turns(row.get("prompt"))
+    whole = next((row[key] for key in ("chosen", "transcript") if isinstance(row.get(key), str)), None)
+    if value is None and whole is not None:
+        turns = split_turns(whole)
+        if "transcript" in row and turns and turns[-1].role == "human":  # some attempts end without an answer
+            turns = (*turns, Message("assistant", "-"))
         if reason := fault(turns):
             return reason
         dialogue = turns[:-1]

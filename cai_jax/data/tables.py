@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cai_jax.data import columns
 from cai_jax.data.jsonl import read_jsonl
 from cai_jax.errors import UserError
 
@@ -15,11 +16,14 @@ TFDS = "tfds:"
 
 
 def read_rows(source: str, split: str | None = None) -> Iterator[tuple[int, dict]]:
-    """Yields (number from 1, row) of a `.jsonl`, `.jsonl.gz` or `.parquet` file or of `tfds:NAME[/CONFIG][@DIRECTORY]`.
+    """Yields (number from 1, row) of a `.jsonl`, `.jsonl.gz` or `.parquet` file or of `tfds:NAME[/CONFIG][@DIRECTORY]`,
+    with columns renamed where "#field=column,…" follows (see `columns.py`).
 
     A TFDS data set needs a split ("train" where none is given). Raises UserError where the source cannot be read.
     """
-    source = str(source)
+    source, mapping = columns.split_source(str(source))
+    if mapping:
+        return ((number, columns.rename(row, mapping, source, number)) for number, row in read_rows(source, split))
     if source.startswith(TFDS):
         return read_tfds(source[len(TFDS):], split or "train")
     if source.endswith(".parquet"):
