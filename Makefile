@@ -7,7 +7,7 @@ MODEL := models/smollm2-135m-instruct
 export MALLOC_TRIM_THRESHOLD_ ?= 1000000000000
 export MALLOC_MMAP_MAX_ ?= 0
 
-.PHONY: demo test test-long test-parity lint docs model install clean
+.PHONY: demo test test-long test-parity test-plan lint docs model install clean
 
 demo: model
 	$(BIN)/python -m cai_jax.main --config=configs/smollm2_cpu.py --workdir=runs/demo
@@ -24,6 +24,14 @@ test-long: model
 test-parity: model
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pytest tests/parity_live
+
+# A plan compiled for 64 TPU chips. The compiler lies beside the environment: in it, every JAX process would look for TPUs.
+LIBTPU := $(VENV)/libtpu/libtpu/libtpu.so
+test-plan: $(LIBTPU)
+	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) $(BIN)/python -m pytest tests/test_plan.py
+
+$(LIBTPU): | $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/libtpu "$$($(BIN)/python -m cai_jax.planning.chips)"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -20,8 +20,14 @@ TOKENS_A_BATCH = {"cpu": 1024}
 TOKENS_ON_ACCELERATORS = 8192
 
 
+def batch_rows(length: int, mesh) -> int:
+    """How many dialogues of `length` tokens are scored at a time."""
+    tokens = TOKENS_A_BATCH.get(mesh.devices.flat[0].platform, TOKENS_ON_ACCELERATORS)
+    return batching.num_rows(max(1, tokens // length), sharding.batch_ways(mesh))
+
+
 @functools.partial(jax.jit, static_argnames=("config", "scan"))
-def _scores(params, tokens_BxT, mask_BxT, config: ModelConfig, scan: bool):
+def scores(params, tokens_BxT, mask_BxT, config: ModelConfig, scan: bool):
     return heads.dialogue_scores(params, tokens_BxT, mask_BxT, config, scan=scan)
 
 
@@ -44,19 +50,17 @@ class RewardModel:
 
     def score_tokens(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """The same for dialogues that are tokens already."""
-        scores = np.zeros(len(rows), np.float32)
-        ways = sharding.batch_ways(self._mesh)
-        tokens_a_batch = TOKENS_A_BATCH.get(self._mesh.devices.flat[0].platform, TOKENS_ON_ACCELERATORS)
+        found = np.zeros(len(rows), np.float32)
         by_length: dict[int, list[int]] = {}
         for index, row in enumerate(rows):
             by_length.setdefault(batching.bucket(len(row)), []).append(index)
         for length, indices in sorted(by_length.items()):
-            size = batching.num_rows(max(1, tokens_a_batch // length), ways)
+            size = batch_rows(length, self._mesh)
             for start in range(0, len(indices), size):
                 part = indices[start : start + size]
                 arrays = batching.pad_tokens([rows[index] for index in part], size, length)
                 tokens, mask = sharding.put_batch(arrays, self._mesh)
                 with jax.set_mesh(self._mesh):
-                    got = _scores(self._params, tokens, mask, self._config, self._scan)
-                scores[part] = sharding.fetch(got)[: len(part)]
-        return (scores - np.float32(self._mean)) / np.float32(self._std)
+                    got = scores(self._params, tokens, mask, self._config, self._scan)
+                found[part] = sharding.fetch(got)[: len(part)]
+        return (found - np.float32(self._mean)) / np.float32(self._std)

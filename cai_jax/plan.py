@@ -1,0 +1,94 @@
+"""What a run would need on chips that are not there:
+
+    python -m cai_jax.plan --config=configs/pods/llama3_8b_v5e_8x8.py [--topology v5e:8x8] [--slices 2] [--json out.json]
+
+Every jitted program of the run is compiled ahead of time for the topology; nothing runs and no weights are read.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import sys
+
+from cai_jax.errors import UserError
+
+USAGE = ("usage: python -m cai_jax.plan --config=configs/NAME.py [--topology=v5e:8x8] [--slices=N] [--json=FILE] [--effort=-1] "
+         "[--quick=yes] [--config.FIELD=VALUE …]")
+# effort: -1 compiles several times faster and overstates temporaries, 0 is what a run does; quick: formulas only.
+OPTIONS = {"topology": "", "slices": "1", "json": "", "effort": "-1", "quick": "no"}
+
+
+def read_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """(this command's own options, what is left for the config)."""
+    options, left, arguments = dict(OPTIONS), [], list(argv[1:])
+    while arguments:
+        argument = arguments.pop(0)
+        name, equals, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or name not in OPTIONS:
+            left.append(argument)
+        elif equals or arguments:
+            options[name] = value if equals else arguments.pop(0)
+        else:
+            raise UserError(f"--{name} needs a value; {USAGE}")
+    for name, kind in (("slices", int), ("effort", float)):
+        try:
+            kind(options[name])
+        except ValueError:
+            raise UserError(f"--{name}: expected a number, not '{options[name]}'") from None
+    return options, left
+
+
+def run(argv: list[str]) -> int:
+    """0 where everything fits, 1 where something does not."""
+    from cai_jax.planning import chips
+
+    options, left = read_options(argv)
+    if any(argument in ("-h", "--help") for argument in left):
+        print(__doc__.strip() + f"\n\n{USAGE}")
+        return 0
+    topology = chips.parse_topology(options["topology"] or _preset(left), int(options["slices"]))
+    chips.work_offline(topology)  # before JAX is imported below
+    from cai_jax import main as command
+    from cai_jax import sharding
+    from cai_jax.planning import estimate, programs, propose, table
+
+    config, _ = command.parse([argv[0], *left])
+    title = " ".join(argument.removeprefix("--config=") for argument in left)
+    devices = chips.devices(topology)
+    mesh = sharding.make_mesh(config.mesh, devices)
+    rows = []
+    for program in programs.of_run(config, mesh):
+        print(f"{program.stage}: {program.name} …", file=sys.stderr, flush=True)
+        rows.append(estimate.by_formula(program, mesh, topology, config) if options["quick"] == "yes" else
+                    estimate.compile_program(program, mesh, topology, config, float(options["effort"])))
+    proposal = propose.propose(config, topology, devices)
+    print("\n".join(table.lines(rows, topology, mesh.shape, title, proposal)))
+    if options["json"]:
+        text = json.dumps(table.to_json(rows, topology, mesh.shape, title, proposal), indent=1)
+        pathlib.Path(options["json"]).write_text(text + "\n", encoding="utf-8")
+    return 0 if all(row.fits for row in rows) else 1
+
+
+def _preset(arguments: list[str]) -> str:
+    """The topology that a config of configs/pods names: a line TOPOLOGY = "…", which is read without running the file."""
+    file = next((argument.partition("=")[2] for argument in arguments if argument.lstrip("-").startswith("config=")), "")
+    path = pathlib.Path(file.partition(":")[0])
+    found = re.search(r'^TOPOLOGY = "([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE) if path.is_file() else None
+    if not found:
+        raise UserError(f"--topology is missing; {USAGE}")
+    return found[1]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 all fits, 1 something does not, 2 bad input (one line on standard error)."""
+    try:
+        return run(sys.argv if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

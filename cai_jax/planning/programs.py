@@ -1,0 +1,238 @@
+"""Every jitted program of a run with abstract arguments: the stages' own step functions, nothing written a second time."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cai_jax import sharding
+from cai_jax.errors import UserError
+from cai_jax.models.config import ModelConfig
+from cai_jax.planning.arithmetic import Work
+from cai_jax.sampling import cached, engine, plan, rewards
+from cai_jax.stages import pm, rl, sl
+from cai_jax.stages.context import resolve_role
+from cai_jax.structs import SamplingParams
+from cai_jax.training import batching
+from cai_jax.training import learner as learner_lib
+from cai_jax.training import state as state_lib
+
+ARCHITECTURES = pathlib.Path(__file__).with_name("architectures.json")
+SAMPLING_KINDS = ("respond", "revise", "compare", "feedback", "evaluate")
+
+
+@dataclasses.dataclass
+class Program:
+    """One compiled program. resident: bytes a chip that lie beside its arguments while it runs; calls: in one step of its
+    stage; microbatched: whether its stage's num_microbatches cuts it."""
+
+    stage: str
+    name: str
+    function: Callable
+    arguments: tuple
+    static: dict
+    work: Work
+    resident: float = 0.0
+    calls: float = 1.0
+    microbatched: bool = False
+
+    def lower(self, mesh):
+        with jax.set_mesh(mesh):
+            return self.function.lower(*self.arguments, **self.static)
+
+
+def chip_bytes(*trees) -> float:
+    """Bytes that abstract arrays take on one chip."""
+    leaves = [leaf for tree in trees for leaf in jax.tree.leaves(tree)]
+    return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves))
+
+
+# ---------------------------------------------------------------- models
+
+
+@functools.lru_cache
+def known_architectures() -> dict[str, dict]:
+    return json.loads(ARCHITECTURES.read_text(encoding="utf-8"))
+
+
+def model_of(run_config, reference: str) -> ModelConfig:
+    """The architecture that a role, "@stage", directory or well-known hub name stands for; no weights are looked at."""
+    target = resolve_role(run_config, reference)
+    if target.startswith("@"):
+        stage = run_config.graph[target[1:].partition(":")[0]]
+        return model_of(run_config, stage.policy if stage.kind == "rl" else stage.init)
+    target = target.removeprefix("random:")
+    if (pathlib.Path(target) / "config.json").exists():
+        return ModelConfig.from_json(target)
+    known = {name.lower(): value for name, value in known_architectures().items()}
+    base = target.lower().removesuffix("-instruct")  # the same numbers as its pretrained model
+    if base in known:
+        return ModelConfig.from_hf(known[base], target)
+    raise UserError(f"model '{target}': no config.json there, and not one of {', '.join(known_architectures())}; give a directory "
+                    "with the model's config.json")
+
+
+# ---------------------------------------------------------------- training
+
+
+def of_sl(run_config, name: str, mesh) -> list[Program]:
+    config, model = run_config.graph[name], model_of(run_config, run_config.graph[name].init)
+    example = sl.Example("", np.zeros(config.max_length, np.int32), np.zeros(config.max_length, bool))
+    rows = batching.num_rows(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
+    loss = sl.make_loss(model, jnp.dtype(run_config.model.dtype), chunk=run_config.model.logprob_chunk,
+                        **state_lib.forward_options(run_config))  # fmt: skip
+    batch = sl.make_batch([example], rows)
+    work = Work("train", model, *batch["tokens"].shape, config.num_microbatches)
+    return [_update(run_config, name, mesh, "policy", loss, batch, work)]
+
+
+def of_pm(run_config, name: str, mesh) -> list[Program]:
+    config, model = run_config.graph[name], model_of(run_config, run_config.graph[name].init)
+    rows = batching.num_rows(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
+    pair = pm.Pair("", "", "", (), ("", ""), 0.0)
+    batch = pm.make_batch([pair], lambda pair, side: np.zeros(config.max_length, np.int32), rows)
+    loss = pm.make_loss(model, jnp.dtype(run_config.model.dtype), **state_lib.forward_options(run_config))
+    work = Work("train", model, 2 * rows, batch["tokens"].shape[-1], config.num_microbatches, head=False)
+    return [_update(run_config, name, mesh, "reward", loss, batch, work)]
+
+
+def _update(run_config, name, mesh, kind, loss, batch, work: Work) -> Program:
+    config = run_config.graph[name]
+    _, tx = state_lib.make_optimiser(config, f"config.graph.{name}", 1000)
+    params = state_lib.abstract_params(work.model, kind, mesh)
+    state = {"params": params, "optimiser": state_lib.abstract_optimiser(tx, params, mesh)}
+    update = state_lib.jit_update(loss, tx, state, mesh, config.num_microbatches)
+    return Program(name, "step", update, (state, sharding.abstract_batch(batch, mesh)), {}, work, microbatched=True)
+
+
+# ---------------------------------------------------------------- reinforcement learning
+
+
+def of_rl(run_config, name: str, mesh) -> list[Program]:
+    """Sampling, scoring and learning of one update, each beside everything that the stage keeps on the chips meanwhile."""
+    config, dtype = run_config.graph[name], jnp.dtype(run_config.model.dtype)
+    custom, shared = config.reward.startswith("python:"), config.value_model == "shared"
+    policy = model_of(run_config, config.policy)
+    judge = None if custom else model_of(run_config, config.reward)
+    value = judge if config.value_init == "reward" and not custom and not shared else policy
+    learner = learner_lib.Learner(policy, value, rl.settings(config, run_config.model, shared), mesh, dtype)
+    state = learner.abstract
+    reference = state_lib.abstract_params(policy, "policy", mesh, dtype)
+    scorer = None if custom else _cast(state_lib.abstract_params(judge, "reward", mesh), dtype)
+    kept = chip_bytes(state, reference, scorer or {})
+
+    found = of_sampling(run_config, name, mesh, policy, kept, config.max_prompt_tokens, config.max_new_tokens,
+                        config.rollouts_per_update, config.temperature)  # fmt: skip
+    count = config.rollouts_per_update
+    length = -(-(config.max_prompt_tokens + config.max_new_tokens) // 32) * 32
+    if judge is not None:
+        found.append(_scoring(run_config, name, mesh, judge, scorer, kept, length, count))
+    steps, minibatch = config.num_epochs * config.num_minibatches, count // config.num_minibatches
+    for label, (function, arguments) in learner.programs(count, length).items():
+        once = label.endswith(("log-probs", "values"))
+        model = value if label.startswith("value") else policy
+        abstract = [leaf for leaf in arguments if not isinstance(leaf, int)]
+        beside = kept - chip_bytes(*abstract[:1] if once else abstract[:2])
+        parts = config.num_microbatches * (config.num_minibatches if once else 1)
+        work = Work("forward" if once else "train", model, count if once else minibatch, length, parts,
+                    head=not label.startswith("value"))  # fmt: skip
+        found.append(Program(name, label, function, arguments, {}, work, beside, 1 if once else steps, True))
+    return found
+
+
+def _cast(params, dtype):
+    """Abstract parameters as `state_lib.cast` makes them: heads stay float32."""
+    shapes = jax.eval_shape(lambda tree: state_lib.cast(tree, dtype), params)
+    return state_lib.with_shardings(shapes, state_lib.shardings_of(params))
+
+
+def _scoring(run_config, name, mesh, model, params, kept, length, count) -> Program:
+    length = batching.bucket(length)
+    rows = rewards.batch_rows(length, mesh)
+    seen = sharding.abstract_batch([jax.ShapeDtypeStruct((rows, length), kind) for kind in (jnp.int32, jnp.bool_)], mesh)
+    arguments = (params, *seen, model, run_config.model.scan_layers)
+    work = Work("forward", model, rows, length, head=False)
+    return Program(name, "reward scores", rewards.scores, arguments, {}, work, kept - chip_bytes(params), -(-count // rows))
+
+
+# ---------------------------------------------------------------- sampling
+
+
+def decode_weights(model: ModelConfig, mesh, dtype):
+    """(parameters in the training layout, the engine's copy of them) as abstract arrays."""
+    params = state_lib.abstract_params(model, "policy", mesh, dtype)
+    layers = jax.eval_shape(lambda tree: cached.prepare(tree, model, engine.fuses(mesh)), params)["layers"]
+    placed = [state_lib.with_shardings(layer, engine.layer_places(layer, model, mesh)) for layer in layers]
+    head = params["embed"] if model.tied_embeddings else params["unembed"]
+    return params, {"embed": params["embed"], "unembed": head, "final_norm": params["final_norm"], "layers": placed}
+
+
+def key_values(model: ModelConfig, mesh, rows: int, size: int, dtype):
+    shape = (rows, model.num_kv_heads, size, model.head_dim)
+    place = jax.sharding.NamedSharding(mesh, sharding.spec(cached.CACHE_AXES, shape, mesh))
+    layer = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    return (layer,) * model.num_layers, (layer,) * model.num_layers
+
+
+def of_sampling(run_config, name: str, mesh, model: ModelConfig, kept: float, prompt: int, new: int, count: int,
+                temperature: float) -> list[Program]:  # fmt: skip
+    """Prefill of a prompt's last piece and a decode call, at the longest lengths of the stage."""
+    dtype, options = jnp.dtype(run_config.model.dtype), run_config.sampling
+    params, weights = decode_weights(model, mesh, dtype)
+    ways = sharding.batch_ways(mesh)
+    rows = -(-options.batch_size // ways) * ways
+    size = plan.round_size(min(prompt + new, options.max_length))
+    cache = key_values(model, mesh, rows, size, dtype)
+    kept += chip_bytes(params["layers"])  # the engine's layers are a copy
+    pieces = plan.cut(max(prompt - 1, 1))
+    piece, before = pieces[-1][1], sum(count for count, _ in pieces[:-1])
+    past = None
+    if before:
+        whole = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=sharding.replicated(mesh))
+        past = cached.KeyValues(*key_values(model, mesh, 1, plan.round_size(before), dtype), whole)
+    tokens = jax.ShapeDtypeStruct((1, piece), jnp.int32, sharding=sharding.replicated(mesh))
+    fields = [jax.ShapeDtypeStruct((rows,), jnp.int32)] * 4 + [jax.ShapeDtypeStruct((rows, 2), jnp.uint32)]
+    host_rows = sharding.abstract_batch(cached.Rows(*fields), mesh)
+    steps = options.chunk_steps
+    static = {"config": model, "sampling": SamplingParams(0, temperature), "steps": steps, "eos_ids": (2,), "block": 0}
+    fill = Work("forward", model, 1, piece, head=False, past=before)
+    draw = Work("decode", model, rows, 1, past=size, steps=steps)
+    return [
+        Program(name, f"prefill 1×{piece}", cached.prefill, (weights, None, past, tokens), {"config": model}, fill,
+                kept + chip_bytes(cache), count * len(pieces)),
+        Program(name, f"decode {rows}×{steps}", cached.decode, (weights, None, cache, host_rows), static, draw, kept,
+                -(-count // rows) * -(-new // steps)),
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- runs
+
+
+def of_run(run_config, mesh) -> list[Program]:
+    """The programs of all stages, in their order. Stages that sample with the same model and lengths share theirs."""
+    found: list[Program] = []
+    sampled: dict = {}
+    for name in run_config.stages:
+        config = run_config.graph[name]
+        if config.kind in ("sl", "pm", "rl"):
+            found += {"sl": of_sl, "pm": of_pm, "rl": of_rl}[config.kind](run_config, name, mesh)
+        elif config.kind in SAMPLING_KINDS:
+            for reference in _sampled_models(config):
+                sampled.setdefault(model_of(run_config, reference), []).append(name)
+    for model, names in sampled.items():
+        prompt = run_config.sampling.max_length // 2
+        label = names[0] if len(set(names)) == 1 else f"{names[0]} …"
+        found = of_sampling(run_config, label, mesh, model, 0.0, prompt, prompt, run_config.sampling.batch_size, 1.0) + found
+    return found
+
+
+def _sampled_models(config) -> list[str]:
+    return list(config.models.values()) if config.kind == "evaluate" else [config.model]
