@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import ml_collections
 
 from cai_jax.errors import UserError
@@ -33,6 +35,9 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for the first field of a run's config whose value is out of range, with its name and the range."""
     if not config.stages or not all(config.stages):
         raise UserError(f"config.stages: name at least one stage of {', '.join(config.graph)}")
+    for name in config.graph:  # each is a folder of the run
+        if not re.fullmatch(r"\w[\w.-]*", name) or name in ("aside", "config.json", "lock.json"):
+            raise UserError(f"config.graph: {name!r} cannot name a stage; use letters, digits, '_', '-' and '.'")
     _check(config, "config")
 
 

@@ -158,11 +158,11 @@ class DialogueFormat:
         """Control tokens count where the template wrote them, and are letters in the text format and between marks."""
         if self.kind == "text":
             return self.tokenizer.encode(text)
-        ids = ()
+        ids: list[int] = []
         for number, piece in enumerate(re.split(f"[{_BEGIN}{_END}]", text)):
             if piece:
                 ids += self.tokenizer.encode(piece, special=number % 2 == 0)
-        return ids
+        return tuple(ids)
 
     def _encode_parts(self, parts: Sequence[_Part]) -> list[tuple[int, ...]]:
         """Token ids by part. The tokens before the last part, an answer, are those of the prompt; a token that crosses

@@ -11,11 +11,14 @@ a flipped bit inside array data, therefore every leaf has a digest, made and che
 from __future__ import annotations
 
 import functools
+import logging
+import re
 from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from etils import epath
 
 from cai_jax.errors import UserError
@@ -63,6 +66,9 @@ def _flat(tree) -> dict:
 
 @functools.lru_cache(maxsize=1)
 def _orbax() -> ocp.Checkpointer:
+    # An error comes as an exception; its traceback in the log beside it would bury the one line that says what to do.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    absl_logging.set_verbosity(absl_logging.FATAL)
     # Weights do not compress: without compression a save takes a quarter of the time.
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False))
 
@@ -221,4 +227,6 @@ def _read_item(path: epath.Path, flat: dict) -> dict:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+    """What the system said, where the message ends in it; else how the message begins."""
+    reason = re.search(r"([^:]+) \[os_error_code", str(error))
+    return reason[1].strip() if reason else (str(error).splitlines() or [""])[0][:200] or type(error).__name__

@@ -149,7 +149,7 @@ def one_line(errors: str) -> bool:
 
 def kill(workdir, draw: random.Random) -> str:
     run = Run(workdir)
-    run.wait_for_changes(draw.randint(1, NUM_CHANGES // 5))
+    run.wait_for_changes(draw.randint(1, NUM_CHANGES // 12))
     time.sleep(draw.uniform(0, 0.05))
     code, errors = run.stop(signal.SIGKILL)
     assert code in (-9, 0), errors[-2000:]
@@ -158,7 +158,7 @@ def kill(workdir, draw: random.Random) -> str:
 
 def terminate(workdir, draw: random.Random) -> str:
     run = Run(workdir)
-    run.wait_for_changes(draw.randint(2, NUM_CHANGES // 5))
+    run.wait_for_changes(draw.randint(2, NUM_CHANGES // 12))
     code, errors = run.stop(signal.SIGTERM)
     assert code in (75, 0) and "Traceback" not in errors, errors[-2000:]
     return f"SIGTERM {code}"
@@ -175,7 +175,8 @@ def get_in_the_way(workdir, draw: random.Random) -> str:
     """Where a file of a stage is to be written there is something that cannot be replaced (for root, nothing is
     read-only)."""
     stage = draw.choice([stage for stage in STAGES if not is_done(workdir, stage)] or ["report"])
-    name = draw.choice([".manifest.json.writing", "records.parts" if stage in TEXT_STAGES else "metrics.jsonl"])
+    names = {"metrics.jsonl": TRAINING_STAGES, "records.parts": (*TEXT_STAGES, "evaluate"), ".manifest.json.writing": STAGES}
+    name = draw.choice([name for name, stages in names.items() if stage in stages])
     path = workdir / stage / name
     if path.exists():
         return kill(workdir, draw)
