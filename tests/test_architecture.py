@@ -12,7 +12,7 @@ TIERS = [
     ("structs", 0), ("errors", 0), ("seeds", 0), ("checks", 0),
     ("losses", 1), ("ppo", 1), ("sharding", 1), ("optim", 1), ("labels", 1),
     ("models", 2), ("data", 2), ("constitution", 2), ("io", 2),
-    ("sampling", 3), ("evals", 3), ("training", 3), ("reporting", 3), ("microworld", 4),
+    ("sampling", 3), ("evals", 3), ("training", 3), ("reporting", 3), ("exporting", 3), ("microworld", 4),
     ("stages", 4), ("planning", 4),
     ("pipeline", 5), ("main", 6), ("report", 5), ("export", 5), ("plan", 6), ("status", 5), ("notebook", 5),
 ]

@@ -13,10 +13,11 @@ LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_fr
           "original_max_position_embeddings": 16}  # fmt: skip
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
-# What transformers assumes where these fields are absent lies beyond so small a vocabulary.
+# What transformers assumes where these fields are absent lies beyond so small a vocabulary, or is token 0: the row of the
+# embedding that pads gets no gradient in torch.
 NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 5, "sliding_window": 5, "head_dim": 12,
-         "tie_word_embeddings": True}  # fmt: skip
+GEMMA = NO_IDS | {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 5, "sliding_window": 5,
+                  "head_dim": 12, "tie_word_embeddings": True}  # fmt: skip
 NEOX = {
     "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "vocab_size": 61, "hidden_size": 32,
     "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_act": "gelu",

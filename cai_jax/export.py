@@ -1,0 +1,97 @@
+"""Models of a run for other tools: `python -m cai_jax.export --workdir=RUN --what=policy|pm|@STAGE --to=DIR`.
+
+A policy becomes a Hugging Face causal LM, a preference model a sequence classifier with one label; with tokenizer, chat
+template and a model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+from cai_jax.errors import UserError
+
+USAGE = "python -m cai_jax.export --workdir=RUN --what=policy|pm|@STAGE[:STEP] --to=DIR [--dtype=float32|bfloat16]"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; usage: {USAGE}")
+
+
+def find_stage(run, what: str) -> str:
+    """The stage that `what` means: the last finished rl (else sl) stage for "policy", the last pm stage for "pm"."""
+    if what.startswith("@"):
+        name = what[1:].partition(":")[0]
+        if name not in run.stages:
+            raise UserError(f"{run.path}: no stage '{name}'; there are: {', '.join(run.stages)}")
+        return name
+    if what not in ("policy", "pm"):
+        raise UserError(f"--what: expected policy, pm or @STAGE, found '{what}'")
+    for kind in ("rl", "sl") if what == "policy" else ("pm",):
+        if found := [stage.name for stage in run.of_kind(kind) if stage.done]:
+            return found[-1]
+    raise UserError(f"{run.path}: no finished stage there has trained a {what}; `python -m cai_jax.status` tells where it is")
+
+
+def export(workdir: str, what: str, to: str, dtype: str = "float32", shard_bytes: int = 5 * 10**9) -> dict:
+    """Writes `to`; returns facts of the export (stage, kind, parameters, …)."""
+    import ml_collections
+
+    from cai_jax import sharding
+    from cai_jax.exporting import card, folder
+    from cai_jax.io import artefacts
+    from cai_jax.models import params as params_lib
+    from cai_jax.reporting.run_data import Run
+    from cai_jax.stages.context import StageContext
+
+    run = Run(workdir)
+    name = find_stage(run, what)
+    role = artefacts.read_json(run.path / name / "model" / "role.json") or {"kind": "policy"}
+    target = pathlib.Path(to)
+    if target.exists() and (not target.is_dir() or any(target.iterdir()) and not (target / "config.json").exists()):
+        raise UserError(f"{to}: exists and is no model directory; choose another --to")
+    config = ml_collections.ConfigDict({**run.config, "model": {**run.config["model"], "dtype": "float32"}})
+    mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})  # that of the run may have needed more devices
+    context = StageContext("export", ml_collections.ConfigDict(), config, run.path, None, {}, mesh)
+    reference = what if what.startswith("@") else f"@{name}"
+    model = context.load_model(reference, role["kind"])
+    facts = {"stage": reference, "initialised from": role.get("initialised_from"), "architecture": model.config.family,
+             "parameters": f"{params_lib.num_params(model.config):,}", "dtype": dtype, "dialogue form": model.format.kind}
+    write = {"dtype": dtype, "shard_bytes": shard_bytes}
+    if role["kind"] == "policy":
+        folder.export_policy(to, model.config, model.params, model.format, **write)
+    else:
+        offset = folder.export_reward(to, model.config, model.params, model.format, model.normalisation, **write)
+        mean, std = model.normalisation or (0.0, 1.0)
+        facts |= {"score_offset": offset, "mean of raw scores": mean, "std of raw scores": std}
+    if artefacts.is_writer():
+        artefacts.write_text(target / "README.md", card.model_card(run, name, role["kind"], facts))
+    artefacts.barrier("exported")
+    return facts | {"kind": role["kind"]}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, or 2 with one line on standard error."""
+    parser = _Parser(prog="cai_jax.export", usage=USAGE, description=__doc__)
+    parser.add_argument("--workdir", required=True, help="a run directory")
+    parser.add_argument("--what", required=True, help="policy, pm or @STAGE")
+    parser.add_argument("--to", required=True, help="the directory to write")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights' file")
+    parser.add_argument("--shard_gigabytes", type=float, default=5.0, help="weights beyond this become several files")
+    try:
+        arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
+        if arguments.shard_gigabytes <= 0:
+            raise UserError("--shard_gigabytes: expected a positive number")
+        facts = export(arguments.workdir, arguments.what, arguments.to, arguments.dtype,
+                       max(1, int(arguments.shard_gigabytes * 1e9)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{arguments.to}: {facts['kind']} of {facts['stage']}, {facts['parameters']} parameters, {facts['dtype']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

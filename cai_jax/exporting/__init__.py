@@ -1,0 +1,1 @@
+"""Trained models as directories for other tools."""

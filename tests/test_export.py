@@ -1,0 +1,120 @@
+"""Exports without torch: names, shapes, tokenizer, template, card, and the way back into our own loader."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from cai_jax import export, sharding
+from cai_jax.data.dialogue import load_format
+from cai_jax.exporting import card, folder
+from cai_jax.io import artefacts
+from cai_jax.models import heads, hf
+from cai_jax.models import params as params_lib
+from cai_jax.models.config import ModelConfig
+from cai_jax.reporting.run_data import Run
+from cai_jax.sampling.rewards import RewardModel
+from cai_jax.structs import Message
+
+NORMALISATION = (0.7, 1.9)
+DIALOGUES = [(Message("human", text), Message("assistant", answer))
+             for text, answer in (("Hello?", "Hello."), ("What is bread?", "Flour, water and time."))]
+
+
+@pytest.fixture(scope="module")
+def reward(tiny_model):
+    config, decoder = hf.load_params(f"random:{tiny_model}")
+    head = {**heads.init_head(config, jax.random.key(1)), "bias": jnp.float32(0.4)}
+    return config, {"decoder": decoder, "head": head}
+
+
+@pytest.mark.parametrize("kind", ["chat", "text"])
+def test_preference_model(kind, reward, tiny_model, tmp_path):
+    """One label, no unembedding; scores through our own loader are those of the model with its normalisation."""
+    config, params = reward
+    format = load_format(tiny_model, kind)
+    offset = folder.export_reward(tmp_path, config, params, format, NORMALISATION, shard_bytes=200_000)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["architectures"] == ["LlamaForSequenceClassification"] and fields["num_labels"] == 1
+    assert fields["score_offset"] == offset == pytest.approx((0.4 - 0.7) / 1.9)
+    assert fields["pad_token_id"] not in format.eos_ids and (tmp_path / "model.safetensors.index.json").exists()
+    tensors = hf.tensor_files.open_directory(tmp_path)
+    assert "lm_head.weight" not in tensors
+    np.testing.assert_allclose(tensors["score.weight"], np.asarray(params["head"]["weight"])[None] / 1.9, rtol=1e-6)
+
+    again = load_format(tmp_path)  # the text form is a chat template now
+    assert [again.tokenizer.hf.pad_token_id, again.tokenizer.hf.padding_side] == [fields["pad_token_id"], "right"]
+    for dialogue in DIALOGUES:
+        turns = [{"role": "user", "content": dialogue[0].text}, {"role": "assistant", "content": dialogue[1].text}]
+        text = again.tokenizer.hf.apply_chat_template(turns, tokenize=False)
+        assert again.tokenizer.encode(text, special=True) == format.score_input(dialogue)
+
+    if kind == "chat":
+        mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+        ours = RewardModel(params, config, format, mesh, NORMALISATION).score(DIALOGUES)
+        config, decoder, head = hf.load_classifier(tmp_path)
+        assert hf.is_classifier(tmp_path)
+        theirs = RewardModel({"decoder": decoder, "head": head}, config, format, mesh).score(DIALOGUES)
+        np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+
+def test_a_last_norm_with_a_bias_takes_the_offset(reward):
+    config, params = reward
+    rng = np.random.default_rng(0)
+    decoder = {"final_norm_bias": rng.normal(size=config.width).astype(np.float32)}
+    changed, weight, offset = folder.folded({"decoder": decoder, "head": params["head"]}, NORMALISATION)
+    normed = rng.normal(size=(3, config.width)).astype(np.float32)
+    ours = heads.read_head(heads.normalised_head(params["head"], NORMALISATION), normed + decoder["final_norm_bias"])
+    assert offset == 0.0
+    np.testing.assert_allclose((normed + changed["final_norm_bias"]) @ weight, ours, rtol=1e-5, atol=1e-6)
+
+
+def test_end_tokens_do_not_pad(tiny_model, tmp_path):
+    """Where the tokenizer pads with its end token, another control token is chosen."""
+    for name in ("tokenizer.json", "config.json", "generation_config.json"):
+        (tmp_path / name).write_bytes((folder.pathlib.Path(tiny_model) / name).read_bytes())
+    fields = json.loads((folder.pathlib.Path(tiny_model) / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields | {"pad_token": fields["eos_token"]}))
+    format = load_format(tmp_path)
+    token, number = folder.padding_token(format)
+    assert number not in format.eos_ids and token in format.tokenizer.control_tokens
+
+
+def test_commands(finished, tmp_path, capsys):
+    """A finished run's policy and preference model, bfloat16 too; the card tells where they come from."""
+    workdir = finished[0]
+    assert export.main(["export", f"--workdir={workdir}", "--what=policy", f"--to={tmp_path / 'rl'}", "--dtype=bfloat16"]) == 0
+    assert "policy of @rl" in capsys.readouterr().out
+    tensors = load_file(tmp_path / "rl" / "model.safetensors")
+    shapes = {path: spec.shape for path, spec in params_lib.param_table(ModelConfig.from_json(tmp_path / "rl")).items()}
+    assert {str(value.dtype) for value in tensors.values()} == {"bfloat16"}
+    assert sum(value.size for value in tensors.values()) == sum(int(np.prod(shape)) for shape in shapes.values())
+    generation = json.loads((tmp_path / "rl" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == 2 and generation["pad_token_id"] == 0
+    text = (tmp_path / "rl" / "README.md").read_text()
+    run = Run(workdir)
+    for told in (run.stages["rl"].manifest["fingerprint"], "## Constitution", "embedded:red_team", "kl_coefficient",
+                 card.plain(run.stages["rl"].summary["headline"]), "pm_score"):
+        assert told.replace("_", "\\_") in text or told in text
+
+    assert export.main(["export", f"--workdir={workdir}", "--what=@pm", f"--to={tmp_path / 'pm'}"]) == 0
+    role = artefacts.read_json(workdir / "pm" / "model" / "role.json")
+    text = (tmp_path / "pm" / "README.md").read_text()
+    assert "score_offset" in text and str(role["normalisation"][0]) in text
+
+
+@pytest.mark.parametrize("flags, says", [
+    (("--what=@nothing",), "no stage 'nothing'"), (("--what=judge",), "expected policy, pm or @STAGE"),
+    (("--what=@respond",), "no model there"), ((), "--what"), (("--what=pm", "--dtype=int8"), "int8"),
+])  # fmt: skip
+def test_mistakes_are_one_line(flags, says, tmp_path, capsys):
+    run = tmp_path / "run"
+    artefacts.write_json(run / "config.json", {"config": {"stages": ["respond"], "models": {}, "seed": 0,
+                                                          "model": {"dtype": "float32"}}})
+    artefacts.StageDirectory(run / "respond").update_manifest(done=True, kind="respond")
+    assert export.main(["export", f"--workdir={run}", f"--to={tmp_path / 'out'}", *flags]) == 2
+    told = capsys.readouterr().err
+    assert says in told and told.count("\n") == 1
