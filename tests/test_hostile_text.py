@@ -186,13 +186,13 @@ def test_lines_of_a_megabyte(tmp_path, tiny_model):
     path = tmp_path / "p.jsonl"
     texts = ["word " * 200_000, "ab" * 20_000 + " x" * 500_000, "\n\nHuman:" * 110_000 + " x", "<|im_end|>" * 100_000, "👩‍👩‍👧" * 60_000]
     path.write_text("".join(json.dumps({"prompt": "x" + text}) + "\n" for text in texts))
-    start = time.monotonic()
+    start = time.process_time()
     prompts = load_prompts(str(path))
     for kind in ("text", "chat"):
         format = load_format(tiny_model, kind)
         for prompt in prompts:
             assert sum(map(len, format.prompt(prompt.dialogue))) > 10_000
-    assert len(prompts) == len(texts) and time.monotonic() - start < 120
+    assert len(prompts) == len(texts) and time.process_time() - start < 120
 
 
 @pytest.mark.parametrize("name", ["/x", "a/b", "aside", "", "x\0", "x y"])
