@@ -15,7 +15,7 @@ from cai_jax import seeds
 from cai_jax.data.choices import ANSWER_LEAD, answer, conversation
 from cai_jax.data.comparisons import EMBEDDED, fault, split_turns
 from cai_jax.data.jsonl import field
-from cai_jax.data.tables import read_rows
+from cai_jax.data.tables import TFDS, read_rows
 from cai_jax.errors import UserError, located
 from cai_jax.structs import Dialogue, Message, dialogue_from_json
 
@@ -49,7 +49,8 @@ def load_choices(source: str) -> list[ChoiceItem]:
         path = str(EMBEDDED / f"{source.removeprefix('embedded:')}.jsonl")
         if not Path(path).is_file():
             raise UserError(f"{source}: no such embedded evaluation; there is embedded:hhh")
-    name = re.sub(r"(\.jsonl|\.json|\.parquet)?(\.gz)?$", "", Path(path).name)
+    name = path.partition("@")[0].removeprefix(TFDS) if path.startswith(TFDS) else Path(path).name
+    name = re.sub(r"(\.jsonl|\.json|\.parquet)?(\.gz)?$", "", name)
     items: list[ChoiceItem] = []
     for line, row in read_rows(path):
         items.append(_own(row, path, line, name) if "dialogue" in row else _published(row, path, line, name))

@@ -1,11 +1,13 @@
 """`python -m cai_jax.data.prepare NAME`: brings a data set into TFDS's directory, so that "tfds:NAME" can be read.
 
-NAME is `cai_hh_rlhf/helpful_base` or another of its configurations, or `cai_hh_rlhf` for all of them.
+NAME is `cai_hh_rlhf/helpful_base` or another of its configurations, or `cai_hh_rlhf` for all of them; likewise `cai_evals`, the
+official evaluations, and `cai_run`, what a run made (`--manual_dir=RUN`).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ from pathlib import Path
 
 from cai_jax.errors import UserError
 
-BUILDERS = {"cai_hh_rlhf": "hh_rlhf"}
+BUILDERS = {"cai_hh_rlhf": ("hh_rlhf", "CaiHhRlhf"), "cai_evals": ("cai_sets", "CaiEvals"), "cai_run": ("cai_sets", "CaiRun")}
 
 
 def prepare(name: str, *, data_dir: str | None = None, manual_dir: str | None = None):
@@ -30,20 +32,22 @@ def prepare(name: str, *, data_dir: str | None = None, manual_dir: str | None = 
 
     import tensorflow_datasets as tfds
 
-    from cai_jax.data import hh_rlhf
-
+    module = importlib.import_module(f"cai_jax.data.{BUILDERS[base][0]}")
+    builder_class = getattr(module, BUILDERS[base][1])
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    known = list(hh_rlhf.CaiHhRlhf.builder_configs)
+    known = list(builder_class.builder_configs)
     if config and config not in known:
         raise UserError(f"{name}: no such configuration; there are {', '.join(known)}")
     names = [config] if config else known
+    if base == "cai_run" and manual_dir is None:
+        raise UserError(f"{name}: needs --manual_dir=RUN, the directory of a run")
     if manual_dir and not config:  # all of them: those whose files are there
-        names = [name for name in known if hh_rlhf.find_files(Path(manual_dir), name)]
+        names = [name for name in known if module.find_files(Path(manual_dir), name)]
         if not names:
-            example = next(iter(hh_rlhf.candidates(known[0])))
-            raise UserError(f"{manual_dir}: holds none of the published files, such as {example}")
-    return [_build(tfds, hh_rlhf.CaiHhRlhf, name, data_dir, manual_dir) for name in names]
+            example = next(iter(module.candidates(known[0])))
+            raise UserError(f"{manual_dir}: holds none of the files, such as {example}")
+    return [_build(tfds, builder_class, name, data_dir, manual_dir) for name in names]
 
 
 def _build(tfds, builder_class, config: str, data_dir: str | None, manual_dir: str | None):
@@ -67,7 +71,7 @@ def _build(tfds, builder_class, config: str, data_dir: str | None, manual_dir: s
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cai_jax.data.prepare", description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="cai_hh_rlhf, or one configuration such as cai_hh_rlhf/helpful_base")
+    parser.add_argument("name", help="cai_hh_rlhf, cai_evals or cai_run, or one configuration such as cai_hh_rlhf/helpful_base")
     parser.add_argument("--manual_dir", help="directory that holds the published files; else they are downloaded")
     parser.add_argument("--data_dir", default=os.environ.get("TFDS_DATA_DIR"),
                         help="where to write (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)")

@@ -19,13 +19,13 @@ def read_rows(source: str, split: str | None = None) -> Iterator[tuple[int, dict
     """Yields (number from 1, row) of a `.jsonl`, `.jsonl.gz` or `.parquet` file or of `tfds:NAME[/CONFIG][@DIRECTORY]`,
     with columns renamed where "#field=column,…" follows (see `columns.py`).
 
-    A TFDS data set needs a split ("train" where none is given). Raises UserError where the source cannot be read.
+    Of a TFDS data set without a named split the only one is read, or "train". Raises UserError where the source cannot be read.
     """
     source, mapping = columns.split_source(str(source))
     if mapping:
         return ((number, columns.rename(row, mapping, source, number)) for number, row in read_rows(source, split))
     if source.startswith(TFDS):
-        return read_tfds(source[len(TFDS):], split or "train")
+        return read_tfds(source[len(TFDS):], split)
     if source.endswith(".parquet"):
         return read_parquet(source)
     if source.endswith((".jsonl", ".jsonl.gz", ".json.gz", ".json")):
@@ -49,7 +49,7 @@ def read_parquet(path) -> Iterator[tuple[int, dict]]:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from error
 
 
-def read_tfds(name: str, split: str) -> Iterator[tuple[int, dict]]:
+def read_tfds(name: str, split: str | None) -> Iterator[tuple[int, dict]]:
     """Rows of a prepared TFDS data set (array_record files), its bytes decoded to text.
 
     `name` is like "cai_hh_rlhf/helpful_base", with "@DIRECTORY" where that is not $TFDS_DATA_DIR or
@@ -57,7 +57,7 @@ def read_tfds(name: str, split: str) -> Iterator[tuple[int, dict]]:
     """
     import tensorflow_datasets as tfds
 
-    from cai_jax.data import hh_rlhf  # noqa: F401  registers the builders of this project
+    from cai_jax.data import cai_sets, hh_rlhf  # noqa: F401  registers the builders of this project
 
     name, _, directory = name.partition("@")
     where = f"tfds:{name}"
@@ -69,13 +69,24 @@ def read_tfds(name: str, split: str) -> Iterator[tuple[int, dict]]:
         raise UserError(f"{where}: no such TFDS data set or configuration ({str(error).splitlines()[0]})") from error
     if not Path(builder.data_dir).is_dir():
         raise UserError(f"{where}: not prepared in {builder.data_dir}; {how}")
+    split = split or (next(iter(builder.info.splits)) if len(builder.info.splits) == 1 else "train")
     if split.partition("[")[0] not in builder.info.splits:
         raise UserError(f"{where}: no split '{split}'; there are {', '.join(builder.info.splits)}")
     try:
         rows = builder.as_data_source(split=split)
     except (NotImplementedError, ValueError) as error:
         raise UserError(f"{where}: cannot be read without TensorFlow ({error}); prepare it as array_record") from error
-    return ((number, {key: _plain(value) for key, value in row.items()}) for number, row in enumerate(rows, start=1))
+    features = builder.info.features
+    return ((number, {key: _listed(_plain(value), features[key]) for key, value in row.items()})
+            for number, row in enumerate(rows, start=1))
+
+
+def _listed(value, feature):
+    """TFDS gives a sequence of objects as one object of sequences; a row has the list of objects that was stored."""
+    inner = getattr(feature, "feature", None)
+    if isinstance(value, dict) and hasattr(inner, "items"):
+        return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+    return value
 
 
 def _plain(value):
@@ -84,4 +95,6 @@ def _plain(value):
         value = value.tolist()
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     return value.decode("utf-8") if isinstance(value, bytes) else value

@@ -1,0 +1,75 @@
+"""TFDS data sets of the official evaluations and of a run: built, read back equal, and usable as what they are."""
+
+import gzip
+import json
+
+import pytest
+
+from cai_jax.data import cai_sets, prepare
+from cai_jax.data.comparisons import load_comparisons
+from cai_jax.data.evals import load_choices
+from cai_jax.data.prompts import load_prompts
+from cai_jax.data.tables import read_rows
+from cai_jax.errors import UserError
+
+TURNS = [{"role": "human", "text": "A?"}, {"role": "assistant", "text": "B"}, {"role": "human", "text": "C?\n\nHuman: é"}]
+TURN = {"principle_id": "p", "critique_request": None, "critique": None, "revision_request": "Rewrite.", "revision": "better"}
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def stage(run, kind, rows, done=True):
+    write(run / f"my_{kind}" / "records.jsonl", rows)
+    (run / f"my_{kind}" / "manifest.json").write_text(json.dumps({"kind": kind, "done": done}))
+
+
+def test_official_evaluations(tmp_path):
+    row = {"prompt": "…\n\nThe answer is:", "corrects": [" (B)"], "incorrects": [" (A)"]}
+    whole = {"text_correct": "\n\nHuman: a\n\nAssistant: b", "text_incorrect": "\n\nHuman: a\n\nAssistant: c"}
+    write(tmp_path / "in" / "eval_438HHHEvaluations.jsonl.gz", [row | whole])
+    write(tmp_path / "in" / "HarmfulVsEthical.jsonl", [row, row])
+    assert prepare.main(["cai_evals", "--manual_dir", str(tmp_path / "in"), "--data_dir", str(tmp_path)]) == 0
+    items = load_choices(f"tfds:cai_evals/harmful_vs_ethical@{tmp_path}")
+    assert len(items) == 2 and items[0].options == (" (A)", " (B)") and items[0].correct == 1
+    (item,) = load_choices(f"tfds:cai_evals/hhh@{tmp_path}")
+    assert [dialogue[-1].text for dialogue in item.dialogues] == ["b", "c"]
+    with pytest.raises(UserError, match="HarmfulnessClassification"):
+        prepare.prepare("cai_evals/harm_kinds", data_dir=str(tmp_path), manual_dir=str(tmp_path / "in"))
+
+
+def test_what_a_run_made(tmp_path, capsys):
+    run, base = tmp_path / "run", {"prompt_id": "x", "model": "m", "seed": 0, "dialogue": TURNS}
+    stage(run, "revise", [base | {"id": "x/00", "kind": None, "initial": "bad", "rounds": [TURN, TURN | {"critique": "c"}]}])
+    stage(run, "compare", [base | {"id": "x", "kind": "k", "responses": ["one", "two", "two"]}])
+    entry = {"order": "ab", "chain": 0, "a": -2.0, "b": -1.0}
+    stage(run, "feedback", [{"id": f"x/{a}{b}", "comparison_id": "x", "pair": [a, b], "model": "judge", "logprobs": [entry]}
+                            for a, b in ((0, 1), (0, 2), (1, 2))])
+    assert prepare.main(["cai_run", "--manual_dir", str(run), "--data_dir", str(tmp_path)]) == 0
+    assert "read as tfds:cai_run/comparisons@" in capsys.readouterr().out
+    (_, row), = read_rows(f"tfds:cai_run/revisions@{tmp_path}", "train")
+    assert row["prompt"] == TURNS and row["initial"] == "bad" and [r["critique"] for r in row["rounds"]] == ["", "c"]
+    assert [m.text for m in load_prompts(f"tfds:cai_run/revisions@{tmp_path}#prompt=prompt,id=id")[0].dialogue][0] == "A?"
+    pairs, dropped = load_comparisons(f"tfds:cai_run/comparisons@{tmp_path}")
+    assert [(p.id, p.chosen, p.rejected) for p in pairs] == [("x#0-1", "two", "one"), ("x#0-2", "two", "one")]
+    assert pairs[0].dialogue[-1].text == TURNS[-1]["text"] and dropped == {}
+    rows = [row for _, row in read_rows(f"tfds:cai_run/comparisons@{tmp_path}", "train")]
+    assert rows[0]["probability"] == pytest.approx(0.7310585786300049)
+
+
+def test_a_directory_that_is_no_run(tmp_path):
+    stage(tmp_path / "run", "revise", [], done=False)
+    with pytest.raises(UserError, match="revise/manifest.json"):
+        prepare.prepare("cai_run", data_dir=str(tmp_path), manual_dir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="needs --manual_dir=RUN"):
+        prepare.prepare("cai_run/revisions", data_dir=str(tmp_path))
+    with pytest.raises(UserError, match="no finished stages"):
+        prepare.prepare("cai_run/comparisons", data_dir=str(tmp_path), manual_dir=str(tmp_path / "run"))
+
+
+def test_public_evaluations_are_found_by_name(shared_data):
+    for name in cai_sets.EVALS:
+        assert list(cai_sets.find_files(shared_data, name)) == ["test"]
