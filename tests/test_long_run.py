@@ -1,0 +1,106 @@
+"""A run that lasts: nothing grows, and nobody else gets into its directory."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cai_jax import pipeline
+from tests.chaos import harness
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+WATCHED = """
+import json, os, sys
+from cai_jax import main
+from cai_jax.stages import rl
+
+rows, learned = [], rl.learned
+def watch(history):
+    pages = int(open("/proc/self/statm").read().split()[1])
+    rows.append([pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))])
+    return learned(history)
+
+rl.learned = watch
+code = main.main(["x", *sys.argv[2:]])
+json.dump(rows, open(sys.argv[1], "w"))
+sys.exit(code)
+"""
+
+
+def watched(tmp_path, num_updates: int) -> np.ndarray:
+    """[num_updates, 3]: resident bytes, open files, threads after each PPO update of the tiny model."""
+    out = tmp_path / "watched.json"
+    flags = ["--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", "--config.stages=rl", "--config.graph.rl.policy=base",
+             "--config.graph.rl.reward=python:tests.test_long_run.length", "--config.graph.rl.value_init=policy",
+             f"--config.graph.rl.num_updates={num_updates}", "--config.graph.rl.save_every_updates=10",
+             "--config.graph.rl.snapshot_every_updates=0", "--config.graph.rl.max_new_tokens=8",
+             "--config.graph.rl.rollouts_per_update=4"]
+    done = subprocess.run([sys.executable, "-c", WATCHED, str(out), *flags], cwd=ROOT, env=harness.environment(),
+                          capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return np.array(json.loads(out.read_text()), float)
+
+
+def length(dialogues):
+    """A reward."""
+    return [len(dialogue[-1].text) / 10 for dialogue in dialogues]
+
+
+def slope(values: np.ndarray) -> float:
+    """Robust growth an update: the median of the last quarter against that of the second, so that what is compiled and
+    cached at the beginning does not count."""
+    quarter = len(values) // 4
+    return (np.median(values[-quarter:]) - np.median(values[quarter : 2 * quarter])) / (2 * quarter)
+
+
+def test_files_and_threads_stay_bounded(tmp_path):
+    rows = watched(tmp_path, 24)
+    assert rows[-1, 1] <= rows[6, 1] + 2 and rows[:, 1].max() < 100
+    assert rows[-1, 2] <= rows[6, 2] + 4
+
+
+@pytest.mark.long
+def test_memory_is_flat_over_500_updates(tmp_path):
+    rows = watched(tmp_path, 500)
+    growth = slope(rows[:, 0])
+    print(f"resident {rows[50, 0] / 2**20:.0f} → {rows[-1, 0] / 2**20:.0f} MiB, {growth / 1024:.1f} KiB an update, "
+          f"files {rows[50, 1]:.0f} → {rows[-1, 1]:.0f}, threads {rows[50, 2]:.0f} → {rows[-1, 2]:.0f}")
+    assert growth < 16 * 1024  # 8 MiB in 500 updates
+    assert rows[-1, 1] <= rows[50, 1] + 2 and rows[-1, 2] <= rows[50, 2] + 4
+
+
+def test_a_second_run_on_a_workdir_is_refused_and_changes_nothing(tmp_path):
+    """Real processes: the first goes on undisturbed, the second names it; after a kill -9 the lock is stale."""
+    run = harness.Run(tmp_path / "run", "--config.stages=respond,revise")
+    try:
+        lock = tmp_path / "run" / "lock.json"
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "run" / "respond" / "manifest.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        run.process.send_signal(signal.SIGSTOP)  # it must still be there when the second comes
+        before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        second = harness.run(tmp_path / "run", "--config.stages=respond", "--config.seed=5")
+        assert second.returncode == 2 and harness.one_line(second.stderr)
+        assert f"in use by process {run.process.pid}" in second.stderr
+        assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+        assert json.loads(lock.read_text())["pid"] == run.process.pid
+    finally:
+        run.stop(signal.SIGKILL)
+    assert lock.exists()
+    third = harness.run(tmp_path / "run", "--config.stages=respond")
+    assert third.returncode == 0, third.stderr[-2000:]
+    assert not lock.exists()
+
+
+def test_a_lock_whose_number_another_process_has_now_is_stale(tmp_path):
+    mine = {"host": pipeline.socket.gethostname(), "pid": os.getppid(), "started": "an earlier boot 1"}
+    (tmp_path / "lock.json").write_text(json.dumps(mine))
+    with pipeline.locked(tmp_path):
+        assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
