@@ -99,8 +99,9 @@ def _round(rng, direct: bool) -> tuple[str, Document]:
     pieces = [(f"\n\nHuman: {text}\n\nAssistant: {response}", ASIDE)]
     if not direct:
         critique = f" The answer {principles.assessment(asked, response, kind)}"
-        pieces += [(f"\n\nCritiqueRequest: {critique_request}\n\nCritique:", ASIDE), (critique, 1.0), ("\n\n", 1.0)]
-    pieces += [(f"{chr(10) * 2 if direct else ''}RevisionRequest: {revision_request}\n\nRevision:", ASIDE)]
+        pieces += [(f"\n\nCritiqueRequest: {critique_request}\n\nCritique:", 0.0), (critique, 1.0), ("\n\n", 1.0)]
+    # An answer ends; what follows it here is somebody else's request, which the chat must not learn to write.
+    pieces += [(f"{chr(10) * 2 if direct else ''}RevisionRequest: {revision_request}\n\nRevision:", 0.0)]
     return text, [*pieces, (f" {principles.revised(asked, response, kind, rng)}", 1.0)]
 
 

@@ -1,6 +1,6 @@
 """Makes the base model of the microworld from nothing: a small Llama on generated documents, in minutes on a CPU.
 
-    python -m cai_jax.microworld.pretrain --out configs/models/microworld
+    python -m cai_jax.microworld.pretrain [--out configs/models/microworld]
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def train(tokenizer: Tokenizer, config: ModelConfig, *, seed: int, num_steps: in
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--out", default="configs/models/microworld")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=1500)
