@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from parity import cases
 
 from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig, RopeScaling
@@ -64,6 +65,29 @@ def test_families(change, windows, switches):
     assert on == set(switches)
     assert config.head_dim == (128 if config.family == "qwen3" else 64)  # Qwen 3's default is not width / heads
     assert ModelConfig.from_hf(config.to_hf()) == config
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_every_case_comes_back(name):
+    config = ModelConfig.from_hf(cases.CASES[name])
+    assert ModelConfig.from_hf(config.to_hf()) == config
+
+
+def test_what_absent_fields_mean_by_family():
+    gemma = ModelConfig.from_hf(SMOLLM2 | {"model_type": "gemma3_text", "num_hidden_layers": 7, "head_dim": 256,
+                                           "rope_theta": None, "tie_word_embeddings": True})
+    assert gemma.ropes == ("local",) * 5 + ("global", "local") and gemma.windows == (4096,) * 5 + (0, 4096)
+    assert (gemma.rope_theta, gemma.local_rope_theta, gemma.final_softcap) == (1e6, 1e4, None)
+    new = {"full_attention": {"rope_theta": 5e5, "rope_type": "linear", "factor": 8.0},
+           "sliding_attention": {"rope_theta": 2e4, "rope_type": "default"}}  # as transformers 5 writes it
+    gemma = ModelConfig.from_hf(SMOLLM2 | {"model_type": "gemma3_text", "rope_parameters": new})
+    assert (gemma.rope_theta, gemma.local_rope_theta, gemma.rope_scaling) == (5e5, 2e4, RopeScaling("linear", 8.0))
+    gemma = ModelConfig.from_hf(SMOLLM2 | {"model_type": "gemma2"})
+    assert (gemma.attention_softcap, gemma.final_softcap, gemma.query_scalar) == (50.0, 30.0, 256.0)
+    smollm3 = ModelConfig.from_hf(SMOLLM2 | {"model_type": "smollm3", "num_hidden_layers": 4})
+    assert smollm3.ropes == ("global",) * 3 + ("none",) and smollm3.tied_embeddings
+    neox = ModelConfig.from_hf(SMOLLM2 | {"model_type": "gpt_neox", "rotary_emb_base": 500, "rope_theta": None})
+    assert (neox.rotary_dim, neox.rope_theta, neox.activation, neox.parallel_blocks) == (16, 500.0, "gelu", True)
 
 
 def test_defaults_of_absent_fields():

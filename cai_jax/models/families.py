@@ -51,7 +51,7 @@ class Reader:
 def rope_from_hf(config: Mapping, read: Reader, default_theta: float) -> tuple[float, RopeScaling | None]:
     """transformers 5 writes {"rope_parameters": {rope_theta, rope_type, …}}, by kind of layer where there are two; before,
     rope_theta (GPT-NeoX: rotary_emb_base) and rope_scaling."""
-    theta = config.get("rope_theta", config.get("rotary_emb_base"))
+    theta = config.get("rotary_emb_base") if config.get("rope_theta") is None else config["rope_theta"]
     parameters = {"rope_theta": theta, **(config.get("rope_scaling") or {})}
     new = config.get("rope_parameters") or {}
     parameters |= new.get("full_attention") or {} if "full_attention" in new else new
