@@ -63,7 +63,8 @@ def file_digest(path) -> str:
 def source_identity(value: str) -> str | None:
     """A digest of the data files or folders that a string field names ("a+b" names two), so that an edited file counts as
     a change. None where it names no local file."""
-    marks = [_file_identity(part.strip().removeprefix("random:").removeprefix("responses:")) for part in value.split("+")] if len(value) < 4000 else []
+    parts = value.split("+") if len(value) < 4000 else []
+    marks = [_file_identity(part.strip().removeprefix("random:").removeprefix("responses:")) for part in parts]
     return "+".join(mark for mark in marks if mark) or None
 
 

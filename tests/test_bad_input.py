@@ -90,7 +90,8 @@ def break_model(how, model):
     elif how == "tokenizer cut":
         (model / "tokenizer.json").write_text((model / "tokenizer.json").read_text()[:500])
     elif how == "unknown architecture":
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "hyena", "architectures": ["HyenaForCausalLM"]}))
+        fields = json.loads(config.read_text()) | {"model_type": "hyena", "architectures": ["HyenaForCausalLM"]}
+        config.write_text(json.dumps(fields))
     elif how == "a field is missing":
         fields = json.loads(config.read_text())
         del fields["hidden_size"]
@@ -188,7 +189,8 @@ def prompt_flags(path):
     ("{}", "field 'prompt'"), ('{"prompt": 3}', "field 'prompt'"), ('{"prompt": []}', "field 'prompt'"),
     ('{"prompt": [{"role": "robot", "text": "x"}]}', "role"), ('{"prompt": [{"role": "human"}]}', "text"),
     ('{"prompt": [{"role": "human", "text": "a"}, {"role": "assistant", "text": "b"}]}', "expected a human turn last"),
-    ('{"prompt": "\\ud800"}', "surrogate"), ('{"prompt": "x", "id": 5}', "field 'id'"), ('{"prompt": "x", "kind": []}', "field 'kind'"),
+    ('{"prompt": "\\ud800"}', "surrogate"), ('{"prompt": "x", "id": 5}', "field 'id'"),
+    ('{"prompt": "x", "kind": []}', "field 'kind'"),
     ('{"prompt": "x"} trailing', "not valid JSON"), ('{"prompt": "x\0y"}', "NUL"), ("[" * 100_000, "not valid JSON"),
     ('{"prompt": "x", "prompt": {"a": 1}}', "field 'prompt'"), (b'{"prompt": "\xff"}', "not UTF-8"), ("NaN", "JSON object"),
 ])

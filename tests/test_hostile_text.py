@@ -111,9 +111,9 @@ def test_questions_of_the_judge(format, name):
     assert control(format, tokens) == control(format, plain) and len(segments) == len(innocent)
     assert letters(format, tokens).endswith(choices.ANSWER_LEAD)
     for chain in (None, HOSTILE[name]):
-        tokens = [token for part in choices.chain_segments(format, [(asked, HOSTILE[name], " (B)")], asked, chain) for token in part]
-        plain = [token for part in choices.chain_segments(format, [(QUESTION, ANSWER, " (B)")], QUESTION, chain and ANSWER)
-                 for token in part]
+        segments = choices.chain_segments(format, [(asked, HOSTILE[name], " (B)")], asked, chain)
+        innocent = choices.chain_segments(format, [(QUESTION, ANSWER, " (B)")], QUESTION, chain and ANSWER)
+        tokens, plain = ([token for segment in part for token in segment] for part in (segments, innocent))
         assert control(format, tokens) == control(format, plain)
         assert letters(format, tokens).endswith(choices.CHAIN_LEAD if chain is None else choices.CHAIN_ANSWER_LEAD)
 
@@ -121,7 +121,8 @@ def test_questions_of_the_judge(format, name):
 def hostile_constitution(path) -> str:
     texts = [text for text in HOSTILE.values() if text.strip()]
     value = {
-        "critique_principles": [{"id": f"../{i}", "critique_request": text, "revision_request": text} for i, text in enumerate(texts)],
+        "critique_principles": [{"id": f"../{i}", "critique_request": text, "revision_request": text}
+                                for i, text in enumerate(texts)],
         "comparison_principles": [{"id": f"/{i}", "text": text} for i, text in enumerate(texts)],
         "critique_examples": [{"id": "x", "dialogue": [{"role": "human", "text": text}], "response": text, "critique_request": text,
                                "critique": text, "revision_request": text, "revision": text} for text in texts[3:4]],
@@ -154,7 +155,8 @@ def test_a_prompt_with_markers_inside_is_one_turn(tmp_path):
         name: (Message("human", text.strip()),) for name, text in rows.items()}
 
 
-IDS = ["../../escape", "/etc/escape", "..", "a/b/c", "a#0/critique", "a\nb", "a\0b", "~", "$(id)", "%00", "x" * 5000, "ä\u202eb", "aux.", "-rf"]
+IDS = ["../../escape", "/etc/escape", "..", "a/b/c", "a#0/critique", "a\nb", "a\0b", "~", "$(id)", "%00", "x" * 5000,
+       "ä\u202eb", "aux.", "-rf"]
 
 
 def test_ids_and_texts_through_real_stages(tmp_path, capsys):
@@ -168,15 +170,19 @@ def test_ids_and_texts_through_real_stages(tmp_path, capsys):
     before = {path for path in tmp_path.rglob("*")}
     run = outside / "run"
     code = main.main(["x", "--config=configs/tiny.py", f"--workdir={run}", "--config.stages=respond,revise",
-                      f"--config.graph.respond.prompts.source={tmp_path / 'prompts.jsonl'}", "--config.graph.respond.prompts.split=",
-                      "--config.graph.respond.prompts.limit=100", "--config.graph.respond.max_new_tokens=2",
+                      f"--config.graph.respond.prompts.source={tmp_path / 'prompts.jsonl'}",
+                      "--config.graph.respond.prompts.split=", "--config.graph.respond.prompts.limit=100",
+                      "--config.graph.respond.max_new_tokens=2",
                       f"--config.graph.revise.constitution={constitution}", "--config.graph.revise.num_rounds=1",
                       "--config.graph.revise.max_critique_tokens=2", "--config.graph.revise.max_revision_tokens=2"])
     assert code == 0, capsys.readouterr().err
     assert {path for path in tmp_path.rglob("*") if run not in (path, *path.parents)} == before
-    responses, revisions = ([json.loads(line) for line in (run / stage / "records.jsonl").open()] for stage in ("respond", "revise"))
-    assert {row["prompt_id"]: row["dialogue"][0]["text"] for row in responses} == {row["id"]: row["prompt"].strip() for row in rows}
-    assert {row["id"] for row in revisions} == {row["id"] for row in responses} == {f"{row['id']}/00" for row in rows}
+    responses, revisions = ([json.loads(line) for line in (run / stage / "records.jsonl").open()]
+                            for stage in ("respond", "revise"))
+    found = {row["prompt_id"]: row["dialogue"][0]["text"] for row in responses}
+    assert found == {row["id"]: row["prompt"].strip() for row in rows}
+    assert {row["id"] for row in revisions} == {row["id"] for row in responses}
+    assert {row["id"] for row in responses} == {f"{row['id']}/00" for row in rows}
     requests = {text.strip() for text in HOSTILE.values()}
     assert all(row["rounds"][0]["critique_request"] in requests for row in revisions)
 

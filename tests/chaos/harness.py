@@ -198,7 +198,8 @@ def get_in_the_way(workdir, draw: random.Random) -> str:
 def truncate(workdir, draw: random.Random) -> str:
     """A kill, and the end of the file that was written last is lost."""
     what = kill(workdir, draw)
-    files = [path for path in workdir.rglob("*") if path.is_file() and re.search(r"parts/\d+\.jsonl$|metrics\.jsonl$|/d/", str(path))]
+    pattern = re.compile(r"parts/\d+\.jsonl$|metrics\.jsonl$|/d/")
+    files = [path for path in workdir.rglob("*") if path.is_file() and pattern.search(str(path))]
     files = [path for path in files if not is_done(workdir, path.relative_to(workdir).parts[0]) and path.stat().st_size]
     if files:
         path = max(files, key=lambda path: (path.stat().st_mtime_ns, str(path)))

@@ -82,7 +82,8 @@ def test_journals(tmp_path, seed, finished_file, capsys):
     what = corrupt(path, draw)
     again = artefacts.StageDirectory(tmp_path / "s").journal()
     missing = [row for row in rows if row["id"] not in again.finished]
-    assert all(again.finished[row["id"]] == row for row in rows if row not in missing) and set(again.finished) <= {r["id"] for r in rows}
+    assert all(again.finished[row["id"]] == row for row in rows if row not in missing)
+    assert set(again.finished) <= {row["id"] for row in rows}
     told = capsys.readouterr().err
     if missing and path.exists() and not before.startswith(path.read_bytes()):  # what was cut off or lost whole leaves no trace
         assert "damaged; this row is made again" in told and "records" in told, what
