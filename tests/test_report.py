@@ -191,6 +191,17 @@ def test_every_figure_draws_both_ways(whole):
     assert figures.frontier([Run(whole)]).series[2].texts[0].startswith("RL-CAI, ")
 
 
+def test_scores_along_rl_need_snapshots(tmp_path):
+    run = fake_run.write(tmp_path / "steps", 12)
+    assert figures.rl_steps([Run(run)]) is None
+    manifest = run / "evaluate" / "manifest.json"
+    value = json.loads(manifest.read_text())
+    value["fields"]["models"] = {"initial": "@sl", "sl": "@rl:5", "rl": "@rl"}
+    manifest.write_text(json.dumps(value))
+    drawn = figures.rl_steps([Run(run)])
+    assert [s.label for s in drawn.series] == ["harmlessness", "helpfulness"] and list(drawn.series[0].x) == [0, 5, 10]
+
+
 def test_labels_of_close_points_do_not_meet():
     points = [("Initial, 12 tokens", 200.0, 100.0, "a"), ("SL-CAI, 12 tokens", 230.0, 100.0, "b"), ("RL", 202.0, 104.0, "c")]
     drawn = svg._names(points, 40, 560, 14, 280)

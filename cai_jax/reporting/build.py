@@ -41,6 +41,7 @@ def build(run_paths: Sequence, out) -> dict:
 def _all_figures(runs: Sequence[Run]):
     yield figures.frontier(runs)
     yield figures.by_model(runs, "pm_score", "Preference-model score", "mean PM score")
+    yield figures.rl_steps(runs)
     yield figures.by_model(runs, "elo", "Elo", "Elo from PM verdicts", reference=0.0, digits=0)
     yield figures.by_model(runs, "elo_judge", "Elo by the judge", "Elo from a language model's verdicts", reference=0.0, digits=0)
     yield figures.by_model(runs, "num_tokens", "Length", "tokens an answer", digits=0)

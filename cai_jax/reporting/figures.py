@@ -52,6 +52,32 @@ def frontier(runs: Sequence[Run]) -> Panel | None:
                          "length of its answers to red-team prompts. Up and right is better.")
 
 
+def rl_steps(runs: Sequence[Run]) -> Panel | None:
+    """Scores along RL (Figures 8 and 10), where snapshots "@rl:step" were evaluated: from the policy that it started from."""
+    series = []
+    for place, run in enumerate(runs):
+        models = {name: str(ref) for stage in run.of_kind("evaluate") for name, ref in (stage.fields.get("models") or {}).items()}
+        for stage in run.of_kind("rl"):
+            steps = {name: int(ref.partition(":")[2]) for name, ref in models.items()
+                     if ref.startswith(f"@{stage.name}:") and ref.partition(":")[2].isdigit()}
+            if not steps:
+                continue
+            steps |= {name: 0 for name, ref in models.items() if ref == stage.fields.get("policy")}
+            steps |= {name: int(stage.fields.get("num_updates") or 0) for name, ref in models.items() if ref == f"@{stage.name}"}
+            for tone, (on, shown) in enumerate(((HARM, "harmlessness"), (HELP, "helpfulness"))):
+                points = sorted(((step, r) for name, step in steps.items()
+                                for r in find(run.evaluation["rows"], "pm_score", on, name) if r["value"] is not None),
+                                key=lambda point: point[0])
+                if len(points) > 1:
+                    series.append(Series(_label(runs, run, shown), [s for s, _ in points], [r["value"] for _, r in points],
+                                         [r["low"] for _, r in points], [r["high"] for _, r in points], mark="path",
+                                         tone=_tone(runs, place, tone + 1)))
+    if not series:
+        return None
+    return Panel("rl_steps", "Scores along RL", "update", "PM score", series, whole_x=True, size=(500, 280),
+                 caption="Mean preference-model score on held-out prompts of the policy at several updates.")
+
+
 def by_model(runs: Sequence[Run], metric: str, title: str, x_label: str, *, percent: bool = False, digits: int = 2,
              reference: float | None = None, caption: str = "") -> Forest | None:
     """A metric of every model on every set of prompts."""

@@ -13,8 +13,8 @@ from cai_jax.errors import UserError
 from cai_jax.io import artefacts
 from cai_jax.io.metrics import read_rows
 
-# In the order of the paper; a graph may hold several stages of a kind.
-KINDS = ("respond", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate", "report")
+# In the order of the paper; a graph may hold several stages of a kind. A report does not report on itself.
+KINDS = ("respond", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate")
 
 
 @dataclasses.dataclass(frozen=True)

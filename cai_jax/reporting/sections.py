@@ -162,7 +162,7 @@ def results(runs: Sequence[Run]) -> str:
             place = headed(place_name(on)) + (f", {run.name}" if len(runs) > 1 else "")
             parts.append(table(["Model", *(c[0] for c in columns)], body, numeric=range(1, 1 + len(columns)),
                                caption=f"{place} ({max(counts, default=0)})"))
-    drawn = [figures.by_model(runs, "pm_score", "Preference-model score", "mean PM score"),
+    drawn = [figures.by_model(runs, "pm_score", "Preference-model score", "mean PM score"), figures.rl_steps(runs),
              figures.by_model(runs, "elo", "Elo", "Elo from PM verdicts", reference=0.0, digits=0,
                               caption="Bradley–Terry fit over all pairs of models; intervals by bootstrap over prompts."),
              figures.by_model(runs, "elo_judge", "Elo by the judge", "Elo from a language model's verdicts", reference=0.0,
