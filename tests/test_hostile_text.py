@@ -190,7 +190,8 @@ def test_ids_and_texts_through_real_stages(tmp_path, capsys):
 def test_lines_of_a_megabyte(tmp_path, tiny_model):
     """Read, tokenised and told too long in seconds."""
     path = tmp_path / "p.jsonl"
-    texts = ["word " * 200_000, "ab" * 20_000 + " x" * 500_000, "\n\nHuman:" * 110_000 + " x", "<|im_end|>" * 100_000, "👩‍👩‍👧" * 60_000]
+    texts = ["word " * 200_000, "ab" * 20_000 + " x" * 500_000, "\n\nHuman:" * 110_000 + " x",
+             "<|im_end|>" * 100_000, "👩‍👩‍👧" * 60_000]
     path.write_text("".join(json.dumps({"prompt": "x" + text}) + "\n" for text in texts))
     start = time.process_time()
     prompts = load_prompts(str(path))
