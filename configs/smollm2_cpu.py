@@ -26,7 +26,7 @@ def get_config():
         "rl": default.rl(
             prompts=default.prompts("embedded:red_team+embedded:helpful", offset=64), num_updates=10, rollouts_per_update=16,
             num_minibatches=2, num_microbatches=2, learning_rate=2e-6, value_learning_rate=5e-6, warmup_updates=2,
-            kl_coefficient=0.02, max_prompt_tokens=96, max_new_tokens=32, save_every_updates=5, missing_eos_penalty=0.5,
+            kl_coefficient=0.02, max_prompt_tokens=64, max_new_tokens=32, save_every_updates=5, missing_eos_penalty=0.5,
             temperature=0.7,
         ),
         "evaluate": default.evaluate(
