@@ -16,7 +16,7 @@ from cai_jax import labels, sharding
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.data.dialogue import load_format
 from cai_jax.io import artefacts
-from cai_jax.models import hf, params as params_lib
+from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
 from cai_jax.stages import feedback
 from cai_jax.stages.context import LoadedModel, StageContext
