@@ -60,11 +60,13 @@ class SamplingParams:
 @dataclasses.dataclass(frozen=True)
 class SampleRequest:
     """A prompt to continue. `segments` are concatenated; the leading ones may be shared by many requests (few-shot
-    headers, common dialogues), and equal leading tuples are prefilled once. `key` is uint32 [2] from `seeds.row_key`."""
+    headers, common dialogues), and equal leading tuples are prefilled once. `key` is uint32 [2] from `seeds.row_key`.
+    `max_new_tokens`, where given, is this request's own, lower limit."""
 
     id: str
     segments: tuple[tuple[int, ...], ...]
     key: np.ndarray
+    max_new_tokens: int | None = None
 
     @property
     def num_tokens(self) -> int:

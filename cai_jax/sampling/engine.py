@@ -60,6 +60,7 @@ class EngineOptions:
 @dataclasses.dataclass
 class _Slot:
     request: SampleRequest
+    limit: int
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
 
@@ -112,7 +113,7 @@ class Engine:
             raise UserError(f"sampling: max_new_tokens must be at least 1, not {sampling.max_new_tokens}")
         groups: dict[tuple, list] = {}
         for request in requests:
-            self._check(request, sampling.max_new_tokens)
+            self._check(request, _limit(request, sampling))
             prompt = plan.split_prompt(request.segments)
             groups.setdefault(prompt.header, []).append((request, prompt))
         finished = 0
@@ -139,11 +140,11 @@ class Engine:
             for place, slot in enumerate(slots):
                 if slot is None and waiting:
                     request, prompt = waiting.popleft()
-                    pieces = self._prompt_pieces(prompt)
+                    *before, tail = prompt.segments
+                    pieces = self._pieces(header, [*before, tail[:-1]])  # decoding feeds the last token
                     entering.append((place, pieces))
-                    slots[place] = _Slot(request)
-                    last = next(token for segment in reversed(request.segments) for token in reversed(segment))
-                    _set_row(rows, place, prompt.own_length - 1, last, sampling.max_new_tokens, request.key)
+                    slots[place] = _Slot(request, _limit(request, sampling))
+                    _set_row(rows, place, prompt.own_length - 1, tail[-1], slots[place].limit, request.key)
             wanted = self._cache_size(rows, entering)
             if cache is None or wanted > size or (2 * wanted < size and not self._block):
                 size = wanted
@@ -169,7 +170,7 @@ class Engine:
             checked, new = len(slot.tokens), int(count[place])
             slot.tokens += map(int, tokens[:new, place])
             slot.logprobs += map(float, logprobs[:new, place])
-            ending = find_ending(slot.tokens, checked, sampling.max_new_tokens, self.eos_ids, sampling.stop_strings,
+            ending = find_ending(slot.tokens, checked, slot.limit, self.eos_ids, sampling.stop_strings,
                                  self._decode_text)  # fmt: skip
             if ending is None:
                 rows.length[place] += new
@@ -222,15 +223,13 @@ class Engine:
         *before, last = prompt.segments
         options = [tuple(option) for option in request.options]
         fed = sum(max(len(option) - 1, 0) for option in options)
-        pieces = list(plan.cut(len(last) + fed))
-        while len(pieces) > 1 and pieces[-1][0] <= fed:  # the last piece holds all options and the token before them
-            count, _ = pieces.pop()
-            pieces[-1] = (pieces[-1][0] + count, plan.round_size(pieces[-1][0] + count))
-        count, size = pieces[-1]
+        cuts = list(plan.cut(len(last) + fed))
+        while len(cuts) > 1 and cuts[-1][0] <= fed:  # the last piece holds all options and the token before them
+            count, _ = cuts.pop()
+            cuts[-1] = (cuts[-1][0] + count, plan.round_size(cuts[-1][0] + count))
+        count, size = cuts[-1]
         lead = len(last) - (count - fed)
-        past = self._chain(prompt.header, before)
-        past += self._prefill(prompt.header, past, last[:lead], pieces[:-1])
-
+        past = self._pieces(prompt.header, [*before, last[:lead]])
         tail = last[lead:]
         tokens, segments, offsets = list(tail), [0] * len(tail), list(range(len(tail)))
         places, targets = [], []
@@ -262,40 +261,32 @@ class Engine:
             return None
 
         def make():
-            pieces = self._prefill((), [], header, plan.cut(len(header)))
-            rows = self._past(pieces)
+            rows = self._past(self._pieces((), [header]))
             keys, values = (tuple(x[0] for x in part) for part in (rows.keys, rows.values))
             return cached.KeyValues(keys, values, np.int32(len(header)))
 
         return self._store.get(("header", header), make)
 
-    def _prompt_pieces(self, prompt: plan.Prompt) -> list[_Piece]:
-        """The prompt without its last token, which decoding feeds."""
-        *before, last = prompt.segments
-        return self._chain(prompt.header, [*before, last[:-1]])
-
-    def _chain(self, header, segments) -> list[_Piece]:
-        """Pieces of segments that follow one another; each segment is prefilled once for all chains that begin so."""
+    def _pieces(self, header: plan.Tokens, segments: Sequence[plan.Tokens]) -> list[_Piece]:
+        """Segments that follow one another (and `header`) as prefilled pieces. What begins with the same pieces shares
+        them: the samples of a prompt, and a critique's prompt with its revision's."""
         pieces: list[_Piece] = []
-        for number, segment in enumerate(segments, 1):
-            past = list(pieces)
-            pieces += self._store.get(
-                (header, tuple(segments[:number])),
-                lambda segment=segment, past=past: self._prefill(header, past, segment, plan.cut(len(segment))),
-            )
+        tokens, cuts = (), ()
+        for segment in segments:
+            start = 0
+            for count, size in plan.cut(len(segment)):
+                new = tuple(segment[start : start + count])
+                start, tokens, cuts = start + count, tokens + new, (*cuts, (count, size))
+                pieces.append(self._store.get(
+                    (header, tokens, cuts), lambda new=new, size=size: self._prefill(header, pieces, new, size)
+                ))  # fmt: skip
         return pieces
 
-    def _prefill(self, header, past: list[_Piece], tokens, sizes) -> list[_Piece]:
-        made: list[_Piece] = []
-        start = 0
-        for count, size in sizes:
-            arrays = self._on_mesh(
-                cached.prefill, self.weights, self._header(header), self._past([*past, *made]),
-                _padded(tokens[start : start + count], size), config=self.config,
-            )  # fmt: skip
-            made.append(_Piece(arrays, count, size))
-            start += count
-        return made
+    def _prefill(self, header: plan.Tokens, past: list[_Piece], tokens: plan.Tokens, size: int) -> _Piece:
+        arrays = self._on_mesh(
+            cached.prefill, self.weights, self._header(header), self._past(past), _padded(tokens, size), config=self.config
+        )
+        return _Piece(arrays, len(tokens), size)
 
     def _past(self, pieces: list[_Piece]) -> cached.KeyValues | None:
         """The pieces as one row of a cache, [1, K, S, Dh]."""
@@ -358,8 +349,11 @@ class _Store:
 
 
 def _num_bytes(value) -> int:
-    arrays = [piece.arrays for piece in value] if isinstance(value, list) else value
-    return sum(x.nbytes for x in jax.tree.leaves(arrays))
+    return sum(x.nbytes for x in jax.tree.leaves(value.arrays if isinstance(value, _Piece) else value))
+
+
+def _limit(request: SampleRequest, sampling: SamplingParams) -> int:
+    return min(request.max_new_tokens or sampling.max_new_tokens, sampling.max_new_tokens)
 
 
 def _padded(values: Sequence[int], size: int) -> np.ndarray:

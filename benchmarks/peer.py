@@ -1,0 +1,87 @@
+"""transformers' `generate` as a process of its own: one JSON request a line in, one JSON answer a line out.
+
+It gets the allocator settings that suit it best, which must stand in the environment before the process begins.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(64 * 2**30), "MALLOC_TOP_PAD_": str(64 * 2**20)}
+
+
+class Peer:
+    """The other end of the pipe."""
+
+    def __init__(self, model: str, dtype: str = "float32"):
+        command = [sys.executable, "-m", "benchmarks.peer", model, dtype]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **ALLOCATOR}
+        )
+        self.ask(kind="ready")
+
+    def ask(self, **request) -> dict:
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the peer process ended with exit status {self.process.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def generate(model, prompts, new_tokens, header=None):
+    """One static batch, left-padded, sampling at temperature 1 with no EOS; `header`: a prefix that all prompts begin
+    with, whose cache (made by the caller once) is repeated for every row."""
+    import torch
+
+    longest = max(map(len, prompts))
+    tokens = torch.tensor([[0] * (longest - len(row)) + row for row in prompts])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
+    settings = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=new_tokens, eos_token_id=None,
+                    min_new_tokens=new_tokens, pad_token_id=0)  # fmt: skip
+    if header is None:
+        return model.generate(input_ids=tokens, attention_mask=mask, **settings)[:, longest:]
+    header_tokens, cache = header
+    cache = copy.deepcopy(cache)
+    cache.batch_repeat_interleave(len(prompts))
+    before = torch.tensor([header_tokens] * len(prompts))
+    return model.generate(
+        input_ids=torch.cat([before, tokens], 1), attention_mask=torch.cat([torch.ones_like(before), mask], 1),
+        past_key_values=cache, **settings,
+    )[:, len(header_tokens) + longest :]  # fmt: skip
+
+
+def serve(directory: str, dtype: str) -> None:
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+    for line in sys.stdin:
+        request = json.loads(line)
+        before = time.perf_counter()
+        tokens = 0
+        with torch.inference_mode():
+            if request["kind"] == "generate":  # batches: [{"prompts": token lists, "new_tokens": n}]
+                header = None
+                if request.get("header"):
+                    cache = transformers.DynamicCache(config=model.config)
+                    model(input_ids=torch.tensor([request["header"]]), past_key_values=cache, use_cache=True)
+                    header = request["header"], cache
+                for batch in request["batches"]:
+                    tokens += generate(model, batch["prompts"], batch["new_tokens"], header).numel()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"seconds": time.perf_counter() - before, "tokens": tokens, "peak_bytes": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])
