@@ -15,9 +15,10 @@ import sys
 from cai_jax.errors import UserError
 
 USAGE = ("usage: python -m cai_jax.plan --config=configs/NAME.py [--topology=v5e:8x8] [--slices=N] [--json=FILE] [--effort=-1] "
-         "[--quick=yes] [--config.FIELD=VALUE …]")
-# effort: -1 compiles several times faster and overstates temporaries, 0 is what a run does; quick: formulas only.
-OPTIONS = {"topology": "", "slices": "1", "json": "", "effort": "-1", "quick": "no"}
+         "[--quick=yes] [--only=REGEX] [--config.FIELD=VALUE …]")
+# effort: -1 compiles several times faster and overstates temporaries, 0 is what a run does; quick: formulas only;
+# only: programs whose "stage name" matches.
+OPTIONS = {"only": "", "topology": "", "slices": "1", "json": "", "effort": "-1", "quick": "no"}
 
 
 def read_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -55,19 +56,27 @@ def run(argv: list[str]) -> int:
     from cai_jax.planning import estimate, programs, propose, table
 
     config, _ = command.parse([argv[0], *left])
+
+    def write(result: dict) -> None:  # after every program: compiling a large run takes a while
+        if options["json"]:
+            pathlib.Path(options["json"]).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
     title = " ".join(argument.removeprefix("--config=") for argument in left)
     devices = chips.devices(topology)
     mesh = sharding.make_mesh(config.mesh, devices)
     rows = []
     for program in programs.of_run(config, mesh):
+        if not re.search(options["only"], f"{program.stage} {program.name}"):
+            continue
         print(f"{program.stage}: {program.name} …", file=sys.stderr, flush=True)
         rows.append(estimate.by_formula(program, mesh, topology, config) if options["quick"] == "yes" else
                     estimate.compile_program(program, mesh, topology, config, float(options["effort"])))
+        write(table.to_json(rows, topology, mesh.shape, title))
+    if not rows:
+        raise UserError(f"--only '{options['only']}': no program of this run has such a name")
     proposal = propose.propose(config, topology, devices)
     print("\n".join(table.lines(rows, topology, mesh.shape, title, proposal)))
-    if options["json"]:
-        text = json.dumps(table.to_json(rows, topology, mesh.shape, title, proposal), indent=1)
-        pathlib.Path(options["json"]).write_text(text + "\n", encoding="utf-8")
+    write(table.to_json(rows, topology, mesh.shape, title, proposal))
     return 0 if all(row.fits for row in rows) else 1
 
 
