@@ -14,6 +14,7 @@ DATA = HERE.parent / "cai_jax" / "microworld" / "data"
 BASE = str(HERE / "models" / "microworld")
 RED_TEAM, HELPFUL = str(DATA / "red_team.jsonl"), str(DATA / "helpful.jsonl")
 CONSTITUTION = str(DATA / "constitution.json")
+NUM_RED_TEAM, NUM_HELPFUL = 480, 400  # prompts of the supervised stage; comparisons are about the next ones
 
 
 def heldout(name, limit=None):
@@ -40,12 +41,17 @@ def add_sizes(config):
 
 
 def respond(**fields):
-    return default.respond(**{"source": RED_TEAM, "max_new_tokens": 36, **fields})
+    return default.respond(**{"source": RED_TEAM, "limit": NUM_RED_TEAM, "max_new_tokens": 36, **fields})
+
+
+def respond_helpful(**fields):
+    return respond(**{"source": HELPFUL, "limit": NUM_HELPFUL, **fields})
 
 
 def revise(**fields):
-    # The model was made with worked examples in few of its documents only: it needs none.
-    return default.revise(**{"constitution": CONSTITUTION, "num_few_shot": 0, "max_critique_tokens": 32,
+    # The model was made with worked examples in few of its documents only: it needs none. Its own slips (a wrong word in
+    # fifty) would be learnt from; a temperature below 1 leaves most of them out.
+    return default.revise(**{"constitution": CONSTITUTION, "num_few_shot": 0, "temperature": 0.5, "max_critique_tokens": 32,
                              "max_revision_tokens": 36, **fields})
 
 
@@ -55,11 +61,12 @@ def steps(learning_rate, batch_size, num_epochs=1):
 
 
 def sl(**fields):
-    return default.sl(**{**steps(5e-4, 64, num_epochs=2), **fields})
+    return default.sl(**{"targets": "final", **steps(5e-4, 32, num_epochs=3), **fields})
 
 
 def compare(**fields):
-    return default.compare(**{"source": RED_TEAM, "num_samples": 3, "max_new_tokens": 36, **fields})
+    return default.compare(**{"source": RED_TEAM, "offset": NUM_RED_TEAM, "limit": 600, "num_samples": 3,
+                              "max_new_tokens": 36, **fields})
 
 
 def feedback(**fields):
@@ -97,11 +104,11 @@ def evaluate(models, revisions="", **fields):
 def get_config():
     config = base_config()
     config.graph = {
-        "respond": respond(limit=400),
-        "respond_helpful": respond(source=HELPFUL, limit=300),
+        "respond": respond(),
+        "respond_helpful": respond_helpful(),
         "revise": revise(),
         "sl": sl(),
-        "compare": compare(offset=400, limit=600),
+        "compare": compare(),
         "feedback": feedback(),
         "pm": pm(),
         "rl": rl(),

@@ -27,9 +27,9 @@ def gate_config(seed=0):
              "prompts_red_team": microworld.heldout("red_team", 96), "prompts_helpful": microworld.heldout("helpful", 32)}
     config.graph = {
         "respond": microworld.respond(limit=144),
-        "respond_helpful": microworld.respond(source=microworld.HELPFUL, limit=128),
+        "respond_helpful": microworld.respond_helpful(limit=128),
         "revise": microworld.revise(num_rounds=2),
-        "sl": microworld.sl(targets="final", **microworld.steps(5e-4, 32, num_epochs=3)),
+        "sl": microworld.sl(**microworld.steps(5e-4, 32, num_epochs=3)),
         "compare": microworld.compare(offset=144, limit=160, num_samples=4),
         "feedback": microworld.feedback(),
         "pm": microworld.pm(human=microworld.human(limit=400)),

@@ -9,7 +9,7 @@ def get_config():
     graph = {}
     for size, role in microworld.SIZES.items():
         end = "" if role == "helpful" else f"_{size}"
-        graph[f"respond{end}"] = microworld.respond(limit=400, model=role)
+        graph[f"respond{end}"] = microworld.respond(model=role)
         graph[f"revise{end}"] = microworld.revise(responses=f"respond{end}", model=role)
         graph[f"revise_direct{end}"] = microworld.revise(responses=f"respond{end}", model=role, critique=False)
     for number in (1, 2, 4, 8):
