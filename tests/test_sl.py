@@ -1,0 +1,83 @@
+"""Which answers SL-CAI learns from, and that only their tokens count."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cai_jax.data.dialogue import load_format
+from cai_jax.errors import UserError
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.params import init_params
+from cai_jax.stages import sl
+
+ASKED = [{"role": "human", "text": "a: b: c?"}]
+REVISIONS = [{"id": f"p{i}", "dialogue": ASKED, "initial": "bad",
+              "rounds": [{"revision": f"r{i}.{number}"} for number in (1, 2, 3)]} for i in (0, 1)]
+HELPFUL = [{"id": "h0/00", "dialogue": ASKED, "response": "yes"}]
+
+
+@pytest.mark.parametrize("targets,max_round,want", [
+    ("all", None, ["r0.1", "r0.2", "r0.3", "r1.1", "r1.2", "r1.3", "yes"]),
+    ("all", 2, ["r0.1", "r0.2", "r1.1", "r1.2", "yes"]),
+    ("final", None, ["r0.3", "r1.3", "yes"]),
+    ("final", 1, ["r0.1", "r1.1", "yes"]),
+])
+def test_all_and_final_revisions_up_to_a_round(targets, max_round, want):
+    assert [text for *_, text in sl.answers(REVISIONS, HELPFUL, targets, max_round)] == want
+
+
+def context(tiny_model, revisions=REVISIONS, helpful=HELPFUL, **fields):
+    dropped = {}
+    config = types.SimpleNamespace(**{"targets": "all", "max_round": None, "max_length": 256, **fields})
+    directories = {name: types.SimpleNamespace(records=lambda rows=rows: rows)
+                   for name, rows in (("revisions", revisions), ("helpful", helpful)) if rows is not None}
+
+    def require(rows, what):
+        if not rows:
+            raise UserError(f"0 {what}")
+
+    return types.SimpleNamespace(name="sl", config=config, inputs=directories, dropped=dropped, require_rows=require,
+                                 drop=lambda reason, count=1: dropped.update({reason: dropped.get(reason, 0) + count}))
+
+
+def test_only_the_answer_and_its_end_token_are_targets(tiny_model):
+    format = load_format(tiny_model, "text")
+    examples = sl.examples(context(tiny_model), format)
+    assert [example.id for example in examples] == sorted(example.id for example in examples) and len(examples) == 7
+    for example in examples:
+        assert example.tokens[example.target][-1] in format.eos_ids  # EOS is learned
+        assert "a: b: c?" in format.decode(example.tokens[~example.target].tolist())  # a colon cuts nothing
+    assert format.decode(examples[0].tokens[examples[0].target].tolist()).strip() == "yes"
+
+
+def test_what_is_left_out_is_counted(tiny_model):
+    format = load_format(tiny_model, "text")
+    empty = [{**HELPFUL[0], "id": "h1/00", "response": " \n"}, {**HELPFUL[0], "id": "h2/00", "response": "long " * 300}]
+    ctx = context(tiny_model, helpful=HELPFUL + empty)
+    assert len(sl.examples(ctx, format)) == 7
+    assert ctx.dropped == {"empty answer": 1, "longer than max_length": 1}
+    with pytest.raises(UserError, match="0 training examples"):
+        sl.examples(context(tiny_model, max_length=3), format)
+    with pytest.raises(UserError, match="all or final"):
+        sl.examples(context(tiny_model, targets="last"), format)
+    assert len(sl.examples(context(tiny_model, helpful=None), format)) == 6
+
+
+def test_rows_that_fill_the_shape_count_nowhere(tiny_model):
+    """The loss of a short batch is that of its examples, whatever the shape it is padded to."""
+    config = ModelConfig(family="llama", vocab_size=600, width=16, ffw=24, num_layers=1, num_heads=2, num_kv_heads=1,
+                         head_dim=8, max_length=64, norm_eps=1e-5, rope_theta=10000.0)
+    rng = np.random.default_rng(0)
+    chosen = [sl.Example(str(i), rng.integers(0, 600, n).astype(np.int32), np.arange(n) >= n - 3) for i, n in enumerate((9, 5))]
+    params = init_params(config, jax.random.key(0))
+    loss = sl.make_loss(config, jnp.float32, chunk=16)
+    results = [loss(params, sl.make_batch(chosen, rows)) for rows in (2, 6)]
+    for total, (count, sums) in results:
+        np.testing.assert_allclose(total, results[0][0], rtol=1e-5)
+        assert (float(count), float(sums["tokens"])) == (6.0, 14.0)
+    other = sl.make_batch(chosen, 6)
+    other["tokens"] = np.where(other["mask"], other["tokens"], 599)  # what stands in padding means nothing
+    np.testing.assert_allclose(loss(params, other)[0], results[0][0], rtol=1e-5)

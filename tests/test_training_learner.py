@@ -1,0 +1,145 @@
+"""The learner against the defects that peers had: what is frozen stays frozen, what is shuffled is shuffled afresh."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cai_jax import ppo, sharding
+from cai_jax.models import heads
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.params import init_params
+from cai_jax.training import batching
+from cai_jax.training import learner as lib
+from cai_jax.training import state as state_lib
+
+CONFIG = ModelConfig(family="llama", vocab_size=11, width=16, ffw=24, num_layers=1, num_heads=2, num_kv_heads=1,
+                     head_dim=8, max_length=64, norm_eps=1e-5, rope_theta=10000.0, tied_embeddings=True)
+MESH = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+SETTINGS = lib.Settings(num_epochs=2, num_minibatches=2, num_microbatches=2, learning_rate=1e-2, temperature=0.7,
+                        value_learning_rate=1e-2, logprob_chunk=4)
+PARAMS = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
+
+
+def rollouts(seed=0, R=8, T=12) -> lib.Rollouts:
+    rng = np.random.default_rng(seed)
+    starts, ends = rng.integers(1, 5, R), rng.integers(6, T + 1, R)
+    tokens, mask = batching.pad_tokens([rng.integers(0, 11, end) for end in ends], R, T)
+    actions = mask & (np.arange(T) >= starts[:, None])
+    return lib.Rollouts([f"r{i}" for i in range(R)], tokens, mask, actions, np.zeros((R, T), np.float32),
+                        rng.normal(size=R).astype(np.float32))
+
+
+def start(learner, kl_coefficient=0.1):
+    head = heads.init_head(CONFIG, jax.random.key(1))
+    value = head if learner.settings.shared else {"decoder": state_lib.fresh(PARAMS), "head": head}
+    value = sharding.put(value, state_lib.shardings_of(learner.abstract["value"]))
+    return learner.init(state_lib.fresh(PARAMS), value, kl_coefficient)
+
+
+@pytest.fixture(scope="module")
+def learner():
+    return lib.Learner(CONFIG, CONFIG, SETTINGS, MESH)
+
+
+@pytest.fixture(scope="module")
+def update(learner):
+    batch = rollouts()
+    state = start(learner)
+    frozen = learner.freeze(state, PARAMS, batch)
+    copies = {name: array.copy() for name, array in frozen.items()}
+    state, history = learner.learn(state, batch, frozen, 0)
+    return batch, frozen, copies, state, history
+
+
+def test_policy_equal_to_reference_has_no_kl_at_any_temperature(update):
+    """The defect: reference log-probabilities at the rollout temperature and the policy's at 1."""
+    _, frozen, *_ = update
+    np.testing.assert_array_equal(frozen["old"], frozen["ref"])
+
+
+def test_the_first_ratio_is_one_and_later_ones_are_not(update):
+    """The defect: "old" log-probabilities made again with current weights in every minibatch: ratio 1 for ever."""
+    *_, history = update
+    assert len(history) == 4
+    assert history[0]["ratio_error"] < 1e-4
+    assert all(row["ratio_error"] > 1e-3 for row in history[1:])
+
+
+def test_what_is_frozen_does_not_change_while_learning(update):
+    batch, frozen, copies, *_ = update
+    for name, array in frozen.items():
+        np.testing.assert_array_equal(array, copies[name])
+        assert array.dtype == np.float32 and np.all(array[~batch.actions] == 0), name
+
+
+def test_advantages_are_whitened_over_the_whole_rollout(update):
+    batch, frozen, *_ = update
+    inside = frozen["advantages"][batch.actions]
+    assert abs(inside.mean()) < 1e-5 and abs(inside.std() - 1) < 1e-4
+    halves = [frozen["advantages"][rows][batch.actions[rows]].mean() for rows in (slice(0, 4), slice(4, 8))]
+    assert max(map(abs, halves)) > 1e-3  # not by minibatch
+
+
+def test_frozen_numbers_follow_from_the_parts(learner, update):
+    """Returns are of the raw values; rewards carry the score on the last action and the KL on every one."""
+    batch, frozen, *_ = update
+    shifted = jax.tree.map(lambda x: x * 1.01, PARAMS)
+    moved = learner.freeze(start(learner, 0.5), shifted, batch)
+    rewards = ppo.token_rewards(batch.scores, moved["old"], moved["ref"], batch.actions, 0.5)
+    np.testing.assert_allclose(moved["rewards"], rewards, atol=1e-5)
+    advantages, returns = ppo.gae(jnp.asarray(rewards), moved["values"], batch.actions, 1.0, 0.95)
+    np.testing.assert_allclose(moved["returns"], returns, atol=1e-4)
+    np.testing.assert_allclose(moved["advantages"], ppo.whiten(advantages, batch.actions), atol=1e-3)
+
+
+def test_logprobs_do_not_depend_on_padding_or_batch(learner):
+    batch = rollouts()
+    want, entropy = learner.policy_logprobs(PARAMS, batch)
+    wide = dataclasses.replace(batch, **{
+        name: np.pad(getattr(batch, name), ((0, 0), (0, 5))) for name in ("tokens", "mask", "actions", "sampled")})
+    got, _ = learner.policy_logprobs(PARAMS, wide)
+    np.testing.assert_allclose(np.where(batch.actions, got[:, :12], 0), np.where(batch.actions, want, 0), atol=1e-5)
+    few = lib.Rollouts(*[x[:3] for x in dataclasses.astuple(batch)])
+    np.testing.assert_allclose(np.where(few.actions, learner.policy_logprobs(PARAMS, few)[0] - want[:3], 0), 0, atol=1e-5)
+    assert entropy[batch.actions].min() > 0
+
+
+def test_every_epoch_and_update_has_its_own_permutation(learner):
+    """The defects: the same shuffle for ever, and a number of epochs that nobody read."""
+    orders = []
+    for number in range(3):
+        parts = list(learner.minibatches(number, 8))
+        assert len(parts) == SETTINGS.num_epochs * SETTINGS.num_minibatches
+        for epoch in (0, 1):
+            orders.append(tuple(np.concatenate(parts[2 * epoch: 2 * epoch + 2])))
+            assert sorted(orders[-1]) == list(range(8))
+    assert len(set(orders)) == 6
+    again = [tuple(np.concatenate(list(learner.minibatches(1, 8))[:2]))]
+    assert again == [orders[2]]  # named, not drawn from a state
+
+
+def test_microbatches_are_exact(update):
+    batch, _, _, state, history = update
+    whole = lib.Learner(CONFIG, CONFIG, dataclasses.replace(SETTINGS, num_microbatches=1), MESH)
+    first = start(whole)
+    frozen = whole.freeze(first, PARAMS, batch)
+    other, more = whole.learn(first, batch, frozen, 0)
+    np.testing.assert_allclose([row["loss"] for row in more], [row["loss"] for row in history], rtol=2e-3, atol=1e-5)
+    for name in ("params", "value"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), state[name], other[name])
+
+
+def test_a_shared_trunk_learns_both():
+    learner = lib.Learner(CONFIG, CONFIG, dataclasses.replace(SETTINGS, shared=True, value_coefficient=1.0), MESH)
+    batch, state = rollouts(), start(learner)
+    first = None
+    for number in range(6):
+        frozen = learner.freeze(state, PARAMS, batch)
+        state, history = learner.learn(state, batch, frozen, number)
+        first = first or history[0]
+        assert history[0]["ratio_error"] < 1e-4
+    assert set(state) == set(learner.abstract) == {"params", "value", "optimiser", "controller"}
+    assert history[-1]["value_loss"] < first["value_loss"]
