@@ -13,6 +13,7 @@ import pytest
 from cai_jax import report
 from cai_jax.errors import UserError
 from cai_jax.evals.intervals import Estimate
+from cai_jax.io.artefacts import StageDirectory
 from cai_jax.reporting import cards, cautions, compare, figures, markdown, page, png, svg
 from cai_jax.reporting.run_data import Run
 from tests import fake_run
@@ -116,6 +117,20 @@ def test_missing_and_damaged_files(whole, tmp_path):
     text = page.render([Run(broken)])
     words = Reader(text).words
     assert "incomplete" in words and "rl" in words and "records.jsonl:2" in words and "metrics.json" in words
+
+
+def test_a_stage_that_is_running(whole, tmp_path):
+    """The journal of an unfinished stage is read as far as it is on disk."""
+    run = tmp_path / "running"
+    shutil.copytree(whole, run)
+    directory = StageDirectory(run / "revise")
+    rows = directory.records()
+    (run / "revise" / "records.jsonl").unlink()
+    journal = directory.journal()
+    for row in rows[:5]:
+        journal.append(row)
+    journal.flush()
+    assert len(Run(run).records("revise")) == 5 and not Run(run).problems
 
 
 def test_hostile_text_is_only_text(tmp_path):

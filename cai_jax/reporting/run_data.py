@@ -98,10 +98,10 @@ class Run:
                 return tuple(directory.records(name))
             parts = directory.path / f"{name}.parts"
             files = sorted(parts.glob("[0-9]*.jsonl")) if parts.exists() else []
-            rows = [row for part in files for row in _lines(part)]
+            rows = [row for part in files for row in _part(part)]
             return tuple(sorted({row["id"]: row for row in rows}.values(), key=lambda row: row["id"]))
         except (UserError, OSError, ValueError, KeyError, TypeError) as error:
-            self.problems.append(str(error))
+            self.problems.append(f"{directory.path / name}: {error}")
             return ()
 
     @functools.cache  # noqa: B019
@@ -176,5 +176,12 @@ class Run:
         return None
 
 
-def _lines(path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().split("\n") if line]
+def _part(path) -> list[dict]:
+    """The intact rows of a part that a running stage wrote: lines of a digest and a record (see `io.artefacts.Journal`, which
+    waits for other processes and so cannot be asked here)."""
+    rows = []
+    for line in path.read_bytes().split(b"\n"):
+        digest, _, text = line.partition(b" ")
+        if text and digest == artefacts.mark(text).encode():
+            rows.append(json.loads(text))
+    return rows
