@@ -124,6 +124,8 @@ def _sample_chains(ctx, model, engine, todo, headers, asked, orders, num_chains)
             name = f"{task['id']}#{order}{chain}"
             if name not in chains.finished:
                 segments = choices.chain_segments(model.format, headers[task["header"]][1], asked(task, order))
+                if not config.num_headers:  # a header of one task alone is no header: rows of different ones decode together
+                    segments = (tuple(token for segment in segments for token in segment),)
                 requests.append(SampleRequest(name, segments, row_key(ctx.seed, ctx.name, order, task["id"], chain)))
     for completion in ctx.sample(engine, requests, sampling, f"{ctx.name}: chains of thought") if requests else ():
         chains.append({"id": completion.id, "text": completion.text, "stop": completion.stop})
