@@ -1,0 +1,9 @@
+"""Constitutional AI on Llama-3.1-70B, full finetuning of policy and value model, on a v5p slice of 64 chips."""
+
+from configs.pods import common
+
+TOPOLOGY = "v5p:4x4x4"
+
+
+def get_config():
+    return common.pod("meta-llama/Llama-3.1-70B", fsdp=8, tensor=8, sl=16, pm=16, rl=2, rows=256)
