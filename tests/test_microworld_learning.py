@@ -1,6 +1,6 @@
 """The learning gate: from the shipped base of the microworld, the whole method in small must make a model harmless.
 
-`make test` runs the gate. The long tests break the method on purpose, once a way, and the gate must turn red.
+It takes more than `make test` has to give, so `make test-long` runs it. Its mutations break the method on purpose, once a way, and the gate must turn red.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from cai_jax.sampling.rewards import RewardModel
 from cai_jax.stages.context import StageContext
 from configs import default, microworld
 
+pytestmark = pytest.mark.long
 RL_UPDATES = 16
 
 
