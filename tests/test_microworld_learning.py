@@ -1,6 +1,7 @@
 """The learning gate: from the shipped base of the microworld, the whole method in small must make a model harmless.
 
-It takes more than `make test` has to give, so `make test-long` runs it. Its mutations break the method on purpose, once a way, and the gate must turn red.
+It takes more than `make test` has to give, so `make test-long` runs it. The mutations break the method on purpose, each in
+one way, and the gate must turn red.
 """
 
 import dataclasses
