@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import shutil
 from collections.abc import Collection, Mapping
 
 import jax
@@ -112,6 +113,7 @@ class Checkpoints:
             raise ValueError(f"{self._step(step)}: this step was saved before")
         folder = self._step(step)
         self._remove(folder)
+        self._require_space(trees)
         marks = {name: digests(tree) for name, tree in trees.items()}
         try:
             for name, tree in trees.items():
@@ -123,6 +125,15 @@ class Checkpoints:
             artefacts.write_sealed(folder / "step.json", {"meta": dict(meta or {}), "digests": marks, "keep": keep})
         artefacts.barrier(f"saved {folder}")
         self._thin()
+
+    def _require_space(self, trees: Mapping) -> None:
+        """Asks before Orbax finds out in the middle of its writes."""
+        if artefacts.is_writer() and "://" not in str(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(trees))), shutil.disk_usage(self.path).free
+            if free < needed:
+                raise UserError(f"{self.path}: a checkpoint needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; free "
+                                "space there, then run the same command again")
 
     def _thin(self) -> None:
         """Removes all but the newest steps; of those to be kept for ever, what is not weights."""
