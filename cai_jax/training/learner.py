@@ -104,13 +104,13 @@ class Learner:
     def init(self, policy, value, kl_coefficient: float) -> dict:
         """The state of update 0. `policy` and `value` are float32 trees that the learner may keep; `value` as the state's
         item of that name."""
-        controller = {"kl_coefficient": sharding.put(np.float32(kl_coefficient), sharding.replicated(self.mesh))}
-        state = {"params": policy, "value": value, "controller": controller}
+        state = {"params": policy, "value": value, "controller": {"kl_coefficient": jnp.float32(kl_coefficient)}}
         if self.settings.shared:
-            both = {"decoder": policy, "head": value}
-            return {**state, "optimiser": state_lib.init_optimiser(self._tx, both, self.mesh)}
-        return {**state, "optimiser": state_lib.init_optimiser(self._tx, policy, self.mesh),
-                "value_optimiser": state_lib.init_optimiser(self._value_tx, value, self.mesh)}
+            state["optimiser"] = state_lib.init_optimiser(self._tx, {"decoder": policy, "head": value}, self.mesh)
+        else:
+            state["optimiser"] = state_lib.init_optimiser(self._tx, policy, self.mesh)
+            state["value_optimiser"] = state_lib.init_optimiser(self._value_tx, value, self.mesh)
+        return state_lib.placed(state, self.abstract)
 
     # ---- What is frozen -----------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from cai_jax.errors import UserError
 from cai_jax.io import preemption, progress
 from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.io.metrics import MetricsWriter, read_rows
+from cai_jax.training import state as state_lib
 
 CHECKED = ("loss", "grad_norm", "value_loss", "value_grad_norm")
 
@@ -52,7 +53,7 @@ def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], ad
             ctx.count_tokens("trained", meta["tokens"])
             return trees
     found = checkpoints.restore_latest(abstract)
-    start, state, meta = found or (0, init(), {"tokens": 0, "metrics": ""})
+    start, state, meta = found or (0, state_lib.placed(init(), abstract), {"tokens": 0, "metrics": ""})
     if found:
         progress.say(f"[{ctx.name}] goes on from {settings.unit} {start}")
     writer = ctx.metrics(start, meta["metrics"])

@@ -53,6 +53,12 @@ def _copy(tree, dtype):
     return jax.tree.map(lambda leaf: jnp.array(leaf, dtype, copy=True), tree)
 
 
+def placed(tree, abstract):
+    """The same arrays under exactly the shardings of `abstract`. Layouts that are equal but written differently would
+    compile a step a second time, with its own output as input."""
+    return sharding.put(tree, shardings_of(abstract))
+
+
 def fresh(tree, dtype=jnp.float32):
     """A copy of the parameters in `dtype` that may be donated, on the same devices."""
     return _copy(tree, jnp.dtype(dtype))
