@@ -61,9 +61,9 @@ def slope(values: np.ndarray) -> float:
 
 
 def test_files_and_threads_stay_bounded(tmp_path):
-    rows = watched(tmp_path, 24)
+    rows = watched(tmp_path, 30)
     assert rows[-1, 1] <= rows[6, 1] + 2 and rows[:, 1].max() < 100
-    assert rows[-1, 2] <= rows[6, 2] + 4
+    assert rows[-1, 2] <= rows[6, 2] + 16  # pools of threads fill up by need; a leak of one an update would be 24
 
 
 @pytest.mark.long

@@ -219,8 +219,8 @@ class Journal:
         if is_writer():
             write_text(self._target.with_suffix(".digests"), "".join(mark(line.encode()) + "\n" for line in lines))
             write_text(self._target, text)
-            self.remove_parts()
         barrier(f"journal finished {self._target}")
+        self.remove_parts()
         return hashlib.sha256(text.encode()).hexdigest()
 
     def remove_parts(self) -> None:
