@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import collections
 
-from cai_jax.data.prompts import read_prompts
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import SampleRequest, SamplingParams, dialogue_to_json
+from cai_jax.structs import SampleRequest, dialogue_to_json
 
 SCHEMA = 1
 
@@ -15,12 +14,9 @@ SCHEMA = 1
 def run(ctx: StageContext) -> dict:
     """Writes one comparison record a prompt: `num_samples` responses by the same model, in order of their sample number."""
     config = ctx.config
-    prompts, dropped = read_prompts(**config.prompts.to_dict())
-    for reason, count in dropped.items():
-        ctx.drop(reason, count)
+    prompts = ctx.prompts()
     model = ctx.load_model(config.model, format=config.format)
-    sampling = SamplingParams(config.max_new_tokens, config.temperature, config.top_k, config.top_p,
-                              model.format.stop_strings("assistant"))
+    sampling = ctx.answering(model)
     journal = ctx.directory.journal()
     prompts = {prompt.id: prompt for prompt in prompts}
     requests = []

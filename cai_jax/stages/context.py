@@ -12,6 +12,7 @@ import ml_collections
 from etils import epath
 
 from cai_jax.data import dialogue as dialogue_lib
+from cai_jax.data.prompts import Prompt, read_prompts
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, preemption, progress
 from cai_jax.io.checkpoints import Checkpoints
@@ -149,7 +150,20 @@ class StageContext:
             artefacts.write_json(target / "role.json", role)
         artefacts.barrier(f"published {target}")
 
-    # Sampling and scoring ----------------------------------------------------------------------------------------
+    # Prompts, sampling and scoring ----------------------------------------------------------------------------------------
+
+    def prompts(self) -> list[Prompt]:
+        """The prompts that `config.prompts` names; rows that are left out are counted."""
+        found, dropped = read_prompts(**self.config.prompts.to_dict())
+        for reason, count in dropped.items():
+            self.drop(reason, count)
+        return found
+
+    def answering(self, model: LoadedModel) -> SamplingParams:
+        """How the stage's fields say that an assistant's turn is drawn."""
+        config = self.config
+        return SamplingParams(config.max_new_tokens, config.temperature, config.top_k, config.top_p,
+                              model.format.stop_strings("assistant"))
 
     def engine(self, model: LoadedModel) -> engine_lib.Engine:
         options = engine_lib.EngineOptions(**self.run_config.sampling.to_dict())

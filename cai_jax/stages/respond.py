@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from cai_jax.data.prompts import read_prompts
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import SampleRequest, SamplingParams, dialogue_to_json
+from cai_jax.structs import SampleRequest, dialogue_to_json
 
 SCHEMA = 1
 
@@ -13,12 +12,9 @@ SCHEMA = 1
 def run(ctx: StageContext) -> dict:
     """Writes `num_samples` response records a prompt."""
     config = ctx.config
-    prompts, dropped = read_prompts(**config.prompts.to_dict())
-    for reason, count in dropped.items():
-        ctx.drop(reason, count)
+    prompts = ctx.prompts()
     model = ctx.load_model(config.model, format=config.format)
-    sampling = SamplingParams(config.max_new_tokens, config.temperature, config.top_k, config.top_p,
-                              model.format.stop_strings("assistant"))
+    sampling = ctx.answering(model)
     journal = ctx.directory.journal()
 
     requests, prompt_of = [], {}
