@@ -115,16 +115,18 @@ def test_learned_differences_recover_logit_p_from_noisy_labels():
 
 def test_scores_are_read_at_the_last_real_token():
     """The defect: a PM that reads the wrong token where padding or EOS differ."""
-    params = {"decoder": init_params(CONFIG, jax.random.key(0)), "head": heads.init_head(CONFIG, jax.random.key(1))}
+    decoder = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
+    params = {"decoder": decoder, "head": heads.init_head(CONFIG, jax.random.key(1))}
+    score = jax.jit(heads.dialogue_scores, static_argnums=3)
     tokens = np.array([[1, 5, 6, 0]], np.int32)
-    want = heads.dialogue_scores(params, tokens, np.ones((1, 4), bool), CONFIG)
+    want = score(params, tokens, np.ones((1, 4), bool), CONFIG)
     for filler in (0, 9):  # also where the padding is the id of EOS
         wide = np.full((1, 8), filler, np.int32)
         for start in (0, 3):  # on either side
             mask = np.zeros((1, 8), bool)
             mask[:, start: start + 4] = True
             wide[:, start: start + 4] = tokens
-            got = heads.dialogue_scores(params, wide, mask, CONFIG)
+            got = score(params, wide, mask, CONFIG)
             np.testing.assert_allclose(got, want, atol=1e-5)
             wide[:] = filler
 
