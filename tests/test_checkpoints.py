@@ -128,10 +128,29 @@ def test_truncated_or_missing_files(tmp_path):
     assert store.steps() == [1]
 
 
-def run_python(script: str, **environment) -> subprocess.Popen:
+def run_python(script: str, stderr=None, **environment) -> subprocess.Popen:
     head = f"import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent.parent)!r})\n"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
-    return subprocess.Popen([sys.executable, "-c", head + script], stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen([sys.executable, "-c", head + script], stdout=subprocess.PIPE, stderr=stderr, text=True,
+                            env=environment)
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """Many writes fail at once, from tensorstore's own threads: none of them may print a traceback beside our line."""
+    done = run_python(f"""
+import resource, jax.numpy as jnp
+from cai_jax.errors import UserError
+from cai_jax.io import checkpoints as lib
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for trial in range(5):
+    try:
+        lib.Checkpoints({str(tmp_path)!r} + str(trial)).save(1, {{"params": {{str(i): jnp.ones((64, 64)) for i in range(30)}}}})
+    except UserError as error:
+        print(error, flush=True)
+""", stderr=subprocess.PIPE)
+    out, errors = done.communicate(timeout=100)
+    assert done.returncode == 0 and out.count("cannot write the checkpoint") == 5, errors[-2000:]
+    assert "Traceback" not in errors and "event loop" not in errors.lower(), errors[-2000:]
 
 
 def test_restores_onto_another_mesh(tmp_path):

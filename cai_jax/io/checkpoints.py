@@ -14,6 +14,7 @@ import functools
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Collection, Mapping
 
 import jax
@@ -65,11 +66,21 @@ def _flat(tree) -> dict:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
+def _without_abandoned_writes(otherwise, unraisable):
+    """Once one read or write has failed, Orbax closes its event loop and drops its coroutines; tensorstore's threads
+    still report theirs to it, and each prints a traceback. The first failure is what is told."""
+    closed = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
+    dropped = getattr(getattr(unraisable.object, "cr_code", None), "co_filename", "")
+    if not closed and "orbax" not in dropped:
+        otherwise(unraisable)
+
+
 @functools.lru_cache(maxsize=1)
 def _orbax() -> ocp.Checkpointer:
     # An error comes as an exception; its traceback in the log beside it would bury the one line that says what to do.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     absl_logging.set_verbosity(absl_logging.FATAL)
+    sys.unraisablehook = functools.partial(_without_abandoned_writes, sys.unraisablehook)
     # Weights do not compress: without compression a save takes a quarter of the time.
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False))
 
