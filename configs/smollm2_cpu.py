@@ -14,7 +14,7 @@ from configs import default
 def get_config():
     config = default.base_config()
     calm = {"temperature": 0.7, "top_p": 0.95}
-    short = {"max_length": 192, "save_every_steps": 5}
+    short = {"max_length": 128, "save_every_steps": 1000}  # minutes each: what a kill costs is less than saves in between
     config.graph = {
         "respond": default.respond(limit=32, max_new_tokens=48, **calm),
         "respond_helpful": default.respond(source="embedded:helpful", limit=16, max_new_tokens=48, **calm),
@@ -22,7 +22,7 @@ def get_config():
         "sl": default.sl(**default.optimisation(learning_rate=2e-5, batch_size=8) | short | {"num_microbatches": 2}),
         "compare": default.compare(offset=32, limit=32, max_new_tokens=40, **calm),
         "feedback": default.feedback(num_few_shot=2, num_headers=4, both_orders=True),
-        "pm": default.pm(**default.optimisation(learning_rate=2e-5, batch_size=16) | short | {"num_microbatches": 4}),
+        "pm": default.pm(**default.optimisation(learning_rate=2e-5, batch_size=15) | short | {"num_microbatches": 3}),
         "rl": default.rl(
             prompts=default.prompts("embedded:red_team+embedded:helpful", offset=64), num_updates=10, rollouts_per_update=16,
             num_minibatches=2, num_microbatches=2, learning_rate=2e-6, value_learning_rate=5e-6, warmup_updates=2,
