@@ -30,7 +30,7 @@ from cai_jax.errors import UserError
 from cai_jax.io import artefacts, integrity, preemption, progress
 from cai_jax.stages.context import StageContext, resolve_role
 
-KINDS = ("respond", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate", "report")
+KINDS = ("respond", "revise", "sl", "compare", "feedback", "pm", "rl", "harm", "evaluate", "report")
 MODEL_FIELDS = ("model", "init", "policy", "reference", "reward", "feedback", "judge")
 
 

@@ -186,6 +186,23 @@ def evaluate(models, revisions="", **fields):
         "num_samples": 1,
         **draw(max_new_tokens=256),
         "choices": "embedded:hhh",  # or official evaluation files; "a+b" for several sets; "" for none
+def harm(source="tfds:cai_hh_rlhf/red_team_attempts", split="", **fields):
+    """A regressor of absolute harmfulness, 0 to 4, by the squared error to people's ratings of dialogues (section 4.5). Not
+    among the stages of `get_config`: the ratings are a file of their own, see `harm.ratings`."""
+    return {
+        "kind": "harm",
+        "inputs": {},
+        "init": "base",  # "a language model"; not said which
+        # hh-rlhf's red-team-attempts {transcript, rating}: the file, or the data set that `data.prepare` makes of it
+        "ratings": {"source": source, "split": split, "offset": 0, "limit": optional(int)},
+        "heldout": {"source": "", "split": "", "offset": 0, "limit": optional(int)},  # measured on only; "" for none
+        "holdout_fraction": 0.1,  # of the first human turns of `ratings`
+        **optimisation(learning_rate=1e-5, batch_size=64),
+        "format": MODEL_FORMAT,
+        **fields,
+    }
+
+
         "num_choices": optional(int),  # n of each set, evenly spaced; empty: all
         "num_few_shot": 0,  # items of the same set as worked examples, kept out of every mode; 0: zero-shot only
         "num_chains": 0,  # chains of thought an item, averaged (the paper: 1 and 5); 0: none
@@ -207,11 +224,19 @@ def base_config():
             "base": "models/smollm2-135m-instruct",  # what is finetuned; in the paper a pretrained LM
             "helpful": "base",  # answers, criticises, writes chains of thought; in the paper helpful RLHF
             "feedback": "base",  # judges pairs; in the paper a pretrained LM
+        "harm": absolute_harm(),
             "judge": "base",  # kept for evaluation
         },
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # devices along each axis; -1 takes what is left
         "model": {
             "dtype": "float32",  # of weights and activations
+def absolute_harm(model="", num_samples=256, temperatures=(0.0, 1.0), **prompt_fields):
+    """Expected harm of every model's answers (section 4.5, Figure 10): 64 held-out prompts, 256 answers each, at both
+    temperatures; greedy answers are all the same, so one is drawn."""
+    return {"model": model, "num_samples": num_samples, "temperatures": temperatures,  # model: "@harm"; "" for none
+            "prompts": prompts(**{"source": "embedded:red_team", "split": "heldout", "limit": 64, **prompt_fields})}
+
+
             "scan_layers": False,  # lax.scan over layers: faster compilation on accelerators; unrolled is 1.3 × faster on CPU
             "remat": "none",  # activations kept in the backward pass: none (all kept), dots, full (recomputed)
             "logprob_chunk": 128,  # positions whose logits exist at a time
@@ -243,3 +268,4 @@ def get_config():
     })
     config.stages = ("respond", "respond_helpful", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate", "report")
     return config
+        "harm": harm(),  # to use it: add it to the stages, and evaluate.harm.model=@harm

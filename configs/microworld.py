@@ -101,6 +101,15 @@ def evaluate(models, revisions="", **fields):
     })
 
 
+def harm(**fields):
+    """The regressor of absolute harmfulness: ratings are the oracle's severities; held out are acts that it never saw."""
+    file = str(DATA / "ratings.jsonl")
+    return default.harm(file, "train", **{
+        "heldout": {"source": file, "split": "heldout", "offset": 0, "limit": default.optional(int)},
+        **steps(5e-4, 32, num_epochs=6), **fields,
+    })
+
+
 def get_config():
     config = base_config()
     config.graph = {

@@ -48,10 +48,13 @@ def load_comparisons(
     `source`: "embedded:helpful_comparisons"; a .jsonl, .jsonl.gz or .parquet file of hh-rlhf rows or of our rows;
     "tfds:cai_hh_rlhf/helpful_base"; any of them with "#field=column,…" behind it (`columns.py`). `split` keeps the rows
     with that "split" field, or names the TFDS split. `offset` and `limit` count comparisons that were kept; reading stops
-    at the limit, and so does the count of dropped rows.
+    at the limit, and so does the count of dropped rows. "a+b" reads several sources, each with this split, offset and limit.
 
     Raises UserError `file:line: field …` for a malformed row, and where no comparison is left.
     """
+    if "+" in source and not Path(source).exists():
+        return _joined(source, [load_comparisons(part.strip(), split=split, offset=offset, limit=limit)
+                                for part in source.split("+")])
     path, name = _resolve(source)
     dropped: collections.Counter[str] = collections.Counter()
     kept: list[HumanComparison] = []
@@ -76,6 +79,15 @@ def load_comparisons(
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "nothing dropped"
         chosen = f" with split '{split}'" if split else ""
         raise UserError(f"{source}: 0 rows left: {num_seen} comparisons{chosen}, offset {offset}, {why}")
+    return kept, dict(sorted(dropped.items()))
+
+
+def _joined(source: str, parts: list) -> tuple[list[HumanComparison], dict[str, int]]:
+    """Comparisons one source after the other."""
+    kept = [item for items, _ in parts for item in items]
+    if len({item.id for item in kept}) < len(kept):
+        raise UserError(f"{source}: two sources have a comparison of the same id; ids must differ")
+    dropped = sum((collections.Counter(counts) for _, counts in parts), collections.Counter())
     return kept, dict(sorted(dropped.items()))
 
 

@@ -53,6 +53,12 @@ def confidence(probabilities: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(p, 1 - p), np.where(p == 0.5, 0.5, (p > 0.5).astype(np.float64))
 
 
+def points(bins: Sequence[Bin]) -> list[dict]:
+    """The bins as a curve of `metrics.json`."""
+    return [{"predicted": b.predicted, "observed": b.observed.value, "low": b.observed.low, "high": b.observed.high,
+             "n": b.observed.n} for b in bins]
+
+
 def _checked(probabilities, outcomes) -> tuple[np.ndarray, np.ndarray]:
     p, y = np.asarray(probabilities, np.float64), np.asarray(outcomes, np.float64)
     if p.shape != y.shape or p.ndim != 1 or np.any((p < 0) | (p > 1)) or not np.all(np.isfinite(p)):

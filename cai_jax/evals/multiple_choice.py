@@ -16,9 +16,12 @@ import numpy as np
 
 from cai_jax import seeds
 from cai_jax.data import choices
-from cai_jax.evals.intervals import Estimate, wilson
+from cai_jax.evals import calibration
+from cai_jax.evals.intervals import Estimate, mcnemar, paired_difference, wilson
+from cai_jax.evals.rows import row
 from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest
 
+CLAMP = (0.4, 0.6)  # what labels after a chain of thought are clamped to (section 4.1)
 CHAIN_BLOCK = 32  # items whose chains are sampled together
 OPTION_LINE = re.compile(r"^\s*\(([A-Z])\)\s?(.*?)(?=^\s*\([A-Z]\)|\Z)", re.MULTILINE | re.DOTALL)
 
@@ -32,6 +35,7 @@ class ChoiceResult:
     probabilities: tuple[float, ...]
     correct: int
     chains: tuple[str, ...] = ()
+    by_chain: tuple[tuple[float, ...], ...] = ()  # the probabilities after each of the chains, whose mean `probabilities` is
 
     @property
     def right(self) -> float:
@@ -115,7 +119,8 @@ def answer_with_chains(sample: Callable, score: Callable, items: Sequence, forma
             if ordered:
                 mean = np.mean([p for _, p in ordered], axis=0)
                 thoughts = tuple(chains[f"{item.id}#{k}"] for k, _ in ordered)
-                yield ChoiceResult(item.id, item.subset, tuple(mean.tolist()), item.correct, thoughts)
+                yield ChoiceResult(item.id, item.subset, tuple(mean.tolist()), item.correct, thoughts,
+                                   tuple(p for _, p in ordered))
 
 
 def accuracy(results: Sequence[ChoiceResult]) -> Estimate:
@@ -152,3 +157,43 @@ def baselines(items: Sequence) -> dict[str, float | None]:
 def first_option_share(results: Sequence[ChoiceResult]) -> Estimate:
     """How often the first letter is picked: far from its true share, the model answers by position."""
     return wilson(sum(r.picked == 0 for r in results), len(results))
+
+
+def rows(model: str, on: str, mode: str, items: Sequence, found: Sequence[ChoiceResult], curves: dict,
+         plain: Sequence[ChoiceResult] = ()) -> list[dict]:
+    """The rows of one mode on one set: accuracy over all and by subset with its baselines, the paired difference to `plain`
+    (the same items zero-shot), the first of several chains alone, the share of first options, and calibration.
+
+    Reliability curves go to `curves`; after chains of thought also those of the clamped probabilities, which are what a
+    preference model learns from.
+    """
+    subsets = collections.defaultdict(list)
+    for result in found:
+        subsets[result.subset].append(result)
+    parts = {on: list(found)}
+    if len(subsets) > 1:
+        parts.update(sorted((f"{on}:{name}", part) for name, part in subsets.items()))
+    out = []
+    for name, part in parts.items():
+        ids = {result.id for result in part}
+        base = baselines([item for item in items if item.id in ids])
+        out.append(row(f"choice_{mode}", name, model, accuracy(part), unit="accuracy", good="higher", baseline=base))
+        if plain:
+            before = {result.id: result.right for result in plain if result.id in ids}
+            now = {result.id: result.right for result in part}
+            out.append(row(f"choice_{mode}", name, model, paired_difference(before, now), against="zero_shot", unit="accuracy",
+                           good="higher", p_value=mcnemar(before, now)))
+        if part and all(len(result.by_chain) > 1 for result in part):
+            alone = [dataclasses.replace(result, probabilities=result.by_chain[0]) for result in part]
+            out.append(row("choice_one_chain", name, model, accuracy(alone), unit="accuracy", good="higher", baseline=base))
+    right_first = sum(result.correct == 0 for result in found) / len(found)
+    out.append(row(f"first_option_{mode}", on, model, first_option_share(found), unit="share", baseline={"right": right_first}))
+    if all(len(result.probabilities) == 2 for result in found):
+        right = np.array([result.probabilities[result.correct] for result in found])
+        stated = {mode: right} | ({f"{mode}_clamped": np.clip(right, *CLAMP)} if mode == "chain_of_thought" else {})
+        for name, values in stated.items():
+            bins = calibration.reliability(*calibration.confidence(values), num_bins=5, span=(0.5, 1.0))
+            curves[f"choice_{name}/{on}"] = calibration.points(bins)
+            error = Estimate(calibration.expected_calibration_error(bins), None, None, len(right))
+            out.append(row(f"ece_{name}", on, model, error, unit="ECE", good="lower"))
+    return out

@@ -6,6 +6,7 @@
 3. The revisions are scored round by round, if given (Figure 5), and by principle.
 4. The feedback model answers the multiple-choice items (Figures 4 and 11); the preference model ranks their dialogues
    and held-out human comparisons. Baselines stand beside every accuracy.
+5. A regressor of harm, if given, says how harmful the models' answers are on the scale from 0 to 4 (Figure 10).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from cai_jax.data.evals import load_choices
 from cai_jax.data.jsonl import field
 from cai_jax.data.prompts import read_prompts
 from cai_jax.data.tables import read_rows
-from cai_jax.evals import calibration, elo, judged, multiple_choice, preference, samples
+from cai_jax.evals import calibration, elo, harm, judged, multiple_choice, preference, samples
 from cai_jax.evals.intervals import Estimate, wilson
 from cai_jax.evals.rows import SCHEMA as ROW_SCHEMA
 from cai_jax.evals.rows import find, row
@@ -34,16 +35,19 @@ from cai_jax.training.rollouts import custom_reward
 SCHEMA = 1
 PROMPT_FIELD = "prompts_"  # config.prompts_NAME is the set of prompts NAME
 FILE_REFERENCE = "responses:"  # a model whose answers stand in a file
+SCORED_AT_ONCE = 512  # dialogues between two writes to the disk
 
 
 def run(ctx: StageContext) -> dict:
-    """Writes records.jsonl (answers), scores.jsonl (id, score), choices.jsonl (answered questions), verdicts.jsonl (the
-    judge's) and metrics.json ({rows, curves, notes})."""
+    """Writes records.jsonl (answers), scores.jsonl (id, score), choices.jsonl (answered questions), pairs.jsonl (what the
+    preference model ranked), verdicts.jsonl (the judge's), harm.jsonl and harm_scores.jsonl (absolute harmfulness), and
+    metrics.json ({rows, curves, notes})."""
     config = ctx.config
     models = in_order(config.models, ctx.run_config)
-    answers = _answers(ctx, models)
+    answers = ctx.directory.journal()
+    _answers(ctx, models, _prompt_sets(ctx), answers, config.num_samples, config.temperature)
     revisions = ctx.inputs["revisions"].records() if "revisions" in ctx.inputs else []
-    reward = _reward_model(ctx) if config.reward else None
+    reward = _reward_model(ctx, config.reward) if config.reward else None
     scores = _scores(ctx, reward, answers, revisions)
 
     rows = samples.rows(list(answers.finished.values()), scores.finished_scores, list(models), anchor=config.anchor,
@@ -54,15 +58,19 @@ def run(ctx: StageContext) -> dict:
         rows += _judged(ctx, list(answers.finished.values()), list(models), verdicts)
     curves: dict[str, list] = {}
     sets = choice_sets(config.choices, config.num_choices)
-    asked = ctx.directory.journal("choices")
+    asked, digests = ctx.directory.journal("choices"), {}
     if config.feedback:
         for on, items in sets.items():
             rows += _multiple_choice(ctx, on, items, asked, curves)
     if reward is not None:
-        rows += _preference(ctx, reward, sets, curves)
+        pairs = ctx.directory.journal("pairs")
+        rows += _preference(ctx, reward, sets, pairs, curves)
+        digests["pairs"] = pairs.finish()
+    if config.harm.model:
+        rows += _harm(ctx, models, digests)
     notes = _notes(ctx)
-    digests = {"records": answers.finish(), "scores": scores.journal.finish(), "choices": asked.finish(),
-               "verdicts": verdicts.finish()}
+    digests |= {"records": answers.finish(), "scores": scores.journal.finish(), "choices": asked.finish(),
+                "verdicts": verdicts.finish()}
     if artefacts.is_writer():
         value = {"schema": ROW_SCHEMA, "rows": rows, "curves": curves, "notes": notes}
         artefacts.write_json(ctx.directory.path / "metrics.json", value)
@@ -84,19 +92,28 @@ def in_order(models, run_config) -> dict[str, str]:
     return dict(sorted(models.items(), key=place))
 
 
-def _answers(ctx: StageContext, models: dict[str, str]):
-    """Samples what is not in the journal yet; a model is loaded only if something of it is missing."""
-    config, journal = ctx.config, ctx.directory.journal()
+def _prompt_sets(ctx: StageContext) -> dict[str, list]:
+    """NAME → prompts, for every field prompts_NAME of the config."""
     sets = {}
-    for name in sorted(config):
-        if name.startswith(PROMPT_FIELD) and config[name].source:
-            prompts, dropped = read_prompts(**config[name].to_dict())
-            sets[name.removeprefix(PROMPT_FIELD)] = prompts
-            for reason, count in dropped.items():
-                ctx.drop(reason, count)
+    for name in sorted(ctx.config):
+        if name.startswith(PROMPT_FIELD) and ctx.config[name].source:
+            sets[name.removeprefix(PROMPT_FIELD)] = _prompts(ctx, ctx.config[name])
+    return sets
+
+
+def _prompts(ctx: StageContext, fields) -> list:
+    prompts, dropped = read_prompts(**fields.to_dict())
+    for reason, count in dropped.items():
+        ctx.drop(reason, count)
+    return prompts
+
+
+def _answers(ctx: StageContext, models: dict[str, str], sets: dict[str, list], journal, num_samples: int, temperature: float):
+    """Samples what is not in the journal yet; a model is loaded only if something of it is missing."""
+    config = ctx.config
     for name, reference in models.items():
         wanted = {f"{on}/{name}/{prompt.id}/{sample:02d}": (on, prompt, sample)
-                  for on, prompts in sets.items() for prompt in prompts for sample in range(config.num_samples)}
+                  for on, prompts in sets.items() for prompt in prompts for sample in range(num_samples)}
         missing = [key for key in wanted if key not in journal.finished]
         if not missing:
             continue
@@ -104,7 +121,7 @@ def _answers(ctx: StageContext, models: dict[str, str]):
             _read_answers(ctx, name, reference, wanted, missing, journal)
             continue
         model = ctx.load_model(reference, format=config.format)
-        sampling = SamplingParams(config.max_new_tokens, config.temperature, config.top_k, config.top_p,
+        sampling = SamplingParams(config.max_new_tokens, temperature, config.top_k, config.top_p,
                                   model.format.stop_strings("assistant"))
         # The key names the prompt and the sample, not the model: all models see the same random numbers.
         requests = [SampleRequest(key, model.format.prompt(prompt.dialogue),
@@ -122,7 +139,6 @@ def _answers(ctx: StageContext, models: dict[str, str]):
         del model
     if sets and models:
         ctx.require_rows(journal.finished, "answers")
-    return journal
 
 
 def _read_answers(ctx: StageContext, name: str, reference: str, wanted: dict, missing: list[str], journal) -> None:
@@ -148,11 +164,11 @@ def _read_answers(ctx: StageContext, name: str, reference: str, wanted: dict, mi
     journal.flush()
 
 
-def _reward_model(ctx: StageContext):
-    """The judge: a pm stage, or a function of dialogues ("python:package.module.function")."""
-    if ctx.config.reward.startswith("python:"):
-        return types.SimpleNamespace(score=custom_reward(ctx.config.reward))
-    model = ctx.load_model(ctx.config.reward, kind="reward")
+def _reward_model(ctx: StageContext, reference: str, kind: str = "reward"):
+    """The judge: a stage with a head, or a function of dialogues ("python:package.module.function")."""
+    if reference.startswith("python:"):
+        return types.SimpleNamespace(score=custom_reward(reference))
+    model = ctx.load_model(reference, kind=kind)
     return RewardModel(model.params, model.config, model.format, ctx.mesh, model.normalisation,
                        ctx.run_config.model.scan_layers)
 
@@ -174,6 +190,31 @@ class _scores:
             for key, score in zip(missing, reward.score(dialogues), strict=True):
                 self.journal.append({"id": key, "score": float(score)})
         self.finished_scores = {key: value["score"] for key, value in self.journal.finished.items()}
+
+
+def _harm(ctx: StageContext, models: dict[str, str], digests: dict[str, str]) -> list[dict]:
+    """Expected harm of every model's answers at each temperature, and the regressor's error on held-out ratings. Greedy
+    answers are all the same, so one a prompt is drawn; answers from a file count as those of temperature 1."""
+    fields, regressor = ctx.config.harm, resolve_role(ctx.run_config, ctx.config.harm.model)
+    prompts, answers, harms = _prompts(ctx, fields.prompts), ctx.directory.journal("harm"), ctx.directory.journal("harm_scores")
+    for temperature in fields.temperatures:
+        able = {name: ref for name, ref in models.items() if temperature == 1 or not ref.startswith(FILE_REFERENCE)}
+        samples_each = fields.num_samples if temperature > 0 else 1
+        _answers(ctx, able, {harm.place(temperature): prompts}, answers, samples_each, temperature)
+    missing = [record for key, record in answers.finished.items() if key not in harms.finished]
+    if missing:
+        judge = _reward_model(ctx, regressor, "harm")
+        for start in range(0, len(missing), SCORED_AT_ONCE):
+            part = missing[start:start + SCORED_AT_ONCE]
+            dialogues = [(*dialogue_from_json(r["dialogue"]), Message("assistant", r["response"])) for r in part]
+            for record, value in zip(part, judge.score(dialogues), strict=True):
+                harms.append({"id": record["id"], "harm": float(value)})
+            harms.flush()
+    digests |= {"harm": answers.finish(), "harm_scores": harms.finish()}
+    values = {key: value["harm"] for key, value in harms.finished.items()}
+    trained = artefacts.StageDirectory(ctx.run_path / regressor.removeprefix("@").partition(":")[0]).manifest
+    return (harm.regressor_rows((trained.get("summary") or {}).get("held_out", {}), ctx.config.harm.model)
+            + harm.rows(list(answers.finished.values()), values, list(models), seed=ctx.seed))
 
 
 def _judged(ctx: StageContext, records, models: list[str], journal) -> list[dict]:
@@ -259,76 +300,52 @@ def _multiple_choice(ctx: StageContext, on: str, items, journal, curves: dict) -
                 journal.append({"on": on, "mode": mode, "model": model.name, "item": result.id,
                                 **dataclasses.asdict(result), "id": f"{on}/{mode}/{result.id}"})
             journal.flush()
-    rows = []
+    rows, plain = [], ()
     for mode in modes:
         done = [journal.finished.get(f"{on}/{mode}/{item.id}") for item in items]
-        found = [multiple_choice.ChoiceResult(item.id, item.subset, tuple(row["probabilities"]), item.correct)
+        found = [multiple_choice.ChoiceResult(item.id, item.subset, tuple(row["probabilities"]), item.correct,
+                                              by_chain=tuple(map(tuple, row.get("by_chain", ()))))
                  for item, row in zip(items, done, strict=True) if row]
         if found:
-            rows += _choice_rows(config.feedback, on, mode, items, found, curves)
+            rows += multiple_choice.rows(config.feedback, on, mode, items, found, curves, plain)
+        plain = found if mode == "zero_shot" else plain
     return rows
 
 
-def _choice_rows(model: str, on: str, mode: str, items, found, curves: dict) -> list[dict]:
-    subsets = collections.defaultdict(list)
-    for result in found:
-        subsets[result.subset].append(result)
-    parts = {on: found}
-    if len(subsets) > 1:
-        parts.update(sorted((f"{on}:{name}", part) for name, part in subsets.items()))
-    rows = []
-    for name, part in parts.items():
-        ids = {result.id for result in part}
-        base = multiple_choice.baselines([item for item in items if item.id in ids])
-        rows.append(row(f"choice_{mode}", name, model, multiple_choice.accuracy(part), unit="accuracy", good="higher",
-                        baseline=base))
-    right_first = sum(result.correct == 0 for result in found) / len(found)
-    rows.append(row(f"first_option_{mode}", on, model, multiple_choice.first_option_share(found), unit="share",
-                    baseline={"right": right_first}))
-    if all(len(result.probabilities) == 2 for result in found):
-        right = [result.probabilities[result.correct] for result in found]
-        bins = calibration.reliability(*calibration.confidence(right), num_bins=5, span=(0.5, 1.0))
-        curves[f"choice_{mode}/{on}"] = _bins(bins)
-        error = Estimate(calibration.expected_calibration_error(bins), None, None, len(right))
-        rows.append(row(f"ece_{mode}", on, model, error, unit="ECE", good="lower"))
-    return rows
-
-
-def _preference(ctx: StageContext, reward: RewardModel, choices: dict, curves: dict) -> list[dict]:
+def _preference(ctx: StageContext, reward: RewardModel, choices: dict, journal, curves: dict) -> list[dict]:
     """Accuracy of the preference model on the items' dialogues and on human comparisons, over all and by part."""
     config = ctx.config
-    sets = {on: [(item.subset, *item.dialogues) for item in items if item.dialogues] for on, items in choices.items()}
+    sets = {on: [(item.id, item.subset, *item.dialogues) for item in items if item.dialogues] for on, items in choices.items()}
     if config.comparisons.source:
         pairs, dropped = load_comparisons(**config.comparisons.to_dict())
         for reason, count in dropped.items():
             ctx.drop(f"comparison: {reason}", count)
-        sets["comparisons"] = [(pair.source, (*pair.dialogue, Message("assistant", pair.chosen)),
+        sets["comparisons"] = [(pair.id, pair.source, (*pair.dialogue, Message("assistant", pair.chosen)),
                                 (*pair.dialogue, Message("assistant", pair.rejected))) for pair in pairs]
     out = []
     for on, pairs in sets.items():
-        better, worse = preference.score_pairs(reward, [(chosen, rejected) for _, chosen, rejected in pairs])
-        parts = {on: list(range(len(pairs)))}
-        subsets = collections.defaultdict(list)
-        for index, (subset, _, _) in enumerate(pairs):
-            subsets[f"{on}:{subset}"].append(index)
-        parts.update(sorted(subsets.items()) if len(subsets) > 1 else ())
-        for part, indices in parts.items():
-            if not indices:
+        missing = [pair for pair in pairs if f"{on}/{pair[0]}" not in journal.finished]
+        scored = preference.score_pairs(reward, [(better, worse) for *_, better, worse in missing])
+        for (name, subset, *_), better, worse in zip(missing, *scored, strict=True):
+            journal.append({"id": f"{on}/{name}", "on": on, "subset": subset, "better": float(better), "worse": float(worse)})
+        parts = {on: pairs}
+        if len({subset for _, subset, *_ in pairs}) > 1:
+            for pair in sorted(pairs, key=lambda pair: str(pair[1])):
+                parts.setdefault(f"{on}:{pair[1]}", []).append(pair)
+        for part, chosen in parts.items():
+            if not chosen:
                 continue
-            found = preference.pair_accuracy(better[indices], worse[indices], [pairs[i][1][-1].text for i in indices],
-                                             [pairs[i][2][-1].text for i in indices])
+            kept = [journal.finished[f"{on}/{pair[0]}"] for pair in chosen]
+            found = preference.pair_accuracy(
+                [r["better"] for r in kept], [r["worse"] for r in kept], [pair[2][-1].text for pair in chosen],
+                [pair[3][-1].text for pair in chosen])
             out.append(row("pm_accuracy", part, config.reward, found.accuracy, unit="accuracy", good="higher",
                            baseline={"chance": 0.5, "longer": found.longer.value}))
             if part == on:
-                curves[f"pm/{on}"] = _bins(found.bins)
-                out.append(row("pm_ece", on, config.reward, Estimate(found.ece, None, None, len(indices)), unit="ECE",
+                curves[f"pm/{on}"] = calibration.points(found.bins)
+                out.append(row("pm_ece", on, config.reward, Estimate(found.ece, None, None, len(chosen)), unit="ECE",
                                good="lower"))
     return out
-
-
-def _bins(bins) -> list[dict]:
-    return [{"predicted": b.predicted, "observed": b.observed.value, "low": b.observed.low, "high": b.observed.high,
-             "n": b.observed.n} for b in bins]
 
 
 def _notes(ctx: StageContext) -> list[str]:

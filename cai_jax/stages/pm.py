@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +16,13 @@ import numpy as np
 from cai_jax import labels, losses, seeds
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.evals import preference
-from cai_jax.io.artefacts import dump
 from cai_jax.models import heads
 from cai_jax.sampling.rewards import RewardModel
-from cai_jax.sharding import batch_ways
 from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.structs import Message, dialogue_from_json, dialogue_to_json
-from cai_jax.training import batching, loop
+from cai_jax.training import batching, loop, scalar
 from cai_jax.training import state as state_lib
+from cai_jax.training.scalar import group_of, split
 
 SCHEMA = 1
 
@@ -39,11 +37,6 @@ class Pair:
     dialogue: tuple
     texts: tuple[str, str]
     target: float
-
-
-def group_of(dialogue) -> str:
-    """A name of the prompt itself: the same prompt in two sources, or twice in one, is one group."""
-    return hashlib.blake2b(dump(dialogue_to_json(dialogue)).encode(), digest_size=8).hexdigest()
 
 
 def ai_pairs(ctx: StageContext) -> list[Pair]:
@@ -85,20 +78,6 @@ def human_pairs(ctx: StageContext) -> list[Pair]:
         name = f"human {item.id}"
         pairs.append(Pair(name, item.source, group_of(item.dialogue), item.dialogue, texts, float(first)))
     return pairs
-
-
-def split(pairs: list[Pair], fraction: float, seed: int, stage: str) -> tuple[list[Pair], list[Pair]]:
-    """(training, held out): `fraction` of the prompts of every source, at least one where there are two. All pairs of a
-    prompt, whatever their source, fall on the same side."""
-    by_source = collections.defaultdict(set)
-    for pair in pairs:
-        by_source[pair.source].add(pair.group)
-    held = set()
-    for source in sorted(by_source):
-        groups = sorted(by_source[source], key=lambda group: seeds.row_rng(seed, stage, "holdout", group).random())
-        if fraction > 0 and len(groups) > 1:
-            held.update(groups[: min(max(1, round(fraction * len(groups))), len(groups) - 1)])
-    return [pair for pair in pairs if pair.group not in held], [pair for pair in pairs if pair.group in held]
 
 
 def mix(pairs: list[Pair], human_fraction: float | None, seed: int, stage: str) -> list[Pair]:
@@ -159,40 +138,23 @@ def run(ctx: StageContext) -> dict:
     mixed = sorted(mix(train, config.human_fraction, ctx.seed, ctx.name), key=lambda pair: pair.id)
     ctx.drop("beyond human_fraction", len(train) - len(mixed))
     ctx.require_rows(mixed, "training comparisons")
-    rows = batching.num_rows(config.batch_size, batch_ways(ctx.mesh) * config.num_microbatches)
-    order = batching.Order(len(mixed), config.batch_size, ctx.seed, ctx.name)
-    num_steps = config.num_epochs * order.steps_per_epoch
 
-    # ---- Model and optimiser --------------------------------------------------------------------------------------
-    rate, tx = state_lib.make_optimiser(config, f"config.graph.{ctx.name}", num_steps)
-    params = state_lib.abstract_params(model.config, "reward", ctx.mesh)
-    abstract = {"params": params, "optimiser": state_lib.abstract_optimiser(tx, params, ctx.mesh)}
-    options = state_lib.forward_options(ctx.run_config)
-    update = state_lib.make_update(make_loss(model.config, ctx.dtype, **options), tx, abstract, ctx.mesh,
-                                   config.num_microbatches)
+    # ---- Training -------------------------------------------------------------------------------------------------
+    def batch(indices, num_rows):
+        return make_batch([mixed[index] for index in indices], lambda pair, side: encoded[pair.id, side], num_rows)
 
-    def init():
-        if pretrained:
-            start = state_lib.fresh(model.params)
-        else:
-            key = jax.random.wrap_key_data(seeds.row_key(ctx.seed, ctx.name, "head"))
-            start = state_lib.with_head(state_lib.fresh(model.params), heads.init_head(model.config, key), ctx.mesh)
-        return {"params": start, "optimiser": state_lib.init_optimiser(tx, start, ctx.mesh)}
-
-    # ---- Steps ----------------------------------------------------------------------------------------------------
-    def advance(state, step):
-        chosen = [mixed[index] for index in order.indices(step)]
-        state, scalars = update(state, make_batch(chosen, lambda pair, side: encoded[pair.id, side], rows))
+    def told(scalars):
         agreement = scalars.pop("agree") / scalars["count"]
-        return state, {**scalars, "agreement": agreement, "learning_rate": rate(step)}
+        return {**scalars, "agreement": agreement}
 
-    settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)
-    state = loop.fit(ctx, settings, abstract, init, advance,
-                     lambda step: [mixed[index].id for index in order.indices(step)], model.release)
+    options = state_lib.forward_options(ctx.run_config)
+    key = jax.random.wrap_key_data(seeds.row_key(ctx.seed, ctx.name, "head"))
+    head = None if pretrained else heads.init_head(model.config, key)
+    params, num_steps = scalar.fit(ctx, model, [pair.id for pair in mixed], make_loss(model.config, ctx.dtype, **options), batch,
+                                   head, told)
 
     # ---- Held-out prompts: scores, normalisation, accuracy by source ----------------------------------------------
-    judge = RewardModel(state_lib.cast(state["params"], ctx.dtype), model.config, model.format, ctx.mesh,
-                        scan=options["scan"])
+    judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh, scan=options["scan"])
     judged = held or mixed[:64]
     raw = judge.score_tokens([encoded[pair.id, side] for pair in judged for side in (0, 1)]).reshape(-1, 2)
     normalisation = (float(raw.mean()), max(float(raw.std()), 1e-6)) if config.normalise else None
