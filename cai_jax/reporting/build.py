@@ -12,7 +12,7 @@ from cai_jax.reporting import figures, markdown, page, png
 from cai_jax.reporting.run_data import Run
 
 FIGURE_NAMES = {"frontier": "Harmlessness against helpfulness", "pm_score": "PM score", "num_tokens": "Length",
-                "judges": "Judges", "revisions": "Score by number of revisions"}
+                "judges": "Judges", "revisions": "Score by number of revisions", "harm": "Absolute harmfulness"}
 
 
 def build(run_paths: Sequence, out) -> dict:
@@ -42,6 +42,8 @@ def _all_figures(runs: Sequence[Run]):
     yield figures.frontier(runs)
     yield figures.by_model(runs, "pm_score", "Preference-model score", "mean PM score")
     yield figures.rl_steps(runs)
+    yield figures.harm(runs)
+    yield figures.rl_steps(runs, harm=True)
     yield figures.by_model(runs, "elo", "Elo", "Elo from PM verdicts", reference=0.0, digits=0)
     yield figures.by_model(runs, "elo_judge", "Elo by the judge", "Elo from a language model's verdicts", reference=0.0, digits=0)
     yield figures.by_model(runs, "num_tokens", "Length", "tokens an answer", digits=0)
@@ -49,6 +51,7 @@ def _all_figures(runs: Sequence[Run]):
     yield figures.judges(runs)
     yield figures.calibration(runs)
     yield figures.revisions(runs)
+    yield figures.principle_counts(runs)
     yield figures.principles(runs)
     yield figures.kinds_of_harm(runs)
     for run in runs if len(runs) == 1 else ():

@@ -30,16 +30,16 @@ class Caution:
 
 def collect(run: Run) -> list[Caution]:
     """All cautions of a run, the gravest first."""
-    rules = (_unfinished, _training, _null_results, _judge, _length, _kl, _labels, _preference, _small, _few, _truncation,
-             _dropped)
+    rules = (_unfinished, _training, _null_results, _harm, _judge, _length, _kl, _labels, _preference, _small, _few,
+             _truncation, _dropped)
     return sorted((c for rule in rules for c in rule(run)), key=lambda c: ("stop", "care", "note").index(c.level))
 
 
-def interval(row: dict, sign: bool = True) -> str:
-    shown = number(row["value"], sign=sign)
+def interval(row: dict, sign: bool = True, percent: bool = False) -> str:
+    value, low, high = (number(row.get(key), sign=sign, percent=percent) for key in ("value", "low", "high"))
     if row.get("low") is None:
-        return f"{shown} (no interval: {row['n']} item{'s' * (row['n'] != 1)})"
-    return f"{shown} [{number(row['low'], sign=sign)}, {number(row['high'], sign=sign)}]"
+        return f"{value} (no interval: {row['n']} item{'s' * (row['n'] != 1)})"
+    return f"{value} [{low}, {high}]"
 
 
 def _unfinished(run: Run):
@@ -65,6 +65,19 @@ def _null_results(run: Run):
         if null:
             told = f"Null result on {where}: the PM score differs from {against}'s by an interval that includes zero"
             yield Caution("care", f"{told} ({', '.join(null)}).", "results")
+
+
+def _harm(run: Run):
+    """Absolute harmfulness: is the regressor better than saying the mean, and did the last model's harm rise?"""
+    for row in run.evaluation["rows"]:
+        if row["metric"] == "harm_l2" and row["against"] and (row.get("null") or row["value"] >= 0):
+            told = (f"The regressor of harm is not shown to be better than always saying the mean rating ({row['on']}: "
+                    f"difference of squared errors {interval(row)}); its numbers mean nothing.")
+            yield Caution("stop", told, "results")
+    for row in find_differences(run, "expected_harm"):
+        if row["value"] > 0 and not row.get("null"):
+            yield Caution("stop", f"More expected harm than {model_name(row['against'])} at {place_name(row['on'])}: "
+                                  f"{model_name(row['model'])} {interval(row)} on the scale from 0 to 4.", "results")
 
 
 def _length(run: Run):

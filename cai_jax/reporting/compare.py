@@ -7,13 +7,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from cai_jax.evals import samples
-from cai_jax.evals.intervals import Estimate, paired_difference
+from cai_jax.evals import multiple_choice, preference, samples
+from cai_jax.evals.intervals import Estimate, cluster_means, paired_difference
 from cai_jax.reporting.run_data import Run
 
-COMPARED = ("pm_score", "elo", "elo_judge", "num_tokens", "refusal_rate", "evasive_rate", "evasive_rate_judge",
-             "repetition", "boilerplate", "choice_zero_shot",
-            "choice_few_shot", "choice_chain_of_thought", "pm_accuracy", "pm_score_by_revision")
+COMPARED = ("pm_score", "elo", "elo_judge", "expected_harm", "num_tokens", "refusal_rate", "evasive_rate", "evasive_rate_judge",
+            "repetition", "boilerplate", "choice_zero_shot", "choice_few_shot", "choice_one_chain", "choice_chain_of_thought",
+            "pm_accuracy", "pm_score_by_revision")
 SAME_JUDGE_NEEDED = ("pm_score", "elo", "pm_score_by_revision")
 
 
@@ -41,18 +41,40 @@ def mover(a: Estimate, b: Estimate) -> Estimate:
     return Estimate(d, low, high, min(a.n, b.n))
 
 
-def _by_prompt(run: Run) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
-    """(set of prompts, model) → metric → prompt id → value."""
-    groups = collections.defaultdict(list)
+def _by_item(run: Run) -> dict[tuple[str, str, str], dict[str, float]]:
+    """(metric, set of prompts or items, model) → prompt or item id → value, for whatever was kept one by one."""
+    groups, found = collections.defaultdict(list), collections.defaultdict(dict)
     for record in run.answers:
         groups[record["on"], record["name"]].append(record)
-    return {key: samples.by_prompt(records, run.scores) for key, records in groups.items()}
+    for (on, name), records in groups.items():
+        for metric, values in samples.by_prompt(records, run.scores).items():
+            found[metric, on, name] = values
+    for stage in run.of_kind("evaluate"):
+        for answer in run.records(stage.name, "choices"):
+            result = multiple_choice.ChoiceResult(answer["item"], None, tuple(answer["probabilities"]), answer["correct"])
+            for on in _places(answer):
+                found[f"choice_{answer['mode']}", on, stage.fields.get("feedback")][result.id] = result.right
+        for pair in run.records(stage.name, "pairs"):
+            for on in _places(pair):
+                won = preference.wins([pair["better"]], [pair["worse"]])
+                found["pm_accuracy", on, stage.fields.get("reward")][pair["id"]] = float(won[0])
+        harms, groups = {row["id"]: row["harm"] for row in run.records(stage.name, "harm_scores")}, collections.defaultdict(list)
+        for record in run.records(stage.name, "harm"):
+            if record["id"] in harms:
+                groups[record["on"], record["name"]].append((harms[record["id"]], record["prompt_id"]))
+        for (on, name), values in groups.items():
+            found["expected_harm", on, name] = dict(zip(*cluster_means(*zip(*values, strict=True)), strict=True))
+    return found
+
+
+def _places(row: dict) -> list[str]:
+    return [row["on"], *([f"{row['on']}:{row['subset']}"] if row.get("subset") else [])]
 
 
 def differences(runs: Sequence[Run]) -> list[Difference]:
-    """Rows that at least two runs have. Paired by prompt where the answers are on disk, else from the intervals."""
+    """Rows that at least two runs have. Paired by prompt or item where those are on disk, else from the intervals."""
     tables = [{(r["metric"], r["on"], r["model"]): r for r in run.evaluation["rows"] if r["against"] is None} for run in runs]
-    prompts = [_by_prompt(run) for run in runs]
+    items = [_by_item(run) for run in runs]
     out = []
     for key in dict.fromkeys(key for table in tables for key in table):
         metric, on, model = key
@@ -64,7 +86,7 @@ def differences(runs: Sequence[Run]) -> list[Difference]:
             if first is None or value is None:
                 found.append(None)
                 continue
-            a, b = (prompts[i].get((on, model), {}).get(metric) for i in (0, place))
+            a, b = (items[i].get(key) for i in (0, place))
             if a and b and len(set(a) & set(b)) > 1:
                 found.append(paired_difference(a, b))
                 paired = True

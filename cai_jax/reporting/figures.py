@@ -30,13 +30,27 @@ def _tone(runs: Sequence[Run], place: int, alone: int = 1) -> int:
     return place + 1 if len(runs) > 1 else alone
 
 
+def axis_metric(runs: Sequence[Run]) -> str:
+    """What harmlessness and helpfulness are measured in: Elo, where one run has it on both sets of prompts. Several runs have
+    no common zero of Elo, so their scores stand side by side."""
+    if len(runs) == 1 and all(find(runs[0].evaluation["rows"], "elo", on) for on in (HARM, HELP)):
+        return "elo"
+    return "pm_score"
+
+
+def anchor(run: Run) -> str:
+    """In print, the model whose Elo is zero."""
+    zero = [r["model"] for r in find(run.evaluation["rows"], "elo", HARM) if r["value"] == r["low"] == r["high"] == 0]
+    return model_name(zero[0]) if zero else "one model"
+
+
 def frontier(runs: Sequence[Run]) -> Panel | None:
-    """Harmlessness against helpfulness (Figures 2 and 3, with PM scores in place of Elo): up and right is better."""
-    series = []
+    """Harmlessness against helpfulness (Figures 2 and 3): up and right is better."""
+    series, metric = [], axis_metric(runs)
     for place, run in enumerate(runs):
         rows = run.evaluation["rows"]
         for index, name in enumerate(run.models):
-            x, y = find(rows, "pm_score", HELP, name), find(rows, "pm_score", HARM, name)
+            x, y = find(rows, metric, HELP, name), find(rows, metric, HARM, name)
             if x and y and x[0]["value"] is not None and y[0]["value"] is not None:
                 x, y = x[0], y[0]
                 length = find(rows, "num_tokens", HARM, name)
@@ -46,27 +60,39 @@ def frontier(runs: Sequence[Run]) -> Panel | None:
                                      [x["high"]], "dots", _tone(runs, place, index), [label]))
     if not series:
         return None
-    return Panel("frontier", "Harmlessness against helpfulness", "helpfulness (PM score on helpful prompts)",
-                 "harmlessness (PM score on red-team prompts)", series, size=(580, 310),
-                 caption="Mean preference-model score on held-out prompts with 95 % intervals; beside each name the mean "
-                         "length of its answers to red-team prompts. Up and right is better.")
+    unit = "Elo" if metric == "elo" else "PM score"
+    told = "Mean preference-model score"
+    if metric == "elo":
+        told = f"Elo from the preference model's verdicts, {anchor(runs[0])} = 0,"
+    return Panel("frontier", "Harmlessness against helpfulness", f"helpfulness ({unit} on helpful prompts)",
+                 f"harmlessness ({unit} on red-team prompts)", series, size=(580, 310),
+                 caption=f"{told} on held-out prompts with 95 % intervals; beside each name the mean length of its answers to "
+                         "red-team prompts. Up and right is better.")
 
 
-def rl_steps(runs: Sequence[Run]) -> Panel | None:
-    """Scores along RL (Figures 8 and 10), where snapshots "@rl:step" were evaluated: from the policy that it started from."""
+def steps_of(run: Run, stage: Stage) -> dict[str, int]:
+    """Evaluated model → the update of `stage` that it is a snapshot of ("@rl:step"); {} where no snapshot was evaluated."""
+    models = {name: str(ref) for one in run.of_kind("evaluate") for name, ref in (one.fields.get("models") or {}).items()}
+    steps = {name: int(ref.partition(":")[2]) for name, ref in models.items()
+             if ref.startswith(f"@{stage.name}:") and ref.partition(":")[2].isdigit()}
+    if steps:
+        steps |= {name: 0 for name, ref in models.items() if ref == stage.fields.get("policy")}
+        steps |= {name: int(stage.fields.get("num_updates") or 0) for name, ref in models.items() if ref == f"@{stage.name}"}
+    return steps
+
+
+def rl_steps(runs: Sequence[Run], harm: bool = False) -> Panel | None:
+    """Harmlessness and helpfulness along RL (Figure 8), or with `harm` expected harm at each temperature (Figure 10), where
+    snapshots "@rl:step" were evaluated: from the policy that it started from."""
+    metric = "expected_harm" if harm else axis_metric(runs)
+    lines = {"T=0": "temperature 0", "T=1": "temperature 1"} if harm else {HARM: "harmlessness", HELP: "helpfulness"}
     series = []
     for place, run in enumerate(runs):
-        models = {name: str(ref) for stage in run.of_kind("evaluate") for name, ref in (stage.fields.get("models") or {}).items()}
         for stage in run.of_kind("rl"):
-            steps = {name: int(ref.partition(":")[2]) for name, ref in models.items()
-                     if ref.startswith(f"@{stage.name}:") and ref.partition(":")[2].isdigit()}
-            if not steps:
-                continue
-            steps |= {name: 0 for name, ref in models.items() if ref == stage.fields.get("policy")}
-            steps |= {name: int(stage.fields.get("num_updates") or 0) for name, ref in models.items() if ref == f"@{stage.name}"}
-            for tone, (on, shown) in enumerate(((HARM, "harmlessness"), (HELP, "helpfulness"))):
+            steps = steps_of(run, stage)
+            for tone, (on, shown) in enumerate(lines.items()):
                 points = sorted(((step, r) for name, step in steps.items()
-                                for r in find(run.evaluation["rows"], "pm_score", on, name) if r["value"] is not None),
+                                for r in find(run.evaluation["rows"], metric, on, name) if r["value"] is not None),
                                 key=lambda point: point[0])
                 if len(points) > 1:
                     series.append(Series(_label(runs, run, shown), [s for s, _ in points], [r["value"] for _, r in points],
@@ -74,8 +100,12 @@ def rl_steps(runs: Sequence[Run]) -> Panel | None:
                                          tone=_tone(runs, place, tone + 1)))
     if not series:
         return None
-    return Panel("rl_steps", "Scores along RL", "update", "PM score", series, whole_x=True, size=(500, 280),
-                 caption="Mean preference-model score on held-out prompts of the policy at several updates.")
+    if harm:
+        return Panel("harm_steps", "Absolute harmfulness along RL", "update", "expected harm, 0 to 4", series, whole_x=True,
+                     zero=True, size=(500, 280), caption="What the regressor of rated dialogues says of the answers, 0 to 4.")
+    unit = "Elo" if metric == "elo" else "PM score"
+    return Panel("rl_steps", "Harmlessness and helpfulness along RL", "update", unit, series, whole_x=True, size=(500, 280),
+                 caption=f"{unit} on held-out prompts of the policy at several updates.")
 
 
 def by_model(runs: Sequence[Run], metric: str, title: str, x_label: str, *, percent: bool = False, digits: int = 2,
@@ -96,10 +126,22 @@ def by_model(runs: Sequence[Run], metric: str, title: str, x_label: str, *, perc
     return Forest(metric, title, x_label, rows, reference, percent, caption, digits) if rows else None
 
 
+def harm(runs: Sequence[Run]) -> Forest | None:
+    """Expected harm of every model at each temperature (section 4.5), and in the caption how good the regressor is."""
+    told = []
+    for run in runs:
+        for r in find(run.evaluation["rows"], "harm_l2"):
+            name = f"{run.name}, " if len(runs) > 1 else ""
+            told.append(f"{name}{r['on']}: squared error {r['value']:.2f}, of always saying the mean {r['baseline']['mean']:.2f}")
+    return by_model(runs, "expected_harm", "Absolute harmfulness", "expected harm, 0 (none) to 4",
+                    caption="By a regressor of rated dialogues. " + "; ".join(told))
+
+
 def judges(runs: Sequence[Run]) -> Forest | None:
     """Accuracies of the feedback model and the preference model with their baselines as ticks (Figures 4 and 11)."""
     names = {"choice_zero_shot": "feedback model, zero-shot", "choice_few_shot": "feedback model, few-shot",
-             "choice_chain_of_thought": "feedback model, chain of thought", "pm_accuracy": "preference model"}
+             "choice_one_chain": "feedback model, one chain of thought",
+             "choice_chain_of_thought": "feedback model, chains of thought", "pm_accuracy": "preference model"}
     rows: list[ForestRow] = []
     places = dict.fromkeys(r["on"] for run in runs for m in names for r in find(run.evaluation["rows"], m))
     for on in sorted(places, key=lambda on: (on.partition(":")[0] == "comparisons", on)):
@@ -135,7 +177,8 @@ def judges(runs: Sequence[Run]) -> Forest | None:
 
 def calibration(runs: Sequence[Run]) -> Panel | None:
     """Reliability diagram (Figure 9): confidence against how often the judge is right."""
-    names = {"choice_zero_shot": "zero-shot", "choice_few_shot": "few-shot", "choice_chain_of_thought": "chain", "pm": "PM"}
+    names = {"choice_zero_shot": "zero-shot", "choice_few_shot": "few-shot", "choice_chain_of_thought": "chain",
+             "choice_chain_of_thought_clamped": "chain, clamped", "pm": "PM"}
     series = []
     for place, run in enumerate(runs):
         for tone, (key, bins) in enumerate(sorted(run.evaluation["curves"].items())):
@@ -150,19 +193,48 @@ def calibration(runs: Sequence[Run]) -> Panel | None:
                  "time; below it the judge is overconfident.") if series else None
 
 
+def _revised(run: Run):
+    """(revise stage, its rows by number of revisions) for every evaluate stage that scored revisions."""
+    for stage in run.of_kind("evaluate"):
+        source = run.stages.get((stage.fields.get("inputs") or {}).get("revisions") or "")
+        rows = [r for r in find(run.evaluation["rows"], "pm_score_by_revision") if r["stage"] == stage.name]
+        if rows:
+            yield source, sorted(rows, key=lambda r: int(r["model"]))
+
+
 def revisions(runs: Sequence[Run]) -> Panel | None:
-    """PM score after each revision (Figure 5)."""
+    """PM score after each revision (Figure 5); with and without critiques where a run has both (Figure 7)."""
     series = []
     for place, run in enumerate(runs):
-        rows = sorted(find(run.evaluation["rows"], "pm_score_by_revision"), key=lambda r: int(r["model"]))
-        if len(rows) > 1:
-            series.append(Series(run.name, [int(r["model"]) for r in rows], [r["value"] for r in rows],
+        found = [(source, rows) for source, rows in _revised(run) if len(rows) > 1]
+        for number, (source, rows) in enumerate(found):
+            label = run.name
+            if len(found) > 1 and source is not None:
+                how = "critiqued" if source.fields.get("critique", True) else "direct"
+                label = _label(runs, run, f"{source.name}, {how}")
+            series.append(Series(label, [int(r["model"]) for r in rows], [r["value"] for r in rows],
                                  [r["low"] for r in rows], [r["high"] for r in rows], mark="path",
-                                 tone=_tone(runs, place)))
+                                 tone=_tone(runs, place, number + 1)))
     if not series:
         return None
     return Panel("revisions", "Score by number of revisions", "revisions", "PM score", series, whole_x=True, size=(460, 250),
                  caption="Mean preference-model score of the training responses after 0, 1, … revisions.")
+
+
+def principle_counts(runs: Sequence[Run]) -> Panel | None:
+    """PM score of the last revisions against the number of principles (Figure 6), where stages or runs differ in it."""
+    points = {}
+    for run in runs:
+        for source, rows in _revised(run):
+            if source is not None and source.fields.get("num_principles") and rows[-1]["value"] is not None:
+                points.setdefault(int(source.fields["num_principles"]), rows[-1])
+    if len(points) < 2:
+        return None
+    rows = [points[count] for count in sorted(points)]
+    one = Series("last revision", sorted(points), [r["value"] for r in rows], [r["low"] for r in rows], [r["high"] for r in rows],
+                 mark="path", tone=1)
+    return Panel("principle_counts", "Score by number of principles", "principles", "PM score", [one], whole_x=True,
+                 size=(460, 250), caption="Mean preference-model score of the last revision. The paper finds no effect.")
 
 
 def principles(runs: Sequence[Run]) -> Forest | None:

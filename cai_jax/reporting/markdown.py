@@ -40,9 +40,9 @@ def render(runs: Sequence[Run], pictures: Sequence[tuple[str, str]]) -> str:
         if len(runs) > 1:
             parts.append(f"## {plain(run.name)}\n")
         parts.append(plain(" ".join(story.sentences(run))) + "\n")
-        lines = [f"- **{axis}:** {plain(text)}" for axis, text in story.verdict(run)]
-        length = story.length_sentence(run)
-        parts.append("\n".join(lines + ([f"- **Length:** {plain(length)}"] if length else [])) + "\n")
+        if said := story.headline(run):
+            parts.append(f"**{plain(said)}.**\n")
+        parts.append("\n".join(f"- **{one.axis}:** {plain(one)}" for one in story.verdict(run)) + "\n")
         found = cautions.collect(run)
         if found:
             parts.append("### Before you rely on this\n\n" + "\n".join(f"- ({c.level}) {plain(c.text)}" for c in found) + "\n")
@@ -72,11 +72,20 @@ def _results(run: Run) -> list[str]:
         head = ["model", "PM score", f"difference to {plain(model_name(run.models[0]))}", "tokens", "refusals", "evasive"]
         out.append(f"### {headed(plain(place_name(on)))}\n\n{table(head, body)}")
     body = []
-    for metric in ("choice_zero_shot", "choice_few_shot", "choice_chain_of_thought", "pm_accuracy"):
+    for metric in ("choice_zero_shot", "choice_few_shot", "choice_one_chain", "choice_chain_of_thought", "pm_accuracy"):
         for r in find(rows, metric):
             base = ", ".join(f"{key} {number(v, percent=True)}" for key, v in r["baseline"].items() if v is not None)
             interval = f"{number(r['low'], percent=True)} to {number(r['high'], percent=True)}"
             body.append([plain(metric), plain(r["on"]), number(r["value"], percent=True), interval, str(r["n"]), base])
+    harms = []
+    for r in find(rows, "expected_harm"):
+        against = [d for d in rows if d["against"] and all(d[key] == r[key] for key in ("metric", "on", "model"))]
+        harms.append([plain(model_name(r["model"])), plain(place_name(r["on"])), cautions.interval(r, sign=False), str(r["n"]),
+                      cautions.interval(against[0]) if against else "–"])
+    if harms:
+        out.append("### Absolute harmfulness, 0 to 4\n\n" + table(["model", "at", "expected harm", "prompts", "difference"], harms))
+        out += [f"Squared error of the regressor, {plain(r['on'])}: {cautions.interval(r, sign=False)}; of always saying the mean "
+                f"{number(r['baseline']['mean'])}.\n" for r in find(rows, "harm_l2")]
     if body:
         out.append("### Judges\n\n" + table(["accuracy", "on", "value", "95 % interval", "n", "baselines"], body))
     return out

@@ -62,8 +62,10 @@ def masthead(runs: Sequence[Run]) -> str:
         lede = " ".join(escape(sentence) for sentence in story.sentences(runs[0]))
     else:
         lede = "What these runs share, with the differences to the first and their intervals."
-    return (f'<header class="masthead"><p class="kicker">Constitutional AI, report of {"a run" if len(runs) == 1 else "runs"}'
-            f'</p><h1>{names}</h1><p class="lede">{lede}</p></header>')
+    kind = "Constitutional AI, report of runs"
+    if len(runs) == 1 and (said := story.headline(runs[0])):
+        kind, names = f"Constitutional AI, run <b>{names}</b>", f"{escape(said)}."
+    return f'<header class="masthead"><p class="kicker">{kind}</p><h1>{names}</h1><p class="lede">{lede}</p></header>'
 
 
 def first_screen(runs: Sequence[Run]) -> str:
@@ -75,11 +77,11 @@ def first_screen(runs: Sequence[Run]) -> str:
         left = "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in reached) + "</ul>"
     verdicts = ""
     for place, run in enumerate(runs):
-        length = story.length_sentence(run)
-        pairs = [*story.verdict(run), *([("Length", length)] if length else [])]
-        items = "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in pairs)
+        found = story.verdict(run)
+        items = "".join(f'<dt>{escape(one.axis)}</dt><dd><b class="{one.tone or "none"}">{escape(headed(one.word))}</b> '
+                        f"<span>{escape(one.detail)}</span></dd>" for one in (*found, story.trust(run)))
         name = f'<p class="figure-title">{swatch(place + 1)}{escape(run.name)}</p>' if len(runs) > 1 else ""
-        verdicts += f'{name}<dl class="verdicts">{items}</dl>' if pairs else ""
+        verdicts += f'{name}<dl class="verdicts">{items}</dl>' if found else ""
     return (f'<div class="first"><div>{verdicts}{left}</div><aside class="aside" aria-labelledby="cautions-h">'
             f'<h2 id="cautions-h">Before you rely on this</h2>{caution_list(runs)}</aside></div>{facts(runs)}')
 
@@ -163,6 +165,7 @@ def results(runs: Sequence[Run]) -> str:
             parts.append(table(["Model", *(c[0] for c in columns)], body, numeric=range(1, 1 + len(columns)),
                                caption=f"{place} ({max(counts, default=0)})"))
     drawn = [figures.by_model(runs, "pm_score", "Preference-model score", "mean PM score"), figures.rl_steps(runs),
+             figures.harm(runs), figures.rl_steps(runs, harm=True),
              figures.by_model(runs, "elo", "Elo", "Elo from PM verdicts", reference=0.0, digits=0,
                               caption="Bradley–Terry fit over all pairs of models; intervals by bootstrap over prompts."),
              figures.by_model(runs, "elo_judge", "Elo by the judge", "Elo from a language model's verdicts", reference=0.0,
@@ -180,7 +183,8 @@ def judges(runs: Sequence[Run]) -> str:
 
 
 def transparency(runs: Sequence[Run]) -> str:
-    parts = [grid([figures.revisions(runs), figures.principles(runs), figures.kinds_of_harm(runs)], wide=True)]
+    parts = [grid([figures.revisions(runs), figures.principle_counts(runs), figures.principles(runs), figures.kinds_of_harm(runs)],
+                  wide=True)]
     for run in runs:
         rows = sorted(find(run.evaluation["rows"], "score_moved"), key=lambda r: -r["used"])
         body = [[escape(r["model"]), str(r["used"]), number(r["changed"], percent=True),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from cai_jax.evals.rows import find
-from cai_jax.reporting.cautions import interval
+from cai_jax.reporting.cautions import collect, interval
 from cai_jax.reporting.figures import HARM, HELP
 from cai_jax.reporting.run_data import Run, Stage
-from cai_jax.reporting.text import model_name, number
+from cai_jax.reporting.text import model_name, number, place_name
 
 
 def _target(stage: Stage, field: str) -> str:
@@ -75,34 +77,75 @@ def sentences(run: Run) -> list[str]:
     return out
 
 
-def verdict(run: Run) -> list[tuple[str, str]]:
-    """(axis, sentence) for harmlessness and helpfulness: the last model against the first."""
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One line of the verdict: how the last model differs from the first. `tone`: "good", "bad", or "" for neither."""
+
+    axis: str
+    word: str
+    detail: str
+    tone: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.word}: {self.detail}" if self.detail else self.word
+
+
+def verdict(run: Run) -> list[Finding]:
+    """What changed, a line each: harmlessness, helpfulness, absolute harm, evasiveness, length. Of the last model against
+    the first; a difference whose interval covers zero is said to be none."""
     if len(run.models) < 2:
         return []
     first, last = run.models[0], run.models[-1]
-    out = []
-    for on, axis in ((HARM, "Harmlessness"), (HELP, "Helpfulness")):
-        found = find(run.evaluation["rows"], "pm_score", on, last, first)
-        if not found or found[0]["value"] is None:
-            continue
-        r = found[0]
-        shown = interval(r)
-        if r.get("null"):
-            out.append((axis, f"No difference shown between {model_name(last)} and {model_name(first)}: {shown}."))
-        else:
-            word = "higher" if r["value"] > 0 else "lower"
-            out.append((axis, f"{model_name(last)} scores {word} than {model_name(first)}: {shown}."))
-    return out
+    found = [_difference(run, "pm_score", HARM, "Harmlessness", ("higher", "lower"), "PM score"),
+             _difference(run, "pm_score", HELP, "Helpfulness", ("higher", "lower"), "PM score")]
+    found += [_difference(run, "expected_harm", on, "Expected harm", ("more", "less"), f"on the scale from 0 to 4, {place_name(on)}")
+              for on in sorted({r["on"] for r in find(run.evaluation["rows"], "expected_harm", model=last)})[-1:]]
+    found.append(_difference(run, "evasive_rate", HARM, "Evasiveness", ("more", "less"), "of answers to red-team prompts", True))
+    lengths = [find(run.evaluation["rows"], "num_tokens", HARM, name) for name in (first, last)]
+    if all(lengths) and lengths[0][0]["value"] and lengths[1][0]["value"] is not None:
+        a, b = (rows[0]["value"] for rows in lengths)
+        found.append(Finding("Length", "longer" if b > a else "shorter" if b < a else "the same",
+                             f"{number(a, 0)} → {number(b, 0)} tokens an answer ({number(b / a - 1, sign=True, percent=True)})"))
+    return [one for one in found if one]
 
 
-def length_sentence(run: Run) -> str | None:
-    """How the mean length moved from the first to the last model."""
-    if len(run.models) < 2:
+def _difference(run: Run, metric: str, on: str, axis: str, words: tuple[str, str], unit: str, percent=False) -> Finding | None:
+    """The paired difference of the last model to the first. `words`: for a rise and for a fall."""
+    rows = find(run.evaluation["rows"], metric, on, run.models[-1], run.models[0])
+    if not rows or rows[0]["value"] is None:
         return None
-    first, last = run.models[0], run.models[-1]
-    a, b = (find(run.evaluation["rows"], "num_tokens", HARM, name) for name in (first, last))
-    if not a or not b or not a[0]["value"] or b[0]["value"] is None:
+    r = rows[0]
+    if r["low"] == r["high"] == r["value"] == 0:
+        return Finding(axis, "no change", f"0 {unit}" if percent else "")
+    shown = f"{interval(r, percent=percent)} {unit}"
+    if r.get("null"):
+        return Finding(axis, "no difference shown", shown)
+    better = (r["value"] > 0) == (r["good"] == "higher")
+    return Finding(axis, words[0] if r["value"] > 0 else words[1], shown, "good" if better else "bad")
+
+
+def trust(run: Run) -> Finding:
+    """How many cautions stand beside the verdict, by their weight."""
+    found = collect(run)
+    serious, careful = (sum(c.level == level for c in found) for level in ("stop", "care"))
+    counted = [f"{serious} serious" if serious else "", f"{careful} to weigh" if careful else ""]
+    told = ", ".join(part for part in counted if part)
+    return Finding("Trust", f"{told} warning{'s' * (serious + careful != 1)}" if told else "no warning",
+                   "listed beside this" if told else "by the rules that this page applies", "bad" if serious else "")
+
+
+def headline(run: Run) -> str | None:
+    """The verdict on harmlessness and helpfulness in one sentence; None where nothing was compared."""
+    told = {one.axis: one.word for one in verdict(run)}
+    if "Harmlessness" not in told:
         return None
-    change = b[0]["value"] / a[0]["value"] - 1
-    return (f"{number(a[0]['value'], 0)} → {number(b[0]['value'], 0)} tokens an answer "
-            f"({number(change, sign=True, percent=True)}).")
+    first, last = model_name(run.models[0]), model_name(run.models[-1])
+    moved, still = [], []
+    for axis, word in (("Harmlessness", "harmless"), ("Helpfulness", "helpful")):
+        if told.get(axis) in ("higher", "lower"):
+            moved.append(f"{'more' if told[axis] == 'higher' else 'less'} {word}")
+        elif axis in told:
+            still.append(axis.lower())
+    if not moved:
+        return f"No difference shown between {last} and {first}"
+    return f"{last} is judged {' and '.join(moved)} than {first}" + (f"; no difference shown in {still[0]}" if still else "")

@@ -24,7 +24,8 @@ def model_name(name: str) -> str:
 
 
 # Sets of prompts in print; others by their name.
-PLACES = {"red_team": "red-team prompts", "helpful": "helpful prompts", "xstest:safe": "safe prompts that look harmful"}
+PLACES = {"red_team": "red-team prompts", "helpful": "helpful prompts", "xstest:safe": "safe prompts that look harmful",
+          "T=0": "temperature 0", "T=1": "temperature 1"}
 
 
 ITEM_SETS = {"hhh": "HHH", "438HHHEvaluations": "438 HHH", "comparisons": "human pairs"}
