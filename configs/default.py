@@ -170,22 +170,6 @@ def rl(policy="@sl", reward="@pm", **fields):
     }
 
 
-def evaluate(models, revisions="", **fields):
-    """Samples and scores of several models on held-out prompts; accuracies on HHH comparisons (section 4.3)."""
-    return {
-        "kind": "evaluate",
-        "inputs": {"revisions": revisions},  # scored round by round (Figure 5) and by principle; "" for none
-        "models": models,  # name → model, or "responses:FILE.jsonl"; differences are taken against the one first in the graph
-        "anchor": "sl",  # the model with Elo 0 (the paper: SL-CAI); the first where there is none of that name
-        "reward": "@pm",
-        "judge": "",  # a model that compares answers (Elo, both orders) and names evasive ones, e.g. "judge"; "" for none
-        "feedback": "feedback",  # the model that answers the HHH multiple choice; "" for none
-        # Any field prompts_NAME is a set of prompts that every model answers.
-        "prompts_red_team": prompts("embedded:red_team", "heldout"),
-        "prompts_helpful": prompts("embedded:helpful", "heldout"),
-        "num_samples": 1,
-        **draw(max_new_tokens=256),
-        "choices": "embedded:hhh",  # or official evaluation files; "a+b" for several sets; "" for none
 def harm(source="tfds:cai_hh_rlhf/red_team_attempts", split="", **fields):
     """A regressor of absolute harmfulness, 0 to 4, by the squared error to people's ratings of dialogues (section 4.5). Not
     among the stages of `get_config`: the ratings are a file of their own, see `harm.ratings`."""
@@ -203,14 +187,38 @@ def harm(source="tfds:cai_hh_rlhf/red_team_attempts", split="", **fields):
     }
 
 
+def evaluate(models, revisions="", **fields):
+    """Samples and scores of several models on held-out prompts; accuracies on HHH comparisons (section 4.3)."""
+    return {
+        "kind": "evaluate",
+        "inputs": {"revisions": revisions},  # scored round by round (Figure 5) and by principle; "" for none
+        "models": models,  # name → model, or "responses:FILE.jsonl"; differences are taken against the one first in the graph
+        "anchor": "sl",  # the model with Elo 0 (the paper: SL-CAI); the first where there is none of that name
+        "reward": "@pm",
+        "judge": "",  # a model that compares answers (Elo, both orders) and names evasive ones, e.g. "judge"; "" for none
+        "feedback": "feedback",  # the model that answers the HHH multiple choice; "" for none
+        # Any field prompts_NAME is a set of prompts that every model answers.
+        "prompts_red_team": prompts("embedded:red_team", "heldout"),
+        "prompts_helpful": prompts("embedded:helpful", "heldout"),
+        "num_samples": 1,
+        **draw(max_new_tokens=256),
+        "choices": "embedded:hhh",  # or official evaluation files; "a+b" for several sets; "" for none
         "num_choices": optional(int),  # n of each set, evenly spaced; empty: all
         "num_few_shot": 0,  # items of the same set as worked examples, kept out of every mode; 0: zero-shot only
         "num_chains": 0,  # chains of thought an item, averaged (the paper: 1 and 5); 0: none
         "max_chain_tokens": 256,
         "comparisons": {"source": "embedded:helpful_comparisons", "split": "heldout", "offset": 0, "limit": optional(int)},
+        "harm": absolute_harm(),
         "format": MODEL_FORMAT,
         **fields,
     }
+
+
+def absolute_harm(model="", num_samples=256, temperatures=(0.0, 1.0), **prompt_fields):
+    """Expected harm of every model's answers (section 4.5, Figure 10): 64 held-out prompts, 256 answers each, at both
+    temperatures; greedy answers are all the same, so one is drawn."""
+    return {"model": model, "num_samples": num_samples, "temperatures": temperatures,  # model: "@harm"; "" for none
+            "prompts": prompts(**{"source": "embedded:red_team", "split": "heldout", "limit": 64, **prompt_fields})}
 
 
 def base_config():
@@ -224,19 +232,11 @@ def base_config():
             "base": "models/smollm2-135m-instruct",  # what is finetuned; in the paper a pretrained LM
             "helpful": "base",  # answers, criticises, writes chains of thought; in the paper helpful RLHF
             "feedback": "base",  # judges pairs; in the paper a pretrained LM
-        "harm": absolute_harm(),
             "judge": "base",  # kept for evaluation
         },
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # devices along each axis; -1 takes what is left
         "model": {
             "dtype": "float32",  # of weights and activations
-def absolute_harm(model="", num_samples=256, temperatures=(0.0, 1.0), **prompt_fields):
-    """Expected harm of every model's answers (section 4.5, Figure 10): 64 held-out prompts, 256 answers each, at both
-    temperatures; greedy answers are all the same, so one is drawn."""
-    return {"model": model, "num_samples": num_samples, "temperatures": temperatures,  # model: "@harm"; "" for none
-            "prompts": prompts(**{"source": "embedded:red_team", "split": "heldout", "limit": 64, **prompt_fields})}
-
-
             "scan_layers": False,  # lax.scan over layers: faster compilation on accelerators; unrolled is 1.3 × faster on CPU
             "remat": "none",  # activations kept in the backward pass: none (all kept), dots, full (recomputed)
             "logprob_chunk": 128,  # positions whose logits exist at a time
@@ -263,9 +263,9 @@ def get_config():
         "feedback": feedback(),
         "pm": pm(),
         "rl": rl(),
+        "harm": harm(),  # to use it: add it to the stages, and evaluate.harm.model=@harm
         "evaluate": evaluate(models, "revise"),
         "report": {"kind": "report", "inputs": {}},
     })
     config.stages = ("respond", "respond_helpful", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate", "report")
     return config
-        "harm": harm(),  # to use it: add it to the stages, and evaluate.harm.model=@harm
