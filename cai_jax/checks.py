@@ -44,6 +44,8 @@ def check_values(config: ml_collections.ConfigDict) -> None:
 def _check(fields, path: str) -> None:
     for name, value in fields.items():
         where = f"{path}.{name}"
+        if name == "adapters":  # `lora.Adapters.from_fields` reads them
+            continue
         if isinstance(value, ml_collections.ConfigDict):
             _check(value, where)
         elif name == "batch_size":

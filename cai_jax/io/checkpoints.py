@@ -11,6 +11,7 @@ a flipped bit inside array data, therefore every leaf has a digest, made and che
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import re
 import shutil
@@ -114,6 +115,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         steps = self.steps()
         return steps[-1] if steps else None
+
+    def fingerprint(self, step: int, item: str) -> str:
+        """16 hexadecimal digits that tell the values of an item from any others, from the digests saved with it."""
+        return hashlib.sha256(artefacts.dump(self._info(step)["digests"][item]).encode()).hexdigest()[:16]
 
     def save(self, step: int, trees: Mapping, meta: Mapping | None = None, *, keep: bool = False) -> None:
         """Saves the named trees of arrays and the JSON-able `meta`; returns when all is on disk.

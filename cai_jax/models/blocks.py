@@ -36,8 +36,20 @@ class OutMajor(NamedTuple):
         return jax.lax.optimization_barrier(out_OxM).T.reshape(B, T, -1)
 
 
+class LowRank(NamedTuple):
+    """A weight [*in, *out] that acts as weight + a·b, with a [*in, R] and b [R, *out] (see `models/lora.py`)."""
+
+    weight: jax.Array
+    a: jax.Array
+    b: jax.Array
+
+
 def project(x: jax.Array, weight, shape: tuple[int, ...], axes_in: int = 1) -> jax.Array:
-    """x [B, T, *in] times weight [*in, *shape], or OutMajor: [B, T, *shape]. `axes_in` is the number of axes in *in."""
+    """x [B, T, *in] times weight [*in, *shape], or OutMajor, or LowRank: [B, T, *shape]. `axes_in` is the number of axes
+    in *in."""
+    if isinstance(weight, LowRank):
+        change = jnp.tensordot(jnp.tensordot(x, weight.a, axes_in), weight.b, 1)
+        return project(x, weight.weight, shape, axes_in) + change
     if isinstance(weight, OutMajor):
         B, T = x.shape[:2]
         return weight(x.reshape(B, T, -1)).reshape(B, T, *shape)

@@ -37,6 +37,7 @@ class _Layers(nn.Module):
 
 
 def _declare(module: nn.Module, path, spec):
+    # Given a weight with adapters, Linen compares the shape of its first array, the weight itself.
     return module.param(path[-1], lambda key: initial_value(path, spec, key, jnp.float32))
 
 
@@ -101,9 +102,11 @@ def _period(kinds: tuple) -> int:
 
 def unstack(stacked: dict, count: int) -> list[dict]:
     """{name: [L, …]} → L dicts of one layer's weights. A split, because its gradient is one concatenation, where the
-    gradient of L slices would be L additions of whole stacks."""
-    pieces = {name: jax.lax.split(w, [1] * count, axis=0) for name, w in stacked.items()}
-    return [{name: piece[i][0] for name, piece in pieces.items()} for i in range(count)]
+    gradient of L slices would be L additions of whole stacks. A weight may be several arrays (`blocks.LowRank`)."""
+    pieces = {name: [jax.lax.split(w, [1] * count, axis=0) for w in jax.tree.leaves(weight)]
+              for name, weight in stacked.items()}
+    return [{name: jax.tree.unflatten(jax.tree.structure(weight), [piece[i][0] for piece in pieces[name]])
+             for name, weight in stacked.items()} for i in range(count)]
 
 
 def default_positions(mask_BxT, segments_BxT=None):

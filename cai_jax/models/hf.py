@@ -75,9 +75,11 @@ def load_classifier(directory, *, dtype=jnp.float32, mesh: Mesh | None = None) -
 
 def is_classifier(directory) -> bool:
     """Whether config.json in `directory` names a sequence classifier."""
-    path = pathlib.Path(directory, "config.json")
-    fields = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return any("ForSequenceClassification" in name for name in fields.get("architectures") or ())
+    try:
+        fields = json.loads(pathlib.Path(directory, "config.json").read_text(encoding="utf-8"))
+        return any("ForSequenceClassification" in name for name in fields.get("architectures") or ())
+    except (OSError, ValueError, AttributeError, TypeError):  # what is wrong there is told when it is loaded
+        return False
 
 
 def _load(directory, config: ModelConfig, tensors: dict, dtype, mesh: Mesh | None) -> dict:
@@ -167,6 +169,26 @@ def resolve(reference: str) -> str:
         f"{reference}: no such model directory (it holds config.json and model.safetensors); `make model` converts "
         "SmolLM2, org/name is fetched from the Hugging Face hub"
     )
+
+
+def fingerprint(reference: str, seed: int = 0) -> str:
+    """16 hexadecimal digits that tell the weights of a reference from others: of config.json, and of every weight file its
+    header, size and 64 pieces spread over it (any training changes nearly every number; reading them all would take as
+    long as loading). Of random weights, config.json and seed."""
+    directory, digest = pathlib.Path(resolve(reference)), hashlib.sha256()
+    digest.update((directory / "config.json").read_bytes())
+    if reference.startswith("random:"):
+        digest.update(f"seed {seed}".encode())
+        return digest.hexdigest()[:16]
+    for path in sorted(directory.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(8 + int.from_bytes(file.read(8), "little")))
+            for piece in range(64):
+                file.seek(size * piece // 64)
+                digest.update(file.read(4096))
+    return digest.hexdigest()[:16]
 
 
 def _download(name: str) -> str:

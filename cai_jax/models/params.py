@@ -19,11 +19,11 @@ from cai_jax.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class ParamSpec:
-    """Shape, logical axis of each dimension (see `sharding.RULES`), and initial values: "normal" with `std`, "ones" or
-    "zeros"."""
+    """Shape, logical axis of each dimension (see `sharding.RULES`; None is never split), and initial values: "normal" with
+    `std`, "ones" or "zeros"."""
 
     shape: tuple[int, ...]
-    axes: tuple[str, ...]
+    axes: tuple[str | None, ...]
     kind: str = "normal"
     std: float = 0.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from cai_jax.errors import UserError
 from cai_jax.io import artefacts, preemption, progress
 from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.io.metrics import MetricsWriter
-from cai_jax.models import hf
+from cai_jax.models import hf, lora
 from cai_jax.models.config import ModelConfig
 from cai_jax.sampling import engine as engine_lib
 from cai_jax.structs import Completion, SampleRequest, SamplingParams, Score, ScoreRequest
@@ -28,9 +29,23 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config
 
 
 @dataclasses.dataclass
+class Weights:
+    """What several models of a stage may rest on; loaded once and kept as long as one of them keeps it."""
+
+    name: str
+    config: ModelConfig
+    params: Any
+    fingerprint: str
+
+
+@dataclasses.dataclass
 class LoadedModel:
     """Weights on the mesh with everything needed to use them. `params` is the decoder's tree for a policy and
-    {"decoder", "head"} for a preference model, whose `normalisation` is (mean, std) of its raw scores or None."""
+    {"decoder", "head"} for a preference model, whose `normalisation` is (mean, std) of its raw scores or None.
+
+    A model that was trained as `adapters` has them in `trained` as they were trained, and in `params` on the arrays of
+    its base; such params work wherever whole ones do, but in the sampler (`StageContext.engine` adds them up).
+    """
 
     name: str
     config: ModelConfig
@@ -38,10 +53,15 @@ class LoadedModel:
     format: dialogue_lib.DialogueFormat
     kind: str = "policy"
     normalisation: tuple[float, float] | None = None
+    adapters: lora.Adapters | None = None
+    trained: Any = None
+    weights: Weights | None = None
 
     def release(self, *_) -> None:
         """Lets go of the weights, once a training state holds its own copy."""
-        self.params = None
+        self.params = self.trained = None
+        if self.weights is not None:
+            self.weights = dataclasses.replace(self.weights, params=None)
 
 
 def resolve_role(run_config, reference: str) -> str:
@@ -65,6 +85,7 @@ class StageContext:
     mesh: jax.sharding.Mesh
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
     tokens: dict[str, int] = dataclasses.field(default_factory=dict)
+    _weights: Any = dataclasses.field(default_factory=weakref.WeakValueDictionary)
 
     @property
     def seed(self) -> int:
@@ -100,44 +121,109 @@ class StageContext:
     # Models ------------------------------------------------------------------------------------------------------
 
     def load_model(self, reference: str, kind: str = "policy", format: str = "auto") -> LoadedModel:
-        """Loads a role, `@stage`, `@stage:step`, a Hugging Face directory or hub name, or `random:DIRECTORY`."""
+        """Loads a role, `@stage`, `@stage:step`, a Hugging Face directory or hub name, or `random:DIRECTORY`.
+
+        A preference model (kind "reward") is a stage of kind pm, or a directory of a sequence classifier with one label.
+        """
         target = resolve_role(self.run_config, reference)
         if target.startswith("@"):
             return self._load_stage(target[1:], kind, format)
-        if kind != "policy":
-            raise UserError(f"stage '{self.name}': '{reference}' is not a preference model; name a stage of kind pm as '@pm'")
-        config, params = hf.load_params(target, seed=self.seed, dtype=self.dtype, mesh=self.mesh)
-        directory = hf.resolve(target.removeprefix("random:"))
-        return LoadedModel(target, config, params, dialogue_lib.load_format(directory, format))
+        directory = hf.resolve(target)
+        if kind == "reward" and not hf.is_classifier(directory):
+            raise UserError(f"stage '{self.name}': '{reference}' is not a preference model; name a stage of kind pm as '@pm', or a "
+                            "directory of a …ForSequenceClassification model with one label")
+        if kind == "policy" and hf.is_classifier(directory):
+            raise UserError(f"stage '{self.name}': '{reference}' is a preference model, a {kind} is needed here")
+
+        def load():
+            if kind == "policy":
+                return hf.load_params(target, seed=self.seed, dtype=self.dtype, mesh=self.mesh)
+            config, decoder, head = hf.load_classifier(directory, dtype=self.dtype, mesh=self.mesh)
+            return config, state_lib.with_head(decoder, head, self.mesh)
+
+        weights = self._shared(target, lambda: Weights(target, *load(), hf.fingerprint(target, self.seed)))
+        loaded = dialogue_lib.load_format(directory, format)
+        return LoadedModel(target, weights.config, weights.params, loaded, kind, weights=weights)
+
+    def _shared(self, name: str, load) -> Weights:
+        """Those of that name that another model of this stage has; else loaded."""
+        weights = self._weights.get(name)
+        if weights is None:
+            self._weights[name] = weights = load()
+        return weights
 
     def _load_stage(self, target: str, kind: str, format: str) -> LoadedModel:
-        stage, _, step = target.partition(":")
-        path = self.run_path / stage
-        role = artefacts.read_json(path / "model" / "role.json")
+        stage = target.partition(":")[0]
+        path = self.run_path / stage / "model"
+        role = artefacts.read_json(path / "role.json")
         if role is None:
-            raise UserError(f"{path}: no model there; '@{stage}' must name a finished stage of kind sl, pm or rl")
+            raise UserError(f"{path.parent}: no model there; '@{stage}' must name a finished stage of kind sl, pm or rl")
         if role["kind"] != kind:
             raise UserError(f"stage '{self.name}': '@{stage}' is a {role['kind']}, a {kind} is needed here")
-        config = ModelConfig.from_hf(artefacts.read_json(path / "model" / "config.json") or {}, str(path / "model" / "config.json"))
-        checkpoints = Checkpoints(path / "checkpoints")
-        targets = {"params": state_lib.abstract_params(config, kind, self.mesh)}  # trained in float32
+        config = ModelConfig.from_hf(artefacts.read_json(path / "config.json") or {}, str(path / "config.json"))
+        loaded = dialogue_lib.load_format(path, role["format"] if format == "auto" else format)
+        normalisation = tuple(role["normalisation"]) if role.get("normalisation") else None
+        adapters = lora.Adapters.from_fields(role.get("adapters"), f"{path / 'role.json'}: adapters")
+        if adapters is None:
+            weights = self._shared("@" + target, lambda: self._restored(target, config, kind))
+            return LoadedModel("@" + target, config, weights.params, loaded, kind, normalisation, weights=weights)
+        base = self._base(stage, role["adapters"]["base"], role["adapters"]["base_fingerprint"])
+        trained = self._restored(target, config, kind, adapters).params
+        params = lora.attach(lora.base_of(base.params), trained, adapters)
+        trained = trained.get("decoder", trained)
+        return LoadedModel("@" + target, config, params, loaded, kind, normalisation, adapters, trained, base)
+
+    def _restored(self, target: str, config: ModelConfig, kind: str, adapters: lora.Adapters | None = None) -> Weights:
+        """What "stage" (at its end) or "stage:step" has trained: whole weights in the run's dtype, adapters in float32."""
+        stage, _, step = target.partition(":")
+        checkpoints = Checkpoints(self.run_path / stage / "checkpoints")
+        targets = {"params": state_lib.abstract_params(config, kind, self.mesh, adapters=adapters)}  # trained in float32
         if step:
             if not step.isdigit() or int(step) not in checkpoints.steps():
                 raise UserError(f"'@{target}': no such checkpoint; steps: {checkpoints.steps()}")
-            trees, _ = checkpoints.restore(int(step), targets)
+            found = int(step), *checkpoints.restore(int(step), targets)
         else:
             found = checkpoints.restore_latest(targets)
-            last = artefacts.StageDirectory(path).manifest.get("summary", {}).get("steps", found and found[0])
+            last = artefacts.StageDirectory(self.run_path / stage).manifest.get("summary", {}).get("steps", found and found[0])
             if found is None or found[0] != last:
                 raise artefacts.Damaged(stage, f"{checkpoints.path}: the last checkpoint is lost; '{stage}' trains on to it again")
-            trees = found[1]
-        normalisation = tuple(role["normalisation"]) if role.get("normalisation") else None
-        loaded = dialogue_lib.load_format(path / "model", role["format"] if format == "auto" else format)
-        params = state_lib.cast(trees["params"], self.dtype)
-        return LoadedModel("@" + target, config, params, loaded, kind, normalisation)
+        number, trees, _ = found
+        params = trees["params"] if adapters else state_lib.cast(trees["params"], self.dtype)
+        return Weights("@" + target, config, params, checkpoints.fingerprint(number, "params"))
 
-    def publish(self, model: LoadedModel, kind: str, normalisation: tuple[float, float] | None = None) -> None:
-        """Writes `model/` beside the stage's checkpoints: architecture, tokenizer and role, so that `@stage` can be loaded."""
+    def _base(self, stage: str, name: str, fingerprint: str) -> Weights:
+        """The weights that the adapters of `stage` were trained on; UserError where they are not there or not the same."""
+        try:
+            kind = "reward" if not name.startswith("@") and hf.is_classifier(hf.resolve(name)) else "policy"
+            if name.startswith("@"):
+                kind = artefacts.read_json(self.run_path / name[1:].partition(":")[0] / "model" / "role.json")["kind"]
+            weights = self.load_model(name, kind).weights
+        except UserError as error:
+            raise UserError(f"'@{stage}' has adapters, which need the base they were trained on: {error}") from error
+        if weights.fingerprint != fingerprint:
+            raise UserError(f"'@{stage}' has adapters that were trained on other weights than those of '{name}' now (fingerprint "
+                            f"{fingerprint}, now {weights.fingerprint}); put the base back, or train '{stage}' again")
+        return weights
+
+    def adapters(self, *models: LoadedModel) -> lora.Adapters | None:
+        """The stage's field `adapters`, checked against the models that it trains: those that have adapters go on with them."""
+        where = f"config.graph.{self.name}.adapters"
+        found = lora.Adapters.from_fields(self.config.get("adapters"), where)
+        for model in models if found else ():
+            found.names(model.config)
+            if model.adapters not in (None, found):
+                has = model.adapters
+                numbers = f"rank={has.rank} alpha={has.alpha:g} targets={','.join(has.targets)}"
+                raise UserError(f"{where}: '{model.name}' has adapters, which would be trained on: give their numbers ({numbers}), "
+                                "or rank=0 to train all weights")
+        return found
+
+    def publish(self, model: LoadedModel, kind: str, normalisation: tuple[float, float] | None = None,
+                adapters: lora.Adapters | None = None) -> None:
+        """Writes `model/` beside the stage's checkpoints: architecture, tokenizer and role, so that `@stage` can be loaded.
+
+        Where `adapters` on `model` were trained, the role names their base and its fingerprint instead of copying it.
+        """
         target = self.directory.path / "model"
         if artefacts.is_writer():
             target.mkdir(parents=True, exist_ok=True)
@@ -147,6 +233,9 @@ class StageContext:
                     source.copy(target / name, overwrite=True)
             artefacts.write_json(target / "config.json", model.config.to_hf())
             role = {"kind": kind, "normalisation": normalisation, "format": model.format.kind, "initialised_from": model.name}
+            if adapters is not None:
+                role["adapters"] = {**dataclasses.asdict(adapters), "base": model.weights.name,
+                                    "base_fingerprint": model.weights.fingerprint}
             artefacts.write_json(target / "role.json", role)
         artefacts.barrier(f"published {target}")
 
@@ -167,7 +256,7 @@ class StageContext:
 
     def engine(self, model: LoadedModel) -> engine_lib.Engine:
         options = engine_lib.EngineOptions(**self.run_config.sampling.to_dict())
-        return engine_lib.Engine(model.params, model.config, model.format, self.mesh, options)
+        return engine_lib.Engine(lora.merge(model.params), model.config, model.format, self.mesh, options)
 
     def sample(self, engine, requests: Sequence[SampleRequest], sampling: SamplingParams, label: str) -> Iterator[Completion]:
         """Completions as they finish. Requests that do not fit the context are counted and left out, never cut."""

@@ -11,11 +11,11 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax import ppo, sharding
+from cai_jax import ppo, seeds, sharding
 from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, progress
-from cai_jax.models import heads
+from cai_jax.models import heads, lora
 from cai_jax.reporting import png
 from cai_jax.reporting.figure import Panel, Series
 from cai_jax.sampling.rewards import RewardModel
@@ -65,8 +65,6 @@ def run(ctx: StageContext) -> dict:
         raise UserError(f"config.graph.{ctx.name}: rollouts_per_update {config.rollouts_per_update} is not a multiple "
                         f"of num_minibatches {config.num_minibatches}")
     policy = ctx.load_model(config.policy, format=config.format)
-    own_reference = not config.reference
-    reference = policy.params if own_reference else ctx.load_model(config.reference).params
     custom = config.reward.startswith("python:")
     judge = None if custom else ctx.load_model(config.reward, "reward")
     shared = config.value_model == "shared"
@@ -77,6 +75,13 @@ def run(ctx: StageContext) -> dict:
         raise UserError(f"config.graph.{ctx.name}: the preference model has other tokens than the policy; a value model "
                         f"reads the policy's: set value_init=policy")
     value_config = judge.config if from_reward else policy.config
+    adapters = ctx.adapters(policy, *[judge] * from_reward)  # None: all weights are trained
+    if adapters is None:
+        policy.params = lora.merge(policy.params)
+    own_reference = not config.reference
+    reference = policy.params if own_reference else ctx.load_model(config.reference).params
+    bases = adapters and learner_lib.Bases(adapters, lora.base_of(policy.params),
+                                           lora.base_of(judge.params if from_reward else policy.params))
     score = rollouts.custom_reward(config.reward) if custom else RewardModel(
         judge.params, judge.config, judge.format, ctx.mesh, judge.normalisation, ctx.run_config.model.scan_layers).score
 
@@ -87,20 +92,21 @@ def run(ctx: StageContext) -> dict:
 
     # ---- Learner --------------------------------------------------------------------------------------------------
     learner = learner_lib.Learner(policy.config, value_config, settings(config, ctx.run_config.model, shared), ctx.mesh,
-                                  ctx.dtype, seed=ctx.seed, stage=ctx.name)
+                                  ctx.dtype, seed=ctx.seed, stage=ctx.name, bases=bases)
+
+    def start(model, name):
+        decoder, key = model.params.get("decoder", model.params), seeds.row_key(ctx.seed, ctx.name, name)
+        return state_lib.start(model.config, decoder, ctx.mesh, key, adapters, model.trained)
 
     def init():
-        start = state_lib.fresh(policy.params)
-        if from_reward:  # a value of the same scale as the reward that it predicts
-            value = state_lib.fresh(judge.params)
-            value["head"] = sharding.put(heads.normalised_head(value["head"], judge.normalisation),
-                                         state_lib.shardings_of(learner.abstract["value"]["head"]))
+        # From the preference model: a value of the same scale as the reward that it predicts.
+        head = heads.normalised_head(state_lib.fresh(judge.params["head"]), judge.normalisation) if from_reward else (
+            heads.zero_head(policy.config))
+        if shared:
+            value = sharding.put(head, state_lib.shardings_of(learner.abstract["value"]))
         else:
-            head = heads.zero_head(policy.config)
-            value = head if shared else state_lib.fresh(policy.params)
-            value = sharding.put(head, state_lib.shardings_of(learner.abstract["value"])) if shared else (
-                state_lib.with_head(value, head, ctx.mesh))
-        return learner.init(start, value, config.kl_coefficient)
+            value = state_lib.with_head(start(judge if from_reward else policy, "value adapters"), head, ctx.mesh)
+        return learner.init(start(policy, "adapters"), value, config.kl_coefficient)
 
     # ---- Updates --------------------------------------------------------------------------------------------------
     journal = ctx.directory.journal()
@@ -114,11 +120,11 @@ def run(ctx: StageContext) -> dict:
 
     def advance(state, update):
         drawn = rollouts.draw(prompts, update, config.rollouts_per_update, ctx.seed, ctx.name)
-        policy.params = state_lib.cast(state["params"], ctx.dtype)
+        policy.params = learner.policy(state)
         engine = ctx.engine(policy)
+        policy.release()  # the sampler has a copy of its own, in which adapters are added up
         asked = rollouts.requests(drawn, update, ctx.seed, ctx.name)
         completions = {item.id: item for item in ctx.sample(engine, asked, sampling, f"{ctx.name}: rollouts")}
-        policy.release()
         del engine  # the sampler's copy of the weights is not kept while the learner works
         batch = rollouts.assemble(drawn, completions, length)
         raw = score([(*prompt.dialogue, Message("assistant", completions[name].text)) for name, prompt in drawn])
@@ -171,7 +177,7 @@ def run(ctx: StageContext) -> dict:
                                                                         ctx.seed, ctx.name)], on_start)
     del result
     require_rollouts(ctx, journal, config.num_updates)
-    ctx.publish(policy, "policy")
+    ctx.publish(policy, "policy", adapters=adapters)
     digest = journal.finish()
     return {**summary(ctx, config.num_updates), "rollouts": len(journal.finished), "sha256": {"records": digest}}
 

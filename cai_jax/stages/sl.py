@@ -7,9 +7,9 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax import losses
+from cai_jax import losses, seeds
 from cai_jax.errors import UserError
-from cai_jax.models import heads
+from cai_jax.models import heads, lora
 from cai_jax.sharding import batch_ways
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import Message, dialogue_from_json
@@ -88,6 +88,7 @@ def run(ctx: StageContext) -> dict:
     # ---- Data: every answer is one example; a step's batch depends on its number only -----------------------------
     config = ctx.config
     model = ctx.load_model(config.init, format=config.format)
+    adapters = ctx.adapters(model)  # None: all weights are trained
     data = examples(ctx, model.format)
     rows = batching.num_rows(config.batch_size, batch_ways(ctx.mesh) * config.num_microbatches)
     order = batching.Order(len(data), config.batch_size, ctx.seed, ctx.name)
@@ -95,14 +96,16 @@ def run(ctx: StageContext) -> dict:
 
     # ---- Model and optimiser --------------------------------------------------------------------------------------
     rate, tx = state_lib.make_optimiser(config, f"config.graph.{ctx.name}", num_steps)
-    params = state_lib.abstract_params(model.config, "policy", ctx.mesh)
+    params = state_lib.abstract_params(model.config, "policy", ctx.mesh, adapters=adapters)
     abstract = {"params": params, "optimiser": state_lib.abstract_optimiser(tx, params, ctx.mesh)}
     chunk = ctx.run_config.model.logprob_chunk
     loss = make_loss(model.config, ctx.dtype, chunk=chunk, **state_lib.forward_options(ctx.run_config))
-    update = state_lib.make_update(loss, tx, abstract, ctx.mesh, config.num_microbatches)
+    base = adapters and lora.base_of(model.params)
+    update = state_lib.make_update(loss, tx, abstract, ctx.mesh, config.num_microbatches, adapters, base)
 
     def init():
-        start = state_lib.fresh(model.params)
+        key = seeds.row_key(ctx.seed, ctx.name, "adapters")
+        start = state_lib.start(model.config, model.params, ctx.mesh, key, adapters, model.trained)
         return {"params": start, "optimiser": state_lib.init_optimiser(tx, start, ctx.mesh)}
 
     # ---- Steps ----------------------------------------------------------------------------------------------------
@@ -113,5 +116,5 @@ def run(ctx: StageContext) -> dict:
     settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)
     loop.fit(ctx, settings, abstract, init, advance, lambda step: [data[index].id for index in order.indices(step)],
              model.release)
-    ctx.publish(model, "policy")
+    ctx.publish(model, "policy", adapters=adapters)
     return loop.summary(ctx, num_steps, {"examples": len(data)})

@@ -4,7 +4,7 @@ Log-probabilities, values and rewards are computed once for a rollout, with the 
 are through all epochs. Policy and value model are two models with two optimisers, or (`shared`) a decoder with a head.
 
 State items: "params" the policy; "value" {"decoder", "head"}, or the head alone where it is shared; "optimiser" and
-"value_optimiser"; "controller" {"kl_coefficient"}, float32.
+"value_optimiser"; "controller" {"kl_coefficient"}, float32. With `Bases`, adapters stand where decoders stood.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cai_jax import losses, optim, ppo, seeds, sharding
-from cai_jax.models import heads
+from cai_jax.models import heads, lora
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.decoder import hidden_states, unembedding
 from cai_jax.training import batching
@@ -50,6 +50,16 @@ class Settings:
     remat: str = "none"
 
 
+@dataclasses.dataclass(frozen=True)
+class Bases:
+    """The frozen decoders that adapters are trained on, in the dtype of the forward pass: arrays on the mesh, or their
+    shapes for compiling. Policy and value model may have the same arrays, and those of the reference and the judge."""
+
+    adapters: lora.Adapters
+    policy: dict
+    value: dict
+
+
 @dataclasses.dataclass
 class Rollouts:
     """One update's responses, on the host. All arrays [R, T]: tokens int32; mask, the real tokens; actions, those that
@@ -67,8 +77,10 @@ class Learner:
     """Everything that is jitted for one pair of model shapes. `config` is the policy's, `value_config` the value model's."""
 
     def __init__(self, config: ModelConfig, value_config: ModelConfig, settings: Settings, mesh, dtype=jnp.float32, *,
-                 seed: int = 0, stage: str = "rl"):
+                 seed: int = 0, stage: str = "rl", bases: Bases | None = None):
         self.settings, self.mesh, self._dtype = settings, mesh, jnp.dtype(dtype)
+        self._adapters = bases and bases.adapters
+        self._base = {"params": bases and bases.policy, "value": bases and bases.value, "both": bases and bases.policy}
         self._config, self._value_config, self._seed, self._stage = config, value_config, seed, stage
         self._options = {"scan": settings.scan, "remat": settings.remat}
         per_update = settings.num_epochs * settings.num_minibatches
@@ -90,8 +102,8 @@ class Learner:
 
     def _abstract(self) -> dict:
         place = sharding.replicated(self.mesh)
-        policy = state_lib.abstract_params(self._config, "policy", self.mesh)
-        value = state_lib.abstract_params(self._value_config, "reward", self.mesh)
+        policy = state_lib.abstract_params(self._config, "policy", self.mesh, adapters=self._adapters)
+        value = state_lib.abstract_params(self._value_config, "reward", self.mesh, adapters=self._adapters)
         controller = {"kl_coefficient": jax.ShapeDtypeStruct((), jnp.float32, sharding=place)}
         if self.settings.shared:
             both = {"decoder": policy, "head": value["head"]}
@@ -111,6 +123,10 @@ class Learner:
             state["optimiser"] = state_lib.init_optimiser(self._tx, policy, self.mesh)
             state["value_optimiser"] = state_lib.init_optimiser(self._value_tx, value, self.mesh)
         return state_lib.placed(state, self.abstract)
+
+    def policy(self, state) -> dict:
+        """The policy's parameters in the dtype of the forward pass; with adapters attached, not added up."""
+        return state_lib.cast(lora.attach(self._base["params"], state["params"], self._adapters), self._dtype)
 
     # ---- What is frozen -----------------------------------------------------------------------------------------
 
@@ -152,15 +168,15 @@ class Learner:
         return self._whole(self._logprobs, params, rollouts)
 
     def values(self, state, rollouts: Rollouts):
-        params = state["value"]
+        params, base = state["value"], self._base["value"]
         if self.settings.shared:
-            params = {"decoder": state["params"], "head": params}
-        return self._whole(self._values, params, rollouts)
+            params, base = {"decoder": state["params"], "head": params}, self._base["both"]
+        return self._whole(self._values, lora.attach(base, params, self._adapters), rollouts)
 
     def freeze(self, state, reference, rollouts: Rollouts) -> dict:
         """Everything that the epochs need and that may not change during them: old and reference log-probabilities,
         entropies, values, rewards by token, whitened advantages, returns. float32 [R, T], 0 off the actions."""
-        old, entropy = self.policy_logprobs(state["params"], rollouts)
+        old, entropy = self.policy_logprobs(lora.attach(self._base["params"], state["params"], self._adapters), rollouts)
         ref, _ = self.policy_logprobs(reference, rollouts)
         values = self.values(state, rollouts)
         coefficient = sharding.fetch(state["controller"]["kl_coefficient"])
@@ -196,8 +212,11 @@ class Learner:
         return total + self.settings.value_coefficient * value_total, (count, sums)
 
     def _make_step(self, loss, tx, names):
-        def step(params, optimiser, batch):
-            mean, grads, count, sums = optim.sum_gradients(loss, params, batch, self.settings.num_microbatches)
+        def step(params, optimiser, batch, base):
+            def of_trained(trained, part):
+                return loss(lora.attach(base, trained, self._adapters), part)
+
+            mean, grads, count, sums = optim.sum_gradients(of_trained, params, batch, self.settings.num_microbatches)
             params, optimiser, norm = optim.apply_gradients(tx, grads, optimiser, params)
             return params, optimiser, {"loss": mean, "grad_norm": norm, "count": count, **sums}
 
@@ -228,16 +247,20 @@ class Learner:
         seen = whole["tokens"], whole["mask"]
         names = ("old", "values", "advantages", "returns")
         chosen = batch(step_rows, tokens=jnp.int32, mask=jnp.bool_, actions=jnp.bool_, **dict.fromkeys(names, jnp.float32))
-        frozen_policy = state_lib.abstract_params(self._config, "policy", self.mesh, self._dtype)
-        found = {"policy log-probs": (self._logprobs, (state["params"], *seen, parts)),
+        def attached(trained, name):
+            return lora.attached_shapes(self._base[name], trained, self._adapters)
+
+        frozen_policy = self._base["params"] or state_lib.abstract_params(self._config, "policy", self.mesh, self._dtype)
+        found = {"policy log-probs": (self._logprobs, (attached(state["params"], "params"), *seen, parts)),
                  "reference log-probs": (self._logprobs, (frozen_policy, *seen, parts))}
         if self.settings.shared:
             both = {"decoder": state["params"], "head": state["value"]}
-            return found | {"values": (self._values, (both, *seen, parts)),
-                            "learn step": (self._shared_step, (both, state["optimiser"], chosen))}
-        return found | {"values": (self._values, (state["value"], *seen, parts)),
-                        "policy step": (self._policy_step, (state["params"], state["optimiser"], chosen)),
-                        "value step": (self._value_step, (state["value"], state["value_optimiser"], chosen))}
+            step = self._shared_step, (both, state["optimiser"], chosen, self._base["both"])
+            return found | {"values": (self._values, (attached(both, "both"), *seen, parts)), "learn step": step}
+        steps = {"policy": (self._policy_step, "params", "optimiser"), "value": (self._value_step, "value", "value_optimiser")}
+        return found | {"values": (self._values, (attached(state["value"], "value"), *seen, parts))} | {
+            f"{label} step": (step, (state[name], state[optimiser], chosen, self._base[name]))
+            for label, (step, name, optimiser) in steps.items()}
 
     def minibatches(self, update: int, num_rows: int):
         """Row indices of every minibatch of an update: each epoch a fresh permutation from (seed, stage, update, epoch)."""
@@ -256,15 +279,15 @@ class Learner:
             with jax.set_mesh(self.mesh):
                 if self.settings.shared:
                     both = {"decoder": state["params"], "head": state["value"]}
-                    both, state["optimiser"], scalars = self._shared_step(both, state["optimiser"], batch)
+                    both, state["optimiser"], scalars = self._shared_step(both, state["optimiser"], batch, self._base["both"])
                     state["params"], state["value"] = both["decoder"], both["head"]
                     scalars["loss"] = scalars.pop("policy_total") / scalars["count"]
                     scalars["value_loss"] = scalars.pop("value_total") / scalars["count"]
                 else:
                     state["params"], state["optimiser"], scalars = self._policy_step(
-                        state["params"], state["optimiser"], batch)
+                        state["params"], state["optimiser"], batch, self._base["params"])
                     state["value"], state["value_optimiser"], more = self._value_step(
-                        state["value"], state["value_optimiser"], batch)
+                        state["value"], state["value_optimiser"], batch, self._base["value"])
                     scalars |= {"value_loss": more["loss"], "value_grad_norm": more["grad_norm"],
                                 "value_clipped": more["value_clipped"]}
             history.append(scalars)

@@ -1,7 +1,8 @@
 """Training state as plain trees: {"params": …, "optimiser": …}, float32, sharded like the parameters.
 
-Weights are trained in float32 whatever dtype the forward pass runs in (`cast`), so that small updates are not lost and
-a checkpoint resumes exactly.
+What is trained is trained in float32 whatever dtype the forward pass runs in (`cast`), so that small updates are not
+lost and a checkpoint resumes exactly. It is a whole model, or adapters (`models/lora.py`): then the state has nothing but
+those, and the frozen base goes into every step as an argument of its own.
 """
 
 from __future__ import annotations
@@ -15,14 +16,31 @@ import optax
 
 from cai_jax import optim, sharding
 from cai_jax.errors import UserError
-from cai_jax.models import heads
+from cai_jax.models import heads, lora
 from cai_jax.models.config import ModelConfig
 
 
-def abstract_params(config: ModelConfig, kind: str, mesh, dtype=jnp.float32):
-    """ShapeDtypeStructs with shardings of a "policy" or a "reward" (a decoder with a head)."""
+def abstract_params(config: ModelConfig, kind: str, mesh, dtype=jnp.float32, adapters: lora.Adapters | None = None):
+    """ShapeDtypeStructs with shardings of what is trained of a "policy" or a "reward" (a decoder with a head): all of the
+    decoder, or `adapters` on it."""
     shapes, axes = heads.abstract_model(config, kind, dtype)
+    if adapters is not None:
+        trained = lora.abstract(config, adapters, dtype), lora.axes(config, adapters)
+        shapes, axes = trained if kind == "policy" else (
+            {**whole, "decoder": part} for whole, part in zip((shapes, axes), trained, strict=True))
     return with_shardings(shapes, sharding.tree_shardings(axes, shapes, mesh))
+
+
+def start(config: ModelConfig, params, mesh, key, adapters: lora.Adapters | None = None, trained=None):
+    """What training begins with, free to be donated: a copy of the decoder's `params` (their own adapters added up), or
+    with `adapters` a copy of the ones that were `trained` before, or new ones drawn from `key` (uint32 [2])."""
+    if adapters is None:
+        return fresh(lora.merge(params))
+    if trained is not None:
+        return fresh(trained)
+    places = shardings_of(abstract_params(config, "policy", mesh, adapters=adapters))
+    made = jax.jit(lora.init, static_argnums=(0, 1), out_shardings=places)
+    return made(config, adapters, jax.random.wrap_key_data(key))
 
 
 def with_shardings(shapes, shardings):
@@ -92,14 +110,19 @@ def make_optimiser(config, where: str, num_steps: int):
     return rate, optim.adam(rate, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay)
 
 
-def jit_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict, mesh, num_microbatches: int):
-    """The jitted step (state, batch) → (state, scalars) of a loss as `optim.sum_gradients` takes it; the state is donated.
+def jit_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict, mesh, num_microbatches: int,
+               adapters: lora.Adapters | None = None):
+    """The jitted step (state, batch, base) → (state, scalars) of a loss as `optim.sum_gradients` takes it; the state is
+    donated, the base, on which the state's adapters act, is not (None without adapters).
 
     Call or lower it under `jax.set_mesh(mesh)`, with a batch on the mesh. Scalars: "loss" (mean over what the loss
     counts), "grad_norm" (before clipping), "count", and the loss's sums.
     """
-    def update(state, batch):
-        mean, grads, count, sums = optim.sum_gradients(loss, state["params"], batch, num_microbatches)
+    def update(state, batch, base=None):
+        def of_trained(trained, part):
+            return loss(lora.attach(base, trained, adapters), part)
+
+        mean, grads, count, sums = optim.sum_gradients(of_trained, state["params"], batch, num_microbatches)
         params, optimiser, norm = optim.apply_gradients(tx, grads, state["optimiser"], state["params"])
         scalars = {"loss": mean, "grad_norm": norm, "count": count, **sums}
         return {"params": params, "optimiser": optimiser}, scalars
@@ -107,12 +130,13 @@ def jit_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict,
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings_of(abstract), sharding.replicated(mesh)))
 
 
-def make_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict, mesh, num_microbatches: int):
-    """The step of `jit_update` for batches on the host."""
-    jitted = jit_update(loss, tx, abstract, mesh, num_microbatches)
+def make_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict, mesh, num_microbatches: int,
+                adapters: lora.Adapters | None = None, base=None):
+    """The step of `jit_update`, (state, batch) → (state, scalars), for batches on the host."""
+    jitted = jit_update(loss, tx, abstract, mesh, num_microbatches, adapters)
 
     def step(state, batch):
         with jax.set_mesh(mesh):
-            return jitted(state, sharding.put_batch(batch, mesh))
+            return jitted(state, sharding.put_batch(batch, mesh), base)
 
     return step

@@ -1,0 +1,154 @@
+"""Adapters of low rank (LoRA, Hu et al. 2021, arXiv 2106.09685): what is trained beside weights that stay as they are.
+
+A matrix W [*in, *out] acts as W + (alpha / rank) · A·B with A [*in, R] drawn and B [R, *out] zero at the start. `attach`
+puts adapters on the base's own arrays, and what comes out is used like any parameters; nothing is added up, so that
+several models cost one base, and the gradient never has the size of W. `merge` adds up.
+
+    adapters = Adapters(rank=8, alpha=16.0)
+    trained = init(config, adapters, key)                       # {"layers": {"q": {"a": [L,D,R], "b": [L,R,H,Dh]}, …}}
+    hidden = hidden_states(attach(base, trained, adapters), tokens, mask, config)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from cai_jax.errors import UserError
+from cai_jax.models.blocks import LowRank
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.params import ParamSpec, Path, initial_value, nest, param_table
+
+# Matrix → how many of its axes, after the layers', are its input.
+MATRICES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+    """rank and alpha as above; targets: names of MATRICES, or ("all",) for all that the model has."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = ("all",)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    @staticmethod
+    def from_fields(fields: Mapping | None, where: str) -> Adapters | None:
+        """From a stage's `adapters` {rank, alpha, targets}; None where there are none or the rank is 0. UserError, headed by
+        `where`, for values that cannot be."""
+        if not fields:
+            return None
+        rank, alpha, targets = fields["rank"], fields["alpha"], fields["targets"]
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0:
+            raise UserError(f"{where}.rank: expected a whole number of at least 0 (0: no adapters), not {rank!r}")
+        if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+            raise UserError(f"{where}.alpha: expected a positive number, not {alpha!r}")
+        targets = [targets] if isinstance(targets, str) else list(targets)
+        # "q,v" on the command line is one string to ml_collections.
+        targets = tuple(dict.fromkeys(name.strip() for part in targets for name in str(part).split(",") if name.strip()))
+        wrong = [name for name in targets if name not in MATRICES and targets != ("all",)]
+        if not targets or wrong:
+            told = ", ".join(wrong) or "nothing"
+            raise UserError(f"{where}.targets: expected all, or some of {', '.join(MATRICES)}, not {told!r}")
+        return Adapters(rank, float(alpha), targets) if rank else None
+
+    def names(self, config: ModelConfig) -> tuple[str, ...]:
+        """The matrices of this model that have adapters. UserError for one that it does not have."""
+        present = tuple(name for name in MATRICES if ("layers", name) in param_table(config))
+        if self.targets == ("all",):
+            return present
+        if missing := [name for name in self.targets if name not in present]:
+            raise UserError(f"adapters.targets: {config.family} has no matrix '{missing[0]}'; it has {', '.join(present)}")
+        return tuple(name for name in present if name in self.targets)
+
+
+@functools.lru_cache(maxsize=64)
+def table(config: ModelConfig, adapters: Adapters) -> dict[Path, ParamSpec]:
+    """Every adapter: path → ParamSpec. They lie as their matrices do; the axis of the rank is on every device."""
+    found = {}
+    for name in adapters.names(config):
+        matrix, rank = param_table(config)["layers", name], adapters.rank
+        stop = 1 + MATRICES[name]
+        # N(0, 1 / (3 · fan-in)): the variance of the uniform numbers that are usual (Kaiming with a = √5).
+        std = (3 * math.prod(matrix.shape[1:stop])) ** -0.5
+        found["layers", name, "a"] = ParamSpec((*matrix.shape[:stop], rank), (*matrix.axes[:stop], None), "normal", std)
+        found["layers", name, "b"] = ParamSpec((matrix.shape[0], rank, *matrix.shape[stop:]),
+                                               (matrix.axes[0], None, *matrix.axes[stop:]), "zeros")
+    return found
+
+
+def abstract(config: ModelConfig, adapters: Adapters, dtype=jnp.float32) -> dict:
+    """The tree of ShapeDtypeStructs."""
+    return nest({path: jax.ShapeDtypeStruct(p.shape, dtype) for path, p in table(config, adapters).items()})
+
+
+def axes(config: ModelConfig, adapters: Adapters) -> dict:
+    """The tree of logical axes, for `sharding.tree_shardings`."""
+    return nest({path: p.axes for path, p in table(config, adapters).items()})
+
+
+def init(config: ModelConfig, adapters: Adapters, key: jax.Array, dtype=jnp.float32) -> dict:
+    """Adapters that change nothing yet; pure, so `jit` with `out_shardings` makes them in place on a mesh."""
+    return nest({path: initial_value(path, p, key, dtype) for path, p in table(config, adapters).items()})
+
+
+def attach(base: dict, trained: dict, adapters: Adapters | None) -> dict:
+    """Parameters that use the arrays of `base` as they are, with adapters on its matrices.
+
+    trained: adapters, or {"decoder": adapters, "head"} (then so is what comes out). Without `adapters`, `trained` is the
+    parameters themselves.
+    """
+    def scaled(weight, a, b):
+        return LowRank(weight, a.astype(weight.dtype), (adapters.scale * b).astype(weight.dtype))
+
+    return trained if adapters is None else _attach(base, trained, scaled)
+
+
+def attached_shapes(base: dict, trained: dict, adapters: Adapters | None) -> dict:
+    """`attach` for ShapeDtypeStructs with shardings."""
+    def shapes(weight, *pair):
+        return LowRank(weight, *(jax.ShapeDtypeStruct(x.shape, weight.dtype, sharding=x.sharding) for x in pair))
+
+    return trained if adapters is None else _attach(base, trained, shapes)
+
+
+def _attach(base: dict, trained: dict, join) -> dict:
+    if "head" in trained:
+        return {"decoder": _attach(base, trained["decoder"], join), "head": trained["head"]}
+    layers = base["layers"]
+    joined = {name: join(layers[name], pair["a"], pair["b"]) for name, pair in trained["layers"].items()}
+    return {**base, "layers": {**layers, **joined}}
+
+
+def _is_low_rank(leaf) -> bool:
+    return isinstance(leaf, LowRank)
+
+
+def base_of(params: dict) -> dict:
+    """The decoder's parameters without adapters and without a head; the arrays are the same."""
+    params = params.get("decoder", params)
+    return jax.tree.map(lambda leaf: leaf.weight if _is_low_rank(leaf) else leaf, params, is_leaf=_is_low_rank)
+
+
+def merge(params: dict) -> dict:
+    """The same model without adapters: new arrays where there were some, the others are shared."""
+    return jax.tree.map(lambda leaf: _merger(leaf.weight.sharding)(leaf) if _is_low_rank(leaf) else leaf, params,
+                        is_leaf=_is_low_rank)
+
+
+@functools.lru_cache(maxsize=64)
+def _merger(place):
+    def merged(pair: LowRank):
+        a, b = pair.a.astype(jnp.float32), pair.b.astype(jnp.float32)
+        change = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(a, b)
+        return (pair.weight.astype(jnp.float32) + change).astype(pair.weight.dtype)
+
+    return jax.jit(merged, out_shardings=place)
