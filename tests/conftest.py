@@ -2,6 +2,7 @@
 
 import pathlib
 
+import filelock
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -32,11 +33,17 @@ def tiny_model():
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """(directory, output) of an undisturbed run of configs/tiny.py. Nobody changes it: copy what is to be broken."""
+def finished(tmp_path_factory, worker_id):
+    """(directory, output) of an undisturbed run of configs/tiny.py. Nobody changes it: copy what is to be broken. Several
+    pytest processes share one run: the first makes it, the others wait."""
     from tests.chaos import harness
 
-    workdir = tmp_path_factory.mktemp("tiny") / "run"
-    done = harness.run(workdir)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return workdir, done.stdout
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+    workdir, output = base / "finished" / "run", base / "finished" / "output.txt"
+    with filelock.FileLock(base / "finished.lock"):
+        if not output.exists():
+            done = harness.run(workdir)
+            assert done.returncode == 0, done.stderr[-3000:]
+            output.write_text(done.stdout, encoding="utf-8")
+    return workdir, output.read_text(encoding="utf-8")

@@ -1,9 +1,10 @@
-"""The paper's figures on the microworld, from finished runs of configs/figures/*.py (one directory a seed).
+"""The paper's figures on the microworld, from runs of configs/figures/*.py (one directory a seed).
 
-    python -m cai_jax.microworld.figures RUN [RUN …] --out results/microworld
+    python -m cai_jax.microworld.figures runs/figures/0 runs/figures/1 --make --out results/microworld
 
-A figure is drawn if every run has its stages. Values are means over seeds; intervals are 95 % t-intervals over seeds (of one
-run: over its items). Verdicts are the oracle's; Elo is won and lost by the oracle's utilities.
+`--make` runs the configs first, all of them into each directory (stages that they share are run once), the n-th directory
+with seed n; stages that are done stay. A figure is drawn if every run has its stages. Values are means over seeds; intervals
+are 95 % t-intervals over seeds (of one run: none). Verdicts are the oracle's; Elo is won and lost by the oracle's utilities.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,6 +28,7 @@ from cai_jax.structs import dialogue_from_json
 
 Runs = Sequence[pathlib.Path]
 SIZES = ("small", "medium", "large")
+CONFIGS = ("revisions", "judging", "frontier", "pareto", "labels")
 
 
 def records(run, stage: str) -> list[dict]:
@@ -165,7 +169,7 @@ def label_kinds(runs: Runs) -> Panel:
 
 
 def frontier(runs: Runs) -> Panel:
-    stages = sorted(path.name for path in runs[0].glob("rl_0_*"))
+    stages = sorted({row["name"] for row in records(runs[0], "evaluate_frontier")})
     kl, reward = [], []
     for run in runs:
         kl.append([StageDirectory(run / stage).manifest["summary"]["kl_last"] for stage in stages])
@@ -219,15 +223,29 @@ def numbers(panel: Panel) -> dict:
          "high": one.high and list(one.high)} for one in panel.series]}
 
 
+def make(run: pathlib.Path, name: str, seed: int) -> None:
+    """Runs configs/figures/`name`.py into the directory, in a process of its own: what it compiled goes with it."""
+    command = [sys.executable, "-m", "cai_jax.main", f"--config=configs/figures/{name}.py", f"--workdir={run}",
+               f"--config.seed={seed}"]
+    print(" ".join(command), flush=True)
+    if code := subprocess.run(command, check=False).returncode:
+        sys.exit(code)
+
+
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=pathlib.Path, metavar="RUN")
     parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--make", nargs="*", choices=CONFIGS, metavar="CONFIG", help=f"run these first (all): {', '.join(CONFIGS)}")
     options = parser.parse_args(arguments)
+    if options.make is not None:
+        for seed, run in enumerate(options.runs):
+            for name in options.make or CONFIGS:
+                make(run, name, seed)
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, (stages, make) in FIGURES.items():
+    for name, (stages, draw) in FIGURES.items():
         if all(StageDirectory(run / stage).done for run in options.runs for stage in stages):
-            panel = make(options.runs)
+            panel = draw(options.runs)
             (options.out / f"{name}.png").write_bytes(png.draw(panel))
             (options.out / f"{name}.json").write_text(json.dumps(numbers(panel), indent=1) + "\n")
             print(f"{options.out / name}.png")

@@ -2,13 +2,13 @@
 
 from configs import microworld
 
-COEFFICIENTS = (0.003, 0.02, 0.1, 0.4)
+COEFFICIENTS = (0.003, 0.1, 0.4)  # and the 0.02 of configs/microworld.py
 
 
 def get_config():
     config = microworld.get_config()
-    graph = {name: value for name, value in config.graph.to_dict().items() if name not in ("report", "evaluate", "rl")}
-    models = {}
+    graph = {name: value for name, value in config.graph.to_dict().items() if name not in ("report", "evaluate")}
+    models = {"rl": "@rl"}
     for coefficient in COEFFICIENTS:
         name = f"rl_{str(coefficient).replace('.', '_')}"
         graph[name] = microworld.rl(kl_coefficient=coefficient)

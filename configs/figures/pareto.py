@@ -2,8 +2,6 @@
 
 from configs import microworld
 
-SNAPSHOTS = 8
-
 
 def get_config():
     config = microworld.get_config()
@@ -11,7 +9,6 @@ def get_config():
     graph = config.graph.to_dict()
     graph.pop("report")
     graph.pop("evaluate")
-    graph["rl"] = microworld.rl(snapshot_every_updates=SNAPSHOTS)
     graph |= {
         "feedback_chain": microworld.feedback(mode="chain_of_thought"),
         "pm_chain": microworld.pm(labels="feedback_chain", clamp=(0.4, 0.6)),
@@ -22,7 +19,7 @@ def get_config():
         "rl_helpful": microworld.rl(policy="base", reward="@pm_helpful"),
         "rl_human": microworld.rl(policy="base", reward="@pm_human"),
     }
-    steps = range(SNAPSHOTS, microworld.rl()["num_updates"], SNAPSHOTS)
+    steps = range(microworld.SNAPSHOTS, microworld.rl()["num_updates"], microworld.SNAPSHOTS)
     models = {"pretrained": "base", "H-RLHF": "@rl_helpful", "HH-RLHF": "@rl_human", "SL-CAI": "@sl", "RL-CAI": "@rl",
               "RL-CAI-CoT": "@rl_chain"} | {f"RL-CAI-{step}": f"@rl:{step}" for step in steps}
     graph["evaluate_pareto"] = microworld.evaluate(models, anchor="SL-CAI", reward="@pm", feedback="", choices="")
