@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from cai_jax.evals import samples
+from cai_jax.evals import harm, samples
 from cai_jax.evals.calibration import confidence, expected_calibration_error, reliability
 from cai_jax.evals.intervals import Estimate, wilson
 from cai_jax.evals.rows import row
@@ -166,6 +166,11 @@ def write(root, num_prompts=32, seed=0, lift=0.5, hostile=(), stages=None):
         w.stage("rl", "rl", {"policy": "@sl", "reward": "@pm", "num_updates": 10, "rollouts_per_update": 16,
                              "kl_coefficient": 0.02}, 263.0, "reward 0.08 → 0.55, KL 1.1", {"sampled": 4_900, "trained": 30_000},
                 steps=10)
+    if wanted("harm"):
+        w.lines("harm/metrics.jsonl", [{"step": i, "loss": 2.0 * math.exp(-i / 5) + 0.4} for i in range(12)])
+        w.stage("harm", "harm", {"init": "base", "ratings": {"source": "ratings.jsonl"}}, 60.0, "held out: L2 0.36, the mean's 1.3",
+                {"trained": 9_000}, steps=12, examples=540,
+                held_out={"ratings": {"l2": {"value": 0.36, "low": 0.2, "high": 0.5, "n": 60}, "mean_predictor": 1.3}})
     if wanted("evaluate"):
         _evaluate(w, num_prompts, seed, lift, revisions, scores, answer)
     if wanted("report"):
@@ -210,6 +215,18 @@ def _evaluate(w, num_prompts, seed, lift, revisions, scores, answer):
     curve = [{"predicted": b.predicted, "observed": b.observed.value, "low": b.observed.low, "high": b.observed.high,
               "n": b.observed.n} for b in bins]
     rows.append(row("pm_ece", "hhh", "@pm", Estimate(expected_calibration_error(bins), None, None, 200), good="lower"))
+    asked = [{"id": f"{on}/{name}/{p}/{i}", "on": on, "name": name, "prompt_id": p} for on, n in (("T=0", 1), ("T=1", 2))
+             for name in models for p, *_ in held["red_team"] for i in range(n)]
+    harms = {r["id"]: float(np.clip(2.2 - 0.5 * models.index(r["name"]) + rng.normal(0, 0.6), 0, 4)) for r in asked}
+    rows += harm.rows(asked, harms, models, seed=seed)
+    truth = rng.uniform(0, 4, 60)
+    rated = [{"source": "ratings", "rating": t, "predicted": t + rng.normal(0, 0.6)} for t in truth]
+    rows += harm.regressor_rows(harm.held_out(rated, 2.0), "@harm")
+    w.lines("evaluate/harm.jsonl", asked)
+    w.lines("evaluate/harm_scores.jsonl", [{"id": key, "harm": value} for key, value in sorted(harms.items())])
+    w.lines("evaluate/choices.jsonl", [
+        {"id": f"hhh/zero_shot/{i}", "on": "hhh", "mode": "zero_shot", "item": str(i), "subset": "honest", "correct": 0,
+         "probabilities": [p, 1 - p]} for i, p in enumerate(rng.random(48))])
     w.lines("evaluate/records.jsonl", records)
     w.lines("evaluate/scores.jsonl", [{"id": key, "score": value} for key, value in sorted(scores.items())])
     w.json("evaluate/metrics.json", {"schema": 1, "rows": rows, "curves": {"pm/hhh": curve, "choice_zero_shot/hhh": curve[1:]},

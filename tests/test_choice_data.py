@@ -6,7 +6,7 @@ import json
 import pytest
 from test_comparisons import near_duplicates
 
-from cai_jax.data.evals import SUBSETS, load_choices
+from cai_jax.data.evals import SUBSETS, load_choices, split_by_big_bench
 from cai_jax.errors import UserError
 from cai_jax.evals.multiple_choice import baselines, option_texts
 
@@ -87,3 +87,19 @@ def test_published_files(shared_data, name, rows, options, with_dialogues):
         if with_dialogues:  # the letter that is right stands before the text that is right
             answer = f"{item.options[item.correct]} [[[{item.dialogues[0][-1].text}]]]"
             assert " ".join(answer.split()) in " ".join(item.prompt.split()).replace(" ]]]", "]]]").replace("[[[ ", "[[[")
+
+
+def test_the_items_of_big_bench_are_told_apart(tmp_path, hhh):
+    """By both answers, whatever the white space; where none is known the items stay as they are."""
+    shown = [{"input": "…", "target_scores": {f"{i.dialogues[0][-1].text} ": 1, i.dialogues[1][-1].text.replace(" ", "  ", 1): 0}}
+             for i in hhh[:5]]
+    for name, part in (("honest", shown[:2]), ("other", shown[2:])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "task.json").write_text(json.dumps({"examples": part}))
+    found = split_by_big_bench(hhh, str(tmp_path))
+    assert [item.subset for item in found[:6]] == ["BIG-bench"] * 5 + ["beyond BIG-bench"]
+    files = f"{tmp_path / 'honest' / 'task.json'}+{tmp_path / 'other' / 'task.json'}"
+    assert split_by_big_bench(hhh, files) == found and split_by_big_bench(hhh[9:], str(tmp_path)) == hhh[9:]
+    (tmp_path / "honest" / "task.json").write_text("[]")
+    with pytest.raises(UserError, match="not a task of BIG-bench"):
+        split_by_big_bench(hhh, str(tmp_path))

@@ -69,7 +69,7 @@ class Context:
             "anchor": "sl", "judge": "",
             "prompts_red_team": prompts, "prompts_helpful": prompts, "choices": "embedded:hhh", "num_choices": None,
             "comparisons": prompts, "num_samples": 2, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 9,
-            "num_few_shot": 1, "num_chains": 2, "max_chain_tokens": 9, "format": "auto", "harm": {"model": ""}, **fields})
+            "num_few_shot": 1, "num_chains": 2, "max_chain_tokens": 9, "format": "auto", "harm": {"model": ""}, "big_bench": "", **fields})
         self.run_config = ml_collections.ConfigDict({
             "models": {"feedback": "base", "helpful": "base", "base": "somewhere"}, "stages": ("sl", "pm", "rl", "evaluate"),
             "graph": {"rl": {"kind": "rl", "reward": "@pm"}}, "model": {"scan_layers": False}})

@@ -7,6 +7,7 @@ whole dialogues are known, a preference model can judge the same item.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,3 +133,36 @@ def _dialogue(row: dict, key: str, path: str, line: int) -> Dialogue:
     if reason := fault(turns):
         raise UserError(f"{located(path, line, key)}: expected '\\n\\nHuman: …\\n\\nAssistant: …' ({reason})")
     return turns
+
+
+def split_by_big_bench(items: Sequence[ChoiceItem], source: str) -> list[ChoiceItem]:
+    """The items with `subset` "BIG-bench" where both their answers are those of an example of BIG-bench's HHH tasks, else
+    "beyond BIG-bench" (of the 438 there are 221 and 217); unchanged where none matches.
+
+    `source`: the folder `hhh_alignment` of BIG-bench, with a task.json in each of its folders, or such files, "a+b".
+    """
+    pairs = set()
+    for name in source.split("+"):
+        path = Path(name.strip())
+        for file in sorted(path.glob("**/task.json")) if path.is_dir() else [path]:
+            pairs |= _big_bench_pairs(file)
+    if not pairs:
+        raise UserError(f"{source}: no task.json there; expected BIG-bench's folder hhh_alignment")
+    found = [bool(item.dialogues) and _answers(side[-1].text for side in item.dialogues) in pairs for item in items]
+    if not any(found):
+        return list(items)
+    return [dataclasses.replace(item, subset="BIG-bench" if known else "beyond BIG-bench")
+            for item, known in zip(items, found, strict=True)]
+
+
+def _big_bench_pairs(path: Path) -> set[frozenset[str]]:
+    try:
+        examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
+        return {_answers(example["target_scores"]) for example in examples}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a task of BIG-bench ({type(error).__name__}: {error}); expected "
+                        '{"examples": [{"target_scores": {text: 0 or 1}}]}') from error
+
+
+def _answers(texts) -> frozenset[str]:
+    return frozenset(" ".join(text.split()) for text in texts)

@@ -65,7 +65,7 @@ def frontier(runs: Sequence[Run]) -> Panel | None:
     if metric == "elo":
         told = f"Elo from the preference model's verdicts, {anchor(runs[0])} = 0,"
     return Panel("frontier", "Harmlessness against helpfulness", f"helpfulness ({unit} on helpful prompts)",
-                 f"harmlessness ({unit} on red-team prompts)", series, size=(580, 310),
+                 f"harmlessness ({unit} on red-team prompts)", series, size=(580, 270),
                  caption=f"{told} on held-out prompts with 95 % intervals; beside each name the mean length of its answers to "
                          "red-team prompts. Up and right is better.")
 
@@ -311,6 +311,7 @@ FIRST = {
     "pm": {"loss": "loss", "accuracy": "accuracy", "agreement": "agreement with the labels"},
     "rl": {"reward": "reward", "kl": "KL to the reference",
            "response_tokens": "tokens an answer", "entropy": "entropy", "explained_variance": "explained variance"},
+    "harm": {"loss": "squared error to the rating"},
 }
 
 

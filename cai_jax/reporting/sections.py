@@ -65,7 +65,15 @@ def masthead(runs: Sequence[Run]) -> str:
     kind = "Constitutional AI, report of runs"
     if len(runs) == 1 and (said := story.headline(runs[0])):
         kind, names = f"Constitutional AI, run <b>{names}</b>", f"{escape(said)}."
-    return f'<header class="masthead"><p class="kicker">{kind}</p><h1>{names}</h1><p class="lede">{lede}</p></header>'
+    return (f'<header class="masthead"><p class="kicker">{kind}</p><h1>{unbroken(names)}</h1>'
+            f'<p class="lede">{unbroken(lede)}</p></header>')
+
+
+def unbroken(text: str) -> str:
+    """No line ends at the hyphen of a model's name. `text` is HTML already."""
+    for name in ("SL-CAI", "RL-CAI"):
+        text = text.replace(name, f'<span class="nb">{name}</span>')
+    return text
 
 
 def first_screen(runs: Sequence[Run]) -> str:
@@ -78,10 +86,10 @@ def first_screen(runs: Sequence[Run]) -> str:
     verdicts = ""
     for place, run in enumerate(runs):
         found = story.verdict(run)
-        items = "".join(f'<dt>{escape(one.axis)}</dt><dd><b class="{one.tone or "none"}">{escape(headed(one.word))}</b> '
-                        f"<span>{escape(one.detail)}</span></dd>" for one in (*found, story.trust(run)))
+        items = "".join(f'<dt>{escape(one.axis)}</dt><dd><b class="{one.tone or "flat"}">{escape(headed(one.word))}</b> '
+                        f"<span>{escape(one.detail)}</span></dd>" for one in (*found, story.trust(run), story.cost(run)))
         name = f'<p class="figure-title">{swatch(place + 1)}{escape(run.name)}</p>' if len(runs) > 1 else ""
-        verdicts += f'{name}<dl class="verdicts">{items}</dl>' if found else ""
+        verdicts += f'{name}<dl class="verdicts">{unbroken(items)}</dl>'
     return (f'<div class="first"><div>{verdicts}{left}</div><aside class="aside" aria-labelledby="cautions-h">'
             f'<h2 id="cautions-h">Before you rely on this</h2>{caution_list(runs)}</aside></div>{facts(runs)}')
 
@@ -96,7 +104,7 @@ def caution_list(runs: Sequence[Run]) -> str:
         for c in cautions_lib.collect(run):
             name = f"{escape(run.name)}: " if len(runs) > 1 else ""
             items.append(f'<li class="{c.level}"><a href="#{c.anchor}"><span class="level">{words[c.level]}</span>{name}'
-                         f"{escape(c.text)}</a></li>")
+                         f"{unbroken(escape(c.text))}</a></li>")
     if not items:
         return "<p>Nothing was noticed by the rules that this page applies.</p>"
     head = f'<ul class="cautions">{"".join(items[:SHOWN_CAUTIONS])}</ul>'

@@ -8,7 +8,7 @@ from cai_jax.evals.rows import find
 from cai_jax.reporting.cautions import collect, interval
 from cai_jax.reporting.figures import HARM, HELP
 from cai_jax.reporting.run_data import Run, Stage
-from cai_jax.reporting.text import model_name, number, place_name
+from cai_jax.reporting.text import duration, gigabytes, model_name, number, place_name, quantity
 
 
 def _target(stage: Stage, field: str) -> str:
@@ -71,6 +71,10 @@ def sentences(run: Run) -> list[str]:
     for stage in run.of_kind("rl"):
         updates, size = stage.fields.get("num_updates"), stage.fields.get("rollouts_per_update")
         out.append(f"{model_name(stage.name)} was trained against it with PPO for {updates} updates of {size} rollouts.")
+    for stage in run.of_kind("harm"):
+        for e in list((stage.summary.get("held_out") or {}).values())[-1:]:
+            out.append(f"A regressor of harm learned from {stage.summary.get('examples', 0):,} rated dialogues; held out, its "
+                       f"squared error is {number(e['l2']['value'])}; of always saying the mean, {number(e['mean_predictor'])}.")
     if not out:
         answered = [f"{stage.summary['rows']:,} ({stage.name})" for stage in run.of_kind("respond") if stage.summary.get("rows")]
         out = [f"{base or 'A model'} answered prompts: {', '.join(answered)}."] if answered else ["No stage has finished yet."]
@@ -98,8 +102,9 @@ def verdict(run: Run) -> list[Finding]:
     first, last = run.models[0], run.models[-1]
     found = [_difference(run, "pm_score", HARM, "Harmlessness", ("higher", "lower"), "PM score"),
              _difference(run, "pm_score", HELP, "Helpfulness", ("higher", "lower"), "PM score")]
-    found += [_difference(run, "expected_harm", on, "Expected harm", ("more", "less"), f"on the scale from 0 to 4, {place_name(on)}")
-              for on in sorted({r["on"] for r in find(run.evaluation["rows"], "expected_harm", model=last)})[-1:]]
+    places = sorted({r["on"] for r in find(run.evaluation["rows"], "expected_harm", model=last)})
+    found += [_difference(run, "expected_harm", on, "Expected harm", ("more", "less"), f"of 4, {place_name(on)}")
+              for on in places[-1:]]
     found.append(_difference(run, "evasive_rate", HARM, "Evasiveness", ("more", "less"), "of answers to red-team prompts", True))
     lengths = [find(run.evaluation["rows"], "num_tokens", HARM, name) for name in (first, last)]
     if all(lengths) and lengths[0][0]["value"] and lengths[1][0]["value"] is not None:
@@ -110,14 +115,15 @@ def verdict(run: Run) -> list[Finding]:
 
 
 def _difference(run: Run, metric: str, on: str, axis: str, words: tuple[str, str], unit: str, percent=False) -> Finding | None:
-    """The paired difference of the last model to the first. `words`: for a rise and for a fall."""
+    """The paired difference of the last model to the first. `words`: for a rise and for a fall. A share is told as both."""
     rows = find(run.evaluation["rows"], metric, on, run.models[-1], run.models[0])
     if not rows or rows[0]["value"] is None:
         return None
     r = rows[0]
-    if r["low"] == r["high"] == r["value"] == 0:
-        return Finding(axis, "no change", f"0 {unit}" if percent else "")
-    shown = f"{interval(r, percent=percent)} {unit}"
+    shown = f"{interval(r)} {unit}"
+    if percent:
+        both = (find(run.evaluation["rows"], metric, on, name)[0]["value"] for name in (r["against"], r["model"]))
+        shown = f"{' → '.join(number(value, percent=True) for value in both)} {unit}"
     if r.get("null"):
         return Finding(axis, "no difference shown", shown)
     better = (r["value"] > 0) == (r["good"] == "higher")
@@ -128,10 +134,19 @@ def trust(run: Run) -> Finding:
     """How many cautions stand beside the verdict, by their weight."""
     found = collect(run)
     serious, careful = (sum(c.level == level for c in found) for level in ("stop", "care"))
-    counted = [f"{serious} serious" if serious else "", f"{careful} to weigh" if careful else ""]
-    told = ", ".join(part for part in counted if part)
-    return Finding("Trust", f"{told} warning{'s' * (serious + careful != 1)}" if told else "no warning",
-                   "listed beside this" if told else "by the rules that this page applies", "bad" if serious else "")
+    counted = [f"{serious} serious warning{'s' * (serious != 1)}" if serious else "",
+               f"{careful} {'' if serious else 'warnings ' if careful > 1 else 'warning '}to weigh" if careful else ""]
+    return Finding("Trust", ", ".join(part for part in counted if part) or "no warning",
+                   "see the list" if serious or careful else "by the rules that this page applies", "bad" if serious else "")
+
+
+def cost(run: Run) -> Finding:
+    """Time and memory in one line, the rest stands below the plot."""
+    parts = [f"{quantity(run.flops)}FLOP"] if run.flops else []
+    parts += [f"{gigabytes(run.peak_bytes)} at the peak"] if run.peak_bytes else []
+    devices = run.info.get("devices") or []
+    where = f" on {run.info.get('num_devices', 1)} × {', '.join(devices)}" if devices else ""
+    return Finding("Cost", f"{duration(run.seconds)}{where}", ", ".join(parts))
 
 
 def headline(run: Run) -> str | None:

@@ -107,7 +107,11 @@ def _panel(figure: Panel) -> tuple[list[str], float, float]:
         out += _series(series, x, y, figure)
     labelled = [(text, x(a), y(b), f"name t{series.tone % NUM_TONES}") for series in figure.series
                 for text, a, b in zip(series.texts, series.x, series.y, strict=False) if finite([a, b]) == [a, b]]
-    out += _names(labelled, left, width, 14, height - 36)  # above every mark
+    whiskers = [_box(x(a), y(s.low[i]), x(a), y(s.high[i])) for s in figure.series if s.texts and s.low and s.high
+                for i, a in enumerate(s.x) if len(finite([a, s.low[i], s.high[i]])) == 3]
+    whiskers += [_box(x(s.x_low[i]), y(b), x(s.x_high[i]), y(b)) for s in figure.series if s.texts and s.x_low and s.x_high
+                 for i, b in enumerate(s.y) if len(finite([b, s.x_low[i], s.x_high[i]])) == 3]
+    out += _names(labelled, left, width, 14, height - 36, whiskers)  # above every mark
     if named:
         ends = [y(finite(s.y)[-1]) for s in lines]
         for series, at in zip(lines, apart(ends, 13, 22, height - 36), strict=True):
@@ -120,8 +124,13 @@ def _meet(a, b) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _names(points, left: float, right: float, top: float, bottom: float) -> list[str]:
-    """Labels (text, x, y, css) beside their points: the first of eight places that meets no label or point, else the first."""
+def _box(x1, y1, x2, y2) -> tuple:
+    return min(x1, x2) - 2, min(y1, y2) - 2, max(x1, x2) + 2, max(y1, y2) + 2
+
+
+def _names(points, left: float, right: float, top: float, bottom: float, lines=()) -> list[str]:
+    """Labels (text, x, y, css) beside their points: of the eight places that meet no label or point the one that crosses the
+    fewest `lines` (boxes), the first where several do."""
     taken = [(x - 5, y - 5, x + 5, y + 5) for _, x, y, _ in points]
     out = []
     for text, x, y, css in points:
@@ -133,7 +142,9 @@ def _names(points, left: float, right: float, top: float, bottom: float) -> list
                 if box[0] >= left and box[2] <= right and box[1] >= top - 12 and box[3] <= bottom:
                     places.append((box, start, y + down))
         free = [p for p in places if not any(_meet(p[0], other) for other in taken)]
-        box, start, at = (free or places or [((x, y, x, y), x + 9, y - 8)])[0]
+        crossed = [sum(_meet(p[0], line) for line in lines) for p in free]
+        place = [free[crossed.index(min(crossed))]] if free else places
+        box, start, at = (place or [((x, y, x, y), x + 9, y - 8)])[0]
         taken.append(box)
         out.append(_text(start, at, text, css=css))
     return out

@@ -16,7 +16,7 @@ import dataclasses
 import types
 
 from cai_jax.data.comparisons import load_comparisons
-from cai_jax.data.evals import load_choices
+from cai_jax.data.evals import load_choices, split_by_big_bench
 from cai_jax.data.jsonl import field
 from cai_jax.data.prompts import read_prompts
 from cai_jax.data.tables import read_rows
@@ -57,7 +57,7 @@ def run(ctx: StageContext) -> dict:
     if config.judge:
         rows += _judged(ctx, list(answers.finished.values()), list(models), verdicts)
     curves: dict[str, list] = {}
-    sets = choice_sets(config.choices, config.num_choices)
+    sets = choice_sets(config.choices, config.num_choices, config.big_bench)
     asked, digests = ctx.directory.journal("choices"), {}
     if config.feedback:
         for on, items in sets.items():
@@ -262,12 +262,12 @@ def _judged(ctx: StageContext, records, models: list[str], journal) -> list[dict
     return rows
 
 
-def choice_sets(sources: str, limit: int | None) -> dict[str, list]:
+def choice_sets(sources: str, limit: int | None, big_bench: str = "") -> dict[str, list]:
     """Set name → items, for "a+b": every part is a source of its own, named by its file."""
     sets = {}
     for source in (part.strip() for part in sources.split("+") if part.strip()):
         name = source.rpartition("/")[2].rpartition(":")[2].partition(".")[0].removeprefix("eval_")
-        items = load_choices(source)
+        items = split_by_big_bench(load_choices(source), big_bench) if big_bench else load_choices(source)
         count = len(items) if limit is None else min(limit, len(items))
         sets[name] = [items[index * len(items) // count] for index in range(count)]  # evenly: files stand in order of subset
     return sets
