@@ -28,6 +28,7 @@ from cai_jax import sharding
 from cai_jax.checks import check_values
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, integrity, preemption, progress
+from cai_jax.models import lora
 from cai_jax.stages.context import StageContext, resolve_role
 
 KINDS = ("respond", "revise", "sl", "compare", "feedback", "pm", "rl", "harm", "evaluate", "report")
@@ -118,6 +119,9 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
         if kind not in KINDS:
             raise UserError(f"config.graph.{name}.kind: '{kind}' is not a kind of stage; {nearest(kind, KINDS)}")
         fields = json.loads(json.dumps(stage.to_dict(), default=str))
+        adapters = lora.Adapters.from_fields(fields.pop("adapters", None), f"config.graph.{name}.adapters")
+        if adapters is not None:  # where they are off there is no field: as before there were any
+            fields["adapters"] = dataclasses.asdict(adapters)
         parents, identities = dict.fromkeys(_inputs(stage)), {}
         for path, value in _strings(fields):
             if path[-1] in MODEL_FIELDS or "models" in path[:-1]:

@@ -47,6 +47,20 @@ def optimisation(learning_rate, batch_size, num_epochs=1):
     }
 
 
+def adapters(rank=0, alpha=16.0, targets=("all",)):
+    """Low-rank adapters (LoRA, arXiv 2106.09685) on frozen weights instead of training all of them. The paper trains all.
+
+    With them, a stage's state and checkpoints hold adapters and head only, and all models of an rl stage that go back to one
+    base (policy, reference, preference model, value model) share one copy of its weights. A stage that starts from a model
+    with adapters trains those on, and then needs the same three numbers. Their usual learning rate is about 10 × that of
+    full finetuning."""
+    return {
+        "rank": rank,  # 0: none, all weights are trained
+        "alpha": alpha,  # a matrix W acts as W + alpha / rank · A·B
+        "targets": targets,  # all, or some of q, k, v, o, gate, up, down ("q,v")
+    }
+
+
 def respond(model="helpful", num_samples=1, max_new_tokens=256, temperature=1.0, top_p=1.0, **prompt_fields):
     """Answers to prompts (section 3.1). The length limit is not stated; 128 in 2204's RL, 256 leaves room."""
     return {"kind": "respond", "inputs": {}, "model": model, "prompts": prompts(**prompt_fields), "num_samples": num_samples,
@@ -80,6 +94,7 @@ def sl(revisions="revise", helpful="respond_helpful", **fields):
         "targets": "all",  # all revisions (section 3.2), or final (introduction)
         "max_round": optional(int),  # SL-CAI-n trains on revisions 1..n; empty: all rounds
         **optimisation(learning_rate=1e-5, batch_size=1024),
+        "adapters": adapters(),
         "format": MODEL_FORMAT,
         **fields,
     }
@@ -123,6 +138,7 @@ def pm(comparisons="compare", labels="feedback", **fields):
         "clamp": (),  # (0.4, 0.6) for chain-of-thought labels (section 4.1); () for none
         "average_orders": True,
         **optimisation(learning_rate=1e-5, batch_size=256),
+        "adapters": adapters(),
         "holdout_fraction": 0.1,  # of prompts, never of rows: both sides of a prompt stay together
         "normalise": True,  # mean 0, std 1 on the held-out responses; stored with the model
         "format": MODEL_FORMAT,
@@ -161,6 +177,7 @@ def rl(policy="@sl", reward="@pm", **fields):
         "value_learning_rate": 2e-7,
         "warmup_updates": 10,
         "max_grad_norm": 1.0,
+        "adapters": adapters(),  # on policy and value model
         "max_prompt_tokens": 512,
         "max_new_tokens": 128,  # 2204
         "temperature": 1.0,
@@ -182,6 +199,7 @@ def harm(source="tfds:cai_hh_rlhf/red_team_attempts", split="", **fields):
         "heldout": {"source": "", "split": "", "offset": 0, "limit": optional(int)},  # measured on only; "" for none
         "holdout_fraction": 0.1,  # of the first human turns of `ratings`
         **optimisation(learning_rate=1e-5, batch_size=64),
+        "adapters": adapters(),
         "format": MODEL_FORMAT,
         **fields,
     }

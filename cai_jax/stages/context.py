@@ -129,11 +129,11 @@ class StageContext:
         if target.startswith("@"):
             return self._load_stage(target[1:], kind, format)
         directory = hf.resolve(target)
-        if kind == "reward" and not hf.is_classifier(directory):
+        if kind != "policy" and not hf.is_classifier(directory):
             raise UserError(f"stage '{self.name}': '{reference}' is not a preference model; name a stage of kind pm as '@pm', or a "
                             "directory of a …ForSequenceClassification model with one label")
         if kind == "policy" and hf.is_classifier(directory):
-            raise UserError(f"stage '{self.name}': '{reference}' is a preference model, a {kind} is needed here")
+            raise UserError(f"stage '{self.name}': '{reference}' is a preference model, a policy is needed here")
 
         def load():
             if kind == "policy":
@@ -218,11 +218,10 @@ class StageContext:
                                 "or rank=0 to train all weights")
         return found
 
-    def publish(self, model: LoadedModel, kind: str, normalisation: tuple[float, float] | None = None,
-                adapters: lora.Adapters | None = None) -> None:
+    def publish(self, model: LoadedModel, kind: str, normalisation: tuple[float, float] | None = None) -> None:
         """Writes `model/` beside the stage's checkpoints: architecture, tokenizer and role, so that `@stage` can be loaded.
 
-        Where `adapters` on `model` were trained, the role names their base and its fingerprint instead of copying it.
+        Where adapters on `model` were trained, the role names their base and its fingerprint instead of copying it.
         """
         target = self.directory.path / "model"
         if artefacts.is_writer():
@@ -233,7 +232,7 @@ class StageContext:
                     source.copy(target / name, overwrite=True)
             artefacts.write_json(target / "config.json", model.config.to_hf())
             role = {"kind": kind, "normalisation": normalisation, "format": model.format.kind, "initialised_from": model.name}
-            if adapters is not None:
+            if adapters := self.adapters(model):
                 role["adapters"] = {**dataclasses.asdict(adapters), "base": model.weights.name,
                                     "base_fingerprint": model.weights.fingerprint}
             artefacts.write_json(target / "role.json", role)

@@ -177,7 +177,7 @@ def run(ctx: StageContext) -> dict:
                                                                         ctx.seed, ctx.name)], on_start)
     del result
     require_rollouts(ctx, journal, config.num_updates)
-    ctx.publish(policy, "policy", adapters=adapters)
+    ctx.publish(policy, "policy")
     digest = journal.finish()
     return {**summary(ctx, config.num_updates), "rollouts": len(journal.finished), "sha256": {"records": digest}}
 

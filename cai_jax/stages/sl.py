@@ -116,5 +116,5 @@ def run(ctx: StageContext) -> dict:
     settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)
     loop.fit(ctx, settings, abstract, init, advance, lambda step: [data[index].id for index in order.indices(step)],
              model.release)
-    ctx.publish(model, "policy", adapters=adapters)
+    ctx.publish(model, "policy")
     return loop.summary(ctx, num_steps, {"examples": len(data)})

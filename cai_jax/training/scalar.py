@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from cai_jax import seeds
 from cai_jax.io.artefacts import dump
+from cai_jax.models import lora
 from cai_jax.sharding import batch_ways
 from cai_jax.structs import dialogue_to_json
 from cai_jax.training import batching, loop
@@ -36,7 +37,7 @@ def split(items: Sequence, fraction: float, seed: int, stage: str) -> tuple[list
 
 def fit(ctx, model, names: Sequence[str], loss: Callable, make_batch: Callable, head: dict | None,
         told: Callable[[dict], dict] = dict) -> tuple[dict, int]:
-    """(params {"decoder", "head"} float32, number of steps) after `num_epochs` over the examples called `names`.
+    """(params {"decoder", "head"}, float32 what was trained, number of steps) after `num_epochs` over the examples called `names`.
 
     `make_batch(indices, num_rows)` gives a step's batch on the host, `loss` is what `optim.sum_gradients` takes, `head` the
     head to start with (None: `model.params` has one already), `told(scalars)` what the metrics are to show of a step. Goes on
@@ -48,13 +49,16 @@ def fit(ctx, model, names: Sequence[str], loss: Callable, make_batch: Callable, 
     num_steps = config.num_epochs * order.steps_per_epoch
 
     rate, tx = state_lib.make_optimiser(config, f"config.graph.{ctx.name}", num_steps)
-    params = state_lib.abstract_params(model.config, "reward", ctx.mesh)
+    adapters = ctx.adapters(model)  # None: all weights are trained
+    base = adapters and lora.base_of(model.params)
+    params = state_lib.abstract_params(model.config, "reward", ctx.mesh, adapters=adapters)
     abstract = {"params": params, "optimiser": state_lib.abstract_optimiser(tx, params, ctx.mesh)}
-    update = state_lib.make_update(loss, tx, abstract, ctx.mesh, config.num_microbatches)
+    update = state_lib.make_update(loss, tx, abstract, ctx.mesh, config.num_microbatches, adapters, base)
 
     def init():
-        start = state_lib.fresh(model.params)
-        start = start if head is None else state_lib.with_head(start, head, ctx.mesh)
+        decoder, key = model.params.get("decoder", model.params), seeds.row_key(ctx.seed, ctx.name, "adapters")
+        start = state_lib.start(model.config, decoder, ctx.mesh, key, adapters, model.trained)
+        start = state_lib.with_head(start, state_lib.fresh(model.params["head"]) if head is None else head, ctx.mesh)
         return {"params": start, "optimiser": state_lib.init_optimiser(tx, start, ctx.mesh)}
 
     def advance(state, step):
@@ -64,4 +68,4 @@ def fit(ctx, model, names: Sequence[str], loss: Callable, make_batch: Callable, 
     settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)
     state = loop.fit(ctx, settings, abstract, init, advance, lambda step: [names[index] for index in order.indices(step)],
                      model.release)
-    return state["params"], num_steps
+    return lora.attach(base, state["params"], adapters), num_steps
