@@ -87,6 +87,8 @@ def _panel(axes, figure: Panel) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if figure.percent:
         _percent(axes.yaxis)
+        if figure.diagonal:
+            _percent(axes.xaxis)
 
 
 def _forest(axes, figure: Forest) -> None:

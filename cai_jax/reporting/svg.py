@@ -82,10 +82,10 @@ def _panel(figure: Panel) -> tuple[list[str], float, float]:
         xs.append(bars[0].x[-1] + bars[0].x[1] - bars[0].x[0])
     y_low, y_high = span([*ys, *(value for value, _ in figure.references)], zero=figure.zero or bool(bars))
     x_low, x_high = (min(finite(xs)), max(finite(xs))) if bars else span(xs)
-    if figure.diagonal:
+    if figure.diagonal and not figure.percent:
         x_low, x_high = min(x_low, y_low), max(x_high, y_high)
         y_low, y_high = x_low, x_high
-    y_ticks = ticks(y_low, y_high, 4)
+    y_ticks = ticks(y_low, y_high, max(4, height // 45))
     step = y_ticks[1] - y_ticks[0] if len(y_ticks) > 1 else y_high - y_low
     labels = [tick_label(v, step, figure.percent) for v in y_ticks]
     left = 10 + CHAR * max([len(label) for label in labels], default=1)
@@ -96,10 +96,12 @@ def _panel(figure: Panel) -> tuple[list[str], float, float]:
                 _text(left - 6, y(value) + 3.5, label, "end", "tick")]
     x_ticks = ticks(x_low, x_high, max(3, int((width - left - right) / 60)), figure.whole_x)
     step = x_ticks[1] - x_ticks[0] if len(x_ticks) > 1 else 1
-    out += [_text(x(v), height - 20, tick_label(v, step), "middle", "tick") for v in x_ticks]
+    shares = figure.diagonal and figure.percent
+    out += [_text(x(v), height - 20, tick_label(v, step, shares), "middle", "tick") for v in x_ticks]
     out.append(_text((left + width - right) / 2, height - 4, figure.x_label, "middle", "axis"))
     if figure.diagonal:
-        out.append(_line(x(x_low), y(x_low), x(x_high), y(x_high), "reference"))
+        low, high = max(x_low, y_low), min(x_high, y_high)
+        out.append(_line(x(low), y(low), x(high), y(high), "reference"))
     for value, label in figure.references:
         out += [_line(left, y(value), width - right, y(value), "reference"),
                 _text(width - right, y(value) - 4, label, "end", "tick")]
