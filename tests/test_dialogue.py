@@ -10,7 +10,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai_jax.data.dialogue import load_format, parse_dialogue, render_text
+from cai_jax.data.dialogue import cut_after, load_format, parse_dialogue, render_text
 from cai_jax.data.tokenizer import Tokenizer
 from cai_jax.errors import UserError
 from cai_jax.structs import ANSWERING_ROLES, ROLES, Message
@@ -264,3 +264,10 @@ def test_mistakes_are_one_line(tiny_model, tmp_path):
     with pytest.raises(UserError, match="not a readable tokenizer") as caught:
         Tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_is_cut_where_an_earlier_one_ends():
+    header, asked, rest = (1, 2), (3, 4), (5, 6)
+    assert cut_after((header, asked + rest), (header, asked)) == (header, asked, rest)
+    assert cut_after((header, asked + rest), (header, (3, 9))) == (header, asked + rest)  # another dialogue
+    assert cut_after((header, asked), (header, asked)) == (header, asked)

@@ -81,9 +81,9 @@ def _full(params, tokens, mask, temperature):
 def full_logprobs(prompt, continuation, temperature=1.0):
     """Of the continuation's tokens, from one pass over the whole text."""
     text = (*prompt, *continuation)
-    tokens = np.zeros((1, 256), np.int32)
+    tokens = np.zeros((1, 384), np.int32)
     tokens[0, : len(text)] = text
-    logprobs = _full(model(), tokens, jnp.arange(256)[None] < len(text), temperature)
+    logprobs = _full(model(), tokens, jnp.arange(384)[None] < len(text), temperature)
     return np.asarray(logprobs)[0, len(prompt) : len(text)]
 
 
@@ -107,6 +107,33 @@ def test_a_row_is_bit_equal_in_any_company(order, count, chunk_steps):
     chosen = [requests()[i] for i in order[:count]]
     again = {done.id: done for done in engine(chunk_steps=chunk_steps).generate(chosen, SAMPLING)}
     assert again == {request.id: reference()[request.id] for request in chosen}
+
+
+def test_the_size_of_the_cache_changes_nothing():
+    long = SampleRequest("long", (some_tokens(300),), seeds.row_key(0, "long"))
+    again = {done.id: done for done in engine().generate([*requests()[:3], long], SAMPLING)}
+    np.testing.assert_allclose(again["long"].logprobs, full_logprobs(*long.segments, again["long"].tokens), atol=1e-4)
+    assert all(again[request.id] == reference()[request.id] for request in requests()[:3])
+
+
+def test_a_prompt_that_continues_another_is_prefilled_from_its_end():
+    asked, rest = (HEADER, some_tokens(90)), some_tokens(50)
+    first, second = (SampleRequest(name, segments, seeds.row_key(0, "nested")) for name, segments in (
+        ("first", asked), ("second", (*asked, rest))))  # fmt: skip
+    prefilled, prefill = [], Engine._prefill
+
+    class Counting(Engine):
+        def _prefill(self, header, past, tokens, size):
+            prefilled.append(tokens)
+            return prefill(self, header, past, tokens, size)
+
+    mine = Counting(model(), CONFIG, Format, options=EngineOptions(batch_size=4))
+    assert len(list(mine.generate([first], SAMPLING))) == 1
+    prefilled.clear()
+    (done,) = mine.generate([second], SAMPLING)
+    assert prefilled == [asked[1][-1:] + rest[:-1]]
+    assert [done] == list(engine().generate([second], SAMPLING))  # the same to the bit where nothing was kept
+    np.testing.assert_allclose(done.logprobs, full_logprobs(sum(second.segments, ()), done.tokens), atol=1e-4)
 
 
 def test_greedy_is_the_best_token_of_the_whole_text():

@@ -33,10 +33,18 @@ def test_sizes_grow_by_half_at_most(count):
 
 def test_the_first_of_several_segments_is_the_header():
     a, b, c = (1,) * 100, (2,) * 80, (3,) * 5
-    assert plan.split_prompt((a, b, c)) == plan.Prompt(a, (b, c))
+    assert plan.split_prompt((a, b, c)) == plan.Prompt(a, (b[1:], b[:1] + c))
     assert plan.split_prompt((a,)) == plan.Prompt((), (a,))
-    assert plan.split_prompt((c, a, b)) == plan.Prompt((), (c + a, b))  # too short to share
+    assert plan.split_prompt((c, a, b)) == plan.Prompt((), (c + a[1:], a[:1] + b))  # too short to share
     assert plan.split_prompt((a, c, c, (), b)) == plan.Prompt(a, (c + c + b,))
+
+
+def test_a_prompt_that_continues_another_has_its_pieces():
+    header, asked, answer = (1,) * 100, tuple(range(90)), (3,) * 40
+    *_, first = plan.split_prompt((header, asked)).segments
+    before, second = plan.split_prompt((header, asked, answer)).segments
+    assert before == first[:-1]  # what is prefilled; decoding feeds the last token
+    assert before + second == asked + answer
 
 
 def test_the_batch_is_what_the_memory_holds():

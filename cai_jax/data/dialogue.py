@@ -178,6 +178,13 @@ class DialogueFormat:
         return [*(prompt[begin:end] for begin, end in zip(cuts[:-1], cuts[1:], strict=True)), answer]
 
 
+def cut_after(segments: Sequence[tuple[int, ...]], earlier: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """The same tokens with the boundaries of `earlier`, an earlier prompt, if they continue it: the sampler keeps what it
+    has of that one. Otherwise `segments` as they are."""
+    whole, begin = sum(segments, ()), sum(earlier, ())
+    return (*earlier, whole[len(begin) :]) if len(whole) > len(begin) and whole[: len(begin)] == begin else tuple(segments)
+
+
 def _num_equal(a: Sequence[int], b: Sequence[int]) -> int:
     """How many leading items are the same."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -17,7 +17,8 @@ from cai_jax import sharding
 from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
 from cai_jax.planning.arithmetic import Work
-from cai_jax.sampling import cached, engine, plan, rewards
+from cai_jax.sampling import cached, plan, rewards
+from cai_jax.sampling import weights as sampling_weights
 from cai_jax.stages import pm, rl, sl
 from cai_jax.stages.context import resolve_role
 from cai_jax.structs import SamplingParams
@@ -169,8 +170,8 @@ def _scoring(run_config, name, mesh, model, params, kept, length, count) -> Prog
 def decode_weights(model: ModelConfig, mesh, dtype):
     """(parameters in the training layout, the engine's copy of them) as abstract arrays."""
     params = state_lib.abstract_params(model, "policy", mesh, dtype)
-    layers = jax.eval_shape(lambda tree: cached.prepare(tree, model, engine.fuses(mesh)), params)["layers"]
-    placed = [state_lib.with_shardings(layer, engine.layer_places(layer, model, mesh)) for layer in layers]
+    layers = jax.eval_shape(lambda tree: sampling_weights.prepare(tree, model, sampling_weights.fuses(mesh)), params)["layers"]
+    placed = [state_lib.with_shardings(layer, sampling_weights.layer_places(layer, model, mesh)) for layer in layers]
     head = params["embed"] if model.tied_embeddings else params["unembed"]
     return params, {"embed": params["embed"], "unembed": head, "final_norm": params["final_norm"], "layers": placed}
 

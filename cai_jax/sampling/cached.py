@@ -9,7 +9,6 @@ batch but not on its place among them, nor on the others, nor (read in blocks) o
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -18,8 +17,7 @@ import jax.numpy as jnp
 from cai_jax.losses import token_logprobs
 from cai_jax.models import blocks
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.decoder import unstack
-from cai_jax.models.params import param_table
+from cai_jax.sampling import attention
 from cai_jax.sampling.draw import draw
 from cai_jax.sharding import constrain
 from cai_jax.structs import SamplingParams
@@ -48,118 +46,7 @@ class Rows(NamedTuple):
     key: jax.Array
 
 
-# ---------------------------------------------------------------- weights
-
-
-@functools.partial(jax.jit, static_argnames=("config", "fuse", "out_major"))
-def unstacked(layers: dict, config: ModelConfig, fuse: bool, out_major: bool) -> list[dict]:
-    """The layers' weights one by one. fuse: q, k, v and gate, up joined into single matrices (not where the mesh splits
-    heads); out_major: matrices turned to [out, in] (what a CPU prefers)."""
-
-    def turned(weight, axes_in: int):
-        if not out_major:
-            return weight
-        size_in = math.prod(weight.shape[:axes_in])
-        return blocks.OutMajor(weight.reshape(size_in, -1).T)
-
-    result = []
-    for weights in unstack(layers, config.num_layers):
-        if fuse:
-            weights["qkv"] = jnp.concatenate([weights.pop(name) for name in ("q", "k", "v")], axis=1)
-            if config.gated_mlp:
-                weights["gate_up"] = jnp.concatenate([weights.pop(name) for name in ("gate", "up")], axis=1)
-        for name in ("qkv", "q", "k", "v", "gate_up", "gate", "up", "down", "o"):
-            if name in weights:
-                weights[name] = turned(weights[name], 2 if name == "o" else 1)
-        result.append(weights)
-    return result
-
-
-def prepare(params: dict, config: ModelConfig, fuse: bool = False, out_major: bool = False) -> dict:
-    """Parameters as the programs below take them: {"embed", "unembed", "final_norm", "layers": [one dict a layer]}."""
-    unembed = params["embed"] if config.tied_embeddings else params["unembed"]
-    return {
-        "embed": params["embed"],
-        "unembed": blocks.OutMajor(unembed) if out_major else unembed,
-        **{name: value for name, value in params.items() if name.startswith("final_norm")},
-        "layers": unstacked(params["layers"], config, fuse, out_major),
-    }
-
-
-def layer_axes(config: ModelConfig) -> dict:
-    """Logical axes of one layer's weights."""
-    return {path[1]: p.axes[1:] for path, p in param_table(config).items() if len(path) == 2}
-
-
-# ---------------------------------------------------------------- attention over parts
-
-
-def _allowed(query_BxT, key_S, window: int):
-    """bool [B, T, S] (or [B, T, S] with B or T of 1): key not after the query, and within the window."""
-    ago = query_BxT[:, :, None] - key_S[None, None, :]
-    return (ago >= 0) & (ago < window) if window else ago >= 0
-
-
-def _split_heads(q_BxTxHxDh, config: ModelConfig):
-    """Scaled queries, [B, K, G, T, Dh]: the G query heads of each key head together."""
-    B, T, H, Dh = q_BxTxHxDh.shape
-    K = config.num_kv_heads
-    q = (q_BxTxHxDh * blocks.query_scale(config)).reshape(B, T, K, H // K, Dh)
-    return q.transpose(0, 2, 3, 1, 4)
-
-
-def _join_heads(context_BxKxGxTxDh, dtype):
-    B, K, G, T, Dh = context_BxKxGxTxDh.shape
-    return context_BxKxGxTxDh.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, Dh).astype(dtype)
-
-
-def _attend(q_BxKxGxTxDh, parts, cap: float | None):
-    """(context, peak, total) over all parts: context = Σ exp(score - peak) · value, not yet divided by total.
-
-    parts: (keys, values, allowed [B,T,S]) where keys and values are [B,K,S,Dh] or, shared by all rows, [K,S,Dh]. Scores
-    are soft-capped by `cap`.
-    """
-    scores = []
-    for keys, _, allowed in parts:
-        how = "bkgtd,ksd->bkgts" if keys.ndim == 3 else "bkgtd,bksd->bkgts"
-        score = jnp.einsum(how, q_BxKxGxTxDh, keys, preferred_element_type=jnp.float32)
-        scores.append(jnp.where(allowed[:, None, None], blocks.softcap(score, cap), blocks.MASKED))
-    peak = functools.reduce(jnp.maximum, [jnp.max(score, axis=-1, keepdims=True) for score in scores])
-    total, context = 0.0, 0.0
-    for score, (_, values, _) in zip(scores, parts, strict=True):
-        mass = jnp.exp(score - peak)
-        total += jnp.sum(mass, axis=-1, keepdims=True)
-        how = "bkgts,ksd->bkgtd" if values.ndim == 3 else "bkgts,bksd->bkgtd"
-        context += jnp.einsum(how, mass.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    return context, peak, total
-
-
-def _attend_blocks(q_BxKxGxDh, keys_BxKxSxDh, values_BxKxSxDh, place_B, window: int, state, block: int,
-                   cap: float | None):
-    """Goes on from `state` (context [B,K,G,Dh], peak and total [B,K,G,1]) over the row's own keys, up to the one at
-    place_B, in blocks of the cache, as far as the longest row reaches.
-
-    The shape of a block is always the same and a masked block changes nothing, not a bit: so neither the size of the
-    cache nor the other rows change a row's result.
-    """
-    sizes = (*keys_BxKxSxDh.shape[:2], block, keys_BxKxSxDh.shape[3])
-
-    def absorb(i, state):
-        context, peak, total = state
-        keys, values = (jax.lax.dynamic_slice(x, (0, 0, i * block, 0), sizes)
-                        for x in (keys_BxKxSxDh, values_BxKxSxDh))
-        allowed = _allowed(place_B[:, None], i * block + jnp.arange(block), window)[:, None]
-        # Products and sums, not matrix products: with one query they only read memory, and so they need no copies.
-        score = jnp.sum((q_BxKxGxDh[:, :, :, None] * keys[:, :, None]).astype(jnp.float32), axis=-1)
-        score = jnp.where(allowed, blocks.softcap(score, cap), blocks.MASKED)
-        higher = jnp.maximum(peak, jnp.max(score, axis=-1, keepdims=True))
-        shrink = jnp.where(higher == peak, 1.0, jnp.exp(peak - higher))
-        mass = jnp.where(allowed, jnp.exp(score - higher), 0.0)
-        total = total * shrink + jnp.sum(mass, axis=-1, keepdims=True)
-        context = context * shrink + jnp.sum(mass[..., None] * values[:, :, None].astype(jnp.float32), axis=3)
-        return context, higher, total
-
-    return jax.lax.fori_loop(0, jnp.max(place_B) // block + 1, absorb, state)
+# ---------------------------------------------------------------- prefill and scoring
 
 
 def _header_part(header: KeyValues | None, layer: int, positions_BxT, window: int) -> list:
@@ -167,11 +54,8 @@ def _header_part(header: KeyValues | None, layer: int, positions_BxT, window: in
         return []
     keys = header.keys[layer]
     place_P = jnp.arange(keys.shape[1])
-    allowed = _allowed(positions_BxT, place_P, window) & (place_P < header.length)
+    allowed = attention.visible(positions_BxT, place_P, window) & (place_P < header.length)
     return [(keys, header.values[layer], allowed)]
-
-
-# ---------------------------------------------------------------- prefill and scoring
 
 
 def _forward(weights, header, past, tokens_BxT, segments_BxT, positions_BxT, config):
@@ -195,13 +79,13 @@ def _forward(weights, header, past, tokens_BxT, segments_BxT, positions_BxT, con
             parts = _header_part(header, layer, positions_BxT, window)
             if past is not None:
                 place_S = jnp.arange(past.keys[layer].shape[2])
-                allowed = _allowed(positions_BxT - start, place_S, window) & (place_S < past.length[:, None, None])
+                allowed = attention.visible(positions_BxT - start, place_S, window) & (place_S < past.length[:, None, None])
                 parts.append((past.keys[layer], past.values[layer], allowed))
             near = related
             if window:
                 near = near & (positions_BxT[:, :, None] - positions_BxT[:, None, :] < window)
-            context, _, total = _attend(_split_heads(q, config), [*parts, (k, v, near)], config.attention_softcap)
-            return _join_heads(context / total, v.dtype)
+            context, _, total = attention.attend(attention.split_heads(q, config), [*parts, (k, v, near)], config.attention_softcap)
+            return attention.join_heads(context / total, v.dtype)
 
         x_BxTxD = blocks.layer(x_BxTxD, layer_weights, config, tables[rope], attend)
     return x_BxTxD, tuple(new_keys), tuple(new_values)
@@ -237,26 +121,32 @@ def score(weights, header, past, tokens_BxT, segments_BxT, offsets_BxT, places_B
 # ---------------------------------------------------------------- the cache
 
 
-def empty_cache(config: ModelConfig, batch: int, size: int, dtype) -> tuple[tuple, tuple]:
-    """Zeros (keys, values), [B, K, S, Dh] per layer."""
+def empty_cache(config: ModelConfig, batch: int, size: int, dtype, turned: bool = False) -> tuple[tuple, tuple]:
+    """Zeros (keys, values), [B, K, S, Dh] per layer; `turned`: the keys [B, K, Dh, S], as reading in blocks wants them."""
     shape = (batch, config.num_kv_heads, size, config.head_dim)
 
-    def zeros():
+    def zeros(shape):
         return tuple(constrain(jnp.zeros(shape, dtype), CACHE_AXES) for _ in range(config.num_layers))
 
-    return zeros(), zeros()
+    return zeros((*shape[:2], *shape[:1:-1]) if turned else shape), zeros(shape)
 
 
-empty_cache = jax.jit(empty_cache, static_argnums=(0, 1, 2, 3))
+empty_cache = jax.jit(empty_cache, static_argnums=(0, 1, 2, 3, 4))
 
 
-@functools.partial(jax.jit, donate_argnums=(0,))
-def insert(cache, piece, row, start):
+@functools.partial(jax.jit, static_argnames=("turned",), donate_argnums=(0,))
+def insert(cache, piece, row, start, turned: bool = False):
     """Writes the keys and values [1, K, T, Dh] of a piece into row `row` of the cache, from position `start`."""
-    place = (row, 0, start, 0)
-    return jax.tree.map(
-        lambda whole, part: constrain(jax.lax.dynamic_update_slice(whole, part, place), CACHE_AXES), cache, piece
-    )
+
+    def write(whole, part, place):
+        return constrain(jax.lax.dynamic_update_slice(whole, part, place), CACHE_AXES)
+
+    keys, values = piece
+    if turned:
+        keys = tuple(write(whole, part.swapaxes(2, 3), (row, 0, 0, start)) for whole, part in zip(cache[0], keys, strict=True))
+    else:
+        keys = tuple(write(whole, part, (row, 0, start, 0)) for whole, part in zip(cache[0], keys, strict=True))
+    return keys, tuple(write(whole, part, (row, 0, start, 0)) for whole, part in zip(cache[1], values, strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=(1,))
@@ -273,10 +163,11 @@ def resize(cache, size: int):
 # ---------------------------------------------------------------- decode
 
 
-def _write(cache_BxKxSxDh, new_BxKxDh, place_B):
-    """Each row's new entry at its own place, in the same memory."""
-    update = jax.vmap(lambda row, new, place: jax.lax.dynamic_update_slice(row, new[:, None], (0, place, 0)))
-    return update(cache_BxKxSxDh, new_BxKxDh, place_B)
+def _write(cache, new_BxKxDh, place_B, turned: bool = False):
+    """Each row's new entry at its own place of the cache [B,K,S,Dh], or `turned` [B,K,Dh,S], in the same memory."""
+    axis = 2 if turned else 1
+    update = jax.vmap(lambda row, new, place: jax.lax.dynamic_update_slice_in_dim(row, jnp.expand_dims(new, axis), place, axis))
+    return update(cache, new_BxKxDh, place_B)
 
 
 def _step(weights, header, cache, length_B, token_B, config, block):
@@ -289,21 +180,21 @@ def _step(weights, header, cache, length_B, token_B, config, block):
     for layer, (layer_weights, (window, rope)) in enumerate(zip(weights["layers"], config.layer_kinds, strict=True)):
 
         def attend(q, k, v, layer=layer, window=window):
-            keys[layer] = _write(keys[layer], k[:, 0], length_B)
+            keys[layer] = _write(keys[layer], k[:, 0], length_B, turned=block > 0)
             values[layer] = _write(values[layer], v[:, 0], length_B)
-            q = _split_heads(q, config)
+            q = attention.split_heads(q, config)
             parts = _header_part(header, layer, positions_Bx1, window)
             if block == 0:
-                allowed = _allowed(length_B[:, None], jnp.arange(keys[layer].shape[2]), window)
-                context, _, total = _attend(q, [*parts, (keys[layer], values[layer], allowed)], cap)
-                return _join_heads(context / total, v.dtype)
+                allowed = attention.visible(length_B[:, None], jnp.arange(keys[layer].shape[2]), window)
+                context, _, total = attention.attend(q, [*parts, (keys[layer], values[layer], allowed)], cap)
+                return attention.join_heads(context / total, v.dtype)
             q = q[:, :, :, 0]
             if parts:
-                state = tuple(x[:, :, :, 0] for x in _attend(q[:, :, :, None], parts, cap))
+                state = tuple(x[:, :, :, 0] for x in attention.attend(q[:, :, :, None], parts, cap))
             else:
                 state = jnp.zeros(q.shape, jnp.float32), jnp.full((*q.shape[:3], 1), blocks.MASKED), jnp.zeros((*q.shape[:3], 1))
-            context, _, total = _attend_blocks(q, keys[layer], values[layer], length_B, window, state, block, cap)
-            return _join_heads((context / total)[:, :, :, None], v.dtype)
+            context, _, total = attention.attend_blocks(q, keys[layer], values[layer], length_B, window, state, block, cap)
+            return attention.join_heads((context / total)[:, :, :, None], v.dtype)
 
         x_Bx1xD = blocks.layer(x_Bx1xD, layer_weights, config, tables[rope], attend)
     hidden_Bx1xD = blocks.norm(x_Bx1xD, weights, "final_norm", config)
@@ -319,7 +210,7 @@ def _step(weights, header, cache, length_B, token_B, config, block):
 def decode(weights, header, cache, rows: Rows, *, config: ModelConfig, sampling: SamplingParams, steps: int,
            eos_ids: tuple[int, ...], block: int):
     """Up to `steps` tokens for every row with some left; ends early when no row has. `block`: the cache is read in
-    blocks of so many positions, as far as the longest row reaches; 0: all at once.
+    blocks of so many positions, as far as the longest row reaches, and its keys are `turned`; 0: all at once.
 
     Returns (cache, tokens int32 [steps, B], logprobs float32 [steps, B], count int32 [B] of tokens that are valid). A
     row ends at EOS or when none is left; the K/V of the last token sampled is not in the cache yet.

@@ -23,25 +23,12 @@ from jax.sharding import Mesh
 from cai_jax import sharding
 from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling import cached, plan
+from cai_jax.sampling import cached, plan, weights
 from cai_jax.sampling.stops import Ending, find_ending
+from cai_jax.sampling.store import Piece, Store
 from cai_jax.structs import Completion, SampleRequest, SamplingParams, Score, ScoreRequest
 
-# Sampling keeps whole rows of weights on every device of the fsdp axis: they would be gathered at every token.
-DECODE_RULES = {**sharding.RULES, "embed": ()}
-BLOCK = 64  # positions of the cache read at a time, on CPU
-
-
-def fuses(mesh: Mesh) -> bool:
-    """Whether q, k, v and gate, up are joined for decoding: not where the mesh splits heads."""
-    return mesh.shape["tensor"] == 1
-
-
-def layer_places(weights: dict, config: ModelConfig, mesh: Mesh) -> dict:
-    """Where one layer's weights (arrays or their shapes) lie for decoding: split by tensor, whole along fsdp."""
-    axes = cached.layer_axes(config)
-    return {name: jax.sharding.NamedSharding(mesh, sharding.spec(axes[name], x.shape, mesh, DECODE_RULES))
-            if name in axes else sharding.replicated(mesh) for name, x in weights.items()}
+BLOCK = 256  # positions of the cache read at a time, on CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +69,7 @@ class Engine:
         )
         # Reading in blocks costs a loop in each layer: cheap on a CPU, a round trip to the host on a GPU.
         self._block = BLOCK if platform == "cpu" else 0
-        self._store = _Store(self.options.store_bytes)
+        self._store = Store(self.options.store_bytes)
         self.update(params)
 
     def update(self, params: dict) -> None:
@@ -90,10 +77,10 @@ class Engine:
         self._store.clear()
         with jax.set_mesh(self.mesh):
             out_major = self._block > 0 and self.mesh.size == 1
-            self.weights = cached.prepare(params, self.config, fuses(self.mesh), out_major)
+            self.weights = weights.prepare(params, self.config, weights.fuses(self.mesh), out_major)
             if self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1:
                 layers = self.weights["layers"]
-                self.weights["layers"] = [jax.device_put(x, layer_places(x, self.config, self.mesh)) for x in layers]
+                self.weights["layers"] = [jax.device_put(x, weights.layer_places(x, self.config, self.mesh)) for x in layers]
 
     def fits(self, request: SampleRequest | ScoreRequest, new_tokens: int = 0) -> bool:
         """Whether the request's prompt is not empty and has room for `new_tokens` (or its options) after it."""
@@ -132,7 +119,7 @@ class Engine:
         cache, size, ended = None, 0, []
         if self._block:  # what is not reached is not read, so one size, and one program, for the whole group
             size = plan.cache_size([prompt.own_length for _, prompt in group], sampling.max_new_tokens)
-            cache = self._empty(self.batch_size, size)
+            cache = self._empty(self.batch_size, size, turned=True)
         static = dict(config=self.config, sampling=dataclasses.replace(sampling, max_new_tokens=0, stop_strings=()),
                       steps=self.options.chunk_steps, eos_ids=self.eos_ids, block=self._block)  # fmt: skip
         while waiting or any(slots):
@@ -152,7 +139,7 @@ class Engine:
             for place, pieces in entering:
                 start = 0
                 for piece in pieces:
-                    cache = self._on_mesh(cached.insert, cache, piece.arrays, place, start)
+                    cache = self._on_mesh(cached.insert, cache, piece.arrays, place, start, turned=self._block > 0)
                     start += piece.count
             cache, *out = self._on_mesh(
                 cached.decode, self.weights, self._header(header), cache, self._put_rows(rows), **static
@@ -267,10 +254,10 @@ class Engine:
 
         return self._store.get(("header", header), make)
 
-    def _pieces(self, header: plan.Tokens, segments: Sequence[plan.Tokens]) -> list[_Piece]:
+    def _pieces(self, header: plan.Tokens, segments: Sequence[plan.Tokens]) -> list[Piece]:
         """Segments that follow one another (and `header`) as prefilled pieces. What begins with the same pieces shares
         them: the samples of a prompt, and a critique's prompt with its revision's."""
-        pieces: list[_Piece] = []
+        pieces: list[Piece] = []
         tokens, cuts = (), ()
         for segment in segments:
             start = 0
@@ -282,13 +269,13 @@ class Engine:
                 ))  # fmt: skip
         return pieces
 
-    def _prefill(self, header: plan.Tokens, past: list[_Piece], tokens: plan.Tokens, size: int) -> _Piece:
+    def _prefill(self, header: plan.Tokens, past: list[Piece], tokens: plan.Tokens, size: int) -> Piece:
         arrays = self._on_mesh(
             cached.prefill, self.weights, self._header(header), self._past(past), _padded(tokens, size), config=self.config
         )
-        return _Piece(arrays, len(tokens), size)
+        return Piece(arrays, len(tokens), size)
 
-    def _past(self, pieces: list[_Piece]) -> cached.KeyValues | None:
+    def _past(self, pieces: list[Piece]) -> cached.KeyValues | None:
         """The pieces as one row of a cache, [1, K, S, Dh]."""
         if not pieces:
             return None
@@ -305,51 +292,13 @@ class Engine:
         with jax.set_mesh(self.mesh):
             return program(*args, **static)
 
-    def _empty(self, batch: int, size: int):
-        return self._on_mesh(cached.empty_cache, self.config, batch, size, self.dtype)
+    def _empty(self, batch: int, size: int, turned: bool = False):
+        return self._on_mesh(cached.empty_cache, self.config, batch, size, self.dtype, turned)
 
     def _put_rows(self, rows: cached.Rows) -> cached.Rows:
         if self.mesh.size == 1:
             return cached.Rows(*(field.copy() for field in rows))
         return sharding.put_batch(cached.Rows(*(field.copy() for field in rows)), self.mesh)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Piece:
-    """arrays: (keys, values), [1, K, size, Dh] per layer, of which `count` positions are real."""
-
-    arrays: tuple
-    count: int
-    size: int
-
-
-class _Store:
-    """Least recently used results on the device, up to a number of bytes (one result may exceed it)."""
-
-    def __init__(self, max_bytes: int):
-        self.max_bytes, self.bytes = max_bytes, 0
-        self.items: collections.OrderedDict = collections.OrderedDict()
-
-    def get(self, key, make):
-        if key in self.items:
-            self.items.move_to_end(key)
-            return self.items[key][0]
-        value = make()
-        size = _num_bytes(value)
-        self.items[key] = (value, size)
-        self.bytes += size
-        while self.bytes > self.max_bytes and len(self.items) > 1:
-            _, (_, dropped) = self.items.popitem(last=False)
-            self.bytes -= dropped
-        return value
-
-    def clear(self) -> None:
-        self.items.clear()
-        self.bytes = 0
-
-
-def _num_bytes(value) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(value.arrays if isinstance(value, _Piece) else value))
 
 
 def _limit(request: SampleRequest, sampling: SamplingParams) -> int:

@@ -35,7 +35,11 @@ class Prompt(NamedTuple):
 
 
 def split_prompt(segments: Sequence[Tokens]) -> Prompt:
-    """The first of several segments is the header; short segments are joined to what follows them."""
+    """The first of several segments is the header; short segments are joined to what follows them.
+
+    Decoding feeds the last token of a prompt. So a later segment begins with the last token of the one before it: then a
+    prompt that continues another one (a revision's its critique's) has the same pieces as that one.
+    """
     segments = [tuple(segment) for segment in segments if segment]
     header: Tokens = ()
     if len(segments) > 1 and len(segments[0]) >= MIN_SHARED:
@@ -46,7 +50,10 @@ def split_prompt(segments: Sequence[Tokens]) -> Prompt:
         if len(pending) >= MIN_SHARED:
             joined.append(pending)
             pending = ()
-    return Prompt(header, (*joined, pending + (segments[-1] if segments else ())))
+    joined.append(pending + (segments[-1] if segments else ()))
+    for i in range(len(joined) - 1):
+        joined[i], joined[i + 1] = joined[i][:-1], joined[i][-1:] + joined[i + 1]
+    return Prompt(header, tuple(joined))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -72,9 +79,9 @@ def round_size(count: int) -> int:
 
 
 def cache_size(own_lengths: Sequence[int], max_new_tokens: int) -> int:
-    """A power of two of positions that holds every prompt with its padding, and its completion."""
+    """A power of two of positions, at least 256, that holds every prompt with its padding, and its completion."""
     need = max(max(sum(size for _, size in cut(length)), length + max_new_tokens) for length in own_lengths)
-    return 1 << max(need - 1, 127).bit_length()
+    return 1 << max(need - 1, 255).bit_length()
 
 
 def token_bytes(config: ModelConfig, dtype) -> int:

@@ -8,6 +8,7 @@ that the few-shot header is prefilled once for a step; every finished turn is jo
 from __future__ import annotations
 
 from cai_jax.constitution.loader import load_constitution
+from cai_jax.data.dialogue import cut_after
 from cai_jax.seeds import row_key, row_rng
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import Dialogue, Message, SampleRequest, SamplingParams, dialogue_from_json, dialogue_to_json
@@ -47,14 +48,20 @@ def run(ctx: StageContext) -> dict:
     state = {row_id: {"dialogue": dialogue_from_json(row["dialogue"]), "response": row["response"], "rounds": []}
              for row_id, row in responses.items() if row_id not in journal.finished}
 
-    def step(role: str, round_number: int, messages_of, max_new_tokens: int) -> dict[str, str]:
-        """Samples one turn of every row that is still in the running; returns row id → text."""
+    def prompt(role: str, messages: Dialogue):
+        return model.format.prompt(header + messages, reply=role, shared=len(header))
+
+    def step(role: str, round_number: int, messages_of, max_new_tokens: int, before: dict | None = None) -> dict[str, str]:
+        """Samples one turn of every row that is still in the running; returns row id → text. `before`: the messages that
+        were asked in the step before, whose prompt this one continues."""
         sampling = SamplingParams(max_new_tokens, config.temperature, config.top_k, config.top_p, model.format.stop_strings(role))
         names = {f"{row_id}#{round_number}/{role}": row_id for row_id in state}
         requests = []
         for name, row_id in names.items():
             if name not in turns.finished:
-                segments = model.format.prompt(header + messages_of(row_id), reply=role, shared=len(header))
+                segments = prompt(role, messages_of(row_id))
+                if before:
+                    segments = cut_after(segments, prompt("critique", before[row_id]))
                 key = row_key(ctx.seed, ctx.name, f"{round_number}/{role}", row_id, 0)
                 requests.append(SampleRequest(name, segments, key))
         label = f"{ctx.name} round {round_number + 1}: {role}"
@@ -65,16 +72,17 @@ def run(ctx: StageContext) -> dict:
 
     for number in range(config.num_rounds):
         asked = {row_id: (*row["dialogue"], Message("assistant", row["response"])) for row_id, row in state.items()}
-        critiques = {}
+        critiques, before = {}, None
         if config.critique:
             for row_id in asked:
                 asked[row_id] += (Message("critique_request", principles[row_id][number].critique_request),)
             critiques = step("critique", number, asked.__getitem__, config.max_critique_tokens)
             state = {row_id: state[row_id] for row_id in critiques}
+            before = asked
             asked = {row_id: asked[row_id] + (Message("critique", critiques[row_id]),) for row_id in state}
         for row_id in asked:
             asked[row_id] += (Message("revision_request", principles[row_id][number].revision_request),)
-        revisions = step("revision", number, asked.__getitem__, config.max_revision_tokens)
+        revisions = step("revision", number, asked.__getitem__, config.max_revision_tokens, before)
         state = {row_id: state[row_id] for row_id in revisions}
         for row_id, revision in revisions.items():
             principle = principles[row_id][number]

@@ -1,0 +1,87 @@
+"""Attention over parts (header, own past, new tokens) with one common maximum and one common denominator: it is the
+softmax over their concatenation."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from cai_jax.models import blocks
+from cai_jax.models.config import ModelConfig
+
+
+def visible(query_BxT, key_S, window: int):
+    """bool [B, T, S] (or [B, T, S] with B or T of 1): key not after the query, and within the window."""
+    ago = query_BxT[:, :, None] - key_S[None, None, :]
+    return (ago >= 0) & (ago < window) if window else ago >= 0
+
+
+def split_heads(q_BxTxHxDh, config: ModelConfig):
+    """Scaled queries, [B, K, G, T, Dh]: the G query heads of each key head together."""
+    B, T, H, Dh = q_BxTxHxDh.shape
+    K = config.num_kv_heads
+    q = (q_BxTxHxDh * blocks.query_scale(config)).reshape(B, T, K, H // K, Dh)
+    return q.transpose(0, 2, 3, 1, 4)
+
+
+def join_heads(context_BxKxGxTxDh, dtype):
+    B, K, G, T, Dh = context_BxKxGxTxDh.shape
+    return context_BxKxGxTxDh.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, Dh).astype(dtype)
+
+
+def attend(q_BxKxGxTxDh, parts, cap: float | None):
+    """(context, peak, total) over all parts: context = Σ exp(score - peak) · value, not yet divided by total.
+
+    parts: (keys, values, allowed [B,T,S]) where keys and values are [B,K,S,Dh] or, shared by all rows, [K,S,Dh]. Scores
+    are soft-capped by `cap`.
+    """
+    scores = []
+    for keys, _, allowed in parts:
+        how = "bkgtd,ksd->bkgts" if keys.ndim == 3 else "bkgtd,bksd->bkgts"
+        score = jnp.einsum(how, q_BxKxGxTxDh, keys, preferred_element_type=jnp.float32)
+        scores.append(jnp.where(allowed[:, None, None], blocks.softcap(score, cap), blocks.MASKED))
+    peak = functools.reduce(jnp.maximum, [jnp.max(score, axis=-1, keepdims=True) for score in scores])
+    total, context = 0.0, 0.0
+    for score, (_, values, _) in zip(scores, parts, strict=True):
+        mass = jnp.exp(score - peak)
+        total += jnp.sum(mass, axis=-1, keepdims=True)
+        how = "bkgts,ksd->bkgtd" if values.ndim == 3 else "bkgts,bksd->bkgtd"
+        context += jnp.einsum(how, mass.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return context, peak, total
+
+
+def attend_blocks(q_BxKxGxDh, keys_BxKxDhxS, values_BxKxSxDh, place_B, window: int, state, block: int,
+                  cap: float | None):
+    """Goes on from `state` (context [B,K,G,Dh], peak and total [B,K,G,1]) over the row's own keys, up to the one at
+    place_B, in blocks of the cache, as far as the longest row reaches. S is a multiple of `block`.
+
+    The shape of a block is always the same and a masked block changes nothing, not a bit: so neither the size of the
+    cache nor the other rows change a row's result. Keys lie with the positions last: a CPU sums over Dh for many
+    positions at a time.
+    """
+    B, K, S, Dh = values_BxKxSxDh.shape
+
+    def absorb(i, state, keys, values):
+        context, peak, total = state
+        allowed = visible(place_B[:, None], i * block + jnp.arange(block), window)[:, None]
+        # Products and sums, not matrix products: with one query they only read memory, and so they need no copies.
+        q, keys, values = (x.astype(jnp.float32) for x in (q_BxKxGxDh, keys, values))
+        score = jnp.sum(q[..., None] * keys[:, :, None], axis=3)
+        score = jnp.where(allowed, blocks.softcap(score, cap), blocks.MASKED)
+        higher = jnp.maximum(peak, jnp.max(score, axis=-1, keepdims=True))
+        shrink = jnp.where(higher == peak, 1.0, jnp.exp(peak - higher))
+        mass = jnp.where(allowed, jnp.exp(score - higher), 0.0)
+        total = total * shrink + jnp.sum(mass, axis=-1, keepdims=True)
+        context = context * shrink + jnp.sum(mass[..., None] * values[:, :, None], axis=3)
+        return context, higher, total
+
+    if S == block:  # most caches: nothing is cut out, so nothing is copied
+        return absorb(0, state, keys_BxKxDhxS, values_BxKxSxDh)
+
+    def cut_and_absorb(i, state):
+        keys = jax.lax.dynamic_slice(keys_BxKxDhxS, (0, 0, 0, i * block), (B, K, Dh, block))
+        return absorb(i, state, keys, jax.lax.dynamic_slice(values_BxKxSxDh, (0, 0, i * block, 0), (B, K, block, Dh)))
+
+    return jax.lax.fori_loop(0, jnp.max(place_B) // block + 1, cut_and_absorb, state)
