@@ -20,9 +20,9 @@ test: lint model
 test-long: model
 	$(BIN)/python -m pytest tests -m "long or not long"
 
-# Logits and sampled text beside transformers' own models. torch 2.13.0 is the version whose plain wheel is a CPU build.
+# Logits, sampled text and adapters beside transformers and PEFT. torch 2.13.0 is the version whose plain wheel is a CPU build.
 test-parity: model
-	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet torch==2.13.0 peft==0.21.2
 	$(BIN)/python -m pytest tests/parity_live
 
 # A plan compiled for 64 TPU chips. The compiler lies beside the environment: in it, every JAX process would look for TPUs.

@@ -1,22 +1,25 @@
 """Exports without torch: names, shapes, tokenizer, template, card, and the way back into our own loader."""
 
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parity import cases
 from safetensors.numpy import load_file
 
 from cai_jax import export, sharding
 from cai_jax.data.dialogue import load_format
-from cai_jax.exporting import card, folder
+from cai_jax.exporting import card, folder, peft
 from cai_jax.io import artefacts
-from cai_jax.models import heads, hf
+from cai_jax.models import heads, hf, lora
 from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
 from cai_jax.reporting.run_data import Run
 from cai_jax.sampling.rewards import RewardModel
+from cai_jax.stages.context import LoadedModel
 from cai_jax.structs import Message
 
 NORMALISATION = (0.7, 1.9)
@@ -83,6 +86,41 @@ def test_end_tokens_do_not_pad(tiny_model, tmp_path):
     assert number not in format.eos_ids and token in format.tokenizer.control_tokens
 
 
+@pytest.mark.parametrize("name,kind", [("llama", "policy"), ("gpt_neox", "reward")])
+def test_adapters_add_up_to_the_merged_export(name, kind, tiny_model, tmp_path):
+    """W + alpha / rank · B·A of the PEFT files, matrix by matrix, is what a merged export holds."""
+    config = dataclasses.replace(ModelConfig.from_hf(cases.CASES[name]), vocab_size=768)
+    shapes = params_lib.abstract_params(config)
+    rng = np.random.default_rng(0)
+    adapters = lora.Adapters(2, 6.0)
+    base, trained = (jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), tree)
+                     for tree in (shapes, lora.abstract(config, adapters)))
+    params, normalisation = lora.attach(base, trained, adapters), None
+    if kind == "reward":
+        params, normalisation = {"decoder": params, "head": heads.init_head(config, jax.random.key(1))}, NORMALISATION
+    model = LoadedModel("@x", config, params, load_format(tiny_model), kind, normalisation, adapters, trained)
+    offset = peft.export_adapters(tmp_path, model, "some/base")
+    fields, tensors = json.loads((tmp_path / "adapter_config.json").read_text()), load_file(tmp_path / "adapter_model.safetensors")
+    assert fields["base_model_name_or_path"] == "some/base" and (tmp_path / "tokenizer.json").exists()
+    if kind == "reward":
+        head = heads.normalised_head(params["head"], NORMALISATION)
+        np.testing.assert_allclose(tensors.pop("base_model.model.score.weight")[0], head["weight"], rtol=1e-6)
+        assert offset == pytest.approx(float(head["bias"])) and fields["modules_to_save"] == ["score"]
+    hf.save_hf(tmp_path / "base", config, base)
+    hf.save_hf(tmp_path / "merged", config, lora.merge(lora.attach(base, trained, adapters)))
+    before, after = (hf.tensor_files.open_directory(tmp_path / name) for name in ("base", "merged"))
+    changed = {key for key in before if not np.array_equal(before[key], after[key])}
+    assert {f"base_model.model.{key.removesuffix('.weight')}.lora_A.weight" for key in changed} == {
+        key for key in tensors if "lora_A" in key}
+    for key in changed:
+        module = key.removesuffix(".weight")
+        a, b = (tensors[f"base_model.model.{module}.lora_{part}.weight"] for part in "AB")
+        end = module.rpartition(".")[2]
+        assert a.shape[0] == fields["rank_pattern"].get(end, fields["r"])
+        scale = fields["alpha_pattern"].get(end, fields["lora_alpha"]) / a.shape[0]
+        np.testing.assert_allclose(before[key] + scale * b @ a, after[key], atol=1e-4)
+
+
 def test_commands(finished, tmp_path, capsys):
     """A finished run's policy and preference model, bfloat16 too; the card tells where they come from."""
     workdir = finished[0]
@@ -104,6 +142,8 @@ def test_commands(finished, tmp_path, capsys):
     role = artefacts.read_json(workdir / "pm" / "model" / "role.json")
     text = (tmp_path / "pm" / "README.md").read_text()
     assert "score_offset" in text and str(role["normalisation"][0]) in text
+    assert export.main(["export", f"--workdir={workdir}", "--what=@pm", f"--to={tmp_path / 'none'}", "--adapters"]) == 2
+    assert "there are no adapters to export" in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("flags, says", [

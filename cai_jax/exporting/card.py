@@ -32,6 +32,28 @@ REWARD_USE = """\
 A row is read at its last token that is not padding. Only differences between answers to one prompt mean something; the
 score is (raw − mean) / std of the preference model's own held-out dialogues.
 """
+ADAPTER_USE = {
+    "policy": """\
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(DIR)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), DIR)
+
+BASE is the model that the adapters were trained on (the table above names it); on other weights they mean nothing.
+""",
+    "reward": """\
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(DIR)
+    base = AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=1, pad_token_id=tokenizer.pad_token_id)
+    model = PeftModel.from_pretrained(base, DIR)
+
+BASE is the model that the adapters were trained on (the table above names it). The score is the one logit plus the
+`score_offset` in the table, read at the last token that is not padding, which must end the answer.
+""",
+}
 
 
 def ancestors(run: Run, name: str) -> list[Stage]:
@@ -45,17 +67,20 @@ def ancestors(run: Run, name: str) -> list[Stage]:
     return [stage for stage in run.stages.values() if stage.name in found]
 
 
-def model_card(run: Run, name: str, kind: str, facts: dict) -> str:
-    """Markdown with the hub's header. `facts`: {label: value} of the export itself (parameters, dtype, offset, …)."""
+def model_card(run: Run, name: str, kind: str, facts: dict, adapters: bool = False) -> str:
+    """Markdown with the hub's header. `facts`: {label: value} of the export itself (parameters, dtype, offset, …);
+    adapters: whether the directory holds nothing but those."""
     stages = ancestors(run, name)
     task = "text-generation" if kind == "policy" else "text-classification"
     what = "policy" if kind == "policy" else "preference model"
+    use = ADAPTER_USE[kind] if adapters else POLICY_USE if kind == "policy" else REWARD_USE
+    library = "peft" if adapters else "transformers"
     parts = [
-        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- constitutional-ai\n- jax\n---\n",
+        f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- constitutional-ai\n- jax\n---\n",
         f"# {plain(name)} of {plain(run.name)}: a {what} trained by Constitutional AI\n",
         f"Made by stage `{name}` ({run.stages[name].kind}) of a cai_jax run, after Bai et al. 2022 (arXiv 2212.08073).\n",
         table(["", ""], [[label, f"`{value}`"] for label, value in facts.items()]),
-        "## Use\n\n" + (POLICY_USE if kind == "policy" else REWARD_USE),
+        "## Use\n\n" + use,
         "## Constitution\n\n" + _constitution(stages),
         "## Data and stages\n\n" + _stages(stages),
         "## Settings\n\n" + "\n".join(_settings(stage) for stage in stages),

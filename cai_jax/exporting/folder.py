@@ -36,7 +36,7 @@ def export_policy(directory, config, params, format, *, dtype=jnp.float32, shard
     hf.save_hf(directory, config, params, format.directory, dtype=dtype, shard_bytes=shard_bytes,
                fields=_token_ids(format, pad))
     if artefacts.is_writer():
-        _write_tokenizer(directory, format, pad, chat_template(format))
+        write_tokenizer(directory, format, pad, chat_template(format))
         path = pathlib.Path(directory, "generation_config.json")
         fields = _read(path) | _token_ids(format, pad)
         path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
@@ -58,7 +58,7 @@ def export_reward(directory, config, params, format, normalisation, *, dtype=jnp
                fields=fields)
     if artefacts.is_writer():
         pathlib.Path(directory, "generation_config.json").unlink(missing_ok=True)
-        _write_tokenizer(directory, format, pad, scoring_template(format))
+        write_tokenizer(directory, format, pad, scoring_template(format))
     return offset
 
 
@@ -109,7 +109,7 @@ def _token_ids(format, pad) -> dict:
             "pad_token_id": None if pad is None else pad[1]}
 
 
-def _write_tokenizer(directory, format, pad, template: str | None) -> None:
+def write_tokenizer(directory, format, pad, template: str | None) -> None:
     """The copied files, with our padding (on the right) and template."""
     directory = pathlib.Path(directory)
     changes = {"padding_side": "right"} | ({"pad_token": pad[0]} if pad else {})
