@@ -75,9 +75,5 @@ def coverage(trials: int, num_prompts: int = 80) -> float:
 
 
 def test_true_ratings_are_recovered():
-    assert coverage(15) >= 0.85
-
-
-@pytest.mark.long
-def test_coverage_over_200_trials():
+    """In 200 trials; 0.97 when this was written."""
     assert coverage(200) >= 0.93
