@@ -27,6 +27,9 @@ class Peer:
         self.ask(kind="ready")
 
     def ask(self, **request) -> dict:
+        """kind "ready", or "generate" with batches [{"prompts": token lists, "new_tokens": n}], optionally a "header" that
+        all prompts begin with (prefilled once, in the measured time) and "eos" ids. Returns seconds by the clock and of
+        processors, the sampled rows, and the process's peak memory so far."""
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -39,16 +42,16 @@ class Peer:
         self.process.wait()
 
 
-def generate(model, prompts, new_tokens, header=None):
-    """One static batch, left-padded, sampling at temperature 1 with no EOS; `header`: a prefix that all prompts begin
-    with, whose cache (made by the caller once) is repeated for every row."""
+def generate(model, prompts, new_tokens, header=None, eos=None):
+    """One static batch, left-padded, sampling at temperature 1; without `eos` every row runs to its length. `header`: a
+    prefix that all prompts begin with, whose cache (made by the caller once) is repeated for every row."""
     import torch
 
     longest = max(map(len, prompts))
     tokens = torch.tensor([[0] * (longest - len(row)) + row for row in prompts])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
-    settings = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=new_tokens, eos_token_id=None,
-                    min_new_tokens=new_tokens, pad_token_id=0)  # fmt: skip
+    settings = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=new_tokens, eos_token_id=eos,
+                    min_new_tokens=None if eos else new_tokens, pad_token_id=0)  # fmt: skip
     if header is None:
         return model.generate(input_ids=tokens, attention_mask=mask, **settings)[:, longest:]
     header_tokens, cache = header
@@ -66,21 +69,25 @@ def serve(directory: str, dtype: str) -> None:
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+    model.generation_config.eos_token_id = None  # only what a request names ends a row
     for line in sys.stdin:
         request = json.loads(line)
-        before = time.perf_counter()
-        tokens = 0
+        before, cpu = time.perf_counter(), time.process_time()
+        rows = []
         with torch.inference_mode():
-            if request["kind"] == "generate":  # batches: [{"prompts": token lists, "new_tokens": n}]
+            if request["kind"] == "ready":  # what the first call sets up is not measured
+                generate(model, [[1, 2, 3]], 2)
+            if request["kind"] == "generate":
                 header = None
                 if request.get("header"):
                     cache = transformers.DynamicCache(config=model.config)
-                    model(input_ids=torch.tensor([request["header"]]), past_key_values=cache, use_cache=True)
+                    model(input_ids=torch.tensor([request["header"]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
                     header = request["header"], cache
                 for batch in request["batches"]:
-                    tokens += generate(model, batch["prompts"], batch["new_tokens"], header).numel()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"seconds": time.perf_counter() - before, "tokens": tokens, "peak_bytes": peak}), flush=True)
+                    rows += generate(model, batch["prompts"], batch["new_tokens"], header, request.get("eos")).tolist()
+        answer = {"seconds": time.perf_counter() - before, "cpu_seconds": time.process_time() - cpu, "rows": rows,
+                  "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}  # fmt: skip
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
