@@ -95,21 +95,21 @@ def _load(directory, config: ModelConfig, tensors: dict, dtype, mesh: Mesh | Non
         if mesh is None:
             params[weight.path] = jnp.asarray(weight.read(tensors, everything, dtype))
         else:
-            read = _once(lambda index, weight=weight: weight.read(tensors, index, dtype))
-            params[weight.path] = jax.make_array_from_callback(weight.shape, shardings[weight.path], read)
+            params[weight.path] = _place(weight, tensors, dtype, shardings[weight.path])
     return params_lib.nest(params)
 
 
-def _once(read):
-    """Remembers the last part read: devices that hold the same part ask for it one after the other."""
-    last = []
-
-    def reader(index):
-        if not last or last[0] != index:
-            last[:] = [index, read(index)]
-        return last[1]
-
-    return reader
+def _place(weight: names.Weight, tensors: dict, dtype, place) -> jax.Array:
+    """One array, part by part: each is read once, goes to the devices that hold it, and is let go of before the next."""
+    parts: dict = {}
+    for device, index in place.addressable_devices_indices_map(weight.shape).items():
+        parts.setdefault(tuple((part.start, part.stop) for part in index), (index, []))[1].append(device)
+    arrays = []
+    for index, devices in parts.values():
+        part = weight.read(tensors, index, dtype)
+        arrays += [jax.block_until_ready(jax.device_put(part, device)) for device in devices]
+        del part
+    return jax.make_array_from_single_device_arrays(weight.shape, place, arrays)
 
 
 def _check(weights: list[names.Weight], tensors: dict, config: ModelConfig, directory) -> None:

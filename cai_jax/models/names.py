@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 from cai_jax.models.config import ModelConfig
+from cai_jax.models.tensor_files import let_go
 
 LLAMA = {
     "embed": ("model.embed_tokens.weight", "V D", "V D"),
@@ -74,6 +75,13 @@ NAMES = {"gemma2": GEMMA, "gemma3_text": GEMMA, "olmo2": OLMO2, "gpt_neox": GPT_
 IGNORED = re.compile(r".*\.(inv_freq|masked_bias|attention\.bias)$")
 
 
+PIECE = 64 * 2**20  # bytes of a file that are read at a time
+
+
+def _slice(part: range) -> slice:
+    return slice(part.start, part.stop, part.step)
+
+
 class Weight:
     """One parameter of the decoder and where it lives in the files."""
 
@@ -96,14 +104,21 @@ class Weight:
         self.to_theirs = tuple(ours.index(axis) for axis in split)
 
     def read(self, tensors: dict[str, np.ndarray], index: tuple[slice, ...], dtype) -> np.ndarray:
-        """The part `index` of our array. Views of the files until the last line of the loop, which reads and casts."""
+        """The part `index` of our array, read and cast a piece of a file at a time: what is mapped beside it stays small."""
         layers = range(len(self.names))[index[0]] if self.stacked else (0,)
-        inner = index[1:] if self.stacked else index
-        shape = tuple(len(range(size)[part]) for size, part in zip(self.layer_shape, inner, strict=True))
-        out = np.empty((len(layers), *shape), dtype)
+        inner = [range(size)[part] for size, part in zip(self.layer_shape, index[1:] if self.stacked else index, strict=True)]
+        out = np.empty((len(layers), *map(len, inner)), dtype)
+        first = self.to_ours.index(0)  # our axis along which the file goes
         for row, layer in enumerate(layers):
-            tensor = tensors[self.names[layer]].reshape(self.split_shape)[self.part_index]
-            out[row] = tensor.transpose(self.to_ours)[inner]
+            stored = tensors[self.names[layer]]
+            tensor = stored.reshape(self.split_shape)[self.part_index].transpose(self.to_ours)
+            count = max(1, PIECE * self.split_shape[0] // max(1, stored.nbytes))
+            for start in range(0, len(inner[first]), count):
+                piece = inner[first][start : start + count]
+                index = tuple(_slice(piece if axis == first else part) for axis, part in enumerate(inner))
+                place = tuple(slice(start, start + count) if axis == first else slice(None) for axis in range(len(inner)))
+                out[(row, *place)] = tensor[index]
+                let_go(stored)
         return out if self.stacked else out[0]
 
     def write(self, value: np.ndarray, joined: dict[str, np.ndarray]):

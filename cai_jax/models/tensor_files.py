@@ -7,6 +7,7 @@ Reading touches only the pages that are asked for; writing never holds more than
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import pathlib
 import struct
@@ -45,13 +46,25 @@ def open_tensors(path) -> dict[str, np.ndarray]:
     end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if end > size:
         raise UserError(f"{path}: truncated, {size} of {end} bytes; fetch or convert the model again")
-    data = np.memmap(path, np.uint8, "r")[8 + length :]
+    with path.open("rb") as file:
+        data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)[8 + length :]
     tensors = {}
     for name, entry in header.items():
         if entry["dtype"] in DTYPES:
             begin, end = entry["data_offsets"]
             tensors[name] = data[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensors
+
+
+def let_go(tensor: np.ndarray) -> None:
+    """Gives the pages of the tensor's file that were read back to the system, which else would count as this process's
+    memory as long as the file is open; they are mapped again when they are read again."""
+    base = tensor
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapped = getattr(base, "obj", base)
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def open_directory(directory) -> dict[str, np.ndarray]:
