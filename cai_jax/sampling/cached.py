@@ -58,7 +58,7 @@ def _header_part(header: KeyValues | None, layer: int, positions_BxT, window: in
     return [(keys, header.values[layer], allowed)]
 
 
-def _forward(weights, header, past, tokens_BxT, segments_BxT, positions_BxT, config):
+def _forward(weights, header, past, tokens_BxT, segments_BxT, positions_BxT, config, by_head):
     """(x_BxTxD after the last layer, keys, values): new tokens after `header` and `past`, either of which may be None.
 
     Segments: a token sees those of segment 0 and of its own (options side by side after one prompt).
@@ -84,33 +84,35 @@ def _forward(weights, header, past, tokens_BxT, segments_BxT, positions_BxT, con
             near = related
             if window:
                 near = near & (positions_BxT[:, :, None] - positions_BxT[:, None, :] < window)
-            context, _, total = attention.attend(attention.split_heads(q, config), [*parts, (k, v, near)], config.attention_softcap)
+            parts.append((k, v, near))
+            context, _, total = attention.attend(attention.split_heads(q, config), parts, config.attention_softcap, by_head)
             return attention.join_heads(context / total, v.dtype)
 
         x_BxTxD = blocks.layer(x_BxTxD, layer_weights, config, tables[rope], attend)
     return x_BxTxD, tuple(new_keys), tuple(new_values)
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
-def prefill(weights, header, past, tokens_BxT, config: ModelConfig):
+@functools.partial(jax.jit, static_argnames=("config", "by_head"))
+def prefill(weights, header, past, tokens_BxT, config: ModelConfig, by_head: bool = False):
     """Keys and values [B,K,T,Dh] per layer of a piece of prompt that follows `header` and `past`. Padding stands at the
-    end of the piece: nothing before it sees it, and the caller does not count it."""
+    end of the piece: nothing before it sees it, and the caller does not count it. `by_head`: see `attention.attend`."""
     T = tokens_BxT.shape[1]
     start = (0 if header is None else header.length) + (0 if past is None else past.length[:, None])
     positions_BxT = jnp.broadcast_to(start + jnp.arange(T), tokens_BxT.shape)
-    _, keys, values = _forward(weights, header, past, tokens_BxT, jnp.zeros_like(tokens_BxT), positions_BxT, config)
+    _, keys, values = _forward(weights, header, past, tokens_BxT, jnp.zeros_like(tokens_BxT), positions_BxT, config, by_head)
     return keys, values
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
-def score(weights, header, past, tokens_BxT, segments_BxT, offsets_BxT, places_BxN, targets_BxN, config: ModelConfig):
+@functools.partial(jax.jit, static_argnames=("config", "by_head"))
+def score(weights, header, past, tokens_BxT, segments_BxT, offsets_BxT, places_BxN, targets_BxN, config: ModelConfig,
+          by_head: bool = False):
     """log P(targets[b, n]) after the token at places[b, n], float32 [B, N].
 
     tokens: the end of a prompt (segment 0), then its options side by side (segments 1, 2, …); offsets int32 [B, T]:
     each token's distance from the first of the piece in its own text.
     """
     start = (0 if header is None else header.length) + (0 if past is None else past.length[:, None])
-    x_BxTxD, _, _ = _forward(weights, header, past, tokens_BxT, segments_BxT, start + offsets_BxT, config)
+    x_BxTxD, _, _ = _forward(weights, header, past, tokens_BxT, segments_BxT, start + offsets_BxT, config, by_head)
     x_BxNxD = jnp.take_along_axis(x_BxTxD, places_BxN[..., None], axis=1)
     hidden = blocks.norm(x_BxNxD, weights, "final_norm", config)
     unembed = weights["unembed"]

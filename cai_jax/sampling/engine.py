@@ -69,6 +69,7 @@ class Engine:
         )
         # Reading in blocks costs a loop in each layer: cheap on a CPU, a round trip to the host on a GPU.
         self._block = BLOCK if platform == "cpu" else 0
+        self._by_head = platform == "cpu" and self.mesh.size == 1
         self._store = Store(self.options.store_bytes)
         self.update(params)
 
@@ -229,7 +230,8 @@ class Engine:
         arrays = [_padded(x, size) for x in (tokens, segments, offsets)]
         arrays += [_padded(x, plan.round_size(len(targets))) for x in (places, targets)]
         return self._on_mesh(
-            cached.score, self.weights, self._header(prompt.header), self._past(past), *arrays, config=self.config
+            cached.score, self.weights, self._header(prompt.header), self._past(past), *arrays, config=self.config,
+            by_head=self._by_head,
         )
 
     # ------------------------------------------------------------ prompts
@@ -271,7 +273,8 @@ class Engine:
 
     def _prefill(self, header: plan.Tokens, past: list[Piece], tokens: plan.Tokens, size: int) -> Piece:
         arrays = self._on_mesh(
-            cached.prefill, self.weights, self._header(header), self._past(past), _padded(tokens, size), config=self.config
+            cached.prefill, self.weights, self._header(header), self._past(past), _padded(tokens, size), config=self.config,
+            by_head=self._by_head,
         )
         return Piece(arrays, len(tokens), size)
 
