@@ -14,7 +14,7 @@ from cai_jax import plan, sharding
 from cai_jax.errors import UserError
 from cai_jax.planning import arithmetic, chips, estimate, programs, propose, table
 from configs import tiny
-from configs.pods import llama3_8b_v5e_8x8
+from configs.pods import llama3_8b_1xh100, llama3_8b_v5e_8x8
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PRESETS = sorted((ROOT / "configs" / "pods").glob("*_v5*.py")) + [ROOT / "configs" / "pods" / "llama3_8b_8xh100.py"]
@@ -71,6 +71,20 @@ def test_every_program_of_a_run_lowers_and_is_compiled():
     for row in rows:
         assert 1.0 <= row.flops_counted / row.flops_model < 2.0 and row.moved == 0 and row.fits  # 2: the whole attention square
     assert "sl: one step" in "\n".join(table.lines(rows, topology, mesh.shape, "tiny"))
+
+
+def test_adapters_keep_one_base():
+    """An 8B model and its four roles fit on one GPU of 80 GB by formula; training all weights does not."""
+    config = llama3_8b_1xh100.get_config()
+    mesh, topology = sharding.make_mesh({}, jax.devices()[:1]), chips.parse_topology("h100:1")
+    for rank, fits in ((16, True), (0, False)):
+        for name in ("sl", "pm", "rl"):
+            config.graph[name].adapters.rank = rank
+        found = [*programs.of_rl(config, "rl", mesh), *programs.of_sl(config, "sl", mesh)]
+        rows = [estimate.by_formula(program, mesh, topology, config) for program in found]
+        assert all(row.fits for row in rows) == fits
+        step = next(row for row in rows if row.program == "policy step")
+        assert (step.arguments + step.resident < 1.2 * 2 * 8.03e9) == fits  # little beside the bfloat16 weights
 
 
 def test_proposal_takes_the_least_communication_that_fits():

@@ -20,7 +20,8 @@ from cai_jax.models.params import num_params, param_table
 @dataclasses.dataclass(frozen=True)
 class Work:
     """kind: "train", "forward", "decode". rows × length tokens over all chips, worked through in `parts`; `past` cached
-    positions before them; head: whether logits are made; decode: `steps` tokens a row."""
+    positions before them; head: whether logits are made; decode: `steps` tokens a row; trained: the share of the parameters
+    that has gradients."""
 
     kind: str
     model: ModelConfig
@@ -30,6 +31,7 @@ class Work:
     head: bool = True
     past: int = 0
     steps: int = 1
+    trained: float = 1.0
 
     @property
     def passes(self) -> int:
@@ -42,7 +44,7 @@ class Work:
         logits = 2.0 * model.vocab_size * model.width if self.head else 0.0
         keys = self.past + (self.length / 2 if self.length > 1 else 0)
         attended = 4.0 * model.num_layers * model.num_heads * model.head_dim * keys
-        return (3 if self.kind == "train" else 1) * tokens * (2.0 * matrix_params(model) + logits + attended)
+        return (2 + self.trained if self.kind == "train" else 1) * tokens * (2.0 * matrix_params(model) + logits + attended)
 
 
 def matrix_params(model: ModelConfig) -> int:
@@ -70,5 +72,5 @@ def temporaries(work: Work, mesh: Mapping[str, int], *, width: int, remat: str, 
         return 4 * stream + 3 * scores + 2 * inner + 3 * logits + gathered
     kept = {"full": stream, "dots": stream + inner + 2 * stream}.get(remat, 8 * stream + 2 * inner) * model.num_layers
     # Gradients in float32, twice where they are added up over microbatches, and the weights in the activations' type.
-    gradients = num_params(model) / shards * (4 * (2 if work.parts > 1 else 1) + width)
+    gradients = work.trained * num_params(model) / shards * (4 * (2 if work.parts > 1 else 1) + width)
     return kept + 4 * stream + 4 * scores + 3 * inner + 4 * logits + 2 * gathered + gradients

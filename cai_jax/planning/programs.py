@@ -15,7 +15,9 @@ import numpy as np
 
 from cai_jax import sharding
 from cai_jax.errors import UserError
+from cai_jax.models import lora
 from cai_jax.models.config import ModelConfig
+from cai_jax.models.params import num_params
 from cai_jax.planning.arithmetic import Work
 from cai_jax.sampling import cached, plan, rewards
 from cai_jax.sampling import weights as sampling_weights
@@ -84,6 +86,17 @@ def model_of(run_config, reference: str) -> ModelConfig:
 # ---------------------------------------------------------------- training
 
 
+def adapters_of(stage) -> lora.Adapters | None:
+    return lora.Adapters.from_fields(stage.get("adapters"), "adapters")
+
+
+def trained_share(model: ModelConfig, adapters: lora.Adapters | None) -> float:
+    """Of the parameters, those that a stage has gradients for."""
+    if adapters is None:
+        return 1.0
+    return sum(math.prod(spec.shape) for spec in lora.table(model, adapters).values()) / num_params(model)
+
+
 def of_sl(run_config, name: str, mesh) -> list[Program]:
     config, model = run_config.graph[name], model_of(run_config, run_config.graph[name].init)
     example = sl.Example("", np.zeros(config.max_length, np.int32), np.zeros(config.max_length, bool))
@@ -108,10 +121,27 @@ def of_pm(run_config, name: str, mesh) -> list[Program]:
 def _update(run_config, name, mesh, kind, loss, batch, work: Work) -> Program:
     config = run_config.graph[name]
     _, tx = state_lib.make_optimiser(config, f"config.graph.{name}", 1000)
-    params = state_lib.abstract_params(work.model, kind, mesh)
+    adapters = adapters_of(config)
+    params = state_lib.abstract_params(work.model, kind, mesh, adapters=adapters)
     state = {"params": params, "optimiser": state_lib.abstract_optimiser(tx, params, mesh)}
-    update = state_lib.jit_update(loss, tx, state, mesh, config.num_microbatches)
-    return Program(name, "step", update, (state, sharding.abstract_batch(batch, mesh)), {}, work, microbatched=True)
+    update = state_lib.jit_update(loss, tx, state, mesh, config.num_microbatches, adapters)
+    base = adapters and state_lib.abstract_params(work.model, "policy", mesh, jnp.dtype(run_config.model.dtype))
+    work = dataclasses.replace(work, trained=trained_share(work.model, adapters))
+    return Program(name, "step", update, (state, sharding.abstract_batch(batch, mesh), base), {}, work, microbatched=True)
+
+
+def loaded(run_config, reference: str, kind: str, mesh, held: dict):
+    """What a stage has of a model: abstract parameters in the run's dtype, adapters on their base. `held` takes what it costs
+    by name, so that a base is there once."""
+    target, dtype = resolve_role(run_config, reference), jnp.dtype(run_config.model.dtype)
+    model = model_of(run_config, target)
+    stage = run_config.graph[target[1:].partition(":")[0]] if target.startswith("@") else {}
+    adapters = adapters_of(stage)
+    if adapters is None:
+        return held.setdefault(target, _cast(state_lib.abstract_params(model, kind, mesh), dtype))
+    base = loaded(run_config, stage.policy if stage.kind == "rl" else stage.init, "policy", mesh, held)
+    trained = held.setdefault(target, state_lib.abstract_params(model, kind, mesh, adapters=adapters))
+    return lora.attached_shapes(lora.base_of(base), trained, adapters)
 
 
 # ---------------------------------------------------------------- reinforcement learning
@@ -124,11 +154,15 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     policy = model_of(run_config, config.policy)
     judge = None if custom else model_of(run_config, config.reward)
     value = judge if config.value_init == "reward" and not custom and not shared else policy
-    learner = learner_lib.Learner(policy, value, rl.settings(config, run_config.model, shared), mesh, dtype)
+    held: dict = {}
+    reference = loaded(run_config, config.policy, "policy", mesh, held)
+    scorer = None if custom else loaded(run_config, config.reward, "reward", mesh, held)
+    adapters, bases = adapters_of(config), None
+    if adapters is not None:
+        bases = learner_lib.Bases(adapters, lora.base_of(reference), lora.base_of(scorer if value is judge else reference))
+    learner = learner_lib.Learner(policy, value, rl.settings(config, run_config.model, shared), mesh, dtype, bases=bases)
     state = learner.abstract
-    reference = state_lib.abstract_params(policy, "policy", mesh, dtype)
-    scorer = None if custom else _cast(state_lib.abstract_params(judge, "reward", mesh), dtype)
-    kept = chip_bytes(state, reference, scorer or {})
+    kept = chip_bytes(state, *held.values())
 
     found = of_sampling(run_config, name, mesh, policy, kept, config.max_prompt_tokens, config.max_new_tokens,
                         config.rollouts_per_update, config.temperature)  # fmt: skip
@@ -140,11 +174,10 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     for label, (function, arguments) in learner.programs(count, length).items():
         once = label.endswith(("log-probs", "values"))
         model = value if label.startswith("value") else policy
-        abstract = [leaf for leaf in arguments if not isinstance(leaf, int)]
-        beside = kept - chip_bytes(*abstract[:1] if once else abstract[:2])
+        beside = kept - chip_bytes(*arguments[:1] if once else (*arguments[:2], arguments[3]))
         parts = config.num_microbatches * (config.num_minibatches if once else 1)
         work = Work("forward" if once else "train", model, count if once else minibatch, length, parts,
-                    head=not label.startswith("value"))  # fmt: skip
+                    head=not label.startswith("value"), trained=trained_share(model, adapters))  # fmt: skip
         found.append(Program(name, label, function, arguments, {}, work, beside, 1 if once else steps, True))
     return found
 

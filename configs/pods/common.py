@@ -3,8 +3,9 @@
 from configs import default
 
 
-def pod(base, *, data=1, fsdp, tensor, sl=1, pm=1, rl=1, rows=256):
-    """`sl`, `pm`, `rl`: microbatches of a step. `rows`: responses that are sampled at a time, over all chips."""
+def pod(base, *, data=1, fsdp, tensor, sl=1, pm=1, rl=1, rows=256, rank=0):
+    """`sl`, `pm`, `rl`: microbatches of a step. `rows`: responses that are sampled at a time, over all chips. `rank`: of
+    adapters on one base instead of full finetuning."""
     config = default.get_config()
     config.mesh = {"data": data, "fsdp": fsdp, "tensor": tensor}
     config.models.update({"base": base, "helpful": f"{base}-Instruct", "feedback": "helpful"})
@@ -14,4 +15,7 @@ def pod(base, *, data=1, fsdp, tensor, sl=1, pm=1, rl=1, rows=256):
     config.graph.sl.num_microbatches = sl
     config.graph.pm.num_microbatches = pm
     config.graph.rl.num_microbatches = rl
+    for name in ("sl", "pm", "rl") if rank else ():
+        config.graph[name].adapters.rank = rank
+        config.graph[name].learning_rate *= 10  # usual for adapters
     return config

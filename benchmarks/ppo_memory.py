@@ -1,0 +1,91 @@
+"""Peak memory of one PPO update with its four roles: all weights trained, against adapters over one base.
+
+    python -m benchmarks.ppo_memory [--model models/smollm2-135m-instruct] [--rank 16] [--rollouts 8] [--directory DIR]
+
+Each way is the rl stage itself, in a process of its own: it samples, scores, freezes and learns. Full: policy, its reference, a
+preference model and a value model of their own. Adapters: all four on one base. The peak is that of the whole process
+(`peak_bytes` of the stage's manifest), Python, JAX and its compiler included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+
+CONFIG = """
+from configs import default
+
+def get_config():
+    config = default.base_config()
+    config.models.base = {model!r}
+    low = default.adapters(rank={rank})
+    config.graph = {{
+        "pm": default.pm("", "", **default.optimisation(1e-4, 2) | {{"max_length": 256}}, adapters=low, holdout_fraction=0.0),
+        "rl": default.rl("base", {reward!r}, prompts=default.prompts("embedded:helpful", limit={rollouts}), num_updates=1,
+                         rollouts_per_update={rollouts}, num_microbatches=2, max_prompt_tokens=64, max_new_tokens=32,
+                         missing_eos_penalty=0.5, adapters=low),
+    }}
+    config.graph.pm.human.limit = 2
+    config.sampling.batch_size = {rollouts}
+    config.stages = {stages!r}
+    return config
+"""
+
+
+def run(folder: pathlib.Path, name: str, stages: tuple[str, ...], **fields) -> int:
+    """The peak, in bytes, of the rl stage of a run in processes of their own, one a stage."""
+    config = folder / f"{name}.py"
+    for stage in stages:
+        config.write_text(CONFIG.format(stages=(stage,), **fields))
+        command = [sys.executable, "-m", "cai_jax.main", f"--config={config}", f"--workdir={folder / name}"]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    return json.loads((folder / name / "rl" / "manifest.json").read_text())["peak_bytes"]
+
+
+def classifier(model: str, directory: pathlib.Path) -> None:
+    """A preference model with a head of its own: the base's weights once more."""
+    import jax
+
+    from cai_jax.data.dialogue import load_format
+    from cai_jax.exporting import folder
+    from cai_jax.models import heads, hf
+
+    config, params = hf.load_hf(model)
+    head = heads.init_head(config, jax.random.key(0))
+    folder.export_reward(directory, config, {"decoder": params, "head": head}, load_format(model), None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="models/smollm2-135m-instruct")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rollouts", type=int, default=8)
+    parser.add_argument("--directory", default=None, help="where the two runs lie for a while")
+    parser.add_argument("--classifier", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.classifier:
+        classifier(arguments.model, pathlib.Path(arguments.classifier))
+        return
+    folder = pathlib.Path(tempfile.mkdtemp(dir=arguments.directory))
+    try:
+        fields = {"model": arguments.model, "rollouts": arguments.rollouts}
+        low = run(folder, "adapters", ("pm", "rl"), reward="@pm", rank=arguments.rank, **fields)
+        reward = str(folder / "reward")
+        command = [sys.executable, "-m", "benchmarks.ppo_memory", "--model", arguments.model, "--classifier", reward]
+        subprocess.run(command, check=True)
+        full = run(folder, "full", ("rl",), reward=reward, rank=0, **fields)
+        runtime = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(f"one PPO update, {arguments.rollouts} rollouts of up to 96 tokens: all weights {full / 1e9:.2f} GB, adapters of "
+              f"rank {arguments.rank} {low / 1e9:.2f} GB: {low / full:.0%} (Python without a model: {runtime / 1e9:.2f} GB)")
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
