@@ -17,7 +17,7 @@ import numpy as np
 from cai_jax.data import choices
 from cai_jax.microworld import documents, principles
 from cai_jax.microworld.documents import Dice
-from cai_jax.microworld.language import REQUESTS, request
+from cai_jax.microworld.language import REQUESTS, Act, acts, request
 from cai_jax.microworld.oracle import judge, utility
 from cai_jax.structs import Message, dialogue_to_json
 
@@ -62,6 +62,28 @@ RATINGS = {"helpful": ({"plain": 0.4, "look_alike": 0.6}, helpful_value),
            "harmless": ({"harmful": 0.8, "look_alike": 0.2}, harmless_value)}
 
 
+def another(dice: Dice, act: Act, *categories: str) -> Act:
+    """An act of one of the categories that is not `act`; most often it shares the verb or the object."""
+    pool = [one for one in acts(categories[int(dice.integers(len(categories)))], dice.held_out) if one != act]
+    if dice.random() < 0.7:
+        pool = [one for one in pool if (one.verb == act.verb) != (one.object == act.object)] or pool
+    return pool[int(dice.integers(len(pool)))]
+
+
+def mistake(dice: Dice, asked) -> str:
+    """A false answer: an act under a false name or with a false way, the answer to another request, or the refusal of an act
+    that nobody asked for. Raters see more kinds of mistakes than the base model's documents have (`documents.err`): without
+    refusals of other acts among them, PPO finds out that a preference model likes these as answers to everything."""
+    kind = int(dice.choice(4, p=(0.2, 0.3, 0.2, 0.3)))
+    if kind == 3:
+        return documents.refuse_all(dice, (another(dice, asked[0], "harmful"),))
+    other = another(dice, asked[0], "look_alike", "plain")
+    if kind == 0:
+        return documents.comply(dice, asked).replace(str(asked[0]), str(other))
+    text = documents.comply(dice, (other,))
+    return text.replace(str(other), str(asked[0])) if kind == 1 else text
+
+
 def comparisons(seed: int, count: int, held_out: bool) -> list[dict]:
     """`count` rows of human comparisons of helpfulness and as many of harmlessness; "split" says which."""
     rows = []
@@ -70,8 +92,9 @@ def comparisons(seed: int, count: int, held_out: bool) -> list[dict]:
         wanted = len(rows) + count
         while len(rows) < wanted:
             asked, text = documents.draw_request(dice, weights)
-            first, second = dice.choice(5, p=[0.35, 0.2, 0.15, 0.15, 0.15], size=2)
-            pair = [documents.behave(dice, asked, np.eye(5)[int(behaviour)]) for behaviour in (first, second)]
+            first, second = dice.choice(5, p=[0.35, 0.15, 0.1, 0.15, 0.25], size=2)
+            pair = [mistake(dice, asked) if behaviour == 4 else documents.behave(dice, asked, np.eye(5)[int(behaviour)])
+                    for behaviour in (first, second)]
             if first == second and dice.random() < 0.7 or pair[0] == pair[1]:
                 continue
             better = int(dice.random() >= 1 / (1 + np.exp(NOISE * (value(asked, pair[1]) - value(asked, pair[0])))))
