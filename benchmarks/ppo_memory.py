@@ -33,6 +33,7 @@ def get_config():
     }}
     config.graph.pm.human.limit = 2
     config.sampling.batch_size = {rollouts}
+    config.model.scan_layers = {scan}
     config.stages = {stages!r}
     return config
 """
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--model", default="models/smollm2-135m-instruct")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rollouts", type=int, default=8)
+    parser.add_argument("--scan", action="store_true", help="model.scan_layers: compiles faster")
     parser.add_argument("--directory", default=None, help="where the two runs lie for a while")
     parser.add_argument("--classifier", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -74,7 +76,7 @@ def main() -> None:
         return
     folder = pathlib.Path(tempfile.mkdtemp(dir=arguments.directory))
     try:
-        fields = {"model": arguments.model, "rollouts": arguments.rollouts}
+        fields = {"model": arguments.model, "rollouts": arguments.rollouts, "scan": arguments.scan}
         low = run(folder, "adapters", ("pm", "rl"), reward="@pm", rank=arguments.rank, **fields)
         reward = str(folder / "reward")
         command = [sys.executable, "-m", "benchmarks.ppo_memory", "--model", arguments.model, "--classifier", reward]

@@ -85,7 +85,9 @@ def _check_field(config, name: str) -> None:
 
 
 def explain(message: str) -> str:
-    """The first sentence or two of a library's error, on one line."""
+    """The first sentence or two of a library's error, on one line; of a traceback inside it, the last line."""
+    before, found, trace = message.rstrip().partition("Traceback (most recent call last):")
+    message = before + trace.splitlines()[-1] if found and trace.strip() else message
     return re.sub(r"\s+", " ", message).strip().strip("'\"")[:400]
 
 

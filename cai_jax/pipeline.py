@@ -32,6 +32,7 @@ from cai_jax.models import lora
 from cai_jax.stages.context import StageContext, resolve_role
 
 KINDS = ("respond", "revise", "sl", "compare", "feedback", "pm", "rl", "harm", "evaluate", "report")
+SAMPLING_KINDS = ("respond", "revise", "compare", "feedback", "evaluate")  # of rl the rollouts never use int8
 MODEL_FIELDS = ("model", "init", "policy", "reference", "reward", "feedback", "judge")
 
 
@@ -121,7 +122,7 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
         fields = json.loads(json.dumps(stage.to_dict(), default=str))
         adapters = lora.Adapters.from_fields(fields.pop("adapters", None), f"config.graph.{name}.adapters")
         if adapters is not None:  # where they are off there is no field: as before there were any
-            fields["adapters"] = dataclasses.asdict(adapters)
+            fields["adapters"] = {**dataclasses.asdict(adapters), "targets": list(adapters.targets)}
         parents, identities = dict.fromkeys(_inputs(stage)), {}
         for path, value in _strings(fields):
             if path[-1] in MODEL_FIELDS or "models" in path[:-1]:
@@ -139,6 +140,8 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
                 raise UserError(f"config.graph.{name}: it reads '{parent}', which is not in config.graph; "
                                 f"{nearest(parent, graph.keys())}")
         fields.update(identities, seed=config.seed, dtype=config.model.dtype)
+        if config.sampling.get("int8", False) and kind in SAMPLING_KINDS:  # off is no field: older runs stay as they are
+            fields["int8"] = True
         inputs = [visit(parent).fingerprint for parent in parents]
         visiting.pop()
         mark = artefacts.fingerprint(kind, fields, inputs, module.SCHEMA)

@@ -141,8 +141,9 @@ class StageContext:
             config, decoder, head = hf.load_classifier(directory, dtype=self.dtype, mesh=self.mesh)
             return config, state_lib.with_head(decoder, head, self.mesh)
 
-        weights = self._shared(target, lambda: Weights(target, *load(), hf.fingerprint(target, self.seed)))
+        ModelConfig.from_json(directory)  # what can be wrong there is told before gigabytes are read
         loaded = dialogue_lib.load_format(directory, format)
+        weights = self._shared(target, lambda: Weights(target, *load(), hf.fingerprint(target, self.seed)))
         return LoadedModel(target, weights.config, weights.params, loaded, kind, weights=weights)
 
     def _shared(self, name: str, load) -> Weights:
@@ -255,6 +256,8 @@ class StageContext:
 
     def engine(self, model: LoadedModel) -> engine_lib.Engine:
         options = engine_lib.EngineOptions(**self.run_config.sampling.to_dict())
+        if self.config.get("kind") == "rl":  # PPO's first ratio is 1 only where sampler and learner have the same weights
+            options = dataclasses.replace(options, int8=False)
         return engine_lib.Engine(lora.merge(model.params), model.config, model.format, self.mesh, options)
 
     def sample(self, engine, requests: Sequence[SampleRequest], sampling: SamplingParams, label: str) -> Iterator[Completion]:
