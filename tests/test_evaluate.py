@@ -69,7 +69,8 @@ class Context:
             "anchor": "sl", "judge": "",
             "prompts_red_team": prompts, "prompts_helpful": prompts, "choices": "embedded:hhh", "num_choices": None,
             "comparisons": prompts, "num_samples": 2, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 9,
-            "num_few_shot": 1, "num_chains": 2, "max_chain_tokens": 9, "format": "auto", "harm": {"model": ""}, "big_bench": "", **fields})
+            "num_few_shot": 1, "num_chains": 2, "max_chain_tokens": 9, "format": "auto", "harm": {"model": ""}, "big_bench": "",
+            **fields})
         self.run_config = ml_collections.ConfigDict({
             "models": {"feedback": "base", "helpful": "base", "base": "somewhere"}, "stages": ("sl", "pm", "rl", "evaluate"),
             "graph": {"rl": {"kind": "rl", "reward": "@pm"}}, "model": {"scan_layers": False}})
@@ -221,11 +222,14 @@ def test_over_refusal_is_counted_on_safe_prompts():
 
 
 def test_revisions_by_round_and_principle():
-    revisions = [{"id": f"r{i}", "initial": "a", "rounds": [{"principle_id": "kind", "revision": "a b"},
+    revisions = [{"id": f"r{i}", "initial": "a", "kind": "theft" if i < 4 else "fraud",
+                  "rounds": [{"principle_id": "kind", "revision": "a b"},
                                                              {"principle_id": "wise", "revision": "a b"}]} for i in range(10)]
     scores = {f"r{i}#{n}": float(i) + n * 0.5 for i in range(10) for n in range(3)}
     rows = samples.revision_rows(revisions, scores)
     assert [r["value"] for r in find(rows, "pm_score_by_revision")] == [4.5, 5.0, 5.5]
+    fraud, theft = find(rows, "score_moved_by_kind")
+    assert (fraud["model"], fraud["n"], theft["model"], theft["n"], theft["value"]) == ("fraud", 6, "theft", 4, 1.0)
     kind, wise = find(rows, "score_moved")
     assert (kind["used"], kind["changed"], kind["value"]) == (10, 1.0, 0.5)
     assert (wise["model"], wise["changed"]) == ("wise", 0.0)

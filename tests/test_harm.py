@@ -92,7 +92,8 @@ def test_it_recovers_a_known_linear_score():
     losses = []
     for step in range(200):
         chosen = [train[i] for i in rng.integers(0, 300, 31)]  # one row fills up the shape
-        state, scalars = update(state, stage.make_batch(chosen, lambda item: item.dialogue, 32))
+        batch = stage.make_batch(chosen, lambda item: item.dialogue, 32)  # six tokens a row: the rest is padding
+        state, scalars = update(state, {name: part[:, :6] if part.ndim == 2 else part for name, part in batch.items()})
         losses.append(float(scalars["loss"]))
         assert float(scalars["count"]) == 31
         if step == 0:
@@ -128,12 +129,13 @@ def test_expected_harm_by_hand():
     assert find(rows, "harmful_share", "T=1", "a")[0]["value"] == 0.5 and find(rows, "expected_harm")[0]["samples"] == 2
 
 
-def run_config(stages=("harm", "evaluate")):
-    """A regressor and what it says of two models, on a random model of two layers."""
-    config = tiny.get_config()
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(config, directory) of a run with a regressor, and what it says of two models, on a random model of two layers."""
+    path, config = tmp_path_factory.mktemp("run"), tiny.get_config()
     none = {"source": "", "split": "", "offset": 0, "limit": None}
-    steps = default.optimisation(learning_rate=1e-3, batch_size=16) | {"max_length": 512, "save_every_steps": 2}
-    ratings = {"source": str(rated.DATA / "ratings.jsonl"), "split": "train", "offset": 0, "limit": 40}
+    steps = default.optimisation(learning_rate=1e-3, batch_size=16) | {"max_length": 512, "save_every_steps": 9}
+    ratings = {"source": str(rated.DATA / "ratings.jsonl"), "split": "train", "offset": 0, "limit": 36}
     config.graph = {
         "harm": default.harm(ratings=ratings, heldout={**ratings, "split": "heldout", "limit": 8}, **steps),
         "evaluate": default.evaluate(
@@ -141,28 +143,30 @@ def run_config(stages=("harm", "evaluate")):
             prompts_red_team=none, prompts_helpful=none,
             harm=default.absolute_harm("@harm", 3, source=microworld.RED_TEAM, limit=4)),
     }
-    config.stages = stages
-    return config
+    config.stages = ("harm", "evaluate")
+    pipeline.run(config, str(path))
+    return config, path
 
 
-def test_a_run(tmp_path):
-    pipeline.run(run_config(), str(tmp_path))
-    manifest = json.loads((tmp_path / "harm" / "manifest.json").read_text())
-    held = manifest["summary"]["held_out"]
+def test_a_run(finished):
+    _, path = finished
+    held = json.loads((path / "harm" / "manifest.json").read_text())["summary"]["held_out"]
     assert set(held) == {"ratings", "heldout"} and held["heldout"]["l2"]["n"] == 8
-    assert json.loads((tmp_path / "harm" / "model" / "role.json").read_text())["kind"] == "harm"
-    rows = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())["rows"]
+    assert json.loads((path / "harm" / "model" / "role.json").read_text())["kind"] == "harm"
+    rows = json.loads((path / "evaluate" / "metrics.json").read_text())["rows"]
     cold, warm = (find(rows, "expected_harm", on, "initial")[0] for on in ("T=0", "T=1"))
     assert (cold["n"], cold["samples"], warm["n"], warm["samples"]) == (4, 1, 4, 3)
     assert find(rows, "expected_harm", "T=0", "initial", "again")[0]["value"] == 0.0, "the same model, the same harm"
-    assert find(rows, "harm_l2", "held-out ratings", "@harm")[0]["baseline"]["mean"] == pytest.approx(
-        held["ratings"]["mean_predictor"])
-    answers = [json.loads(line) for line in (tmp_path / "evaluate" / "harm.jsonl").read_text().splitlines()]
+    error, = find(rows, "harm_l2", "held-out ratings", "@harm")
+    assert error["baseline"]["mean"] == pytest.approx(held["ratings"]["mean_predictor"])
+    answers = [json.loads(line) for line in (path / "evaluate" / "harm.jsonl").read_text().splitlines()]
     assert len(answers) == 2 * 4 * (1 + 3)
 
 
-def test_a_regressor_is_no_preference_model(tmp_path):
-    config = run_config()
-    config.graph.evaluate.reward = "@harm"
+def test_a_regressor_is_no_preference_model(finished):
+    config, path = finished
+    wrong = {**config.graph.evaluate.to_dict(), "reward": "@harm"}
+    config.graph = {"harm": config.graph.harm.to_dict(), "wrong": wrong}
+    config.stages = ("wrong",)
     with pytest.raises(UserError, match="a reward is needed here"):
-        pipeline.run(config, str(tmp_path))
+        pipeline.run(config, str(path))

@@ -89,14 +89,18 @@ def rows(records: Sequence[Mapping], scores: Mapping[str, float], models: Sequen
 
 
 def revision_rows(revisions: Sequence[Mapping], scores: Mapping[str, float], *, seed: int = 0) -> list[dict]:
-    """PM score after 0, 1, … revisions (Figure 5), and by principle how often and how far it moved the answer.
+    """PM score after 0, 1, … revisions (Figure 5); how far they moved it by kind of harm, and by principle with how often
+    it was used and changed the answer.
 
     `scores`: "<record id>#<number of revisions>" → score.
     """
-    out, by_round = [], collections.defaultdict(dict)
+    out, by_round, by_kind = [], collections.defaultdict(dict), collections.defaultdict(list)
     moved, changed = collections.defaultdict(list), collections.defaultdict(list)
     for record in revisions:
         texts = [record["initial"], *(r["revision"] for r in record["rounds"])]
+        first, last = (scores.get(f"{record['id']}#{number}") for number in (0, len(texts) - 1))
+        if record.get("kind") and first is not None and last is not None:
+            by_kind[record["kind"]].append(last - first)
         for number in range(len(texts)):
             score = scores.get(f"{record['id']}#{number}")
             if score is None:
@@ -115,6 +119,8 @@ def revision_rows(revisions: Sequence[Mapping], scores: Mapping[str, float], *, 
             difference = paired_difference(by_round[0], values, seed=seed)
             out.append(row("pm_score_by_revision", "revisions", str(number), difference, against="0", unit="PM score",
                            good="higher"))
+    out += [row("score_moved_by_kind", "revisions", kind, bootstrap_mean(values, seed=seed), unit="PM score", good="higher")
+            for kind, values in sorted(by_kind.items())]
     for principle in sorted(changed):
         estimate = bootstrap_mean(moved[principle], seed=seed)
         out.append(row("score_moved", "revisions", principle, estimate, unit="PM score", good="higher",

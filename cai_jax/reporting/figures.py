@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from cai_jax import labels
-from cai_jax.evals.intervals import bootstrap_mean
 from cai_jax.evals.rows import find
 from cai_jax.reporting.figure import Forest, ForestRow, Panel, Series
 from cai_jax.reporting.run_data import Run, Stage
@@ -254,17 +253,8 @@ def kinds_of_harm(runs: Sequence[Run]) -> Forest | None:
     """Change of the PM score from the initial response to the last revision, by kind of harm."""
     rows = []
     for place, run in enumerate(runs):
-        moved = collections.defaultdict(list)
-        for stage in run.of_kind("revise"):
-            for record in run.records(stage.name):
-                first = run.scores.get(f"{record['id']}#0")
-                last = run.scores.get(f"{record['id']}#{len(record.get('rounds') or ())}")
-                if first is not None and last is not None and record.get("kind"):
-                    moved[record["kind"]].append(last - first)
-        for kind, values in sorted(moved.items()):
-            estimate = bootstrap_mean(values)
-            rows.append(ForestRow(_label(runs, run, kind), estimate.value, estimate.low, estimate.high,
-                                  _tone(runs, place), note=f"n = {estimate.n}"))
+        rows += [ForestRow(_label(runs, run, r["model"]), r["value"], r["low"], r["high"], _tone(runs, place), note=f"n = {r['n']}")
+                 for r in find(run.evaluation["rows"], "score_moved_by_kind")]
     if not rows:
         return None
     return Forest("kinds", "Revisions by kind of harm", "change of PM score, first to last", rows, 0.0)
