@@ -264,6 +264,7 @@ def base_config():
             "batch_size": 16,  # rows in flight
             "chunk_steps": 16,  # tokens a device call
             "max_length": 1024,  # tokens of prompt and answer together; longer prompts are left out and counted
+            "int8": False,  # sample and score with weights rounded to 8 bits (never in rl): less memory, see benchmarks/README.md
         },
         "logging": {"wandb": ""},  # a Weights & Biases project; TensorBoard and JSON Lines are always written
         "graph": {},

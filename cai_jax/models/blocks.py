@@ -44,9 +44,18 @@ class LowRank(NamedTuple):
     b: jax.Array
 
 
+class Int8(NamedTuple):
+    """A weight [*in, *out] rounded to 8 bits: values int8 [*in, *out] times scale float32 [*out], one an output channel."""
+
+    values: jax.Array
+    scale: jax.Array
+
+
 def project(x: jax.Array, weight, shape: tuple[int, ...], axes_in: int = 1) -> jax.Array:
-    """x [B, T, *in] times weight [*in, *shape], or OutMajor, or LowRank: [B, T, *shape]. `axes_in` is the number of axes
-    in *in."""
+    """x [B, T, *in] times weight [*in, *shape], or OutMajor, Int8, or LowRank: [B, T, *shape]. `axes_in` is the number of
+    axes in *in."""
+    if isinstance(weight, Int8):
+        return jnp.tensordot(x, weight.values.astype(x.dtype), axes_in) * weight.scale.astype(x.dtype)
     if isinstance(weight, LowRank):
         change = jnp.tensordot(jnp.tensordot(x, weight.a, axes_in), weight.b, 1)
         return project(x, weight.weight, shape, axes_in) + change

@@ -19,6 +19,7 @@ from cai_jax.models import blocks
 from cai_jax.models.config import ModelConfig
 from cai_jax.sampling import attention
 from cai_jax.sampling.draw import draw
+from cai_jax.sampling.weights import unembedding
 from cai_jax.sharding import constrain
 from cai_jax.structs import SamplingParams
 
@@ -115,9 +116,7 @@ def score(weights, header, past, tokens_BxT, segments_BxT, offsets_BxT, places_B
     x_BxTxD, _, _ = _forward(weights, header, past, tokens_BxT, segments_BxT, start + offsets_BxT, config, by_head)
     x_BxNxD = jnp.take_along_axis(x_BxTxD, places_BxN[..., None], axis=1)
     hidden = blocks.norm(x_BxNxD, weights, "final_norm", config)
-    unembed = weights["unembed"]
-    unembed = unembed.matrix if isinstance(unembed, blocks.OutMajor) else unembed
-    return token_logprobs(hidden, unembed, targets_BxN, softcap=config.final_softcap)
+    return token_logprobs(hidden, unembedding(weights, hidden.dtype), targets_BxN, softcap=config.final_softcap)
 
 
 # ---------------------------------------------------------------- the cache
@@ -200,8 +199,8 @@ def _step(weights, header, cache, length_B, token_B, config, block):
 
         x_Bx1xD = blocks.layer(x_Bx1xD, layer_weights, config, tables[rope], attend)
     hidden_Bx1xD = blocks.norm(x_Bx1xD, weights, "final_norm", config)
-    if isinstance(weights["unembed"], blocks.OutMajor):
-        logits_Bx1xV = weights["unembed"](hidden_Bx1xD)
+    if isinstance(weights["unembed"], (blocks.OutMajor, blocks.Int8)):
+        logits_Bx1xV = blocks.project(hidden_Bx1xD, weights["unembed"], (config.vocab_size,))
     else:
         logits_Bx1xV = jnp.einsum("btd,vd->btv", hidden_Bx1xD, weights["unembed"], preferred_element_type=jnp.float32)
     logits_BxV = blocks.softcap(logits_Bx1xV[:, 0].astype(jnp.float32), config.final_softcap)

@@ -35,13 +35,15 @@ BLOCK = 256  # positions of the cache read at a time, on CPU
 class EngineOptions:
     """batch_size: rows that decode together, 0 = as many as fit into cache_bytes; chunk_steps: tokens per device call;
     max_length: longest prompt + completion in tokens, 0 = the model's; cache_bytes: for the rows' keys and values;
-    store_bytes: for the keys and values of headers and prompts that later requests may share."""
+    store_bytes: for the keys and values of headers and prompts that later requests may share; int8: weights rounded to 8
+    bits, one scale an output channel (benchmarks/README.md has what that costs)."""
 
     batch_size: int = 0
     chunk_steps: int = 8
     max_length: int = 0
     cache_bytes: int = 4 * 2**30
     store_bytes: int = 2**30
+    int8: bool = False
 
 
 @dataclasses.dataclass
@@ -78,7 +80,8 @@ class Engine:
         self._store.clear()
         with jax.set_mesh(self.mesh):
             out_major = self._block > 0 and self.mesh.size == 1
-            self.weights = weights.prepare(params, self.config, weights.fuses(self.mesh), out_major)
+            fuse = weights.fuses(self.mesh)
+            self.weights = weights.prepare(params, self.config, fuse, out_major, self.options.int8)
             if self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1:
                 layers = self.weights["layers"]
                 self.weights["layers"] = [jax.device_put(x, weights.layer_places(x, self.config, self.mesh)) for x in layers]

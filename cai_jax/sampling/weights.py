@@ -19,12 +19,23 @@ from cai_jax.models.params import param_table
 DECODE_RULES = {**sharding.RULES, "embed": ()}
 
 
-@functools.partial(jax.jit, static_argnames=("config", "fuse", "out_major"))
-def unstacked(layers: dict, config: ModelConfig, fuse: bool, out_major: bool) -> list[dict]:
+def rounded(weight: jax.Array, axes_in: int) -> blocks.Int8:
+    """A weight [*in, *out] in 8 bits: the largest magnitude of an output channel becomes 127."""
+    axes = tuple(range(axes_in))
+    weight = weight.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(weight), axis=axes) / 127
+    scale = jnp.where(scale > 0, scale, 1.0)
+    return blocks.Int8(jnp.round(weight / scale).astype(jnp.int8), scale)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "fuse", "out_major", "int8"))
+def unstacked(layers: dict, config: ModelConfig, fuse: bool, out_major: bool, int8: bool) -> list[dict]:
     """The layers' weights one by one. fuse: q, k, v and gate, up joined into single matrices (not where the mesh splits
-    heads); out_major: matrices turned to [out, in] (what a CPU prefers)."""
+    heads); out_major: matrices turned to [out, in] (what a CPU prefers); int8: matrices `rounded`, and not turned."""
 
     def turned(weight, axes_in: int):
+        if int8:
+            return rounded(weight, axes_in)
         if not out_major:
             return weight
         size_in = math.prod(weight.shape[:axes_in])
@@ -43,15 +54,26 @@ def unstacked(layers: dict, config: ModelConfig, fuse: bool, out_major: bool) ->
     return result
 
 
-def prepare(params: dict, config: ModelConfig, fuse: bool = False, out_major: bool = False) -> dict:
-    """Parameters as the programs below take them: {"embed", "unembed", "final_norm", "layers": [one dict a layer]}."""
+def prepare(params: dict, config: ModelConfig, fuse: bool = False, out_major: bool = False, int8: bool = False) -> dict:
+    """Parameters as `cached` takes them: {"embed", "unembed", "final_norm", "layers": [one dict a layer]}. With int8 the
+    table that tokens are looked up in, norms and biases stay as they are."""
     unembed = params["embed"] if config.tied_embeddings else params["unembed"]
+    if int8:
+        unembed = jax.jit(lambda table_VxD: rounded(table_VxD.T, 1))(unembed)
     return {
         "embed": params["embed"],
-        "unembed": blocks.OutMajor(unembed) if out_major else unembed,
+        "unembed": blocks.OutMajor(unembed) if out_major and not int8 else unembed,
         **{name: value for name, value in params.items() if name.startswith("final_norm")},
-        "layers": unstacked(params["layers"], config, fuse, out_major),
+        "layers": unstacked(params["layers"], config, fuse, out_major, int8),
     }
+
+
+def unembedding(weights: dict, dtype) -> jax.Array:
+    """[V, D], whatever form it has."""
+    unembed = weights["unembed"]
+    if isinstance(unembed, blocks.Int8):
+        return (unembed.values * unembed.scale).T.astype(dtype)
+    return unembed.matrix if isinstance(unembed, blocks.OutMajor) else unembed
 
 
 def layer_axes(config: ModelConfig) -> dict:
@@ -66,6 +88,17 @@ def fuses(mesh: Mesh) -> bool:
 
 def layer_places(weights: dict, config: ModelConfig, mesh: Mesh) -> dict:
     """Where one layer's weights (arrays or their shapes) lie for decoding: split by tensor, whole along fsdp."""
-    axes = layer_axes(config)
-    return {name: jax.sharding.NamedSharding(mesh, sharding.spec(axes[name], x.shape, mesh, DECODE_RULES))
-            if name in axes else sharding.replicated(mesh) for name, x in weights.items()}
+    known = layer_axes(config)
+
+    def place(name, x):
+        if name not in known:
+            return sharding.replicated(mesh)
+        axes = known[name]
+        if isinstance(x, blocks.Int8):
+            return blocks.Int8(of(axes, x.values), of(axes[-x.scale.ndim :], x.scale))
+        return of(axes, x)
+
+    def of(axes, x):
+        return jax.sharding.NamedSharding(mesh, sharding.spec(axes, x.shape, mesh, DECODE_RULES))
+
+    return {name: place(name, x) for name, x in weights.items()}
