@@ -4,7 +4,8 @@
 
 Each way is the rl stage itself, in a process of its own: it samples, scores, freezes and learns. Full: policy, its reference, a
 preference model and a value model of their own. Adapters: all four on one base. The peak is that of the whole process
-(`peak_bytes` of the stage's manifest), Python, JAX and its compiler included.
+(`peak_bytes` of the stage's manifest), Python and JAX included. The stage runs twice, the second time with programs from
+the compilation cache: what compiling takes is told beside it.
 """
 
 from __future__ import annotations
@@ -39,14 +40,17 @@ def get_config():
 """
 
 
-def run(folder: pathlib.Path, name: str, stages: tuple[str, ...], **fields) -> int:
-    """The peak, in bytes, of the rl stage of a run in processes of their own, one a stage."""
-    config = folder / f"{name}.py"
-    for stage in stages:
+def run(folder: pathlib.Path, name: str, stages: tuple[str, ...], **fields) -> tuple[int, int]:
+    """(peak in bytes of the rl stage, the same with compiling) of a run in processes of their own, one a stage."""
+    config, peaks = folder / f"{name}.py", []
+    for stage in (*stages, "rl"):
         config.write_text(CONFIG.format(stages=(stage,), **fields))
+        shutil.rmtree(folder / name / "rl", ignore_errors=True)
         command = [sys.executable, "-m", "cai_jax.main", f"--config={config}", f"--workdir={folder / name}"]
         subprocess.run(command, check=True, stdout=sys.stderr)
-    return json.loads((folder / name / "rl" / "manifest.json").read_text())["peak_bytes"]
+        peaks.append(json.loads((folder / name / stage / "manifest.json").read_text())["peak_bytes"])
+        print(f"{name}, {stage}: peak {peaks[-1] / 1e9:.2f} GB", flush=True)
+    return peaks[-1], peaks[-2]
 
 
 def classifier(model: str, directory: pathlib.Path) -> None:
@@ -77,14 +81,15 @@ def main() -> None:
     folder = pathlib.Path(tempfile.mkdtemp(dir=arguments.directory))
     try:
         fields = {"model": arguments.model, "rollouts": arguments.rollouts, "scan": arguments.scan}
-        low = run(folder, "adapters", ("pm", "rl"), reward="@pm", rank=arguments.rank, **fields)
+        low, low_compiling = run(folder, "adapters", ("pm", "rl"), reward="@pm", rank=arguments.rank, **fields)
         reward = str(folder / "reward")
         command = [sys.executable, "-m", "benchmarks.ppo_memory", "--model", arguments.model, "--classifier", reward]
         subprocess.run(command, check=True)
-        full = run(folder, "full", ("rl",), reward=reward, rank=0, **fields)
+        full, full_compiling = run(folder, "full", ("rl",), reward=reward, rank=0, **fields)
         runtime = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(f"one PPO update, {arguments.rollouts} rollouts of up to 96 tokens: all weights {full / 1e9:.2f} GB, adapters of "
-              f"rank {arguments.rank} {low / 1e9:.2f} GB: {low / full:.0%} (Python without a model: {runtime / 1e9:.2f} GB)")
+              f"rank {arguments.rank} {low / 1e9:.2f} GB: {low / full:.0%} (compiling too: {low_compiling / 1e9:.2f} of "
+              f"{full_compiling / 1e9:.2f} GB; Python without a model: {runtime / 1e9:.2f} GB)")
     finally:
         shutil.rmtree(folder)
 
