@@ -14,7 +14,7 @@ from cai_jax.sampling.rewards import RewardModel
 from cai_jax.stages.context import StageContext
 from configs import default, microworld
 
-RL_UPDATES = 10
+RL_UPDATES = 8
 
 
 def gate_config(seed=0):
@@ -30,10 +30,10 @@ def gate_config(seed=0):
         "respond_helpful": microworld.respond_helpful(limit=128),
         "revise": microworld.revise(num_rounds=2),
         "sl": microworld.sl(),
-        "compare": microworld.compare(offset=144, limit=160, num_samples=4),
+        "compare": microworld.compare(offset=144, limit=160, num_samples=3),
         "feedback": microworld.feedback(),
         "pm": microworld.pm(human=microworld.human(limit=600)),
-        "rl": microworld.rl(num_updates=RL_UPDATES, rollouts_per_update=192, warmup_updates=2),
+        "rl": microworld.rl(num_updates=RL_UPDATES, rollouts_per_update=128, warmup_updates=2),
         "evaluate_sl": microworld.evaluate({"initial": "helpful", "sl": "@sl"}, **quiet),
         "evaluate_rl": microworld.evaluate({"rl": "@rl"}, **quiet),
     }
