@@ -150,7 +150,7 @@ def test_roles_are_not_confused(capsys, tmp_path, finished):
 
 @pytest.mark.parametrize("reward,message", [
     ("python:no.such.module.f", "no.such"), ("python:math.nothing", "nothing"), ("python:", "expected python:"),
-    ("python:f", "expected python:"), ("python:builtins.len", "list of numbers"), ("nothing", "not a preference model"),
+    ("python:f", "expected python:"), ("python:builtins.len", "list of numbers"), ("nothing", "no such model directory"),
     ("python:tests.test_bad_input.nan_reward", "finite"), ("python:tests.test_bad_input.raising_reward", "ZeroDivisionError"),
 ])
 def test_rewards(capsys, tmp_path, reward, message):
