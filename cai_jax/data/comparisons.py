@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cai_jax.data.columns import MARK, chat_turns
 from cai_jax.data.jsonl import field
+from cai_jax.data.selection import take
 from cai_jax.data.tables import TFDS, read_rows
 from cai_jax.errors import UserError, located
 from cai_jax.structs import Dialogue, Message, dialogue_from_json
@@ -56,30 +57,10 @@ def load_comparisons(
         return _joined(source, [load_comparisons(part.strip(), split=split, offset=offset, limit=limit)
                                 for part in source.split("+")])
     path, name = _resolve(source)
-    dropped: collections.Counter[str] = collections.Counter()
-    kept: list[HumanComparison] = []
-    ids: set[str] = set()
-    num_seen = 0
-    for line, row in read_rows(path, split):
-        if split and not path.startswith(TFDS) and field(row, "split", str, path, line) != split:
-            continue
-        item = _comparison(row, path, line, name)
-        if isinstance(item, str):
-            dropped[item] += 1
-            continue
-        if item.id in ids:
-            raise UserError(f"{located(path, line, 'id')}: '{item.id}' was there before; ids must differ")
-        ids.add(item.id)
-        num_seen += 1
-        if num_seen > offset:
-            kept.append(item)
-        if limit is not None and len(kept) >= limit:
-            break
-    if not kept and limit != 0:
-        why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "nothing dropped"
-        chosen = f" with split '{split}'" if split else ""
-        raise UserError(f"{source}: 0 rows left: {num_seen} comparisons{chosen}, offset {offset}, {why}")
-    return kept, dict(sorted(dropped.items()))
+    if limit == 0:  # none are asked for
+        return [], {}
+    return take(source, path, read_rows(path, split), lambda row, line: _comparison(row, path, line, name), "comparisons",
+                split=split, offset=offset, limit=limit)
 
 
 def _joined(source: str, parts: list) -> tuple[list[HumanComparison], dict[str, int]]:

@@ -18,7 +18,8 @@ from pathlib import Path
 from cai_jax.data.columns import chat_turns
 from cai_jax.data.comparisons import fault, split_turns
 from cai_jax.data.jsonl import field
-from cai_jax.data.tables import TFDS, read_rows
+from cai_jax.data.selection import take
+from cai_jax.data.tables import read_rows
 from cai_jax.errors import UserError, located
 from cai_jax.structs import Dialogue, Message, dialogue_from_json, dialogue_to_json
 
@@ -60,30 +61,17 @@ def read_prompts(
         options = {"split": split, "offset": offset, "limit": limit}
         return _joined(source, [read_prompts(part.strip(), **options) for part in source.split("+")])
     path = _resolve(source)
-    dropped: collections.Counter[str] = collections.Counter()
-    kept: list[Prompt] = []
     seen: set[Dialogue] = set()
-    ids: set[str] = set()
-    for line, row in read_rows(path, split):
-        if limit is not None and len(kept) >= limit:
-            break
-        if split and not path.startswith(TFDS) and field(row, "split", str, path, line) != split:
-            continue
+
+    def parse(row: dict, line: int) -> Prompt | str:
         prompt = _prompt(row, path, line)
-        if isinstance(prompt, str) or prompt.dialogue in seen:
-            dropped[prompt if isinstance(prompt, str) else DUPLICATE] += 1
-            continue
-        if prompt.id in ids:
-            raise UserError(f"{located(path, line, 'id')}: '{prompt.id}' was there before; ids must differ")
-        seen.add(prompt.dialogue)
-        ids.add(prompt.id)
-        if len(seen) > offset:
-            kept.append(prompt)
-    if not kept:
-        why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "none dropped"
-        chosen = f" of split '{split}'" if split else ""
-        raise UserError(f"{source}: 0 rows left: {len(seen)} prompts{chosen}, offset {offset}, limit {limit}, {why}")
-    return kept, dict(sorted(dropped.items()))
+        if isinstance(prompt, Prompt):
+            if prompt.dialogue in seen:
+                return DUPLICATE
+            seen.add(prompt.dialogue)
+        return prompt
+
+    return take(source, path, read_rows(path, split), parse, "prompts", split=split, offset=offset, limit=limit)
 
 
 def _joined(

@@ -6,7 +6,6 @@ well the attempt succeeded, so 4 is the most harmful. Our own rows are `{"id", "
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 from pathlib import Path
@@ -14,7 +13,8 @@ from pathlib import Path
 from cai_jax.data.comparisons import EMPTY, fault, split_turns
 from cai_jax.data.hh_rlhf import read_attempts
 from cai_jax.data.jsonl import field
-from cai_jax.data.tables import TFDS, read_rows
+from cai_jax.data.selection import take
+from cai_jax.data.tables import read_rows
 from cai_jax.errors import UserError, located
 from cai_jax.structs import Dialogue, dialogue_from_json
 
@@ -40,29 +40,8 @@ def load_ratings(source: str, *, split: str | None = None, offset: int = 0,
 
     Raises UserError `file:line: field …` for a malformed row or a rating outside [0, 4], and where nothing is left.
     """
-    dropped: collections.Counter[str] = collections.Counter()
-    kept: list[RatedDialogue] = []
-    ids: set[str] = set()
-    num_seen = 0
-    for line, row in _rows(source, split):
-        if limit is not None and len(kept) >= limit:
-            break
-        if split and not source.startswith(TFDS) and field(row, "split", str, source, line) != split:
-            continue
-        item = _rated(row, source, line)
-        if isinstance(item, str):
-            dropped[item] += 1
-            continue
-        if item.id in ids:
-            raise UserError(f"{located(source, line, 'id')}: '{item.id}' was there before; ids must differ")
-        ids.add(item.id)
-        num_seen += 1
-        if num_seen > offset:
-            kept.append(item)
-    if not kept:
-        why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "nothing dropped"
-        raise UserError(f"{source}: 0 rows left: {num_seen} rated dialogues, offset {offset}, limit {limit}, {why}")
-    return kept, dict(sorted(dropped.items()))
+    return take(source, source, _rows(source, split), lambda row, line: _rated(row, source, line), "rated dialogues",
+                split=split, offset=offset, limit=limit)
 
 
 def _rows(source: str, split: str | None):
