@@ -20,6 +20,7 @@ from cai_jax.models.params import init_params
 from cai_jax.optim import adam, learning_rate
 from cai_jax.stages import harm as stage
 from cai_jax.structs import Message
+from cai_jax.training import batching
 from cai_jax.training import state as state_lib
 from configs import default, microworld, tiny
 
@@ -91,15 +92,14 @@ def test_it_recovers_a_known_linear_score():
     state = {"params": params, "optimiser": state_lib.init_optimiser(tx, params, mesh)}
     losses = []
     for step in range(200):
-        chosen = [train[i] for i in rng.integers(0, 300, 31)]  # one row fills up the shape
-        batch = stage.make_batch(chosen, lambda item: item.dialogue, 32)  # six tokens a row: the rest is padding
-        state, scalars = update(state, {name: part[:, :6] if part.ndim == 2 else part for name, part in batch.items()})
+        chosen = [train[i] for i in rng.integers(0, 300, 31)]  # one place stays empty
+        state, scalars = update(state, stage.make_batch(chosen, lambda item: item.dialogue, batching.Shape(16, 12, 2)))
         losses.append(float(scalars["loss"]))
         assert float(scalars["count"]) == 31
         if step == 0:
             assert losses[0] == pytest.approx(np.mean([(item.rating - mean) ** 2 for item in chosen]), rel=1e-5)
-    batch = stage.make_batch(held, lambda item: item.dialogue, 60)
-    predicted = np.asarray(heads.dialogue_scores(state["params"], batch["tokens"], batch["mask"], CONFIG))
+    tokens = np.array([item.dialogue for item in held], np.int32)
+    predicted = np.asarray(heads.dialogue_scores(state["params"], tokens, np.ones(tokens.shape, bool), CONFIG))
     found = harm.held_out([{"rating": item.rating, "predicted": float(value), "source": "ratings"}
                            for item, value in zip(held, predicted, strict=True)], mean)["ratings"]
     assert found["l2"]["value"] < 0.05 * found["mean_predictor"] and found["correlation"] > 0.97

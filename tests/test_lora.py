@@ -17,6 +17,7 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.models.decoder import hidden_states
 from cai_jax.models.params import init_params, param_table
 from cai_jax.stages import sl
+from cai_jax.training import batching
 from cai_jax.training import learner as learner_lib
 from cai_jax.training import state as state_lib
 
@@ -130,7 +131,7 @@ def test_supervised_step_trains_adapters_only():
     trained = state_lib.start(CONFIG, PARAMS, MESH, np.array([0, 1], np.uint32), ADAPTERS)
     state = {"params": trained, "optimiser": state_lib.init_optimiser(tx, trained, MESH)}
     rng = np.random.default_rng(0)
-    batch = sl.make_batch([sl.Example("x", rng.integers(0, 11, 9).astype(np.int32), np.arange(9) >= 4)], 1)
+    batch = sl.make_batch([sl.Example("x", rng.integers(0, 11, 9).astype(np.int32), np.arange(9) >= 4)], batching.Shape(1, 16))
     losses = []
     for _ in range(8):
         state, scalars = update(state, batch)

@@ -14,6 +14,7 @@ from cai_jax.models.params import init_params
 from cai_jax.optim import adam, learning_rate
 from cai_jax.stages import pm
 from cai_jax.structs import Message
+from cai_jax.training import batching
 from cai_jax.training import state as state_lib
 
 CONFIG = ModelConfig(family="llama", vocab_size=16, width=32, ffw=32, num_layers=1, num_heads=2, num_kv_heads=1,
@@ -82,12 +83,33 @@ def fit(pairs_of, num_steps=400):
     abstract["optimiser"] = state_lib.abstract_optimiser(tx, abstract["params"], mesh)
     update = state_lib.make_update(pm.make_loss(CONFIG, jnp.float32), tx, abstract, mesh, 1)
     state = {"params": params, "optimiser": state_lib.init_optimiser(tx, params, mesh)}
-    batch = pm.make_batch(pairs_of, lambda item, side: (1, int(item.texts[side]), 0), len(pairs_of))
-    batch = {name: array[:, :, :4] if array.ndim == 3 else array for name, array in batch.items()}
+    batch = pm.make_batch(pairs_of, lambda item, side: (1, int(item.texts[side]), 0), batching.Shape(len(pairs_of), 6))
     for _ in range(num_steps):
         state, scalars = update(state, batch)
     tokens = np.array([[1, token, 0] for token in range(CONFIG.vocab_size)], np.int32)
     return np.asarray(heads.dialogue_scores(state["params"], tokens, np.ones(tokens.shape, bool), CONFIG)), scalars
+
+
+def test_packed_pairs_are_worth_what_they_are_alone():
+    """Loss, agreement and gradient of a batch against scores read off each dialogue by itself."""
+    rng = np.random.default_rng(0)
+    params = {"decoder": jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0)),
+              "head": heads.init_head(CONFIG, jax.random.key(1))}
+    tokens = {(i, side): tuple(rng.integers(0, CONFIG.vocab_size, rng.integers(2, 9))) for i in range(7) for side in (0, 1)}
+    chosen = [pair(str(i), target=float(rng.random())) for i in range(7)]
+    loss = jax.jit(jax.value_and_grad(pm.make_loss(CONFIG, jnp.float32), has_aux=True))
+    found = [loss(params, pm.make_batch(chosen, lambda item, side: tokens[int(item.id), side], batching.Shape(*shape)))
+             for shape in ((7, 16, 1), (4, 40, 5))]
+    alone = np.array([[float(heads.dialogue_scores(params, np.array([tokens[i, side]], np.int32),
+                                                   np.ones((1, len(tokens[i, side])), bool), CONFIG)[0]) for side in (0, 1)]
+                      for i in range(7)])
+    delta, p = alone[:, 0] - alone[:, 1], np.array([item.target for item in chosen], np.float32)
+    expected = np.sum(p * np.logaddexp(0, -delta) + (1 - p) * np.logaddexp(0, delta))
+    for (total, (count, sums)), gradient in found:
+        np.testing.assert_allclose(total, expected, rtol=1e-5)
+        assert float(count) == 7 and float(sums["agree"]) == np.sum((delta > 0) == (p > 0.5))
+        assert float(sums["tokens"]) == sum(map(len, tokens.values()))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, found[0][1])
 
 
 def test_learned_differences_recover_logit_p_from_noisy_labels():

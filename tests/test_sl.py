@@ -12,6 +12,7 @@ from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import init_params
 from cai_jax.stages import sl
+from cai_jax.training import batching
 
 ASKED = [{"role": "human", "text": "a: b: c?"}]
 REVISIONS = [{"id": f"p{i}", "dialogue": ASKED, "initial": "bad",
@@ -66,18 +67,22 @@ def test_what_is_left_out_is_counted(tiny_model):
     assert len(sl.examples(context(tiny_model, helpful=None), format)) == 6
 
 
-def test_rows_that_fill_the_shape_count_nowhere(tiny_model):
-    """The loss of a short batch is that of its examples, whatever the shape it is padded to."""
-    config = ModelConfig(family="llama", vocab_size=600, width=16, ffw=24, num_layers=1, num_heads=2, num_kv_heads=1,
-                         head_dim=8, max_length=64, norm_eps=1e-5, rope_theta=10000.0)
+CONFIG = ModelConfig(family="llama", vocab_size=600, width=16, ffw=24, num_layers=2, num_heads=2, num_kv_heads=1,
+                     head_dim=8, max_length=64, norm_eps=1e-5, rope_theta=10000.0)
+
+
+def test_packed_examples_are_worth_what_they_are_alone():
+    """Loss and gradient of a batch do not depend on which examples share a row, nor on rows and places that stay empty."""
     rng = np.random.default_rng(0)
-    chosen = [sl.Example(str(i), rng.integers(0, 600, n).astype(np.int32), np.arange(n) >= n - 3) for i, n in enumerate((9, 5))]
-    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
-    loss = jax.jit(sl.make_loss(config, jnp.float32, chunk=0))
-    results = [loss(params, sl.make_batch(chosen, rows)) for rows in (2, 6)]
-    for total, (count, sums) in results:
-        np.testing.assert_allclose(total, results[0][0], rtol=1e-5)
-        assert (float(count), float(sums["tokens"])) == (6.0, 14.0)
-    other = sl.make_batch(chosen, 6)
-    other["tokens"] = np.where(other["mask"], other["tokens"], 599)  # what stands in padding means nothing
-    np.testing.assert_allclose(loss(params, other)[0], results[0][0], rtol=1e-5)
+    lengths = (9, 5, 12, 4, 7)
+    chosen = [sl.Example(str(i), rng.integers(0, 600, n).astype(np.int32), np.arange(n) >= n - 3) for i, n in enumerate(lengths)]
+    params = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
+    loss = jax.jit(jax.value_and_grad(sl.make_loss(CONFIG, jnp.float32, chunk=0), has_aux=True))
+    alone, packed, filled = (sl.make_batch(chosen, batching.Shape(*shape)) for shape in ((5, 12), (2, 20, 4), (6, 20, 4)))
+    (expected, _), gradient = loss(params, alone)
+    garbled = {**filled, "tokens": np.where(filled["segments"] > 0, filled["tokens"], 599)}  # padding means nothing
+    for batch in (packed, filled, garbled):
+        (total, (count, sums)), found = loss(params, batch)
+        np.testing.assert_allclose(total, expected, rtol=1e-5)
+        assert (float(count), float(sums["tokens"])) == (15.0, 37.0)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, gradient)

@@ -2,7 +2,10 @@
 
 import collections
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
+import pytest
 
 from cai_jax.training import batching
 
@@ -43,3 +46,47 @@ def test_epochs_are_balanced_over_many_steps():
     order = batching.Order(7, 3, 1, "x")
     counts = collections.Counter(int(i) for step in range(3 * 20) for i in order.indices(step))
     assert set(counts.values()) == {20}
+
+
+@hypothesis.given(st.lists(st.integers(1, 40), min_size=2, max_size=40), st.integers(1, 2), st.integers(1, 4))
+def test_packed_sequences_overlap_nowhere_and_come_back(lengths, group, ways):
+    lengths = lengths[: len(lengths) // group * group]
+    packing = batching.pack(lengths, group=group, ways=ways)
+    values = [np.arange(n) + 1000 * index + 1 for index, n in enumerate(lengths)]
+    packed, segments = packing.spread(values), packing.segments()
+    assert packed.shape == segments.shape == packing.shape[:2] and packing.shape.rows % ways == 0
+    assert np.count_nonzero(packed) == sum(lengths) and np.array_equal(packed > 0, segments > 0)
+    back = packing.collect(packed, max(lengths))
+    for index, (row, value) in enumerate(zip(back, values, strict=True)):
+        np.testing.assert_array_equal(row, np.pad(value, (0, max(lengths) - len(value))))
+        assert set(segments[(packed > 0) & (packed // 1000 == index)]) == {index + 1}
+    # What belongs together stands together, in places of its own.
+    places = packing.rows[::group], packing.slots[::group]
+    assert len(set(zip(*places, strict=True))) == len(lengths) // group and packing.slots.max() < packing.shape.slots
+    for index in range(0, len(lengths), group):
+        assert len(set(packing.rows[index : index + group])) == 1
+        np.testing.assert_array_equal(np.diff(packing.starts[index : index + group]), lengths[index : index + group - 1])
+    again = batching.pack(lengths, packing.shape, group=group)
+    np.testing.assert_array_equal(again.starts, packing.starts)
+
+
+def test_packing_by_hand():
+    packing = batching.pack([3, 6, 4, 2], length=8)
+    np.testing.assert_array_equal(packing.rows, [1, 0, 1, 0])  # 6+2 and 4+3
+    np.testing.assert_array_equal(packing.starts, [4, 0, 0, 6])
+    np.testing.assert_array_equal(packing.by_slot([1, 2, 3, 4], np.int32), [[2, 4], [3, 1]])
+    with pytest.raises(ValueError, match="a row of 8 tokens cannot hold 9"):
+        batching.pack([9], length=8)
+    with pytest.raises(ValueError, match="do not fit"):
+        batching.pack([8, 8], batching.Shape(1, 8))
+
+
+def test_one_shape_holds_every_step():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 60, 100)
+    order = batching.Order(100, 16, 0, "sl")
+    shape = batching.common_shape(lengths, order, 21, ways=2)
+    packed = [batching.pack(lengths[order.indices(step)], shape) for step in range(21)]
+    assert {item.shape for item in packed} == {shape} and shape.rows % 2 == 0
+    assert shape.rows * shape.length <= 0.8 * 16 * 64  # one example a row: 16 rows of 64
+    assert [batching.few(n) for n in (1, 5, 7, 9, 23, 100)] == [1, 5, 7, 10, 24, 112]

@@ -60,6 +60,13 @@ def dialogue_scores(params: dict, tokens_BxT, mask_BxT, config: ModelConfig, **o
     return read_head(params["head"], hidden_BxD)
 
 
+def packed_scores(params: dict, tokens_BxT, segments_BxT, ends_BxN, config: ModelConfig, **options) -> jax.Array:
+    """Scores of dialogues that share rows, float32 [B, N]: each read at its last token, `ends` [B, N]. Segments are numbered
+    from 1, and 0 where there is no token."""
+    hidden_BxTxD = hidden_states(params["decoder"], tokens_BxT, segments_BxT > 0, config, segments_BxT=segments_BxT, **options)
+    return read_head(params["head"], jnp.take_along_axis(hidden_BxTxD, ends_BxN[..., None], axis=1))
+
+
 def dialogue_logprobs(params: dict, tokens_BxT, mask_BxT, config: ModelConfig, *, temperature=1.0, chunk: int = 128,
                       entropy: bool = False, **options):
     """log P(token t | tokens before) at t under the decoder `params`, float32 [B, T]; with `entropy`, also entropies."""

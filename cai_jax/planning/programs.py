@@ -103,7 +103,7 @@ def of_sl(run_config, name: str, mesh) -> list[Program]:
     rows = batching.num_rows(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
     loss = sl.make_loss(model, jnp.dtype(run_config.model.dtype), chunk=run_config.model.logprob_chunk,
                         **state_lib.forward_options(run_config))  # fmt: skip
-    batch = sl.make_batch([example], rows)
+    batch = sl.make_batch([example], batching.Shape(rows, batching.bucket(config.max_length)))  # packed, there are fewer rows
     work = Work("train", model, *batch["tokens"].shape, config.num_microbatches)
     return [_update(run_config, name, mesh, "policy", loss, batch, work)]
 
@@ -112,9 +112,10 @@ def of_pm(run_config, name: str, mesh) -> list[Program]:
     config, model = run_config.graph[name], model_of(run_config, run_config.graph[name].init)
     rows = batching.num_rows(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
     pair = pm.Pair("", "", "", (), ("", ""), 0.0)
-    batch = pm.make_batch([pair], lambda pair, side: np.zeros(config.max_length, np.int32), rows)
+    shape = batching.Shape(rows, 2 * batching.bucket(config.max_length))
+    batch = pm.make_batch([pair], lambda pair, side: np.zeros(config.max_length, np.int32), shape)
     loss = pm.make_loss(model, jnp.dtype(run_config.model.dtype), **state_lib.forward_options(run_config))
-    work = Work("train", model, 2 * rows, batch["tokens"].shape[-1], config.num_microbatches, head=False)
+    work = Work("train", model, 2 * rows, batch["tokens"].shape[-1] // 2, config.num_microbatches, head=False)
     return [_update(run_config, name, mesh, "reward", loss, batch, work)]
 
 

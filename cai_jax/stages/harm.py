@@ -52,23 +52,23 @@ def opening(dialogue):
     return dialogue[: next(place for place, message in enumerate(dialogue) if message.role == "assistant")]
 
 
-def make_batch(chosen: list[Rated], tokens_of, num_rows: int) -> dict:
-    """tokens, mask [B, T], rating [B] and valid [B]; rows that fill up the shape are not valid."""
+def make_batch(chosen: list[Rated], tokens_of, shape: batching.Shape) -> dict:
+    """tokens, segments [R, T], several dialogues a row; of its N places: ends [R, N], where each one's last token is, rating
+    [R, N], and valid [R, N], whether there is a dialogue."""
     rows = [tokens_of(item) for item in chosen]
-    tokens, mask = batching.pad_tokens(rows, num_rows, batching.bucket(max(map(len, rows))))
-    rating = np.zeros(num_rows, np.float32)
-    rating[: len(chosen)] = [item.rating for item in chosen]
-    return {"tokens": tokens, "mask": mask, "rating": rating, "valid": np.arange(num_rows) < len(chosen)}
+    packing = batching.pack(list(map(len, rows)), shape)
+    return {"tokens": packing.spread(rows), "segments": packing.segments(),
+            "ends": packing.by_slot(packing.starts + packing.lengths - 1, np.int32),
+            "rating": packing.by_slot([item.rating for item in chosen], np.float32), "valid": packing.by_slot(True, bool)}
 
 
 def make_loss(config, dtype, **options):
     """Squared error to the rating, as (sum, (count, sums))."""
     def loss(params, batch):
         params = state_lib.cast(params, dtype)
-        found_B = heads.dialogue_scores(params, batch["tokens"], batch["mask"], config, **options)
-        total, count = losses.masked_sum(jnp.square(found_B - batch["rating"]), batch["valid"])
-        seen = batch["mask"] & batch["valid"][:, None]
-        return total, (count, {"tokens": jnp.sum(seen, dtype=jnp.float32)})
+        found_RxN = heads.packed_scores(params, batch["tokens"], batch["segments"], batch["ends"], config, **options)
+        total, count = losses.masked_sum(jnp.square(found_RxN - batch["rating"]), batch["valid"])
+        return total, (count, {"tokens": jnp.sum(batch["segments"] > 0, dtype=jnp.float32)})
 
     return loss
 
@@ -90,13 +90,13 @@ def run(ctx: StageContext) -> dict:
     mean = float(np.mean([item.rating for item in train]))
 
     # ---- Training: from the mean of the ratings -------------------------------------------------------------------
-    def batch(indices, num_rows):
-        return make_batch([train[index] for index in indices], lambda item: encoded[item.id], num_rows)
+    def batch(indices, shape):
+        return make_batch([train[index] for index in indices], lambda item: encoded[item.id], shape)
 
     options = state_lib.forward_options(ctx.run_config)
     head = {**heads.zero_head(model.config), "bias": jnp.asarray(mean, jnp.float32)}
-    params, num_steps = scalar.fit(ctx, model, [item.id for item in train], make_loss(model.config, ctx.dtype, **options), batch,
-                                   head)
+    params, num_steps = scalar.fit(ctx, model, {item.id: [len(encoded[item.id])] for item in train},
+                                   make_loss(model.config, ctx.dtype, **options), batch, head)
 
     # ---- Held-out dialogues ---------------------------------------------------------------------------------------
     judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh, scan=options["scan"])

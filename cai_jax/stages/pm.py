@@ -95,28 +95,30 @@ def mix(pairs: list[Pair], human_fraction: float | None, seed: int, stage: str) 
     return keep(human, keep_human) + keep(ai, keep_ai)
 
 
-def make_batch(chosen: list[Pair], tokens_of, num_rows: int) -> dict:
-    """tokens, mask [B, 2, T], target [B] and valid [B]; rows that fill up the shape are not valid."""
+def make_batch(chosen: list[Pair], tokens_of, shape: batching.Shape) -> dict:
+    """tokens, segments [R, T], several pairs a row; of its N places for pairs: ends [R, N, 2], where each side's last token
+    is, target [R, N], and valid [R, N], whether there is a pair."""
     rows = [tokens_of(pair, side) for pair in chosen for side in (0, 1)]
-    tokens, mask = batching.pad_tokens(rows, 2 * num_rows, batching.bucket(max(map(len, rows))))
-    target = np.zeros(num_rows, np.float32)
-    target[: len(chosen)] = [pair.target for pair in chosen]
-    return {"tokens": tokens.reshape(num_rows, 2, -1), "mask": mask.reshape(num_rows, 2, -1), "target": target,
-            "valid": np.arange(num_rows) < len(chosen)}
+    packing = batching.pack(list(map(len, rows)), shape, group=2)
+    first = dataclasses.replace(packing, rows=packing.rows[::2], slots=packing.slots[::2])
+    last = packing.starts + packing.lengths - 1
+    return {"tokens": packing.spread(rows), "segments": packing.segments(),
+            "ends": np.stack([first.by_slot(last[side::2], np.int32) for side in (0, 1)], axis=-1),
+            "target": first.by_slot([pair.target for pair in chosen], np.float32), "valid": first.by_slot(True, bool)}
 
 
 def make_loss(config, dtype, **options):
     """−p·log σ(Δ) − (1 − p)·log σ(−Δ), with the share of pairs on the label's side. Ties count a half."""
     def loss(params, batch):
-        B, _, T = batch["tokens"].shape
         params = state_lib.cast(params, dtype)
-        tokens, mask = batch["tokens"].reshape(2 * B, T), batch["mask"].reshape(2 * B, T)
-        scores_Bx2 = heads.dialogue_scores(params, tokens, mask, config, **options).reshape(B, 2)
-        total, count = losses.preference_loss(scores_Bx2[:, 0], scores_Bx2[:, 1], batch["target"], batch["valid"])
-        agree = 0.5 + 0.5 * jnp.sign(scores_Bx2[:, 0] - scores_Bx2[:, 1]) * jnp.sign(batch["target"] - 0.5)
-        seen = batch["mask"] & batch["valid"][:, None, None]
-        return total, (count, {"agree": losses.masked_sum(agree, batch["valid"])[0],
-                               "tokens": jnp.sum(seen, dtype=jnp.float32)})
+        R, N, _ = batch["ends"].shape
+        scores_Rx2N = heads.packed_scores(params, batch["tokens"], batch["segments"], batch["ends"].reshape(R, 2 * N), config,
+                                          **options)
+        scores_Bx2, target_B, valid_B = scores_Rx2N.reshape(-1, 2), batch["target"].reshape(-1), batch["valid"].reshape(-1)
+        total, count = losses.preference_loss(scores_Bx2[:, 0], scores_Bx2[:, 1], target_B, valid_B)
+        agree_B = 0.5 + 0.5 * jnp.sign(scores_Bx2[:, 0] - scores_Bx2[:, 1]) * jnp.sign(target_B - 0.5)
+        return total, (count, {"agree": losses.masked_sum(agree_B, valid_B)[0],
+                               "tokens": jnp.sum(batch["segments"] > 0, dtype=jnp.float32)})
 
     return loss
 
@@ -140,8 +142,11 @@ def run(ctx: StageContext) -> dict:
     ctx.require_rows(mixed, "training comparisons")
 
     # ---- Training -------------------------------------------------------------------------------------------------
-    def batch(indices, num_rows):
-        return make_batch([mixed[index] for index in indices], lambda pair, side: encoded[pair.id, side], num_rows)
+    def tokens_of(pair, side):
+        return encoded[pair.id, side]
+
+    def batch(indices, shape):
+        return make_batch([mixed[index] for index in indices], tokens_of, shape)
 
     def told(scalars):
         agreement = scalars.pop("agree") / scalars["count"]
@@ -150,8 +155,9 @@ def run(ctx: StageContext) -> dict:
     options = state_lib.forward_options(ctx.run_config)
     key = jax.random.wrap_key_data(seeds.row_key(ctx.seed, ctx.name, "head"))
     head = None if pretrained else heads.init_head(model.config, key)
-    params, num_steps = scalar.fit(ctx, model, [pair.id for pair in mixed], make_loss(model.config, ctx.dtype, **options), batch,
-                                   head, told)
+    params, num_steps = scalar.fit(
+        ctx, model, {pair.id: [len(tokens_of(pair, side)) for side in (0, 1)] for pair in mixed},
+        make_loss(model.config, ctx.dtype, **options), batch, head, told)
 
     # ---- Held-out prompts: scores, normalisation, accuracy by source ----------------------------------------------
     judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh, scan=options["scan"])

@@ -63,21 +63,20 @@ def examples(ctx: StageContext, format) -> list[Example]:
     return sorted(found, key=lambda example: example.id)
 
 
-def make_batch(chosen: list[Example], num_rows: int) -> dict:
-    """tokens, mask, target [num_rows, T]; rows that fill up the shape have no target."""
-    length = batching.bucket(max(len(example.tokens) for example in chosen))
-    tokens, mask = batching.pad_tokens([example.tokens for example in chosen], num_rows, length)
-    target = batching.pad([example.target for example in chosen], num_rows, length, bool)
-    return {"tokens": tokens, "mask": mask, "target": target}
+def make_batch(chosen: list[Example], shape: batching.Shape) -> dict:
+    """tokens, segments, target [rows, T]: several examples a row."""
+    packing = batching.pack([len(example.tokens) for example in chosen], shape)
+    return {"tokens": packing.spread([example.tokens for example in chosen]), "segments": packing.segments(),
+            "target": packing.spread([example.target for example in chosen], bool)}
 
 
 def make_loss(config, dtype, **options):
     """Negative log-likelihood of the target tokens, as (sum, (count, sums)). `options`: scan, remat, chunk."""
     def loss(params, batch):
         params = state_lib.cast(params, dtype)
-        logprobs = heads.dialogue_logprobs(params, batch["tokens"], batch["mask"], config, **options)
+        seen = batch["segments"] > 0
+        logprobs = heads.dialogue_logprobs(params, batch["tokens"], seen, config, segments_BxT=batch["segments"], **options)
         total, count = losses.response_loss(logprobs, batch["target"])
-        seen = batch["mask"] & jnp.any(batch["target"], axis=1, keepdims=True)
         return total, (count, {"tokens": jnp.sum(seen, dtype=jnp.float32)})
 
     return loss
@@ -90,9 +89,10 @@ def run(ctx: StageContext) -> dict:
     model = ctx.load_model(config.init, format=config.format)
     adapters = ctx.adapters(model)  # None: all weights are trained
     data = examples(ctx, model.format)
-    rows = batching.num_rows(config.batch_size, batch_ways(ctx.mesh) * config.num_microbatches)
     order = batching.Order(len(data), config.batch_size, ctx.seed, ctx.name)
     num_steps = config.num_epochs * order.steps_per_epoch
+    ways = batch_ways(ctx.mesh) * config.num_microbatches
+    shape = batching.common_shape([len(example.tokens) for example in data], order, num_steps, ways)
 
     # ---- Model and optimiser --------------------------------------------------------------------------------------
     rate, tx = state_lib.make_optimiser(config, f"config.graph.{ctx.name}", num_steps)
@@ -110,7 +110,7 @@ def run(ctx: StageContext) -> dict:
 
     # ---- Steps ----------------------------------------------------------------------------------------------------
     def advance(state, step):
-        state, scalars = update(state, make_batch([data[index] for index in order.indices(step)], rows))
+        state, scalars = update(state, make_batch([data[index] for index in order.indices(step)], shape))
         return state, {**scalars, "learning_rate": rate(step)}
 
     settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)

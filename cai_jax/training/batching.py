@@ -6,8 +6,10 @@ at a step sees what the undisturbed run would have seen.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -67,3 +69,103 @@ def pad_tokens(rows: Sequence[Sequence[int]], num_rows: int, length: int) -> tup
     """
     filled = [*rows, *[rows[0]] * (num_rows - len(rows))]
     return pad(filled, num_rows, length), pad([[True] * len(row) for row in filled], num_rows, length, bool)
+
+
+# ---- Packing: several sequences share a row, kept apart by segment numbers -----------------------------------------
+
+MEAN_SEQUENCES = 3  # a row holds as many of average length, so that little of it stays empty
+LONG_ROW = 512  # tokens; a row is made longer than that for its longest sequence only: attention costs its square
+
+
+class Shape(NamedTuple):
+    """rows of `length` tokens; `slots` is how many groups of sequences a row may hold."""
+
+    rows: int
+    length: int
+    slots: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Where N sequences stand: sequence n at starts[n] of rows[n], as the slots[n]-th group there."""
+
+    lengths: np.ndarray
+    rows: np.ndarray
+    starts: np.ndarray
+    slots: np.ndarray
+    shape: Shape
+
+    def spread(self, values: Sequence[Sequence], dtype=np.int32) -> np.ndarray:
+        """[rows, length] from one value a token of each sequence (more than its length is not read); 0 elsewhere."""
+        out = np.zeros(self.shape[:2], dtype)
+        for value, row, start, length in zip(values, self.rows, self.starts, self.lengths, strict=True):
+            out[row, start : start + length] = value[:length]
+        return out
+
+    def segments(self) -> np.ndarray:
+        """int32 [rows, length]: another number for each sequence, 0 where there is none."""
+        return self.spread([np.full(length, index + 1) for index, length in enumerate(self.lengths)])
+
+    def collect(self, packed: np.ndarray, width: int) -> np.ndarray:
+        """[N, width] from [rows, length]: what `spread` put there, 0 after each sequence's end."""
+        out = np.zeros((len(self.lengths), width), packed.dtype)
+        for index, (row, start, length) in enumerate(zip(self.rows, self.starts, self.lengths, strict=True)):
+            out[index, :length] = packed[row, start : start + length]
+        return out
+
+    def by_slot(self, values: Sequence, dtype) -> np.ndarray:
+        """[rows, slots] from one value a group (that of its first sequence, if given for each); 0 where there is none."""
+        out = np.zeros((self.shape.rows, self.shape.slots), dtype)
+        out[self.rows, self.slots] = values
+        return out
+
+
+def row_length(lengths: Sequence[int]) -> int:
+    """How long rows should be for groups of sequences of these lengths."""
+    wanted = min(MEAN_SEQUENCES * float(np.mean(lengths)), LONG_ROW)
+    return bucket(int(max(max(lengths), np.ceil(wanted))))
+
+
+def pack(lengths: Sequence[int], shape: Shape | None = None, *, group: int = 1, ways: int = 1, length: int = 0) -> Packing:
+    """Puts sequences into rows: longest first, each where it leaves least room. A function of its arguments only.
+
+    `group` sequences that follow each other stay together in one row. Without a shape, as many rows as it takes, in
+    multiples of `ways`, of `length` tokens (0: `row_length`). Raises ValueError where the shape is too small.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    sizes = lengths.reshape(-1, group).sum(axis=1)
+    length = shape.length if shape else length or row_length(sizes)
+    if sizes.max(initial=0) > length:
+        raise ValueError(f"a row of {length} tokens cannot hold {sizes.max()}")
+    room: list[tuple[int, int]] = []  # (tokens left, row), ascending
+    rows, starts, slots = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
+    filled: list[int] = []  # groups in each row
+    for index in np.argsort(-sizes, kind="stable"):
+        place = bisect.bisect_left(room, (int(sizes[index]), -1))
+        left, row = room.pop(place) if place < len(room) else (length, len(filled))
+        if row == len(filled):
+            filled.append(0)
+        rows[index], starts[index], slots[index] = row, length - left, filled[row]
+        filled[row] += 1
+        if shape is None or filled[row] < shape.slots:
+            bisect.insort(room, (left - int(sizes[index]), row))
+    shape = shape or Shape(num_rows(max(len(filled), 1), ways), length, max(filled, default=1))
+    if len(filled) > shape.rows:
+        raise ValueError(f"{len(filled)} rows do not fit {shape}")
+    within = lengths.reshape(-1, group).cumsum(axis=1) - lengths.reshape(-1, group)
+    return Packing(lengths, np.repeat(rows, group), (starts[:, None] + within).reshape(-1), np.repeat(slots, group), shape)
+
+
+def common_shape(lengths: Sequence[int], order: Order, num_steps: int, ways: int, group: int = 1) -> Shape:
+    """A shape that holds the batch of every step, so that a step is compiled once. `lengths`: those of all sequences,
+    `group` of them an example."""
+    sizes = np.asarray(lengths, np.int64).reshape(-1, group).sum(axis=1)
+    length = row_length(sizes)
+    shapes = [pack(sizes[order.indices(step)], ways=ways, length=length).shape for step in range(num_steps)]
+    return Shape(max(shape.rows for shape in shapes), length, max(shape.slots for shape in shapes))
+
+
+def few(count: int) -> int:
+    """`count` rounded up by at most a quarter, so that counts that differ little are one shape."""
+    step = max(1, 2 ** (count.bit_length() - 3))
+    return -(-count // step) * step

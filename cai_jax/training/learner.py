@@ -130,38 +130,45 @@ class Learner:
 
     # ---- What is frozen -----------------------------------------------------------------------------------------
 
-    def _logprobs_of(self, params, tokens, mask):
+    def _logprobs_of(self, params, tokens, segments):
         return heads.dialogue_logprobs(
-            state_lib.cast(params, self._dtype), tokens, mask, self._config, temperature=self.settings.temperature,
-            chunk=self.settings.logprob_chunk, entropy=True, **self._options)
+            state_lib.cast(params, self._dtype), tokens, segments > 0, self._config, temperature=self.settings.temperature,
+            chunk=self.settings.logprob_chunk, entropy=True, segments_BxT=segments, **self._options)
 
-    def _values_of(self, params, tokens, mask):
+    def _values_of(self, params, tokens, segments):
         params = state_lib.cast(params, self._dtype)
-        hidden = hidden_states(params["decoder"], tokens, mask, self._value_config, **self._options)
+        hidden = hidden_states(params["decoder"], tokens, segments > 0, self._value_config, segments_BxT=segments,
+                               **self._options)
         return heads.token_values(params["head"], hidden)
 
     def _chunked(self, function):
         """Works through the rows in as many parts as training does, so that memory stays that of a microbatch."""
-        def run(params, tokens, mask, parts: int):
+        def run(params, tokens, segments, parts: int):
             if parts == 1:
-                return function(params, tokens, mask)
-            split = optim.split_microbatches((tokens, mask), parts)
+                return function(params, tokens, segments)
+            split = optim.split_microbatches((tokens, segments), parts)
             out = jax.lax.map(lambda part: function(params, *part), split)
             return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), out)
 
         return run
 
     def _whole(self, function, params, rollouts: Rollouts):
-        parts, rows = self._parts(len(rollouts.ids))
-        arrays = [_fill(array, rows) for array in (rollouts.tokens, rollouts.mask)]
+        parts = self.settings.num_minibatches * self.settings.num_microbatches
+        packing = self._pack(rollouts.mask.sum(axis=1), rollouts.tokens.shape[1], parts)
+        arrays = [packing.spread(rollouts.tokens), packing.segments()]
         with jax.set_mesh(self.mesh):
             out = function(params, *sharding.put_batch(arrays, self.mesh), parts)
-        return jax.tree.map(lambda x: x[: len(rollouts.ids)], sharding.fetch(out))
+        return jax.tree.map(lambda x: packing.collect(x, rollouts.tokens.shape[1]), sharding.fetch(out))
 
-    def _parts(self, num_rollouts: int) -> tuple[int, int]:
-        """(parts that the rows are worked through in, rows with those that fill up the shape)."""
-        parts = self.settings.num_minibatches * self.settings.num_microbatches
-        return parts, batching.num_rows(num_rollouts, sharding.batch_ways(self.mesh) * parts)
+    def _pack(self, lengths, longest: int, parts: int) -> batching.Packing:
+        """Rollouts of these lengths in rows for `parts` parts. An update's lengths are not known before it: the number of rows
+        is one of few."""
+        length = longest if longest >= batching.LONG_ROW else 2 * longest
+        packing = batching.pack(lengths, length=length)
+        ways = sharding.batch_ways(self.mesh) * parts
+        rows = min(batching.few(packing.shape.rows), -(-len(lengths) * longest // length))  # never more than unpacked
+        rows = batching.num_rows(max(rows, packing.shape.rows), ways)
+        return dataclasses.replace(packing, shape=packing.shape._replace(rows=rows))
 
     def policy_logprobs(self, params, rollouts: Rollouts):
         """(log-probabilities, entropies) of the tokens under a policy at the rollout's temperature, float32 [R, T]."""
@@ -187,20 +194,21 @@ class Learner:
     # ---- Steps --------------------------------------------------------------------------------------------------
 
     def _policy_loss(self, params, batch):
-        logprobs, _ = self._logprobs_of(params, batch["tokens"], batch["mask"])
+        logprobs, _ = self._logprobs_of(params, batch["tokens"], batch["segments"])
         total, count, sums = ppo.policy_loss(logprobs, batch["old"], batch["advantages"], batch["actions"],
                                              self.settings.clip)
         return total, (count, sums)
 
     def _value_loss(self, params, batch):
-        values = self._values_of(params, batch["tokens"], batch["mask"])
+        values = self._values_of(params, batch["tokens"], batch["segments"])
         total, count, sums = ppo.value_loss(values, batch["values"], batch["returns"], batch["actions"],
                                             self.settings.value_clip)
         return total, (count, {"value_clipped": sums["clipped"]})
 
     def _shared_loss(self, both, batch):
         params = state_lib.cast(both, self._dtype)
-        hidden = hidden_states(params["decoder"], batch["tokens"], batch["mask"], self._config, **self._options)
+        hidden = hidden_states(params["decoder"], batch["tokens"], batch["segments"] > 0, self._config,
+                               segments_BxT=batch["segments"], **self._options)
         logprobs = losses.next_token_logprobs(
             hidden, unembedding(params["decoder"], self._config), batch["tokens"], chunk=self.settings.logprob_chunk,
             temperature=self.settings.temperature, softcap=self._config.final_softcap)
@@ -230,23 +238,23 @@ class Learner:
         places = (*state_lib.shardings_of((params, optimiser)), sharding.replicated(self.mesh))
         return jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
 
-    def _step_rows(self, num_rollouts: int) -> int:
-        return batching.num_rows(num_rollouts, sharding.batch_ways(self.mesh) * self.settings.num_microbatches)
-
     def programs(self, num_rollouts: int, length: int) -> dict:
         """{name: (jitted function, abstract arguments)} of everything that an update of `num_rollouts` rollouts of `length`
-        tokens runs on the mesh, for compiling ahead of time under `jax.set_mesh(mesh)`."""
-        state, (parts, rows) = self.abstract, self._parts(num_rollouts)
-        step_rows = self._step_rows(num_rollouts // self.settings.num_minibatches)
+        tokens runs on the mesh, for compiling ahead of time under `jax.set_mesh(mesh)`. All are as long as that here; packing
+        leaves fewer rows of those that are not."""
+        state, parts = self.abstract, self.settings.num_minibatches * self.settings.num_microbatches
+        ways = sharding.batch_ways(self.mesh)
+        rows = batching.num_rows(num_rollouts, ways * parts)
+        step_rows = batching.num_rows(num_rollouts // self.settings.num_minibatches, ways * self.settings.num_microbatches)
 
         def batch(rows, **dtypes):
             arrays = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in dtypes.items()}
             return sharding.abstract_batch(arrays, self.mesh)
 
-        whole = batch(rows, tokens=jnp.int32, mask=jnp.bool_)
-        seen = whole["tokens"], whole["mask"]
+        whole = batch(rows, tokens=jnp.int32, segments=jnp.int32)
+        seen = whole["tokens"], whole["segments"]
         names = ("old", "values", "advantages", "returns")
-        chosen = batch(step_rows, tokens=jnp.int32, mask=jnp.bool_, actions=jnp.bool_, **dict.fromkeys(names, jnp.float32))
+        chosen = batch(step_rows, tokens=jnp.int32, segments=jnp.int32, actions=jnp.bool_, **dict.fromkeys(names, jnp.float32))
         def attached(trained, name):
             return lora.attached_shapes(self._base[name], trained, self._adapters)
 
@@ -271,11 +279,13 @@ class Learner:
     def learn(self, state, rollouts: Rollouts, frozen: dict, update: int) -> tuple[dict, list[dict]]:
         """All epochs of one update: (state, scalars of every minibatch). The state's trees are donated."""
         state, history = dict(state), []
-        host = {"tokens": rollouts.tokens, "mask": rollouts.mask, "actions": rollouts.actions,
+        host = {"tokens": rollouts.tokens, "actions": rollouts.actions,
                 **{name: frozen[name] for name in ("old", "values", "advantages", "returns")}}
+        lengths = rollouts.mask.sum(axis=1)
         for rows in self.minibatches(update, len(rollouts.ids)):
-            size = self._step_rows(len(rows))
-            batch = sharding.put_batch({name: _fill(array[rows], size, name) for name, array in host.items()}, self.mesh)
+            packing = self._pack(lengths[rows], rollouts.tokens.shape[1], self.settings.num_microbatches)
+            packed = {name: packing.spread(array[rows], array.dtype) for name, array in host.items()}
+            batch = sharding.put_batch({**packed, "segments": packing.segments()}, self.mesh)
             with jax.set_mesh(self.mesh):
                 if self.settings.shared:
                     both = {"decoder": state["params"], "head": state["value"]}
@@ -292,12 +302,6 @@ class Learner:
                                 "value_clipped": more["value_clipped"]}
             history.append(scalars)
         return state, sharding.fetch(history)
-
-
-def _fill(array, rows: int, name: str = "") -> np.ndarray:
-    """Repeats the first row up to `rows`; of the actions, with nothing in it, so that fillers count nowhere."""
-    filler = np.repeat(array[:1], rows - len(array), axis=0)
-    return np.concatenate([array, np.zeros_like(filler) if name == "actions" else filler])
 
 
 def _advantages(old, ref, values, scores, actions, coefficient, *, settings: Settings) -> dict:

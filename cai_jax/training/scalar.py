@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import collections
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from cai_jax import seeds
 from cai_jax.io.artefacts import dump
@@ -35,18 +37,21 @@ def split(items: Sequence, fraction: float, seed: int, stage: str) -> tuple[list
     return [item for item in items if item.group not in held], [item for item in items if item.group in held]
 
 
-def fit(ctx, model, names: Sequence[str], loss: Callable, make_batch: Callable, head: dict | None,
+def fit(ctx, model, examples: Mapping[str, Sequence[int]], loss: Callable, make_batch: Callable, head: dict | None,
         told: Callable[[dict], dict] = dict) -> tuple[dict, int]:
-    """(params {"decoder", "head"}, float32 what was trained, number of steps) after `num_epochs` over the examples called `names`.
+    """(params {"decoder", "head"}, float32 what was trained, number of steps) after `num_epochs` over the examples: name →
+    lengths of its dialogues, in tokens.
 
-    `make_batch(indices, num_rows)` gives a step's batch on the host, `loss` is what `optim.sum_gradients` takes, `head` the
+    `make_batch(indices, shape)` gives a step's batch on the host, `loss` is what `optim.sum_gradients` takes, `head` the
     head to start with (None: `model.params` has one already), `told(scalars)` what the metrics are to show of a step. Goes on
     from the stage's newest checkpoint; the model's weights are let go of once the state is there.
     """
     config = ctx.config
-    rows = batching.num_rows(config.batch_size, batch_ways(ctx.mesh) * config.num_microbatches)
+    names, lengths = list(examples), list(examples.values())
     order = batching.Order(len(names), config.batch_size, ctx.seed, ctx.name)
     num_steps = config.num_epochs * order.steps_per_epoch
+    ways = batch_ways(ctx.mesh) * config.num_microbatches
+    shape = batching.common_shape(np.ravel(lengths), order, num_steps, ways, group=len(lengths[0]))
 
     rate, tx = state_lib.make_optimiser(config, f"config.graph.{ctx.name}", num_steps)
     adapters = ctx.adapters(model)  # None: all weights are trained
@@ -62,7 +67,7 @@ def fit(ctx, model, names: Sequence[str], loss: Callable, make_batch: Callable, 
         return {"params": start, "optimiser": state_lib.init_optimiser(tx, start, ctx.mesh)}
 
     def advance(state, step):
-        state, scalars = update(state, make_batch(order.indices(step), rows))
+        state, scalars = update(state, make_batch(order.indices(step), shape))
         return state, {**told(scalars), "learning_rate": rate(step)}
 
     settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)

@@ -18,6 +18,7 @@ from cai_jax import optim, sharding
 from cai_jax.errors import UserError
 from cai_jax.models import heads, lora
 from cai_jax.models.config import ModelConfig
+from cai_jax.models.rounding import is_int8
 
 
 def abstract_params(config: ModelConfig, kind: str, mesh, dtype=jnp.float32, adapters: lora.Adapters | None = None):
@@ -88,10 +89,11 @@ def forward_options(run_config) -> dict:
 
 
 def cast(tree, dtype):
-    """The matrices and norms in the dtype of the forward pass; heads stay float32. Free where nothing changes."""
+    """The matrices and norms in the dtype of the forward pass; heads stay float32, and matrices in 8 bits as they are. Free
+    where nothing changes."""
     if isinstance(tree, dict) and set(tree) == {"decoder", "head"}:
         return {"decoder": cast(tree["decoder"], dtype), "head": tree["head"]}
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+    return jax.tree.map(lambda leaf: leaf if is_int8(leaf) else leaf.astype(dtype), tree, is_leaf=is_int8)
 
 
 def with_head(decoder, head: dict, mesh):

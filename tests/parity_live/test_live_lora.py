@@ -22,6 +22,7 @@ from cai_jax.sampling.rewards import RewardModel
 from cai_jax.stages import sl
 from cai_jax.stages.context import LoadedModel
 from cai_jax.structs import Message
+from cai_jax.training import batching
 from cai_jax.training import state as state_lib
 
 MESH = sharding.make_mesh({"data": 1}, jax.devices()[:1])
@@ -33,7 +34,7 @@ def batches(vocab_size):
     for _ in range(STEPS):
         examples = [sl.Example(str(i), rng.integers(0, vocab_size, n).astype(np.int32), np.arange(n) >= n // 3)
                     for i, n in enumerate((20, 13, 17, 9))]
-        yield sl.make_batch(examples, 4)
+        yield sl.make_batch(examples, batching.Shape(4, 32, 3))
 
 
 @pytest.mark.parametrize("targets", [("all",), ("q", "v")])
