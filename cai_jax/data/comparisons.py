@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cai_jax.data.columns import MARK, chat_turns
 from cai_jax.data.jsonl import field
-from cai_jax.data.selection import take
+from cai_jax.data.selection import name_of, take
 from cai_jax.data.tables import TFDS, read_rows
 from cai_jax.errors import UserError, located
 from cai_jax.structs import Dialogue, Message, dialogue_from_json
@@ -42,25 +42,27 @@ class HumanComparison:
 
 
 def load_comparisons(
-    source: str, *, split: str | None = None, offset: int = 0, limit: int | None = None
+    source: str, *, split: str | None = None, offset: int = 0, limit: int | None = None, max_characters: int | None = None,
 ) -> tuple[list[HumanComparison], dict[str, int]]:
     """(comparisons, dropped rows by reason) of `source`.
 
     `source`: "embedded:helpful_comparisons"; a .jsonl, .jsonl.gz or .parquet file of hh-rlhf rows or of our rows;
     "tfds:cai_hh_rlhf/helpful_base"; any of them with "#field=column,…" behind it (`columns.py`). `split` keeps the rows
-    with that "split" field, or names the TFDS split. `offset` and `limit` count comparisons that were kept; reading stops
-    at the limit, and so does the count of dropped rows. "a+b" reads several sources, each with this split, offset and limit.
+    with that "split" field or names the TFDS split, and may name parts of the first human turns (`selection.py`). `offset` and
+    `limit` count comparisons that were kept, of at most `max_characters`; reading stops at the limit, and so does the count of
+    dropped rows. "a+b" reads several sources, each with this split, offset and limit.
 
     Raises UserError `file:line: field …` for a malformed row, and where no comparison is left.
     """
     if "+" in source and not Path(source).exists():
-        return _joined(source, [load_comparisons(part.strip(), split=split, offset=offset, limit=limit)
-                                for part in source.split("+")])
+        options = {"split": split, "offset": offset, "limit": limit, "max_characters": max_characters}
+        return _joined(source, [load_comparisons(part.strip(), **options) for part in source.split("+")])
     path, name = _resolve(source)
     if limit == 0:  # none are asked for
         return [], {}
-    return take(source, path, read_rows(path, split), lambda row, line: _comparison(row, path, line, name), "comparisons",
-                split=split, offset=offset, limit=limit)
+    rows = read_rows(path, name_of(split))
+    return take(source, path, rows, lambda row, line: _comparison(row, path, line, name), "comparisons",
+                split=split, offset=offset, limit=limit, max_characters=max_characters)
 
 
 def _joined(source: str, parts: list) -> tuple[list[HumanComparison], dict[str, int]]:

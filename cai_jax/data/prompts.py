@@ -18,7 +18,7 @@ from pathlib import Path
 from cai_jax.data.columns import chat_turns
 from cai_jax.data.comparisons import fault, split_turns
 from cai_jax.data.jsonl import field
-from cai_jax.data.selection import take
+from cai_jax.data.selection import name_of, take
 from cai_jax.data.tables import read_rows
 from cai_jax.errors import UserError, located
 from cai_jax.structs import Dialogue, Message, dialogue_from_json, dialogue_to_json
@@ -45,20 +45,21 @@ def load_prompts(source: str, *, split: str | None = None, offset: int = 0, limi
 
 
 def read_prompts(
-    source: str, *, split: str | None = None, offset: int = 0, limit: int | None = None
+    source: str, *, split: str | None = None, offset: int = 0, limit: int | None = None, max_characters: int | None = None,
 ) -> tuple[list[Prompt], dict[str, int]]:
     """(prompts, dropped rows by reason) of `source`.
 
     `source`: "embedded:red_team" or "embedded:helpful"; a .jsonl, .jsonl.gz or .parquet file; "tfds:NAME"; any of the last
     three with "#field=column,…" behind it. `split`
-    keeps the rows with that "split" field, or names the TFDS split. Dropped are blank prompts, hh-rlhf rows of odd
-    turns, and later copies of a dialogue. `offset` and `limit` count prompts that were kept; reading stops at the
+    keeps the rows with that "split" field or names the TFDS split, and may name parts of the first human turns
+    (`selection.py`). Dropped are blank prompts, hh-rlhf rows of odd turns, later copies of a dialogue, and prompts of more
+    than `max_characters`. `offset` and `limit` count prompts that were kept; reading stops at the
     limit, and so does the count of dropped rows. "a+b" reads several sources, each with this split, offset and limit.
 
     Raises UserError `file:line: field …` for a malformed row, and "0 rows left" where nothing is left.
     """
     if "+" in source and not Path(source).exists():
-        options = {"split": split, "offset": offset, "limit": limit}
+        options = {"split": split, "offset": offset, "limit": limit, "max_characters": max_characters}
         return _joined(source, [read_prompts(part.strip(), **options) for part in source.split("+")])
     path = _resolve(source)
     seen: set[Dialogue] = set()
@@ -71,7 +72,8 @@ def read_prompts(
             seen.add(prompt.dialogue)
         return prompt
 
-    return take(source, path, read_rows(path, split), parse, "prompts", split=split, offset=offset, limit=limit)
+    return take(source, path, read_rows(path, name_of(split)), parse, "prompts", split=split, offset=offset, limit=limit,
+                max_characters=max_characters)
 
 
 def _joined(

@@ -13,7 +13,7 @@ from pathlib import Path
 from cai_jax.data.comparisons import EMPTY, fault, split_turns
 from cai_jax.data.hh_rlhf import read_attempts
 from cai_jax.data.jsonl import field
-from cai_jax.data.selection import take
+from cai_jax.data.selection import name_of, take
 from cai_jax.data.tables import read_rows
 from cai_jax.errors import UserError, located
 from cai_jax.structs import Dialogue, dialogue_from_json
@@ -40,7 +40,7 @@ def load_ratings(source: str, *, split: str | None = None, offset: int = 0,
 
     Raises UserError `file:line: field …` for a malformed row or a rating outside [0, 4], and where nothing is left.
     """
-    return take(source, source, _rows(source, split), lambda row, line: _rated(row, source, line), "rated dialogues",
+    return take(source, source, _rows(source, name_of(split)), lambda row, line: _rated(row, source, line), "rated dialogues",
                 split=split, offset=offset, limit=limit)
 
 
