@@ -30,7 +30,7 @@ def base_config():
     return config
 
 
-SNAPSHOTS = 4  # updates between the policies that Figures 8 and 10 are drawn from
+SNAPSHOTS = 2  # updates between the policies that Figures 8 and 10 are drawn from
 
 # Three sizes of base model (Figures 4 and 7): name → role of config.models.
 SIZES = {"small": "small", "medium": "medium", "large": "helpful"}
@@ -87,9 +87,9 @@ def pm(**fields):
 
 def rl(**fields):
     return default.rl(**{
-        "prompts": default.prompts(f"{RED_TEAM}+{HELPFUL}"), "num_updates": 16, "rollouts_per_update": 192, "num_epochs": 2,
+        "prompts": default.prompts(f"{RED_TEAM}+{HELPFUL}"), "num_updates": 8, "rollouts_per_update": 192, "num_epochs": 2,
         "num_minibatches": 2, "kl_coefficient": 0.05, "learning_rate": 3e-4, "value_learning_rate": 5e-4,
-        "warmup_updates": 4, "missing_eos_penalty": 1.0, "max_prompt_tokens": 64, "max_new_tokens": 36,
+        "warmup_updates": 2, "missing_eos_penalty": 1.0, "max_prompt_tokens": 64, "max_new_tokens": 36,
         "save_every_updates": 1000, "snapshot_every_updates": SNAPSHOTS, **fields,
     })
 
