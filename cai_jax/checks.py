@@ -13,7 +13,7 @@ AT_LEAST_ONE = (
     "num_samples", "max_new_tokens", "max_critique_tokens", "max_revision_tokens", "max_chain_tokens", "num_principles",
     "num_rounds", "principles_per_pair", "num_epochs", "num_microbatches", "num_minibatches", "num_updates",
     "rollouts_per_update", "save_every_steps", "save_every_updates", "log_every_steps", "max_length", "max_prompt_tokens",
-    "max_round", "chunk_steps", "logprob_chunk",
+    "max_round", "chunk_steps", "logprob_chunk", "max_characters",
 )  # fmt: skip
 AT_LEAST_ZERO = (
     "offset", "limit", "temperature", "top_k", "num_few_shot", "num_headers", "num_choices", "warmup_steps", "warmup_updates",
@@ -25,7 +25,8 @@ RANGES = {
 }  # fmt: skip
 CHOICES = {
     "on_change": ("stop", "redo"), "dtype": ("float32", "bfloat16", "float16"), "remat": ("none", "dots", "full"),
-    "format": ("auto", "text", "chat"), "mode": ("multiple_choice", "chain_of_thought"), "targets": ("all", "final"),
+    "format": ("auto", "text", "chat"), "targets": ("all", "final"),
+    "mode": ("multiple_choice", "chain_of_thought", "preference_model"),
     "label_kind": ("soft", "hard"), "schedule": ("constant", "linear", "cosine"), "value_init": ("reward", "policy"),
     "value_model": ("separate", "shared"),
 }  # fmt: skip

@@ -13,13 +13,16 @@ from cai_jax.evals.intervals import Estimate, wilson
 
 @dataclasses.dataclass(frozen=True)
 class PairAccuracy:
-    """`accuracy` with its Wilson interval; `longer`: always preferring the longer text; both count ties a half."""
+    """`accuracy` with its Wilson interval; `longer`: always preferring the longer text; both count ties a half. `wins` and
+    `longer_wins` [n] are the same pair by pair: 1, ½ or 0."""
 
     accuracy: Estimate
     longer: Estimate
     mean_margin: float | None
     ece: float | None
     bins: list[Bin]
+    wins: list[float]
+    longer_wins: list[float]
 
 
 def wins(better: Sequence[float], worse: Sequence[float]) -> np.ndarray:
@@ -41,7 +44,8 @@ def pair_accuracy(chosen: Sequence[float], rejected: Sequence[float], chosen_tex
     probability = 0.5 * (1 + np.tanh((chosen - rejected) / 2))  # σ without overflow
     bins = reliability(*confidence(probability), num_bins=num_bins, span=(0.5, 1.0))
     return PairAccuracy(wilson(float(won.sum()), n), wilson(float(longer.sum()), n),
-                        float(np.mean(chosen - rejected)) if n else None, expected_calibration_error(bins), bins)
+                        float(np.mean(chosen - rejected)) if n else None, expected_calibration_error(bins), bins,
+                        won.tolist(), longer.tolist())
 
 
 def score_pairs(reward_model, pairs: Sequence[tuple]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import collections
 from collections.abc import Mapping, Sequence
 
 from cai_jax.evals import elo as elo_lib
-from cai_jax.evals import text_statistics
+from cai_jax.evals import length, text_statistics
 from cai_jax.evals.intervals import Estimate, bootstrap_mean, cluster_means, paired_difference, wilson
 from cai_jax.evals.rows import row
 
@@ -75,6 +75,8 @@ def rows(records: Sequence[Mapping], scores: Mapping[str, float], models: Sequen
                 if name != first and means[first][metric]:
                     difference = paired_difference(means[first][metric], values, seed=seed)
                     out.append(row(metric, on, name, difference, against=first, unit=unit, good=good))
+        for name in present[1:]:
+            out += _at_equal_length(on, name, first, means[name], means[first], seed)
         for name in present:
             value = text_statistics.distinct([r["response"] for r in groups[on, name]])
             out.append(row("distinct_2", on, name, Estimate(value, None, None, len(groups[on, name])), good="higher",
@@ -86,6 +88,20 @@ def rows(records: Sequence[Mapping], scores: Mapping[str, float], models: Sequen
                 out.append(row("elo", on, name, estimate, unit="Elo", good="higher",
                                note=f"Bradley–Terry on PM verdicts, {zero} = 0"))
     return out
+
+
+def _at_equal_length(on: str, name: str, first: str, means: Mapping, before: Mapping, seed: int) -> list[dict]:
+    """Differences to the first model with what length explains taken out (`length.py`), beside the plain net wins."""
+    common = sorted(set(means["pm_score"]) & set(before["pm_score"]))
+    if not common:
+        return []
+    scores, tokens = ([means[metric][p] - before[metric][p] for p in common] for metric in ("pm_score", "num_tokens"))
+    wins = [float(difference > 0) - float(difference < 0) for difference in scores]
+    found = {"pm_score_at_equal_length": (length.score_difference(scores, tokens, seed=seed), "PM score"),
+             "net_wins": (bootstrap_mean(wins, seed=seed), "share"),
+             "net_wins_at_equal_length": (length.net_wins(scores, tokens, seed=seed), "share")}
+    return [row(metric, on, name, estimate, against=first, unit=unit, good="higher")
+            for metric, (estimate, unit) in found.items()]
 
 
 def revision_rows(revisions: Sequence[Mapping], scores: Mapping[str, float], *, seed: int = 0) -> list[dict]:

@@ -14,7 +14,7 @@ from cai_jax.io import artefacts
 from cai_jax.io.metrics import read_rows
 
 # In the order of the paper; a graph may hold several stages of a kind. A report does not report on itself.
-KINDS = ("respond", "revise", "sl", "compare", "feedback", "pm", "rl", "harm", "evaluate")
+KINDS = ("respond", "revise", "sl", "compare", "human", "feedback", "pm", "rl", "best_of", "harm", "evaluate")
 
 
 @dataclasses.dataclass(frozen=True)

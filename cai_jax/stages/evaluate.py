@@ -21,7 +21,7 @@ from cai_jax.data.jsonl import field
 from cai_jax.data.prompts import read_prompts
 from cai_jax.data.tables import read_rows
 from cai_jax.evals import calibration, elo, harm, judged, multiple_choice, preference, samples
-from cai_jax.evals.intervals import Estimate, wilson
+from cai_jax.evals.intervals import Estimate, paired_difference, wilson
 from cai_jax.evals.rows import SCHEMA as ROW_SCHEMA
 from cai_jax.evals.rows import find, row
 from cai_jax.evals.text_statistics import refusal_kind
@@ -35,6 +35,7 @@ from cai_jax.training.rollouts import custom_reward
 SCHEMA = 1
 PROMPT_FIELD = "prompts_"  # config.prompts_NAME is the set of prompts NAME
 FILE_REFERENCE = "responses:"  # a model whose answers stand in a file
+ANSWERING_KINDS = ("respond", "best_of")  # stages whose records are answers, named as "@stage" in place of a model
 SCORED_AT_ONCE = 512  # dialogues between two writes to the disk
 
 
@@ -117,8 +118,8 @@ def _answers(ctx: StageContext, models: dict[str, str], sets: dict[str, list], j
         missing = [key for key in wanted if key not in journal.finished]
         if not missing:
             continue
-        if reference.startswith(FILE_REFERENCE):
-            _read_answers(ctx, name, reference, wanted, missing, journal)
+        if (written := _written(ctx, reference)) is not None:
+            _read_answers(ctx, name, reference, written, wanted, missing, journal)
             continue
         model = ctx.load_model(reference, format=config.format)
         sampling = SamplingParams(config.max_new_tokens, temperature, config.top_k, config.top_p,
@@ -141,12 +142,22 @@ def _answers(ctx: StageContext, models: dict[str, str], sets: dict[str, list], j
         ctx.require_rows(journal.finished, "answers")
 
 
-def _read_answers(ctx: StageContext, name: str, reference: str, wanted: dict, missing: list[str], journal) -> None:
-    """Answers of a model that is not here, from a file of {"prompt_id" or "prompt", "response"} rows: the n-th row of a
-    prompt is its n-th sample. Lengths are in words where a row has no "num_tokens"."""
+def _written(ctx: StageContext, reference: str):
+    """(line, row) pairs of answers that exist already, in a file or as a stage's records; None where a model must answer."""
+    stage = reference.removeprefix("@")
+    if reference.startswith(FILE_REFERENCE):
+        return read_rows(reference.removeprefix(FILE_REFERENCE))
+    if reference.startswith("@") and ctx.run_config.graph.get(stage, {}).get("kind") in ANSWERING_KINDS:
+        return enumerate(artefacts.StageDirectory(ctx.run_path / stage).records(), 1)
+    return None
+
+
+def _read_answers(ctx: StageContext, name: str, reference: str, written, wanted: dict, missing: list[str], journal) -> None:
+    """Answers that exist already, rows of {"prompt_id" or "prompt", "response"}: the n-th row of a prompt is its n-th sample.
+    Lengths are in words where a row has no "num_tokens"."""
     path = reference.removeprefix(FILE_REFERENCE)
     by_prompt = collections.defaultdict(list)
-    for line, found in read_rows(path):
+    for line, found in written:
         key = field(found, "prompt_id" if "prompt_id" in found else "prompt", str, path, line)
         by_prompt[key.strip()].append({**found, "response": field(found, "response", str, path, line)})
     for key in missing:
@@ -158,8 +169,8 @@ def _read_answers(ctx: StageContext, name: str, reference: str, wanted: dict, mi
         text = rows[sample]["response"].strip()
         journal.append({
             "id": key, "prompt_id": prompt.id, "kind": prompt.kind, "on": on, "name": name, "model": reference, "seed": ctx.seed,
-            "dialogue": dialogue_to_json(prompt.dialogue), "sample": sample, "response": text, "stop": "eos",
-            "num_tokens": int(rows[sample].get("num_tokens", len(text.split()))), "logprob": None,
+            "dialogue": dialogue_to_json(prompt.dialogue), "sample": sample, "response": text, "logprob": None,
+            "stop": rows[sample].get("stop", "eos"), "num_tokens": int(rows[sample].get("num_tokens", len(text.split()))),
         })
     journal.flush()
 
@@ -341,6 +352,10 @@ def _preference(ctx: StageContext, reward: RewardModel, choices: dict, journal, 
                 [pair[3][-1].text for pair in chosen])
             out.append(row("pm_accuracy", part, config.reward, found.accuracy, unit="accuracy", good="higher",
                            baseline={"chance": 0.5, "longer": found.longer.value}))
+            ids = [pair[0] for pair in chosen]
+            against = (dict(zip(ids, values, strict=True)) for values in (found.longer_wins, found.wins))
+            out.append(row("pm_accuracy", part, config.reward, paired_difference(*against, seed=ctx.seed), against="longer",
+                           unit="accuracy", good="higher"))
             if part == on:
                 curves[f"pm/{on}"] = calibration.points(found.bins)
                 out.append(row("pm_ece", on, config.reward, Estimate(found.ece, None, None, len(chosen)), unit="ECE",

@@ -2,22 +2,29 @@
 
 What is stored is raw: log P(" (A)") and log P(" (B)") for every order that was asked, and every chain of thought. Soft,
 hard, clamped and order-averaged labels are derived by `cai_jax.labels` when a preference model reads them.
+
+The labeller may also be a preference model (mode "preference_model"): then log σ(Δ) and log σ(−Δ) of its scores stand for the
+two options, so that a label source better than a weak language model goes through the same stages.
 """
 
 from __future__ import annotations
 
 import itertools
 
+import numpy as np
+
 from cai_jax import labels
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.data import choices
 from cai_jax.errors import UserError
+from cai_jax.evals import agreement
+from cai_jax.sampling.rewards import RewardModel
 from cai_jax.seeds import row_key, row_rng
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest, dialogue_from_json
+from cai_jax.structs import Message, SampleRequest, SamplingParams, ScoreRequest, dialogue_from_json
 
 SCHEMA = 1
-MODES = ("multiple_choice", "chain_of_thought")
+MODES = ("multiple_choice", "chain_of_thought", "preference_model")
 
 
 def draw_header(constitution, mode: str, num_few_shot: int, seed: int, *name) -> tuple[list[str], list[tuple]]:
@@ -65,6 +72,8 @@ def run(ctx: StageContext) -> dict:
     config = ctx.config
     if config.mode not in MODES:
         raise UserError(f"config.graph.{ctx.name}.mode: expected one of {', '.join(MODES)}, not '{config.mode}'")
+    if config.mode == "preference_model":
+        return _by_preference_model(ctx)
     constitution = load_constitution(config.constitution)
     model = ctx.load_model(config.model, format=config.format)
     engine = ctx.engine(model)
@@ -111,7 +120,41 @@ def run(ctx: StageContext) -> dict:
     digest = journal.finish()
     if chains is not None:
         chains.remove_parts()
-    return {"sha256": {"records": digest}, **summary(list(journal.finished.values()))}
+    return _finished(ctx, journal, digest)
+
+
+def _finished(ctx: StageContext, journal, digest: str) -> dict:
+    """The stage's summary, with the agreement with people where it was their pairs that were judged."""
+    rows = list(journal.finished.values())
+    told = {"sha256": {"records": digest}, **summary(rows)}
+    pairs = agreement.of_pairs(rows, ctx.inputs["comparisons"].records()).values()
+    if pairs:
+        told["agreement"] = sum(pair["right"] for pair in pairs) / len(pairs)
+        told["headline"] += f", agrees with people on {told['agreement']:.0%} of {len(pairs)}"
+    return told
+
+
+def _by_preference_model(ctx: StageContext) -> dict:
+    """Label records by the scores of a preference model, raw as it was trained: P(first better) = σ(Δ). No principle is asked
+    and there is no order of options."""
+    model = ctx.load_model(ctx.config.model, "reward", ctx.config.format)
+    judge = RewardModel(model.params, model.config, model.format, ctx.mesh, scan=ctx.run_config.model.scan_layers)
+    comparisons = ctx.inputs["comparisons"].records()
+    ctx.require_rows(comparisons, "comparisons")
+    scores = iter(judge.score([(*dialogue_from_json(row["dialogue"]), Message("assistant", text))
+                               for row in comparisons for text in row["responses"]]).tolist())
+    journal = ctx.directory.journal()
+    journal.discard(lambda row: False)
+    for row in comparisons:
+        found = [next(scores) for _ in row["responses"]]
+        for first, second in itertools.combinations(range(len(found)), 2):
+            a, b = (-float(np.logaddexp(0, sign * (found[first] - found[second]))) for sign in (-1, 1))
+            journal.append({
+                "id": f"{row['id']}/{first}-{second}", "prompt_id": row["prompt_id"], "comparison_id": row["id"],
+                "pair": [first, second], "kind": row.get("kind"), "principle_id": None, "principle": None, "few_shot_ids": [],
+                "header_id": None, "model": model.name, "seed": ctx.seed, "chains": [],
+                "logprobs": [{"order": "ab", "chain": 0, "a": a, "b": b}]})
+    return _finished(ctx, journal, journal.finish())
 
 
 def _sample_chains(ctx, model, engine, todo, headers, asked, orders, num_chains):

@@ -1,0 +1,79 @@
+"""Two models compared as if their answers were equally long: preference models often reward length itself.
+
+By prompt i: d_i the difference of two models' scores, l_i that of their lengths. Both measures fit what length explains and read
+the fit at l = 0, the idea of length-controlled AlpacaEval (Dubois et al. 2024, arXiv 2404.04475, eq. 2, without its term for the
+prompt's difficulty). They correct for a length that acts evenly; they cannot tell length from what comes with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import expit, stdtrit
+
+from cai_jax.evals.intervals import Estimate, bootstrap_mean
+
+FEWEST = 8  # prompts below which no line is fitted
+RIDGE = 0.25  # on the slope: keeps it finite where length separates wins from losses
+
+
+def score_difference(scores: Sequence[float], lengths: Sequence[float], *, level: float = 0.95, seed: int = 0) -> Estimate:
+    """The intercept of d on l by least squares, with a t-interval on errors that may differ by prompt (HC3, MacKinnon & White
+    1985). The plain mean where all l are equal; no interval below eight prompts."""
+    d, gap = _checked(scores, lengths)
+    n = len(d)
+    if n == 0 or np.ptp(gap) == 0:
+        return bootstrap_mean(d, seed=seed, level=level)
+    design = np.stack([np.ones(n), gap / gap.std()], axis=1)
+    inverse = np.linalg.inv(design.T @ design)
+    fitted = inverse @ design.T @ d
+    if n < FEWEST:
+        return Estimate(float(fitted[0]), None, None, n)
+    leverage = np.minimum(np.einsum("ij,jk,ik->i", design, inverse, design), 1 - 1e-9)
+    weighted = design * ((d - design @ fitted) / (1 - leverage))[:, None]
+    error = float(np.sqrt((inverse @ weighted.T @ weighted @ inverse)[0, 0]))
+    half = float(stdtrit(n - 2, 0.5 + level / 2)) * error
+    return Estimate(float(fitted[0]), float(fitted[0]) - half, float(fitted[0]) + half, n)
+
+
+def net_wins(scores: Sequence[float], lengths: Sequence[float], *, level: float = 0.95, seed: int = 0,
+             num_resamples: int = 1000) -> Estimate:
+    """P(win) − P(loss) at equal length: 2 σ(a) − 1 of P(win) = σ(a + b · tanh(l / std l)), with one virtual tie at l = 0 and a
+    small ridge on b. A tie is half a win; zero means that neither is preferred. Percentile bootstrap over prompts."""
+    d, gap = _checked(scores, lengths)
+    n = len(d)
+    if n == 0:
+        return Estimate(None, None, None, 0)
+    won = np.where(d == 0, 0.5, (d > 0).astype(np.float64))
+    x = np.tanh(gap / gap.std()) if np.ptp(gap) > 0 else np.zeros(n)
+    rng = np.random.default_rng([seed, n])
+    counts = np.concatenate([np.ones((1, n)), rng.multinomial(n, np.full(n, 1 / n), num_resamples)])
+    value = 2 * expit(_fit(counts, x, won)) - 1
+    if n < FEWEST:
+        return Estimate(float(value[0]), None, None, n)
+    low, high = np.quantile(value[1:], [0.5 - level / 2, 0.5 + level / 2])
+    return Estimate(float(value[0]), float(low), float(high), n)
+
+
+def _fit(counts: np.ndarray, x: np.ndarray, won: np.ndarray, num_steps: int = 30) -> np.ndarray:
+    """The intercepts [R] of weighted logistic fits by Newton's method; counts [R, n] are the prompts' weights."""
+    a, b = np.zeros(len(counts)), np.zeros(len(counts))
+    for _ in range(num_steps):
+        p = expit(a[:, None] + b[:, None] * x)
+        error, curve = counts * (won - p), counts * p * (1 - p)
+        tie = expit(a)
+        slope_a = error.sum(1) + 0.5 - tie
+        slope_b = error @ x - RIDGE * b
+        aa, ab, bb = curve.sum(1) + tie * (1 - tie), curve @ x, curve @ (x * x) + RIDGE
+        determinant = aa * bb - ab * ab
+        a = a + np.clip((bb * slope_a - ab * slope_b) / determinant, -2.0, 2.0)
+        b = b + np.clip((aa * slope_b - ab * slope_a) / determinant, -2.0, 2.0)
+    return a
+
+
+def _checked(scores, lengths) -> tuple[np.ndarray, np.ndarray]:
+    d, gap = np.asarray(scores, np.float64), np.asarray(lengths, np.float64)
+    if d.shape != gap.shape or d.ndim != 1 or not (np.all(np.isfinite(d)) and np.all(np.isfinite(gap))):
+        raise ValueError("a length-controlled comparison takes as many finite differences of length as of score")
+    return d, gap
