@@ -31,7 +31,7 @@ from cai_jax.io import artefacts, integrity, preemption, progress
 from cai_jax.models import lora
 from cai_jax.stages.context import StageContext, resolve_role
 
-KINDS = ("respond", "revise", "sl", "compare", "feedback", "pm", "rl", "harm", "evaluate", "report")
+KINDS = ("respond", "revise", "sl", "compare", "human", "feedback", "pm", "rl", "best_of", "harm", "evaluate", "report")
 SAMPLING_KINDS = ("respond", "revise", "compare", "feedback", "evaluate")  # of rl the rollouts never use int8
 MODEL_FIELDS = ("model", "init", "policy", "reference", "reward", "feedback", "judge")
 

@@ -18,10 +18,19 @@ def optional(kind, value=None):
     return field
 
 
-def prompts(source="embedded:red_team", split="train", offset=0, limit=None):
+def prompts(source="embedded:red_team", split="train", offset=0, limit=None, max_characters=None):
     """Which prompts: "embedded:red_team", "embedded:helpful", a .jsonl[.gz] or .parquet file with a field "prompt", or
-    "tfds:NAME". `split` "" takes all; `offset` and `limit` cut a range out of the split."""
-    return {"source": source, "split": split, "offset": offset, "limit": optional(int, limit)}
+    "tfds:NAME". `split` "" takes all; "2-5/10" takes those whose first human turn falls into parts 2 to 5 of ten, the same in
+    every file (`cai_jax/data/selection.py`). `offset` and `limit` cut a range out of the split; where `max_characters` is
+    given, longer ones are left out before that."""
+    fields = {"source": source, "split": split, "offset": offset, "limit": optional(int, limit)}
+    return fields if max_characters is None else {**fields, "max_characters": max_characters}
+
+
+def human_pairs(source="embedded:helpful_comparisons", split="train", offset=0, limit=None, max_characters=None):
+    """Which of people's comparisons: "embedded:helpful_comparisons", or a file or "tfds:NAME" of the form of hh-rlhf. The other
+    fields are those of `prompts`; the characters are those of the dialogue and the longer answer."""
+    return prompts(source, split, offset, limit, max_characters)
 
 
 def draw(max_new_tokens, temperature=1.0, top_k=0, top_p=1.0):
@@ -113,7 +122,7 @@ def feedback(comparisons="compare", **fields):
         "inputs": {"comparisons": comparisons},
         "model": "feedback",
         "constitution": "embedded",
-        "mode": "multiple_choice",  # or chain_of_thought
+        "mode": "multiple_choice",  # or chain_of_thought; or preference_model: the scores of model="@pm" are the labels
         "num_few_shot": 5,
         "num_headers": 0,  # few-shot headers with freshly drawn principles; 0: one a comparison (the paper), n: n in all
         "principles_per_pair": 1,  # 1 of 16 is drawn per comparison (the paper); more are averaged when labels are read
@@ -126,13 +135,23 @@ def feedback(comparisons="compare", **fields):
     }
 
 
+def human(**pair_fields):
+    """People's comparisons as an input of `feedback`, which then says how often its labels agree with people."""
+    return {"kind": "human", "inputs": {}, "human": human_pairs(**pair_fields)}
+
+
+def best_of(responses, reward="@pm"):
+    """Of the answers that a `respond` stage drew to a prompt the one with the highest score, in place of a policy."""
+    return {"kind": "best_of", "inputs": {"responses": responses}, "reward": reward}
+
+
 def pm(comparisons="compare", labels="feedback", **fields):
     """Preference model on AI labels mixed with human helpfulness comparisons (section 4.1; 2204 section 4)."""
     return {
         "kind": "pm",
         "inputs": {"comparisons": comparisons, "labels": labels},  # "" for both: human comparisons only (the RLHF baselines)
         "init": "base",
-        "human": {"source": "embedded:helpful_comparisons", "split": "train", "offset": 0, "limit": optional(int)},
+        "human": human_pairs(),
         "human_fraction": optional(float),  # of the training comparisons; empty: all there are (the paper: 135,296 of 318,127)
         "label_kind": "soft",  # or hard
         "clamp": (),  # (0.4, 0.6) for chain-of-thought labels (section 4.1); () for none
@@ -210,7 +229,8 @@ def evaluate(models, revisions="", **fields):
     return {
         "kind": "evaluate",
         "inputs": {"revisions": revisions},  # scored round by round (Figure 5) and by principle; "" for none
-        "models": models,  # name → model, or "responses:FILE.jsonl"; differences are taken against the one first in the graph
+        # name → model, "responses:FILE.jsonl", or "@stage" of best_of or respond; differences are to the one first in the graph
+        "models": models,
         "anchor": "sl",  # the model with Elo 0 (the paper: SL-CAI); the first where there is none of that name
         "reward": "@pm",
         "judge": "",  # a model that compares answers (Elo, both orders) and names evasive ones, e.g. "judge"; "" for none
@@ -226,7 +246,7 @@ def evaluate(models, revisions="", **fields):
         "num_few_shot": 0,  # items of the same set as worked examples, kept out of every mode; 0: zero-shot only
         "num_chains": 0,  # chains of thought an item, averaged (the paper: 1 and 5); 0: none
         "max_chain_tokens": 256,
-        "comparisons": {"source": "embedded:helpful_comparisons", "split": "heldout", "offset": 0, "limit": optional(int)},
+        "comparisons": human_pairs(split="heldout"),
         "harm": absolute_harm(),
         "format": MODEL_FORMAT,
         **fields,
