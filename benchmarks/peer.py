@@ -5,9 +5,11 @@ It gets the allocator settings that suit it best, which must stand in the enviro
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
+import pathlib
 import resource
 import subprocess
 import sys
@@ -24,22 +26,42 @@ class Peer:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **ALLOCATOR}
         )
+        self.peak_bytes = 0
         self.ask(kind="ready")
 
     def ask(self, **request) -> dict:
-        """kind "ready", or "generate" with batches [{"prompts": token lists, "new_tokens": n}], optionally a "header" that
-        all prompts begin with (prefilled once, in the measured time) and "eos" ids. Returns seconds by the clock and of
-        processors, the sampled rows, and the process's peak memory so far."""
+        """kind "ready"; or "generate" with batches [{"prompts": token lists, "new_tokens": n}], optionally a "header" that
+        all prompts begin with (prefilled once, in the measured time) and "eos" ids; or "forward" with batches
+        [{"texts": token lists, "counts": how many tokens at each one's end are asked for}]. Returns seconds by the clock and
+        of processors, the sampled rows or the sums of log-probabilities, and the process's peak memory since it began."""
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"the peer process ended with exit status {self.process.wait()}")
-        return json.loads(line)
+        answer = json.loads(line)
+        self.peak_bytes = answer["peak_bytes"]
+        return answer
 
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+
+
+def forget_peak() -> None:
+    """Peak memory counts from here: what loading took is not of interest."""
+    with contextlib.suppress(OSError):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process; ru_maxrss begins with that of whoever started it, so it is not used where
+    there is another."""
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def generate(model, prompts, new_tokens, header=None, eos=None):
@@ -64,12 +86,30 @@ def generate(model, prompts, new_tokens, header=None, eos=None):
     )[:, len(header_tokens) + longest :]  # fmt: skip
 
 
+def forward(model, texts, counts):
+    """log P of the last `counts` tokens of each text, summed: one plain pass over the padded batch, with logits for nothing
+    but those tokens."""
+    import torch
+
+    longest = max(map(len, texts))
+    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in texts])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in texts])
+    hidden = model.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+    sums = []
+    for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
+        places = torch.arange(len(text) - count, len(text))
+        logprobs = model.lm_head(hidden[row, places - 1]).float().log_softmax(-1)
+        sums.append(float(logprobs[torch.arange(count), tokens[row, places]].sum()))
+    return sums
+
+
 def serve(directory: str, dtype: str) -> None:
     import torch
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
     model.generation_config.eos_token_id = None  # only what a request names ends a row
+    forget_peak()
     for line in sys.stdin:
         request = json.loads(line)
         before, cpu = time.perf_counter(), time.process_time()
@@ -77,6 +117,9 @@ def serve(directory: str, dtype: str) -> None:
         with torch.inference_mode():
             if request["kind"] == "ready":  # what the first call sets up is not measured
                 generate(model, [[1, 2, 3]], 2)
+            if request["kind"] == "forward":
+                for batch in request["batches"]:
+                    rows += forward(model, batch["texts"], batch["counts"])
             if request["kind"] == "generate":
                 header = None
                 if request.get("header"):
@@ -86,7 +129,7 @@ def serve(directory: str, dtype: str) -> None:
                 for batch in request["batches"]:
                     rows += generate(model, batch["prompts"], batch["new_tokens"], header, request.get("eos")).tolist()
         answer = {"seconds": time.perf_counter() - before, "cpu_seconds": time.process_time() - cpu, "rows": rows,
-                  "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}  # fmt: skip
+                  "peak_bytes": peak_bytes()}  # fmt: skip
         print(json.dumps(answer), flush=True)
 
 

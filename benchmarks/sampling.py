@@ -1,108 +1,188 @@
 """The sampling engine beside transformers' `generate`: `python -m benchmarks.sampling --json out.json`.
 
-Both run the same weights and the same prompts in turns (ours, theirs, ours, …), so that whatever else the machine does
-falls on both; medians are over the repeats. Every workload runs in a process of its own, so that its peak memory and its
-compile seconds are its own. `--scale 0.25` cuts every workload to a quarter (`--quick` too). On a machine that others use,
+Both run the same weights and the same prompts in turns (ours, theirs; theirs, ours; …), so that whatever else the machine
+does falls on both; medians are over the repeats. Every workload runs in a process of its own, so that its peak memory and
+its compile seconds are its own. After every repeat the numbers so far are printed and saved; with a file that exists already
+the command goes on with what is missing in it. Slow peers are timed on `--peer-share` of the work, another part in each
+repeat, and multiplied (only where the parts are independent); ours always does the whole.
+
+`--quick` cuts everything to a tenth, to try it in some five minutes: its numbers say little. On a machine that others use,
 `--cores 1` ties everything to one core, where seconds of the processor can be compared; both clocks are always written.
-benchmarks/README.md has what was found.
+benchmarks/README.md has what was found, `python -m benchmarks.table out.json` prints the table.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
-import resource
-import statistics
 import subprocess
 import sys
 import time
 
-from benchmarks.peer import ALLOCATOR
+from benchmarks import results
+from benchmarks.peer import ALLOCATOR, forget_peak, peak_bytes
 
-NAMES = ("decode", "latency", "first_token", "labels", "skewed", "critique", "revise")
+# Workload and how often it is repeated: all together some 50 minutes on two cores.
+REPEATS = {"decode": 7, "latency": 7, "first_token": 5, "labels": 5, "skewed": 5, "critique": 5, "revise": 3}
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def measure(name: str, args) -> dict:
-    """One workload in this process: {"ways": {name: {median_s, all_s, …}}, …}."""
+def measure(name: str, args, say) -> None:
+    """One workload in this process: `say` gets its description, then each repeat as it is done."""
     import jax
 
-    from benchmarks import workloads
+    from benchmarks import stage_workloads, workloads
 
+    make = getattr(workloads, name, None) or getattr(stage_workloads, name)
     compiling = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiling.append(seconds) if event.endswith("backend_compile_duration") else None
     )
     bench = workloads.Bench(args.model, args.scale, args.dtype, json.loads(args.options))
-    work = workloads.WORKLOADS[name](bench)
-    compiling.clear()
-    first, result = {}, dict(work.about)
-    for way in work.compiled:
-        first[way] = work.ways[way]()
-        if way == "ours":
-            result["compile_s"], result["programs"] = sum(compiling), len(compiling)
-            result["ours_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    work = make(bench)
     ways = {way: run for way, run in work.ways.items() if not args.ways or way in args.ways}
-    rounds = [{way: run() for way, run in ways.items()} for _ in range(args.repeats)]
-    result["ways"] = {}
-    for way in ways:
-        row = result["ways"][way] = {"first_s": first[way].wall, "first_cpu_s": first[way].cpu} if way in first else {}
-        for clock, suffix in (("wall", ""), ("cpu", "_cpu")):
-            seconds = [getattr(each[way], clock) for each in rounds]
-            row |= {f"median{suffix}_s": statistics.median(seconds), f"all{suffix}_s": [round(s, 3) for s in seconds],
-                    f"per{suffix}_second": work.units / statistics.median(seconds)}  # fmt: skip
-            if "ours" in ways:
-                ratios = [getattr(each[way], clock) / getattr(each["ours"], clock) for each in rounds]
-                row |= {f"times_ours{suffix}": statistics.median(ratios), f"times_ours{suffix}_each": [round(r, 3) for r in ratios]}
-    return result | bench.close()
+    compiling.clear()
+    forget_peak()
+    about = {"units": work.units, "first": {}}
+    for way in work.compiled:
+        if way in ways or way == "ours":
+            took = work.ways[way]()
+            about["first"][way] = {"wall": round(took.wall, 3), "cpu": round(took.cpu, 3)}
+        if way == "ours":
+            about |= {"compile_s": round(sum(compiling), 1), "programs": len(compiling), "ours_peak_bytes": peak_bytes()}
+    work.warm()
+    say(about)
+    for repeat in range(args.done, args.repeats):
+        before, found = time.time(), {}
+        compiling.clear()
+        for way in list(ways)[:: -1 if repeat % 2 else 1]:
+            run, share = ways[way], 1.0
+            if isinstance(run, workloads.Peers):
+                parts = run.parts(repeat, args.peer_share)
+                share = len(parts) / run.units
+                took = run.run(parts).times(1 / share)
+            else:
+                took = run()
+            found[way] = {"wall": took.wall, "cpu": took.cpu, "share": share}
+        said = {"about": work.about, "late_programs": len(compiling)}
+        if peer_peak := bench.peer_peak():
+            said["generate_peak_bytes"] = peer_peak
+        say({"repeat": {way: found[way] for way in ways}, "load": round(os.getloadavg()[0], 1), **said})
+        if args.until and time.time() + (time.time() - before) > args.until:
+            break
+    bench.close()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def sampler_digest() -> str:
+    """Of the code that is measured: repeats of different samplers are not mixed."""
+    digest = hashlib.sha256()
+    for folder in ("sampling", "models"):
+        for path in sorted((ROOT / "cai_jax" / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def commit() -> str | None:
+    """Of the checkout, where it is one."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/smollm2-135m-instruct")
-    parser.add_argument("--workloads", nargs="+", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--workloads", nargs="+", default=list(REPEATS), choices=list(REPEATS))
     parser.add_argument("--ways", nargs="+", default=[], help="only these ways of each workload, e.g. ours generate")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--quick", dest="scale", action="store_const", const=0.25)
+    parser.add_argument("--repeats", type=int, default=None, help=f"of every workload; by default {REPEATS}, 1 with --quick")
+    parser.add_argument("--minutes", type=float, default=0, help="begin no repeat that would end later than this; 0: no limit")
+    parser.add_argument("--scale", type=float, default=1.0, help="size of the workloads")
+    parser.add_argument("--quick", action="store_true", help="--scale 0.1 --repeats 1")
+    parser.add_argument("--peer-share", type=float, default=0.125, metavar="SHARE",
+                        help="slow peers do at least this share of the work, in whole batches; 1: all of it")  # fmt: skip
     parser.add_argument("--cores", type=int, default=0, help="tie both sides to so many cores; 0: all")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--options", default="{}", help="fields of EngineOptions as JSON")
     parser.add_argument("--device", default="", help="what the results say of the machine, e.g. '2-core CPU'")
-    parser.add_argument("--json", default=None, help="results are added to this file, workload by workload")
+    parser.add_argument("--json", default=None, help="results are added to this file; what it has already is not measured again")
     parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    parser.add_argument("--done", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.scale, args.repeats = 0.1, args.repeats or 1
+    return args
+
+
+def run(name: str, args, known: dict, wanted: int, until: float, saved) -> int:
+    """Measures one workload in a process of its own, adding to `known`; returns that process's exit status."""
+    command = [sys.executable, "-m", "benchmarks.sampling", *sys.argv[1:], "--child", name, "--repeats", str(wanted),
+               "--done", str(results.repeats(known)), "--until", str(until)]  # fmt: skip
+    child = subprocess.Popen(command, env={**os.environ, **ALLOCATOR}, stdout=subprocess.PIPE, text=True)
+    for line in child.stdout:
+        if not line.startswith('{"said": '):
+            print(line, end="", flush=True)
+            continue
+        said = json.loads(line)["said"]
+        repeat, load = said.pop("repeat", None), said.pop("load", None)
+        known |= said
+        if repeat is None:
+            print(f"{name:12} compiled in {known['compile_s']:.1f} s; first run {known['first']}", flush=True)
+            continue
+        results.add(known, repeat)
+        known.setdefault("load", []).append(load)
+        known["summary"] = results.summarise(known)
+        saved()
+        print("\n".join(results.lines(name, known)), flush=True)
+    return child.wait()
+
+
+def main() -> None:
+    args = parse()
     if args.cores:  # inherited by the peer; thread pools take their size from it
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.cores :])
         os.environ["OMP_NUM_THREADS"] = str(args.cores)
     if args.child:
-        print(json.dumps(measure(args.child, args)))
+        measure(args.child, args, lambda said: print(json.dumps({"said": said}), flush=True))
         return
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "torch", "transformers")}
+    until = time.time() + 60 * args.minutes if args.minutes else 0.0
+    path = pathlib.Path(args.json) if args.json else None
+    found = results.load(path) if path else {}
+    found["versions"] = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "torch", "transformers")}
+    found["device"] = args.device or found.get("device", "")
+    settings = {"scale": args.scale, "cores": len(os.sched_getaffinity(0)), "dtype": args.dtype, "ways": args.ways,
+                "options": json.loads(args.options), "peer_share": args.peer_share, "sampler": sampler_digest()}  # fmt: skip
+    failed = []
     for name in args.workloads:
-        command = [sys.executable, "-m", "benchmarks.sampling", *sys.argv[1:], "--child", name]
+        key = " ".join([name] + [args.dtype] * (args.dtype != "float32") + [args.options] * (args.options != "{}"))
+        try:
+            known = results.entry(found, key, settings)
+        except ValueError as error:
+            sys.exit(f"{path}: {error}")
+        wanted = args.repeats or REPEATS[name]
+        if results.repeats(known) >= wanted:
+            print("\n".join(results.lines(name, known)), flush=True)
+            continue
+        if until and time.time() > until:
+            print(f"{name:12} not begun: the {args.minutes:g} minutes are over", flush=True)
+            continue
+        known["commit"] = commit()
         before = time.time()
-        done = subprocess.run(command, env={**os.environ, **ALLOCATOR}, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            sys.exit(f"{name}: the process ended with exit status {done.returncode}")
-        found = json.loads(done.stdout.splitlines()[-1])
-        found |= {"repeats": args.repeats, "scale": args.scale, "cores": args.cores or os.cpu_count(),
-                  "load": [round(x, 1) for x in os.getloadavg()], "run_s": round(time.time() - before)}  # fmt: skip
-        for way, row in found["ways"].items():
-            print(f"{name:12} {way:32} {row['median_s']:8.2f} s {row['per_second']:8.1f}/s  ours is {row.get('times_ours', 0):.2f}×"
-                  f"   of processors {row['median_cpu_s']:8.2f} s {row['per_cpu_second']:8.1f}/s  ours is "
-                  f"{row.get('times_ours_cpu', 0):.2f}×", flush=True)  # fmt: skip
-        mib = {key: round(value / 2**20) for key, value in found.items() if key.endswith("peak_bytes")}
-        print(f"{'':12} compiles {found['compile_s']:.1f} s, {found['programs']} programs; peak MiB {mib}", flush=True)
-        if args.json:
-            path = pathlib.Path(args.json)
-            known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"workloads": {}}
-            known |= {"device": args.device, "versions": versions}
-            key = name if args.dtype == "float32" else f"{name} {args.dtype}"
-            known["workloads"][key if not json.loads(args.options) else f"{key} {args.options}"] = found
-            path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        status = run(name, args, known, wanted, until, lambda: path and results.save(path, found))
+        if status:
+            print(f"{name:12} failed: exit status {status}", flush=True)
+            failed.append(name)
+        elif path:
+            known["run_s"] = round(known.get("run_s", 0) + time.time() - before)
+            results.save(path, found)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
