@@ -56,17 +56,18 @@ def optimisation(learning_rate, batch_size, num_epochs=1):
     }
 
 
-def adapters(rank=0, alpha=16.0, targets=("all",)):
+def adapters(rank=0, alpha=16.0, targets=("all",), base_dtype=""):
     """Low-rank adapters (LoRA, arXiv 2106.09685) on frozen weights instead of training all of them. The paper trains all.
 
     With them, a stage's state and checkpoints hold adapters and head only, and all models of an rl stage that go back to one
     base (policy, reference, preference model, value model) share one copy of its weights. A stage that starts from a model
-    with adapters trains those on, and then needs the same three numbers. Their usual learning rate is about 10 × that of
+    with adapters trains those on, and then needs the same numbers. Their usual learning rate is about 10 × that of
     full finetuning."""
     return {
         "rank": rank,  # 0: none, all weights are trained
         "alpha": alpha,  # a matrix W acts as W + alpha / rank · A·B
         "targets": targets,  # all, or some of q, k, v, o, gate, up, down ("q,v")
+        "base_dtype": base_dtype,  # int8: the frozen matrices in 8 bits; "": in model.dtype
     }
 
 
@@ -286,6 +287,7 @@ def base_config():
             "max_length": 1024,  # tokens of prompt and answer together; longer prompts are left out and counted
             "int8": False,  # sample and score with weights rounded to 8 bits (never in rl): less memory, see benchmarks/README.md
         },
+        "profile_steps": "",  # training steps to trace, such as 10-12 or sl:10-12: STAGE/profile/, for TensorBoard's profiler
         "logging": {"wandb": ""},  # a Weights & Biases project; TensorBoard and JSON Lines are always written
         "graph": {},
     })

@@ -6,6 +6,7 @@ Pure functions of arrays and of one layer's weights (a dict, see `params.param_t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -55,7 +56,7 @@ def project(x: jax.Array, weight, shape: tuple[int, ...], axes_in: int = 1) -> j
     """x [B, T, *in] times weight [*in, *shape], or OutMajor, Int8, or LowRank: [B, T, *shape]. `axes_in` is the number of
     axes in *in."""
     if isinstance(weight, Int8):
-        return jnp.tensordot(x, weight.values.astype(x.dtype), axes_in) * weight.scale.astype(x.dtype)
+        return _int8_product(x, *weight, axes_in)
     if isinstance(weight, LowRank):
         change = jnp.tensordot(jnp.tensordot(x, weight.a, axes_in), weight.b, 1)
         return project(x, weight.weight, shape, axes_in) + change
@@ -63,6 +64,13 @@ def project(x: jax.Array, weight, shape: tuple[int, ...], axes_in: int = 1) -> j
         B, T = x.shape[:2]
         return weight(x.reshape(B, T, -1)).reshape(B, T, *shape)
     return jnp.tensordot(x, weight, axes_in)
+
+
+@functools.partial(jax.checkpoint, static_argnums=3)
+def _int8_product(x: jax.Array, values: jax.Array, scale: jax.Array, axes_in: int) -> jax.Array:
+    # The backward pass makes the weight in x's type again: kept, those of all layers would be a second base.
+    product = jnp.tensordot(x, values.astype(x.dtype), axes_in)
+    return (product.astype(jnp.float32) * scale).astype(x.dtype)
 
 
 def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:

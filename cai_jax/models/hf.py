@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from cai_jax import sharding
 from cai_jax.errors import UserError
-from cai_jax.models import names, tensor_files
+from cai_jax.models import names, rounding, tensor_files
 from cai_jax.models import params as params_lib
 from cai_jax.models.config import FAMILIES, ModelConfig
 
@@ -38,13 +38,14 @@ def _weights(config: ModelConfig) -> list[names.Weight]:
     return [names.Weight(path, config) for path in params_lib.param_table(config)]
 
 
-def load_hf(directory, *, dtype=jnp.float32, mesh: Mesh | None = None) -> tuple[ModelConfig, dict]:
+def load_hf(directory, *, dtype=jnp.float32, mesh: Mesh | None = None, int8: bool = False) -> tuple[ModelConfig, dict]:
     """The configuration and parameters of a model directory.
 
     Args:
       directory: holds config.json and model.safetensors, or shards with model.safetensors.index.json.
       dtype: what the parameters are cast to.
       mesh: places every array by its logical axes (`sharding.RULES`); without it, on the default device.
+      int8: the layers' matrices are rounded to 8 bits as they come in (`rounding.py`): no device holds them all whole.
     Returns:
       (config, params): params as in `params.param_table`.
     Raises:
@@ -52,10 +53,11 @@ def load_hf(directory, *, dtype=jnp.float32, mesh: Mesh | None = None) -> tuple[
     """
     directory = pathlib.Path(directory)
     config = ModelConfig.from_json(directory)
-    return config, _load(directory, config, tensor_files.open_directory(directory), dtype, mesh)
+    return config, _load(directory, config, tensor_files.open_directory(directory), dtype, mesh, int8)
 
 
-def load_classifier(directory, *, dtype=jnp.float32, mesh: Mesh | None = None) -> tuple[ModelConfig, dict, dict]:
+def load_classifier(directory, *, dtype=jnp.float32, mesh: Mesh | None = None,
+                    int8: bool = False) -> tuple[ModelConfig, dict, dict]:
     """(config, decoder's parameters, head) of a `…ForSequenceClassification` directory with one label: a preference model.
 
     Head: {"weight": float32 [D], "bias": float32 []} on the host, the bias being config.json's `score_offset` (see
@@ -70,7 +72,7 @@ def load_classifier(directory, *, dtype=jnp.float32, mesh: Mesh | None = None) -
         raise UserError(f"{directory}: {found}; a preference model has one of shape (1, {config.width})")
     offset = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("score_offset", 0.0)
     head = {"weight": np.asarray(score[0], np.float32), "bias": np.asarray(offset, np.float32)}
-    return config, _load(directory, config, tensors, dtype, mesh), head
+    return config, _load(directory, config, tensors, dtype, mesh, int8), head
 
 
 def is_classifier(directory) -> bool:
@@ -82,7 +84,7 @@ def is_classifier(directory) -> bool:
         return False
 
 
-def _load(directory, config: ModelConfig, tensors: dict, dtype, mesh: Mesh | None) -> dict:
+def _load(directory, config: ModelConfig, tensors: dict, dtype, mesh: Mesh | None, int8: bool = False) -> dict:
     weights = _weights(config)
     _check(weights, tensors, config, directory)
     shardings = {}
@@ -96,6 +98,8 @@ def _load(directory, config: ModelConfig, tensors: dict, dtype, mesh: Mesh | Non
             params[weight.path] = jnp.asarray(weight.read(tensors, everything, dtype))
         else:
             params[weight.path] = _place(weight, tensors, dtype, shardings[weight.path])
+        if int8 and weight.stacked:
+            params[weight.path] = jax.block_until_ready(rounding.rounded_matrix(weight.path[-1], params[weight.path]))
     return params_lib.nest(params)
 
 
@@ -131,13 +135,14 @@ def _check(weights: list[names.Weight], tensors: dict, config: ModelConfig, dire
         )
 
 
-def load_params(reference: str, *, seed: int = 0, dtype=jnp.float32, mesh: Mesh | None = None):
+def load_params(reference: str, *, seed: int = 0, dtype=jnp.float32, mesh: Mesh | None = None, int8: bool = False):
     """(config, params) of a directory, a hub name, a gs:// path, or "random:DIR": fresh weights for DIR/config.json."""
     directory = resolve(reference)
     if not reference.startswith("random:"):
-        return load_hf(directory, dtype=dtype, mesh=mesh)
+        return load_hf(directory, dtype=dtype, mesh=mesh, int8=int8)
     config = ModelConfig.from_json(directory)
-    return config, _initialiser(config, jnp.dtype(dtype), mesh)(jax.random.key(seed))
+    params = _initialiser(config, jnp.dtype(dtype), mesh)(jax.random.key(seed))
+    return config, rounding.round_layers(params) if int8 else params
 
 
 @functools.lru_cache(maxsize=8)

@@ -20,30 +20,42 @@ import jax
 import jax.numpy as jnp
 
 from cai_jax.errors import UserError
+from cai_jax.models import rounding
 from cai_jax.models.blocks import LowRank
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import ParamSpec, Path, initial_value, nest, param_table
+from cai_jax.models.rounding import MATRICES, is_int8
 
-# Matrix → how many of its axes, after the layers', are its input.
-MATRICES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
+BASE_DTYPES = ("", "int8")
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """rank and alpha as above; targets: names of MATRICES, or ("all",) for all that the model has."""
+    """rank and alpha as above; targets: names of MATRICES, or ("all",) for all that the model has; base_dtype: of the
+    matrices that stay as they are, "" that of everything else or "int8" (`rounding.py`)."""
 
     rank: int
     alpha: float
     targets: tuple[str, ...] = ("all",)
+    base_dtype: str = ""
 
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
 
+    @property
+    def int8(self) -> bool:
+        return self.base_dtype == "int8"
+
+    def to_json(self) -> dict:
+        """The fields that `from_fields` reads; a base that is not rounded is no field: older runs stay as they are."""
+        fields = {"rank": self.rank, "alpha": self.alpha, "targets": list(self.targets)}
+        return fields | ({"base_dtype": self.base_dtype} if self.base_dtype else {})
+
     @staticmethod
     def from_fields(fields: Mapping | None, where: str) -> Adapters | None:
-        """From a stage's `adapters` {rank, alpha, targets}; None where there are none or the rank is 0. UserError, headed by
-        `where`, for values that cannot be."""
+        """From a stage's `adapters` {rank, alpha, targets, base_dtype}; None where there are none or the rank is 0. UserError,
+        headed by `where`, for values that cannot be."""
         if not fields:
             return None
         rank, alpha, targets = fields["rank"], fields["alpha"], fields["targets"]
@@ -58,7 +70,12 @@ class Adapters:
         if not targets or wrong:
             told = ", ".join(wrong) or "nothing"
             raise UserError(f"{where}.targets: expected all, or some of {', '.join(MATRICES)}, not {told!r}")
-        return Adapters(rank, float(alpha), targets) if rank else None
+        base = fields.get("base_dtype") or ""
+        if base not in BASE_DTYPES:
+            raise UserError(f"{where}.base_dtype: expected int8, or nothing for the run's, not {base!r}")
+        if base and not rank:
+            raise UserError(f"{where}.base_dtype: {base} is for a frozen base; give the adapters a rank, or leave it away")
+        return Adapters(rank, float(alpha), targets, base) if rank else None
 
     def names(self, config: ModelConfig) -> tuple[str, ...]:
         """The matrices of this model that have adapters. UserError for one that it does not have."""
@@ -106,16 +123,16 @@ def attach(base: dict, trained: dict, adapters: Adapters | None) -> dict:
     trained: adapters, or {"decoder": adapters, "head"} (then so is what comes out). Without `adapters`, `trained` is the
     parameters themselves.
     """
-    def scaled(weight, a, b):
-        return LowRank(weight, a.astype(weight.dtype), (adapters.scale * b).astype(weight.dtype))
-
-    return trained if adapters is None else _attach(base, trained, scaled)
+    if adapters is None:
+        return trained
+    dtype = base["embed"].dtype
+    return _attach(base, trained, lambda weight, a, b: LowRank(weight, a.astype(dtype), (adapters.scale * b).astype(dtype)))
 
 
 def attached_shapes(base: dict, trained: dict, adapters: Adapters | None) -> dict:
     """`attach` for ShapeDtypeStructs with shardings."""
     def shapes(weight, *pair):
-        return LowRank(weight, *(jax.ShapeDtypeStruct(x.shape, weight.dtype, sharding=x.sharding) for x in pair))
+        return LowRank(weight, *(jax.ShapeDtypeStruct(x.shape, base["embed"].dtype, sharding=x.sharding) for x in pair))
 
     return trained if adapters is None else _attach(base, trained, shapes)
 
@@ -139,16 +156,28 @@ def base_of(params: dict) -> dict:
 
 
 def merge(params: dict) -> dict:
-    """The same model without adapters: new arrays where there were some, the others are shared."""
-    return jax.tree.map(lambda leaf: _merger(leaf.weight.sharding)(leaf) if _is_low_rank(leaf) else leaf, params,
-                        is_leaf=_is_low_rank)
+    """The same model without adapters, nothing in 8 bits: new arrays where there was either, the others are shared."""
+    dtype = params.get("decoder", params)["embed"].dtype
+
+    def whole(leaf):
+        if not _is_low_rank(leaf) and not is_int8(leaf):
+            return leaf
+        weight = leaf.weight if _is_low_rank(leaf) else leaf
+        return _merger((weight.values if is_int8(weight) else weight).sharding, dtype)(leaf)
+
+    return jax.tree.map(whole, params, is_leaf=lambda leaf: _is_low_rank(leaf) or is_int8(leaf))
 
 
 @functools.lru_cache(maxsize=64)
-def _merger(place):
-    def merged(pair: LowRank):
-        a, b = pair.a.astype(jnp.float32), pair.b.astype(jnp.float32)
+def _merger(place, dtype):
+    def whole(weight):
+        return rounding.restored(weight) if is_int8(weight) else weight.astype(jnp.float32)
+
+    def merged(leaf):
+        if not _is_low_rank(leaf):
+            return whole(leaf).astype(dtype)
+        a, b = leaf.a.astype(jnp.float32), leaf.b.astype(jnp.float32)
         change = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(a, b)
-        return (pair.weight.astype(jnp.float32) + change).astype(pair.weight.dtype)
+        return (whole(leaf.weight) + change).astype(dtype)
 
     return jax.jit(merged, out_shardings=place)

@@ -14,18 +14,10 @@ from cai_jax.models import blocks
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.decoder import unstack
 from cai_jax.models.params import param_table
+from cai_jax.models.rounding import rounded
 
 # Sampling keeps whole rows of weights on every device of the fsdp axis: they would be gathered at every token.
 DECODE_RULES = {**sharding.RULES, "embed": ()}
-
-
-def rounded(weight: jax.Array, axes_in: int) -> blocks.Int8:
-    """A weight [*in, *out] in 8 bits: the largest magnitude of an output channel becomes 127."""
-    axes = tuple(range(axes_in))
-    weight = weight.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(weight), axis=axes) / 127
-    scale = jnp.where(scale > 0, scale, 1.0)
-    return blocks.Int8(jnp.round(weight / scale).astype(jnp.int8), scale)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "fuse", "out_major", "int8"))

@@ -18,7 +18,7 @@ from cai_jax.errors import UserError
 from cai_jax.io import artefacts, preemption, progress
 from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.io.metrics import MetricsWriter
-from cai_jax.models import hf, lora
+from cai_jax.models import hf, lora, rounding
 from cai_jax.models.config import ModelConfig
 from cai_jax.sampling import engine as engine_lib
 from cai_jax.structs import Completion, SampleRequest, SamplingParams, Score, ScoreRequest
@@ -120,14 +120,19 @@ class StageContext:
 
     # Models ------------------------------------------------------------------------------------------------------
 
-    def load_model(self, reference: str, kind: str = "policy", format: str = "auto") -> LoadedModel:
+    def load_model(self, reference: str, kind: str = "policy", format: str = "auto", int8: bool | None = None) -> LoadedModel:
         """Loads a role, `@stage`, `@stage:step`, a Hugging Face directory or hub name, or `random:DIRECTORY`.
 
         A preference model (kind "reward") is a stage of kind pm, or a directory of a sequence classifier with one label.
+        `int8`: whether matrices come in 8 bits; None: where the stage's own adapters want that. Under adapters that were trained
+        before, they are what they were then.
         """
         target = resolve_role(self.run_config, reference)
+        if int8 is None:
+            own = lora.Adapters.from_fields(self.config.get("adapters"), f"config.graph.{self.name}.adapters")
+            int8 = own is not None and own.int8
         if target.startswith("@"):
-            return self._load_stage(target[1:], kind, format)
+            return self._load_stage(target[1:], kind, format, int8)
         directory = hf.resolve(target)
         if kind != "policy" and not hf.is_classifier(directory):
             raise UserError(f"stage '{self.name}': '{reference}' is not a preference model; name a stage of kind pm as '@pm', or a "
@@ -137,23 +142,23 @@ class StageContext:
 
         def load():
             if kind == "policy":
-                return hf.load_params(target, seed=self.seed, dtype=self.dtype, mesh=self.mesh)
-            config, decoder, head = hf.load_classifier(directory, dtype=self.dtype, mesh=self.mesh)
+                return hf.load_params(target, seed=self.seed, dtype=self.dtype, mesh=self.mesh, int8=int8)
+            config, decoder, head = hf.load_classifier(directory, dtype=self.dtype, mesh=self.mesh, int8=int8)
             return config, state_lib.with_head(decoder, head, self.mesh)
 
         ModelConfig.from_json(directory)  # what can be wrong there is told before gigabytes are read
         loaded = dialogue_lib.load_format(directory, format)
-        weights = self._shared(target, lambda: Weights(target, *load(), hf.fingerprint(target, self.seed)))
+        weights = self._shared((target, int8), lambda: Weights(target, *load(), hf.fingerprint(target, self.seed)))
         return LoadedModel(target, weights.config, weights.params, loaded, kind, weights=weights)
 
-    def _shared(self, name: str, load) -> Weights:
+    def _shared(self, name: tuple[str, bool], load) -> Weights:
         """Those of that name that another model of this stage has; else loaded."""
         weights = self._weights.get(name)
         if weights is None:
             self._weights[name] = weights = load()
         return weights
 
-    def _load_stage(self, target: str, kind: str, format: str) -> LoadedModel:
+    def _load_stage(self, target: str, kind: str, format: str, int8: bool) -> LoadedModel:
         stage = target.partition(":")[0]
         path = self.run_path / stage / "model"
         role = artefacts.read_json(path / "role.json")
@@ -166,15 +171,16 @@ class StageContext:
         normalisation = tuple(role["normalisation"]) if role.get("normalisation") else None
         adapters = lora.Adapters.from_fields(role.get("adapters"), f"{path / 'role.json'}: adapters")
         if adapters is None:
-            weights = self._shared("@" + target, lambda: self._restored(target, config, kind))
+            weights = self._shared(("@" + target, int8), lambda: self._restored(target, config, kind, int8=int8))
             return LoadedModel("@" + target, config, weights.params, loaded, kind, normalisation, weights=weights)
-        base = self._base(stage, role["adapters"]["base"], role["adapters"]["base_fingerprint"])
+        base = self._base(stage, role["adapters"]["base"], role["adapters"]["base_fingerprint"], adapters.int8)
         trained = self._restored(target, config, kind, adapters).params
         params = lora.attach(lora.base_of(base.params), trained, adapters)
         trained = trained.get("decoder", trained)
         return LoadedModel("@" + target, config, params, loaded, kind, normalisation, adapters, trained, base)
 
-    def _restored(self, target: str, config: ModelConfig, kind: str, adapters: lora.Adapters | None = None) -> Weights:
+    def _restored(self, target: str, config: ModelConfig, kind: str, adapters: lora.Adapters | None = None,
+                  int8: bool = False) -> Weights:
         """What "stage" (at its end) or "stage:step" has trained: whole weights in the run's dtype, adapters in float32."""
         stage, _, step = target.partition(":")
         checkpoints = Checkpoints(self.run_path / stage / "checkpoints")
@@ -190,15 +196,17 @@ class StageContext:
                 raise artefacts.Damaged(stage, f"{checkpoints.path}: the last checkpoint is lost; '{stage}' trains on to it again")
         number, trees, _ = found
         params = trees["params"] if adapters else state_lib.cast(trees["params"], self.dtype)
+        if int8:
+            params = rounding.round_layers(params)
         return Weights("@" + target, config, params, checkpoints.fingerprint(number, "params"))
 
-    def _base(self, stage: str, name: str, fingerprint: str) -> Weights:
+    def _base(self, stage: str, name: str, fingerprint: str, int8: bool) -> Weights:
         """The weights that the adapters of `stage` were trained on; UserError where they are not there or not the same."""
         try:
             kind = "reward" if not name.startswith("@") and hf.is_classifier(hf.resolve(name)) else "policy"
             if name.startswith("@"):
                 kind = artefacts.read_json(self.run_path / name[1:].partition(":")[0] / "model" / "role.json")["kind"]
-            weights = self.load_model(name, kind).weights
+            weights = self.load_model(name, kind, int8=int8).weights
         except UserError as error:
             raise UserError(f"'@{stage}' has adapters, which need the base they were trained on: {error}") from error
         if weights.fingerprint != fingerprint:
@@ -214,7 +222,7 @@ class StageContext:
             found.names(model.config)
             if model.adapters not in (None, found):
                 has = model.adapters
-                numbers = f"rank={has.rank} alpha={has.alpha:g} targets={','.join(has.targets)}"
+                numbers = f"rank={has.rank} alpha={has.alpha:g} targets={','.join(has.targets)}" + has.int8 * " base_dtype=int8"
                 raise UserError(f"{where}: '{model.name}' has adapters, which would be trained on: give their numbers ({numbers}), "
                                 "or rank=0 to train all weights")
         return found
@@ -234,7 +242,7 @@ class StageContext:
             artefacts.write_json(target / "config.json", model.config.to_hf())
             role = {"kind": kind, "normalisation": normalisation, "format": model.format.kind, "initialised_from": model.name}
             if adapters := self.adapters(model):
-                role["adapters"] = {**dataclasses.asdict(adapters), "base": model.weights.name,
+                role["adapters"] = {**adapters.to_json(), "base": model.weights.name,
                                     "base_fingerprint": model.weights.fingerprint}
             artefacts.write_json(target / "role.json", role)
         artefacts.barrier(f"published {target}")
