@@ -33,7 +33,8 @@ class Peer:
         """kind "ready"; or "generate" with batches [{"prompts": token lists, "new_tokens": n}], optionally a "header" that
         all prompts begin with (prefilled once, in the measured time) and "eos" ids; or "forward" with batches
         [{"texts": token lists, "counts": how many tokens at each one's end are asked for}]. Returns seconds by the clock and
-        of processors, the sampled rows or the sums of log-probabilities, and the process's peak memory since it began."""
+        of processors (and those of the header among them), the sampled rows or the sums of log-probabilities, and the
+        process's peak memory since it began."""
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -113,7 +114,7 @@ def serve(directory: str, dtype: str) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         before, cpu = time.perf_counter(), time.process_time()
-        rows = []
+        rows, header_seconds = [], (0.0, 0.0)
         with torch.inference_mode():
             if request["kind"] == "ready":  # what the first call sets up is not measured
                 generate(model, [[1, 2, 3]], 2)
@@ -126,10 +127,11 @@ def serve(directory: str, dtype: str) -> None:
                     cache = transformers.DynamicCache(config=model.config)
                     model(input_ids=torch.tensor([request["header"]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
                     header = request["header"], cache
+                    header_seconds = time.perf_counter() - before, time.process_time() - cpu
                 for batch in request["batches"]:
                     rows += generate(model, batch["prompts"], batch["new_tokens"], header, request.get("eos")).tolist()
         answer = {"seconds": time.perf_counter() - before, "cpu_seconds": time.process_time() - cpu, "rows": rows,
-                  "peak_bytes": peak_bytes()}  # fmt: skip
+                  "header_seconds": header_seconds, "peak_bytes": peak_bytes()}  # fmt: skip
         print(json.dumps(answer), flush=True)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from benchmarks.workloads import ANSWER, LIMIT, OFFICIAL, PEER_BATCH, Bench, Peers, Took, Workload
+from benchmarks.workloads import ANSWER, LIMIT, OFFICIAL, PEER_BATCH, Bench, Peers, Took, Workload, even_parts
 from cai_jax import losses, sharding
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.data.comparisons import load_comparisons
@@ -19,12 +19,12 @@ from cai_jax.models import decoder
 from cai_jax.stages import feedback as feedback_stage
 from cai_jax.stages import revise as revise_stage
 from cai_jax.stages.context import LoadedModel, StageContext
-from cai_jax.structs import Dialogue, Message, ScoreRequest, dialogue_to_json
+from cai_jax.structs import Message, ScoreRequest, dialogue_to_json
 from configs import default
 
 BATCH = 16
 FORWARD_BATCH = 4  # texts in a plain pass: of these lengths more rows are not faster
-LABEL_PARTS = 8
+LABEL_PARTS = 16
 
 
 class _Warm(StageContext):
@@ -72,7 +72,7 @@ def revise(bench: Bench) -> Workload:
             for n, prompt in enumerate(bench.prompts[:number])]  # fmt: skip
     constitution = load_constitution(source)
     header = revise_stage.few_shot_messages(constitution.critique_examples[:5], True)
-    answers = [[ANSWER.strip()] * number]  # a list a round: what is criticised in it
+    answers, critiques = [[ANSWER.strip()] * number], []  # a list a round: what is criticised in it, and ours' critiques
     sampled: dict[str, list[int]] = {"ours": [], "generate": []}
 
     def ours() -> Took:
@@ -81,44 +81,44 @@ def revise(bench: Bench) -> Workload:
         sampled["ours"].append(ctx.tokens["sampled"])
         if len(answers) == 1:
             records = {record["id"]: record for record in records}
-            answers.extend([records[row["id"]]["rounds"][i]["revision"] for row in rows] for i in range(rounds))
+            for i in range(rounds):
+                answers.append([records[row["id"]]["rounds"][i]["revision"] for row in rows])
+                critiques.append([records[row["id"]]["rounds"][i]["critique"] for row in rows])
         return took
 
-    def turn(role: str, messages: list[Dialogue]) -> tuple[list[str], int, float]:
-        """One turn of one batch by generate: its texts, how many tokens, seconds of the peer's processors."""
-        prompts = [list(sum(bench.format.prompt(header + each, reply=role), ())) for each in messages]
-        batches = [{"prompts": prompts, "new_tokens": new}]
-        answer = bench.peer.ask(kind="generate", batches=batches, eos=list(bench.format.eos_ids))
-        texts, count = [], 0
-        for row in answer["rows"]:
-            ends = [place for place, token in enumerate(row) if token in bench.format.eos_ids]
-            row = row[: ends[0]] if ends else row
-            count += len(row) + bool(ends)
-            texts.append(bench.format.decode(row).strip())
-        return texts, count, answer["cpu_seconds"]
+    peer = bench.peer  # started before anything is timed
 
     def generate(parts: list[int]) -> Took:
-        """The stage's own loop for some (batch, round), with `generate` where it calls the engine. A round begins with the
-        responses that ours begins it with, so that the rounds are independent."""
+        """Some turns of the stage's own loop, of some rows, with `generate` where it calls the engine. A turn follows the
+        responses and critiques that ours follows, so that turns are independent."""
         before, count, cpu = Took.now(), 0, 0.0
         for part in parts:
-            batch, number_of_round = divmod(part, rounds)
-            chosen = range(number)[batch * PEER_BATCH :][:PEER_BATCH]
-            principles = [revise_stage.draw_principles(constitution.critique_principles, 16, rounds, 0, "revise", rows[n]["id"])[
-                number_of_round] for n in chosen]  # fmt: skip
-            asked = [(*bench.prompts[n].dialogue, Message("assistant", answers[number_of_round][n]),
-                      Message("critique_request", principle.critique_request))
-                     for n, principle in zip(chosen, principles, strict=True)]  # fmt: skip
-            critiques, first, cpu_first = turn("critique", asked)
-            asked = [(*messages, Message("critique", text), Message("revision_request", principle.revision_request))
-                     for messages, text, principle in zip(asked, critiques, principles, strict=True)]  # fmt: skip
-            _, second, cpu_second = turn("revision", asked)
-            count, cpu = count + first + second, cpu + cpu_first + cpu_second
+            batch, number_of_turn = divmod(part, 2 * rounds)
+            number_of_round, is_revision = divmod(number_of_turn, 2)
+            prompts = []
+            for n in range(number)[batch * size :][:size]:
+                principle = revise_stage.draw_principles(constitution.critique_principles, 16, rounds, 0, "revise", rows[n]["id"])[
+                    number_of_round]  # fmt: skip
+                asked = (*header, *bench.prompts[n].dialogue, Message("assistant", answers[number_of_round][n]),
+                         Message("critique_request", principle.critique_request))  # fmt: skip
+                if is_revision:
+                    asked += (Message("critique", critiques[number_of_round][n]),
+                              Message("revision_request", principle.revision_request))  # fmt: skip
+                prompts.append(list(sum(bench.format.prompt(asked, reply="revision" if is_revision else "critique"), ())))
+            batches = [{"prompts": prompts[i : i + PEER_BATCH], "new_tokens": new} for i in range(0, len(prompts), PEER_BATCH)]
+            answer = peer.ask(kind="generate", batches=batches, eos=list(bench.format.eos_ids))
+            cpu += answer["cpu_seconds"]
+            for row in answer["rows"]:
+                ends = [place for place, token in enumerate(row) if token in bench.format.eos_ids]
+                row = row[: ends[0]] if ends else row
+                count += len(row) + bool(ends)
+                bench.format.decode(row)
         took = before.since()
         sampled["generate"].append(round(count * units / len(parts)))
         return Took(took.wall, took.cpu + cpu)
 
-    units = rounds * -(-number // PEER_BATCH)
+    size = number // even_parts(number)
+    units = 2 * rounds * even_parts(number)
     about = {"rows": number, "rounds": rounds, "max_tokens_a_turn": new, "tokens_sampled": sampled}
     return Workload({"ours": ours, "generate": Peers(generate, units)}, number, about)
 
@@ -147,14 +147,14 @@ def labels(bench: Bench) -> Workload:
         return took
 
     def texts(parts: list[int]) -> list[tuple[tuple[int, ...], int]]:
-        """(text, tokens of its option) of those of the LABEL_PARTS parts."""
+        """(text, tokens of its option) of these parts."""
         every = [(sum(request.segments, ()) + tuple(option), len(option)) for request in requests for option in request.options]
-        size = -(-len(every) // units)
+        size = len(every) // units
         return [text for part in parts for text in every[part * size :][:size]]
 
     def compare(name: str, parts: list[int], sums: list[float]) -> None:
         """Both sides have done the same work: the largest difference is kept."""
-        size = -(-len(found["ours"]) // units)
+        size = len(found["ours"]) // units
         mine = [value for part in parts for value in found["ours"][part * size :][:size]]
         worst = max(abs(a - b) for a, b in zip(mine, sums, strict=True))
         differences[name] = max(worst, differences.get(name, 0.0))
@@ -199,7 +199,7 @@ def labels(bench: Bench) -> Workload:
         compare("transformers forward", parts, answer["rows"])
         return Took(answer["seconds"], answer["cpu_seconds"])
 
-    units = min(LABEL_PARTS, number)
+    units = max(count for count in range(1, LABEL_PARTS + 1) if number % count == 0)
     differences: dict[str, float] = {}
     about = {"comparisons": number, "labels": 2 * number, "largest_difference": differences}
     ways = {"ours": ours, "plain forward": Peers(plain_forward, units), "transformers forward": Peers(transformers_forward, units)}

@@ -60,6 +60,11 @@ class Peers(NamedTuple):
         return sorted((repeat * number + i) % self.units for i in range(number))
 
 
+def even_parts(number: int) -> int:
+    """How many whole batches of the peer `number` rows make; 1 where one would be smaller than the others."""
+    return number // PEER_BATCH if number % PEER_BATCH == 0 else 1
+
+
 class Workload(NamedTuple):
     """ways: name → function that does all the work once and says what it took, or Peers; units: tokens, labels or prompts
     done; about: what else is to be known of it; compiled: the ways that compile, and so are run once before they are
@@ -124,8 +129,9 @@ class Bench:
         assert tokens == sum(lengths)
         return took
 
-    def theirs(self, segments, new_tokens, header=None, lengths=None) -> Took:
-        """One completion of every prompt by `generate`, in static batches of PEER_BATCH."""
+    def theirs(self, segments, new_tokens, header=None, lengths=None, share=1.0) -> Took:
+        """One completion of every prompt by `generate`, in static batches of PEER_BATCH. `share`: of the header's prefill as
+        much is counted, where these are not all prompts behind it."""
         rows = [list(sum(s[1:] if header else s, ())) for s in segments]
         lengths = lengths or [new_tokens] * len(rows)
         batches = [
@@ -133,7 +139,8 @@ class Bench:
             for i in range(0, len(rows), PEER_BATCH)
         ]
         answer = self.peer.ask(kind="generate", batches=batches, header=header and list(header))
-        return Took(answer["seconds"], answer["cpu_seconds"])
+        once = Took(*answer["header_seconds"])
+        return Took(answer["seconds"] - (1 - share) * once.wall, answer["cpu_seconds"] - (1 - share) * once.cpu)
 
 
 def decode(bench: Bench) -> Workload:
@@ -188,13 +195,17 @@ def critique(bench: Bench) -> Workload:
     new, number = bench.count(64), bench.count(32)
     segments = critique_segments(bench, number)
 
-    def batches(parts):
-        return bench.theirs([row for part in parts for row in segments[part * PEER_BATCH :][:PEER_BATCH]], new)
+    parts_in_all = even_parts(number)
+    size = number // parts_in_all
+
+    def batches(parts, header=None):
+        chosen = [row for part in parts for row in segments[part * size :][:size]]
+        return bench.theirs(chosen, new, header, share=len(parts) / parts_in_all)
 
     ways = {
         "ours": lambda: bench.ours(segments, new, min(32, number)),
-        "generate": Peers(batches, -(-number // PEER_BATCH)),
-        "generate, prefix cache by hand": lambda: bench.theirs(segments, new, header=segments[0][0]),
+        "generate": Peers(batches, parts_in_all),
+        "generate, prefix cache by hand": Peers(lambda parts: batches(parts, segments[0][0]), parts_in_all),
     }
     return Workload(ways, number * new, {"new_tokens": new, "rows": number, "header_tokens": len(segments[0][0])})
 

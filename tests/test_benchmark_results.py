@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import results, sampling, table
-from benchmarks.workloads import Peers, Took
+from benchmarks.workloads import Peers, Took, even_parts
 
 SETTINGS = {"scale": 1.0, "cores": 2}
 
@@ -47,6 +47,7 @@ def test_the_parts_of_a_peer_take_turns_and_cover_the_whole(units, share):
     assert all(len(set(each)) == len(each) and share * units - 1e-6 <= len(each) < share * units + 1 for each in parts)
     assert {part for each in parts for part in each} == set(range(units))
     assert peers.parts(0, 1.0) == list(range(units))
+    assert [even_parts(number) for number in (2, 16, 24, 32, 48)] == [1, 1, 1, 2, 3]  # parts are equal, or there is one
 
 
 def test_the_table_says_what_was_reached_and_on_which_part_it_rests():
