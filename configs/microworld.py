@@ -30,8 +30,6 @@ def base_config():
     return config
 
 
-SNAPSHOTS = 2  # updates between the policies that Figures 8 and 10 are drawn from
-
 # Three sizes of base model (Figures 4 and 7): name → role of config.models.
 SIZES = {"small": "small", "medium": "medium", "large": "helpful"}
 
@@ -82,15 +80,15 @@ def human(split="helpful", limit=None, file="comparisons"):
 
 
 def pm(**fields):
-    return default.pm(**{"human": human(), **steps(5e-4, 64, num_epochs=2), **fields})
+    return default.pm(**{"human": human(), **steps(5e-4, 64, num_epochs=3), **fields})
 
 
 def rl(**fields):
     return default.rl(**{
         "prompts": default.prompts(f"{RED_TEAM}+{HELPFUL}"), "num_updates": 8, "rollouts_per_update": 192, "num_epochs": 2,
-        "num_minibatches": 2, "kl_coefficient": 0.05, "learning_rate": 3e-4, "value_learning_rate": 5e-4,
+        "num_minibatches": 2, "kl_coefficient": 0.1, "learning_rate": 1e-4, "value_learning_rate": 5e-4,
         "warmup_updates": 2, "missing_eos_penalty": 1.0, "max_prompt_tokens": 64, "max_new_tokens": 36,
-        "save_every_updates": 1000, "snapshot_every_updates": SNAPSHOTS, **fields,
+        "save_every_updates": 1000, **fields,
     })
 
 

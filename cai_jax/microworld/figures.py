@@ -71,22 +71,41 @@ def pareto(runs: Runs) -> Panel:
     for tone, name in enumerate(("pretrained", "H-RLHF", "HH-RLHF", "SL-CAI", "RL-CAI", "RL-CAI-CoT")):
         x, y = (spread([table[name] for table in tables]) for tables in (helpful, harmless))
         series.append(Series(name, [x[0]], [y[0]], [y[1]], [y[2]], [x[1]], [x[2]], "dots", tone, (name,)))
-    steps = sorted((name for name in harmless[0] if name.startswith("RL-CAI-") and name[7:].isdigit()), key=lambda n: int(n[7:]))
-    way = ["SL-CAI", *steps, "RL-CAI"]
+    way = ["SL-CAI", *(f"RL-CAI-{step}" for step in steps_of(harmless[0]))]
     series.append(Series("RL-CAI by steps", [spread([t[name] for t in helpful])[0] for name in way],
                          [spread([t[name] for t in harmless])[0] for name in way], mark="path", tone=4))
     return Panel("figure_2_3", "Harmlessness against helpfulness", "helpfulness Elo", "harmlessness Elo", series)
 
 
-def by_steps(runs: Runs, name: str, key: str, title: str, label: str, percent: bool) -> Panel:
-    models = {model for model, _ in measure.of_run(runs[0], "evaluate_pareto")}
-    steps = sorted(int(model[7:]) for model in models if model.startswith("RL-CAI-") and model[7:].isdigit())
-    way = {0: "SL-CAI", **{step: f"RL-CAI-{step}" for step in steps}, steps[-1] + (steps[0] if steps else 8): "RL-CAI"}
+def steps_of(models) -> list[int]:
+    """The updates after which RL-CAI was looked at, from the names of models."""
+    return sorted(int(name.removeprefix("RL-CAI-")) for name in set(models) if name.startswith("RL-CAI-") and name[-1].isdigit())
+
+
+def by_steps(runs: Runs) -> Panel:
+    way = {0: "SL-CAI", **{step: f"RL-CAI-{step}" for step in steps_of(m for m, _ in measure.of_run(runs[0], "evaluate_pareto"))}}
     series = []
-    for tone, (on, text) in enumerate({"red_team": "harmful requests", "look_alike": "look-alikes"}.items(), 1):
+    for tone, (name, on, label) in enumerate((("harmful", "red_team", "harmful answers to harmful requests"),
+                                              ("malformed", "red_team", "malformed answers to harmful requests"),
+                                              ("over_refusal", "look_alike", "refused look-alikes")), 1):
         by_seed = np.array([answered(runs, "evaluate_pareto", model, on, name) for model in way.values()]).T
-        series.append(curve(text, list(way), by_seed, tone))
-    return Panel(key, title, "PPO updates", label, series, percent=percent, whole_x=True, zero=True)
+        series.append(curve(label, list(way), by_seed, tone))
+    return Panel("figure_8", "Answers by steps of RL", "PPO updates", "share of answers", series, percent=True, whole_x=True,
+                 zero=True)
+
+
+def expected_harm(runs: Runs) -> Panel:
+    """The regressor's harm at two temperatures, and the oracle's severity of answers at temperature 1."""
+    tables = [read_json(pathlib.Path(run) / "evaluate_pareto" / "metrics.json")["rows"] for run in runs]
+    values = [{(row["on"], row["model"]): row["value"] for row in table
+               if row["name"] == "expected_harm" and not row["against"]} for table in tables]
+    way = {0: "SL-CAI", **{step: f"RL-CAI-{step}" for step in steps_of(model for _, model in values[0])}}
+    series = [curve(f"regressor, {on}", list(way), [[table[on, model] for model in way.values()] for table in values], tone)
+              for tone, on in enumerate(("T=0", "T=1"), 1)]
+    by_seed = np.array([answered(runs, "evaluate_pareto", model, "red_team", "severity") for model in way.values()]).T
+    series.append(curve("oracle, T=1", list(way), by_seed, 3))
+    return Panel("figure_10", "Harm of answers to harmful requests by steps of RL", "PPO updates", "harm, 0 to 4", series,
+                 whole_x=True, zero=True)
 
 
 def revisions(runs: Runs) -> Panel:
@@ -205,11 +224,9 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Runs], Panel]]] = {
     "figure_5": (("revise",), revisions),
     "figure_6": (("revise_1", "revise_8"), num_principles),
     "figure_7": (("revise_direct_small", "revise_direct"), critiqued_or_direct),
-    "figure_8": (("evaluate_pareto",), lambda runs: by_steps(
-        runs, "harmful", "figure_8", "Harmful answers by steps of RL", "harmful", True)),
+    "figure_8": (("evaluate_pareto",), by_steps),
     "figure_9": (("judge_large_1",), calibration),
-    "figure_10": (("evaluate_pareto",), lambda runs: by_steps(
-        runs, "severity", "figure_10", "Mean severity by steps of RL", "severity, 0 to 4", False)),
+    "figure_10": (("evaluate_pareto",), expected_harm),
     "figure_12": (("judge_small_1", "judge_large_1"), harms),
     "labels": (("evaluate_labels",), label_kinds),
     "frontier": (("evaluate_best_of_n",), frontier),

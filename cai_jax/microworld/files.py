@@ -22,7 +22,9 @@ from cai_jax.microworld.oracle import judge, utility
 from cai_jax.structs import Message, dialogue_to_json
 
 DATA = pathlib.Path(__file__).resolve().parent / "data"
-RED_TEAM = {"harmful": 0.7, "look_alike": 0.2, "mixed": 0.1}
+# No mixed requests: the base model's revisions of them are malformed (two of three), and that is what would be learnt. How far
+# training reaches them is measured on held-out ones.
+RED_TEAM = {"harmful": 0.75, "look_alike": 0.25}
 HELPFUL = {"plain": 0.4, "look_alike": 0.6}
 NOISE = 3.0  # of raters: a preference for the better answer by logistic(NOISE · difference of utilities)
 
@@ -92,7 +94,7 @@ def comparisons(seed: int, count: int, held_out: bool) -> list[dict]:
         wanted = len(rows) + count
         while len(rows) < wanted:
             asked, text = documents.draw_request(dice, weights)
-            first, second = dice.choice(5, p=[0.35, 0.15, 0.1, 0.15, 0.25], size=2)
+            first, second = dice.choice(5, p=[0.3, 0.15, 0.1, 0.15, 0.3], size=2)
             pair = [mistake(dice, asked) if behaviour == 4 else documents.behave(dice, asked, np.eye(5)[int(behaviour)])
                     for behaviour in (first, second)]
             if first == second and dice.random() < 0.7 or pair[0] == pair[1]:
@@ -190,7 +192,7 @@ def tables() -> dict[str, list[dict]]:
         "helpful.jsonl": prompts(2, "help", {"train": (HELPFUL, 900), "heldout": ({"plain": 1.0}, 100)}),
         "look_alike.jsonl": prompts(3, "alike", {"heldout": ({"look_alike": 1.0}, 160)}),
         "mixed.jsonl": prompts(4, "mixed", {"heldout": ({"mixed": 1.0}, 100)}),
-        "comparisons.jsonl": comparisons(5, 800, held_out=False),
+        "comparisons.jsonl": comparisons(5, 2000, held_out=False),
         "heldout_comparisons.jsonl": comparisons(6, 200, held_out=True),
         "hhh.jsonl": questions(7, 240),
         "identify.jsonl": harms(8, 160, classify=False),

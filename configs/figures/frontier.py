@@ -2,7 +2,7 @@
 
 from configs import microworld
 
-COEFFICIENTS = (0.003, 0.1, 0.4)  # and the 0.02 of configs/microworld.py
+COEFFICIENTS = (0.01, 0.03, 0.3, 1.0)  # and that of configs/microworld.py
 
 
 def get_config():
