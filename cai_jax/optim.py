@@ -7,6 +7,7 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -27,6 +28,12 @@ def learning_rate(peak: float, *, schedule: str = "constant", warmup_steps: int 
     # The first step moves too: a rate of exactly 0 would spend a batch on nothing.
     first = peak / (warmup_steps + 1)
     return optax.join_schedules([optax.linear_schedule(first, peak, warmup_steps), after], [warmup_steps])
+
+
+def on_host(rate, num_steps: int):
+    """The same numbers, step → float, without a device: to be told of steps 0 to num_steps, not to be computed with."""
+    known = np.asarray(jax.vmap(lambda step: jnp.asarray(rate(step), jnp.float32))(jnp.arange(num_steps + 1)))
+    return lambda step: float(known[step])
 
 
 def adam(rate, *, max_grad_norm: float | None = 1.0, weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.95,

@@ -30,6 +30,7 @@ from cai_jax.errors import UserError
 from cai_jax.io import artefacts, integrity, preemption, progress
 from cai_jax.models import lora
 from cai_jax.stages.context import StageContext, resolve_role
+from cai_jax.training import profiling
 
 KINDS = ("respond", "revise", "sl", "compare", "human", "feedback", "pm", "rl", "best_of", "harm", "evaluate", "report")
 SAMPLING_KINDS = ("respond", "revise", "compare", "feedback", "evaluate")  # of rl the rollouts never use int8
@@ -104,6 +105,7 @@ def _strings(value, path=()):
 def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
     """The stages of `config.stages` and all they rest on, parents first. UserError for unknown names, kinds and cycles."""
     check_values(config)
+    profiling.check(config)
     graph, nodes, visiting = config.graph, {}, []
     for name in config.stages:
         if name not in graph:
@@ -122,7 +124,7 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
         fields = json.loads(json.dumps(stage.to_dict(), default=str))
         adapters = lora.Adapters.from_fields(fields.pop("adapters", None), f"config.graph.{name}.adapters")
         if adapters is not None:  # where they are off there is no field: as before there were any
-            fields["adapters"] = {**dataclasses.asdict(adapters), "targets": list(adapters.targets)}
+            fields["adapters"] = adapters.to_json()
         parents, identities = dict.fromkeys(_inputs(stage)), {}
         for path, value in _strings(fields):
             if path[-1] in MODEL_FIELDS or "models" in path[:-1]:

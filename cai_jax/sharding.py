@@ -149,7 +149,7 @@ def fetch(tree):
         if not isinstance(x, jax.Array):
             return np.asarray(x)
         if x.is_fully_addressable or x.is_fully_replicated:
-            return np.asarray(x)
+            return jax.device_get(x)
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
     return jax.tree.map(get, tree)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 import types
 
 import jax
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cai_jax import sharding
 from cai_jax.errors import UserError
 from cai_jax.io import checkpoints as checkpoints_lib
 from cai_jax.io import preemption
-from cai_jax.io.metrics import MetricsWriter
+from cai_jax.io.metrics import MetricsWriter, read_rows
 from cai_jax.io.progress import bar
 from cai_jax.training import loop
 from cai_jax.training import state as state_lib
@@ -27,7 +29,7 @@ class Killed(BaseException):
 def context(path):
     tokens = {}
     return types.SimpleNamespace(
-        name="toy", directory=types.SimpleNamespace(path=path), tokens=tokens,
+        name="toy", directory=types.SimpleNamespace(path=path), tokens=tokens, run_config={},
         metrics=lambda *resume: MetricsWriter(path, *resume),
         progress=lambda total, label, initial, unit: bar(total, label, initial, unit),
         count_tokens=lambda kind, count: tokens.update({kind: tokens.get(kind, 0) + count}))
@@ -131,3 +133,58 @@ def test_a_damaged_last_checkpoint_is_trained_again(tmp_path, capsys):
     got = run(tmp_path)
     np.testing.assert_array_equal(got[0], want[0])
     assert got[1] == want[1] and "going back to the step before" in capsys.readouterr().err
+
+
+@pytest.fixture
+def slow():
+    """A step that takes the device some 20 ms."""
+    @jax.jit
+    def step(state, data):
+        w = jax.lax.fori_loop(0, 40, lambda _, w: jnp.tanh(w @ w + data), state["params"]["w"])
+        return {"params": {"w": w}}, {"loss": jnp.sum(w), "tokens": jnp.float32(3)}
+
+    state = {"params": {"w": jax.device_put(jnp.eye(384), PLACE)}}
+    jax.block_until_ready(step(state, np.float32(0)))
+    return state, step
+
+
+def test_the_next_step_is_dispatched_before_numbers_are_read_and_while_the_device_works(tmp_path, monkeypatch, slow):
+    start, step = slow
+    events, before = [], []
+
+    def advance(state, number):
+        events.append(("dispatch", number))
+        if before:  # the batch of this step would be made here
+            events.append(("busy", number, not before[-1].is_ready()))
+        state, scalars = step(state, np.float32(number))
+        before.append(scalars["loss"])
+        return state, scalars
+
+    fetch = sharding.fetch
+    monkeypatch.setattr(loop.sharding, "fetch", lambda tree: events.append(("read",)) or fetch(tree))
+    settings = loop.Settings(4, save_every=100)
+    abstract = {"params": state_lib.abstract_of(start["params"])}
+    loop.fit(context(tmp_path), settings, abstract, lambda: start, advance, str, lambda step, writer: None)
+    order = [event[0] if event[0] == "read" else event[1] for event in events if event[0] != "busy"]
+    assert order[:6] == [0, 1, "read", 2, "read", 3]
+    assert [event[2] for event in events if event[0] == "busy"] == [True] * 3
+
+
+def test_seconds_of_steps_add_up_to_the_time_that_passed(tmp_path, slow):
+    start, step = slow
+    abstract = {"params": state_lib.abstract_of(start["params"])}
+
+    def advance(state, number):
+        state, scalars = step(state, np.float32(number))
+        return state, {**scalars, "own_seconds": 0.25}
+
+    def meter(values, seconds):
+        return {"rate": values["tokens"] / seconds}
+
+    began = time.monotonic()
+    loop.fit(context(tmp_path), loop.Settings(5, save_every=100), abstract, lambda: start, advance, str, lambda *_: None, meter)
+    passed = time.monotonic() - began
+    rows = read_rows(tmp_path / "timing.jsonl")
+    assert 0.5 * passed < sum(row["seconds"] for row in rows) < passed
+    assert all(row["rate"] == pytest.approx(3 / row["seconds"]) and row["own_seconds"] == 0.25 for row in rows)
+    assert "own_seconds" not in read_rows(tmp_path / "metrics.jsonl")[0]

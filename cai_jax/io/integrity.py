@@ -14,7 +14,7 @@ from etils import epath
 from cai_jax.io import artefacts
 
 # Not compared: times differ from run to run, checkpoints and manifests check themselves.
-UNCHECKED = ("manifest.json", "manifest.backup.json", "timing.jsonl", "checkpoints", "tensorboard")
+UNCHECKED = ("manifest.json", "manifest.backup.json", "timing.jsonl", "checkpoints", "tensorboard", "profile")
 
 
 def file_digests(directory: artefacts.StageDirectory) -> dict[str, str]:

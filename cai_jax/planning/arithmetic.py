@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+from cai_jax.models import lora
 from cai_jax.models.blocks import QUERY_CHUNK
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import num_params, param_table
@@ -51,6 +52,13 @@ def matrix_params(model: ModelConfig) -> int:
     """Weights that every token is multiplied with, without embedding and unembedding."""
     layers = {path[1]: p.shape for path, p in param_table(model).items() if path[0] == "layers"}
     return sum(math.prod(shape) for name, shape in layers.items() if "norm" not in name and "bias" not in name)
+
+
+def trained_share(model: ModelConfig, adapters: lora.Adapters | None) -> float:
+    """Of the parameters, those that training has gradients for."""
+    if adapters is None:
+        return 1.0
+    return sum(math.prod(spec.shape) for spec in lora.table(model, adapters).values()) / num_params(model)
 
 
 def temporaries(work: Work, mesh: Mapping[str, int], *, width: int, remat: str, chunk: int) -> float:

@@ -80,6 +80,15 @@ def parse_topology(text: str, num_slices: int = 1) -> Topology:
     return Topology(chip, shape, num_slices)
 
 
+def of_kind(device_kind: str) -> Chip | None:
+    """The chip that a device of this `device_kind` is ("TPU v5 lite", "NVIDIA H100 80GB HBM3", …); None for others."""
+    words = device_kind.lower().split()
+    if "tpu" in words:
+        name = words[-1] if words[-1] != "lite" else words[-2] + "e"
+        return CHIPS.get({"v5": "v5p"}.get(name, name))
+    return next((CHIPS[name] for name in ("a100", "h100", "h200") if any(name in word for word in words)), None)
+
+
 # libtpu asks the cloud who it is unless it is told; these values are for compiling without chips only.
 OFFLINE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost",
            "TPU_WORKER_ID": "0", "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}  # fmt: skip

@@ -15,13 +15,12 @@ import numpy as np
 
 from cai_jax import sharding
 from cai_jax.errors import UserError
-from cai_jax.models import lora
+from cai_jax.models import lora, rounding
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.params import num_params
-from cai_jax.planning.arithmetic import Work
+from cai_jax.planning.arithmetic import Work, trained_share
 from cai_jax.sampling import cached, plan, rewards
 from cai_jax.sampling import weights as sampling_weights
-from cai_jax.stages import pm, rl, sl
+from cai_jax.stages import harm, pm, rl, sl
 from cai_jax.stages.context import resolve_role
 from cai_jax.structs import SamplingParams
 from cai_jax.training import batching
@@ -71,7 +70,9 @@ def model_of(run_config, reference: str) -> ModelConfig:
     target = resolve_role(run_config, reference)
     if target.startswith("@"):
         stage = run_config.graph[target[1:].partition(":")[0]]
-        return model_of(run_config, stage.policy if stage.kind == "rl" else stage.init)
+        if stage.kind == "best_of":  # of answers that a stage of kind respond has drawn
+            stage = run_config.graph[stage.inputs.responses]
+        return model_of(run_config, stage[{"rl": "policy", "respond": "model"}.get(stage.kind, "init")])
     target = target.removeprefix("random:")
     if (pathlib.Path(target) / "config.json").exists():
         return ModelConfig.from_json(target)
@@ -88,13 +89,6 @@ def model_of(run_config, reference: str) -> ModelConfig:
 
 def adapters_of(stage) -> lora.Adapters | None:
     return lora.Adapters.from_fields(stage.get("adapters"), "adapters")
-
-
-def trained_share(model: ModelConfig, adapters: lora.Adapters | None) -> float:
-    """Of the parameters, those that a stage has gradients for."""
-    if adapters is None:
-        return 1.0
-    return sum(math.prod(spec.shape) for spec in lora.table(model, adapters).values()) / num_params(model)
 
 
 def of_sl(run_config, name: str, mesh) -> list[Program]:
@@ -119,6 +113,16 @@ def of_pm(run_config, name: str, mesh) -> list[Program]:
     return [_update(run_config, name, mesh, "reward", loss, batch, work)]
 
 
+def of_harm(run_config, name: str, mesh) -> list[Program]:
+    config, model = run_config.graph[name], model_of(run_config, run_config.graph[name].init)
+    rows = batching.num_rows(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
+    shape = batching.Shape(rows, batching.bucket(config.max_length))
+    batch = harm.make_batch([harm.Rated("", "", "", (), 0.0)], lambda item: np.zeros(config.max_length, np.int32), shape)
+    loss = harm.make_loss(model, jnp.dtype(run_config.model.dtype), **state_lib.forward_options(run_config))
+    work = Work("train", model, *batch["tokens"].shape, config.num_microbatches, head=False)
+    return [_update(run_config, name, mesh, "reward", loss, batch, work)]
+
+
 def _update(run_config, name, mesh, kind, loss, batch, work: Work) -> Program:
     config = run_config.graph[name]
     _, tx = state_lib.make_optimiser(config, f"config.graph.{name}", 1000)
@@ -127,20 +131,25 @@ def _update(run_config, name, mesh, kind, loss, batch, work: Work) -> Program:
     state = {"params": params, "optimiser": state_lib.abstract_optimiser(tx, params, mesh)}
     update = state_lib.jit_update(loss, tx, state, mesh, config.num_microbatches, adapters)
     base = adapters and state_lib.abstract_params(work.model, "policy", mesh, jnp.dtype(run_config.model.dtype))
+    if adapters and adapters.int8:
+        base = rounding.rounded_shapes(base)
     work = dataclasses.replace(work, trained=trained_share(work.model, adapters))
     return Program(name, "step", update, (state, sharding.abstract_batch(batch, mesh), base), {}, work, microbatched=True)
 
 
-def loaded(run_config, reference: str, kind: str, mesh, held: dict):
-    """What a stage has of a model: abstract parameters in the run's dtype, adapters on their base. `held` takes what it costs
-    by name, so that a base is there once."""
+def loaded(run_config, reference: str, kind: str, mesh, held: dict, int8: bool = False):
+    """What a stage has of a model: abstract parameters in the run's dtype, or with `int8` in 8 bits; adapters on their base as it
+    was when they were trained. `held` takes what it costs by name, so that a base is there once."""
     target, dtype = resolve_role(run_config, reference), jnp.dtype(run_config.model.dtype)
     model = model_of(run_config, target)
     stage = run_config.graph[target[1:].partition(":")[0]] if target.startswith("@") else {}
     adapters = adapters_of(stage)
     if adapters is None:
-        return held.setdefault(target, _cast(state_lib.abstract_params(model, kind, mesh), dtype))
-    base = loaded(run_config, stage.policy if stage.kind == "rl" else stage.init, "policy", mesh, held)
+        if (target, int8) not in held:
+            whole = _cast(state_lib.abstract_params(model, kind, mesh), dtype)
+            held[target, int8] = rounding.rounded_shapes(whole) if int8 else whole
+        return held[target, int8]
+    base = loaded(run_config, stage.policy if stage.kind == "rl" else stage.init, "policy", mesh, held, adapters.int8)
     trained = held.setdefault(target, state_lib.abstract_params(model, kind, mesh, adapters=adapters))
     return lora.attached_shapes(lora.base_of(base), trained, adapters)
 
@@ -156,9 +165,10 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     judge = None if custom else model_of(run_config, config.reward)
     value = judge if config.value_init == "reward" and not custom and not shared else policy
     held: dict = {}
-    reference = loaded(run_config, config.policy, "policy", mesh, held)
-    scorer = None if custom else loaded(run_config, config.reward, "reward", mesh, held)
     adapters, bases = adapters_of(config), None
+    int8 = adapters is not None and adapters.int8
+    reference = loaded(run_config, config.policy, "policy", mesh, held, int8)
+    scorer = None if custom else loaded(run_config, config.reward, "reward", mesh, held, int8)
     if adapters is not None:
         bases = learner_lib.Bases(adapters, lora.base_of(reference), lora.base_of(scorer if value is judge else reference))
     learner = learner_lib.Learner(policy, value, rl.settings(config, run_config.model, shared), mesh, dtype, bases=bases)
@@ -251,14 +261,17 @@ def of_sampling(run_config, name: str, mesh, model: ModelConfig, kept: float, pr
 # ---------------------------------------------------------------- runs
 
 
+TRAINING_KINDS = {"sl": of_sl, "pm": of_pm, "rl": of_rl, "harm": of_harm}
+
+
 def of_run(run_config, mesh) -> list[Program]:
     """The programs of all stages, in their order. Stages that sample with the same model and lengths share theirs."""
     found: list[Program] = []
     sampled: dict = {}
     for name in run_config.stages:
         config = run_config.graph[name]
-        if config.kind in ("sl", "pm", "rl"):
-            found += {"sl": of_sl, "pm": of_pm, "rl": of_rl}[config.kind](run_config, name, mesh)
+        if config.kind in TRAINING_KINDS:
+            found += TRAINING_KINDS[config.kind](run_config, name, mesh)
         elif config.kind in SAMPLING_KINDS:
             for reference in _sampled_models(config):
                 sampled.setdefault(model_of(run_config, reference), []).append(name)

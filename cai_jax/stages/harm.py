@@ -15,6 +15,7 @@ from cai_jax import losses
 from cai_jax.data.ratings import load_ratings
 from cai_jax.evals import harm as harm_evals
 from cai_jax.models import heads
+from cai_jax.planning import throughput
 from cai_jax.sampling.rewards import RewardModel
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import dialogue_to_json
@@ -95,8 +96,9 @@ def run(ctx: StageContext) -> dict:
 
     options = state_lib.forward_options(ctx.run_config)
     head = {**heads.zero_head(model.config), "bias": jnp.asarray(mean, jnp.float32)}
-    params, num_steps = scalar.fit(ctx, model, {item.id: [len(encoded[item.id])] for item in train},
-                                   make_loss(model.config, ctx.dtype, **options), batch, head)
+    lengths = {item.id: [len(encoded[item.id])] for item in train}
+    meter = throughput.training(ctx.mesh, model.config, float(np.mean(list(lengths.values()))), ctx.adapters(model), head=False)
+    params, num_steps = scalar.fit(ctx, model, lengths, make_loss(model.config, ctx.dtype, **options), batch, head, meter=meter)
 
     # ---- Held-out dialogues ---------------------------------------------------------------------------------------
     judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh, scan=options["scan"])

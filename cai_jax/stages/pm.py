@@ -17,6 +17,7 @@ from cai_jax import labels, losses, seeds
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.evals import preference
 from cai_jax.models import heads
+from cai_jax.planning import throughput
 from cai_jax.sampling.rewards import RewardModel
 from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.structs import Message, dialogue_from_json, dialogue_to_json
@@ -155,9 +156,9 @@ def run(ctx: StageContext) -> dict:
     options = state_lib.forward_options(ctx.run_config)
     key = jax.random.wrap_key_data(seeds.row_key(ctx.seed, ctx.name, "head"))
     head = None if pretrained else heads.init_head(model.config, key)
-    params, num_steps = scalar.fit(
-        ctx, model, {pair.id: [len(tokens_of(pair, side)) for side in (0, 1)] for pair in mixed},
-        make_loss(model.config, ctx.dtype, **options), batch, head, told)
+    lengths = {pair.id: [len(tokens_of(pair, side)) for side in (0, 1)] for pair in mixed}
+    meter = throughput.training(ctx.mesh, model.config, float(np.mean(list(lengths.values()))), ctx.adapters(model), head=False)
+    params, num_steps = scalar.fit(ctx, model, lengths, make_loss(model.config, ctx.dtype, **options), batch, head, told, meter)
 
     # ---- Held-out prompts: scores, normalisation, accuracy by source ----------------------------------------------
     judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh, scan=options["scan"])

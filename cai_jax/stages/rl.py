@@ -7,6 +7,7 @@ minibatches. "Same settings as 2204" where the paper says no more.
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, progress
 from cai_jax.models import heads, lora
+from cai_jax.planning import throughput
 from cai_jax.reporting import png
 from cai_jax.reporting.figure import Panel, Series
 from cai_jax.sampling.rewards import RewardModel
@@ -119,6 +121,7 @@ def run(ctx: StageContext) -> dict:
         require_rollouts(ctx, journal, start)
 
     def advance(state, update):
+        began = time.monotonic()
         drawn = rollouts.draw(prompts, update, config.rollouts_per_update, ctx.seed, ctx.name)
         policy.params = learner.policy(state)
         engine = ctx.engine(policy)
@@ -127,6 +130,7 @@ def run(ctx: StageContext) -> dict:
         completions = {item.id: item for item in ctx.sample(engine, asked, sampling, f"{ctx.name}: rollouts")}
         del engine  # the sampler's copy of the weights is not kept while the learner works
         batch = rollouts.assemble(drawn, completions, length)
+        sampled = time.monotonic()
         raw = score([(*prompt.dialogue, Message("assistant", completions[name].text)) for name, prompt in drawn])
         cut = np.array([completions[name].stop == "length" for name, _ in drawn])
         batch.scores = np.asarray(raw - np.float32(config.missing_eos_penalty) * cut, np.float32)
@@ -136,8 +140,10 @@ def run(ctx: StageContext) -> dict:
         scalars = describe(batch, frozen, raw, cut, coefficient)
         if update == 0 and own_reference:
             require(ctx, scalars["max_token_kl"], MAX_START_KL, "the policy differs from its reference before any update")
+        scored = time.monotonic()
         state, history = learner.learn(state, batch, frozen, update)
-        scalars.update(learned(history))
+        scalars.update(learned(history), rollout_seconds=sampled - began, score_seconds=scored - sampled,
+                       learn_seconds=time.monotonic() - scored)
         require(ctx, scalars["first_ratio_error"], MAX_RATIO_ERROR, "the ratio of the first minibatch is not 1")
         if scalars["sampler_gap"] > MAX_SAMPLER_GAP and ctx.dtype == jnp.float32:
             progress.warn(f"[{ctx.name}] update {update + 1}: sampler and learner differ by "
@@ -169,12 +175,14 @@ def run(ctx: StageContext) -> dict:
             panel = Panel("rewards", f"Responses of update {update + 1}", "KL, nats", "reward", [points])
             seen["writer"].figure(update + 1, "reward against KL", png.draw(panel))
 
+    meter = throughput.ppo(ctx.mesh, policy.config, value_config, judge and judge.config, num_rollouts=config.rollouts_per_update,
+                           num_epochs=config.num_epochs, shared=shared, adapters=adapters)
     weights = ("params", "value")
     result = loop.fit(ctx, loop.Settings(config.num_updates, config.save_every_updates, 1, config.snapshot_every_updates,
                                          "update", look_back=False, weights=weights),
                       learner.abstract, init, advance,
                       lambda update: [name for name, _ in rollouts.draw(prompts, update, config.rollouts_per_update,
-                                                                        ctx.seed, ctx.name)], on_start)
+                                                                        ctx.seed, ctx.name)], on_start, meter)
     del result
     require_rollouts(ctx, journal, config.num_updates)
     ctx.publish(policy, "policy")

@@ -10,6 +10,7 @@ import numpy as np
 from cai_jax import losses, seeds
 from cai_jax.errors import UserError
 from cai_jax.models import heads, lora
+from cai_jax.planning import throughput
 from cai_jax.sharding import batch_ways
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import Message, dialogue_from_json
@@ -114,7 +115,8 @@ def run(ctx: StageContext) -> dict:
         return state, {**scalars, "learning_rate": rate(step)}
 
     settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)
+    mean_length = float(np.mean([len(example.tokens) for example in data]))
     loop.fit(ctx, settings, abstract, init, advance, lambda step: [data[index].id for index in order.indices(step)],
-             model.release)
+             model.release, throughput.training(ctx.mesh, model.config, mean_length, adapters))
     ctx.publish(model, "policy")
     return loop.summary(ctx, num_steps, {"examples": len(data)})

@@ -1,8 +1,8 @@
 """The loop that every training stage shares: resume, step, look, save, and stop for the right reasons.
 
 `advance(state, step) → (state, scalars)` is the stage's own. The numbers of a step are fetched after the next one has
-been dispatched, so that the device never waits for the host; they are looked at before anything is saved, so that a
-checkpoint with a loss that is not finite cannot exist.
+been dispatched, so that the device never waits for the host and the next batch is made while it works; they are looked at
+before anything is saved, so that a checkpoint with a loss that is not finite cannot exist.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from cai_jax.errors import UserError
 from cai_jax.io import preemption, progress
 from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.io.metrics import MetricsWriter, read_rows
+from cai_jax.training import profiling
 from cai_jax.training import state as state_lib
 
 CHECKED = ("loss", "grad_norm", "value_loss", "value_grad_norm")
@@ -36,12 +37,14 @@ class Settings:
 
 
 def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], advance: Callable,
-        names: Callable[[int], Sequence[str]], on_start: Callable[[int, MetricsWriter], None]) -> dict:
+        names: Callable[[int], Sequence[str]], on_start: Callable[[int, MetricsWriter], None],
+        meter: Callable[[Mapping, float], dict] | None = None) -> dict:
     """Runs `advance` until `num_steps`, from the newest intact checkpoint or from `init()`; returns the last state.
 
     `abstract` has ShapeDtypeStructs with shardings for every item of the state. `names(step)` are the examples of a
     step, for the message of a loss that is not finite. `on_start(step, writer)` is called once the state is there, with
-    the step that work goes on from: the place to let go of weights that were only needed for `init`.
+    the step that work goes on from: the place to let go of weights that were only needed for `init`. `meter(numbers,
+    seconds)` are a step's rates; they, the seconds and numbers called …_seconds go to timing.jsonl.
     Raises UserError where a number is not finite (the last good checkpoint stays), Preempted after a SIGTERM.
     """
     checkpoints = Checkpoints(ctx.directory.path / "checkpoints")
@@ -60,9 +63,14 @@ def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], ad
     on_start(start, writer)
     tokens_seen = meta["tokens"]
 
-    def look(step: int, scalars, began: float, ended: float | None) -> None:
+    trace = profiling.Trace(ctx.run_config.get("profile_steps", ""), ctx.name, ctx.directory.path)
+    free = time.monotonic()  # when the device had done all before
+
+    def look(step: int, scalars) -> None:
+        nonlocal free, tokens_seen
         values = {name: float(value) for name, value in sharding.fetch(scalars).items()}
-        seconds = (ended or time.monotonic()) - began  # of this step still in flight: until its numbers are here
+        seconds, free = time.monotonic() - free, time.monotonic()
+        timing = {name: values.pop(name) for name in tuple(values) if name.endswith("_seconds")}
         bad = [name for name in CHECKED if name in values and not math.isfinite(values[name])]
         if bad:
             good = checkpoints.latest()
@@ -71,11 +79,10 @@ def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], ad
                 f"stage '{ctx.name}': {bad[0]} is {values[bad[0]]} at {settings.unit} {step + 1}, in the batch of "
                 f"{', '.join(names(step))}; {kept} in {checkpoints.path}; try a smaller learning_rate, or float32"
             )
-        nonlocal tokens_seen
         tokens_seen += int(values.get("tokens", 0))
         if (step + 1) % settings.log_every == 0 or step + 1 == settings.num_steps:
-            timing = {"seconds": seconds, "tokens_per_second": values.get("tokens", 0.0) / max(seconds, 1e-9)}
-            writer.write(step + 1, values, timing)
+            rates = meter(values, seconds) if meter else {"tokens_per_second": values.get("tokens", 0.0) / max(seconds, 1e-9)}
+            writer.write(step + 1, values, {"seconds": seconds, **timing, **rates})
         shown = [f"{name} {values[name]:.3g}" for name in ("reward", "kl", "loss") if name in values]
         bar.set_postfix_str(" ".join(shown))
 
@@ -83,27 +90,30 @@ def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], ad
         with ctx.progress(settings.num_steps, ctx.name, start, settings.unit) as bar:
             waiting = None
             for step in range(start, settings.num_steps):
-                began = time.monotonic()
-                state, scalars = advance(state, step)
+                with trace.step(step + 1):
+                    state, scalars = advance(state, step)
                 if waiting:
                     look(*waiting)
+                trace.after(step + 1, state)
                 done, last = step + 1, step + 1 == settings.num_steps
                 stop = preemption.requested(step)
                 snapshot = bool(settings.snapshot_every) and done % settings.snapshot_every == 0
                 save = last or stop or snapshot or done % settings.save_every == 0
                 if save or not settings.look_back:
-                    look(step, scalars, began, None)
+                    look(step, scalars)
                     waiting = None
                 else:
-                    waiting = (step, scalars, began, time.monotonic())
+                    waiting = step, scalars
                 if save:
                     items = settings.weights if last else tuple(state)
                     meta = {"tokens": tokens_seen, "metrics": writer.written()}
                     checkpoints.save(done, {name: state[name] for name in items}, meta, keep=snapshot)
+                    free = time.monotonic()
                 bar.update()
                 if stop and not last:
                     raise preemption.Preempted(f"stage '{ctx.name}': saved {settings.unit} {done} and stopped")
     finally:
+        trace.close()
         writer.close()
     ctx.count_tokens("trained", tokens_seen)
     return {name: state[name] for name in settings.weights}

@@ -38,13 +38,13 @@ def split(items: Sequence, fraction: float, seed: int, stage: str) -> tuple[list
 
 
 def fit(ctx, model, examples: Mapping[str, Sequence[int]], loss: Callable, make_batch: Callable, head: dict | None,
-        told: Callable[[dict], dict] = dict) -> tuple[dict, int]:
+        told: Callable[[dict], dict] = dict, meter: Callable | None = None) -> tuple[dict, int]:
     """(params {"decoder", "head"}, float32 what was trained, number of steps) after `num_epochs` over the examples: name →
     lengths of its dialogues, in tokens.
 
     `make_batch(indices, shape)` gives a step's batch on the host, `loss` is what `optim.sum_gradients` takes, `head` the
-    head to start with (None: `model.params` has one already), `told(scalars)` what the metrics are to show of a step. Goes on
-    from the stage's newest checkpoint; the model's weights are let go of once the state is there.
+    head to start with (None: `model.params` has one already), `told(scalars)` what the metrics are to show of a step, `meter`
+    what `loop.fit` takes. Goes on from the stage's newest checkpoint; the model's weights are let go of once the state is there.
     """
     config = ctx.config
     names, lengths = list(examples), list(examples.values())
@@ -72,5 +72,5 @@ def fit(ctx, model, examples: Mapping[str, Sequence[int]], loss: Callable, make_
 
     settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)
     state = loop.fit(ctx, settings, abstract, init, advance, lambda step: [names[index] for index in order.indices(step)],
-                     model.release)
+                     model.release, meter)
     return lora.attach(base, state["params"], adapters), num_steps

@@ -103,13 +103,14 @@ def with_head(decoder, head: dict, mesh):
 
 
 def make_optimiser(config, where: str, num_steps: int):
-    """(step → learning rate, optimiser) from a stage's fields; UserError for an unknown schedule."""
+    """(step → learning rate, a number on the host; optimiser) from a stage's fields; UserError for an unknown schedule."""
     try:
         rate = optim.learning_rate(config.learning_rate, schedule=config.schedule, warmup_steps=config.warmup_steps,
                                    num_steps=num_steps)
     except ValueError as error:
         raise UserError(f"{where}.{error}") from None
-    return rate, optim.adam(rate, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay)
+    tx = optim.adam(rate, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay)
+    return optim.on_host(rate, num_steps), tx
 
 
 def jit_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict, mesh, num_microbatches: int,

@@ -1,0 +1,76 @@
+"""What a training step did a second: tokens, useful floating-point operations, and their share of what the chips could do
+(model FLOPs utilisation, 2204.02311). Useful is what `arithmetic` counts: nothing that is computed twice, no padding."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Mapping
+
+import jax
+
+from cai_jax.models import lora
+from cai_jax.models.config import ModelConfig
+from cai_jax.planning import arithmetic, chips
+from cai_jax.planning.arithmetic import Work
+
+Meter = Callable[[Mapping[str, float], float], dict[str, float]]
+
+
+def meter(mesh, flops: Callable[[Mapping[str, float]], float]) -> Meter:
+    """(a step's numbers, its seconds) → its rates, for timing.jsonl. `flops`: of all chips together, from those numbers.
+
+    "mfu" is there where the chips' peak is published: always that of dense bfloat16, whatever the run computes in.
+    """
+    devices = list(mesh.devices.flat)
+    chip = chips.of_kind(devices[0].device_kind)
+
+    def measure(values, seconds):
+        done = flops(values) / max(seconds, 1e-9)
+        found = {"tokens_per_second": values.get("tokens", 0.0) / max(seconds, 1e-9), "flops_per_second": done, **memory(devices)}
+        return found | ({"mfu": done / (chip.flops * len(devices))} if chip else {})
+
+    return measure
+
+
+def memory(devices) -> dict[str, float]:
+    """Bytes in use now and at the most so far: of the fullest of this process's devices, or of the process itself where
+    devices do not say (CPU). Asking does not wait for what they compute."""
+    here = [device.memory_stats() for device in devices if device.process_index == jax.process_index()]
+    if here and all(here):
+        names = {"memory_bytes": "bytes_in_use", "peak_memory_bytes": "peak_bytes_in_use"}
+        return {name: float(max(stats.get(key, 0) for stats in here)) for name, key in names.items()}
+    found = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0}
+    try:
+        with open("/proc/self/statm") as file:
+            found["memory_bytes"] = float(int(file.read().split()[1]) * resource.getpagesize())
+            found["peak_memory_bytes"] = max(found.values())  # the kernel's two accounts differ by some pages
+    except OSError:  # not Linux
+        pass
+    return found
+
+
+def training(mesh, model: ModelConfig, mean_length: float, adapters: lora.Adapters | None = None, head: bool = True) -> Meter:
+    """Of a step that trains on `tokens` tokens (a number of the step) in sequences of `mean_length`; head: with logits."""
+    share = arithmetic.trained_share(model, adapters)
+
+    def flops(values):
+        return Work("train", model, values["tokens"] / mean_length, mean_length, head=head, trained=share).flops
+
+    return meter(mesh, flops)
+
+
+def ppo(mesh, policy: ModelConfig, value: ModelConfig, judge: ModelConfig | None, *, num_rollouts: int, num_epochs: int,
+        shared: bool, adapters: lora.Adapters | None = None) -> Meter:  # fmt: skip
+    """Of an update over `tokens` tokens of prompts and responses: they are sampled, scored, run through policy, reference and
+    value model, and learned in every epoch."""
+
+    def flops(values):
+        def work(kind, model, head):
+            share = arithmetic.trained_share(model, adapters)
+            return Work(kind, model, num_rollouts, values["tokens"] / num_rollouts, head=head, trained=share).flops
+
+        once = 3 * work("forward", policy, True) + work("forward", value, False) + (work("forward", judge, False) if judge else 0)
+        learned = work("train", policy, True) + (0 if shared else work("train", value, False))
+        return once + num_epochs * learned
+
+    return meter(mesh, flops)
