@@ -66,6 +66,9 @@ def round_layers(params: dict) -> dict:
 
 def rounded_shapes(params: dict) -> dict:
     """`round_layers` for ShapeDtypeStructs with shardings."""
+    if "decoder" in params:
+        return {**params, "decoder": rounded_shapes(params["decoder"])}
+
     def shapes(name, weight):
         if name not in MATRICES:
             return weight
