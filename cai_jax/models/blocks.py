@@ -217,10 +217,15 @@ def _mlp(h_BxTxD, weights: dict, config: ModelConfig):
 
 
 def _attend_chunk(q_BxCxKxGxDh, k_BxSxKxDh, v_BxSxKxDh, allowed_BxCxS, cap):
-    scores = jnp.einsum("bckgd,bskd->bkgcs", q_BxCxKxGxDh, k_BxSxKxDh, preferred_element_type=jnp.float32)
-    scores = jnp.where(allowed_BxCxS[:, None, None], softcap(scores, cap), MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BxSxKxDh.dtype)
-    return jnp.einsum("bkgcs,bskd->bckgd", weights, v_BxSxKxDh)
+    # One matrix product a key head, of the queries of all its heads together; operands as a CPU's products want them (a third
+    # less time than with the axes where they come from).
+    B, C, K, G, Dh = q_BxCxKxGxDh.shape
+    q_BxKxMxDh = q_BxCxKxGxDh.transpose(0, 2, 3, 1, 4).reshape(B, K, G * C, Dh)
+    scores = jnp.einsum("bkmd,bkds->bkms", q_BxKxMxDh, k_BxSxKxDh.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
+    scores = jnp.where(allowed_BxCxS[:, None, None], softcap(scores.reshape(B, K, G, C, -1), cap), MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BxSxKxDh.dtype).reshape(B, K, G * C, -1)
+    context = jnp.einsum("bkms,bksd->bkmd", weights, v_BxSxKxDh.transpose(0, 2, 1, 3))
+    return context.reshape(B, K, G, C, Dh).transpose(0, 3, 1, 2, 4)
 
 
 def causal_attention(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, mask_BxT, segments_BxT=None, window: int = 0,
