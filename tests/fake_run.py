@@ -142,8 +142,9 @@ def write(root, num_prompts=32, seed=0, lift=0.5, hostile=(), stages=None):
                                "logprobs": [{"order": "ab", "chain": 0, "a": -1.0 + lean + bias, "b": -1.0},
                                             {"order": "ba", "chain": 0, "a": -1.0 - lean + bias, "b": -1.0}]})
             w.lines(f"{name}/records.jsonl", labels)
-            w.stage(name, "feedback", {"mode": mode, "constitution": "embedded", "both_orders": True, "num_few_shot": 2},
-                    62.0, "confidence 0.68, option (A) chosen 72%, flip rate 38%", {"scored": 900 * num_prompts},
+            w.stage(name, "feedback", {"mode": mode, "inputs": {"comparisons": "compare"}, "constitution": "embedded",
+                                       "both_orders": True, "num_few_shot": 2}, 62.0,
+                    "confidence 0.68, option (A) chosen 72%, flip rate 38%", {"scored": 900 * num_prompts},
                     rows=num_prompts, mean_confidence=0.68, chose_option_a=0.72, flip_rate=0.38)
     if wanted("pm"):
         w.lines("pm/metrics.jsonl", [{"step": i, "loss": 0.72 - 0.004 * i + rng.normal(0, 0.02),
@@ -233,8 +234,9 @@ def _evaluate(w, num_prompts, seed, lift, revisions, scores, answer):
                                      "notes": ["the judge @pm is the preference model that rl was trained against: its score "
                                                "is expected to rise and is no independent evidence"]})
     w.stage("evaluate", "evaluate", {"models": {"initial": "helpful", "sl": "@sl", "rl": "@rl"}, "reward": "@pm",
-                                     "choices": "embedded:hhh"}, 133.0, "PM score on red-team prompts: −0.25 → 0.2 → 0.7",
-            {"sampled": 3_000, "scored": 20_000}, rows=len(rows), answers=len(records))
+                                     "inputs": {"revisions": "revise"}, "choices": "embedded:hhh"}, 133.0,
+            "PM score on red-team prompts: −0.25 → 0.2 → 0.7", {"sampled": 3_000, "scored": 20_000}, rows=len(rows),
+            answers=len(records))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ TIERS = [
     ("models", 2), ("data", 2), ("constitution", 2), ("io", 2),
     ("sampling", 3), ("evals", 3), ("training", 3), ("reporting", 3), ("exporting", 3), ("microworld", 4),
     ("stages", 4), ("planning", 4),
-    ("pipeline", 5), ("main", 6), ("report", 5), ("export", 5), ("plan", 6), ("status", 5), ("notebook", 5),
+    ("pipeline", 5), ("main", 6), ("report", 5), ("results", 5), ("export", 5), ("plan", 6), ("status", 5), ("notebook", 5),
 ]
 # io meets none of the others; the others may use data's tokens or a model's config, never in a circle.
 INDEPENDENT = {"io"}

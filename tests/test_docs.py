@@ -28,7 +28,7 @@ def test_the_code_of_extend_runs(finished, tmp_path, monkeypatch):
     """As a reader would: block after block in one directory; what a block calls a file is written there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(pipeline, "KINDS", (*pipeline.KINDS, "best_of"))  # what the page says to do by hand
+    monkeypatch.setattr(pipeline, "KINDS", (*pipeline.KINDS, "above"))  # what the page says to do by hand
     monkeypatch.setattr(cai_jax.stages, "__path__", [*cai_jax.stages.__path__, str(tmp_path / "cai_jax" / "stages")])
     families = dict(FAMILIES)
     shutil.copytree(finished[0], tmp_path / "runs" / "tiny")
@@ -49,7 +49,7 @@ def test_the_code_of_extend_runs(finished, tmp_path, monkeypatch):
         FAMILIES.clear()
         FAMILIES.update(families)
     assert ran == 6
-    assert len((tmp_path / "runs" / "tiny" / "best_of" / "records.jsonl").read_text().splitlines()) == 6
+    assert len((tmp_path / "runs" / "tiny" / "above" / "records.jsonl").read_text().splitlines()) == 6
 
 
 def test_the_paper_map_has_the_defaults():

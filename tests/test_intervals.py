@@ -11,6 +11,7 @@ from cai_jax.evals.intervals import (
     cluster_means,
     clustered_mean,
     mcnemar,
+    net_wins,
     paired_difference,
     wilson,
 )
@@ -97,3 +98,11 @@ def test_mcnemar_equals_the_binomial_test():
     b = {str(i): float(i < 20 or i >= 45) for i in range(50)}
     assert math.isclose(mcnemar(a, b), scipy_stats.binomtest(5, 15).pvalue)
     assert mcnemar(a, a) is None
+
+
+def test_net_wins_are_wilsons_and_never_certain():
+    found = net_wins([0.3] * 60 + [-2.0] * 30 + [0.0] * 10)
+    share = wilson(65, 100)
+    assert found.value == pytest.approx(0.3) and found.low == pytest.approx(2 * share.low - 1) and found.n == 100
+    assert net_wins([-1.0] * 3).value == -1.0 and net_wins([-1.0] * 3).high > -0.5
+    assert net_wins([]).value is None

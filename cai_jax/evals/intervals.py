@@ -49,6 +49,14 @@ def wilson(successes: float, n: int, level: float = 0.95) -> Estimate:
     return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
 
 
+def net_wins(differences: Sequence[float]) -> Estimate:
+    """P(> 0) − P(< 0) among `differences` [n], by Wilson's interval of wins in which a tie is a half: unlike a resampled mean it
+    is not certain where all of a few agree."""
+    won = sum(0.5 * (1 + float(d > 0) - float(d < 0)) for d in differences)
+    found = wilson(won, len(differences))
+    return found if found.value is None else Estimate(2 * found.value - 1, 2 * found.low - 1, 2 * found.high - 1, found.n)
+
+
 def bootstrap_mean(values: Sequence[float], *, seed: int = 0, level: float = 0.95,
                    num_resamples: int = NUM_RESAMPLES) -> Estimate:
     """Mean of `values` [n] with a bootstrap-t interval (Efron & Tibshirani 1993, section 12.5).

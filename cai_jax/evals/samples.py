@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from cai_jax.evals import elo as elo_lib
 from cai_jax.evals import length, text_statistics
-from cai_jax.evals.intervals import Estimate, bootstrap_mean, cluster_means, paired_difference, wilson
+from cai_jax.evals.intervals import Estimate, bootstrap_mean, cluster_means, net_wins, paired_difference, wilson
 from cai_jax.evals.rows import row
 
 # metric → (unit, which way is good). Refusals are good or bad by the prompts they answer, so neither here.
@@ -96,9 +96,8 @@ def _at_equal_length(on: str, name: str, first: str, means: Mapping, before: Map
     if not common:
         return []
     scores, tokens = ([means[metric][p] - before[metric][p] for p in common] for metric in ("pm_score", "num_tokens"))
-    wins = [float(difference > 0) - float(difference < 0) for difference in scores]
     found = {"pm_score_at_equal_length": (length.score_difference(scores, tokens, seed=seed), "PM score"),
-             "net_wins": (bootstrap_mean(wins, seed=seed), "share"),
+             "net_wins": (net_wins(scores), "share"),
              "net_wins_at_equal_length": (length.net_wins(scores, tokens, seed=seed), "share")}
     return [row(metric, on, name, estimate, against=first, unit=unit, good="higher")
             for metric, (estimate, unit) in found.items()]

@@ -59,6 +59,7 @@ class Deck:
 
     def _revisions(self, run: Run, place: int) -> None:
         for stage in run.of_kind("revise"):
+            scores = run.revision_scores(stage.name)
             for record in run.records(stage.name):
                 before, rounds = self.text(record.get("initial")), []
                 initial = before
@@ -68,11 +69,11 @@ class Deck:
                         "n": self.principle(turn.get("principle_id"), turn.get("critique_request")),
                         "c": self.text(turn["critique"]) if turn.get("critique") is not None else None,
                         "v": after, "o": word_diff(before, after),
-                        "s": _round(run.scores.get(f"{record['id']}#{number}")),
+                        "s": _round(scores.get(f"{record['id']}#{number}")),
                     })
                     before = after
                 self.card(record).setdefault("rev", []).append(
-                    {"g": place, "m": stage.name, "i": initial, "s": _round(run.scores.get(f"{record['id']}#0")), "r": rounds})
+                    {"g": place, "m": stage.name, "i": initial, "s": _round(scores.get(f"{record['id']}#0")), "r": rounds})
 
     def _responses(self, run: Run, place: int) -> None:
         """Answers that were not revised (helpful samples, or a run that stopped before it revised)."""

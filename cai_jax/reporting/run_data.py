@@ -123,9 +123,16 @@ class Run:
 
     @functools.cached_property
     def scores(self) -> dict[str, float]:
-        """PM scores by record id; "<id>#<n>" for the n-th revision of a record (0: the initial response)."""
+        """PM scores by record id."""
         return {row["id"]: row["score"] for stage in self.of_kind("evaluate")
                 for row in self.records(stage.name, "scores")}
+
+    @functools.cache  # noqa: B019
+    def revision_scores(self, stage: str) -> dict[str, float]:
+        """Of one revise stage, "<record id>#<number of revisions>" → score, by the evaluate stages that judged it: stages that
+        revise the same responses share their records' ids."""
+        judges = [one.name for one in self.of_kind("evaluate") if (one.fields.get("inputs") or {}).get("revisions") == stage]
+        return {row["id"]: row["score"] for name in judges for row in self.records(name, "scores")}
 
     @functools.cached_property
     def answers(self) -> list[dict]:

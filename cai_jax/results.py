@@ -1,0 +1,77 @@
+"""Published results of a run: `python -m cai_jax.results RUN --out DIR [--critiques 60] [--of revise]`.
+
+Writes under DIR: metrics.json (every number with its interval, curves, cost, versions), tables.md, figures/*.png,
+transcripts.md (drawn by rule), critiques_to_read.md with critiques_to_read.csv, and reference/, a run directory without weights and
+texts that `cai_jax.report` lays beside a run of yours. Once the table of critiques has been filled in, the same command counts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from etils import epath
+
+from cai_jax.errors import UserError
+from cai_jax.io import artefacts
+
+USAGE = "python -m cai_jax.results RUN --out DIR [--critiques COUNT] [--of STAGE]"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; usage: {USAGE}")
+
+
+def write(run_path, out, count: int = 60, of: str = "") -> dict:
+    """Writes everything under `out`; returns {file name: bytes}. UserError where `run_path` is no run, or `of` no revise stage."""
+    from cai_jax.reporting import png, results, results_figures, transcripts
+    from cai_jax.reporting.run_data import Run
+
+    run, out = Run(run_path), epath.Path(out)
+    critiqued = [stage.name for stage in run.of_kind("revise") if stage.fields.get("critique")]
+    if of and of not in critiqued:
+        raise UserError(f"--of {of}: not a revise stage with critiques; there are {', '.join(critiqued) or 'none'}")
+    drawn = transcripts.critiques(run, of or critiqued[0], count) if critiqued else []
+    files, counted = {}, []
+    if drawn:
+        path = out / "critiques_to_read.csv"
+        if path.exists():
+            counted = transcripts.count_marks(path.read_text(), drawn, str(path))
+        if not counted:
+            files["critiques_to_read.csv"] = transcripts.blank(drawn)
+        files["critiques_to_read.md"] = transcripts.sheet(drawn)
+    found = results.collect(run, counted)
+    files["tables.md"] = results.tables(found)
+    files["transcripts.md"] = transcripts.render(run, run.models)
+    for name, text in files.items():
+        artefacts.write_text(out / name, text if text.endswith("\n") else text + "\n")
+    artefacts.write_json(out / "metrics.json", found)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for panel in results_figures.every(run, found):
+        drawing = png.draw(panel)
+        (out / "figures" / f"{panel.key}.png").write_bytes(drawing)
+        files[f"figures/{panel.key}.png"] = drawing
+    size = results.write_reference(run, out / "reference")
+    return {**{name: len(text) for name, text in files.items()}, "metrics.json": len(artefacts.dump(found)), "reference/": size}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, or 2 with one line on standard error."""
+    parser = _Parser(prog="cai_jax.results", usage=USAGE, description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("--out", required=True, help="where to write")
+    parser.add_argument("--critiques", type=int, default=60, metavar="COUNT", help="how many are drawn to be read (60)")
+    parser.add_argument("--of", default="", metavar="STAGE", help="the revise stage that they are drawn from (the first)")
+    try:
+        arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
+        for name, size in write(arguments.run, arguments.out, arguments.critiques, arguments.of).items():
+            print(f"{epath.Path(arguments.out) / name}: {size:,} bytes")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""What Constitutional AI does to SmolLM2-135M-Instruct, on public data, judged by people's comparisons that nothing else saw.
+
+    python -m cai_jax.main --config=configs/results/smollm2.py:size=cpu --workdir=runs/smollm2        # again: it goes on
+    python -m cai_jax.results runs/smollm2 --out=results/smollm2
+
+Sizes: `cpu` (two cores), `gpu` (one of 80 GB; `:size=gpu,piece=1` to `piece=8` run some of its stages, one piece after the
+other), `smoke` (a random model, for a test). `data=DIR` says where the files are.
+
+Data, in the form of files that hold subsets of them: prompts, the first human turns of hh-rlhf harmless-base and helpful-base
+(github.com/anthropics/hh-rlhf, by way of github.com/janphilippfranken/typo); comparisons, hh-rlhf's test files; principles,
+worked examples and the 438 HHH questions, github.com/anthropics/ConstitutionalHarmlessnessPaper.
+
+**Who sees what.** Every first human turn falls into one of ten parts, the same in every file (`cai_jax/data/selection.py`):
+parts 0 and 1 are held out (the policies answer these prompts, preference models and labels are measured on these pairs), 2 to
+5 teach the judge and nothing else, 6 to 9 teach everything else. So no stage that makes a policy sees a prompt or a pair of the
+judge's. (`pm_all` of the gpu size does: it says what more data are worth, and neither trains nor judges anything.)
+
+**Budget of `cpu`.** On two idle cores a training step takes about 150 tokens a second, sampling 200 to 250 at 16 rows, scoring
+900. A prompt has 44 tokens with its template, a side of a human pair of at most 400 characters 88, of 600 characters 110 (so
+counted on these data). In seconds, at 150, 210 and 900:
+
+| stage | work | seconds |
+|---|---|---|
+| respond, respond_helpful | 96 × 48 + 48 × 48 tokens sampled | 35 |
+| revise (official), _ours, _text: 2 rounds | 3 × 96 × 2 × 96 sampled, 3 × 96 × 4 × 160 read | 470 |
+| revise_direct | 96 × 2 × 48 sampled, 96 × 2 × 160 read | 80 |
+| sl, sl_direct | 2 × (192 + 48) × 89 trained | 285 |
+| compare | 160 × 2 × 48 sampled | 75 |
+| feedback; three on human pairs | 2 × 160 × 240 + 3 × 2 × 184 × 280 read | 430 |
+| pm_judge | 671 pairs, 142 k tokens trained | 950 |
+| pm_harmless, pm_helpful, pm_human | 250, 206 and 456 pairs, 159 k tokens trained | 1,060 |
+| pm_ai, pm_relabelled | 2 × (160 pairs of answers, 28 k, and 206 human ones, 35 k) trained | 840 |
+| five rl, 8 updates × 32 answers of 44 + 32 tokens | each 8 k sampled, 3 × 19 k read, 2 × 19 k trained | 1,800 |
+| respond_best | 96 × 8 × 48 sampled | 180 |
+| two best_of, evaluate and nine smaller evaluations | 8 × 96 × 48 sampled, 300 k read | 560 |
+| compiling and loading, 39 stages | 20 each | 780 |
+| | | 7,545 = 2 h 06 min |
+
+The limit is 9,000; a sixth is left for a slower hour. Nothing of this was measured whole. Adapters leave out the weights'
+gradients and packed rows the padding, which the 150 do not count on. Answers are drawn at temperature 0.7 (a model of this size
+rambles at 1), which is also the distribution that PPO optimises. Learning rates are guesses, not tuned on anything; of RL look at
+the KL first.
+
+`gpu` takes all pairs up to 512 tokens, a preference model on all pairs but the held-out ones (`pm_all`), chains of thought and
+XSTest besides. Its times are not known; the pieces are cut so that none should need more than 8 minutes. Adapters on q, k, v
+and o of rank 8 make 3.7 MB a trained model (and as much for a value model), which is what a piece hands to the next.
+"""
+
+import dataclasses
+import os
+
+from configs import default
+
+MODEL = "models/smollm2-135m-instruct"
+TINY = "random:" + os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "models", "tiny")
+HELD_OUT, JUDGE, REST = "0-1/10", "2-5/10", "6-9/10"
+NO_PROMPTS = default.prompts("", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What differs between the sizes. Lengths are in tokens where nothing else is said; None: no limit."""
+
+    red_team: int  # prompts of the supervised stage
+    helpful: int
+    compared: int  # prompts whose answers are compared
+    held_out: int  # prompts that the policies answer, of each kind
+    judged: int | None  # held-out pairs on which preference models and labels are measured, of each kind
+    pairs: int | None = None  # of each kind, for a preference model
+    prompt_characters: int = 200
+    pair_characters: int | None = 400
+    judge_characters: int | None = 600
+    answer: int = 48
+    rounds: int = 2
+    few_shot: int = 1
+    choice_few_shot: int = 2
+    samples_best: int = 8
+    batch_size: int = 16
+    max_length: int = 192
+    rate: float = 2e-4
+    save_every_steps: int = 10
+    updates: int = 8
+    rollouts: int = 32
+    rl_answer: int = 32
+    rl_rate: float = 3e-4
+    choices: int | None = 80
+    adapters: tuple = (16, 32.0, ("all",))
+    extras: bool = False  # pm_all, a chain of thought, XSTest
+
+
+SIZES = {
+    "cpu": Size(red_team=96, helpful=48, compared=160, held_out=48, judged=100),
+    "gpu": Size(red_team=1024, helpful=512, compared=2048, held_out=256, judged=None, prompt_characters=400,
+                pair_characters=None, judge_characters=None, answer=128, rounds=4, few_shot=4, choice_few_shot=5, batch_size=32,
+                max_length=512, rate=1e-4, save_every_steps=50, updates=80, rollouts=128, rl_answer=96, rl_rate=1e-4, choices=None,
+                adapters=(8, 16.0, ("q", "k", "v", "o")), extras=True),
+    "smoke": Size(red_team=3, helpful=2, compared=3, held_out=2, judged=4, pairs=6, prompt_characters=40, pair_characters=160,
+                  judge_characters=160, answer=6, rounds=1, few_shot=0, choice_few_shot=0, samples_best=2, batch_size=4,
+                  max_length=512, rate=1e-3, updates=2, rollouts=4, rl_answer=4, rl_rate=1e-3, choices=2,
+                  adapters=(2, 4.0, ("q", "v"))),
+}
+PIECES = (  # of `gpu`
+    ("respond", "respond_helpful", "revise", "revise_direct"),
+    ("revise_ours", "revise_text", "sl", "sl_direct"),
+    ("compare", "pm_judge", "pm_harmless", "pm_helpful", "pm_human", "pm_all"),
+    ("human_pairs", "feedback", "agree_chat", "agree_text", "agree_ours", "agree_chain", "feedback_pm", "pm_ai", "pm_relabelled"),
+    ("rl", "rl_helpful"),
+    ("rl_human", "rl_human_labels", "rl_relabelled"),
+    ("respond_best", "best_of", "best_of_human", "evaluate"),
+    ("evaluate_direct", "evaluate_ours", "evaluate_text", "evaluate_harmless", "evaluate_helpful", "evaluate_human",
+     "evaluate_ai", "evaluate_relabelled", "evaluate_all", "evaluate_choices", "report"),
+)
+# As they are called in print → the model. Differences are taken against the first.
+POLICIES = {
+    "SmolLM2": "helpful", "SL-CAI": "@sl", "SL-CAI-direct": "@sl_direct", "RL-CAI": "@rl", "H-RLHF": "@rl_helpful",
+    "HH-RLHF": "@rl_human", "RL-CAI-human-labels": "@rl_human_labels", "RL-CAI-PM-labels": "@rl_relabelled",
+    "best-of-8": "@best_of", "best-of-8-human-PM": "@best_of_human",
+}
+
+
+def get_config(arg="size=cpu"):
+    given = dict(part.partition("=")[::2] for part in (arg or "size=cpu").split(",") if part)
+    if unknown := set(given) - {"size", "data", "piece"}:
+        raise ValueError(f"'{', '.join(unknown)}': expected size=…, data=… and piece=…")
+    name = given.get("size", "cpu")
+    if name not in SIZES:
+        raise ValueError(f"size={name}: expected one of {', '.join(SIZES)}")
+    size, data = SIZES[name], given.get("data", "../shared/data")
+    config = default.base_config()
+    config.models.base = TINY if name == "smoke" else MODEL
+    if name == "gpu":
+        config.model.update({"dtype": "bfloat16", "scan_layers": True})
+        config.sampling.update({"batch_size": 256, "max_length": 4096})
+    if name == "smoke":
+        config.sampling.batch_size = 8
+    config.graph = made = graph(size, data)
+    config.stages = tuple(made)
+    if "piece" in given:
+        if name != "gpu" or not given["piece"].isdigit() or not 1 <= int(given["piece"]) <= len(PIECES):
+            raise ValueError(f"piece={given['piece']}: size=gpu has pieces 1 to {len(PIECES)}")
+        config.stages = PIECES[int(given["piece"]) - 1]
+    return config
+
+
+def graph(size: Size, data: str) -> dict:
+    """The stages in the order in which they run."""
+    red_team, helpful = f"{data}/redteam_hh_harmless_first_turns.jsonl.gz", f"{data}/helpful_hh_first_turns.jsonl.gz"
+    harmless_pairs, helpful_pairs = f"{data}/hh_harmless_base.jsonl.gz", f"{data}/hh_helpful_base.jsonl.gz"
+    both_pairs = f"{harmless_pairs}+{helpful_pairs}"
+    official = f"{data}/official/prompts"
+    calm = {"temperature": 0.7}
+    rank, alpha, targets = size.adapters
+    adapters = default.adapters(rank, alpha, targets)
+    steps = {**default.optimisation(size.rate, size.batch_size), "schedule": "linear", "warmup_steps": 3, "adapters": adapters,
+             "max_length": size.max_length, "save_every_steps": size.save_every_steps}
+
+    def those(source, split=REST, offset=0, limit=None):
+        return {"source": source, "split": split, "offset": offset, "limit": limit, "max_characters": size.prompt_characters}
+
+    def pairs(source, split=REST, limit=size.pairs, characters=size.pair_characters):
+        return default.human_pairs(source, split, 0, limit, characters)
+
+    def revise(**fields):
+        return default.revise(**{
+            "constitution": official, "num_rounds": size.rounds, "num_few_shot": size.few_shot, **calm,
+            "max_critique_tokens": size.answer, "max_revision_tokens": size.answer, **fields})
+
+    def feedback(comparisons, **fields):
+        return default.feedback(comparisons, **{"constitution": official, "num_few_shot": size.choice_few_shot, "num_headers": 4,
+                                                "both_orders": True, **fields})
+
+    def pm(human, comparisons="", labels=""):
+        # Held-out pairs are the same for all, and stages of their own; a few more normalise the scores.
+        return default.pm(comparisons, labels, human=human, holdout_fraction=0.05, **steps)
+
+    def rl(policy, reward, source):
+        return default.rl(
+            policy, reward, prompts=default.prompts(**those(source, limit=4 * size.updates * size.rollouts)), adapters=adapters,
+            num_updates=size.updates, rollouts_per_update=size.rollouts, num_minibatches=4, warmup_updates=1, kl_coefficient=0.05,
+            learning_rate=size.rl_rate, value_learning_rate=size.rl_rate, max_prompt_tokens=128, max_new_tokens=size.rl_answer,
+            save_every_updates=4, **calm)
+
+    def evaluate(models, reward, revisions="", comparisons="", **fields):
+        return default.evaluate(models, revisions, **{
+            "anchor": "SmolLM2", "reward": reward, "feedback": "", "choices": "", "max_new_tokens": size.answer, **calm,
+            "prompts_red_team": NO_PROMPTS, "prompts_helpful": NO_PROMPTS,
+            "comparisons": pairs(comparisons, HELD_OUT, size.judged), **fields})
+
+    answered = {"prompts_red_team": default.prompts(**those(red_team, HELD_OUT, limit=size.held_out)),
+                "prompts_helpful": default.prompts(**those(helpful, HELD_OUT, limit=size.held_out))}
+    made = {
+        # ---- Section 3: critiques and revisions, four ways; SL-CAI ----
+        "respond": default.respond(**those(red_team, limit=size.red_team), max_new_tokens=size.answer, **calm),
+        "respond_helpful": default.respond(**those(helpful, limit=size.helpful), max_new_tokens=size.answer, **calm),
+        "revise": revise(),
+        "revise_direct": revise(critique=False),
+        "revise_ours": revise(constitution="embedded"),
+        "revise_text": revise(format="text"),  # the paper's Human/Assistant text, not the model's chat template
+        "sl": default.sl("revise", **steps),
+        "sl_direct": default.sl("revise_direct", **steps),
+        # ---- People's comparisons: the judge, and three preference models; labels against people ----
+        "pm_judge": pm(pairs(both_pairs, JUDGE, characters=size.judge_characters)),
+        "pm_harmless": pm(pairs(harmless_pairs)),
+        "pm_helpful": pm(pairs(helpful_pairs)),
+        "pm_human": pm(pairs(both_pairs)),
+        "human_pairs": {"kind": "human", "inputs": {}, "human": pairs(both_pairs, HELD_OUT, size.judged)},
+        "agree_chat": feedback("human_pairs"),
+        "agree_text": feedback("human_pairs", format="text"),
+        "agree_ours": feedback("human_pairs", constitution="embedded"),
+        # ---- Section 4: AI feedback, and a better source of labels in its place ----
+        "compare": default.compare(**those(red_team, offset=size.red_team, limit=size.compared), max_new_tokens=size.answer,
+                                   **calm),
+        "feedback": feedback("compare"),
+        "feedback_pm": feedback("compare", model="@pm_harmless", mode="preference_model"),
+        "pm_ai": pm(pairs(helpful_pairs), "compare", "feedback"),
+        "pm_relabelled": pm(pairs(helpful_pairs), "compare", "feedback_pm"),
+        # ---- Reinforcement learning. The baselines start from the model as it is, as in the paper ----
+        "rl": rl("@sl", "@pm_ai", f"{red_team}+{helpful}"),
+        "rl_helpful": rl("base", "@pm_helpful", helpful),
+        "rl_human": rl("base", "@pm_human", f"{red_team}+{helpful}"),
+        "rl_human_labels": rl("@sl", "@pm_human", f"{red_team}+{helpful}"),
+        "rl_relabelled": rl("@sl", "@pm_relabelled", f"{red_team}+{helpful}"),
+        "respond_best": default.respond(
+            "@sl", size.samples_best, size.answer, **those(f"{red_team}+{helpful}", HELD_OUT, limit=size.held_out), **calm),
+        "best_of": default.best_of("respond_best", "@pm_ai"),
+        "best_of_human": default.best_of("respond_best", "@pm_human"),
+        # ---- Judged by the judge; preference models on the held-out pairs ----
+        "evaluate": evaluate(POLICIES, "@pm_judge", "revise", both_pairs, **answered),
+        "evaluate_direct": evaluate({}, "@pm_judge", "revise_direct"),
+        "evaluate_ours": evaluate({}, "@pm_judge", "revise_ours"),
+        "evaluate_text": evaluate({}, "@pm_judge", "revise_text"),
+        **{f"evaluate_{source}": evaluate({}, f"@pm_{source}", "", both_pairs)
+           for source in ("harmless", "helpful", "human", "ai", "relabelled")},
+        "evaluate_choices": evaluate({}, "", choices=f"{data}/eval_438HHHEvaluations.jsonl.gz", feedback="feedback",
+                                     num_choices=size.choices),
+        "report": {"kind": "report", "inputs": {}},
+    }
+    if size.extras:
+        made["pm_all"] = pm(pairs(f"{both_pairs}+{data}/hh_helpful_rejection_sampled.jsonl.gz", "2-9/10"))
+        made["evaluate_all"] = evaluate({}, "@pm_all", "", both_pairs)
+        made["agree_chain"] = feedback("human_pairs", mode="chain_of_thought", num_few_shot=2, max_chain_tokens=size.answer, **calm)
+        made["evaluate"]["prompts_xstest"] = default.prompts(f"{data}/eval_xstest.jsonl.gz", "")
+        made["report"] = made.pop("report")  # it reads all that ran before it
+    return made

@@ -1,0 +1,130 @@
+"""Published results of a run: numbers found again in the files, words that intervals allow, and critiques counted by hand."""
+
+import csv
+import json
+import re
+
+import pytest
+
+from cai_jax import results
+from cai_jax.errors import UserError
+from cai_jax.evals.intervals import wilson
+from cai_jax.evals.rows import find
+from cai_jax.reporting import results_figures, transcripts
+from cai_jax.reporting.build import build
+from cai_jax.reporting.results import collect, tables, verdict
+from cai_jax.reporting.run_data import Run
+from tests import fake_run
+
+HOSTILE = ("<script>alert(1)</script>", "# heading\n| a | b |\n![x](http://example.org/x.png)")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A whole run whose labels are of pairs that people have judged, too."""
+    root = fake_run.write(tmp_path_factory.mktemp("runs") / "mine", 24, hostile=HOSTILE)
+    path = root / "compare" / "records.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**r, "preferred": n % 2, "kind": "hh_harmless_base"}) + "\n" for n, r in enumerate(rows)))
+    return root
+
+
+def command(run, out, *flags):
+    return results.main(["x", str(run), "--out", str(out), *flags])
+
+
+def test_everything_is_written_and_the_same_again(run, tmp_path, capsys):
+    assert command(run, tmp_path / "out", "--critiques", "10") == 0
+    written = {path.relative_to(tmp_path / "out").as_posix(): path.read_bytes() for path in (tmp_path / "out").rglob("*")
+               if path.is_file()}
+    assert {"metrics.json", "tables.md", "transcripts.md", "critiques_to_read.md", "critiques_to_read.csv",
+            "figures/frontier.png", "figures/preference_models.png", "figures/labels.png", "figures/revisions.png",
+            "figures/policies_red_team.png", "figures/rl_reward.png", "reference/rl/metrics.jsonl",
+            "reference/config.json"} <= set(written)
+    assert all(data[:4] == b"\x89PNG" for name, data in written.items() if name.endswith(".png"))
+    assert not any(name.endswith("records.jsonl") for name in written), "no texts but the ones drawn"
+    assert command(run, tmp_path / "out", "--critiques", "10") == 0
+    assert all((tmp_path / "out" / name).read_bytes() == data for name, data in written.items())
+    assert "tables.md" in capsys.readouterr().out
+
+
+def test_numbers_stand_in_the_tables_with_interval_and_length(run):
+    found = collect(Run(run))
+    text = tables(found)
+    for name in ("initial", "sl", "rl"):
+        line, = re.findall(rf"^\| {name} \|.*$", text.split("### Helpful")[0], re.M)
+        tokens, = find(found["rows"], "num_tokens", "red_team", name)
+        assert f"{tokens['value']:.0f} [{tokens['low']:.0f}, {tokens['high']:.0f}]" in line, "length stands beside the score"
+    even, = find(found["rows"], "pm_score_at_equal_length", "red_team", "rl", "initial")
+    assert f"{even['value']:+.2f} [".replace("-", "−") in text
+    agreement, = find(found["rows"], "label_agreement", "hh_harmless_base", "feedback")
+    assert agreement["n"] == 24 and found["cost"]["seconds"] > 0 and found["about"]["versions"] == {"jax": "0.10.2"}
+    moved, = find(found["rows"], "revision_moved", "revisions", "revise", "initial")
+    scores = Run(run).revision_scores("revise")
+    assert Run(run).revision_scores("revise_direct") == {}
+    ends = [scores[f"{r['id']}#2"] - scores[f"{r['id']}#0"] for r in Run(run).records("revise")]
+    assert moved["value"] == pytest.approx(sum(ends) / len(ends))
+
+
+def test_nothing_is_called_a_gain_whose_interval_covers_zero(run):
+    for low, high in ((-0.01, 0.8), (-2, 0), (0, 0)):
+        assert verdict({"value": (low + high) / 2, "low": low, "high": high}) == "no difference shown"
+    assert verdict({"value": 0.4, "low": 0.01, "high": 0.8}) == "**higher**"
+    assert verdict({"value": -0.4, "low": -0.5, "high": -0.1}) == "**lower**"
+    assert verdict({"value": 0.4, "low": None, "high": None}) == "–"
+    found = collect(Run(run))
+    for r in found["rows"]:
+        if r["against"] and r["value"] is not None and r["low"] is not None:
+            assert (verdict(r) == "no difference shown") == r["null"]
+
+
+def test_transcripts_are_drawn_by_rule_and_are_only_text(run):
+    one = Run(run)
+    text = transcripts.render(one, one.models)
+    assert text.count("## rl, red\\-team prompts: the ") == 3 or text.count("## rl, red-team prompts: the ") == 3
+    outside = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
+    assert "<script" not in outside and "![" not in outside and "# heading" not in outside
+    assert transcripts.ranked({"a": 1.0, "b": 3.0, "c": 2.0, "d": -1.0, "e": 0.0}) == {"best": "b", "middle": "a", "worst": "d"}
+    assert transcripts.ranked({"a": 1.0, "b": 3.0}) == {"best": "b", "worst": "a"} and transcripts.ranked({}) == {}
+
+
+def test_the_draw_depends_on_names_alone():
+    names = [f"n{i}" for i in range(50)]
+    drawn = transcripts.draw(names, 10)
+    assert drawn == transcripts.draw(names[::-1], 10) and drawn == transcripts.draw(names, 20)[:10] and len(set(drawn)) == 10
+
+
+def test_critiques_read_by_hand_are_counted(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(results_figures, "every", lambda run, found: ())  # drawing takes longest
+    out = tmp_path / "out"
+    command(run, out, "--critiques", "8")
+    sheet = (out / "critiques_to_read.md").read_text()
+    assert sheet.count("**Critique**") == 8 and "would not fit any other" in sheet
+    rows = list(csv.DictReader(open(out / "critiques_to_read.csv")))
+    marks = ["yy", "yy", "yn", "yn", "yn", "nn", "nn", "  "]
+    with open(out / "critiques_to_read.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, transcripts.COLUMNS)
+        writer.writeheader()
+        writer.writerows({**r, "fault": m[0].strip(), "names": m[1].strip()} for r, m in zip(rows, marks, strict=True))
+    filled = (out / "critiques_to_read.csv").read_text()
+    assert command(run, out, "--critiques", "8") == 0
+    assert (out / "critiques_to_read.csv").read_text() == filled, "what was read is kept"
+    found = {r["note"]: r for r in json.loads((out / "metrics.json").read_text())["rows"] if r["metric"] == "critiques_read"}
+    expected = wilson(2, 7)
+    assert (found["names a real problem"]["value"], found["names a real problem"]["low"]) == (expected.value, expected.low)
+    assert found["its answer has a fault"]["value"] == 5 / 7 and found["names it, where there is one"]["n"] == 5
+    assert "names a real problem" in (out / "tables.md").read_text()
+    capsys.readouterr()
+    assert command(run, out, "--critiques", "9") == 2, "another draw would not be what was read"
+    assert "move it aside" in capsys.readouterr().err
+    with pytest.raises(UserError, match=":2: fault and names are both y or n"):
+        transcripts.count_marks("id,fault,names,note\na,y,,\n", [{"id": "a"}], "x.csv")
+    assert command(tmp_path / "nowhere", out) == command(run, out, "--of", "sl") == 2
+
+
+def test_a_run_can_be_laid_over_the_reference(run, tmp_path):
+    command(run, tmp_path / "out")
+    result = build([tmp_path / "out" / "reference", run], tmp_path / "compared")
+    assert result["figures"] > 5
+    text = (tmp_path / "compared" / "report.md").read_text()
+    assert "Differences to the first run" in text and "pm\\_score" in text
