@@ -1,11 +1,25 @@
 """The one exception that a user sees: a single line that says what is wrong and what to do."""
 
+from __future__ import annotations
+
+import argparse
+
+LONGEST = 2000  # characters of a message: what a file holds may be of any length
+
 
 class UserError(Exception):
     """Bad input from outside (a file, a flag, a config field). `main` prints its text on one line and exits with code 2."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(str(message).split()))
+        text = " ".join(str(message).split())
+        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST - 300]} … {text[-300:]}")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of command lines whose complaints are one line too."""
+
+    def error(self, message: str):
+        raise UserError(f"{message}; {self.format_usage()}")
 
 
 def located(path, line: int | None = None, field: str | None = None) -> str:

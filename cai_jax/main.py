@@ -51,6 +51,8 @@ def parse(argv: list[str]):
         elif not name or name[1] != "workdir":
             raise UserError(f"command line: '{argument}' is not a flag; {USAGE}")
     config, workdir = _read_flags([argv[0], heads[0], *others])
+    if not isinstance(config.get("stages"), tuple | list) or not all(isinstance(part, str) for part in config.stages):
+        raise UserError(f"config.stages: expected names of stages, not {config.get('stages')!r}")
     # "a,b" on the command line is one string to ml_collections.
     config.stages = tuple(name.strip() for part in config.stages for name in part.split(",") if name.strip())
     return config, workdir or os.path.join("runs", file.stem)
@@ -65,7 +67,7 @@ def _read_flags(argv: list[str]):
         values(argv)
         values.config.is_locked  # noqa: B018 - a file that failed to load complains only when it is read
         return values.config, values.workdir
-    except Exception as error:  # a config file is code: it may raise anything while it runs
+    except (Exception, SystemExit) as error:  # a config file is code: it may raise anything while it runs
         if not os.path.isfile(file):
             raise UserError(f"{file}: no such config file; see configs/") from error
         if isinstance(error, flags.IllegalFlagValueError):

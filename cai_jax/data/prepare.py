@@ -6,14 +6,13 @@ official evaluations, and `cai_run`, what a run made (`--manual_dir=RUN`).
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cai_jax.errors import UserError
+from cai_jax.errors import Parser, UserError
 
 BUILDERS = {"cai_hh_rlhf": ("hh_rlhf", "CaiHhRlhf"), "cai_evals": ("cai_sets", "CaiEvals"), "cai_run": ("cai_sets", "CaiRun")}
 
@@ -70,13 +69,13 @@ def _build(tfds, builder_class, config: str, data_dir: str | None, manual_dir: s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m cai_jax.data.prepare", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m cai_jax.data.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("name", help="cai_hh_rlhf, cai_evals or cai_run, or one configuration such as cai_hh_rlhf/helpful_base")
     parser.add_argument("--manual_dir", help="directory that holds the published files; else they are downloaded")
     parser.add_argument("--data_dir", default=os.environ.get("TFDS_DATA_DIR"),
                         help="where to write (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)")
-    flags = parser.parse_args(argv)
     try:
+        flags = parser.parse_args(argv)
         for builder in prepare(flags.name, data_dir=flags.data_dir, manual_dir=flags.manual_dir):
             files = dict(builder.info.metadata or {}).get("files", {})
             for split, info in builder.info.splits.items():

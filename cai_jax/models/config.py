@@ -156,11 +156,14 @@ class ModelConfig:
             raise UserError(
                 f"{path}: no such file; a model directory holds config.json and model.safetensors"
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not JSON ({error}); fetch or convert the model again") from None
         if not isinstance(config, dict):
             raise UserError(f"{path}: expected a JSON object")
-        return ModelConfig.from_hf(config, str(path))
+        try:
+            return ModelConfig.from_hf(config, str(path))
+        except (TypeError, AttributeError, KeyError, ValueError, OverflowError) as error:
+            raise UserError(f"{path}: a field is not what it should be ({error}); fetch or convert the model again") from None
 
     def to_json(self, path) -> None:
         pathlib.Path(path).write_text(json.dumps(self.to_hf(), indent=2) + "\n", encoding="utf-8")

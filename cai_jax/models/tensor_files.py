@@ -7,6 +7,7 @@ Reading touches only the pages that are asked for; writing never holds more than
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import pathlib
@@ -38,11 +39,16 @@ def open_tensors(path) -> dict[str, np.ndarray]:
         length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else size
         try:
             header = json.loads(file.read(length)) if 8 + length <= size else None
-        except ValueError:
+        except (ValueError, RecursionError):
             header = None
     if not isinstance(header, dict):
         raise UserError(f"{path}: truncated or not a safetensors file ({size} bytes); fetch or convert the model again")
     header.pop("__metadata__", None)
+    if wrong := next((name for name, entry in header.items() if not _is_entry(entry)), None):
+        raise UserError(f"{path}: the header's entry '{wrong[:80]}' is damaged; fetch or convert the model again")
+    spans = sorted(entry["data_offsets"] for entry in header.values())
+    if any(before[1] > after[0] for before, after in zip(spans, spans[1:], strict=False)):
+        raise UserError(f"{path}: the header is damaged, tensors overlap; fetch or convert the model again")
     end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if end > size:
         raise UserError(f"{path}: truncated, {size} of {end} bytes; fetch or convert the model again")
@@ -54,6 +60,19 @@ def open_tensors(path) -> dict[str, np.ndarray]:
             begin, end = entry["data_offsets"]
             tensors[name] = data[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensors
+
+
+def _is_entry(entry) -> bool:
+    """Whether a header's entry has dtype, shape and a place in the file of just that size."""
+    def counts(value):
+        return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
+
+    if not isinstance(entry, dict) or not counts(entry.get("shape")) or not counts(offsets := entry.get("data_offsets")):
+        return False
+    if not isinstance(entry.get("dtype"), str) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        return False
+    kind = DTYPES.get(entry["dtype"])
+    return kind is None or offsets[1] - offsets[0] == math.prod(entry["shape"]) * kind.itemsize
 
 
 def let_go(tensor: np.ndarray) -> None:
