@@ -19,10 +19,10 @@ def optional(kind, value=None):
 
 
 def prompts(source="embedded:red_team", split="train", offset=0, limit=None, max_characters=None):
-    """Which prompts: "embedded:red_team", "embedded:helpful", a .jsonl[.gz] or .parquet file with a field "prompt", or
-    "tfds:NAME". `split` "" takes all; "2-5/10" takes those whose first human turn falls into parts 2 to 5 of ten, the same in
-    every file (`cai_jax/data/selection.py`). `offset` and `limit` cut a range out of the split; where `max_characters` is
-    given, longer ones are left out before that."""
+    """Which prompts: "embedded:red_team", "embedded:helpful", a .jsonl[.gz] or .parquet file with a field "prompt", "tfds:NAME",
+    or "hf:ORG/NAME" (`cai_jax/data/hub.py`). `split` "" takes all; "2-5/10" takes those whose first human turn falls into parts
+    2 to 5 of ten, the same in every file (`cai_jax/data/selection.py`). `offset` and `limit` cut a range out of the split; where
+    `max_characters` is given, longer ones are left out before that."""
     fields = {"source": source, "split": split, "offset": offset, "limit": optional(int, limit)}
     return fields if max_characters is None else {**fields, "max_characters": max_characters}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from cai_jax.data.columns import MARK, chat_turns
 from cai_jax.data.jsonl import field
 from cai_jax.data.selection import name_of, take
-from cai_jax.data.tables import TFDS, read_rows
+from cai_jax.data.tables import NAMED, read_rows
 from cai_jax.errors import UserError, located
 from cai_jax.structs import Dialogue, Message, dialogue_from_json
 
@@ -47,10 +47,10 @@ def load_comparisons(
     """(comparisons, dropped rows by reason) of `source`.
 
     `source`: "embedded:helpful_comparisons"; a .jsonl, .jsonl.gz or .parquet file of hh-rlhf rows or of our rows;
-    "tfds:cai_hh_rlhf/helpful_base"; any of them with "#field=column,…" behind it (`columns.py`). `split` keeps the rows
-    with that "split" field or names the TFDS split, and may name parts of the first human turns (`selection.py`). `offset` and
-    `limit` count comparisons that were kept, of at most `max_characters`; reading stops at the limit, and so does the count of
-    dropped rows. "a+b" reads several sources, each with this split, offset and limit.
+    "tfds:cai_hh_rlhf/helpful_base"; "hf:ORG/NAME"; any of them with "#field=column,…" behind it (`columns.py`). `split` keeps
+    the rows with that "split" field or names the data set's; it may name parts of the first human turns (`selection.py`).
+    `offset` and `limit` count comparisons that were kept, of at most `max_characters`; reading stops at the limit, and so does
+    the count of dropped rows. "a+b" reads several sources, each with this split, offset and limit.
 
     Raises UserError `file:line: field …` for a malformed row, and where no comparison is left.
     """
@@ -83,8 +83,8 @@ def _resolve(source: str) -> tuple[str, str]:
             raise UserError(f"{source}: no such embedded comparisons; there are {have}")
         return str(path), path.stem
     name = source.partition(MARK)[0]
-    if source.startswith(TFDS):
-        return source, name.removeprefix(TFDS).partition("@")[0]
+    if source.startswith(NAMED):
+        return source, name.partition(":")[2].partition("@")[0]
     return source, re.sub(r"(\.jsonl|\.json|\.parquet)?(\.gz)?$", "", Path(name).name)
 
 

@@ -49,9 +49,9 @@ def read_prompts(
 ) -> tuple[list[Prompt], dict[str, int]]:
     """(prompts, dropped rows by reason) of `source`.
 
-    `source`: "embedded:red_team" or "embedded:helpful"; a .jsonl, .jsonl.gz or .parquet file; "tfds:NAME"; any of the last
-    three with "#field=column,…" behind it. `split`
-    keeps the rows with that "split" field or names the TFDS split, and may name parts of the first human turns
+    `source`: "embedded:red_team" or "embedded:helpful"; a .jsonl, .jsonl.gz or .parquet file; "tfds:NAME"; "hf:ORG/NAME"; any
+    of the last four with "#field=column,…" behind it. `split`
+    keeps the rows with that "split" field or names the data set's split, and may name parts of the first human turns
     (`selection.py`). Dropped are blank prompts, hh-rlhf rows of odd turns, later copies of a dialogue, and prompts of more
     than `max_characters`. `offset` and `limit` count prompts that were kept; reading stops at the
     limit, and so does the count of dropped rows. "a+b" reads several sources, each with this split, offset and limit.

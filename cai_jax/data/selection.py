@@ -1,6 +1,6 @@
 """Which rows of a source are taken: those of a split, from an offset up to a limit, each id once.
 
-A split is the name that rows carry in a field "split" (or that TFDS knows), parts of the first human turns, or both:
+A split is the name that rows carry in a field "split" (or that TFDS or the hub knows), parts of the first human turns, or both:
 "train", "2-5/10", "train 2-5/10". Each first human turn falls by its words into one of n parts, here ten of which 2 to 5
 are taken. It is the same part in every file, so "0-1/10" of the prompts and "2-9/10" of the comparisons have none in
 common, whatever the files share, and adding rows to a file moves no other row.
@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from cai_jax.data.jsonl import field
-from cai_jax.data.tables import TFDS
+from cai_jax.data.tables import NAMED
 from cai_jax.errors import UserError, located
 
 PARTS = re.compile(r"(?:(.*\S)\s+)?(\d+)(?:-(\d+))?/(\d+)")
@@ -57,16 +57,16 @@ def take(source: str, path: str, rows: Iterable[tuple[int, dict]], parse: Callab
     """(items, dropped rows by reason) of `rows`, pairs of a line number and a row read from `path`.
 
     `parse(row, line)` gives an item with an `id`, or the reason (str) why the row is left out. `split` keeps the rows with
-    that "split" field (of TFDS it was chosen in reading), and those of its parts. Items of more than `max_characters` are
-    dropped. `offset` and `limit` count items; reading stops at the limit, and so does the count of dropped rows. Raises
-    UserError for an id that comes twice, and where no item (`what` in the message, plural) of `source` is left.
+    that "split" field (of TFDS and the hub it is chosen in reading), and those of its parts. Items of more than
+    `max_characters` are dropped. `offset` and `limit` count items; reading stops at the limit, and so does the count of dropped
+    rows. Raises UserError for an id that comes twice, and where no item (`what` in the message, plural) of `source` is left.
     """
     name, wanted = name_of(split), in_parts(split)
     dropped: collections.Counter[str] = collections.Counter()
     kept: list = []
     ids: set[str] = set()
     for line, row in rows if limit != 0 else ():
-        if name and not path.startswith(TFDS) and field(row, "split", str, path, line) != name:
+        if name and not path.startswith(NAMED) and field(row, "split", str, path, line) != name:
             continue
         item = parse(row, line)
         if not isinstance(item, str) and not wanted(item):

@@ -1,4 +1,4 @@
-"""Rows of files and TFDS data sets as (number, dict): JSON Lines, Parquet, array_record. TensorFlow is not imported."""
+"""Rows of files, TFDS and hub data sets as (number, dict): JSON Lines, Parquet, array_record. TensorFlow is not imported."""
 
 from __future__ import annotations
 
@@ -8,29 +8,34 @@ from pathlib import Path
 
 import numpy as np
 
-from cai_jax.data import columns
+from cai_jax.data import columns, hub
 from cai_jax.data.jsonl import read_jsonl
 from cai_jax.errors import UserError
 
 TFDS = "tfds:"
+NAMED = (TFDS, hub.HUB)  # of these a split is chosen in reading
 
 
 def read_rows(source: str, split: str | None = None) -> Iterator[tuple[int, dict]]:
-    """Yields (number from 1, row) of a `.jsonl`, `.jsonl.gz` or `.parquet` file or of `tfds:NAME[/CONFIG][@DIRECTORY]`,
-    with columns renamed where "#field=column,…" follows (see `columns.py`).
+    """Yields (number from 1, row) of a `.jsonl`, `.jsonl.gz` or `.parquet` file, of `tfds:NAME[/CONFIG][@DIRECTORY]`, or of
+    `hf:ORG/NAME[/CONFIG][@REVISION]` (see `hub.py`), with columns renamed where "#field=column,…" follows (see `columns.py`).
 
-    Of a TFDS data set without a named split the only one is read, or "train". Raises UserError where the source cannot be read.
+    Of a TFDS or hub data set without a named split "train" is read, or TFDS's only one. Raises UserError where the source
+    cannot be read.
     """
     source, mapping = columns.split_source(str(source))
     if mapping:
         return ((number, columns.rename(row, mapping, source, number)) for number, row in read_rows(source, split))
     if source.startswith(TFDS):
         return read_tfds(source[len(TFDS):], split)
+    if source.startswith(hub.HUB):
+        return enumerate((row for file in hub.files(source[len(hub.HUB):], split) for _, row in read_rows(str(file))), start=1)
     if source.endswith(".parquet"):
         return read_parquet(source)
     if source.endswith((".jsonl", ".jsonl.gz", ".json.gz", ".json")):
         return read_jsonl(source)
-    raise UserError(f"{source}: unknown kind of data; expected .jsonl, .jsonl.gz, .parquet, tfds:NAME or embedded:NAME")
+    raise UserError(f"{source}: unknown kind of data; expected .jsonl, .jsonl.gz, .parquet, tfds:NAME, hf:ORG/NAME or "
+                    "embedded:NAME")
 
 
 def read_parquet(path) -> Iterator[tuple[int, dict]]:
