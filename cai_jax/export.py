@@ -67,6 +67,8 @@ def export(workdir: str, what: str, to: str, dtype: str = "float32", shard_bytes
         has = model.adapters
         facts |= {"base": model.weights.name, "fingerprint of the base": model.weights.fingerprint,
                   "adapters": f"rank {has.rank}, alpha {has.alpha:g}, on {', '.join(has.names(model.config))}"}
+        if has.int8:
+            facts["base while training"] = "in 8 bits" + adapters * ": just that model is the export without --adapters"
     if adapters:
         if not model.adapters:
             raise UserError(f"{reference}: all weights were trained, there are no adapters to export; leave --adapters away")

@@ -16,7 +16,7 @@ from configs import default, tiny
 def get_config():
     config = default.base_config()
     config.models.base = "MODEL"
-    low = default.adapters(rank=4, alpha=8.0)
+    low = default.adapters(rank=4, alpha=8.0, base_dtype="BASE")
     steps = {"max_length": 512, "save_every_steps": 2, "adapters": low}
     asked = {"source": "embedded:helpful", "limit": 4}
     config.graph = {
@@ -39,15 +39,17 @@ def command(tmp_path, *flags):
 
 
 @pytest.mark.long
-def test_a_run_with_adapters(tmp_path, tiny_model, capsys):
+@pytest.mark.parametrize("base_dtype", ["", "int8"])
+def test_a_run_with_adapters(tmp_path, tiny_model, capsys, base_dtype):
     base = tmp_path / "base"
     config, params = hf.load_params(f"random:{tiny_model}", seed=3)
     hf.save_hf(base, config, params, tiny_model)
-    (tmp_path / "config.py").write_text(CONFIG.replace("MODEL", str(base)))
+    (tmp_path / "config.py").write_text(CONFIG.replace("MODEL", str(base)).replace("BASE", base_dtype))
     assert command(tmp_path) == 0
     run = tmp_path / "run"
     for stage in ("sl", "pm", "rl"):
         role = json.loads((run / stage / "model" / "role.json").read_text())
+        assert role["adapters"].get("base_dtype", "") == base_dtype
         assert role["adapters"]["base"] == str(base) and role["adapters"]["base_fingerprint"] == hf.fingerprint(str(base))
         checkpoints = Checkpoints(run / stage / "checkpoints")
         size = sum(file.stat().st_size for file in pathlib.Path(checkpoints.path).rglob("*") if file.is_file())
@@ -61,7 +63,12 @@ def test_a_run_with_adapters(tmp_path, tiny_model, capsys):
     key = "model.layers.1.mlp.down_proj"
     a, b = (pieces[f"base_model.model.{key}.lora_{part}.weight"] for part in "AB")
     assert np.abs(after[f"{key}.weight"] - before[f"{key}.weight"]).max() > 1e-3
-    np.testing.assert_allclose(after[f"{key}.weight"], before[f"{key}.weight"] + 2.0 * b @ a, atol=1e-5)
+    weight = before[f"{key}.weight"]
+    if base_dtype:
+        step = np.abs(weight).max(axis=1, keepdims=True) / 127
+        weight = np.round(weight / step) * step
+    np.testing.assert_allclose(after[f"{key}.weight"], weight + 2.0 * b @ a, atol=1e-5)
+    assert ("in 8 bits" in (tmp_path / "adapters" / "README.md").read_text()) == bool(base_dtype)
     np.testing.assert_array_equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
 
     capsys.readouterr()
@@ -69,7 +76,8 @@ def test_a_run_with_adapters(tmp_path, tiny_model, capsys):
     assert "rank=4 alpha=8 targets=all" in capsys.readouterr().err
     assert command(tmp_path, "--config.graph.rl.adapters.targets=q,mlp", "--config.on_change=redo") == 2
     assert "config.graph.rl.adapters.targets" in capsys.readouterr().err
-    assert command(tmp_path, "--config.graph.rl.adapters.rank=0", "--config.stages=rl", "--config.on_change=redo") == 0
+    assert command(tmp_path, "--config.graph.rl.adapters.rank=0", "--config.graph.rl.adapters.base_dtype=", "--config.stages=rl",
+                   "--config.on_change=redo") == 0
     assert "adapters" not in json.loads((run / "rl" / "model" / "role.json").read_text())  # all weights, from the merged policy
 
     params["embed"] = params["embed"] * 1.01
