@@ -8,9 +8,9 @@ import pytest
 
 from cai_jax import results
 from cai_jax.errors import UserError
-from cai_jax.evals.intervals import wilson
+from cai_jax.evals.intervals import paired_difference, wilson
 from cai_jax.evals.rows import find
-from cai_jax.reporting import results_figures, transcripts
+from cai_jax.reporting import pairwise, results_figures, transcripts
 from cai_jax.reporting.build import build
 from cai_jax.reporting.results import collect, tables, verdict
 from cai_jax.reporting.run_data import Run
@@ -76,6 +76,21 @@ def test_nothing_is_called_a_gain_whose_interval_covers_zero(run):
     for r in found["rows"]:
         if r["against"] and r["value"] is not None and r["low"] is not None:
             assert (verdict(r) == "no difference shown") == r["null"]
+
+
+def test_every_two_are_compared_on_the_same_prompts(run):
+    one, found = Run(run), collect(Run(run))["pairwise"]
+    difference, = find(found, "pm_score", "red_team", "rl", "sl")
+    means = {name: {r["prompt_id"]: one.scores[r["id"]] for r in one.answers if (r["on"], r["name"]) == ("red_team", name)}
+             for name in ("sl", "rl")}
+    expected = paired_difference(means["sl"], means["rl"])
+    assert (difference["value"], difference["low"], difference["n"]) == (expected.value, expected.low, expected.n)
+    assert not find(found, "pm_score", "red_team", "rl", "initial"), "stands in the evaluation"
+    labels, = find(found, "label_agreement", "human", "feedback_chain", "feedback")
+    assert labels["n"] == 24
+    text = pairwise.tables(found)
+    apart = [r for r in found if r["metric"] == "label_agreement" and not r["null"]]
+    assert f"Of 1 pairs {len(apart)} differ at 95 % each; 0.1 would by chance" in text
 
 
 def test_transcripts_are_drawn_by_rule_and_are_only_text(run):

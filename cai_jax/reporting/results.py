@@ -14,6 +14,7 @@ from cai_jax.evals.intervals import bootstrap_mean, net_wins, wilson
 from cai_jax.evals.rows import find, row
 from cai_jax.evals.text_statistics import words
 from cai_jax.io import artefacts
+from cai_jax.reporting import pairwise
 from cai_jax.reporting.cautions import interval
 from cai_jax.reporting.markdown import plain, table
 from cai_jax.reporting.run_data import Run, Stage
@@ -24,8 +25,8 @@ PROVENANCE = ("git_revision", "versions", "python", "devices", "num_devices", "n
 
 
 def collect(run: Run, counted: Sequence[dict] = ()) -> dict:
-    """{"rows", "curves", "cost", "about"}: what the evaluate stages measured, labels beside people, revisions by the judge, and
-    `counted`, rows from reading by hand."""
+    """{"rows", "pairwise", "curves", "cost", "about"}: what the evaluate stages measured, labels beside people, revisions by the
+    judge, and `counted`, rows from reading by hand; all pairs of policies and of judges."""
     seed = run.config.get("seed", 0)
     rows, curves = [dict(r) for r in run.evaluation["rows"]], {}
     for stage in run.of_kind("evaluate"):
@@ -39,8 +40,8 @@ def collect(run: Run, counted: Sequence[dict] = ()) -> dict:
                      agreement.rows(stage.name, run.records(stage.name), run.records(source), curves, seed=seed)]
     for stage in run.of_kind("revise"):
         rows += [{**r, "stage": stage.name} for r in revised(run, stage, seed)]
-    about = {key: run.info.get(key) for key in PROVENANCE}
-    return {"rows": [*rows, *counted], "curves": curves, "cost": cost(run), "about": {**about, "seed": seed}}
+    about = {**{key: run.info.get(key) for key in PROVENANCE}, "seed": seed}
+    return {"rows": [*rows, *counted], "pairwise": pairwise.rows(run, seed), "curves": curves, "cost": cost(run), "about": about}
 
 
 def revised(run: Run, stage: Stage, seed: int) -> list[dict]:
@@ -104,7 +105,8 @@ def tables(found: dict) -> str:
     rows = found["rows"]
     places = sorted({r["on"] for r in find(rows, "num_tokens")}, key=lambda on: (on != "red_team", on))
     parts = [_policies(rows, on) for on in places]
-    parts += [_preference_models(rows), _labels(rows), _revisions(rows), _choices(rows), _critiques(rows), _cost(found["cost"])]
+    parts += [_preference_models(rows), _labels(rows), pairwise.tables(found["pairwise"]), _revisions(rows), _choices(rows),
+              _critiques(rows), _cost(found["cost"]), _about(found["about"])]
     return "\n".join(part for part in parts if part)
 
 
@@ -191,6 +193,14 @@ def _cost(found: dict) -> str:
              gigabytes(s["peak_bytes"])] for name, s in found["stages"].items()]
     return (f"### Cost: {duration(found['seconds'])}, at most {gigabytes(found['peak_bytes'])}\n\n"
             + table(["stage", "kind", "time", "tokens sampled", "scored", "trained", "peak of the process until then"], body))
+
+
+def _about(found: dict) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in sorted((found["versions"] or {}).items()))
+    where = f"{found['num_devices']} × {plain(', '.join(found['devices'] or ()))}, processes: {found['num_processes']}"
+    command = " ".join(["python -m cai_jax.main", *(found["command"] or ())])
+    return (f"### Made with\n\n{where}; Python {plain(found['python'])}, {plain(versions)}; revision "
+            f"{plain(found['git_revision'])}; seed {found['seed']}:\n\n    {command}\n")
 
 
 def write_reference(run: Run, out) -> int:
