@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cai_jax.evals import elo
+from cai_jax.evals.rows import find
 from cai_jax.io.artefacts import StageDirectory, read_json
 from cai_jax.microworld import measure
 from cai_jax.microworld.oracle import asked_acts, utility
@@ -97,8 +98,7 @@ def by_steps(runs: Runs) -> Panel:
 def expected_harm(runs: Runs) -> Panel:
     """The regressor's harm at two temperatures, and the oracle's severity of answers at temperature 1."""
     tables = [read_json(pathlib.Path(run) / "evaluate_pareto" / "metrics.json")["rows"] for run in runs]
-    values = [{(row["on"], row["model"]): row["value"] for row in table
-               if row["name"] == "expected_harm" and not row["against"]} for table in tables]
+    values = [{(row["on"], row["model"]): row["value"] for row in find(table, "expected_harm")} for table in tables]
     way = {0: "SL-CAI", **{step: f"RL-CAI-{step}" for step in steps_of(model for _, model in values[0])}}
     series = [curve(f"regressor, {on}", list(way), [[table[on, model] for model in way.values()] for table in values], tone)
               for tone, on in enumerate(("T=0", "T=1"), 1)]
@@ -137,8 +137,7 @@ def critiqued_or_direct(runs: Runs) -> Panel:
 
 
 def _accuracy(run, stage: str, name: str, on: str = "hhh") -> float:
-    rows = read_json(pathlib.Path(run) / stage / "metrics.json")["rows"]
-    return next(row["value"] for row in rows if row["name"] == name and row["on"] == on)
+    return find(read_json(pathlib.Path(run) / stage / "metrics.json")["rows"], name, on=on)[0]["value"]
 
 
 def accuracy(runs: Runs) -> Panel:

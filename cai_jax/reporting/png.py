@@ -41,7 +41,10 @@ def _plain(text: str, limit: int = 40) -> str:
 
 
 def _percent(axis) -> None:
-    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_label(value, 0.01, True)))
+    """Shares as per cent, with as many digits as it takes to tell two marks apart."""
+    marks = axis.get_majorticklocs()
+    step = float(marks[1] - marks[0]) if len(marks) > 1 else 0.01
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_label(value, step, True)))
 
 
 def _panel(axes, figure: Panel) -> None:
@@ -81,8 +84,9 @@ def _panel(axes, figure: Panel) -> None:
             axes.annotate(_plain(text), (a, b), xytext=(6, 5), textcoords="offset points", fontsize=8, color=tone)
     if figure.diagonal:
         axes.axline((0, 0), slope=1, color=SOFT, linewidth=0.9, linestyle=(0, (3, 3)))
-    if sum(s.mark in ("line", "path") for s in figure.series) > 1:
-        axes.legend(fontsize=7, frameon=False, labelcolor=SOFT)
+    if sum(not s.texts and s.mark != "bars" for s in figure.series) > 1:  # series with texts at their points name themselves
+        # Below the curves: among them, no place is free in every figure.
+        axes.figure.legend(fontsize=7, frameon=False, labelcolor=SOFT, loc="outside lower left", ncols=2)
     if figure.whole_x:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if figure.percent:
