@@ -90,3 +90,10 @@ def test_one_shape_holds_every_step():
     assert {item.shape for item in packed} == {shape} and shape.rows % 2 == 0
     assert shape.rows * shape.length <= 0.8 * 16 * 64  # one example a row: 16 rows of 64
     assert [batching.few(n) for n in (1, 5, 7, 9, 23, 100)] == [1, 5, 7, 10, 24, 112]
+
+
+def test_rows_are_not_packed_where_devices_would_go_without():
+    lengths = np.full(64, 100)
+    order = batching.Order(64, 64, 0, "sl")
+    assert batching.common_shape(lengths, order, 1, ways=1) == batching.Shape(22, 384, 3)
+    assert batching.common_shape(lengths, order, 1, ways=64) == batching.Shape(64, 128, 1)

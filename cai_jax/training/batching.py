@@ -73,7 +73,7 @@ def pad_tokens(rows: Sequence[Sequence[int]], num_rows: int, length: int) -> tup
 
 # ---- Packing: several sequences share a row, kept apart by segment numbers -----------------------------------------
 
-MEAN_SEQUENCES = 3  # a row holds as many of average length, so that little of it stays empty
+MEAN_GROUPS = 3  # a row holds as many of average length, so that little of it stays empty
 LONG_ROW = 512  # tokens; a row is made longer than that for its longest sequence only: attention costs its square
 
 
@@ -120,9 +120,10 @@ class Packing:
         return out
 
 
-def row_length(lengths: Sequence[int]) -> int:
-    """How long rows should be for groups of sequences of these lengths."""
-    wanted = min(MEAN_SEQUENCES * float(np.mean(lengths)), LONG_ROW)
+def row_length(lengths: Sequence[int], groups_a_row: float = MEAN_GROUPS) -> int:
+    """How long rows should be for groups of sequences of these lengths, where `groups_a_row` (or MEAN_GROUPS) are to share one:
+    with fewer rows than devices, a row would be long and most devices without one."""
+    wanted = min(min(groups_a_row, MEAN_GROUPS) * float(np.mean(lengths)), LONG_ROW)
     return bucket(int(max(max(lengths), np.ceil(wanted))))
 
 
@@ -160,7 +161,7 @@ def common_shape(lengths: Sequence[int], order: Order, num_steps: int, ways: int
     """A shape that holds the batch of every step, so that a step is compiled once. `lengths`: those of all sequences,
     `group` of them an example."""
     sizes = np.asarray(lengths, np.int64).reshape(-1, group).sum(axis=1)
-    length = row_length(sizes)
+    length = row_length(sizes, order.batch_size / ways)
     shapes = [pack(sizes[order.indices(step)], ways=ways, length=length).shape for step in range(num_steps)]
     return Shape(max(shape.rows for shape in shapes), length, max(shape.slots for shape in shapes))
 

@@ -163,9 +163,9 @@ class Learner:
     def _pack(self, lengths, longest: int, parts: int) -> batching.Packing:
         """Rollouts of these lengths in rows for `parts` parts. An update's lengths are not known before it: the number of rows
         is one of few."""
-        length = longest if longest >= batching.LONG_ROW else 2 * longest
-        packing = batching.pack(lengths, length=length)
         ways = sharding.batch_ways(self.mesh) * parts
+        length = longest if longest >= batching.LONG_ROW or len(lengths) < 2 * ways else 2 * longest
+        packing = batching.pack(lengths, length=length)
         rows = min(batching.few(packing.shape.rows), -(-len(lengths) * longest // length))  # never more than unpacked
         rows = batching.num_rows(max(rows, packing.shape.rows), ways)
         return dataclasses.replace(packing, shape=packing.shape._replace(rows=rows))
