@@ -1,21 +1,23 @@
-"""Published results of a run: `python -m cai_jax.results RUN --out DIR [--critiques 60] [--of revise]`.
+"""Published results of a run: `python -m cai_jax.results RUN [RUN …] --out DIR [--critiques 60] [--of revise]`.
 
 Writes under DIR: metrics.json (every number with its interval, curves, cost, versions), tables.md, figures/*.png,
-transcripts.md (drawn by rule), critiques_to_read.md with critiques_to_read.csv, and reference/, a run directory without weights and
-texts that `cai_jax.report` lays beside a run of yours. Once the table of critiques has been filled in, the same command counts it.
+transcripts.md (drawn by rule), critiques_to_read.md with critiques_to_read.csv, and reference/, a run directory without weights
+and texts that `cai_jax.report` lays beside a run of yours. Once the table of critiques has been filled in, the same command counts
+it. Further runs are the same with other seeds: they add means over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from etils import epath
 
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
 
-USAGE = "python -m cai_jax.results RUN --out DIR [--critiques COUNT] [--of STAGE]"
+USAGE = "python -m cai_jax.results RUN [RUN …] --out DIR [--critiques COUNT] [--of STAGE]"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,9 +25,10 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; usage: {USAGE}")
 
 
-def write(run_path, out, count: int = 60, of: str = "") -> dict:
-    """Writes everything under `out`; returns {file name: bytes}. UserError where `run_path` is no run, or `of` no revise stage."""
-    from cai_jax.reporting import png, results, results_figures, transcripts
+def write(run_path, out, count: int = 60, of: str = "", others: Sequence = ()) -> dict:
+    """Writes everything under `out`; returns {file name: bytes}. `others`: runs with other seeds. UserError where a path is no
+    run, or `of` no revise stage."""
+    from cai_jax.reporting import over_seeds, png, results, results_figures, transcripts
     from cai_jax.reporting.run_data import Run
 
     run, out = Run(run_path), epath.Path(out)
@@ -42,7 +45,9 @@ def write(run_path, out, count: int = 60, of: str = "") -> dict:
             files["critiques_to_read.csv"] = transcripts.blank(drawn)
         files["critiques_to_read.md"] = transcripts.sheet(drawn)
     found = results.collect(run, counted)
-    files["tables.md"] = results.tables(found)
+    if others:
+        found["over_seeds"] = over_seeds.rows([found["rows"], *(results.collect(Run(path))["rows"] for path in others)])
+    files["tables.md"] = results.tables(found) + "\n" + over_seeds.tables(found.get("over_seeds", ()))
     files["transcripts.md"] = transcripts.render(run, run.models)
     for name, text in files.items():
         artefacts.write_text(out / name, text if text.endswith("\n") else text + "\n")
@@ -59,13 +64,14 @@ def write(run_path, out, count: int = 60, of: str = "") -> dict:
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on standard error."""
     parser = _Parser(prog="cai_jax.results", usage=USAGE, description=__doc__)
-    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory; further ones have other seeds")
     parser.add_argument("--out", required=True, help="where to write")
     parser.add_argument("--critiques", type=int, default=60, metavar="COUNT", help="how many are drawn to be read (60)")
     parser.add_argument("--of", default="", metavar="STAGE", help="the revise stage that they are drawn from (the first)")
     try:
         arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
-        for name, size in write(arguments.run, arguments.out, arguments.critiques, arguments.of).items():
+        first, *others = arguments.runs
+        for name, size in write(first, arguments.out, arguments.critiques, arguments.of, others).items():
             print(f"{epath.Path(arguments.out) / name}: {size:,} bytes")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

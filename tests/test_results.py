@@ -4,6 +4,7 @@ import csv
 import json
 import re
 
+import numpy as np
 import pytest
 
 from cai_jax import results
@@ -135,6 +136,20 @@ def test_critiques_read_by_hand_are_counted(run, tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match=":2: fault and names are both y or n"):
         transcripts.count_marks("id,fault,names,note\na,y,,\n", [{"id": "a"}], "x.csv")
     assert command(tmp_path / "nowhere", out) == command(run, out, "--of", "sl") == 2
+
+
+def test_other_seeds_give_means_over_runs(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(results_figures, "every", lambda run, found: ())
+    others = [fake_run.write(tmp_path / f"seed{seed}", 24, seed=seed) for seed in (1, 2)]
+    assert results.main(["x", str(run), *map(str, others), "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["over_seeds"]
+    difference, = find(found, "pm_score", "red_team", "rl", "initial")
+    values = [find(collect(Run(path))["rows"], "pm_score", "red_team", "rl", "initial")[0]["value"] for path in (run, *others)]
+    assert difference["by_run"] == pytest.approx(values) and difference["n"] == 3
+    half = 4.302653 * np.std(values, ddof=1) / 3**0.5  # Student's t of two degrees of freedom
+    assert difference["high"] - difference["value"] == pytest.approx(half)
+    assert not find(found, "pm_score", "red_team", "rl"), "each run has a judge of its own: scores have no common scale"
+    assert "Over 3 runs" in (tmp_path / "out" / "tables.md").read_text()
 
 
 def test_a_run_can_be_laid_over_the_reference(run, tmp_path):
