@@ -1,0 +1,51 @@
+"""What the benchmarks of trainers make of their measurements."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import scaling, sides, training
+
+
+def test_medians_pair_the_sides_of_a_round():
+    rounds = [{"ppo ours": {"seconds": ours, "cpu_seconds": 2 * ours, "peak_bytes": 4 + n, "learn_seconds": ours / 2},
+               "ppo tunix": {"seconds": theirs, "cpu_seconds": theirs, "peak_bytes": 12}}
+              for n, (ours, theirs) in enumerate([(10, 15), (20, 60), (16, 32)])]
+    found = training.summary("tunix", rounds, {"ppo ours": {}, "ppo tunix": {}}, training.WORK)
+    ours = found["ppo ours"]
+    assert (ours["seconds"], ours["learn_seconds"], ours["speed"], ours["cpu_speed"]) == (16, 8, 2, 1)
+    assert ours["memory"] == 0.5 and ours["tokens_per_second"] == 16 * 80 / 16
+    assert found["ppo tunix"]["speed"] == 1 and "learn_seconds" not in found["ppo tunix"]
+    assert "speed 2.00×" in training.table("tunix", {"sides": found})[0]
+
+
+def test_all_sides_get_the_same_tokens_in_the_sizes_that_were_asked_for(tiny_model):
+    work = training.work_of(tiny_model, training.WORK)
+    assert [len(row) for row in work["rows"]] == [256] * 4 and [len(row) for row in work["prompts"]] == [32] * 16
+    assert len({tuple(row) for row in work["prompts"]}) == 16 and all(isinstance(token, int) for token in work["rows"][0])
+
+
+def test_a_side_answers_once_a_line_and_keeps_other_output_apart(tmp_path):
+    file = tmp_path / "work.json"
+    file.write_text("3")
+    code = ("import sys, types; from benchmarks import sides\n"
+            "def run(work):\n    print('noise'); yield {'ready': True}\n    while True: yield {'work': work}\n"
+            "sys.modules['benchmarks.toy'] = types.SimpleNamespace(run=run); sides.SIDES['toy'] = 'toy:run'\n"
+            f"sides.serve('toy', {str(file)!r})")
+    done = subprocess.run([sys.executable, "-c", code], input="\n\n", capture_output=True, text=True)
+    ready, *answers = map(json.loads, done.stdout.splitlines())
+    assert ready["ready"] and [answer["work"] for answer in answers] == [3, 3] and "noise" in done.stderr
+    assert all(answer["seconds"] >= 0 and answer["peak_bytes"] > 2**20 for answer in answers)
+    assert set(sides.SIDES) == {name for group in training.GROUPS.values() for name in group}
+
+
+@pytest.mark.parametrize("layout,want", [("fsdp", (1, 64, 1)), ("fsdp, tensor 4", (1, 16, 4)), ("data, fsdp 8", (8, 8, 1))])
+def test_layouts_of_the_scaling_table(layout, want):
+    assert tuple(scaling.mesh_sizes(64, layout).values()) == want
+
+
+def test_the_spread_of_operations():
+    rows = [{"layout": "fsdp", "flops": flops} for flops in (100.0, 102.0, 101.0)] + [{"layout": "other", "flops": 5.0}]
+    assert scaling.spread(rows) == {"fsdp": pytest.approx(0.02), "other": 0}
