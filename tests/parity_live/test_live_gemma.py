@@ -15,11 +15,14 @@ from parity.make_reference import logits_of
 from test_live_torch import assert_close, our_logits
 
 from cai_jax.data.dialogue import load_format
+from cai_jax.data.prompts import load_prompts
 from cai_jax.models import gguf, hf
 
 MODEL = pathlib.Path(__file__).resolve().parent.parent.parent / "models" / "gemma-3-270m"
+# The last one is longer than the window of 512. It must not repeat itself: of one sentence sixty times, transformers' own logits
+# in float32 are 1.5e-4 from those in float64.
 TEXTS = ("Two friends walk to the sea. Which road do they take?", "  indented\n\n\tcode = [1, 2]  # naïve café 日本 🙂",
-         "Never open a door that you cannot close again. " * 60)  # the last one is longer than the window of 512
+         "\n".join(prompt.dialogue[0].text for prompt in load_prompts("embedded:helpful")[:50]))
 
 
 @pytest.fixture(scope="module")
