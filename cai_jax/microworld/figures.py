@@ -132,8 +132,8 @@ def critiqued_or_direct(runs: Runs) -> Panel:
         by_seed = [[measure.rounds(records(run, stage + ("" if size == "large" else f"_{size}")))[1]["harmful"]
                     for size in SIZES] for run in runs]
         series.append(curve(label, range(len(SIZES)), by_seed, tone))
-    return Panel("figure_7", "After one revision: critiqued or direct", "size of the model: small, medium, large", "harmful",
-                 series, percent=True, whole_x=True, zero=True)
+    return Panel("figure_7", "After one revision: critiqued or direct", "size of the model", "harmful", series, percent=True,
+                 x_names=SIZES, zero=True)
 
 
 def _accuracy(run, stage: str, name: str, on: str = "hhh") -> float:
@@ -147,8 +147,8 @@ def accuracy(runs: Runs) -> Panel:
               for tone, (label, (stage, name)) in enumerate(kinds.items(), 1)]
     preference = [[_accuracy(run, "judge_large_1", "pm_accuracy")] for run in runs]
     series.append(curve("preference model", [2], preference, 4, mark="dots"))
-    return Panel("figure_4", "Held-out comparisons judged right", "size of the model: small, medium, large", "accuracy", series,
-                 references=((0.5, "chance"),), percent=True, whole_x=True)
+    return Panel("figure_4", "Held-out comparisons judged right", "size of the model", "accuracy", series,
+                 references=((0.5, "chance"),), percent=True, x_names=SIZES)
 
 
 def harms(runs: Runs) -> Panel:
@@ -157,8 +157,8 @@ def harms(runs: Runs) -> Panel:
         for task, mark in {"identify": "path", "classify": "line"}.items():
             by_seed = [[_accuracy(run, f"judge_{size}_1", name, task) for size in SIZES] for run in runs]
             series.append(curve(f"{task}, {label}", range(len(SIZES)), by_seed, tone, mark=mark))
-    return Panel("figure_12", "Harm identified (of 2) and classified (of 5)", "size of the model: small, medium, large",
-                 "accuracy", series, percent=True, whole_x=True)
+    return Panel("figure_12", "Harm identified (of 2) and classified (of 5)", "size of the model",
+                 "accuracy", series, percent=True, x_names=SIZES)
 
 
 def calibration(runs: Runs) -> Panel:
@@ -182,8 +182,8 @@ def label_kinds(runs: Runs) -> Panel:
                                               ("malformed", "red_team", "malformed")), 1):
         by_seed = np.array([answered(runs, "evaluate_labels", model, on, name) for model in names]).T
         series.append(curve(label, range(len(names)), by_seed, tone, mark="dots"))
-    return Panel("labels", "Soft, hard and clamped labels", ", ".join(names), "share of answers", series, percent=True,
-                 whole_x=True, zero=True, size=(520, 240))
+    return Panel("labels", "Soft, hard and clamped labels", "labels of the preference model", "share of answers", series,
+                 percent=True, x_names=[name.replace("_", ", ") for name in names], zero=True, size=(520, 240))
 
 
 def frontier(runs: Runs) -> Panel:

@@ -41,6 +41,7 @@ class Panel:
     percent: bool = False  # y values are shares
     whole_x: bool = False  # x ticks are whole numbers
     zero: bool = False  # y begins at zero
+    x_names: Sequence[str] = ()  # what stands at x = 0, 1, … in place of numbers
     caption: str = ""
     size: tuple[int, int] = (320, 205)
 

@@ -76,8 +76,8 @@ def _panel(axes, figure: Panel) -> None:
             known = [(i, b) for i, _, b in points if len(finite([series.x_low[i], series.x_high[i]])) == 2]
             low, high = [series.x_low[i] for i, _ in known], [series.x_high[i] for i, _ in known]
             axes.hlines([b for _, b in known], low, high, color=tone, linewidth=1.3)
-        line = "-" if series.mark in ("line", "path") else ""
-        axes.plot(x, y, line, marker="" if series.mark == "line" and len(x) > 1 else "o", color=tone, linewidth=1.6,
+        line = "-" if series.mark in ("line", "path") else "none"
+        axes.plot(x, y, linestyle=line, marker="" if series.mark == "line" and len(x) > 1 else "o", color=tone, linewidth=1.6,
                   markersize=5, label=_plain(series.label))
         for (i, a, b), text in zip(points, series.texts, strict=False):
             del i
@@ -87,7 +87,9 @@ def _panel(axes, figure: Panel) -> None:
     if sum(not s.texts and s.mark != "bars" for s in figure.series) > 1:  # series with texts at their points name themselves
         # Below the curves: among them, no place is free in every figure.
         axes.figure.legend(fontsize=7, frameon=False, labelcolor=SOFT, loc="outside lower left", ncols=2)
-    if figure.whole_x:
+    if figure.x_names:
+        axes.set_xticks(range(len(figure.x_names)), [_plain(name) for name in figure.x_names])
+    elif figure.whole_x:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if figure.percent:
         _percent(axes.yaxis)

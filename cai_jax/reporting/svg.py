@@ -97,7 +97,8 @@ def _panel(figure: Panel) -> tuple[list[str], float, float]:
     x_ticks = ticks(x_low, x_high, max(3, int((width - left - right) / 60)), figure.whole_x)
     step = x_ticks[1] - x_ticks[0] if len(x_ticks) > 1 else 1
     shares = figure.diagonal and figure.percent
-    out += [_text(x(v), height - 20, tick_label(v, step, shares), "middle", "tick") for v in x_ticks]
+    names = dict(enumerate(figure.x_names)) or {v: tick_label(v, step, shares) for v in x_ticks}
+    out += [_text(x(v), height - 20, name, "middle", "tick") for v, name in names.items()]
     out.append(_text((left + width - right) / 2, height - 4, figure.x_label, "middle", "axis"))
     if figure.diagonal:
         low, high = max(x_low, y_low), min(x_high, y_high)
