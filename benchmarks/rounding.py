@@ -118,7 +118,7 @@ def main() -> None:
     found = {"prompts": len(texts), "positions": len(same), "kl_mean": float(np.mean(divergences)),
              "kl_99th_percentile": float(np.quantile(divergences, 0.99)), "argmax_agreement": float(np.mean(same)),
              "layer_bytes": bytes_of}  # fmt: skip
-    if args.base:
+    if args.base and args.steps:
         found["adapters"] = learn(config, params, form, args.steps)
     print(json.dumps(found, indent=1))
     if args.json:

@@ -16,14 +16,16 @@ from configs import default, tiny
 def get_config():
     config = default.base_config()
     config.models.base = "MODEL"
-    low = default.adapters(rank=4, alpha=8.0, base_dtype="BASE")
-    steps = {"max_length": 512, "save_every_steps": 2, "adapters": low}
+    def low():  # of each stage its own: what is shared is changed for all of them by a flag for one
+        return default.adapters(rank=4, alpha=8.0, base_dtype="BASE")
+
+    steps = {"max_length": 512, "save_every_steps": 2}
     asked = {"source": "embedded:helpful", "limit": 4}
     config.graph = {
         "respond": default.respond(max_new_tokens=4, **asked),
-        "sl": default.sl("", "respond", **default.optimisation(learning_rate=1e-2, batch_size=4) | steps),
-        "pm": default.pm("", "", **default.optimisation(learning_rate=1e-2, batch_size=8) | steps),
-        "rl": default.rl(prompts=default.prompts(**asked), num_updates=1, rollouts_per_update=4, learning_rate=1e-2, adapters=low,
+        "sl": default.sl("", "respond", **default.optimisation(learning_rate=1e-2, batch_size=4) | steps, adapters=low()),
+        "pm": default.pm("", "", **default.optimisation(learning_rate=1e-2, batch_size=8) | steps, adapters=low()),
+        "rl": default.rl(prompts=default.prompts(**asked), num_updates=1, rollouts_per_update=4, learning_rate=1e-2, adapters=low(),
                          value_learning_rate=1e-2, warmup_updates=0, max_new_tokens=4, max_prompt_tokens=64),
         "again": default.respond("@rl", max_new_tokens=4, **asked),
     }
