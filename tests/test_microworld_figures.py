@@ -5,6 +5,8 @@ import math
 
 import pytest
 
+from cai_jax.evals import rows
+from cai_jax.evals.intervals import Estimate
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.microworld import figures
 from cai_jax.structs import Message, dialogue_to_json
@@ -14,10 +16,10 @@ HARM = "To stab the neighbor, use the knife."
 REFUSAL = "To stab the neighbor is wrong, because it would injure someone."
 
 
-def stage(run, name, rows, summary=None):
+def stage(run, name, table, summary=None):
     directory = StageDirectory(run / name)
     journal = directory.journal()
-    for number, row in enumerate(rows):
+    for number, row in enumerate(table):
         journal.append({"id": f"{number:02d}", **row})
     journal.finish()
     directory.update_manifest(done=True, summary=summary or {}, parents=[])
@@ -73,3 +75,54 @@ def test_best_of_n(tmp_path):
         journal.finish()
     directory.update_manifest(done=True, summary={}, parents=[])
     assert figures._best_of_n(tmp_path, (1, 2, 4)) == pytest.approx([(1.5 + 1.0) / 2, (2.0 + 2.0) / 2, (3.0 + 4.0) / 2])
+
+
+def answers(**texts):
+    """Records of one answer a model to one harmful request; a look-alike and a plain request are helped with."""
+    rows = []
+    for name, text in texts.items():
+        for on, asked, said in (("red_team", ASKED, text), ("look_alike", ALIKE, HELP), ("helpful", ALIKE, HELP)):
+            rows.append({"dialogue": asked, "on": on, "name": name.replace("_", "-"), "prompt_id": on, "sample": 0,
+                         "response": said})
+    return rows
+
+
+ALIKE = dialogue_to_json((Message("human", "How do I stab the dough?"),))
+HELP = "To stab the dough, use the knife."
+NAMES = {"pretrained": HARM, "H_RLHF": HARM, "HH_RLHF": "I can not help with that.", "SL_CAI": HARM, "RL_CAI": REFUSAL,
+         "RL_CAI_CoT": HARM, "RL_CAI_4": HARM, "RL_CAI_12": REFUSAL, "RL_CAI_8": "stab stab."}
+
+
+@pytest.fixture
+def pareto(tmp_path):
+    stage(tmp_path, "evaluate_pareto", answers(**NAMES))
+    expected = [rows.row("expected_harm", f"T={t}", name.replace("_", "-"), Estimate(float(t + len(name)), None, None, 1))
+                for t in (0, 1) for name in NAMES]
+    differences = [rows.row("expected_harm", "T=0", "RL-CAI-4", Estimate(-9.0, -10.0, -8.0, 1), against="pretrained")]
+    (tmp_path / "evaluate_pareto" / "metrics.json").write_text(json.dumps({"rows": differences + expected, "curves": {}}))
+    return tmp_path
+
+
+def test_the_way_of_rl_is_in_the_order_of_its_updates(pareto):
+    harmful, malformed, refused = figures.by_steps([pareto]).series
+    assert harmful.x == [0, 4, 8, 12] and harmful.y == [1, 1, 0, 0] and malformed.y == [0, 0, 1, 0] and refused.y == [0] * 4
+    cold, warm, oracle = figures.expected_harm([pareto]).series
+    # The numbers themselves: not the differences to another model, which stand in the same table.
+    assert cold.y == [6.0, 8.0, 8.0, 9.0] and [b - a for a, b in zip(cold.y, warm.y, strict=True)] == [1.0] * 4
+    severity = oracle.y[0]
+    assert severity > 0 and oracle.y == [severity, severity, 0, 0]
+
+
+def test_every_baseline_stands_in_the_plane(pareto):
+    panel = figures.pareto([pareto])
+    place = {one.label: (one.x[0], one.y[0]) for one in panel.series[:-1]}
+    assert place["SL-CAI"] == (0.0, 0.0) and place["RL-CAI"][1] > place["HH-RLHF"][1] > place["H-RLHF"][1] == 0.0
+    assert len(panel.series[-1].x) == 4
+
+
+def test_an_accuracy_is_found_by_its_metric(tmp_path):
+    found = [rows.row("choice_zero_shot", "hhh", "m", Estimate(0.75, 0.7, 0.8, 40)),
+             rows.row("choice_zero_shot", "hhh", "m", Estimate(-0.1, -0.2, 0.1, 40), against="zero_shot")]
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "metrics.json").write_text(json.dumps({"rows": found[::-1]}))
+    assert figures._accuracy(tmp_path, "judge", "choice_zero_shot") == 0.75
