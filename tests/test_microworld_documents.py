@@ -54,7 +54,7 @@ def test_the_pipeline_reads_the_files():
     assert len(load_prompts(str(files.DATA / "red_team.jsonl"), split="heldout")) == 160
     for split in files.RATINGS:
         rows, dropped = load_comparisons(str(files.DATA / "comparisons.jsonl"), split=split)
-        assert len(rows) == 800 and not dropped
+        assert len(rows) == 2000 and not dropped
     assert all(item.dialogues for item in load_choices(str(files.DATA / "hhh.jsonl")))
     assert {len(item.options) for item in load_choices(str(files.DATA / "classify.jsonl"))} == {5}
 

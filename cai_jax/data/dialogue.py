@@ -125,14 +125,13 @@ class DialogueFormat:
         """The dialogue as text; with `reply`, up to where that turn's text begins, and `start`."""
         if self.kind == "text":
             return render_text(messages, reply, start)
-        import jinja2
-
         turns = [{"role": _chat_role(message.role), "content": self._mark(message.text)} for message in messages]
         try:
             text = self.tokenizer.hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=bool(reply))
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is somebody else's program
             roles = ", ".join(turn["role"] for turn in turns)
-            raise UserError(f"{self.directory}: the chat template refuses turns of {roles}: {error}") from None
+            told = " ".join(str(error).split())[:300]
+            raise UserError(f"{self.directory}: the chat template refuses turns of {roles}: {told}") from None
         return text + self._mark(start)
 
     def _parts(self, messages: Sequence[Message]) -> list[_Part]:

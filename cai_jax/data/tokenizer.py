@@ -51,14 +51,16 @@ class Tokenizer:
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(description))
 
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
-        configs = [_read_json(pathlib.Path(directory, name)) for name in ("generation_config.json", "config.json")]
+        paths = [pathlib.Path(directory, name) for name in ("generation_config.json", "config.json")]
+        configs = [_read_json(path) for path in paths]
         model_vocabulary = configs[1].get("vocab_size")
-        if model_vocabulary is not None and self.vocab_size > model_vocabulary:
+        if isinstance(model_vocabulary, int) and self.vocab_size > model_vocabulary:
             raise UserError(
                 f"{directory}: the tokenizer has {self.vocab_size} tokens, the model only {model_vocabulary}: "
                 "they do not belong together"
             )
-        self.eos_ids = _eos_ids([config.get("eos_token_id") for config in configs] + [self.hf.eos_token_id])
+        found = [_token_ids(path, config.get("eos_token_id")) for path, config in zip(paths, configs, strict=True)]
+        self.eos_ids = tuple(dict.fromkeys([*found[0], *found[1], *_token_ids(path, self.hf.eos_token_id)]))
         if not self.eos_ids:
             raise UserError(
                 f"{directory}: no EOS token in generation_config.json, config.json or tokenizer_config.json"
@@ -82,16 +84,19 @@ class Tokenizer:
 
 def _read_json(path: pathlib.Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); fetch or convert the model again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object; fetch or convert the model again")
+    return found
 
 
-def _eos_ids(sources: Sequence[int | list[int] | None]) -> tuple[int, ...]:
-    """All of them, once each, in order of appearance."""
-    flat = [
-        item for source in sources if source is not None for item in ([source] if isinstance(source, int) else source)
-    ]
-    return tuple(dict.fromkeys(flat))
+def _token_ids(path: pathlib.Path, value) -> list[int]:
+    """What a file says of its end tokens: one id, several, or nothing."""
+    found = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(item, int) for item in found):
+        raise UserError(f"{path}: eos_token_id: expected a token's number or a list of them, found {json.dumps(value)[:80]}")
+    return found
