@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import sys
+from collections.abc import Callable
 
 LONGEST = 2000  # characters of a message: what a file holds may be of any length
 
@@ -20,6 +23,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UserError(f"{message}; {self.format_usage()}")
+
+
+def command(main: Callable[..., int | None]) -> Callable[..., int]:
+    """A command's `main`: a UserError becomes one line on standard error and exit code 2, nothing returned exit code 0."""
+    @functools.wraps(main)
+    def run(*arguments, **fields) -> int:
+        try:
+            return main(*arguments, **fields) or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return run
 
 
 def located(path, line: int | None = None, field: str | None = None) -> str:

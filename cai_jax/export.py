@@ -6,18 +6,12 @@ template and a model card. Adapters are added to their base's weights, or (--ada
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import sys
 
-from cai_jax.errors import UserError
+from cai_jax.errors import Parser, UserError, command
 
 USAGE = "python -m cai_jax.export --workdir=RUN --what=policy|pm|@STAGE[:STEP] --to=DIR [--dtype=float32|bfloat16] [--adapters]"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; usage: {USAGE}")
 
 
 def find_stage(run, what: str) -> str:
@@ -86,24 +80,21 @@ def export(workdir: str, what: str, to: str, dtype: str = "float32", shard_bytes
     return facts | {"kind": role["kind"]}
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on standard error."""
-    parser = _Parser(prog="cai_jax.export", usage=USAGE, description=__doc__)
+    parser = Parser(prog="cai_jax.export", usage=USAGE, description=__doc__)
     parser.add_argument("--workdir", required=True, help="a run directory")
     parser.add_argument("--what", required=True, help="policy, pm or @STAGE")
     parser.add_argument("--to", required=True, help="the directory to write")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights' file")
     parser.add_argument("--adapters", action="store_true", help="only the adapters, as a PEFT LoRA of their base")
     parser.add_argument("--shard_gigabytes", type=float, default=5.0, help="weights beyond this become several files")
-    try:
-        arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
-        if arguments.shard_gigabytes <= 0:
-            raise UserError("--shard_gigabytes: expected a positive number")
-        facts = export(arguments.workdir, arguments.what, arguments.to, arguments.dtype,
-                       max(1, int(arguments.shard_gigabytes * 1e9)), arguments.adapters)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
+    if arguments.shard_gigabytes <= 0:
+        raise UserError("--shard_gigabytes: expected a positive number")
+    facts = export(arguments.workdir, arguments.what, arguments.to, arguments.dtype,
+                   max(1, int(arguments.shard_gigabytes * 1e9)), arguments.adapters)
     print(f"{arguments.to}: {facts['kind']} of {facts['stage']}, {facts['parameters']} parameters, {facts['dtype']}")
     return 0
 

@@ -12,7 +12,7 @@ import pathlib
 import re
 import sys
 
-from cai_jax.errors import UserError
+from cai_jax.errors import UserError, command
 
 USAGE = ("usage: python -m cai_jax.plan --config=configs/NAME.py [--topology=v5e:8x8] [--slices=N] [--json=FILE] [--effort=-1] "
          "[--quick=yes] [--only=REGEX] [--config.FIELD=VALUE …]")
@@ -90,13 +90,10 @@ def _preset(arguments: list[str]) -> str:
     return found[1]
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 all fits, 1 something does not, 2 bad input (one line on standard error)."""
-    try:
-        return run(sys.argv if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(sys.argv if argv is None else argv)
 
 
 if __name__ == "__main__":

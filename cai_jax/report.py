@@ -5,19 +5,13 @@ Writes report.html (one self-contained file), report.md and figures/*.png, for f
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from etils import epath
 
-from cai_jax.errors import UserError
+from cai_jax.errors import Parser, command
 
 USAGE = "python -m cai_jax.report RUN [RUN …] [--out=DIR]"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; usage: {USAGE}")
 
 
 def default_out(paths: list[str]) -> str:
@@ -28,20 +22,17 @@ def default_out(paths: list[str]) -> str:
     return str(epath.Path(paths[0]).parent / f"compare-{names}")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on standard error."""
-    parser = _Parser(prog="cai_jax.report", usage=USAGE, description=__doc__)
+    parser = Parser(prog="cai_jax.report", usage=USAGE, description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory")
     parser.add_argument("--out", help="where to write; RUN/report by default, compare-A-B for several runs")
-    try:
-        arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
-        from cai_jax.reporting.build import build
+    arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
+    from cai_jax.reporting.build import build
 
-        out = arguments.out or default_out(arguments.runs)
-        result = build(arguments.runs, out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    out = arguments.out or default_out(arguments.runs)
+    result = build(arguments.runs, out)
     print(f"{epath.Path(out) / 'report.html'}: {result['html_bytes'] / 1e6:.1f} MB, {result['figures']} figures")
     return 0
 

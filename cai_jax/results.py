@@ -8,21 +8,15 @@ it. Further runs are the same with other seeds: they add means over seeds.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from etils import epath
 
-from cai_jax.errors import UserError
+from cai_jax.errors import Parser, UserError, command
 from cai_jax.io import artefacts
 
 USAGE = "python -m cai_jax.results RUN [RUN …] --out DIR [--critiques COUNT] [--of STAGE]"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; usage: {USAGE}")
 
 
 def write(run_path, out, count: int = 60, of: str = "", others: Sequence = ()) -> dict:
@@ -61,21 +55,18 @@ def write(run_path, out, count: int = 60, of: str = "", others: Sequence = ()) -
     return {**{name: len(text) for name, text in files.items()}, "metrics.json": len(artefacts.dump(found)), "reference/": size}
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on standard error."""
-    parser = _Parser(prog="cai_jax.results", usage=USAGE, description=__doc__)
+    parser = Parser(prog="cai_jax.results", usage=USAGE, description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory; further ones have other seeds")
     parser.add_argument("--out", required=True, help="where to write")
     parser.add_argument("--critiques", type=int, default=60, metavar="COUNT", help="how many are drawn to be read (60)")
     parser.add_argument("--of", default="", metavar="STAGE", help="the revise stage that they are drawn from (the first)")
-    try:
-        arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
-        first, *others = arguments.runs
-        for name, size in write(first, arguments.out, arguments.critiques, arguments.of, others).items():
-            print(f"{epath.Path(arguments.out) / name}: {size:,} bytes")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
+    first, *others = arguments.runs
+    for name, size in write(first, arguments.out, arguments.critiques, arguments.of, others).items():
+        print(f"{epath.Path(arguments.out) / name}: {size:,} bytes")
     return 0
 
 

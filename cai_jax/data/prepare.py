@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cai_jax.errors import Parser, UserError
+from cai_jax.errors import Parser, UserError, command
 
 BUILDERS = {"cai_hh_rlhf": ("hh_rlhf", "CaiHhRlhf"), "cai_evals": ("cai_sets", "CaiEvals"), "cai_run": ("cai_sets", "CaiRun")}
 
@@ -68,25 +68,22 @@ def _build(tfds, builder_class, config: str, data_dir: str | None, manual_dir: s
     return builder
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m cai_jax.data.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("name", help="cai_hh_rlhf, cai_evals or cai_run, or one configuration such as cai_hh_rlhf/helpful_base")
     parser.add_argument("--manual_dir", help="directory that holds the published files; else they are downloaded")
     parser.add_argument("--data_dir", default=os.environ.get("TFDS_DATA_DIR"),
                         help="where to write (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)")
-    try:
-        flags = parser.parse_args(argv)
-        for builder in prepare(flags.name, data_dir=flags.data_dir, manual_dir=flags.manual_dir):
-            files = dict(builder.info.metadata or {}).get("files", {})
-            for split, info in builder.info.splits.items():
-                source = files.get(split, {})
-                known = "as published in 2022" if source.get("published") else "not the file of 2022: a subset or newer"
-                name = source.get("name", "?")
-                print(f"{builder.info.full_name}  {split}: {info.num_examples} rows from {name} ({known})")
-            print(f"  read as tfds:{builder.name}/{builder.builder_config.name}@{builder.data_dir_root}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    flags = parser.parse_args(argv)
+    for builder in prepare(flags.name, data_dir=flags.data_dir, manual_dir=flags.manual_dir):
+        files = dict(builder.info.metadata or {}).get("files", {})
+        for split, info in builder.info.splits.items():
+            source = files.get(split, {})
+            known = "as published in 2022" if source.get("published") else "not the file of 2022: a subset or newer"
+            name = source.get("name", "?")
+            print(f"{builder.info.full_name}  {split}: {info.num_examples} rows from {name} ({known})")
+        print(f"  read as tfds:{builder.name}/{builder.builder_config.name}@{builder.data_dir_root}")
     return 0
 
 

