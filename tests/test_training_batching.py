@@ -92,8 +92,12 @@ def test_one_shape_holds_every_step():
     assert [batching.few(n) for n in (1, 5, 7, 9, 23, 100)] == [1, 5, 7, 10, 24, 112]
 
 
-def test_rows_are_not_packed_where_devices_would_go_without():
-    lengths = np.full(64, 100)
+def test_rows_are_as_long_as_leaves_least_to_multiply():
     order = batching.Order(64, 64, 0, "sl")
-    assert batching.common_shape(lengths, order, 1, ways=1) == batching.Shape(22, 384, 3)
-    assert batching.common_shape(lengths, order, 1, ways=64) == batching.Shape(64, 128, 1)
+    assert batching.common_shape(np.full(64, 100), order, 1, ways=1) == batching.Shape(64, 128, 1)
+    assert batching.common_shape(np.full(64, 70), order, 1, ways=1) == batching.Shape(22, 256, 3)
+    # Rows come in multiples of 64 here: packed, most devices would go without.
+    assert batching.common_shape(np.full(64, 70), order, 1, ways=64) == batching.Shape(64, 128, 1)
+    # Eight sequences in four parts: five rows of 256 would be eight.
+    eight = batching.Order(8, 8, 0, "sl")
+    assert batching.common_shape(np.array([250, 100, 90, 150, 140, 120, 130, 110]), eight, 1, ways=4).rows == 4

@@ -120,10 +120,9 @@ class Packing:
         return out
 
 
-def row_length(lengths: Sequence[int], groups_a_row: float = MEAN_GROUPS) -> int:
-    """How long rows should be for groups of sequences of these lengths, where `groups_a_row` (or MEAN_GROUPS) are to share one:
-    with fewer rows than devices, a row would be long and most devices without one."""
-    wanted = min(min(groups_a_row, MEAN_GROUPS) * float(np.mean(lengths)), LONG_ROW)
+def row_length(lengths: Sequence[int]) -> int:
+    """How long rows should be for groups of sequences of these lengths."""
+    wanted = min(MEAN_GROUPS * float(np.mean(lengths)), LONG_ROW)
     return bucket(int(max(max(lengths), np.ceil(wanted))))
 
 
@@ -161,9 +160,13 @@ def common_shape(lengths: Sequence[int], order: Order, num_steps: int, ways: int
     """A shape that holds the batch of every step, so that a step is compiled once. `lengths`: those of all sequences,
     `group` of them an example."""
     sizes = np.asarray(lengths, np.int64).reshape(-1, group).sum(axis=1)
-    length = row_length(sizes, order.batch_size / ways)
-    shapes = [pack(sizes[order.indices(step)], ways=ways, length=length).shape for step in range(num_steps)]
-    return Shape(max(shape.rows for shape in shapes), length, max(shape.slots for shape in shapes))
+    def shape(length):
+        found = [pack(sizes[order.indices(step)], ways=ways, length=length).shape for step in range(num_steps)]
+        return Shape(max(one.rows for one in found), length, max(one.slots for one in found))
+
+    # The least to multiply: long rows hold more of each other's rest, but rows come in multiples of `ways`.
+    tried = {bucket(length) for length in range(int(sizes.max()), row_length(sizes) + 1, MULTIPLE)} | {row_length(sizes)}
+    return min(map(shape, sorted(tried)), key=lambda found: (found.rows * found.length, found.length))
 
 
 def few(count: int) -> int:
