@@ -34,7 +34,7 @@ gemma: | $(VENV)/.installed
 # A plan compiled for 64 TPU chips. The compiler lies beside the environment: in it, every JAX process would look for TPUs.
 LIBTPU := $(VENV)/libtpu/libtpu/libtpu.so
 test-plan: $(LIBTPU)
-	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) $(BIN)/python -m pytest tests/test_plan.py
+	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) $(BIN)/python -m pytest tests/test_plan.py tests/test_sampling_flash.py
 
 $(LIBTPU): | $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/libtpu "$$($(BIN)/python -m cai_jax.planning.chips)"

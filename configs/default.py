@@ -103,6 +103,7 @@ def sl(revisions="revise", helpful="respond_helpful", **fields):
         "init": "base",  # a pretrained LM, not the helpful model (section 3.2)
         "targets": "all",  # all revisions (section 3.2), or final (introduction)
         "max_round": optional(int),  # SL-CAI-n trains on revisions 1..n; empty: all rounds
+        "helpful_fraction": optional(float),  # of the examples; empty: all there are (the paper mixes them and gives no share)
         **optimisation(learning_rate=1e-5, batch_size=1024),
         "adapters": adapters(),
         "format": MODEL_FORMAT,
@@ -244,7 +245,7 @@ def evaluate(models, revisions="", **fields):
         "choices": "embedded:hhh",  # or official evaluation files; "a+b" for several sets; "" for none
         "big_bench": "",  # BIG-bench's folder hhh_alignment: the 438 are then told apart into its 221 and the other 217
         "num_choices": optional(int),  # n of each set, evenly spaced; empty: all
-        "num_few_shot": 0,  # items of the same set as worked examples, kept out of every mode; 0: zero-shot only
+        "num_few_shot": 0,  # items of the same set as worked examples, never of themselves; 0: zero-shot only
         "num_chains": 0,  # chains of thought an item, averaged (the paper: 1 and 5); 0: none
         "max_chain_tokens": 256,
         "comparisons": human_pairs(split="heldout"),
@@ -286,6 +287,7 @@ def base_config():
             "chunk_steps": 16,  # tokens a device call
             "max_length": 1024,  # tokens of prompt and answer together; longer prompts are left out and counted
             "int8": False,  # sample and score with weights rounded to 8 bits (never in rl): less memory, see benchmarks/README.md
+            "flash": True,  # prefill and scoring by splash attention (TPU) or cuDNN's (GPU, 16 bits); False: by XLA's products
         },
         "profile_steps": "",  # training steps to trace, such as 10-12 or sl:10-12: STAGE/profile/, for TensorBoard's profiler
         "logging": {"wandb": ""},  # a Weights & Biases project; TensorBoard and JSON Lines are always written

@@ -38,7 +38,11 @@ def run(sizes, devices):
 
 one, scores, _ = run({}, jax.devices()[:1])
 many, others, engine = run({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices())
+engine._kernel = "splash_interpreted"  # the TPU's, each device with its own heads
+engine._store.clear()
+flash = [score.logprobs for score in engine.score([ScoreRequest(str(n), p, ((9, 10), (11,))) for n, p in enumerate(prompts[:4])])]
 print(json.dumps({
+    "flash": float(np.abs(np.subtract(scores, flash)).max()),
     "devices": len(engine.weights["layers"][0]["gate"].sharding.device_set),
     "split": engine.weights["layers"][0]["gate"].addressable_shards[0].data.shape,
     "rows": sum(one[name].tokens != many[name].tokens for name in one), "lengths": sorted({len(x.tokens) for x in one.values()}),
@@ -58,3 +62,4 @@ def test_eight_devices_sample_and_score_as_one():
     assert found["devices"] == 8 and found["split"] == [32, 32]  # the MLP is split in two by tensor, whole along fsdp
     assert found["rows"] == 0 and len(found["lengths"]) > 1, found  # some rows ended early, others took their slots
     assert found["logprobs"] <= 1e-5 and found["scores"] <= 1e-5, found
+    assert 0 < found["flash"] <= 1e-5, found

@@ -18,7 +18,7 @@ from cai_jax.errors import UserError
 from cai_jax.models import lora, rounding
 from cai_jax.models.config import ModelConfig
 from cai_jax.planning.arithmetic import Work, trained_share
-from cai_jax.sampling import cached, plan, rewards
+from cai_jax.sampling import cached, flash, plan, rewards
 from cai_jax.sampling import weights as sampling_weights
 from cai_jax.stages import harm, pm, rl, sl
 from cai_jax.stages.context import resolve_role
@@ -247,11 +247,13 @@ def of_sampling(run_config, name: str, mesh, model: ModelConfig, kept: float, pr
     fields = [jax.ShapeDtypeStruct((rows,), jnp.int32)] * 4 + [jax.ShapeDtypeStruct((rows, 2), jnp.uint32)]
     host_rows = sharding.abstract_batch(cached.Rows(*fields), mesh)
     steps = options.chunk_steps
+    on_tpu = mesh.devices.flat[0].platform == "tpu"  # GPUs are planned without a compiler
+    filling = {"config": model, "kernel": flash.choose("tpu", dtype, model) if on_tpu and options.flash else ""}
     static = {"config": model, "sampling": SamplingParams(0, temperature), "steps": steps, "eos_ids": (2,), "block": 0}
     fill = Work("forward", model, 1, piece, head=False, past=before)
     draw = Work("decode", model, rows, 1, past=size, steps=steps)
     return [
-        Program(name, f"prefill 1×{piece}", cached.prefill, (weights, None, past, tokens), {"config": model}, fill,
+        Program(name, f"prefill 1×{piece}", cached.prefill, (weights, None, past, tokens), filling, fill,
                 kept + chip_bytes(cache), count * len(pieces)),
         Program(name, f"decode {rows}×{steps}", cached.decode, (weights, None, cache, host_rows), static, draw, kept,
                 -(-count // rows) * -(-new // steps)),

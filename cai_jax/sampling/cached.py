@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from cai_jax.losses import token_logprobs
 from cai_jax.models import blocks
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling import attention
+from cai_jax.sampling import attention, flash
 from cai_jax.sampling.draw import draw
 from cai_jax.sampling.weights import unembedding
 from cai_jax.sharding import constrain
@@ -59,7 +59,7 @@ def _header_part(header: KeyValues | None, layer: int, positions_BxT, window: in
     return [(keys, header.values[layer], allowed)]
 
 
-def _forward(weights, header, past, tokens_BxT, segments_BxT, positions_BxT, config, by_head):
+def _forward(weights, header, past, tokens_BxT, segments_BxT, positions_BxT, config, kernel):
     """(x_BxTxD after the last layer, keys, values): new tokens after `header` and `past`, either of which may be None.
 
     Segments: a token sees those of segment 0 and of its own (options side by side after one prompt).
@@ -86,34 +86,38 @@ def _forward(weights, header, past, tokens_BxT, segments_BxT, positions_BxT, con
             if window:
                 near = near & (positions_BxT[:, :, None] - positions_BxT[:, None, :] < window)
             parts.append((k, v, near))
-            context, _, total = attention.attend(attention.split_heads(q, config), parts, config.attention_softcap, by_head)
+            q, cap = attention.split_heads(q, config), config.attention_softcap
+            if kernel in flash.KERNELS:
+                return attention.join_heads(flash.attend(q, parts, cap, kernel), v.dtype)
+            context, _, total = attention.attend(q, parts, cap, by_head=kernel == "by_head")
             return attention.join_heads(context / total, v.dtype)
 
         x_BxTxD = blocks.layer(x_BxTxD, layer_weights, config, tables[rope], attend)
     return x_BxTxD, tuple(new_keys), tuple(new_values)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "by_head"))
-def prefill(weights, header, past, tokens_BxT, config: ModelConfig, by_head: bool = False):
+@functools.partial(jax.jit, static_argnames=("config", "kernel"))
+def prefill(weights, header, past, tokens_BxT, config: ModelConfig, kernel: str = ""):
     """Keys and values [B,K,T,Dh] per layer of a piece of prompt that follows `header` and `past`. Padding stands at the
-    end of the piece: nothing before it sees it, and the caller does not count it. `by_head`: see `attention.attend`."""
+    end of the piece: nothing before it sees it, and the caller does not count it. `kernel`: one of flash.KERNELS, or "by_head" (see
+    `attention.attend`), or "" for XLA's products as they come."""
     T = tokens_BxT.shape[1]
     start = (0 if header is None else header.length) + (0 if past is None else past.length[:, None])
     positions_BxT = jnp.broadcast_to(start + jnp.arange(T), tokens_BxT.shape)
-    _, keys, values = _forward(weights, header, past, tokens_BxT, jnp.zeros_like(tokens_BxT), positions_BxT, config, by_head)
+    _, keys, values = _forward(weights, header, past, tokens_BxT, jnp.zeros_like(tokens_BxT), positions_BxT, config, kernel)
     return keys, values
 
 
-@functools.partial(jax.jit, static_argnames=("config", "by_head"))
+@functools.partial(jax.jit, static_argnames=("config", "kernel"))
 def score(weights, header, past, tokens_BxT, segments_BxT, offsets_BxT, places_BxN, targets_BxN, config: ModelConfig,
-          by_head: bool = False):
+          kernel: str = ""):
     """log P(targets[b, n]) after the token at places[b, n], float32 [B, N].
 
     tokens: the end of a prompt (segment 0), then its options side by side (segments 1, 2, …); offsets int32 [B, T]:
-    each token's distance from the first of the piece in its own text.
+    each token's distance from the first of the piece in its own text; kernel as in `prefill`.
     """
     start = (0 if header is None else header.length) + (0 if past is None else past.length[:, None])
-    x_BxTxD, _, _ = _forward(weights, header, past, tokens_BxT, segments_BxT, start + offsets_BxT, config, by_head)
+    x_BxTxD, _, _ = _forward(weights, header, past, tokens_BxT, segments_BxT, start + offsets_BxT, config, kernel)
     x_BxNxD = jnp.take_along_axis(x_BxTxD, places_BxN[..., None], axis=1)
     hidden = blocks.norm(x_BxNxD, weights, "final_norm", config)
     return token_logprobs(hidden, unembedding(weights, hidden.dtype), targets_BxN, softcap=config.final_softcap)

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from cai_jax import sharding
 from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling import cached, plan, weights
+from cai_jax.sampling import cached, flash, plan, weights
 from cai_jax.sampling.stops import Ending, find_ending
 from cai_jax.sampling.store import Piece, Store
 from cai_jax.structs import Completion, SampleRequest, SamplingParams, Score, ScoreRequest
@@ -36,7 +36,8 @@ class EngineOptions:
     """batch_size: rows that decode together, 0 = as many as fit into cache_bytes; chunk_steps: tokens per device call;
     max_length: longest prompt + completion in tokens, 0 = the model's; cache_bytes: for the rows' keys and values;
     store_bytes: for the keys and values of headers and prompts that later requests may share; int8: weights rounded to 8
-    bits, one scale an output channel (benchmarks/README.md has what that costs)."""
+    bits, one scale an output channel (benchmarks/README.md has what that costs); flash: TPUs and GPUs prefill and score by the
+    kernels of `flash.py`."""
 
     batch_size: int = 0
     chunk_steps: int = 8
@@ -44,6 +45,7 @@ class EngineOptions:
     cache_bytes: int = 4 * 2**30
     store_bytes: int = 2**30
     int8: bool = False
+    flash: bool = True
 
 
 @dataclasses.dataclass
@@ -71,7 +73,10 @@ class Engine:
         )
         # Reading in blocks costs a loop in each layer: cheap on a CPU, a round trip to the host on a GPU.
         self._block = BLOCK if platform == "cpu" else 0
-        self._by_head = platform == "cpu" and self.mesh.size == 1
+        if platform == "cpu":
+            self._kernel = "by_head" if self.mesh.size == 1 else ""
+        else:
+            self._kernel = flash.choose(platform, self.dtype, config) if self.options.flash else ""
         self._store = Store(self.options.store_bytes)
         self.update(params)
 
@@ -234,7 +239,7 @@ class Engine:
         arrays += [_padded(x, plan.round_size(len(targets))) for x in (places, targets)]
         return self._on_mesh(
             cached.score, self.weights, self._header(prompt.header), self._past(past), *arrays, config=self.config,
-            by_head=self._by_head,
+            kernel=self._kernel,
         )
 
     # ------------------------------------------------------------ prompts
@@ -277,7 +282,7 @@ class Engine:
     def _prefill(self, header: plan.Tokens, past: list[Piece], tokens: plan.Tokens, size: int) -> Piece:
         arrays = self._on_mesh(
             cached.prefill, self.weights, self._header(header), self._past(past), _padded(tokens, size), config=self.config,
-            by_head=self._by_head,
+            kernel=self._kernel,
         )
         return Piece(arrays, len(tokens), size)
 
