@@ -15,11 +15,8 @@ TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}</s>{% e
 D, F, H, K, Dh, V = 32, 64, 4, 2, 8, 259
 
 
-def write_gguf(path, architecture="llama", pre="smollm", quantise=False, extra=None):
-    """A 1-layer model; returns its matrices as Hugging Face would hold them."""
-    from tokenizers import pre_tokenizers
-
-    rng = np.random.default_rng(0)
+def begin(path, architecture):
+    """A file of one layer, D wide, with H heads on K."""
     writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_context_length(128)
     writer.add_embedding_length(D)
@@ -27,6 +24,22 @@ def write_gguf(path, architecture="llama", pre="smollm", quantise=False, extra=N
     writer.add_block_count(1)
     writer.add_head_count(H)
     writer.add_head_count_kv(K)
+    return writer
+
+
+def finish(writer):
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_gguf(path, architecture="llama", pre="smollm", quantise=False, extra=None):
+    """A 1-layer model; returns its matrices as Hugging Face would hold them."""
+    from tokenizers import pre_tokenizers
+
+    rng = np.random.default_rng(0)
+    writer = begin(path, architecture)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(5000.0)
     writer.add_tokenizer_model("gpt2")
@@ -64,10 +77,7 @@ def write_gguf(path, architecture="llama", pre="smollm", quantise=False, extra=N
             writer.add_tensor(name, gguf.quantize(value, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return weights
 
 
@@ -78,13 +88,7 @@ PIECES = ["<pad>", "<eos>", "<bos>", "<unk>", "<turn>", "  ", "\n\n", *[f"<0x{by
 def write_gemma(path):
     """A layer of Gemma 3 with a SentencePiece vocabulary: norms have 1 added, heads are not paired."""
     rng, v = np.random.default_rng(1), len(PIECES)
-    writer = gguf.GGUFWriter(str(path), "gemma3")
-    writer.add_context_length(128)
-    writer.add_embedding_length(D)
-    writer.add_feed_forward_length(F)
-    writer.add_block_count(1)
-    writer.add_head_count(H)
-    writer.add_head_count_kv(K)
+    writer = begin(path, "gemma3")
     writer.add_key_length(16)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1e6)
@@ -106,10 +110,7 @@ def write_gemma(path):
     tensors |= {"token_embd.weight": rng.normal(size=(v, D)).astype(np.float32), "output_norm.weight": np.ones(D, np.float32)}
     for name, value in tensors.items():
         writer.add_tensor(name, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return tensors
 
 
