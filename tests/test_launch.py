@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -79,6 +80,25 @@ def test_multi_gpu_starts_again_but_not_on_bad_input(tmp_path):
     (tmp_path / "runs").unlink()
     done = bash("launch/multi_gpu.sh", "--", "x", PYTHON=str(program), CODE="2")
     assert done.returncode == 2 and (tmp_path / "runs").read_text().count(".") == 1
+
+
+@pytest.mark.parametrize("script", ["local", "multi_gpu"])
+def test_a_stopped_launcher_lets_the_run_save_and_does_not_start_it_again(tmp_path, script):
+    program = tmp_path / "python"
+    program.write_text(f"""#!/bin/bash
+[ "$1" = -c ] && echo 1 && exit
+trap 'sleep 0.3; echo saved >> {tmp_path}/told; exit 75' TERM
+echo began >> {tmp_path}/told
+while true; do sleep 0.05; done
+""")
+    program.chmod(0o755)
+    process = subprocess.Popen(["bash", f"launch/{script}.sh", "--", "x"], cwd=ROOT, env=os.environ | {"PYTHON": str(program)})
+    processes, told = 2 if script == "local" else 1, lambda: (tmp_path / "told").read_text() if (tmp_path / "told").exists() else ""
+    deadline = time.monotonic() + 60
+    while told().count("began") < processes and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(60) == 75 and (told().count("began"), told().count("saved")) == (processes, processes)
 
 
 def test_slurm_dry_run_prints_the_submission_and_the_job():
