@@ -7,7 +7,7 @@ MODEL := models/smollm2-135m-instruct
 export MALLOC_TRIM_THRESHOLD_ ?= 1000000000000
 export MALLOC_MMAP_MAX_ ?= 0
 
-.PHONY: demo test test-long test-parity test-plan gemma lint docs model install clean
+.PHONY: demo test test-long chaos test-parity test-plan gemma lint docs model install clean
 
 demo: model
 	$(BIN)/python -m cai_jax.main --config=configs/smollm2_cpu.py --workdir=runs/demo
@@ -19,6 +19,10 @@ test: lint model
 # Everything, also what takes minutes or gigabytes.
 test-long: model
 	$(BIN)/python -m pytest tests -m "long or not long"
+
+# Runs that are killed, stopped, cut, filled and blocked at 66 moments over two graphs must end as if nothing had happened.
+chaos: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/chaos -m long -rP
 
 # Logits, sampled text and adapters beside transformers and PEFT. torch 2.13.0 is the version whose plain wheel is a CPU build.
 test-parity: model

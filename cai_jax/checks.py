@@ -19,7 +19,7 @@ AT_LEAST_ZERO = (
     "offset", "limit", "temperature", "top_k", "num_few_shot", "num_headers", "num_choices", "warmup_steps", "warmup_updates",
     "weight_decay", "max_grad_norm", "learning_rate", "value_learning_rate", "kl_coefficient", "snapshot_every_updates", "seed",
 )  # fmt: skip
-SHARES = ("top_p", "human_fraction", "holdout_fraction", "gamma", "lam")
+SHARES = ("top_p", "human_fraction", "helpful_fraction", "holdout_fraction", "gamma", "lam")
 RANGES = {
     **dict.fromkeys(AT_LEAST_ONE, (1, None)), **dict.fromkeys(AT_LEAST_ZERO, (0, None)), **dict.fromkeys(SHARES, (0, 1)),
 }  # fmt: skip
@@ -37,7 +37,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     if not config.stages or not all(config.stages):
         raise UserError(f"config.stages: name at least one stage of {', '.join(config.graph)}")
     for name in config.graph:  # each is a folder of the run
-        if not re.fullmatch(r"\w[\w.-]*", name) or name in ("aside", "config.json", "lock.json"):
+        if not re.fullmatch(r"\w[\w.-]*", name) or name in ("aside", "config.json", "lock.json", "status.json"):
             raise UserError(f"config.graph: {name!r} cannot name a stage; use letters, digits, '_', '-' and '.'")
     _check(config, "config")
 

@@ -27,10 +27,10 @@ from cai_jax import data as data_package
 from cai_jax import sharding
 from cai_jax.checks import check_values
 from cai_jax.errors import UserError
-from cai_jax.io import artefacts, integrity, preemption, progress
+from cai_jax.io import artefacts, integrity, preemption, progress, where
 from cai_jax.models import lora
 from cai_jax.stages.context import StageContext, resolve_role
-from cai_jax.training import profiling
+from cai_jax.training import feed, profiling
 
 KINDS = ("respond", "revise", "sl", "compare", "human", "feedback", "pm", "rl", "best_of", "harm", "evaluate", "report")
 SAMPLING_KINDS = ("respond", "revise", "compare", "feedback", "evaluate")  # of rl the rollouts never use int8
@@ -125,6 +125,8 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
         adapters = lora.Adapters.from_fields(fields.pop("adapters", None), f"config.graph.{name}.adapters")
         if adapters is not None:  # where they are off there is no field: as before there were any
             fields["adapters"] = adapters.to_json()
+        if fields.get("helpful_fraction", 0) is None:
+            del fields["helpful_fraction"]
         parents, identities = dict.fromkeys(_inputs(stage)), {}
         for path, value in _strings(fields):
             if path[-1] in MODEL_FIELDS or "models" in path[:-1]:
@@ -302,12 +304,14 @@ def run(config: ml_collections.ConfigDict, workdir: str, describe: Callable[[], 
                 raise UserError(f"stage '{name}' is needed and not done in {run_path}; add it to --config.stages")
         if describe and artefacts.is_writer():
             artefacts.write_json(run_path / "config.json", describe())
-        rows = []
-        for name in sorted(config.stages, key=list(nodes).index):
-            if rows and not rows[-1]["skipped"] and preemption.requested():
-                raise preemption.Preempted(f"before stage '{name}'")
-            rows.append(_run_mended(nodes[name], nodes, config, run_path, mesh))
-            release_memory()
+        rows, names = [], sorted(config.stages, key=list(nodes).index)
+        with where.told(run_path, names) as begin:
+            for name in names:
+                if rows and not rows[-1]["skipped"] and preemption.requested():
+                    raise preemption.Preempted(f"before stage '{name}'")
+                begin(name)
+                rows.append(_run_mended(nodes[name], nodes, config, run_path, mesh))
+                release_memory()
     return rows
 
 
@@ -348,6 +352,8 @@ def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
     try:
         summary = stage_module(node.kind).run(ctx)
         directory.flush()
+        if artefacts.is_writer():
+            (directory.path / feed.TOKENS).unlink(missing_ok=True)
     except (UserError, preemption.Preempted, KeyboardInterrupt):
         directory.flush()
         raise

@@ -1,4 +1,4 @@
-"""Where a run is: `python -m cai_jax.status WORKDIR`. Reads manifests and metrics, touches nothing."""
+"""Where a run is: `python -m cai_jax.status WORKDIR`. Reads RUN/status.json, manifests and metrics, touches nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from etils import epath
 
 from cai_jax.errors import UserError
-from cai_jax.io import artefacts
+from cai_jax.io import artefacts, where
 from cai_jax.io.metrics import read_rows
 
 USAGE = "usage: python -m cai_jax.status WORKDIR"
@@ -21,7 +21,8 @@ def describe(run_path) -> list[str]:
     if config is None:
         raise UserError(f"{run_path}: no config.json there, so no run; {USAGE}")
     owner = artefacts.read_json(run_path / "lock.json")
-    lines = [f"{run_path}: " + (f"held by process {owner['pid']} on {owner['host']}" if owner else "no process holds it")]
+    held = f"held by process {owner['pid']} on {owner['host']}" if owner else "no process holds it"
+    lines = [f"{run_path}: {_shown(where.read(run_path))}{held}"]
     for name in config["config"]["stages"]:
         directory = artefacts.StageDirectory(run_path / name)
         manifest = directory.manifest
@@ -35,6 +36,15 @@ def describe(run_path) -> list[str]:
             told = "waiting"
         lines.append(f"  {name:20} {told}")
     return lines
+
+
+def _shown(status: dict | None) -> str:
+    """What the run itself said last."""
+    if not status:
+        return ""
+    place = f" at {status['stage']}, {status['number']} of {len(status['stages'])}," if status["state"] != "done" else ""
+    why = f" ({status['message']})" if status["message"] else ""
+    return f"{status['state']}{place} since {status['time']}{why}; "
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,10 @@
 """TFDS data sets of the official evaluations and of a run: built, read back equal, and usable as what they are."""
 
 import gzip
+import hashlib
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -68,6 +71,34 @@ def test_a_directory_that_is_no_run(tmp_path):
         prepare.prepare("cai_run/revisions", data_dir=str(tmp_path))
     with pytest.raises(UserError, match="no finished stages"):
         prepare.prepare("cai_run/comparisons", data_dir=str(tmp_path), manual_dir=str(tmp_path / "run"))
+
+
+def test_public_evaluations_are_read_as_what_they_are_without_tensorflow(shared_data, tmp_path):
+    """All three official files: prepared, then read by another process through tfds.data_source; every row is the file's, and
+    metadata name it with its digest."""
+    assert prepare.main(["cai_evals", "--manual_dir", str(shared_data), "--data_dir", str(tmp_path)]) == 0
+    code = (
+        "import hashlib, json, sys\n"
+        "import tensorflow_datasets as tfds\n"
+        "from cai_jax.data import cai_sets\n"
+        "for name in cai_sets.EVALS:\n"
+        f"    rows = tfds.data_source(f'cai_evals/{{name}}', split='test', data_dir={str(tmp_path)!r})\n"
+        f"    info = tfds.builder(f'cai_evals/{{name}}', data_dir={str(tmp_path)!r}).info\n"
+        "    prompts = [row['prompt'].decode() for row in rows]\n"
+        "    assert len(rows) == info.splits['test'].num_examples and '2212.08073' in info.citation\n"
+        "    digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()\n"
+        "    print(json.dumps([name, len(rows), digest, info.metadata['files']['test']['sha256']]))\n"
+        "assert not {'tensorflow', 'torch', 'jax'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for line in done.stdout.splitlines():
+        name, count, digest, sha256 = json.loads(line)
+        path = cai_sets.find_files(shared_data, name)["test"]
+        prompts = [row["prompt"] for _, row in read_rows(str(path))]
+        assert count == len(prompts) and digest == hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+        assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(done.stdout.splitlines()) == len(cai_sets.EVALS)
 
 
 def test_public_evaluations_are_found_by_name(shared_data):

@@ -16,7 +16,7 @@ from cai_jax.models.config import FAMILIES
 from configs import default
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/extend.md", "docs/paper_map.md", "docs/adapters.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/extend.md", "docs/paper_map.md", "docs/adapters.md", "docs/data.md")
 
 
 def blocks(page: str) -> list[tuple[str, str]]:

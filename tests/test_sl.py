@@ -12,7 +12,7 @@ from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import init_params
 from cai_jax.stages import sl
-from cai_jax.training import batching
+from cai_jax.training import batching, feed
 
 ASKED = [{"role": "human", "text": "a: b: c?"}]
 REVISIONS = [{"id": f"p{i}", "dialogue": ASKED, "initial": "bad",
@@ -32,7 +32,7 @@ def test_all_and_final_revisions_up_to_a_round(targets, max_round, want):
 
 def context(tiny_model, revisions=REVISIONS, helpful=HELPFUL, **fields):
     dropped = {}
-    config = types.SimpleNamespace(**{"targets": "all", "max_round": None, "max_length": 256, **fields})
+    config = types.SimpleNamespace(**{"targets": "all", "max_round": None, "helpful_fraction": None, "max_length": 256, **fields})
     directories = {name: types.SimpleNamespace(records=lambda rows=rows: rows)
                    for name, rows in (("revisions", revisions), ("helpful", helpful)) if rows is not None}
 
@@ -40,8 +40,12 @@ def context(tiny_model, revisions=REVISIONS, helpful=HELPFUL, **fields):
         if not rows:
             raise UserError(f"0 {what}")
 
-    return types.SimpleNamespace(name="sl", config=config, inputs=directories, dropped=dropped, require_rows=require,
-                                 drop=lambda reason, count=1: dropped.update({reason: dropped.get(reason, 0) + count}))
+    def drop(reason, count=1):
+        if count:
+            dropped[reason] = dropped.get(reason, 0) + count
+
+    return types.SimpleNamespace(name="sl", seed=0, encode=feed.encode, config=config, inputs=directories, dropped=dropped,
+                                 require_rows=require, drop=drop)
 
 
 def test_only_the_answer_and_its_end_token_are_targets(tiny_model):
@@ -65,6 +69,16 @@ def test_what_is_left_out_is_counted(tiny_model):
     with pytest.raises(UserError, match="all or final"):
         sl.examples(context(tiny_model, targets="last"), format)
     assert len(sl.examples(context(tiny_model, helpful=None), format)) == 6
+
+
+def test_helpful_answers_are_mixed_in_by_their_share(tiny_model):
+    format = load_format(tiny_model, "text")
+    many = [{**HELPFUL[0], "id": f"h{i}/00"} for i in range(20)]
+    for fraction, helpful, revised in ((0.25, 2, 6), (0.5, 6, 6), (0.0, 0, 6), (1.0, 20, 0), (None, 20, 6)):
+        ctx = context(tiny_model, helpful=many, helpful_fraction=fraction)
+        names = [example.id.split()[0] for example in sl.examples(ctx, format)]
+        assert (names.count("response"), names.count("revision")) == (helpful, revised)
+        assert ctx.dropped.get("beyond helpful_fraction", 0) == 26 - helpful - revised
 
 
 CONFIG = ModelConfig(family="llama", vocab_size=600, width=16, ffw=24, num_layers=2, num_heads=2, num_kv_heads=1,

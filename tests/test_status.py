@@ -1,7 +1,12 @@
 """`cai_jax.status` tells where a run is and changes nothing."""
 
+import json
+
+import pytest
+
 from cai_jax import status
-from cai_jax.io import artefacts
+from cai_jax.errors import UserError
+from cai_jax.io import artefacts, preemption, where
 
 
 def test_done_begun_and_waiting_stages(tmp_path, capsys):
@@ -29,3 +34,33 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     for arguments in ([], [str(tmp_path)], ["--help"]):
         assert status.main(["status", *arguments]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("ends,state,message", [
+    (None, "done", ""), (preemption.Preempted("saved step 3"), "stopped", "saved step 3"),
+    (UserError("no space"), "failed", "UserError: no space"), (KeyboardInterrupt(), "stopped", "KeyboardInterrupt"),
+])
+def test_the_status_file_says_where_a_run_is(tmp_path, ends, state, message):
+    def told():
+        return json.loads((tmp_path / "status.json").read_text())
+
+    def run():
+        with where.told(tmp_path, ["respond", "sl"]) as begin:
+            begin("respond")
+            expected = {"state": "running", "stage": "respond", "number": 1, "stages": ["respond", "sl"]}
+            assert expected.items() <= told().items()
+            begin("sl")
+            if ends:
+                raise ends
+
+    if ends:
+        with pytest.raises(type(ends)):
+            run()
+    else:
+        run()
+    assert (told()["state"], told()["stage"], told()["number"], told()["message"]) == (state, "sl", 2, message)
+    artefacts.write_json(tmp_path / "config.json", {"config": {"stages": ["respond", "sl"]}})
+    first = status.describe(tmp_path)[0]
+    assert f": {state}" in first and message in first and first.endswith("no process holds it")
+    (tmp_path / "status.json").write_text('{"state": "runn')  # it tells, nobody rests on it
+    assert status.describe(tmp_path)[0] == f"{tmp_path}: no process holds it"

@@ -9,6 +9,8 @@ is what is trained on and scored.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 
@@ -26,6 +28,7 @@ HEADINGS = {
     "revision_request": "\n\nRevisionRequest:",
     "revision": "\n\nRevision:",
 }
+RULES = 1  # one more whenever the code here makes other tokens of a dialogue: what was kept of them is then made again
 _ROLE_OF = {heading.strip("\n:"): role for role, heading in HEADINGS.items()}
 _HEADING = re.compile(rf"(?:\A\n{{0,2}}|\n\n)({'|'.join(_ROLE_OF)}):")
 # Around control tokens that stand in a message, while the template is rendered. Unicode keeps these two code points for
@@ -104,6 +107,13 @@ class DialogueFormat:
     def score_input(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """What a preference model reads: the dialogue up to the token that ends its last answer."""
         return tuple(int(token) for token in self.example(messages).tokens)
+
+    def identity(self) -> str:
+        """A digest of all that decides which tokens a dialogue becomes."""
+        tokenizer = self.tokenizer
+        parts = [RULES, self.kind, self.eos_ids, tokenizer.eos, tokenizer.bos, tokenizer.control_tokens,
+                 str(tokenizer.hf.chat_template), str(tokenizer.hf.special_tokens_map), tokenizer.hf.backend_tokenizer.to_str()]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def stop_strings(self, reply: str = "assistant") -> tuple[str, ...]:
         """Where the model begins to speak for somebody else. A chat template's turns end in a token instead."""

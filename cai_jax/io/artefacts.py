@@ -53,13 +53,18 @@ def dump(value) -> str:
 
 
 def write_text(path, text: str) -> None:
+    """Writes `path` whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path, data: bytes) -> None:
     """Writes `path` whole or not at all: to a neighbour first, flushed to the disk, then renamed over it."""
     path = epath.Path(path)
     temporary = path.parent / f".{path.name}.writing"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             if hasattr(file, "fileno"):
                 try:

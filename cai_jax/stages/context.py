@@ -21,7 +21,8 @@ from cai_jax.io.metrics import MetricsWriter
 from cai_jax.models import hf, lora, rounding
 from cai_jax.models.config import ModelConfig
 from cai_jax.sampling import engine as engine_lib
-from cai_jax.structs import Completion, SampleRequest, SamplingParams, Score, ScoreRequest
+from cai_jax.structs import Completion, Dialogue, SampleRequest, SamplingParams, Score, ScoreRequest
+from cai_jax.training import feed
 from cai_jax.training import state as state_lib
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
@@ -226,6 +227,10 @@ class StageContext:
                 raise UserError(f"{where}: '{model.name}' has adapters, which would be trained on: give their numbers ({numbers}), "
                                 "or rank=0 to train all weights")
         return found
+
+    def encode(self, format: dialogue_lib.DialogueFormat, dialogues: Sequence[Dialogue]) -> list[dialogue_lib.Encoded]:
+        """`format.example` of every dialogue; a training stage that is started again finds the tokens in its directory."""
+        return feed.encode(format, dialogues, self.directory.path / feed.TOKENS)
 
     def publish(self, model: LoadedModel, kind: str, normalisation: tuple[float, float] | None = None) -> None:
         """Writes `model/` beside the stage's checkpoints: architecture, tokenizer and role, so that `@stage` can be loaded.

@@ -80,7 +80,8 @@ def run(ctx: StageContext) -> dict:
     config = ctx.config
     model = ctx.load_model(config.init, format=config.format)
     rated, apart = read(ctx, "ratings"), read(ctx, "heldout")
-    encoded = {item.id: model.format.score_input(item.dialogue) for item in (*rated, *apart)}
+    tokens = ctx.encode(model.format, [item.dialogue for item in (*rated, *apart)])
+    encoded = {item.id: row.tokens for item, row in zip((*rated, *apart), tokens, strict=True)}
     fitting, apart = ([item for item in items if len(encoded[item.id]) <= config.max_length] for items in (rated, apart))
     ctx.drop("longer than max_length", len(encoded) - len(fitting) - len(apart))
     train, held = scalar.split(fitting, config.holdout_fraction, ctx.seed, ctx.name)

@@ -21,7 +21,7 @@ from cai_jax.planning import throughput
 from cai_jax.sampling.rewards import RewardModel
 from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.structs import Message, dialogue_from_json, dialogue_to_json
-from cai_jax.training import batching, loop, scalar
+from cai_jax.training import batching, feed, loop, scalar
 from cai_jax.training import state as state_lib
 from cai_jax.training.scalar import group_of, split
 
@@ -84,16 +84,7 @@ def human_pairs(ctx: StageContext) -> list[Pair]:
 def mix(pairs: list[Pair], human_fraction: float | None, seed: int, stage: str) -> list[Pair]:
     """Leaves out pairs of the side that there is too much of, so that the human share is `human_fraction`."""
     human = [pair for pair in pairs if pair.source != "ai"]
-    ai = [pair for pair in pairs if pair.source == "ai"]
-    if human_fraction is None or not human or not ai:
-        return pairs
-    share = human_fraction / (1 - human_fraction) if human_fraction < 1 else float("inf")
-    keep_human = len(human) if share == float("inf") else min(len(human), round(len(ai) * share))
-    keep_ai = min(len(ai), round(len(human) / share)) if share else len(ai)
-    def keep(side, number):
-        return sorted(side, key=lambda pair: seeds.row_rng(seed, stage, "mix", pair.id).random())[:number]
-
-    return keep(human, keep_human) + keep(ai, keep_ai)
+    return feed.mix(human, [pair for pair in pairs if pair.source == "ai"], human_fraction, seed, stage)
 
 
 def make_batch(chosen: list[Pair], tokens_of, shape: batching.Shape) -> dict:
@@ -133,8 +124,10 @@ def run(ctx: StageContext) -> dict:
     pretrained = bool(stage) and ctx.run_config.graph[stage].kind == "pm"  # a preference model trained further (PMP)
     model = ctx.load_model(config.init, "reward" if pretrained else "policy", config.format)
     pairs = ai_pairs(ctx) + human_pairs(ctx)
-    encoded = {(pair.id, side): model.format.score_input((*pair.dialogue, Message("assistant", pair.texts[side])))
-               for pair in pairs for side in (0, 1)}
+    sides = [(pair, side) for pair in pairs for side in (0, 1)]
+    dialogues = [(*pair.dialogue, Message("assistant", pair.texts[side])) for pair, side in sides]
+    encoded = {(pair.id, side): item.tokens
+               for (pair, side), item in zip(sides, ctx.encode(model.format, dialogues), strict=True)}
     fitting = [pair for pair in pairs if max(len(encoded[pair.id, side]) for side in (0, 1)) <= config.max_length]
     ctx.drop("longer than max_length", len(pairs) - len(fitting))
     train, held = split(fitting, config.holdout_fraction, ctx.seed, ctx.name)

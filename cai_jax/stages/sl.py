@@ -14,7 +14,7 @@ from cai_jax.planning import throughput
 from cai_jax.sharding import batch_ways
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import Message, dialogue_from_json
-from cai_jax.training import batching, loop
+from cai_jax.training import batching, feed, loop
 from cai_jax.training import state as state_lib
 
 SCHEMA = 1
@@ -50,18 +50,18 @@ def examples(ctx: StageContext, format) -> list[Example]:
     if config.targets not in TARGETS:
         raise UserError(f"config.graph.{ctx.name}.targets: expected all or final, not '{config.targets}'")
     rows = {name: ctx.inputs[name].records() if name in ctx.inputs else [] for name in ("revisions", "helpful")}
-    found = []
-    for name, dialogue, text in answers(rows["revisions"], rows["helpful"], config.targets, config.max_round):
-        if not text.strip():
-            ctx.drop("empty answer")
-            continue
-        encoded = format.example((*dialogue_from_json(dialogue), Message("assistant", text)))
-        if len(encoded.tokens) > config.max_length:
-            ctx.drop("longer than max_length")
-            continue
-        found.append(Example(name, encoded.tokens, encoded.target_mask))
-    ctx.require_rows(found, "training examples")
-    return sorted(found, key=lambda example: example.id)
+    learned = answers(rows["revisions"], rows["helpful"], config.targets, config.max_round)
+    full = [(name, (*dialogue_from_json(dialogue), Message("assistant", text))) for name, dialogue, text in learned if text.strip()]
+    ctx.drop("empty answer", len(learned) - len(full))
+    encoded = zip(full, ctx.encode(format, [dialogue for _, dialogue in full]), strict=True)
+    found = [Example(name, item.tokens, item.target_mask) for (name, _), item in encoded if len(item.tokens) <= config.max_length]
+    ctx.drop("longer than max_length", len(full) - len(found))
+    helpful = [example for example in found if example.id.startswith("response ")]
+    revised = [example for example in found if example.id.startswith("revision ")]
+    mixed = feed.mix(helpful, revised, config.helpful_fraction, ctx.seed, ctx.name)
+    ctx.drop("beyond helpful_fraction", len(found) - len(mixed))
+    ctx.require_rows(mixed, "training examples")
+    return sorted(mixed, key=lambda example: example.id)
 
 
 def make_batch(chosen: list[Example], shape: batching.Shape) -> dict:
@@ -110,8 +110,10 @@ def run(ctx: StageContext) -> dict:
         return {"params": start, "optimiser": state_lib.init_optimiser(tx, start, ctx.mesh)}
 
     # ---- Steps ----------------------------------------------------------------------------------------------------
+    batches = feed.Batches(lambda step: make_batch([data[index] for index in order.indices(step)], shape), num_steps)
+
     def advance(state, step):
-        state, scalars = update(state, make_batch([data[index] for index in order.indices(step)], shape))
+        state, scalars = update(state, batches[step])
         return state, {**scalars, "learning_rate": rate(step)}
 
     settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)

@@ -108,10 +108,7 @@ def save_arrays(path, rollouts: Rollouts, frozen: dict[str, np.ndarray]) -> None
               "end": start + rollouts.actions.sum(axis=1), "sampled": rollouts.sampled, **frozen}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.writing"
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(path)
+    artefacts.write_bytes(path, buffer.getvalue())
 
 
 def intact(path) -> bool:

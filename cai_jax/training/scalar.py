@@ -14,7 +14,7 @@ from cai_jax.io.artefacts import dump
 from cai_jax.models import lora
 from cai_jax.sharding import batch_ways
 from cai_jax.structs import dialogue_to_json
-from cai_jax.training import batching, loop
+from cai_jax.training import batching, feed, loop
 from cai_jax.training import state as state_lib
 
 
@@ -66,8 +66,10 @@ def fit(ctx, model, examples: Mapping[str, Sequence[int]], loss: Callable, make_
         start = state_lib.with_head(start, state_lib.fresh(model.params["head"]) if head is None else head, ctx.mesh)
         return {"params": start, "optimiser": state_lib.init_optimiser(tx, start, ctx.mesh)}
 
+    batches = feed.Batches(lambda step: make_batch(order.indices(step), shape), num_steps)
+
     def advance(state, step):
-        state, scalars = update(state, make_batch(order.indices(step), shape))
+        state, scalars = update(state, batches[step])
         return state, {**told(scalars), "learning_rate": rate(step)}
 
     settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)

@@ -1,9 +1,10 @@
-"""Runs the tiny graph, disturbs it, and compares what it leaves with an undisturbed run.
+"""Runs a graph, disturbs it, and compares what it leaves with an undisturbed run.
 
 A moment is counted in changes of files, not in seconds, so that it falls inside the run on any machine.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -18,11 +19,34 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-TEXT_STAGES = ("respond", "respond_helpful", "revise", "compare", "feedback", "feedback_chain")
-TRAINING_STAGES = ("sl", "pm", "rl")
-STAGES = (*TEXT_STAGES, *TRAINING_STAGES, "evaluate", "report")
 TIMEOUT = 600
 NUM_CHANGES = 200  # about as many moments with changed files has an undisturbed run
+TRAINING_STAGES = ("sl", "pm", "rl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """A command, and the stages that it runs."""
+
+    config: str
+    flags: tuple[str, ...] = ()
+    text_stages: tuple[str, ...] = ("respond", "respond_helpful", "revise", "compare", "feedback")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return (*self.text_stages, *TRAINING_STAGES, "evaluate", "report")
+
+
+TINY = Graph("tiny", text_stages=("respond", "respond_helpful", "revise", "compare", "feedback", "feedback_chain"))
+STAGES = TINY.stages
+# A trained model that ends its answers, criticises and judges, on few prompts; a checkpoint a step.
+MICROWORLD = Graph("microworld", tuple(f"--config.graph.{field}" for field in (
+    "respond.prompts.limit=40", "respond_helpful.prompts.limit=24", "revise.num_rounds=2", "sl.save_every_steps=1",
+    "compare.prompts.limit=24", "compare.num_samples=2", "pm.human.limit=96", "pm.num_epochs=1", "pm.save_every_steps=1",
+    "rl.num_updates=3", "rl.rollouts_per_update=32", "rl.num_epochs=1", "rl.save_every_updates=1", "evaluate.num_choices=8",
+    *(f"evaluate.prompts_{name}.limit=8" for name in ("red_team", "helpful", "look_alike", "mixed")),
+    "evaluate.comparisons.limit=24", "evaluate.num_chains=0",
+)))
 # Times differ from run to run: these are not compared.
 UNCOMPARED = ("timing.jsonl", "manifest.json", "manifest.backup.json", "config.json")
 
@@ -36,17 +60,28 @@ def environment(**more) -> dict:
     } | more
 
 
-def command(workdir, *flags) -> list[str]:
-    return [sys.executable, "-m", "cai_jax.main", "--config=configs/tiny.py", f"--workdir={workdir}", *flags]
+# The command with a clock that jumps by so many seconds after so many.
+JUMPING = """
+import sys, time
+real, began, jump, after = time.time, time.monotonic(), float(sys.argv[1]), float(sys.argv[2])
+time.time = lambda: real() + jump * (time.monotonic() - began > after)
+from cai_jax import main
+sys.exit(main.main(["main", *sys.argv[3:]]))
+"""
 
 
-def run(workdir, *flags, max_file_bytes: int | None = None, **env) -> subprocess.CompletedProcess:
+def command(workdir, *flags, graph: Graph = TINY, clock: tuple[float, float] | None = None) -> list[str]:
+    program = ["-m", "cai_jax.main"] if clock is None else ["-c", JUMPING, *map(str, clock)]
+    return [sys.executable, *program, f"--config=configs/{graph.config}.py", f"--workdir={workdir}", *graph.flags, *flags]
+
+
+def run(workdir, *flags, graph: Graph = TINY, max_file_bytes: int | None = None, **env) -> subprocess.CompletedProcess:
     """The command until its end. `max_file_bytes`: writing fails beyond it, as on a full disk."""
     def limit():
         if max_file_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
 
-    return subprocess.run(command(workdir, *flags), cwd=ROOT, env=environment(**env), capture_output=True, text=True,
+    return subprocess.run(command(workdir, *flags, graph=graph), cwd=ROOT, env=environment(**env), capture_output=True, text=True,
                           timeout=TIMEOUT, preexec_fn=limit)
 
 
@@ -54,11 +89,11 @@ def records(workdir, stage: str, name: str = "records") -> list[dict]:
     return [json.loads(line) for line in (workdir / stage / f"{name}.jsonl").read_text().splitlines()]
 
 
-def artefacts(workdir) -> dict:
+def artefacts(workdir, graph: Graph = TINY) -> dict:
     """Everything that two equal runs have equal: records, metrics, rollouts, published models, summaries, and the digests
     of the last weights and of every snapshot."""
     found = {}
-    for stage in STAGES:
+    for stage in graph.stages:
         folder = workdir / stage
         manifest = json.loads((folder / "manifest.json").read_text())
         found[f"{stage}/done"], found[f"{stage}/dropped"] = manifest["done"], manifest["dropped"]
@@ -100,9 +135,9 @@ def doubled(workdir) -> list[str]:
 class Run:
     """The command in the background."""
 
-    def __init__(self, workdir, *flags):
+    def __init__(self, workdir, *flags, **how):
         self.workdir = pathlib.Path(workdir)
-        self.process = subprocess.Popen(command(workdir, *flags), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
+        self.process = subprocess.Popen(command(workdir, *flags, **how), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
                                         stderr=subprocess.PIPE, text=True, start_new_session=True)
 
     def wait_for_changes(self, number: int) -> bool:
@@ -114,7 +149,7 @@ class Run:
             state = self._state()
             number -= state != seen
             seen = state
-            time.sleep(0.01)
+            time.sleep(0.02)
         return True
 
     def _state(self):
@@ -144,11 +179,11 @@ def one_line(errors: str) -> bool:
     return len(lines) == 1 and "Traceback" not in errors
 
 
-# What can happen to a run. Each takes (workdir, random numbers) and leaves a run that is not going on.
+# What can happen to a run. Each takes (workdir, random numbers, graph) and leaves a run that is not going on.
 
 
-def kill(workdir, draw: random.Random) -> str:
-    run = Run(workdir)
+def kill(workdir, draw: random.Random, graph: Graph = TINY, **how) -> str:
+    run = Run(workdir, graph=graph, **how)
     run.wait_for_changes(draw.randint(1, NUM_CHANGES // 12))
     time.sleep(draw.uniform(0, 0.05))
     code, errors = run.stop(signal.SIGKILL)
@@ -156,36 +191,37 @@ def kill(workdir, draw: random.Random) -> str:
     return f"SIGKILL {code}"
 
 
-def terminate(workdir, draw: random.Random) -> str:
-    run = Run(workdir)
+def terminate(workdir, draw: random.Random, graph: Graph = TINY) -> str:
+    run = Run(workdir, graph=graph)
     run.wait_for_changes(draw.randint(2, NUM_CHANGES // 12))
     code, errors = run.stop(signal.SIGTERM)
     assert code in (75, 0) and "Traceback" not in errors, errors[-2000:]
     return f"SIGTERM {code}"
 
 
-def fill_the_disk(workdir, draw: random.Random) -> str:
+def fill_the_disk(workdir, draw: random.Random, graph: Graph = TINY) -> str:
     """Files cannot grow beyond a drawn size."""
-    done = run(workdir, max_file_bytes=int(2 ** draw.uniform(6, 18)))
+    done = run(workdir, graph=graph, max_file_bytes=int(2 ** draw.uniform(6, 18)))
     assert done.returncode == 0 or (done.returncode == 2 and one_line(done.stderr)), done.stderr[-2000:]
     return f"full disk {done.returncode}"
 
 
-def get_in_the_way(workdir, draw: random.Random) -> str:
+def get_in_the_way(workdir, draw: random.Random, graph: Graph = TINY) -> str:
     """Where a file of a stage is to be written there is something that cannot be replaced (for root, nothing is
     read-only)."""
-    stage = draw.choice([stage for stage in STAGES if not is_done(workdir, stage)] or ["report"])
-    names = {"metrics.jsonl": TRAINING_STAGES, "records.parts": (*TEXT_STAGES, "evaluate"), ".manifest.json.writing": STAGES}
+    stage = draw.choice([stage for stage in graph.stages if not is_done(workdir, stage)] or ["report"])
+    names = {"metrics.jsonl": TRAINING_STAGES, "records.parts": (*graph.text_stages, "evaluate"),
+             ".manifest.json.writing": graph.stages}
     name = draw.choice([name for name, stages in names.items() if stage in stages])
     path = workdir / stage / name
     if path.exists():
-        return kill(workdir, draw)
+        return kill(workdir, draw, graph)
     path.parent.mkdir(parents=True, exist_ok=True)
     if name == "records.parts":
         path.write_text("")
     else:
         (path / "full").mkdir(parents=True)
-    done = run(workdir)
+    done = run(workdir, graph=graph)
     assert done.returncode == 0 or (done.returncode == 2 and one_line(done.stderr)), done.stderr[-2000:]
     if path.is_dir():
         (path / "full").rmdir()
@@ -195,9 +231,9 @@ def get_in_the_way(workdir, draw: random.Random) -> str:
     return f"blocked {done.returncode}"
 
 
-def truncate(workdir, draw: random.Random) -> str:
+def truncate(workdir, draw: random.Random, graph: Graph = TINY) -> str:
     """A kill, and the end of the file that was written last is lost."""
-    what = kill(workdir, draw)
+    what = kill(workdir, draw, graph)
     pattern = re.compile(r"parts/\d+\.jsonl$|metrics\.jsonl$|/d/")
     files = [path for path in workdir.rglob("*") if path.is_file() and pattern.search(str(path))]
     files = [path for path in files if not is_done(workdir, path.relative_to(workdir).parts[0]) and path.stat().st_size]
@@ -208,9 +244,11 @@ def truncate(workdir, draw: random.Random) -> str:
     return what
 
 
-def change_the_clock(workdir, draw: random.Random) -> str:
-    """A kill, and all that is there seems to be from another year."""
-    what, moment = kill(workdir, draw), time.time() + draw.uniform(-1, 1) * 3e7
+def change_the_clock(workdir, draw: random.Random, graph: Graph = TINY) -> str:
+    """The clock jumps while the run goes on, forth or back by up to a year; a kill, and all that is there seems to be from
+    another year again."""
+    what = kill(workdir, draw, graph, clock=(draw.uniform(-1, 1) * 3e7, draw.uniform(0, 10)))
+    moment = time.time() + draw.uniform(-1, 1) * 3e7
     for path in workdir.rglob("*"):
         os.utime(path, (moment, moment))
     return f"{what}, clock changed"
