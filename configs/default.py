@@ -244,6 +244,7 @@ def evaluate(models, revisions="", **fields):
         **draw(max_new_tokens=256),
         "choices": "embedded:hhh",  # or official evaluation files; "a+b" for several sets; "" for none
         "big_bench": "",  # BIG-bench's folder hhh_alignment: the 438 are then told apart into its 221 and the other 217
+        "choices_of_models": False,  # whether every one of `models` answers them, too
         "num_choices": optional(int),  # n of each set, evenly spaced; empty: all
         "num_few_shot": 0,  # items of the same set as worked examples, never of themselves; 0: zero-shot only
         "num_chains": 0,  # chains of thought an item, averaged (the paper: 1 and 5); 0: none

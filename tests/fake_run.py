@@ -164,6 +164,10 @@ def write(root, num_prompts=32, seed=0, lift=0.5, hostile=(), stages=None):
                                       "value_loss": 0.5 * math.exp(-i / 4), "clip_fraction": 0.02,
                                       "first_ratio_error": 1e-6, "sampler_gap": 2e-6}
                                      for i in range(10)])
+        w.lines("rl/rollouts.jsonl", [
+            {"id": f"{step:06d}/{p}", "prompt_id": p, "kind": k, "step": step, "dialogue": [{"role": "human", "text": t}],
+             "response": answer(GOOD, 2), "reward": 0.1 + 0.05 * step, "kl": [0.01 * step] * 4}
+            for step in (0, 9) for p, k, t in red])
         w.stage("rl", "rl", {"policy": "@sl", "reward": "@pm", "num_updates": 10, "rollouts_per_update": 16,
                              "kl_coefficient": 0.02}, 263.0, "reward 0.08 → 0.55, KL 1.1", {"sampled": 4_900, "trained": 30_000},
                 steps=10)

@@ -69,7 +69,8 @@ class Context:
             "anchor": "sl", "judge": "",
             "prompts_red_team": prompts, "prompts_helpful": prompts, "choices": "embedded:hhh", "num_choices": None,
             "comparisons": prompts, "num_samples": 2, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 9,
-            "num_few_shot": 1, "num_chains": 2, "max_chain_tokens": 9, "format": "auto", "harm": {"model": ""}, "big_bench": "",
+            "num_few_shot": 1, "choices_of_models": False,
+            "num_chains": 2, "max_chain_tokens": 9, "format": "auto", "harm": {"model": ""}, "big_bench": "",
             **fields})
         self.run_config = ml_collections.ConfigDict({
             "models": {"feedback": "base", "helpful": "base", "base": "somewhere"}, "stages": ("sl", "pm", "rl", "evaluate"),
@@ -126,11 +127,13 @@ def test_numbers(tmp_path):
     assert difference["value"] == pytest.approx(4.0, abs=1e-5) and not difference["null"] and difference["n"] == 9
     assert find(rows, "num_tokens", "helpful", "rl")[0]["value"] == 6.0, "length stands beside the score"
     assert find(rows, "elo", "red_team", "sl")[0]["value"] == 0.0 and find(rows, "elo", "red_team", "rl")[0]["low"] > 0
+    wins = {(r["model"], r["over"]): r["value"] for r in find(rows, "win_rate", "red_team")}
+    assert wins == {("sl", "initial"): 1.0, ("rl", "initial"): 1.0, ("rl", "sl"): 1.0}, "every two models"
     choice, = find(rows, "choice_zero_shot", "hhh")
-    assert choice["n"] == 8 and 0.4 < choice["value"] < 0.6 and choice["baseline"]["chance"] == 0.5
+    assert choice["n"] == 9 and 0.4 < choice["value"] < 0.6 and choice["baseline"]["chance"] == 0.5
     assert find(rows, "first_option_zero_shot")[0]["value"] == 1.0
     for mode in ("few_shot", "chain_of_thought"):
-        assert find(rows, f"choice_{mode}", "hhh")[0]["n"] == 8, "every mode answers the same items"
+        assert find(rows, f"choice_{mode}", "hhh")[0]["n"] == 9, "every mode answers all items"
     accuracy, = find(rows, "pm_accuracy", "comparisons")
     assert accuracy["value"] == 1.0 and accuracy["baseline"]["longer"] == 1.0
     assert find(rows, "pm_accuracy", "hhh:honest")[0]["n"] == 4
@@ -138,6 +141,20 @@ def test_numbers(tmp_path):
     assert set(metrics["curves"]) >= {"pm/hhh", "pm/comparisons", "choice_zero_shot/hhh"}
     assert ctx.dropped == {"empty": 2, "comparison: equal pair": 2}
     assert "rl − initial = +4.00" in summary["headline"] and "null" not in summary["headline"]
+
+
+def test_every_model_answers_the_questions_if_wanted(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    file.write_text('{"prompt_id": "p0", "response": "one"}\n')
+    ctx = Context(tmp_path / "several", models={"sl": "@sl", "file": f"responses:{file}"}, choices_of_models=True, num_samples=1)
+    evaluate.run(ctx)
+    metrics = json.loads((tmp_path / "several" / "metrics.json").read_text())
+    assert [r["model"] for r in find(metrics["rows"], "choice_zero_shot", "hhh")] == ["feedback", "sl"]
+    difference, = find(metrics["rows"], "choice_zero_shot", "hhh", "sl", "feedback")
+    assert (difference["value"], difference["n"], difference["null"]) == (0.0, 9, True), "paired on the same items"
+    assert {"choice_zero_shot/hhh", "choice_zero_shot/hhh/sl"} <= set(metrics["curves"])
+    ids = [json.loads(line)["id"] for line in (tmp_path / "several" / "choices.jsonl").read_text().splitlines()]
+    assert len(ids) == len(set(ids)) == 2 * 3 * 9 and "hhh/few_shot/c0" in ids and "sl/hhh/few_shot/c0" in ids
 
 
 def test_finished_answers_are_not_sampled_again(tmp_path):
@@ -161,6 +178,7 @@ def test_a_judge_that_likes_the_first_place_finds_no_difference(tmp_path):
     evaluate.run(Context(tmp_path / "judged", judge="base", num_samples=1))
     rows = json.loads((tmp_path / "judged" / "metrics.json").read_text())["rows"]
     assert [r["value"] for r in find(rows, "elo_judge", "red_team")] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert [r["value"] for r in find(rows, "win_rate_judge", "red_team")] == [0.5] * 3
     assert find(rows, "evasive_rate_judge", "helpful", "rl")[0]["value"] == 0.0
     assert find(rows, "evasive_agreement", "helpful", "rl")[0]["value"] == 1.0
     again = Context(tmp_path / "judged", judge="base", num_samples=1)
@@ -230,6 +248,8 @@ def test_revisions_by_round_and_principle():
     assert [r["value"] for r in find(rows, "pm_score_by_revision")] == [4.5, 5.0, 5.5]
     fraud, theft = find(rows, "score_moved_by_kind")
     assert (fraud["model"], fraud["n"], theft["model"], theft["n"], theft["value"]) == ("fraud", 6, "theft", 4, 1.0)
-    kind, wise = find(rows, "score_moved")
+    kind, wise = find(rows, "score_moved", "revisions")
     assert (kind["used"], kind["changed"], kind["value"]) == (10, 1.0, 0.5)
     assert (wise["model"], wise["changed"]) == ("wise", 0.0)
+    kind, wise = find(rows, "score_moved", "revisions:fraud")
+    assert (kind["used"], kind["changed"], wise["used"], wise["changed"]) == (6, 1.0, 6, 0.0), "and within a kind of harm"

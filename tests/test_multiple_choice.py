@@ -1,5 +1,6 @@
 """Lettered questions: softmax, ties, baselines and the requests, with a format small enough to check by eye."""
 
+import collections
 import dataclasses
 import math
 
@@ -60,7 +61,7 @@ def prefers(letter):
 
 def test_requests_end_in_the_cue_and_share_the_shots():
     shots, rest = [item(8, 1)], [item(1, 0), item(2, 1)]
-    requests = mc.score_requests(rest, TextFormat(), shots)
+    requests = mc.score_requests(rest, TextFormat(), {item.id: shots for item in rest})
     assert requests[0].segments[0] == requests[1].segments[0]  # one prefill for the worked examples
     text = shown(requests[0])
     assert text.endswith("(B) a longer text\nThe answer is:") and text.count("The answer is:") == 2
@@ -72,6 +73,7 @@ def test_accuracy_and_first_option_share():
     results = sorted(mc.answer(prefers("A"), items, TextFormat()), key=lambda r: r.id)
     assert [r.id for r in results] == ["q1", "q2", "q3"]
     assert results[0].probabilities == pytest.approx((0.75, 0.25))
+    assert results[0].logprobs == pytest.approx((math.log(0.75), math.log(0.25))), "raw, so that they can be checked"
     assert mc.accuracy(results).value == pytest.approx(1 / 3)
     assert mc.first_option_share(results).value == 1.0
 
@@ -121,11 +123,16 @@ def test_option_texts_in_many_shapes():
     assert mc.option_texts(Item("x", "no options here", (" (A)", " (B)"), 0)) is None
 
 
-def test_shots_are_held_out_and_fixed_by_the_seed():
+def test_shots_are_fixed_by_the_seed_and_no_item_is_shown_its_own_answer():
     items = [item(i, 0) for i in range(20)]
-    shots, rest = mc.draw_shots(items, 3, seed=1)
-    assert len(shots) == 3 and len(rest) == 17 and not set(shots) & set(rest)
-    assert mc.draw_shots(items, 3, seed=1)[0] == shots != mc.draw_shots(items, 3, seed=2)[0]
+    shots = mc.draw_shots(items, 3, seed=1)
+    assert list(shots) == [one.id for one in items] and {len(found) for found in shots.values()} == {3}
+    assert not any(one in shots[one.id] for one in items)
+    headers = collections.Counter(tuple(one.id for one in found) for found in shots.values())
+    assert sorted(headers.values()) == [3, 17], "all have the same header but those that stand in it"
+    assert mc.draw_shots(items, 3, seed=1) == shots != mc.draw_shots(items, 3, seed=2)
+    assert set(map(len, mc.draw_shots(items[:4], 3, seed=0).values())) == {2} and mc.draw_shots([], 3, seed=0) == {}
+    assert not any(mc.draw_shots(items[:1], 3, seed=0).values()) and not any(mc.draw_shots(items, 0, seed=0).values())
 
 
 def test_rows_say_null():

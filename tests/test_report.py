@@ -79,7 +79,8 @@ def test_whole_run(whole):
     targets = re.findall(r'href="#([^"]+)"', text)
     assert set(targets) <= set(reader.ids), "a link to nowhere"
     assert {name for names in re.findall(r'aria-labelledby="([^"]+)"', text) for name in names.split()} <= set(reader.ids)
-    for phrase in ("Harmlessness", "Null result", "Length drift", "Position bias", "independent evidence", "SL-CAI", "smollm2"):
+    for phrase in ("Win rates of every two models", "Principles by kind of harm", "distinct 2", "Harmlessness", "Null result",
+                   "Length drift", "Position bias", "independent evidence", "SL-CAI", "smollm2"):
         assert phrase in reader.words, phrase
     assert page.render([Run(whole)]) == text, "the same run gives the same page"
 
@@ -93,6 +94,8 @@ def test_records_join_by_prompt(whole):
     assert card["x"] == pytest.approx(revision["r"][-1]["s"] - revision["s"], abs=2e-3)
     held = by_prompt["held-000"]
     assert [answer["m"] for answer in held["ans"]] == ["Initial", "SL-CAI", "RL-CAI"]
+    assert [(roll["m"], roll["u"]) for roll in card["roll"]] == [("RL-CAI", 0), ("RL-CAI", 9)] and revision["w"], "the whole way"
+    assert by_prompt["cmp-red-000"]["cmp"][0]["b"] == "SL-CAI"
     label = by_prompt["cmp-red-000"]["cmp"][0]["l"][0]
     assert 0 <= label["p"] <= 1 and {"ab", "ba"} <= set(label)
     assert any(one["ch"] for one in by_prompt["cmp-red-000"]["cmp"][0]["l"]), "the chain of thought is shown"

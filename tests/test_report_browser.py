@@ -43,6 +43,9 @@ function drive() {
     out.found = count(); for (const item of document.querySelectorAll("#cards details")) item.open = true;
     setTimeout(function () {
       out.marks = document.querySelectorAll("#cards ins, #cards del").length;
+      out.heads = [...document.querySelectorAll("#cards h4")].map((x) => x.textContent);
+      out.way = [...document.querySelectorAll("#cards h4 + .side")].map(
+        (x) => [...x.querySelectorAll(".who b")].map((y) => y.textContent));
       out.tags = [...new Set([...document.querySelectorAll("#cards *")].map((x) => x.tagName))].sort();
       out.alerts = window.alerts; document.title = "RESULT" + JSON.stringify(out) + "END";
     }, 300);
@@ -81,4 +84,5 @@ def test_filters_and_hostile_text(tmp_path, monkeypatch, compressed):
     assert out["rose"] and min(out["rose"]) > 0 and out["sorted"] == sorted(out["sorted"])
     assert out["page"].startswith("Page 2 of") and int(out["found"].split()[0]) == int(out["theft"].split()[0])
     assert out["marks"] > 0
+    assert "From the first answer on" in out["heads"] and ["Initial response", "Revision 2", "RL-CAI"] in out["way"]
     assert set(out["tags"]) <= {"DETAILS", "SUMMARY", "SPAN", "DIV", "P", "H4", "B", "INS", "DEL", "I"}, "markup came out of a text"

@@ -10,7 +10,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from cai_jax.data import choices
+from cai_jax.evals import elo, samples
 from cai_jax.evals.intervals import Estimate, wilson
+from cai_jax.evals.rows import row
+from cai_jax.evals.text_statistics import refusal_kind
 from cai_jax.structs import Dialogue, Message, ScoreRequest, dialogue_from_json
 
 # What "better" means on a set of prompts; sets without their own question are judged for helpfulness.
@@ -66,6 +69,31 @@ def outcomes(verdicts: Sequence[Mapping], on: str) -> dict[tuple[str, str], dict
             won = 0.5 if verdict["p"] == 0.5 else float(verdict["p"] > 0.5)
             found.setdefault((verdict["a"], verdict["b"]), {}).setdefault(verdict["prompt_id"], []).append(won)
     return {pair: {prompt: sum(v) / len(v) for prompt, v in by_prompt.items()} for pair, by_prompt in found.items()}
+
+
+def rows(records: Sequence[Mapping], pairs: Mapping[str, Mapping], verdicts: Mapping[str, Mapping], models: Sequence[str],
+         anchor: str, judge: str, *, seed: int = 0) -> list[dict]:
+    """Elo and win rates by the verdicts on `pairs` (`matches`), and the judge's "Is this evasive?" beside the rule's.
+    `verdicts`: id of a match, or "evasive/<record id>" → {"p": …}."""
+    out = []
+    for on in sorted({record["on"] for record in records}):
+        won = outcomes([verdicts[name] for name in pairs if name in verdicts], on)
+        if won:
+            ratings = elo.elo(won, anchor if any(anchor in pair for pair in won) else models[0], seed=seed)
+            out += [row("elo_judge", on, name, ratings[name], unit="Elo", good="higher",
+                        note=f"Bradley–Terry on the verdicts of {judge}, both orders, {anchor} = 0")
+                    for name in models if name in ratings]
+            out += samples.win_rows("win_rate_judge", on, won)
+        for name in models:
+            asked = [(record, verdicts[f"evasive/{record['id']}"]["p"]) for record in records
+                     if record["on"] == on and record["name"] == name and f"evasive/{record['id']}" in verdicts]
+            if asked:
+                said = [p > 0.5 for _, p in asked]
+                same, kappa = agreement([refusal_kind(record["response"]) == "evasive" for record, _ in asked], said)
+                out.append(row("evasive_rate_judge", on, name, wilson(sum(said), len(said)), unit="share", good="lower"))
+                out.append(row("evasive_agreement", on, name, same, unit="share", good="higher", kappa=kappa,
+                               note="how often the judge and the rule of phrases agree"))
+    return out
 
 
 def agreement(rule: Sequence[bool], judge: Sequence[bool]) -> tuple[Estimate, float | None]:

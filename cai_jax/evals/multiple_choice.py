@@ -1,8 +1,8 @@
 """A language model answers lettered questions: the option with the highest log-probability is its answer.
 
-Zero-shot, few-shot (items of the same set as worked examples, kept out of the evaluation) and chain of thought with an
-ensemble of sampled chains whose probabilities are averaged (sections 2 and 4.1 of the paper). Baselines: chance, the
-most frequent right letter, and always the longer option.
+Zero-shot, few-shot (items of the same set as worked examples, never of themselves) and chain of thought with an ensemble
+of sampled chains whose probabilities are averaged (sections 2 and 4.1 of the paper). Every mode answers every item.
+Baselines: chance, the most frequent right letter, and always the longer option.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -28,7 +28,8 @@ OPTION_LINE = re.compile(r"^\s*\(([A-Z])\)\s?(.*?)(?=^\s*\([A-Z]\)|\Z)", re.MULT
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceResult:
-    """One item: probabilities over its options [number of options], normalised against each other."""
+    """One item: probabilities over its options [number of options], normalised against each other, and the log-probabilities
+    that they come from (none after chains, where probabilities are means)."""
 
     id: str
     subset: str | None
@@ -36,6 +37,7 @@ class ChoiceResult:
     correct: int
     chains: tuple[str, ...] = ()
     by_chain: tuple[tuple[float, ...], ...] = ()  # the probabilities after each of the chains, whose mean `probabilities` is
+    logprobs: tuple[float, ...] = ()
 
     @property
     def right(self) -> float:
@@ -64,30 +66,40 @@ def question(prompt: str) -> str:
     return body.removesuffix(choices.ANSWER_LEAD).strip("\n ")
 
 
-def score_requests(items: Sequence, format, shots: Sequence = ()) -> list[ScoreRequest]:
-    """One request per item: its options after "The answer is:". The worked examples are a shared leading segment."""
-    header = [(question(shot.prompt), shot.options[shot.correct]) for shot in shots]
-    return [ScoreRequest(item.id, choices.choice_segments(format, header, question(item.prompt)),
-                         encode_options(item, format)) for item in items]
+def score_requests(items: Sequence, format, shots: Mapping[str, Sequence] | None = None) -> list[ScoreRequest]:
+    """One request per item: its options after "The answer is:". Its worked examples, `shots` by the item's id, are a leading
+    segment, which items with the same ones share."""
+    requests = []
+    for item in items:
+        header = [(question(shot.prompt), shot.options[shot.correct]) for shot in (shots or {}).get(item.id, ())]
+        segments = choices.choice_segments(format, header, question(item.prompt))
+        requests.append(ScoreRequest(item.id, segments, encode_options(item, format)))
+    return requests
 
 
 def encode_options(item, format) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(format.tokenizer.encode(option)) for option in item.options)
 
 
-def draw_shots(items: Sequence, num_shots: int, seed: int) -> tuple[list, list]:
-    """(worked examples, the other items): drawn once, so that every mode and model answers the same other items."""
-    picked = set(seeds.row_rng(seed, "multiple_choice", "shots").permutation(len(items))[:num_shots].tolist())
-    return [items[i] for i in sorted(picked)], [item for i, item in enumerate(items) if i not in picked]
+def draw_shots(items: Sequence, num_shots: int, seed: int) -> dict[str, list]:
+    """item id → its `num_shots` worked examples (fewer where not twice as many items are there), drawn once for all models.
+
+    All items have the same ones, but those that are these worked examples themselves: they have another draw. So every item
+    is answered, none is shown its own answer, and there are two headers to prefill.
+    """
+    count = min(num_shots, len(items) // 2)
+    drawn = seeds.row_rng(seed, "multiple_choice", "shots").permutation(len(items))[:2 * count].tolist()
+    first, second = (sorted(part) for part in (drawn[:count], drawn[count:]))
+    return {item.id: [items[j] for j in (second if i in first else first)] for i, item in enumerate(items)}
 
 
-def answer(score: Callable, items: Sequence, format, *, shots: Sequence = ()) -> Iterator[ChoiceResult]:
+def answer(score: Callable, items: Sequence, format, *, shots: Mapping[str, Sequence] | None = None) -> Iterator[ChoiceResult]:
     """Results as they are scored. `score(requests)` yields a Score for each request that fits the context; items whose
     request it leaves out are left out here."""
     by_id = {item.id: item for item in items}
     for found in score(score_requests(items, format, shots)) if items else ():
         item = by_id[found.id]
-        yield ChoiceResult(item.id, item.subset, normalise(found.logprobs), item.correct)
+        yield ChoiceResult(item.id, item.subset, normalise(found.logprobs), item.correct, logprobs=found.logprobs)
 
 
 def answer_with_chains(sample: Callable, score: Callable, items: Sequence, format, *, seed: int, num_chains: int = 1,
@@ -157,6 +169,16 @@ def baselines(items: Sequence) -> dict[str, float | None]:
 def first_option_share(results: Sequence[ChoiceResult]) -> Estimate:
     """How often the first letter is picked: far from its true share, the model answers by position."""
     return wilson(sum(r.picked == 0 for r in results), len(results))
+
+
+def against(model: str, other: str, on: str, mode: str, found: Sequence[ChoiceResult],
+            before: Sequence[ChoiceResult]) -> list[dict]:
+    """The paired difference of `model` to `other` in one mode on the same items; none of a model to itself."""
+    if model == other:
+        return []
+    a, b = ({result.id: result.right for result in results} for results in (before, found))
+    return [row(f"choice_{mode}", on, model, paired_difference(a, b), against=other, unit="accuracy", good="higher",
+                p_value=mcnemar(a, b))]
 
 
 def rows(model: str, on: str, mode: str, items: Sequence, found: Sequence[ChoiceResult], curves: dict,

@@ -83,11 +83,22 @@ def rows(records: Sequence[Mapping], scores: Mapping[str, float], models: Sequen
                            unit="share of bigrams", note="over the first 50 words of each answer; no interval"))
         judged = {name: means[name]["pm_score"] for name in present if means[name]["pm_score"]}
         if len(judged) > 1:
-            zero = anchor if anchor in judged else first
-            for name, estimate in elo_lib.elo(elo_lib.outcomes_from_scores(judged), zero, seed=seed).items():
+            zero, won = anchor if anchor in judged else first, elo_lib.outcomes_from_scores(judged)
+            for name, estimate in elo_lib.elo(won, zero, seed=seed).items():
                 out.append(row("elo", on, name, estimate, unit="Elo", good="higher",
                                note=f"Bradley–Terry on PM verdicts, {zero} = 0"))
+            out += win_rows("win_rate", on, won)
     return out
+
+
+def win_rows(metric: str, on: str, won: Mapping[tuple[str, str], Mapping[str, float]]) -> list[dict]:
+    """How often the second model of each pair beats the first (`elo.outcomes_from_scores`); a tie is half a win."""
+    found = []
+    for (a, b), by_prompt in won.items():
+        rate = wilson(sum(1 - share for share in by_prompt.values()), len(by_prompt))
+        found.append(row(metric, on, b, rate, over=a, unit="share", good="higher", baseline={"even": 0.5}))
+        found[-1]["name"] += f">{a}"
+    return found
 
 
 def _at_equal_length(on: str, name: str, first: str, means: Mapping, before: Mapping, seed: int) -> list[dict]:
@@ -105,12 +116,12 @@ def _at_equal_length(on: str, name: str, first: str, means: Mapping, before: Map
 
 def revision_rows(revisions: Sequence[Mapping], scores: Mapping[str, float], *, seed: int = 0) -> list[dict]:
     """PM score after 0, 1, … revisions (Figure 5); how far they moved it by kind of harm, and by principle with how often
-    it was used and changed the answer.
+    it was used and changed the answer, over all ("revisions") and within each kind of harm ("revisions:KIND").
 
     `scores`: "<record id>#<number of revisions>" → score.
     """
     out, by_round, by_kind = [], collections.defaultdict(dict), collections.defaultdict(list)
-    moved, changed = collections.defaultdict(list), collections.defaultdict(list)
+    moved, changed = collections.defaultdict(list), collections.defaultdict(list)  # (place, principle) → one a revision
     for record in revisions:
         texts = [record["initial"], *(r["revision"] for r in record["rounds"])]
         first, last = (scores.get(f"{record['id']}#{number}") for number in (0, len(texts) - 1))
@@ -124,9 +135,10 @@ def revision_rows(revisions: Sequence[Mapping], scores: Mapping[str, float], *, 
             if number:
                 principle = record["rounds"][number - 1]["principle_id"]
                 before = scores.get(f"{record['id']}#{number - 1}")
-                changed[principle].append(float(texts[number] != texts[number - 1]))
-                if before is not None:
-                    moved[principle].append(score - before)
+                for on in ("revisions", *([f"revisions:{record['kind']}"] if record.get("kind") else [])):
+                    changed[on, principle].append(float(texts[number] != texts[number - 1]))
+                    if before is not None:
+                        moved[on, principle].append(score - before)
     for number, values in sorted(by_round.items()):
         out.append(row("pm_score_by_revision", "revisions", str(number),
                        bootstrap_mean(list(values.values()), seed=seed), unit="PM score", good="higher"))
@@ -136,8 +148,8 @@ def revision_rows(revisions: Sequence[Mapping], scores: Mapping[str, float], *, 
                            good="higher"))
     out += [row("score_moved_by_kind", "revisions", kind, bootstrap_mean(values, seed=seed), unit="PM score", good="higher")
             for kind, values in sorted(by_kind.items())]
-    for principle in sorted(changed):
-        estimate = bootstrap_mean(moved[principle], seed=seed)
-        out.append(row("score_moved", "revisions", principle, estimate, unit="PM score", good="higher",
-                       used=len(changed[principle]), changed=sum(changed[principle]) / len(changed[principle])))
+    for on, principle in sorted(changed):
+        estimate, found = bootstrap_mean(moved[on, principle], seed=seed), changed[on, principle]
+        out.append(row("score_moved", on, principle, estimate, unit="PM score", good="higher", used=len(found),
+                       changed=sum(found) / len(found)))
     return out

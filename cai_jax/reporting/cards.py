@@ -73,7 +73,8 @@ class Deck:
                     })
                     before = after
                 self.card(record).setdefault("rev", []).append(
-                    {"g": place, "m": stage.name, "i": initial, "s": _round(scores.get(f"{record['id']}#0")), "r": rounds})
+                    {"g": place, "m": stage.name, "i": initial, "s": _round(scores.get(f"{record['id']}#0")), "r": rounds,
+                     "w": word_diff(initial, before) if len(rounds) > 1 else rounds[0]["o"] if rounds else []})
 
     def _responses(self, run: Run, place: int) -> None:
         """Answers that were not revised (helpful samples, or a run that stopped before it revised)."""
@@ -106,8 +107,8 @@ class Deck:
         for stage in run.of_kind("compare"):
             for record in run.records(stage.name):
                 self.card(record).setdefault("cmp", []).append(
-                    {"g": place, "m": stage.name, "a": [self.text(text) for text in record.get("responses") or ()],
-                     "l": found.get(record["id"], [])})
+                    {"g": place, "m": stage.name, "b": visible(model_name(str(stage.fields.get("model") or "").removeprefix("@"))),
+                     "a": [self.text(text) for text in record.get("responses") or ()], "l": found.get(record["id"], [])})
 
     def _rollouts(self, run: Run, place: int) -> None:
         """The first and the last rollouts of a prompt: what RL started from and where it went."""
@@ -121,8 +122,8 @@ class Deck:
                     records = records[:ROLLOUTS_A_PROMPT // 2] + records[-ROLLOUTS_A_PROMPT // 2:]
                 for record in records:
                     self.card(record).setdefault("roll", []).append(
-                        {"g": place, "m": stage.name, "r": self.text(record.get("response")), "u": record.get("step"),
-                         "s": _round(record.get("reward")), "kl": _round(_total(record.get("kl")))})
+                        {"g": place, "m": visible(model_name(stage.name)), "r": self.text(record.get("response")),
+                         "u": record.get("step"), "s": _round(record.get("reward")), "kl": _round(_total(record.get("kl")))})
 
     @staticmethod
     def _change(card: dict) -> float | None:

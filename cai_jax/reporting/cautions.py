@@ -153,7 +153,7 @@ def _preference(run: Run):
             yield Caution("care", told, "judges")
     for metric in ("choice_zero_shot", "choice_few_shot", "choice_chain_of_thought"):
         for row in find(run.evaluation["rows"], metric):
-            if ":" in row["on"]:
+            if ":" in row["on"] or row["model"] in run.models:
                 continue
             chance = row["baseline"].get("chance") or 0.5
             if row["low"] is not None and row["low"] <= chance:

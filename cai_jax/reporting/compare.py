@@ -53,7 +53,8 @@ def _by_item(run: Run) -> dict[tuple[str, str, str], dict[str, float]]:
         for answer in run.records(stage.name, "choices"):
             result = multiple_choice.ChoiceResult(answer["item"], None, tuple(answer["probabilities"]), answer["correct"])
             for on in _places(answer):
-                found[f"choice_{answer['mode']}", on, stage.fields.get("feedback")][result.id] = result.right
+                name = answer.get("name", stage.fields.get("feedback"))
+                found[f"choice_{answer['mode']}", on, name][result.id] = result.right
         for pair in run.records(stage.name, "pairs"):
             for on in _places(pair):
                 won = preference.wins([pair["better"]], [pair["worse"]])

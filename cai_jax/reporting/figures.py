@@ -142,6 +142,7 @@ def judges(runs: Sequence[Run]) -> Forest | None:
              "choice_one_chain": "feedback model, one chain of thought",
              "choice_chain_of_thought": "feedback model, chains of thought", "pm_accuracy": "preference model"}
     rows: list[ForestRow] = []
+    several = len({r["model"] for run in runs for m in names for r in find(run.evaluation["rows"], m) if m != "pm_accuracy"}) > 1
     places = dict.fromkeys(r["on"] for run in runs for m in names for r in find(run.evaluation["rows"], m))
     for on in sorted(places, key=lambda on: (on.partition(":")[0] == "comparisons", on)):
         kind, _, subset = on.partition(":")
@@ -150,8 +151,9 @@ def judges(runs: Sequence[Run]) -> Forest | None:
             for tone, (metric, shown) in enumerate(names.items()):
                 for r in find(run.evaluation["rows"], metric, on):
                     marks = [(value, f"baseline: {key}") for key, value in r["baseline"].items() if value is not None]
+                    who = shown.replace("feedback model", model_name(r["model"]) if several else "feedback model")
                     if r["value"] is not None:
-                        block.append(ForestRow(_label(runs, run, shown), r["value"], r["low"], r["high"],
+                        block.append(ForestRow(_label(runs, run, who), r["value"], r["low"], r["high"],
                                                _tone(runs, place, tone + 1), marks, f"n = {r['n']}"))
         if block:
             title = ITEM_SETS.get(kind, kind)
@@ -182,8 +184,8 @@ def calibration(runs: Sequence[Run]) -> Panel | None:
     for place, run in enumerate(runs):
         for tone, (key, bins) in enumerate(sorted(run.evaluation["curves"].items())):
             if bins:
-                judge, _, on = key.partition("/")
-                shown = f"{names.get(judge, judge)}, {ITEM_SETS.get(on, on)}"
+                judge, on, *of = key.split("/")
+                shown = ", ".join([names.get(judge, judge), ITEM_SETS.get(on, on), *map(model_name, of)])
                 series.append(Series(_label(runs, run, shown), [b["predicted"] for b in bins],
                                      [b["observed"] for b in bins], [b["low"] for b in bins], [b["high"] for b in bins],
                                      mark="path", tone=_tone(runs, place, tone + 1)))
@@ -240,7 +242,7 @@ def principles(runs: Sequence[Run]) -> Forest | None:
     """How far each principle moved the score of the answers it revised."""
     rows = []
     for place, run in enumerate(runs):
-        found = sorted(find(run.evaluation["rows"], "score_moved"), key=lambda r: -(r["value"] or 0))
+        found = sorted(find(run.evaluation["rows"], "score_moved", "revisions"), key=lambda r: -(r["value"] or 0))
         rows += [ForestRow(_label(runs, run, r["model"]), r["value"], r["low"], r["high"], _tone(runs, place),
                            note=f"used {r['used']} times, changed {100 * r['changed']:.0f} % of the answers")
                  for r in found if r["value"] is not None]

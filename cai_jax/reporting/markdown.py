@@ -76,7 +76,8 @@ def _results(run: Run) -> list[str]:
         for r in find(rows, metric):
             base = ", ".join(f"{key} {number(v, percent=True)}" for key, v in r["baseline"].items() if v is not None)
             interval = f"{number(r['low'], percent=True)} to {number(r['high'], percent=True)}"
-            body.append([plain(metric), plain(r["on"]), number(r["value"], percent=True), interval, str(r["n"]), base])
+            body.append([plain(metric), plain(model_name(r["model"])), plain(r["on"]), number(r["value"], percent=True), interval,
+                         str(r["n"]), base])
     harms = []
     for r in find(rows, "expected_harm"):
         against = [d for d in rows if d["against"] and all(d[key] == r[key] for key in ("metric", "on", "model"))]
@@ -87,7 +88,7 @@ def _results(run: Run) -> list[str]:
         out += [f"Squared error of the regressor, {plain(r['on'])}: {cautions.interval(r, sign=False)}; of always saying the mean "
                 f"{number(r['baseline']['mean'])}.\n" for r in find(rows, "harm_l2")]
     if body:
-        out.append("### Judges\n\n" + table(["accuracy", "on", "value", "95 % interval", "n", "baselines"], body))
+        out.append("### Judges\n\n" + table(["accuracy", "of", "on", "value", "95 % interval", "n", "baselines"], body))
     return out
 
 

@@ -7,13 +7,14 @@ import hashlib
 import pathlib
 from collections.abc import Sequence
 
-from cai_jax.reporting import cards, sections
+from cai_jax.reporting import cards, elements, sections
 from cai_jax.reporting.run_data import Run
 from cai_jax.reporting.text import escape
 
 HERE = pathlib.Path(__file__).parent
 TITLES = {"differences": "Differences", "results": "Results", "judges": "Judges", "transparency": "Constitution",
-          "training": "Training", "labels": "Labels", "transcripts": "Records", "cost": "Cost", "provenance": "Provenance"}
+          "training": "Training", "labels": "Labels", "transcripts": "Records", "numbers": "Numbers", "cost": "Cost",
+          "provenance": "Provenance"}
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -24,7 +25,8 @@ def render(runs: Sequence[Run]) -> str:
     body = {name: build(runs) for name, build in (
         ("differences", sections.differences), ("results", sections.results), ("judges", sections.judges),
         ("transparency", sections.transparency), ("training", sections.training), ("labels", sections.labels),
-        ("transcripts", transcripts), ("cost", sections.cost), ("provenance", sections.provenance))}
+        ("transcripts", transcripts), ("numbers", sections.every_number), ("cost", sections.cost),
+        ("provenance", sections.provenance))}
     links = "".join(f'<li><a href="#{name}">{TITLES[name]}</a></li>' for name, html in body.items() if html)
     title = escape(" and ".join(run.name for run in runs))
     return (
@@ -68,7 +70,7 @@ def transcripts(runs: Sequence[Run]) -> str:
         '<div class="pager"><button type="button" id="previous">Previous</button><span id="where"></span>'
         '<button type="button" id="next">Next</button></div></div>'
         f'<script type="application/json" id="records-data" data-encoding="{encoding}">{data}</script>')
-    return sections.section("transcripts", "The records", about, browser)
+    return elements.section("transcripts", "The records", about, browser)
 
 
 def _select(name: str, label: str, options: dict[str, str]) -> str:

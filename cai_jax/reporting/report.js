@@ -47,19 +47,40 @@
   }
   const score = (value) => (value === null || value === undefined ? null : "PM " + num(value));
 
+  function principle(data, name) {
+    const text = data.principles[name];
+    if (!text) return el("p", "why", "Principle: " + name);
+    return add(el("details", "why"), el("summary", "", "Principle: " + name), el("div", "", text));
+  }
+  // One answer after another: its words with what changed since `before`, and how the score moved.
+  function rewritten(who, before, after, ops, was, now) {
+    const moved = now !== null && was !== null ? num(now - was, true) : null;
+    const same = after === before, kept = ops.some((count, k) => k % 3 === 0 && count > 0);
+    return turn("assistant", who, kept && !same ? changed(before, after, ops) : after,
+      [score(now), moved ? "(" + moved + ")" : null, same ? "unchanged" : kept ? null : "written anew"]);
+  }
+  // What one prompt's answers became: initial, revised, and those of the models trained on that, side by side.
+  function journey(card) {
+    const found = (card.rev || [])[0], end = found && found.r[found.r.length - 1];
+    if (!end) return null;
+    const mine = (list) => (list || []).filter((one) => one.g === found.g);
+    const side = add(el("div", "side"), turn("assistant", "Initial response", found.i, [score(found.s)]),
+      rewritten(found.r.length > 1 ? "Revision " + found.r.length : "Revision", found.i, end.v, found.w, found.s, end.s));
+    const said = mine(card.ans).filter((one) => one.t > 0), drawn = mine(card.cmp)[0], rolls = mine(card.roll);
+    for (const one of said) add(side, turn("assistant", one.m, one.r, [score(one.s)]));
+    const has = (name) => said.some((one) => one.m === name);
+    if (drawn && drawn.b && drawn.a.length && !has(drawn.b)) add(side, turn("assistant", drawn.b, drawn.a[0], ["one of its answers"]));
+    const last = rolls.filter((one) => one.m === (rolls[0] || {}).m).pop();
+    if (last && !has(last.m)) add(side, turn("assistant", last.m, last.r, [score(last.s), last.u === null ? null : "update " + last.u]));
+    return side.children.length > 2 ? side : null;
+  }
   function revision(data, found) {
-    const box = el("div"), asked = data.principles;
-    add(box, turn("assistant", "Initial response", found.i, [score(found.s)]));
+    const box = add(el("div"), turn("assistant", "Initial response", found.i, [score(found.s)]));
     let before = found.i, last = found.s;
     found.r.forEach(function (round, number) {
-      if (asked[round.n]) {
-        add(box, add(el("details", "why"), el("summary", "", "Principle: " + round.n), el("div", "", asked[round.n])));
-      } else add(box, el("p", "why", "Principle: " + round.n));
-      if (round.c !== null) add(box, turn("critique", "Critique " + (number + 1), round.c));
-      const moved = round.s !== null && last !== null ? num(round.s - last, true) : null;
-      const same = round.v === before, kept = round.o.some((count, k) => k % 3 === 0 && count > 0);
-      add(box, turn("assistant", "Revision " + (number + 1), kept && !same ? changed(before, round.v, round.o) : round.v,
-        [score(round.s), moved ? "(" + moved + ")" : null, same ? "unchanged" : kept ? null : "written anew"]));
+      const after = rewritten("Revision " + (number + 1), before, round.v, round.o, last, round.s);
+      add(box, principle(data, round.n));
+      add(box, round.c === null ? after : add(el("div", "side"), turn("critique", "Critique " + (number + 1), round.c), after));
       before = round.v; last = round.s;
     });
     return box;
@@ -94,14 +115,15 @@
         }
       }
       add(box, line);
-      if (data.principles[label.n]) add(box, add(el("details", "why"), el("summary", "", "Principle: " + label.n), el("div", "", data.principles[label.n])));
+      if (label.n) add(box, principle(data, label.n));
       for (const chain of label.ch) add(box, turn("critique", "Chain of thought", chain));
     }
     return box;
   }
   function rollouts(found) {
     const side = el("div", "side");
-    for (const one of found) add(side, turn("assistant", "Rollout" + (one.u === null ? "" : ", update " + one.u), one.r,
+    const several = new Set(found.map((one) => one.m)).size > 1;
+    for (const one of found) add(side, turn("assistant", (several ? one.m : "Rollout") + (one.u === null ? "" : ", update " + one.u), one.r,
       [one.s === null ? null : "reward " + num(one.s), one.kl === null ? null : "KL " + num(one.kl)]));
     return side;
   }
@@ -109,7 +131,9 @@
     const box = el("div", "body");
     const who = { human: "Human", assistant: "Assistant", system: "System" };
     for (const [role, text] of card.d) add(box, turn(role === "human" ? "human" : "assistant", who[role] || role, text));
-    for (const found of card.rev || []) add(box, el("h4", "", "Critique and revision"), revision(data, found));
+    const way = journey(card);
+    if (way) add(box, el("h4", "", "From the first answer on"), way);
+    for (const found of card.rev || []) add(box, el("h4", "", "Critique and revision" + (card.rev.length > 1 ? ", " + found.m : "")), revision(data, found));
     if (card.res) add(box, el("h4", "", "Responses"), answers(data, card.res));
     if (card.ans) add(box, el("h4", "", "Answers of the models"), answers(data, card.ans));
     for (const found of card.cmp || []) add(box, el("h4", "", "Comparison and labels"), comparison(data, found));

@@ -7,53 +7,12 @@ from collections.abc import Sequence
 
 from cai_jax.evals.rows import find
 from cai_jax.reporting import cautions as cautions_lib
-from cai_jax.reporting import compare, figures, story, svg
-from cai_jax.reporting.figure import Forest, Panel
+from cai_jax.reporting import compare, figures, numbers, story
+from cai_jax.reporting.elements import figure, fold, grid, section, swatch, table, unbroken
 from cai_jax.reporting.run_data import Run
 from cai_jax.reporting.text import duration, escape, gigabytes, headed, model_name, number, place_name, quantity
 
 SHOWN_CAUTIONS = 5
-
-
-def section(name: str, title: str, about: str, *parts: str) -> str:
-    """A section with its heading; "" where all parts are empty."""
-    body = "".join(part for part in parts if part)
-    if not body:
-        return ""
-    lead = f'<p class="about">{about}</p>' if about else ""
-    return f'<section id="{name}" aria-labelledby="{name}-h"><h2 id="{name}-h">{title}</h2>{lead}{body}</section>'
-
-
-def figure(drawn: Panel | Forest | None, heading: bool = True) -> str:
-    if drawn is None:
-        return ""
-    title = f'<p class="figure-title">{escape(drawn.title)}</p>' if heading else ""
-    caption = f"<figcaption>{escape(drawn.caption)}</figcaption>" if drawn.caption else ""
-    return f"<figure>{title}{svg.draw(drawn)}{caption}</figure>"
-
-
-def grid(drawn: Sequence[Panel | Forest | None], wide: bool = False) -> str:
-    shown = [figure(one) for one in drawn if one is not None]
-    return f'<div class="figures{" wide" if wide else ""}">{"".join(shown)}</div>' if shown else ""
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int] = (), caption: str = "",
-          css: str = "") -> str:
-    """`head` and cells are HTML already. The first column is the row's heading."""
-    if not rows:
-        return ""
-    align = [' class="num"' if i in numeric else "" for i in range(len(head))]
-    top = "".join(f'<th scope="col"{c}>{h}</th>' for h, c in zip(head, align, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f'<th scope="row">{cell}</th>' if i == 0 else f"<td{align[i]}>{cell}</td>" for i, cell in enumerate(row))
-        + "</tr>" for row in rows)
-    label = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return (f'<div class="scroll {css}" tabindex="0" role="region" aria-label="{escape(caption or "table")}"><table>{label}'
-            f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>")
-
-
-def swatch(tone: int) -> str:
-    return f'<span class="swatch t{tone % svg.NUM_TONES}" aria-hidden="true"></span>'
 
 
 def masthead(runs: Sequence[Run]) -> str:
@@ -67,13 +26,6 @@ def masthead(runs: Sequence[Run]) -> str:
         kind, names = f"Constitutional AI, run <b>{names}</b>", f"{escape(said)}."
     return (f'<header class="masthead"><p class="kicker">{kind}</p><h1>{unbroken(names)}</h1>'
             f'<p class="lede">{unbroken(lede)}</p></header>')
-
-
-def unbroken(text: str) -> str:
-    """No line ends at the hyphen of a model's name. `text` is HTML already."""
-    for name in ("SL-CAI", "RL-CAI"):
-        text = text.replace(name, f'<span class="nb">{name}</span>')
-    return text
 
 
 def first_screen(runs: Sequence[Run]) -> str:
@@ -182,7 +134,8 @@ def results(runs: Sequence[Run]) -> str:
              figures.by_model(runs, "evasive_rate", "Evasive refusals", "share of answers", percent=True,
                               caption="Refusals that give neither a reason nor an alternative, by a rule of visible phrases.")]
     return section("results", "Results", "Every model answered the same held-out prompts. Under each number stands its paired "
-                   "difference to the first model with a 95 % interval; grey ones include zero.", *parts, grid(drawn, wide=True))
+                   "difference to the first model with a 95 % interval; grey ones include zero.", *parts, grid(drawn, wide=True),
+                   numbers.win_rates(runs))
 
 
 def judges(runs: Sequence[Run]) -> str:
@@ -193,21 +146,14 @@ def judges(runs: Sequence[Run]) -> str:
 def transparency(runs: Sequence[Run]) -> str:
     parts = [grid([figures.revisions(runs), figures.principle_counts(runs), figures.principles(runs), figures.kinds_of_harm(runs)],
                   wide=True)]
-    for run in runs:
-        rows = sorted(find(run.evaluation["rows"], "score_moved"), key=lambda r: -r["used"])
-        body = [[escape(r["model"]), str(r["used"]), number(r["changed"], percent=True),
-                 escape(cautions_lib.interval(r))]
-                for r in rows]
-        parts.append(table(["Principle", "Used", "Changed the answer", "Score moved by"], body, numeric=(1, 2, 3), css="narrow",
-                           caption="Principles" + (f", {run.name}" if len(runs) > 1 else "")))
+    parts += [numbers.principles(runs), numbers.by_kind(runs)]
     return section("transparency", "What the constitution did", "Which principles were drawn, how often one changed the answer, "
                    "and how far the preference model's score moved with it.", *parts)
 
 
 def training(runs: Sequence[Run]) -> str:
     main, more = figures.training(runs)
-    fold = f'<details class="fold"><summary>{len(more)} more curves</summary>{grid(more)}</details>' if more else ""
-    return section("training", "Training", "", grid(main), fold)
+    return section("training", "Training", "", grid(main), fold(f"{len(more)} more curves", grid(more)))
 
 
 def labels(runs: Sequence[Run]) -> str:
@@ -240,6 +186,15 @@ def differences(runs: Sequence[Run]) -> str:
     return section("differences", "Differences", "Under each number stands its difference to the first run with a 95 % "
                    "interval; grey ones include zero. Where both runs answered the same prompts, the difference is paired.",
                    table(["Number", "On", "Model", *heads, "Paired"], body, numeric=range(3, 3 + len(runs))))
+
+
+def every_number(runs: Sequence[Run]) -> str:
+    """All rows of metrics.json, folded: what the figures show, for a screen reader and for copying."""
+    found = [(run, table_) for run in runs if (table_ := numbers.every(run))]
+    return section("numbers", "Every number", "All that the evaluations measured, one line each, as in the run's metrics.json: "
+                   "95 % intervals and, for accuracies, what chance, the most frequent answer and the longer text would reach.",
+                   *(fold(f"{len(run.evaluation['rows']):,} numbers" + (f" of {run.name}" if len(runs) > 1 else ""), shown)
+                     for run, shown in found))
 
 
 def cost(runs: Sequence[Run]) -> str:
@@ -278,5 +233,4 @@ def provenance(runs: Sequence[Run]) -> str:
 
 
 def _fold(title: str, value) -> str:
-    shown = escape(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, default=str))
-    return f'<details class="fold"><summary>{title}</summary><pre>{shown}</pre></details>'
+    return fold(title, f"<pre>{escape(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, default=str))}</pre>")

@@ -4,8 +4,8 @@
 2. The preference model scores them: mean with interval, Elo, and paired differences to the first model, with length,
    repetition, boilerplate and refusals beside (section 4.3, and the Goodhart watch).
 3. The revisions are scored round by round, if given (Figure 5), and by principle.
-4. The feedback model answers the multiple-choice items (Figures 4 and 11); the preference model ranks their dialogues
-   and held-out human comparisons. Baselines stand beside every accuracy.
+4. The feedback model, and every model if wanted, answers the multiple-choice items (Figures 4 and 11); the preference model
+   ranks their dialogues and held-out human comparisons. Baselines stand beside every accuracy.
 5. A regressor of harm, if given, says how harmful the models' answers are on the scale from 0 to 4 (Figure 10).
 """
 
@@ -20,11 +20,10 @@ from cai_jax.data.evals import load_choices, split_by_big_bench
 from cai_jax.data.jsonl import field
 from cai_jax.data.prompts import read_prompts
 from cai_jax.data.tables import read_rows
-from cai_jax.evals import calibration, elo, harm, judged, multiple_choice, preference, samples
-from cai_jax.evals.intervals import Estimate, paired_difference, wilson
+from cai_jax.evals import calibration, harm, judged, multiple_choice, preference, samples
+from cai_jax.evals.intervals import Estimate, paired_difference
 from cai_jax.evals.rows import SCHEMA as ROW_SCHEMA
 from cai_jax.evals.rows import find, row
-from cai_jax.evals.text_statistics import refusal_kind
 from cai_jax.io import artefacts
 from cai_jax.sampling.rewards import RewardModel
 from cai_jax.seeds import row_key
@@ -32,7 +31,7 @@ from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.structs import Message, SampleRequest, SamplingParams, dialogue_from_json, dialogue_to_json
 from cai_jax.training.rollouts import custom_reward
 
-SCHEMA = 1
+SCHEMA = 2
 PROMPT_FIELD = "prompts_"  # config.prompts_NAME is the set of prompts NAME
 FILE_REFERENCE = "responses:"  # a model whose answers stand in a file
 ANSWERING_KINDS = ("respond", "best_of")  # stages whose records are answers, named as "@stage" in place of a model
@@ -60,9 +59,11 @@ def run(ctx: StageContext) -> dict:
     curves: dict[str, list] = {}
     sets = choice_sets(config.choices, config.num_choices, config.big_bench)
     asked, digests = ctx.directory.journal("choices"), {}
-    if config.feedback:
-        for on, items in sets.items():
-            rows += _multiple_choice(ctx, on, items, asked, curves)
+    answering = {config.feedback: config.feedback} if config.feedback else {}
+    if config.choices_of_models:
+        answering |= {name: reference for name, reference in models.items() if _written(ctx, reference) is None}
+    for on, items in sets.items() if answering else ():
+        rows += _multiple_choice(ctx, answering, on, items, asked, curves)
     if reward is not None:
         pairs = ctx.directory.journal("pairs")
         rows += _preference(ctx, reward, sets, pairs, curves)
@@ -253,24 +254,7 @@ def _judged(ctx: StageContext, records, models: list[str], journal) -> list[dict
                 orders = half.pop(name)
                 journal.append({"id": name, **source, "p": sum(orders.values()) / 2, **orders})
         journal.flush()
-    rows = []
-    for on in sorted({record["on"] for record in records}):
-        won = judged.outcomes([journal.finished[name] for name in pairs if name in journal.finished], on)
-        if won:
-            ratings = elo.elo(won, anchor if any(anchor in pair for pair in won) else models[0], seed=ctx.seed)
-            rows += [row("elo_judge", on, name, ratings[name], unit="Elo", good="higher",
-                         note=f"Bradley–Terry on the verdicts of {config.judge}, both orders, {anchor} = 0")
-                     for name in models if name in ratings]
-        for name in models:
-            asked = [(record, journal.finished[key]["p"]) for key, record in evasive.items()
-                     if record["on"] == on and record["name"] == name and key in journal.finished]
-            if asked:
-                said = [p > 0.5 for _, p in asked]
-                same, kappa = judged.agreement([refusal_kind(record["response"]) == "evasive" for record, _ in asked], said)
-                rows.append(row("evasive_rate_judge", on, name, wilson(sum(said), len(said)), unit="share", good="lower"))
-                rows.append(row("evasive_agreement", on, name, same, unit="share", good="higher", kappa=kappa,
-                                note="how often the judge and the rule of phrases agree"))
-    return rows
+    return judged.rows(records, pairs, journal.finished, models, anchor, config.judge, seed=ctx.seed)
 
 
 def choice_sets(sources: str, limit: int | None, big_bench: str = "") -> dict[str, list]:
@@ -284,43 +268,53 @@ def choice_sets(sources: str, limit: int | None, big_bench: str = "") -> dict[st
     return sets
 
 
-def _multiple_choice(ctx: StageContext, on: str, items, journal, curves: dict) -> list[dict]:
-    """Accuracy of the feedback model on a set, in each mode that the config asks for, over all and by subset."""
-    config = ctx.config
-    shots, items = multiple_choice.draw_shots(items, config.num_few_shot, ctx.seed)
-    modes = ["zero_shot"] + ["few_shot"] * bool(shots) + ["chain_of_thought"] * bool(config.num_chains)
-    missing = {mode: [item for item in items if f"{on}/{mode}/{item.id}" not in journal.finished] for mode in modes}
-    if any(missing.values()):
-        model = ctx.load_model(config.feedback, format=config.format)
-        engine = ctx.engine(model)
-
-        def score(requests):
-            return ctx.score(engine, requests, f"{ctx.name}: {on}")
-
-        def sample(requests, sampling):
-            return ctx.sample(engine, requests, sampling, f"{ctx.name}: {on}, chains of thought")
-
-        for mode, rest in missing.items():
-            if mode == "chain_of_thought":
-                found = multiple_choice.answer_with_chains(
-                    sample, score, rest, model.format, seed=ctx.seed, num_chains=config.num_chains,
-                    max_chain_tokens=config.max_chain_tokens, temperature=config.temperature)
-            else:
-                found = multiple_choice.answer(score, rest, model.format, shots=shots if mode == "few_shot" else ())
-            for result in found:
-                journal.append({"on": on, "mode": mode, "model": model.name, "item": result.id,
-                                **dataclasses.asdict(result), "id": f"{on}/{mode}/{result.id}"})
-            journal.flush()
-    rows, plain = [], ()
-    for mode in modes:
-        done = [journal.finished.get(f"{on}/{mode}/{item.id}") for item in items]
-        found = [multiple_choice.ChoiceResult(item.id, item.subset, tuple(row["probabilities"]), item.correct,
-                                              by_chain=tuple(map(tuple, row.get("by_chain", ()))))
-                 for item, row in zip(items, done, strict=True) if row]
-        if found:
-            rows += multiple_choice.rows(config.feedback, on, mode, items, found, curves, plain)
-        plain = found if mode == "zero_shot" else plain
+def _multiple_choice(ctx: StageContext, models: dict[str, str], on: str, items, journal, curves: dict) -> list[dict]:
+    """Accuracy of each model (name → reference) on a set, in each mode that the config asks for, over all and by subset; of later
+    ones also the paired difference to the first, in the journal, too, where only later ones' rows begin with their names."""
+    config, rows, first = ctx.config, [], {}
+    shots = multiple_choice.draw_shots(items, config.num_few_shot, ctx.seed)
+    modes = ["zero_shot"] + ["few_shot"] * any(shots.values()) + ["chain_of_thought"] * bool(config.num_chains)
+    for number, (name, reference) in enumerate(models.items()):
+        head, plain = f"{name}/" if number else "", ()
+        missing = {mode: [item for item in items if f"{head}{on}/{mode}/{item.id}" not in journal.finished] for mode in modes}
+        if any(missing.values()):
+            _ask(ctx, name, reference, head, on, missing, shots, journal)
+        for mode in modes:
+            done = [journal.finished.get(f"{head}{on}/{mode}/{item.id}") for item in items]
+            found = [multiple_choice.ChoiceResult(item.id, item.subset, tuple(row["probabilities"]), item.correct,
+                                                  by_chain=tuple(map(tuple, row.get("by_chain", ()))))
+                     for item, row in zip(items, done, strict=True) if row]
+            if found:
+                drawn: dict[str, list] = {}
+                rows += multiple_choice.rows(name, on, mode, items, found, drawn, plain)
+                rows += multiple_choice.against(name, next(iter(models)), on, mode, found, first.setdefault(mode, found))
+                curves |= {f"{key}/{name}" if head else key: bins for key, bins in drawn.items()}
+            plain = found if mode == "zero_shot" else plain
     return rows
+
+
+def _ask(ctx: StageContext, name: str, reference: str, head: str, on: str, missing: dict[str, list], shots: dict, journal) -> None:
+    """Lets a model answer what is not in the journal yet, mode → items."""
+    config, model = ctx.config, ctx.load_model(reference, format=ctx.config.format)
+    engine = ctx.engine(model)
+
+    def score(requests):
+        return ctx.score(engine, requests, f"{ctx.name}: {on}")
+
+    def sample(requests, sampling):
+        return ctx.sample(engine, requests, sampling, f"{ctx.name}: {on}, chains of thought")
+
+    for mode, rest in missing.items():
+        if mode == "chain_of_thought":
+            found = multiple_choice.answer_with_chains(
+                sample, score, rest, model.format, seed=ctx.seed, num_chains=config.num_chains,
+                max_chain_tokens=config.max_chain_tokens, temperature=config.temperature)
+        else:
+            found = multiple_choice.answer(score, rest, model.format, shots=shots if mode == "few_shot" else None)
+        for result in found:
+            journal.append({"on": on, "mode": mode, "name": name, "model": model.name, "item": result.id,
+                            **dataclasses.asdict(result), "id": f"{head}{on}/{mode}/{result.id}"})
+        journal.flush()
 
 
 def _preference(ctx: StageContext, reward: RewardModel, choices: dict, journal, curves: dict) -> list[dict]:

@@ -1,10 +1,9 @@
 """The multiple-choice evaluation beside transformers, row by row: the same probabilities over the options.
 
-A small random model reads our HHH items, zero-shot and few-shot. `CAI_JAX_PARITY_ROWS=n` reads n rows of each published
-file with SmolLM2 as well, which takes minutes.
+A small random model reads our HHH items, zero-shot and few-shot. `python -m benchmarks.evaluations` is the same for SmolLM2 on the
+published files, which takes minutes; benchmarks/README.md has its numbers.
 """
 
-import os
 import shutil
 
 import numpy as np
@@ -12,15 +11,23 @@ import pytest
 import torch
 import transformers
 
-from cai_jax import sharding
+from benchmarks import evaluations as benchmark
+from cai_jax import pipeline, sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.data.evals import load_choices
 from cai_jax.evals import multiple_choice
 from cai_jax.models import hf
 from cai_jax.sampling.engine import Engine, EngineOptions
+from configs import evaluations
 
-FILES = ("eval_438HHHEvaluations", "eval_HarmfulVsEthical", "eval_HarmfulnessClassification")
-ROWS = int(os.environ.get("CAI_JAX_PARITY_ROWS", "0"))
+
+def random_weights(tiny_model, directory):
+    shutil.copytree(tiny_model, directory, dirs_exist_ok=True)
+    torch.manual_seed(0)
+    fields = transformers.AutoConfig.from_pretrained(tiny_model)
+    fields.initializer_range = 0.3  # far from uniform, so that options differ
+    fields.max_position_embeddings = 4096
+    transformers.AutoModelForCausalLM.from_config(fields, dtype=torch.float32).save_pretrained(directory)
 
 
 def compare(directory, items, shots):
@@ -28,6 +35,7 @@ def compare(directory, items, shots):
     format = load_format(directory)
     engine = Engine(params, config, format, sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}), EngineOptions(batch_size=4))
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    shots = {item.id: shots for item in items}
     ours = {result.id: result for result in multiple_choice.answer(engine.score, items, format, shots=shots)}
     assert len(ours) == len(items)
     for item, request in zip(items, multiple_choice.score_requests(items, format, shots), strict=True):
@@ -46,21 +54,25 @@ def compare(directory, items, shots):
 
 @pytest.mark.parametrize("num_shots", [0, 1])
 def test_probabilities_equal_row_by_row(tiny_model, tmp_path, num_shots):
-    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
-    torch.manual_seed(0)
-    fields = transformers.AutoConfig.from_pretrained(tiny_model)
-    fields.initializer_range = 0.3  # far from uniform, so that options differ
-    transformers.AutoModelForCausalLM.from_config(fields, dtype=torch.float32).save_pretrained(tmp_path)
+    random_weights(tiny_model, tmp_path)
     items = sorted(load_choices("embedded:hhh"), key=lambda item: (len(item.prompt), item.id))[:9]
     compare(str(tmp_path), items[num_shots:], items[:num_shots])
 
 
-@pytest.mark.skipif(ROWS == 0, reason="CAI_JAX_PARITY_ROWS is not set")
-@pytest.mark.parametrize("num_shots", [0, 1])
-def test_published_files_on_a_real_model(smollm2, shared_data, num_shots):
-    items, shots = [], []
-    for name in FILES:
-        rows = sorted(load_choices(str(shared_data / f"{name}.jsonl.gz")), key=lambda item: (len(item.prompt), item.id))
-        shots += rows[:num_shots]
-        items += rows[num_shots : num_shots + ROWS]
-    compare(smollm2, items, shots)
+def test_a_run_beside_transformers(tiny_model, tmp_path):
+    """The published row-by-row comparison on our items: templates, tokens and log-probabilities of a whole run."""
+    model, run = tmp_path / "model", tmp_path / "run"
+    random_weights(tiny_model, model)
+    config = evaluations.get_config("shots=2")
+    config.models.base = str(model)
+    config.graph.evaluate.update({"choices": "embedded:hhh", "num_choices": 8})
+    config.stages = ("evaluate",)
+    pipeline.run(config, str(run))
+    for minutes in (60, 60, 0):  # again: nothing is read twice
+        assert benchmark.main(["", str(run), f"--minutes={minutes}"]) == 0
+    rows = benchmark.read(run / "parity.jsonl")
+    found = benchmark.summary(rows)
+    assert [row["mode"] for row in rows] == ["zero_shot"] * 8 + ["few_shot"] * 8
+    assert found["same_pick"] == found["same_tokens"] == found["rows"] == 16 and found["rows_read_whole"] == 4
+    assert found["largest_difference"] < 1e-3 and found["largest_difference_whole"] < 1e-3
+    assert "| all |  | 16 | 16 | 16 (100.0%) |" in benchmark.table(rows)

@@ -1,0 +1,207 @@
+"""The multiple-choice answers of a run beside transformers, row by row: `python -m benchmarks.evaluations RUN [--minutes 20]`.
+
+RUN has an `evaluate` stage that a Hugging Face directory answered (configs/evaluations.py). Every question is rendered, tokenised
+and read anew by transformers and torch in float32, and its options' log-probabilities are compared with those in choices.jsonl.
+To make that affordable transformers keeps the keys and values of what a question has in common with the one before it (few-shot
+headers, the template's beginning), and reads the prompt once for all options; `--whole n` rows of each set and mode are read
+without that as well, every option with its whole text in one forward pass.
+
+Rows are kept in RUN/parity.jsonl (or --json FILE); the same command goes on where it was. Zero-shot comes first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from cai_jax.data.dialogue import load_format
+from cai_jax.errors import UserError, command
+from cai_jax.evals import multiple_choice
+from cai_jax.models import hf
+from cai_jax.stages.context import resolve_role
+from cai_jax.stages.evaluate import choice_sets
+
+MODES = ("zero_shot", "few_shot")
+
+
+class Peer:
+    """transformers' model, which keeps the keys and values of the last prompt."""
+
+    def __init__(self, directory: str):
+        import torch
+        import transformers
+
+        self.torch, self.versions = torch, {"torch": torch.__version__, "transformers": transformers.__version__}
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        self.new_cache = transformers.DynamicCache
+        self.cache, self.kept = self.new_cache(), []
+
+    def prompt(self, header, asked: str, kind: str) -> list[int]:
+        """The token ids of a question behind worked (question, answer) pairs, by transformers' own template and tokenizer."""
+        lead = multiple_choice.choices.ANSWER_LEAD
+        if kind == "text":
+            shown = "".join(f"{question}\n{lead}{answer}\n\n" for question, answer in header)
+            ids = self.tokenizer(shown).input_ids if shown else []
+            return ids + self.tokenizer(f"{asked}\n{lead}", add_special_tokens=not ids).input_ids
+        turns = []
+        for question, answer in header:
+            turns += [{"role": "user", "content": question}, {"role": "assistant", "content": lead + answer}]
+        turns.append({"role": "user", "content": asked})
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer(text + lead, add_special_tokens=False).input_ids
+
+    def options(self, texts) -> list[list[int]]:
+        return [self.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+
+    def _read(self, ids, cache=None, last: int = 0):
+        """log-probabilities [positions, V] after each of `ids`, or after the last one only."""
+        with self.torch.no_grad():
+            logits = self.model(self.torch.tensor([ids]), past_key_values=cache, use_cache=cache is not None,
+                                logits_to_keep=last).logits[0]
+        return self.torch.log_softmax(logits, -1)
+
+    def logprobs(self, prompt: list[int], options: list[list[int]]) -> list[float]:
+        """Of every option after the prompt."""
+        common = min(len(os.path.commonprefix([self.kept, prompt])), len(prompt) - 1)
+        if common:
+            self.cache.crop(common)
+        else:
+            self.cache = self.new_cache()
+        first, found = self._read(prompt[common:], self.cache, last=1)[-1], []
+        for option in options:
+            total = float(first[option[0]])
+            if len(option) > 1:
+                rows = self._read(option[:-1], self.cache)
+                total += sum(float(row[token]) for row, token in zip(rows, option[1:], strict=True))
+                self.cache.crop(len(prompt))
+            found.append(total)
+        self.kept = prompt
+        return found
+
+    def logprobs_whole(self, prompt: list[int], options: list[list[int]]) -> list[float]:
+        """The same without a cache: every option's whole text in a forward pass of its own."""
+        found = []
+        for option in options:
+            rows = self._read(prompt + option, last=len(option) + 1)
+            found.append(sum(float(row[token]) for row, token in zip(rows[:-1], option, strict=True)))
+        return found
+
+
+def questions(run: pathlib.Path, stage: str) -> Iterator[tuple[str, str, list, Mapping]]:
+    """(set, mode, items, worked examples by item id) of a run's stage, zero-shot first."""
+    config = json.loads((run / "config.json").read_text())["config"]
+    fields = config["graph"][stage]
+    sets = choice_sets(fields["choices"], fields["num_choices"], fields["big_bench"])
+    for mode in MODES[: 1 + bool(fields["num_few_shot"])]:
+        for on, items in sets.items():
+            yield on, mode, items, multiple_choice.draw_shots(items, fields["num_few_shot"] * (mode != "zero_shot"), config["seed"])
+
+
+def compare(run: pathlib.Path, stage: str, out: pathlib.Path, minutes: float, whole: int) -> dict:
+    """Appends the rows that `out` does not have yet, for so many minutes; returns what the rows were made with."""
+    config = json.loads((run / "config.json").read_text())["config"]
+    reference = resolve_role(type("", (), {"models": config["models"]}), config["graph"][stage]["feedback"])
+    if reference.startswith(("@", "random:")):
+        raise UserError(f"{run}: '{reference}' answered there; transformers needs a Hugging Face directory")
+    directory = hf.resolve(reference)
+    form = load_format(directory, config["graph"][stage]["format"])
+    ours = {row["id"]: row for row in map(json.loads, (run / stage / "choices.jsonl").read_text().splitlines())}
+    done = {(row["set"], row["mode"], row["item"]) for row in read(out)}
+    peer, start = Peer(directory), time.monotonic()
+    with out.open("a") as file:
+        for on, mode, items, shots in questions(run, stage):
+            for number, item in enumerate(items):
+                row = ours.get(f"{on}/{mode}/{item.id}")
+                if row is None or (on, mode, item.id) in done:
+                    continue
+                if time.monotonic() - start > 60 * minutes:
+                    return peer.versions
+                header = [(multiple_choice.question(shot.prompt), shot.options[shot.correct]) for shot in shots[item.id]]
+                prompt = peer.prompt(header, multiple_choice.question(item.prompt), form.kind)
+                options, began = peer.options(item.options), time.process_time()
+                theirs = peer.logprobs(prompt, options)
+                took = time.process_time() - began
+                request, = multiple_choice.score_requests([item], form, shots)
+                same = prompt == [t for s in request.segments for t in s] and options == [list(o) for o in request.options]
+                found = {"set": on, "mode": mode, "item": item.id, "correct": item.correct, "tokens": len(prompt),
+                         "same_tokens": same, "ours": row["logprobs"], "theirs": theirs, "seconds": round(took, 3)}
+                if number < whole:
+                    found["theirs_whole"] = peer.logprobs_whole(prompt, options)
+                file.write(json.dumps(found) + "\n")
+                file.flush()
+    return peer.versions
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def summary(rows: list[dict]) -> dict:
+    """Of some rows: how often both pick the same option, their accuracies, and how far log-probabilities lie apart."""
+    apart = [np.abs(np.subtract(row["ours"], row["theirs"])) for row in rows]
+    close = []  # what lies between the best two options where the picks differ
+    for row in rows:
+        if np.argmax(row["ours"]) != np.argmax(row["theirs"]):
+            ordered = sorted(row["theirs"])
+            close.append(ordered[-1] - ordered[-2])
+    whole = [np.abs(np.subtract(row["ours"], row["theirs_whole"])).max() for row in rows if "theirs_whole" in row]
+    return {
+        "rows": len(rows), "tokens": sum(row["tokens"] for row in rows), "same_tokens": sum(row["same_tokens"] for row in rows),
+        "same_pick": len(rows) - len(close), "margins_of_other_picks": close,
+        "accuracy": float(np.mean([np.argmax(row["ours"]) == row["correct"] for row in rows])),
+        "accuracy_peer": float(np.mean([np.argmax(row["theirs"]) == row["correct"] for row in rows])),
+        "largest_difference": float(max(map(np.max, apart))), "mean_difference": float(np.mean(np.concatenate(apart))),
+        "rows_read_whole": len(whole), "largest_difference_whole": float(max(whole)) if whole else None,
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: a line a set and mode, and one of all."""
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[row["set"], row["mode"]].append(row)
+    groups["all", ""] = rows
+    out = ["| set | mode | rows | same tokens | same pick | accuracy, ours / peer | logprobs apart: largest, mean | whole texts |",
+           "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for (on, mode), part in groups.items():
+        s = summary(part)
+        whole = f"{s['largest_difference_whole']:.1e} ({s['rows_read_whole']} rows)" if s["rows_read_whole"] else ""
+        accuracies = f"{s['accuracy']:.1%} / {s['accuracy_peer']:.1%}" if mode else ""
+        out.append(f"| {on} | {mode} | {s['rows']} | {s['same_tokens']} | {s['same_pick']} ({s['same_pick'] / s['rows']:.1%}) | "
+                   f"{accuracies} | {s['largest_difference']:.1e}, {s['mean_difference']:.1e} | {whole} |")
+    return "\n".join(out)
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.evaluations", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=pathlib.Path)
+    parser.add_argument("--stage", default="evaluate")
+    parser.add_argument("--json", type=pathlib.Path, help="where the rows are kept; RUN/parity.jsonl by default")
+    parser.add_argument("--minutes", type=float, default=60.0, help="after so many, it stops between two rows; 0: only the table")
+    parser.add_argument("--whole", type=int, default=2, help="rows of each set and mode that are read without a cache, too")
+    arguments = parser.parse_args(argv[1:] if argv else None)
+    for path in (arguments.run / "config.json", arguments.run / arguments.stage / "choices.jsonl"):
+        if not path.exists():
+            raise UserError(f"{path}: not there; run `python -m cai_jax.main --config=configs/evaluations.py` first")
+    out = arguments.json or arguments.run / "parity.jsonl"
+    if arguments.minutes > 0:
+        print(compare(arguments.run, arguments.stage, out, arguments.minutes, arguments.whole))
+    if rows := read(out):
+        print(table(rows))
+        print(f"margins where the picks differ: {summary(rows)['margins_of_other_picks']}; "
+              f"processor seconds of transformers: {sum(row['seconds'] for row in rows):.0f}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
