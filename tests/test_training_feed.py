@@ -1,5 +1,6 @@
 """The input pipeline: the same examples for any start and any number of hosts, mixed by share, tokenised once."""
 
+import json
 import random
 import shutil
 import subprocess
@@ -132,6 +133,18 @@ def test_a_damaged_file_of_tokens_is_told_of_and_made_again(format, tmp_path, ca
         assert not damaged or path.read_bytes() == whole
         told += damaged
     assert told >= 50  # the rest hit dates and the like, which nobody reads
+
+
+def test_lengths_that_a_tokenizer_file_asks_for_are_for_others(format, tiny_model, tmp_path):
+    """Truncation and padding would change tokens silently."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    description = json.loads(path.read_text())
+    description["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    description["padding"] = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                              "pad_type_id": 0, "pad_token": "!"}
+    path.write_text(json.dumps(description))
+    same(feed.encode(load_format(tmp_path / "model", "text"), DIALOGUES), [format.example(dialogue) for dialogue in DIALOGUES])
 
 
 def test_texts_that_a_format_refuses_are_the_users_error(format):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -85,13 +86,23 @@ class DialogueFormat:
 
     def example(self, messages: Sequence[Message], targets: str = "last") -> Encoded:
         """The whole dialogue, which ends in an answering role, and its end token. targets: "last" answer or "all"."""
-        if not messages or messages[-1].role not in ANSWERING_ROLES:
-            raise UserError("dialogue: expected the last turn to be an answer (assistant, critique or revision)")
-        parts = self._parts(messages)
+        return self.examples([messages], targets)[0]
+
+    def examples(self, dialogues: Sequence[Sequence[Message]], targets: str = "last") -> list[Encoded]:
+        """`example` of each, tokenised on all cores."""
+        for messages in dialogues:
+            if not messages or messages[-1].role not in ANSWERING_ROLES:
+                raise UserError("dialogue: expected the last turn to be an answer (assistant, critique or revision)")
+        by_dialogue = [self._parts(messages) for messages in dialogues]
+        ids = iter(self._encode_all([text for parts in by_dialogue for text in _beginnings(parts)]))
+        return [self._example(messages, parts, list(itertools.islice(ids, len(parts))), targets)
+                for messages, parts in zip(dialogues, by_dialogue, strict=True)]
+
+    def _example(self, messages, parts: Sequence[_Part], encoded: Sequence[tuple[int, ...]], targets: str) -> Encoded:
         bos = self._bos()
         tokens, roles, mask = [*bos], [ROLES.index(messages[0].role)] * len(bos), [False] * len(bos)
         last = len(parts) - 1
-        for number, (part, ids) in enumerate(zip(parts, self._encode_parts(parts), strict=True)):
+        for number, (part, ids) in enumerate(zip(parts, self._by_part(parts, encoded), strict=True)):
             length = 0  # how many of the part's tokens are an answer with its end token
             if part.is_answer:
                 ends = [place + 1 for place, token in enumerate(ids) if token in self.eos_ids]
@@ -164,27 +175,36 @@ class DialogueFormat:
         return self._control.sub(lambda match: f"{_BEGIN}{match[0]}{_END}", text)
 
     def _encode(self, text: str) -> tuple[int, ...]:
+        return self._encode_all([text])[0]
+
+    def _encode_all(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Control tokens count where the template wrote them, and are letters in the text format and between marks."""
         if self.kind == "text":
-            return self.tokenizer.encode(text)
-        ids: list[int] = []
-        for number, piece in enumerate(re.split(f"[{_BEGIN}{_END}]", text)):
-            if piece:
-                ids += self.tokenizer.encode(piece, special=number % 2 == 0)
-        return tuple(ids)
+            return self.tokenizer.encode_all(texts)
+        pieces = [(row, number % 2 == 0, piece) for row, text in enumerate(texts)
+                  for number, piece in enumerate(re.split(f"[{_BEGIN}{_END}]", text)) if piece]
+        encoded = {special: iter(self.tokenizer.encode_all([piece for _, kind, piece in pieces if kind == special], special))
+                   for special in (True, False)}
+        ids: list[list[int]] = [[] for _ in texts]
+        for row, special, _ in pieces:
+            ids[row] += next(encoded[special])
+        return [tuple(row) for row in ids]
 
-    def _encode_parts(self, parts: Sequence[_Part]) -> list[tuple[int, ...]]:
-        """Token ids by part. The tokens before the last part, an answer, are those of the prompt; a token that crosses
-        from one earlier part into the next counts to the next."""
-        texts = [part.text for part in parts]
-        prompt = self._encode("".join(texts[:-1]))
-        whole = self._encode("".join(texts))
+    def _by_part(self, parts: Sequence[_Part], ids: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """Token ids by part, from those of the dialogue's `_beginnings`. The tokens before the last part, an answer, are
+        those of the prompt; a token that crosses from one earlier part into the next counts to the next."""
+        *earlier, prompt, whole = ((), *ids)
         cuts = [0]
-        for number in range(1, len(texts) - 1):
-            cuts.append(max(cuts[-1], _num_equal(self._encode("".join(texts[:number])), prompt)))
+        for beginning in earlier[1:]:
+            cuts.append(max(cuts[-1], _num_equal(beginning, prompt)))
         cuts.append(len(prompt))
-        answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._encode(texts[-1])
+        answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._encode(parts[-1].text)
         return [*(prompt[begin:end] for begin, end in zip(cuts[:-1], cuts[1:], strict=True)), answer]
+
+
+def _beginnings(parts: Sequence[_Part]) -> list[str]:
+    """The dialogue's text up to the end of every part."""
+    return list(itertools.accumulate(part.text for part in parts))
 
 
 def cut_after(segments: Sequence[tuple[int, ...]], earlier: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:

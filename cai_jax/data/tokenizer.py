@@ -50,6 +50,10 @@ class Tokenizer:
         description["post_processor"] = None
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(description))
 
+        for tokenizer in (self._backend, self._plain):  # what a file says of lengths is for other uses of it
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
         paths = [pathlib.Path(directory, name) for name in ("generation_config.json", "config.json")]
         configs = [_read_json(path) for path in paths]
@@ -73,6 +77,11 @@ class Tokenizer:
         """Never adds BOS or EOS. special: control tokens in `text` count as such; otherwise they are letters."""
         tokenizer = self._backend if special else self._plain
         return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_all(self, texts: Sequence[str], special: bool = False) -> list[tuple[int, ...]]:
+        """`encode` of each, on all cores."""
+        tokenizer = self._backend if special else self._plain
+        return [tuple(found.ids) for found in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Control tokens are left out; incomplete UTF-8 shows as U+FFFD."""

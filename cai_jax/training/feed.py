@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,6 +22,7 @@ from cai_jax.seeds import row_rng
 from cai_jax.structs import Dialogue
 
 TOKENS = "tokens.npz"
+CHUNK = 64  # dialogues that are tokenised together
 AHEAD = 2  # batches that are ready before they are asked for
 
 
@@ -61,7 +61,7 @@ def mix(first: Sequence, second: Sequence, fraction: float | None, seed: int, st
 
 
 def encode(format: DialogueFormat, dialogues: Sequence[Dialogue], cache=None) -> list[Encoded]:
-    """`format.example` of every dialogue, tokenised in threads. `cache`: a path where the tokens are kept for a restart.
+    """`format.example` of every dialogue, tokenised in parallel. `cache`: a path where the tokens are kept for a restart.
 
     What is read from there is what would be made: it is named by the tokenizer, the format and all texts, and has checksums;
     a damaged file is told of and made again.
@@ -81,9 +81,10 @@ def _encode(format: DialogueFormat, dialogues: Sequence[Dialogue]) -> list[Encod
         return []
     import grain
 
-    threads = os.cpu_count() or 1
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16 * threads)
-    return list(grain.MapDataset.source(list(dialogues)).map(format.example).to_iter_dataset(options))
+    chunks = [dialogues[start : start + CHUNK] for start in range(0, len(dialogues), CHUNK)]
+    # While the tokenizer works on one chunk, on all cores, another thread writes the next one's texts.
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    return [item for chunk in grain.MapDataset.source(chunks).map(format.examples).to_iter_dataset(options) for item in chunk]
 
 
 def _name(format: DialogueFormat, dialogues: Sequence[Dialogue]) -> str:
