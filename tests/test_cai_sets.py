@@ -52,7 +52,9 @@ def test_what_a_run_made(tmp_path, capsys):
     stage(run, "feedback", [{"id": f"x/{a}{b}", "comparison_id": "x", "pair": [a, b], "model": "judge", "logprobs": [entry]}
                             for a, b in ((0, 1), (0, 2), (1, 2))])
     assert prepare.main(["cai_run", "--manual_dir", str(run), "--data_dir", str(tmp_path)]) == 0
-    assert "read as tfds:cai_run/comparisons@" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "read as tfds:cai_run/comparisons@" in told
+    assert told.count("records.jsonl (sha256 ") == 3 and "2022" not in told  # of revise; of compare and feedback
     (_, row), = read_rows(f"tfds:cai_run/revisions@{tmp_path}", "train")
     assert row["prompt"] == TURNS and row["initial"] == "bad" and [r["critique"] for r in row["rounds"]] == ["", "c"]
     assert [m.text for m in load_prompts(f"tfds:cai_run/revisions@{tmp_path}#prompt=prompt,id=id")[0].dialogue][0] == "A?"

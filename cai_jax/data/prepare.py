@@ -68,6 +68,13 @@ def _build(tfds, builder_class, config: str, data_dir: str | None, manual_dir: s
     return builder
 
 
+def _told(source) -> str:
+    """A file with its digest; of hh-rlhf, whose files of 2022 are known, whether it is one of those."""
+    known = "" if "published" not in source else (
+        ", as published in 2022" if source["published"] else ", not the file of 2022: a subset or newer")
+    return f"{source['name']} (sha256 {source['sha256'][:12]}…{known})"
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m cai_jax.data.prepare", description=__doc__.splitlines()[0])
@@ -79,10 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for builder in prepare(flags.name, data_dir=flags.data_dir, manual_dir=flags.manual_dir):
         files = dict(builder.info.metadata or {}).get("files", {})
         for split, info in builder.info.splits.items():
-            source = files.get(split, {})
-            known = "as published in 2022" if source.get("published") else "not the file of 2022: a subset or newer"
-            name = source.get("name", "?")
-            print(f"{builder.info.full_name}  {split}: {info.num_examples} rows from {name} ({known})")
+            sources = [files[split]] if split in files else files.values()  # a run's one split is made of several files
+            print(f"{builder.info.full_name}  {split}: {info.num_examples} rows from {', '.join(map(_told, sources))}")
         print(f"  read as tfds:{builder.name}/{builder.builder_config.name}@{builder.data_dir_root}")
     return 0
 
