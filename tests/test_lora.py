@@ -12,10 +12,11 @@ from test_training_learner import CONFIG, MESH, PARAMS, SETTINGS, rollouts
 
 from cai_jax import optim, sharding
 from cai_jax.errors import UserError
-from cai_jax.models import heads, lora
+from cai_jax.models import heads, lora, rounding
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.decoder import hidden_states
 from cai_jax.models.params import init_params, param_table
+from cai_jax.sampling import weights
 from cai_jax.stages import sl
 from cai_jax.training import batching
 from cai_jax.training import learner as learner_lib
@@ -48,6 +49,15 @@ def test_new_adapters_change_no_bit_and_merged_is_unmerged(name):
         unmerged, merged = (run(tree, tokens, mask, config, scan=scan) for tree in (attached, lora.merge(attached)))
         assert np.abs(unmerged - plain).max() > 1e-2
         np.testing.assert_allclose(unmerged[mask], merged[mask], atol=1e-5 * float(np.abs(merged).max()))
+
+
+@pytest.mark.parametrize("form", [{}, {"fuse": True, "out_major": True}, {"int8": True}])
+def test_the_sampler_adds_up_what_merge_adds_up(form):
+    for base in (PARAMS, rounding.round_layers(PARAMS)):
+        attached = lora.attach(base, filled(CONFIG, ADAPTERS), ADAPTERS)
+        ours, merged = (weights.prepare(params, CONFIG, **form) for params in (attached, lora.merge(attached)))
+        assert jax.tree.structure(ours) == jax.tree.structure(merged)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1 if a.dtype == jnp.int8 else 1e-6), ours, merged)
 
 
 def test_a_matrix_by_hand():

@@ -159,25 +159,26 @@ def merge(params: dict) -> dict:
     """The same model without adapters, nothing in 8 bits: new arrays where there was either, the others are shared."""
     dtype = params.get("decoder", params)["embed"].dtype
 
-    def whole(leaf):
+    def added(leaf):
         if not _is_low_rank(leaf) and not is_int8(leaf):
             return leaf
         weight = leaf.weight if _is_low_rank(leaf) else leaf
         return _merger((weight.values if is_int8(weight) else weight).sharding, dtype)(leaf)
 
-    return jax.tree.map(whole, params, is_leaf=lambda leaf: _is_low_rank(leaf) or is_int8(leaf))
+    return jax.tree.map(added, params, is_leaf=lambda leaf: _is_low_rank(leaf) or is_int8(leaf))
 
 
 @functools.lru_cache(maxsize=64)
 def _merger(place, dtype):
-    def whole(weight):
-        return rounding.restored(weight) if is_int8(weight) else weight.astype(jnp.float32)
+    return jax.jit(jax.vmap(lambda leaf: whole(leaf, dtype)), out_shardings=place)
 
-    def merged(leaf):
-        if not _is_low_rank(leaf):
-            return whole(leaf).astype(dtype)
-        a, b = leaf.a.astype(jnp.float32), leaf.b.astype(jnp.float32)
-        change = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(a, b)
-        return (whole(leaf.weight) + change).astype(dtype)
 
-    return jax.jit(merged, out_shardings=place)
+def whole(weight, dtype) -> jax.Array:
+    """One layer's weight as a single array: adapters added up and 8 bits turned back, in float32 and then cast; any other array
+    as it is."""
+    if is_int8(weight):
+        return rounding.restored(weight).astype(dtype)
+    if not _is_low_rank(weight):
+        return weight
+    base = rounding.restored(weight.weight) if is_int8(weight.weight) else weight.weight.astype(jnp.float32)
+    return (base + jnp.tensordot(weight.a.astype(jnp.float32), weight.b.astype(jnp.float32), 1)).astype(dtype)

@@ -28,9 +28,8 @@ def rounded(weight: jax.Array, axes_in: int) -> Int8:
 
 
 def restored(weight: Int8) -> jax.Array:
-    """float32 of a weight stacked over layers: values [L, *in, *out], scale [L, *out]."""
-    inner = (1,) * (weight.values.ndim - weight.scale.ndim)
-    return weight.values.astype(jnp.float32) * weight.scale.reshape(weight.scale.shape[0], *inner, *weight.scale.shape[1:])
+    """float32 of one layer's weight: values [*in, *out], scale [*out]."""
+    return weight.values.astype(jnp.float32) * weight.scale
 
 
 def is_int8(leaf) -> bool:

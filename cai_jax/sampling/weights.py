@@ -7,12 +7,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from cai_jax import sharding
-from cai_jax.models import blocks
+from cai_jax.models import blocks, lora
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.decoder import unstack
 from cai_jax.models.params import param_table
 from cai_jax.models.rounding import rounded
 
@@ -20,10 +20,15 @@ from cai_jax.models.rounding import rounded
 DECODE_RULES = {**sharding.RULES, "embed": ()}
 
 
-@functools.partial(jax.jit, static_argnames=("config", "fuse", "out_major", "int8"))
-def unstacked(layers: dict, config: ModelConfig, fuse: bool, out_major: bool, int8: bool) -> list[dict]:
-    """The layers' weights one by one. fuse: q, k, v and gate, up joined into single matrices (not where the mesh splits
-    heads); out_major: matrices turned to [out, in] (what a CPU prefers); int8: matrices `rounded`, and not turned."""
+def unstacked(layers: dict, config: ModelConfig, dtype, fuse: bool, out_major: bool, int8: bool) -> list[dict]:
+    """The layers' weights one by one, adapters added up. fuse: q, k, v and gate, up joined into single matrices (not where the
+    mesh splits heads); out_major: matrices turned to [out, in] (what a CPU prefers); int8: matrices `rounded`, and not turned.
+    One layer after the other, so that nothing of the size of all of them is there but the result."""
+    return [_layer(layers, np.int32(index), config, jnp.dtype(dtype), fuse, out_major, int8) for index in range(config.num_layers)]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "fuse", "out_major", "int8"))
+def _layer(layers: dict, index, config: ModelConfig, dtype, fuse: bool, out_major: bool, int8: bool) -> dict:
 
     def turned(weight, axes_in: int):
         if int8:
@@ -33,22 +38,21 @@ def unstacked(layers: dict, config: ModelConfig, fuse: bool, out_major: bool, in
         size_in = math.prod(weight.shape[:axes_in])
         return blocks.OutMajor(weight.reshape(size_in, -1).T)
 
-    result = []
-    for weights in unstack(layers, config.num_layers):
-        if fuse:
-            weights["qkv"] = jnp.concatenate([weights.pop(name) for name in ("q", "k", "v")], axis=1)
-            if config.gated_mlp:
-                weights["gate_up"] = jnp.concatenate([weights.pop(name) for name in ("gate", "up")], axis=1)
-        for name in ("qkv", "q", "k", "v", "gate_up", "gate", "up", "down", "o"):
-            if name in weights:
-                weights[name] = turned(weights[name], 2 if name == "o" else 1)
-        result.append(weights)
-    return result
+    weights = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, index, keepdims=False), layers)
+    weights = {name: lora.whole(weight, dtype) for name, weight in weights.items()}
+    if fuse:
+        weights["qkv"] = jnp.concatenate([weights.pop(name) for name in ("q", "k", "v")], axis=1)
+        if config.gated_mlp:
+            weights["gate_up"] = jnp.concatenate([weights.pop(name) for name in ("gate", "up")], axis=1)
+    for name in ("qkv", "q", "k", "v", "gate_up", "gate", "up", "down", "o"):
+        if name in weights:
+            weights[name] = turned(weights[name], 2 if name == "o" else 1)
+    return weights
 
 
 def prepare(params: dict, config: ModelConfig, fuse: bool = False, out_major: bool = False, int8: bool = False) -> dict:
-    """Parameters as `cached` takes them: {"embed", "unembed", "final_norm", "layers": [one dict a layer]}. With int8 the
-    table that tokens are looked up in, norms and biases stay as they are."""
+    """Parameters as `cached` takes them: {"embed", "unembed", "final_norm", "layers": [one dict a layer]}; `params` may have
+    adapters. With int8 the table that tokens are looked up in, norms and biases stay as they are."""
     unembed = params["embed"] if config.tied_embeddings else params["unembed"]
     if int8:
         unembed = jax.jit(lambda table_VxD: rounded(table_VxD.T, 1))(unembed)
@@ -56,7 +60,7 @@ def prepare(params: dict, config: ModelConfig, fuse: bool = False, out_major: bo
         "embed": params["embed"],
         "unembed": blocks.OutMajor(unembed) if out_major and not int8 else unembed,
         **{name: value for name, value in params.items() if name.startswith("final_norm")},
-        "layers": unstacked(params["layers"], config, fuse, out_major, int8),
+        "layers": unstacked(params["layers"], config, params["embed"].dtype, fuse, out_major, int8),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -271,7 +271,7 @@ class StageContext:
         options = engine_lib.EngineOptions(**self.run_config.sampling.to_dict())
         if self.config.get("kind") == "rl":  # PPO's first ratio is 1 only where sampler and learner have the same weights
             options = dataclasses.replace(options, int8=False)
-        return engine_lib.Engine(lora.merge(model.params), model.config, model.format, self.mesh, options)
+        return engine_lib.Engine(model.params, model.config, model.format, self.mesh, options)
 
     def sample(self, engine, requests: Sequence[SampleRequest], sampling: SamplingParams, label: str) -> Iterator[Completion]:
         """Completions as they finish. Requests that do not fit the context are counted and left out, never cut."""
@@ -281,12 +281,15 @@ class StageContext:
             # The space after a heading and line ends before a stop belong to the format, which writes them again.
             yield dataclasses.replace(completion, text=completion.text.strip())
 
-    def score(self, engine, requests: Sequence[ScoreRequest], label: str) -> Iterator[Score]:
-        """Scores of the requests that fit the context; the others are counted and left out."""
+    def score(self, engine, requests: Sequence[ScoreRequest], label: str, wanted: Container[str] | None = None) -> Iterator[Score]:
+        """Scores of the requests that fit the context; the others are counted and left out. With `wanted`, the ids of those that
+        are still to be scored, short ones share forward passes: `requests` is then always the whole list (see Engine.score)."""
         longest = [max(len(option) for option in request.options) for request in requests]
         fitting = self._fitting(engine, requests, longest)
-        self.count_tokens("scored", sum(sum(map(len, request.segments)) for request in fitting))
-        yield from self._watched(engine.score(fitting), len(fitting), label)
+        asked = [request for request in fitting if wanted is None or request.id in wanted]
+        self.count_tokens("scored", sum(sum(map(len, request.segments)) for request in asked))
+        found = engine.score(fitting) if wanted is None else engine.score(fitting, together=True, wanted=wanted)
+        yield from self._watched(found, len(asked), label)
 
     def _fitting(self, engine, requests, new_tokens):
         fitting = [request for request, count in zip(requests, new_tokens, strict=True) if engine.fits(request, count)]
