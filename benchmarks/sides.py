@@ -84,6 +84,22 @@ def serve(name: str, file: str) -> None:
     os._exit(0)  # a side may have threads that wait for more
 
 
+def compilations():
+    """Keeps compiled programs on disk, as runs do. Returns a function: {"compiled": whether this process has compiled what it
+    then kept, which takes memory of its own, "compile_seconds": of all programs so far, found ones too}."""
+    import jax
+
+    from cai_jax import main
+
+    main.use_compilation_cache()
+    kept, seconds = [], []
+    jax.monitoring.register_event_listener(
+        lambda event, **_: kept.append(event) if event == "/jax/compilation_cache/cache_misses" else None)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, took, **_: seconds.append(took) if event.endswith("backend_compile_duration") else None)
+    return lambda: {"compiled": bool(kept), "compile_seconds": sum(seconds)}
+
+
 def versions() -> dict[str, str]:
     """Of the packages that matter and that this process has imported."""
     packages = {name: name for name in ("jax", "jaxlib", "torch", "transformers", "trl")} | {"tunix": "google-tunix"}

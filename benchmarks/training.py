@@ -3,10 +3,10 @@
 SmolLM2-135M in float32. `sl`: a step of 4 × 256 tokens beside transformers' model with torch's AdamW. `ppo`: a whole update
 (16 prompts × 32 tokens, 48 response tokens, 4 epochs of 4 minibatches) in four forms of ours beside TRL's
 `trl.experimental.ppo`. `tunix`: the same beside Tunix's PPOLearner. Each side is a process of its own with the allocator's
-best settings; the sides of a group take turns, so that whatever else the machine does falls on all of them. A process of
-ours that had to compile is started once more, so that its peak memory is that of training. Results are written after every
-round. `--quick` makes everything small; `--python` names an interpreter that has the peers' packages.
-benchmarks/README.md has what was found.
+best settings. They are started one after the other, as several would not fit into the memory of one machine, and take turns:
+warm up, be measured, end. A process that had to compile is started once more, so that its peak memory is that of training.
+Every measurement is written at once; the same command again goes on where it stopped. `--quick` makes everything small;
+`--python` names an interpreter that has the peers' packages. benchmarks/README.md has what was found.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ import sys
 import tempfile
 import time
 
+from benchmarks import results
 from benchmarks.sides import Side
 
 PPO = "ppo ours", "ppo ours, shared trunk", "ppo ours, adapters", "ppo ours, adapters, shared trunk"
 GROUPS = {"sl": ("sl ours", "sl torch"), "ppo": (*PPO, "ppo trl"), "tunix": ("ppo ours", "ppo tunix")}  # the peer comes last
+ORDER = "sl ours", "sl torch", "ppo ours", "ppo trl", *PPO[1:3], "ppo tunix", PPO[3]  # of a round: what matters most comes first
 WORK = {"rows": 4, "row": 256, "prompts": 16, "prompt": 32, "new_tokens": 48, "epochs": 4, "minibatches": 4, "chunk": 128}
 QUICK = WORK | {"rows": 2, "row": 64, "prompts": 4, "prompt": 16, "new_tokens": 8, "epochs": 2, "minibatches": 2}
-BEGAN = time.monotonic()
+TURNS = {"sl": 5, "ppo": 1}  # how often a side does its work in one process; the median counts
+MEASURED = "seconds", "cpu_seconds", "rollout_seconds", "score_seconds", "learn_seconds"
 
 
 def work_of(model: str, sizes: dict) -> dict:
@@ -56,76 +59,91 @@ def start(name: str, work: str, python: str) -> Side:
     return side
 
 
-def tokens_of(group: str, sizes: dict) -> int:
+def visit(name: str, work: str, python: str, sizes: dict) -> dict:
+    """One side's measurement: the medians of its turns, the peak, and what it says of itself. RuntimeError where it dies or
+    did other work."""
+    side = start(name, work, python)
+    try:
+        rows = [side.work() for _ in range(TURNS[name.split()[0]])]
+    finally:
+        side.close()
+    steps = {row["steps"] for row in rows if "steps" in row}
+    if steps - {sizes["epochs"] * sizes["minibatches"]}:
+        raise RuntimeError(f"{name} made {steps} optimiser steps, which is other work")
+    found = {key: statistics.median(row[key] for row in rows) for key in MEASURED if key in rows[0]}
+    more = {key: value for key, value in rows[-1].items() if key not in found}
+    return found | more | {"turns": [row["seconds"] for row in rows], "ready": side.ready,
+                           "load": [round(x, 1) for x in os.getloadavg()]}  # fmt: skip
+
+
+def tokens_of(name: str, sizes: dict) -> int:
     """Tokens that one round trains on, once each: what tokens/s speaks of."""
-    return sizes["rows"] * sizes["row"] if group == "sl" else sizes["prompts"] * (sizes["prompt"] + sizes["new_tokens"])
+    supervised = name.startswith("sl")
+    return sizes["rows"] * sizes["row"] if supervised else sizes["prompts"] * (sizes["prompt"] + sizes["new_tokens"])
 
 
-def summary(group: str, rounds: list[dict], ready: dict[str, dict], sizes: dict) -> dict:
-    """Medians of rounds {side: its answer}. `speed`: how many times as fast as the peer, the median over rounds; `memory`:
-    the peak as a share of the peer's."""
-    found, peer = {}, GROUPS[group][-1]
-    for name in ready:
-        rows = [each[name] for each in rounds]
-        found[name] = {"ready": ready[name], "peak_bytes": max(row["peak_bytes"] for row in rows), "each": rows}
-        for key in rows[0]:
-            if key.endswith("seconds"):
-                found[name][key] = statistics.median(row[key] for row in rows)
-        found[name]["tokens_per_second"] = tokens_of(group, sizes) / found[name]["seconds"]
-        found[name]["tokens_per_cpu_second"] = tokens_of(group, sizes) / found[name]["cpu_seconds"]
-        if peer in ready:
-            found[name]["speed"] = statistics.median(each[peer]["seconds"] / each[name]["seconds"] for each in rounds)
-            found[name]["cpu_speed"] = statistics.median(each[peer]["cpu_seconds"] / each[name]["cpu_seconds"] for each in rounds)
-    for name in found:
-        if peer in found:
-            found[name]["memory"] = found[name]["peak_bytes"] / found[peer]["peak_bytes"]
+def summary(group: str, visits: dict[str, list[dict]], sizes: dict) -> dict:
+    """Medians of each side's visits. `speed`: how many times as fast as the peer, the median over rounds (a side's n-th visit and
+    the peer's), with the least and the most; `memory`: the peak as a share of the peer's."""
+    found, theirs = {}, visits.get(GROUPS[group][-1], [])
+    for name in GROUPS[group]:
+        rows = visits.get(name, [])
+        if not rows:
+            continue
+        row = found[name] = {"visits": len(rows), "peak_bytes": max(row["peak_bytes"] for row in rows)}
+        row |= {key: statistics.median(each[key] for each in rows) for key in MEASURED if key in rows[0]}
+        row["tokens_per_second"] = tokens_of(name, sizes) / row["seconds"]
+        row["tokens_per_cpu_second"] = tokens_of(name, sizes) / row["cpu_seconds"]
+        if theirs:
+            for speed, key in (("speed", "seconds"), ("cpu_speed", "cpu_seconds")):
+                ratios = [their[key] / our[key] for their, our in zip(theirs, rows, strict=False)]
+                row |= {speed: statistics.median(ratios), f"{speed}_min": min(ratios), f"{speed}_max": max(ratios)}
+            row["memory"] = row["peak_bytes"] / max(their["peak_bytes"] for their in theirs)
     return found
 
 
-def run(group: str, args, sizes: dict, work: str, save) -> dict:
-    sides, failed, rounds, result, took = {}, {}, [], {}, 0.0
-    for name in GROUPS[group]:
-        if args.ways and not any(way in name for way in args.ways):
-            continue
-        python = sys.executable if " ours" in name else args.python or sys.executable
-        print(f"{name}: starts", file=sys.stderr, flush=True)
-        try:
-            sides[name] = start(name, work, python)
-        except RuntimeError as error:  # its own words are on standard error
-            failed[name] = str(error)
-            print(f"{name}: left out: {error}", flush=True)
-    try:
-        for number in range(args.repeats if sides else 0):
-            if rounds and args.minutes and time.monotonic() - BEGAN + took > 60 * args.minutes:
-                break  # another one would take too long
-            before = time.monotonic()
-            rounds.append({name: side.work() for name, side in sides.items()})
-            took = time.monotonic() - before
-            for name, row in rounds[-1].items():
-                if row.get("steps", 0) not in (0, sizes["epochs"] * sizes["minibatches"]):
-                    sys.exit(f"{name} made {row['steps']} optimiser steps, which is other work")
-            ready = {name: side.ready for name, side in sides.items()}
-            result = {"sizes": sizes, "rounds": number + 1, "cores": args.cores or os.cpu_count(), "failed": failed,
-                      "load": [round(x, 1) for x in os.getloadavg()], "sides": summary(group, rounds, ready, sizes)}
-            save(result)
-            told = ", ".join(f"{name} {row['seconds']:.2f} s" for name, row in rounds[-1].items())
-            print(f"{group}: round {number + 1}: {told}", file=sys.stderr, flush=True)
-    finally:
-        for side in sides.values():
-            side.close()
-    return result
-
-
-def table(group: str, found: dict) -> list[str]:
+def table(found: dict) -> list[str]:
+    """A summary as rows of Markdown."""
     lines = []
-    for name, row in found.get("sides", {}).items():
-        line = (f"{name:34} {row['seconds']:7.2f} s {row['tokens_per_second']:6.1f} tokens/s, {row['cpu_seconds']:7.2f} processor "
-                f"s, {row['peak_bytes'] / 2**20:6.0f} MiB")
+    for name, row in found.items():
+        parts = ", ".join(f"{part} {row[f'{part}_seconds']:.1f}" for part in ("rollout", "score", "learn")
+                          if f"{part}_seconds" in row)
+        line = (f"| {name} | {row['seconds']:.2f} s{f' ({parts})' if parts else ''} | {row['tokens_per_second']:.1f} | "
+                f"{row['cpu_seconds']:.1f} s | {row['peak_bytes'] / 2**20:.0f} MiB |")
         if "speed" in row:
-            line += f"  speed {row['speed']:.2f}× (of processors {row['cpu_speed']:.2f}×), memory {row['memory']:.2f}×"
-        parts = [f"{part} {row[f'{part}_seconds']:.1f}" for part in ("rollout", "score", "learn") if f"{part}_seconds" in row]
-        lines.append(line + (f"  ({', '.join(parts)})" if parts else ""))
+            line += (f" {row['speed']:.2f}× ({row['speed_min']:.2f} to {row['speed_max']:.2f}) | {row['cpu_speed']:.2f}× | "
+                     f"{row['memory']:.2f}× |")
+        else:
+            line += " | | |"
+        lines.append(f"{line} {row['visits']} |")
     return lines
+
+
+HEADER = "| side | by the clock | tokens/s | of processors | peak | speed | of processors | memory | times |"
+
+
+def measure(names, repeats: int, known: dict, one, save, out_of_time) -> dict[str, str]:
+    """Visits in rounds until every side of `names` has `repeats` in known["visits"]: {side that failed: why}."""
+    failed: dict[str, str] = {}
+    for number in range(repeats):
+        for name in names:
+            rows = known["visits"].setdefault(name, [])
+            if len(rows) > number or name in failed:
+                continue
+            if out_of_time(rows):
+                return failed
+            before = time.monotonic()
+            try:
+                rows.append(one(name))
+            except RuntimeError as error:  # its own words are on standard error
+                failed[name] = str(error)
+                print(f"{name}: left out: {error}", flush=True)
+                continue
+            rows[-1]["whole_seconds"] = time.monotonic() - before
+            save()
+            print(f"{name}, {number + 1}: {rows[-1]['seconds']:.2f} s, {rows[-1]['peak_bytes'] / 2**20:.0f} MiB (with its start "
+                  f"{rows[-1]['whole_seconds']:.0f} s)", file=sys.stderr, flush=True)  # fmt: skip
+    return failed
 
 
 def main() -> None:
@@ -134,33 +152,62 @@ def main() -> None:
     parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=GROUPS)
     parser.add_argument("--ways", nargs="+", default=[], help="only sides whose name has one of these in it, e.g. 'ppo ours' trl")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=0, help="begin no round that would end later than this; 0: no limit")
+    parser.add_argument("--minutes", type=float, default=0, help="begin nothing that would probably end later; 0: no limit")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that everything runs")
     parser.add_argument("--cores", type=int, default=0, help="tie all sides to so many cores; 0: all")
+    parser.add_argument("--prepare", action="store_true", help="only compile what is then found on disk; nothing is measured")
     parser.add_argument("--python", default="", help="the interpreter for torch, TRL and Tunix; default: this one")
     parser.add_argument("--device", default="", help="what the results say of the machine, e.g. '2-core CPU'")
-    parser.add_argument("--json", default=None, help="results are added to this file, round by round")
+    parser.add_argument("--json", default=None, help="results are added to this file, side by side")
     args = parser.parse_args()
+    began = time.monotonic()
     if args.cores:  # inherited by the sides; thread pools take their size from it
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.cores :])
         os.environ["OMP_NUM_THREADS"] = str(args.cores)
     sizes = QUICK if args.quick else WORK
+    path = args.json and pathlib.Path(args.json)
+    cores = args.cores or os.cpu_count()
+    settings = {"model": pathlib.Path(args.model).name, "device": args.device, "cores": cores, "sizes": sizes}
+    known = results.load(path) if path else {}
+    if any(known.get(name, value) != value for name, value in settings.items()):
+        sys.exit(f"{path} was measured otherwise (model, device, cores or sizes); give another file")
+    known = settings | {"visits": {}} | known
 
-    def save(group, found):
-        if args.json:
-            path = pathlib.Path(args.json)
-            known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"groups": {}}
-            known |= {"device": args.device, "model": pathlib.Path(args.model).name}
-            known["groups"][group] = found
-            path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    def save():
+        known["groups"] = {group: summary(group, known["visits"], sizes) for group in GROUPS}
+        if path:
+            results.save(path, known)
 
+    def out_of_time(rows):
+        took = rows[-1]["whole_seconds"] if rows else 0
+        return args.minutes and time.monotonic() - began + took > 60 * args.minutes
+
+    chosen = {name for group in args.groups for name in GROUPS[group]}
+    names = [name for name in ORDER if name in chosen and (not args.ways or any(way in name for way in args.ways))]
     with tempfile.TemporaryDirectory() as folder:
         work = os.path.join(folder, "work.json")
         pathlib.Path(work).write_text(json.dumps(work_of(args.model, sizes)), encoding="utf-8")
-        for group in args.groups:
-            before = time.time()
-            found = run(group, args, sizes, work, lambda found, group=group: save(group, found))
-            print("\n".join([*table(group, found), f"{group}: {time.time() - before:.0f} s in all"]), flush=True)
+
+        def python(name):
+            return sys.executable if " ours" in name else args.python or sys.executable
+
+        for name in [name for name in names if not name.endswith(("torch", "trl"))] if args.prepare else ():
+            side = Side(name, work, python(name))
+            print(f"{name}: {json.dumps(side.ready)}", flush=True)
+            side.close()
+        if args.prepare:
+            return
+
+        def one(name):
+            return visit(name, work, python(name), sizes)
+
+        failed = measure(names, args.repeats, known, one, save, out_of_time)
+    save()
+    for group in args.groups:
+        print("\n".join([f"\n{group}", HEADER, "|---" * 9 + "|", *table(known["groups"][group])]), flush=True)
+    print(f"{time.monotonic() - began:.0f} s in all")
+    if failed:
+        sys.exit("; ".join(f"{name}: {why}" for name, why in failed.items()))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax import main, optim, sharding
+from benchmarks import sides
+from cai_jax import optim, sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.models import heads, hf, lora
 from cai_jax.sampling.engine import Engine, EngineOptions
@@ -19,28 +20,18 @@ from cai_jax.structs import Message, SamplingParams
 from cai_jax.training import batching, learner, rollouts
 from cai_jax.training import state as state_lib
 
-COMPILED = 1.0  # seconds: shorter compilations are not kept on disk
-
 
 def _begin(work):
-    """(config, params, mesh, seconds of compilations so far: a list that grows)."""
-    main.use_compilation_cache()
-    compiled: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(seconds) if event.endswith("backend_compile_duration") else None)
+    """(config, params, mesh, what is known of compilations: a function)."""
+    compilations = sides.compilations()
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     config, params = hf.load_hf(work["model"], dtype=jnp.float32, mesh=mesh)
-    return config, params, mesh, compiled
-
-
-def _told(compiled, **more) -> dict:
-    """`compiled`: whether this process compiled what is usually found on disk, which needs memory of its own."""
-    return {"compiled": any(seconds > COMPILED for seconds in compiled), "compile_seconds": sum(compiled), **more}
+    return config, params, mesh, compilations
 
 
 def supervised(work):
     """One step on rows × length tokens, all of them learned."""
-    config, params, mesh, compiled = _begin(work)
+    config, params, mesh, compilations = _begin(work)
     rows = work["rows"]
     tx = optim.adam(1e-5, max_grad_norm=1.0, weight_decay=0.01)
     abstract = {"params": state_lib.abstract_params(config, "policy", mesh)}
@@ -54,7 +45,7 @@ def supervised(work):
     order = batching.Order(len(rows), len(rows), 0, "sl")
     shape = batching.common_shape([len(row) for row in rows], order, 1, 1)
     state, scalars = update(state, sl.make_batch(examples, shape))
-    yield _told(compiled, loss=float(scalars["loss"]), shape=shape)
+    yield compilations() | {"loss": float(scalars["loss"]), "shape": shape}
     while True:
         state, scalars = update(state, sl.make_batch(examples, shape))
         jax.block_until_ready(state)
@@ -63,7 +54,7 @@ def supervised(work):
 
 def _ppo(work, rank: int, shared: bool):
     """A whole update as stages/rl.py makes it, its models already on the device: sample, score, freeze, learn."""
-    config, params, mesh, compiled = _begin(work)
+    config, params, mesh, compilations = _begin(work)
     format, new = load_format(work["model"]), work["new_tokens"]
     adapters = lora.Adapters(rank, 16.0) if rank else None
     bases = adapters and learner.Bases(adapters, params, params)
@@ -88,7 +79,7 @@ def _ppo(work, rank: int, shared: bool):
         learns.settings = dataclasses.replace(settings, num_epochs=settings.num_epochs if update else 1)
         began = time.perf_counter()
         drawn = rollouts.draw(prompts, update, len(prompts), 0, "rl")
-        engine = Engine(lora.merge(learns.policy(state)), config, format, mesh,
+        engine = Engine(learns.policy(state), config, format, mesh,
                         EngineOptions(batch_size=len(prompts), chunk_steps=16, max_length=1024))
         engine.eos_ids = ()  # every row runs to its length, ours and theirs
         asked = rollouts.requests(drawn, update, 0, "rl")
@@ -106,7 +97,7 @@ def _ppo(work, rank: int, shared: bool):
                 "learn_seconds": time.perf_counter() - scored, "steps": len(history), "length": length,
                 "sampler_gap": float(np.abs(np.where(batch.actions, batch.sampled - frozen["old"], 0)).max())}
         if update == 0:  # compiles, or reads what was compiled
-            told = _told(compiled, **told)
+            told |= compilations()
         yield told
         update += 1
 

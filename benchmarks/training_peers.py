@@ -12,6 +12,8 @@ import queue
 import tempfile
 import threading
 
+from benchmarks import sides
+
 PAD = 5  # a token that no text has: both libraries take a padding token for the end of a row
 
 
@@ -147,6 +149,7 @@ def tunix_ppo(work):
     from tunix.rl.ppo import ppo_learner
     from tunix.rl.rollout import base_rollout
 
+    compilations = sides.compilations()
     found = json.loads((pathlib.Path(work["model"]) / "config.json").read_text())
     count = len(work["prompts"])
     size, prompt, new = count // work["minibatches"], len(work["prompts"][0]), work["new_tokens"]
@@ -209,5 +212,6 @@ def tunix_ppo(work):
         learner.train(batches())
 
     turns = _Turns(loop)
+    yield turns.turn() | compilations()
     while True:
         yield turns.turn()

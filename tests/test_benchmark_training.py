@@ -10,15 +10,60 @@ from benchmarks import scaling, sides, training
 
 
 def test_medians_pair_the_sides_of_a_round():
-    rounds = [{"ppo ours": {"seconds": ours, "cpu_seconds": 2 * ours, "peak_bytes": 4 + n, "learn_seconds": ours / 2},
-               "ppo tunix": {"seconds": theirs, "cpu_seconds": theirs, "peak_bytes": 12}}
-              for n, (ours, theirs) in enumerate([(10, 15), (20, 60), (16, 32)])]
-    found = training.summary("tunix", rounds, {"ppo ours": {}, "ppo tunix": {}}, training.WORK)
+    visits = {"ppo ours": [{"seconds": ours, "cpu_seconds": 2 * ours, "peak_bytes": 4 + n, "learn_seconds": ours / 2}
+                           for n, ours in enumerate([10, 20, 16, 7])],
+              "ppo tunix": [{"seconds": theirs, "cpu_seconds": theirs, "peak_bytes": 12} for theirs in (15, 60, 32)]}
+    found = training.summary("tunix", visits, training.WORK)
     ours = found["ppo ours"]
-    assert (ours["seconds"], ours["learn_seconds"], ours["speed"], ours["cpu_speed"]) == (16, 8, 2, 1)
-    assert ours["memory"] == 0.5 and ours["tokens_per_second"] == 16 * 80 / 16
+    assert (ours["seconds"], ours["learn_seconds"], ours["speed"], ours["cpu_speed"]) == (13, 6.5, 2, 1)
+    assert (ours["speed_min"], ours["speed_max"], ours["visits"]) == (1.5, 3, 4)
+    assert ours["memory"] == 7 / 12 and ours["tokens_per_second"] == 16 * 80 / 13
     assert found["ppo tunix"]["speed"] == 1 and "learn_seconds" not in found["ppo tunix"]
-    assert "speed 2.00×" in training.table("tunix", {"sides": found})[0]
+    row = training.table(found)[0]
+    assert "| 2.00× (1.50 to 3.00) |" in row and row.count("|") == training.HEADER.count("|")
+    alone = training.summary("ppo", visits, training.WORK)  # its peer has not run yet
+    assert list(alone) == ["ppo ours"] and "speed" not in alone["ppo ours"]
+    assert training.table(alone)[0].count("|") == training.HEADER.count("|")
+
+
+def test_sides_take_turns_and_go_on_where_they_stopped():
+    known, called, saved = {"visits": {"a": [{"seconds": 1.0}]}}, [], []
+
+    def one(name):
+        called.append(name)
+        if name == "bad":
+            raise RuntimeError("died")
+        if len(called) == 5:
+            raise KeyboardInterrupt
+        return {"seconds": 1.0, "peak_bytes": 2}
+
+    def measure():
+        return training.measure(["a", "bad", "b"], 3, known, one, lambda: saved.append(len(called)), lambda rows: False)
+
+    with pytest.raises(KeyboardInterrupt):
+        measure()
+    assert called == ["bad", "b", "a", "b", "a"] and saved == [2, 3, 4]  # a's first was there already
+    assert measure() == {"bad": "died"}  # asked again, once
+    assert called[5:] == ["bad", "a", "b"] and [len(known["visits"][name]) for name in ("a", "bad", "b")] == [3, 0, 3]
+    assert set(training.ORDER) == {name for group in training.GROUPS.values() for name in group}
+
+
+def test_other_work_is_refused(monkeypatch):
+    closed = []
+
+    class Side:
+        ready = {"compiled": False}
+
+        def work(self):
+            return {"seconds": 1.0, "cpu_seconds": 1.0, "peak_bytes": 1, "steps": 4}
+
+        def close(self):
+            closed.append(True)
+
+    monkeypatch.setattr(training, "Side", lambda *_: Side())
+    with pytest.raises(RuntimeError, match="4.* optimiser steps"):
+        training.visit("ppo trl", "work.json", "python", training.WORK)
+    assert closed and training.visit("ppo trl", "work.json", "python", training.QUICK)["steps"] == 4
 
 
 def test_all_sides_get_the_same_tokens_in_the_sizes_that_were_asked_for(tiny_model):

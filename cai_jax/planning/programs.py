@@ -23,7 +23,7 @@ from cai_jax.sampling import weights as sampling_weights
 from cai_jax.stages import harm, pm, rl, sl
 from cai_jax.stages.context import resolve_role
 from cai_jax.structs import SamplingParams
-from cai_jax.training import batching
+from cai_jax.training import batching, rollouts
 from cai_jax.training import learner as learner_lib
 from cai_jax.training import state as state_lib
 
@@ -178,7 +178,7 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     found = of_sampling(run_config, name, mesh, policy, kept, config.max_prompt_tokens, config.max_new_tokens,
                         config.rollouts_per_update, config.temperature)  # fmt: skip
     count = config.rollouts_per_update
-    length = -(-(config.max_prompt_tokens + config.max_new_tokens) // 32) * 32
+    length = rollouts.rounded(config.max_prompt_tokens + config.max_new_tokens)
     if judge is not None:
         found.append(_scoring(run_config, name, mesh, judge, scorer, kept, length, count))
     steps, minibatch = config.num_epochs * config.num_minibatches, count // config.num_minibatches

@@ -17,7 +17,7 @@ from cai_jax.structs import Completion, Dialogue, SampleRequest
 from cai_jax.training import batching
 from cai_jax.training.learner import Rollouts
 
-LENGTH_MULTIPLE = 32
+LENGTH_MULTIPLE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,10 @@ def requests(drawn: Sequence[tuple[str, PromptTokens]], update: int, seed: int, 
 
 def longest(prompts: Sequence[PromptTokens], max_new_tokens: int) -> int:
     """The one sequence length of a stage: every rollout fits, and every program is compiled once."""
-    length = max(len(prompt.tokens) for prompt in prompts) + max_new_tokens
+    return rounded(max(len(prompt.tokens) for prompt in prompts) + max_new_tokens)
+
+
+def rounded(length: int) -> int:
     return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 
 
