@@ -33,12 +33,17 @@ class Graph:
     text_stages: tuple[str, ...] = ("respond", "respond_helpful", "revise", "compare", "feedback")
 
     @property
+    def order(self) -> tuple[str, ...]:
+        """As they run."""
+        return ("respond", "respond_helpful", "revise", "sl", *self.text_stages[3:], "pm", "rl", "evaluate", "report")
+
+    @property
     def stages(self) -> tuple[str, ...]:
         return (*self.text_stages, *TRAINING_STAGES, "evaluate", "report")
 
 
 TINY = Graph("tiny", text_stages=("respond", "respond_helpful", "revise", "compare", "feedback", "feedback_chain"))
-STAGES = TINY.stages
+STAGES, TEXT_STAGES = TINY.stages, TINY.text_stages
 # A trained model that ends its answers, criticises and judges, on few prompts; a checkpoint a step.
 MICROWORLD = Graph("microworld", tuple(f"--config.graph.{field}" for field in (
     "respond.prompts.limit=40", "respond_helpful.prompts.limit=24", "revise.num_rounds=2", "sl.save_every_steps=1",
@@ -208,10 +213,9 @@ def fill_the_disk(workdir, draw: random.Random, graph: Graph = TINY) -> str:
 
 def get_in_the_way(workdir, draw: random.Random, graph: Graph = TINY) -> str:
     """Where a file of a stage is to be written there is something that cannot be replaced (for root, nothing is
-    read-only)."""
-    stage = draw.choice([stage for stage in graph.stages if not is_done(workdir, stage)] or ["report"])
-    names = {"metrics.jsonl": TRAINING_STAGES, "records.parts": (*graph.text_stages, "evaluate"),
-             ".manifest.json.writing": graph.stages}
+    read-only). It is one of the next stages, so that the run ends there."""
+    stage = draw.choice([stage for stage in graph.order if not is_done(workdir, stage)][:3])
+    names = {"metrics.jsonl": TRAINING_STAGES, "records.parts": graph.text_stages, ".manifest.json.writing": graph.stages}
     name = draw.choice([name for name, stages in names.items() if stage in stages])
     path = workdir / stage / name
     if path.exists():
@@ -223,10 +227,10 @@ def get_in_the_way(workdir, draw: random.Random, graph: Graph = TINY) -> str:
         (path / "full").mkdir(parents=True)
     done = run(workdir, graph=graph)
     assert done.returncode == 0 or (done.returncode == 2 and one_line(done.stderr)), done.stderr[-2000:]
-    if path.is_dir():
+    if (path / "full").is_dir():
         (path / "full").rmdir()
         path.rmdir()
-    else:
+    elif path.name == "records.parts" and path.is_file():
         path.unlink()
     return f"blocked {done.returncode}"
 
@@ -255,6 +259,10 @@ def change_the_clock(workdir, draw: random.Random, graph: Graph = TINY) -> str:
 
 
 HINDRANCES = (kill, terminate, fill_the_disk, get_in_the_way, truncate, change_the_clock)
+
+
+def is_finished(workdir, graph: Graph = TINY) -> bool:
+    return all(is_done(workdir, stage) for stage in graph.stages)
 
 
 def is_done(workdir, stage: str) -> bool:
