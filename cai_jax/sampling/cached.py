@@ -19,6 +19,7 @@ from cai_jax.models import blocks
 from cai_jax.models.config import ModelConfig
 from cai_jax.sampling import attention, flash
 from cai_jax.sampling.draw import draw
+from cai_jax.sampling.packing import OPTIONS
 from cai_jax.sampling.weights import unembedding
 from cai_jax.sharding import constrain
 from cai_jax.structs import SamplingParams
@@ -62,13 +63,13 @@ def _header_part(header: KeyValues | None, layer: int, positions_BxT, window: in
 def _forward(weights, header, past, tokens_BxT, segments_BxT, positions_BxT, config, kernel):
     """(x_BxTxD after the last layer, keys, values): new tokens after `header` and `past`, either of which may be None.
 
-    Segments: a token sees those of segment 0 and of its own (options side by side after one prompt).
+    Segments: a token sees those of its own question's prompt and of its own option (see `packing`).
     """
     tables = blocks.rope_tables(positions_BxT, config)
     x_BxTxD = blocks.embed(weights["embed"], tokens_BxT, config)
     index_T = jnp.arange(tokens_BxT.shape[1])
-    own = segments_BxT[:, None, :]
-    related = (index_T[:, None] >= index_T[None, :]) & ((own == 0) | (own == segments_BxT[:, :, None]))
+    seen, mine = segments_BxT[:, None, :], segments_BxT[:, :, None]
+    related = (index_T[:, None] >= index_T[None, :]) & ((seen == mine) | (seen == mine // OPTIONS * OPTIONS))
     start = 0 if header is None else header.length
     new_keys, new_values = [], []
     for layer, (layer_weights, (window, rope)) in enumerate(zip(weights["layers"], config.layer_kinds, strict=True)):
@@ -113,8 +114,7 @@ def score(weights, header, past, tokens_BxT, segments_BxT, offsets_BxT, places_B
           kernel: str = ""):
     """log P(targets[b, n]) after the token at places[b, n], float32 [B, N].
 
-    tokens: the end of a prompt (segment 0), then its options side by side (segments 1, 2, …); offsets int32 [B, T]:
-    each token's distance from the first of the piece in its own text; kernel as in `prefill`.
+    tokens, segments, offsets, places, targets as in `packing.Row`; kernel as in `prefill`.
     """
     start = (0 if header is None else header.length) + (0 if past is None else past.length[:, None])
     x_BxTxD, _, _ = _forward(weights, header, past, tokens_BxT, segments_BxT, start + offsets_BxT, config, kernel)

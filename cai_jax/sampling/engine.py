@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from jax.sharding import Mesh
 from cai_jax import sharding
 from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling import cached, flash, plan, weights
+from cai_jax.sampling import cached, flash, packing, plan, weights
 from cai_jax.sampling.stops import Ending, find_ending
 from cai_jax.sampling.store import Piece, Store
 from cai_jax.structs import Completion, SampleRequest, SamplingParams, Score, ScoreRequest
@@ -189,58 +190,56 @@ class Engine:
 
     # ------------------------------------------------------------ score
 
-    def score(self, requests: Sequence[ScoreRequest], on_progress: Callable[[int, int], None] | None = None
-              ) -> Iterator[Score]:
+    def score(self, requests: Sequence[ScoreRequest], on_progress: Callable[[int, int], None] | None = None,
+              together: bool = False, wanted: Container[str] | None = None) -> Iterator[Score]:
         """Log-probabilities of every option's tokens after its prompt; all options of a request in one forward pass.
 
-        Requests with the same header follow each other; the order is otherwise that of `requests`.
+        Requests with the same header follow each other; the order is otherwise that of `requests`. `together`: short ones share
+        forward passes, in groups that depend on all of `requests`. `wanted`: ids of those whose scores are asked for, None for
+        all; what is left of a list gets the same numbers as in the whole list where the whole list is given with it.
         """
         groups: dict[tuple, list] = {}
         for request in requests:
             self._check(request, 0)
             prompt = plan.split_prompt(request.segments)
             groups.setdefault(prompt.header, []).append((request, prompt))
-        running: collections.deque = collections.deque()
+        batches = [batch for group in groups.values() for batch in (_together(group) if together else [[one] for one in group])]
+        asked = {request.id for request in requests if wanted is None or request.id in wanted}
+        batches = [batch for batch in batches if any(request.id in asked for request, _ in batch)]
         finished = 0
-        for pair in (pair for group in groups.values() for pair in group):
-            running.append((pair[0], self._start_score(*pair)))
-            while len(running) > 2:  # the host prepares the next while the device works
-                finished += 1
-                if on_progress:
-                    on_progress(finished, len(requests))
-                yield _finish_score(*running.popleft())
-        while running:
-            finished += 1
-            if on_progress:
-                on_progress(finished, len(requests))
-            yield _finish_score(*running.popleft())
+        for batch, logprobs in _ahead((batch, self._start_score(batch, together)) for batch in batches):
+            for score in _finish_scores([request for request, _ in batch], logprobs):
+                if score.id in asked:
+                    finished += 1
+                    if on_progress:
+                        on_progress(finished, len(asked))
+                    yield score
 
-    def _start_score(self, request: ScoreRequest, prompt: plan.Prompt) -> jax.Array:
+    def _start_score(self, batch: list[tuple[ScoreRequest, plan.Prompt]], together: bool) -> jax.Array:
+        header, row = batch[0][1].header, packing.Row()
+        if together and sum(map(_own_length, batch)) <= packing.PACK:
+            for number, (request, prompt) in enumerate(batch):
+                row.add([token for segment in prompt.segments for token in segment], request.options, number)
+            return self._score_row(header, None, row, packing.PACK)
+        (request, prompt), = batch
         *before, last = prompt.segments
-        options = [tuple(option) for option in request.options]
-        fed = sum(max(len(option) - 1, 0) for option in options)
+        fed = packing.fed(request.options)
         cuts = list(plan.cut(len(last) + fed))
         while len(cuts) > 1 and cuts[-1][0] <= fed:  # the last piece holds all options and the token before them
             count, _ = cuts.pop()
             cuts[-1] = (cuts[-1][0] + count, plan.round_size(cuts[-1][0] + count))
         count, size = cuts[-1]
         lead = len(last) - (count - fed)
-        past = self._pieces(prompt.header, [*before, last[:lead]])
-        tail = last[lead:]
-        tokens, segments, offsets = list(tail), [0] * len(tail), list(range(len(tail)))
-        places, targets = [], []
-        for number, option in enumerate(options, 1):
-            places += ([len(tail) - 1] + list(range(len(tokens), len(tokens) + len(option) - 1)))[: len(option)]
-            targets += option
-            tokens += option[:-1]
-            segments += [number] * len(option[:-1])
-            offsets += range(len(tail), len(tail) + len(option) - 1)
-        arrays = [_padded(x, size) for x in (tokens, segments, offsets)]
-        arrays += [_padded(x, plan.round_size(len(targets))) for x in (places, targets)]
+        past = self._pieces(header, [*before, last[:lead]])
+        row.add(last[lead:], request.options)
+        return self._score_row(header, self._past(past), row, size)
+
+    def _score_row(self, header: plan.Tokens, past: cached.KeyValues | None, row: packing.Row, size: int) -> jax.Array:
+        arrays = [_padded(x, size) for x in (row.tokens, row.segments, row.offsets)]
+        arrays += [_padded(x, plan.round_size(len(row.targets))) for x in (row.places, row.targets)]
         return self._on_mesh(
-            cached.score, self.weights, self._header(prompt.header), self._past(past), *arrays, config=self.config,
-            kernel=self._kernel,
-        )
+            cached.score, self.weights, self._header(header), past, *arrays, config=self.config, kernel=self._kernel,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ prompts
 
@@ -336,13 +335,31 @@ def _completion(slot: _Slot, ending: Ending) -> Completion:
     return Completion(slot.request.id, tokens, logprobs, ending.text, ending.stop)
 
 
-def _finish_score(request: ScoreRequest, logprobs) -> Score:
-    flat = sharding.fetch(logprobs)[0].tolist()
-    rows = []
-    for option in request.options:
-        rows.append(tuple(flat[: len(option)]))
-        flat = flat[len(option) :]
-    return Score(request.id, tuple(rows))
+def _own_length(pair: tuple[ScoreRequest, plan.Prompt]) -> int:
+    return pair[1].own_length + packing.fed(pair[0].options)
+
+
+def _together(group: list) -> list[list]:
+    """Requests of one header in batches: those that fit share a row, longer ones stand alone."""
+    short = [pair for pair in group if _own_length(pair) <= packing.PACK]
+    shared = [[short[index] for index in batch] for batch in packing.pack(list(map(_own_length, short)), packing.PACK)]
+    return shared + [[pair] for pair in group if _own_length(pair) > packing.PACK]
+
+
+def _ahead(items: Iterator, count: int = 2) -> Iterator:
+    """The items, `count` of them prepared ahead: the host makes the next while the device works."""
+    running: collections.deque = collections.deque()
+    for item in items:
+        running.append(item)
+        if len(running) > count:
+            yield running.popleft()
+    yield from running
+
+
+def _finish_scores(requests: list[ScoreRequest], logprobs) -> Iterator[Score]:
+    flat = iter(sharding.fetch(logprobs)[0].tolist())
+    for request in requests:
+        yield Score(request.id, tuple(tuple(itertools.islice(flat, len(option))) for option in request.options))
 
 
 def use_compilation_cache(directory: str | None = None) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import types
 
 from cai_jax.data.comparisons import load_comparisons
@@ -278,7 +279,7 @@ def _multiple_choice(ctx: StageContext, models: dict[str, str], on: str, items, 
         head, plain = f"{name}/" if number else "", ()
         missing = {mode: [item for item in items if f"{head}{on}/{mode}/{item.id}" not in journal.finished] for mode in modes}
         if any(missing.values()):
-            _ask(ctx, name, reference, head, on, missing, shots, journal)
+            _ask(ctx, name, reference, head, on, items, missing, shots, journal)
         for mode in modes:
             done = [journal.finished.get(f"{head}{on}/{mode}/{item.id}") for item in items]
             found = [multiple_choice.ChoiceResult(item.id, item.subset, tuple(row["probabilities"]), item.correct,
@@ -293,13 +294,15 @@ def _multiple_choice(ctx: StageContext, models: dict[str, str], on: str, items, 
     return rows
 
 
-def _ask(ctx: StageContext, name: str, reference: str, head: str, on: str, missing: dict[str, list], shots: dict, journal) -> None:
-    """Lets a model answer what is not in the journal yet, mode → items."""
+def _ask(ctx: StageContext, name: str, reference: str, head: str, on: str, items, missing: dict[str, list], shots: dict,
+         journal) -> None:
+    """Lets a model answer those of the items that are not in the journal yet, mode → items. Without chains of thought they
+    share forward passes with others of the set, in the same company always: a restart changes nothing."""
     config, model = ctx.config, ctx.load_model(reference, format=ctx.config.format)
     engine = ctx.engine(model)
 
-    def score(requests):
-        return ctx.score(engine, requests, f"{ctx.name}: {on}")
+    def score(requests, wanted=None):
+        return ctx.score(engine, requests, f"{ctx.name}: {on}", wanted)
 
     def sample(requests, sampling):
         return ctx.sample(engine, requests, sampling, f"{ctx.name}: {on}, chains of thought")
@@ -310,7 +313,8 @@ def _ask(ctx: StageContext, name: str, reference: str, head: str, on: str, missi
                 sample, score, rest, model.format, seed=ctx.seed, num_chains=config.num_chains,
                 max_chain_tokens=config.max_chain_tokens, temperature=config.temperature)
         else:
-            found = multiple_choice.answer(score, rest, model.format, shots=shots if mode == "few_shot" else None)
+            found = multiple_choice.answer(functools.partial(score, wanted={item.id for item in rest}), items if rest else (),
+                                           model.format, shots=shots if mode == "few_shot" else None)
         for result in found:
             journal.append({"on": on, "mode": mode, "name": name, "model": model.name, "item": result.id,
                             **dataclasses.asdict(result), "id": f"{head}{on}/{mode}/{result.id}"})
