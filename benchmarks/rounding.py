@@ -12,6 +12,7 @@ import argparse
 import functools
 import json
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from cai_jax import losses, optim, sharding
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.dialogue import load_format
 from cai_jax.data.prompts import load_prompts
+from cai_jax.errors import command
 from cai_jax.models import decoder, heads, hf, lora, rounding
 from cai_jax.models.config import ModelConfig
 from cai_jax.sampling import weights
@@ -91,6 +93,7 @@ def learn(config: ModelConfig, params: dict, form, steps: int, rows: int = 4, ra
     return found
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="models/smollm2-135m-instruct")
@@ -131,4 +134,4 @@ def matrix_size(params: dict) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -25,6 +25,7 @@ import time
 
 from benchmarks import results
 from benchmarks.peer import ALLOCATOR, forget_peak, peak_bytes
+from cai_jax.errors import command
 
 # Workload and how often it is repeated: estimated to take some 55 minutes in all on two cores.
 REPEATS = {"decode": 5, "latency": 7, "first_token": 5, "labels": 5, "skewed": 3, "critique": 4, "revise": 4}
@@ -143,6 +144,7 @@ def run(name: str, args, known: dict, wanted: int, until: float, saved) -> int:
     return child.wait()
 
 
+@command
 def main() -> None:
     args = parse()
     if args.cores:  # inherited by the peer; thread pools take their size from it
@@ -186,4 +188,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,6 +22,7 @@ import time
 
 from benchmarks import results
 from benchmarks.sides import Side
+from cai_jax.errors import command
 
 PPO = "ppo ours", "ppo ours, shared trunk", "ppo ours, adapters", "ppo ours, adapters, shared trunk"
 GROUPS = {"sl": ("sl ours", "sl torch"), "ppo": (*PPO, "ppo trl"), "tunix": ("ppo ours", "ppo tunix")}  # the peer comes last
@@ -146,6 +147,7 @@ def measure(names, repeats: int, known: dict, one, save, out_of_time) -> dict[st
     return failed
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="models/smollm2-135m-instruct")
@@ -211,4 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 PACK = 512  # tokens of a row of several questions
-OPTIONS = 64  # a token's segment is OPTIONS · question + option, the option of a prompt being 0
+OPTIONS = 4096  # more than a question has; a token's segment is OPTIONS · question + option, the option of a prompt being 0
 
 
 @dataclasses.dataclass
