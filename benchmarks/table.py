@@ -23,12 +23,17 @@ ROWS = (
 )  # fmt: skip
 
 
+def digits(x: float) -> str:
+    """Three digits that mean something, never as a power of ten."""
+    return f"{x:.3g}" if x < 1000 else f"{x:,.0f}"
+
+
 def seconds(row: dict, suffix: str) -> str:
-    return f"{row[f'median{suffix}_s']:.3g} s ({row[f'min{suffix}_s']:.3g} to {row[f'max{suffix}_s']:.3g})"
+    return f"{digits(row[f'median{suffix}_s'])} s ({digits(row[f'min{suffix}_s'])} to {digits(row[f'max{suffix}_s'])})"
 
 
 def rate(row: dict, suffix: str, unit: str) -> str:
-    return f", {row[f'per{suffix}_second']:.3g} {unit}" if unit else ""
+    return f", {digits(row[f'per{suffix}_second'])} {unit}" if unit else ""
 
 
 def comparisons(workloads: dict, clock: str = "wall"):
