@@ -15,7 +15,6 @@ import json
 import os
 import pathlib
 import resource
-import socket
 import time
 from collections.abc import Callable
 
@@ -27,7 +26,7 @@ from cai_jax import data as data_package
 from cai_jax import sharding
 from cai_jax.checks import check_values
 from cai_jax.errors import UserError
-from cai_jax.io import artefacts, integrity, preemption, progress, where
+from cai_jax.io import artefacts, integrity, lock, preemption, progress, where
 from cai_jax.models import lora
 from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.training import feed, profiling
@@ -221,69 +220,6 @@ def mend(run_path: epath.Path, damage: artefacts.Damaged) -> None:
         artefacts.barrier(f"opened {damage.stage}")
 
 
-@contextlib.contextmanager
-def locked(run_path: epath.Path):
-    """Holds the run directory for this process; UserError names the owner where somebody else holds it."""
-    if not artefacts.is_writer() or "://" in str(run_path):
-        yield
-        return
-    path = pathlib.Path(run_path) / "lock.json"
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(2):
-            try:
-                with open(path, "x") as file:
-                    json.dump(owner, file)
-                break
-            except FileExistsError:
-                other = _lock_owner(path)
-                if other and _alive(other):
-                    raise UserError(f"{run_path}: in use by process {other['pid']} on {other['host']}; wait for it, or choose "
-                                    f"another --workdir (if it is gone, delete {path})") from None
-                path.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{run_path}: cannot write there ({error.strerror or error}); choose another --workdir") from error
-    try:
-        yield
-    finally:
-        if _lock_owner(path) == owner:
-            path.unlink(missing_ok=True)
-
-
-def _lock_owner(path: pathlib.Path) -> dict | None:
-    try:
-        value = json.loads(path.read_text())
-        return value if isinstance(value.get("pid"), int) and isinstance(value.get("host"), str) else None
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def _alive(owner: dict) -> bool:
-    """Whether the lock's owner may still run; a process of another host cannot be asked, so it counts as alive."""
-    if owner["host"] != socket.gethostname():
-        return True
-    if owner["pid"] == os.getpid():
-        return False
-    try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return owner.get("started") in (None, _started(owner["pid"]))
-
-
-def _started(pid: int) -> str | None:
-    """When a process began, in the kernel's words: after a restart of the machine another may have its number. None where
-    the kernel does not tell."""
-    try:
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return f"{pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {fields[19]}"
-    except (OSError, IndexError):
-        return None
-
-
 def run(config: ml_collections.ConfigDict, workdir: str, describe: Callable[[], dict] | None = None) -> list[dict]:
     """Runs `config.stages` in order under `workdir`; returns a summary row a stage. Done stages are skipped.
 
@@ -292,7 +228,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, describe: Callable[[], 
     nodes = build_graph(config)
     run_path = epath.Path(workdir)
     mesh = sharding.make_mesh(config.mesh)
-    with locked(run_path):
+    with lock.held(run_path):
         check_changes(nodes, run_path, config.on_change)
         found = [integrity.check(artefacts.StageDirectory(run_path / name)) for name in nodes]
         artefacts.barrier("checked")

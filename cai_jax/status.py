@@ -8,7 +8,7 @@ import sys
 from etils import epath
 
 from cai_jax.errors import UserError
-from cai_jax.io import artefacts, where
+from cai_jax.io import artefacts, lock, where
 from cai_jax.io.metrics import read_rows
 
 USAGE = "usage: python -m cai_jax.status WORKDIR"
@@ -20,8 +20,10 @@ def describe(run_path) -> list[str]:
     config = artefacts.read_json(run_path / "config.json")
     if config is None:
         raise UserError(f"{run_path}: no config.json there, so no run; {USAGE}")
-    owner = artefacts.read_json(run_path / "lock.json")
+    owner = lock.owner(run_path)
     held = f"held by process {owner['pid']} on {owner['host']}" if owner else "no process holds it"
+    if owner and not lock.alive(owner):
+        held = f"process {owner['pid']} on {owner['host']} is gone: the same command goes on"
     lines = [f"{run_path}: {_shown(where.read(run_path))}{held}"]
     for name in config["config"]["stages"]:
         directory = artefacts.StageDirectory(run_path / name)

@@ -76,10 +76,22 @@ def notebook(sources) -> nbformat.NotebookNode:
 def execute(book: nbformat.NotebookNode, timeout: int = 1800) -> nbformat.NotebookNode:
     """Runs every cell, in this folder. What goes to standard error (bars, times of one machine) is not kept."""
     NotebookClient(book, timeout=timeout, resources={"metadata": {"path": str(HERE)}}).execute()
+    return tidy(book)
+
+
+def tidy(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in book.cells:
         cell.metadata.pop("execution", None)
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        outputs, cell.outputs = cell.get("outputs", []), []
+        for output in outputs:
+            if output.get("name") == "stderr":
+                continue
+            if cell.outputs and output.get("name") == cell.outputs[-1].get("name") == "stdout":  # it came in pieces
+                cell.outputs[-1].text += output.text
+            else:
+                cell.outputs.append(output)
+        if cell.cell_type != "code":
+            del cell["outputs"]
     return book
 
 

@@ -11,7 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from cai_jax import pipeline
+from cai_jax import status
+from cai_jax.io import lock
 from tests.chaos import harness
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -80,7 +81,7 @@ def test_a_second_run_on_a_workdir_is_refused_and_changes_nothing(tmp_path):
     """Real processes: the first goes on undisturbed, the second names it; after a kill -9 the lock is stale."""
     run = harness.Run(tmp_path / "run", "--config.stages=respond,revise")
     try:
-        lock = tmp_path / "run" / "lock.json"
+        path = tmp_path / "run" / "lock.json"
         deadline = time.monotonic() + 300
         while not (tmp_path / "run" / "respond" / "manifest.json").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -90,17 +91,50 @@ def test_a_second_run_on_a_workdir_is_refused_and_changes_nothing(tmp_path):
         assert second.returncode == 2 and harness.one_line(second.stderr)
         assert f"in use by process {run.process.pid}" in second.stderr
         assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
-        assert json.loads(lock.read_text())["pid"] == run.process.pid
+        assert json.loads(path.read_text())["pid"] == run.process.pid
+        assert f"held by process {run.process.pid}" in status.describe(tmp_path / "run")[0]
     finally:
         run.stop(signal.SIGKILL)
-    assert lock.exists()
+    assert path.exists()
+    assert "running at re" in status.describe(tmp_path / "run")[0]
+    assert status.describe(tmp_path / "run")[0].endswith("is gone: the same command goes on")
     third = harness.run(tmp_path / "run", "--config.stages=respond")
     assert third.returncode == 0, third.stderr[-2000:]
-    assert not lock.exists()
+    assert not path.exists()
 
 
 def test_a_lock_whose_number_another_process_has_now_is_stale(tmp_path):
-    mine = {"host": pipeline.socket.gethostname(), "pid": os.getppid(), "started": "an earlier boot 1"}
+    mine = {"host": lock.socket.gethostname(), "pid": os.getppid(), "started": "an earlier boot 1"}
     (tmp_path / "lock.json").write_text(json.dumps(mine))
-    with pipeline.locked(tmp_path):
+    with lock.held(tmp_path):
         assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
+
+
+TAKES = """
+import json, os, pathlib, sys, time
+from cai_jax.errors import UserError
+from cai_jax.io import lock
+
+run = pathlib.Path(sys.argv[1])
+(run / f"ready{os.getpid()}").touch()
+while not (run / "go").exists():
+    pass
+try:
+    with lock.held(run):
+        time.sleep(float(sys.argv[2]))
+    print("held")
+except UserError as error:
+    print(error)
+"""
+
+
+def test_of_runs_that_start_at_once_one_takes_a_stale_lock(tmp_path):
+    (tmp_path / "lock.json").write_text(json.dumps({"host": lock.socket.gethostname(), "pid": os.getppid(), "started": "before"}))
+    runs = [subprocess.Popen([sys.executable, "-c", TAKES, str(tmp_path), "3"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            for _ in range(4)]
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("ready*"))) < len(runs) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (tmp_path / "go").touch()
+    told = [run.communicate(timeout=120)[0].strip() for run in runs]
+    assert told.count("held") == 1 and sum("in use by process" in line for line in told) == 3, told

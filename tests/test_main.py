@@ -9,6 +9,7 @@ from etils import epath
 
 from cai_jax import main, pipeline
 from cai_jax.errors import UserError
+from cai_jax.io import lock
 
 TINY = "--config=configs/tiny.py"
 
@@ -138,17 +139,17 @@ def test_changes_stop_or_are_moved_aside(tmp_path):
 
 
 def test_two_runs_on_one_workdir(tmp_path):
-    with pipeline.locked(tmp_path):
+    with lock.held(tmp_path):
         other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-        (tmp_path / "lock.json").write_text(f'{{"host": "{pipeline.socket.gethostname()}", "pid": {other.pid}}}')
-        with pytest.raises(UserError, match=f"in use by process {other.pid}"), pipeline.locked(tmp_path):
+        (tmp_path / "lock.json").write_text(f'{{"host": "{lock.socket.gethostname()}", "pid": {other.pid}}}')
+        with pytest.raises(UserError, match=f"in use by process {other.pid}"), lock.held(tmp_path):
             pass
         other.kill()
         other.wait()
-        with pipeline.locked(tmp_path):  # its owner is gone: the lock is stale
+        with lock.held(tmp_path):  # its owner is gone: the lock is stale
             pass
     (tmp_path / "lock.json").write_text("nonsense")
-    with pipeline.locked(tmp_path):
+    with lock.held(tmp_path):
         assert (tmp_path / "lock.json").exists()
     assert not (tmp_path / "lock.json").exists()
 

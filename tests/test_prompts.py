@@ -189,3 +189,20 @@ def test_prompts_are_disjoint_from_the_embedded_comparisons_and_evaluations():
         for prompt in load_prompts(f"embedded:{name}"):
             own = frozenset(words(Prompt("", prompt.dialogue[-1:])))
             assert not [bag for bag in bags if len(own & bag) > 0.6 * len(own | bag)], prompt
+
+
+def test_a_file_of_a_hundred_thousand_rows(tmp_path):
+    """Planes, directions and combining marks of all kinds; a mistake in its last line is named by that line."""
+    letters = ["é", "e\u0301", "ש", "\u202eרצע\u202c", "日本", "👩‍👩‍👧", "\U0010ffff", "\u2028", "ﬃ", "\x7f", "\ufeff"]
+    rows = [json.dumps({"prompt": f"Row {n} {letters[n % len(letters)]}?"}, ensure_ascii=n % 2 == 0) for n in range(100_000)]
+    path = tmp_path / "many.jsonl"
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    prompts = load_prompts(str(path))
+    assert len(prompts) == len({prompt.id for prompt in prompts}) == 100_000
+    for n in (0, 3, 6, 7, 9, 10, 99_999):
+        assert prompts[n].dialogue[-1].text == f"Row {n} {letters[n % len(letters)]}?"
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"prompt": 1}\n')
+    with pytest.raises(UserError, match=r"many\.jsonl:100001: field 'prompt'"):
+        load_prompts(str(path))
+    assert len(load_prompts(str(path), offset=99_998, limit=2)) == 2  # reading ends at the limit

@@ -32,16 +32,17 @@ class Batches:
     def __init__(self, make: Callable[[int], dict], num_steps: int):
         import grain  # here, because most commands train nothing
 
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
-        self._iterator = iter(grain.MapDataset.range(num_steps).map(make).to_iter_dataset(options))
-        self._num_steps = num_steps
+        self._steps = grain.MapDataset.range(num_steps).map(make)
+        self._options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
+        self._next, self._iterator = None, None
 
     def __len__(self) -> int:
-        return self._num_steps
+        return len(self._steps)
 
     def __getitem__(self, step: int) -> dict:
-        if self._iterator.get_state() != {"next_index": step}:
-            self._iterator.set_state({"next_index": step})
+        if step != self._next:
+            self._iterator = iter(self._steps[step:].to_iter_dataset(self._options))
+        self._next = step + 1
         return next(self._iterator)
 
 
