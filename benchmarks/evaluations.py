@@ -25,6 +25,7 @@ from cai_jax.data.dialogue import load_format
 from cai_jax.errors import UserError, command
 from cai_jax.evals import multiple_choice
 from cai_jax.models import hf
+from cai_jax.reporting.run_data import Run
 from cai_jax.stages.context import resolve_role
 from cai_jax.stages.evaluate import choice_sets
 
@@ -113,7 +114,7 @@ def compare(run: pathlib.Path, stage: str, out: pathlib.Path, minutes: float, wh
         raise UserError(f"{run}: '{reference}' answered there; transformers needs a Hugging Face directory")
     directory = hf.resolve(reference)
     form = load_format(directory, config["graph"][stage]["format"])
-    ours = {row["id"]: row for row in map(json.loads, (run / stage / "choices.jsonl").read_text().splitlines())}
+    ours = {row["id"]: row for row in Run(run).records(stage, "choices")}  # those on disk so far, where the stage goes on
     done = {(row["set"], row["mode"], row["item"]) for row in read(out)}
     peer, start = Peer(directory), time.monotonic()
     with out.open("a") as file:
@@ -190,9 +191,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="after so many, it stops between two rows; 0: only the table")
     parser.add_argument("--whole", type=int, default=2, help="rows of each set and mode that are read without a cache, too")
     arguments = parser.parse_args(argv[1:] if argv else None)
-    for path in (arguments.run / "config.json", arguments.run / arguments.stage / "choices.jsonl"):
-        if not path.exists():
-            raise UserError(f"{path}: not there; run `python -m cai_jax.main --config=configs/evaluations.py` first")
+    if not (arguments.run / arguments.stage / "manifest.json").exists():
+        raise UserError(f"{arguments.run / arguments.stage}: no such stage; run `python -m cai_jax.main "
+                        "--config=configs/evaluations.py` first")
     out = arguments.json or arguments.run / "parity.jsonl"
     if arguments.minutes > 0:
         print(compare(arguments.run, arguments.stage, out, arguments.minutes, arguments.whole))

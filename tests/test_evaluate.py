@@ -13,10 +13,12 @@ from cai_jax.data.comparisons import HumanComparison
 from cai_jax.data.evals import ChoiceItem
 from cai_jax.data.prompts import Prompt
 from cai_jax.evals import samples
-from cai_jax.evals.rows import find
+from cai_jax.evals.intervals import Estimate
+from cai_jax.evals.rows import find, row
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.stages import evaluate
 from cai_jax.structs import Completion, Message, Score
+from configs import evaluations
 
 WORDS = {"helpful": 2, "@sl": 4, "@rl": 6}  # a model's answers have that many words; the judge counts words
 
@@ -232,6 +234,19 @@ def test_a_null_result_is_said(tmp_path):
     difference, = find(rows, "pm_score", "red_team", "rl", "initial")
     assert difference["null"] and "covers zero" in difference["note"]
     assert "(null)" in evaluate.headline(rows, ["initial", "rl"])
+
+
+def test_the_published_questions_by_one_command():
+    config = evaluations.get_config("data=somewhere,shots=2")
+    asked = config.graph.evaluate
+    assert asked.choices.split("+")[0] == "somewhere/eval_438HHHEvaluations.jsonl.gz" and asked.num_few_shot == 2
+    assert not asked.models and config.stages == ("evaluate", "report")
+    for wrong in ("shots=many", "dta=x"):
+        with pytest.raises(ValueError, match="expected"):
+            evaluations.get_config(wrong)
+    rows = [row(f"choice_{mode}", on, "feedback", Estimate(0.5, 0.4, 0.6, 9)) for mode in ("zero_shot", "few_shot")
+            for on in ("hhh", "hhh:honest")]
+    assert evaluate.headline(rows, []) == "hhh 50% zero-shot, hhh 50% few-shot"
 
 
 def test_over_refusal_is_counted_on_safe_prompts():

@@ -1,12 +1,15 @@
 """What the first screen says: the verdict in words, from rows whose meaning is known."""
 
 import json
+import re
+import shutil
 
 import pytest
 
 from cai_jax.evals.intervals import Estimate
-from cai_jax.evals.rows import row
-from cai_jax.reporting import cautions, compare, figures, story
+from cai_jax.evals.rows import find, row
+from cai_jax.reporting import cards, cautions, compare, figures, story
+from cai_jax.reporting import page as page_lib
 from cai_jax.reporting.run_data import Run
 from tests import fake_run
 
@@ -87,6 +90,36 @@ def test_critiqued_and_direct_revisions_are_two_curves(run, tmp_path):
     drawn = figures.revisions([Run(run)])
     assert sorted(s.label for s in drawn.series) == ["revise, critiqued", "revise_direct, direct"]
     assert list(figures.principle_counts([Run(run)]).series[0].x) == [4, 16]
+
+
+def test_several_evaluations_are_not_mixed(run, tmp_path):
+    """The first screen is about the main one; each other has its own part, its own first model and its own scores."""
+    other = run / "evaluate_steps"
+    shutil.copytree(run / "evaluate", other)
+    metrics = json.loads((other / "metrics.json").read_text())
+    for r in metrics["rows"]:
+        if r["on"] in ("red_team", "helpful"):
+            r["model"] = {"initial": "start", "rl": "end"}.get(r["model"], r["model"])
+            r["value"] = None if r["value"] is None else r["value"] + 5
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    shutil.copytree(run / "revise", run / "revise_again")
+    alone, found = Run(fake_run.write(tmp_path / "demo2", 8)), Run(run)
+    assert found.main == "evaluate" and found.models == ["initial", "sl", "rl"]
+    assert [str(one) for one in story.verdict(found)] == [str(one) for one in story.verdict(alone)]
+    score = {r["value"] for r in find(found.evaluation["rows"], "pm_score", "red_team", "sl")}
+    assert score == {r["value"] for r in find(alone.evaluation["rows"], "pm_score", "red_team", "sl")}
+    assert len(find(found.evaluation["rows"], "pm_accuracy", "comparisons")) == 1, "the same number twice stands once"
+    part, = found.parts()
+    assert (part.part, part.main, part.models) == ("evaluate_steps", "evaluate_steps", ["start", "sl", "end"])
+    assert set(part.scores) == set(found.scores) and len(part.answers) == len(found.answers)
+    told = story.sentences(found)
+    assert sum("red-team prompts" in sentence for sentence in told) == 1 and "(1 revise)" in told[-1]
+    page = page_lib.render([found])
+    assert "evaluate_steps, 3 models" in page
+    ids = re.findall(r'id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    card = next(card for card in cards.Deck([found], 6000).cards.values() if card.get("ans"))
+    assert {answer["e"] for answer in card["ans"]} == {"", "evaluate_steps"}
 
 
 def test_runs_are_compared_item_by_item(run, tmp_path):

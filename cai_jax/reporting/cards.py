@@ -88,10 +88,13 @@ class Deck:
                          "f": refusal_kind(str(record.get("response", ""))[:4000])})
 
     def _answers(self, run: Run, place: int) -> None:
+        for part in run.parts() if not run.part else ():
+            self._answers(part, place)
         order = {name: i for i, name in enumerate(run.models)}
         for record in sorted(run.answers, key=lambda r: (order.get(r.get("name"), 99), r["id"])):
             self.card(record).setdefault("ans", []).append(
-                {"g": place, "m": visible(model_name(str(record.get("name", "")))), "t": order.get(record.get("name"), 0),
+                {"g": place, "e": run.part, "m": visible(model_name(str(record.get("name", "")))),
+                 "t": order.get(record.get("name"), 0),
                  "r": self.text(record.get("response")), "s": _round(run.scores.get(record["id"])),
                  "w": record.get("num_tokens"), "z": record.get("stop") == "length",
                  "f": refusal_kind(str(record.get("response", ""))[:4000])})
@@ -134,7 +137,7 @@ class Deck:
                 return _round(last - found["s"])
         by_model = collections.defaultdict(list)
         for answer in card.get("ans", ()):
-            if answer["s"] is not None:
+            if answer["s"] is not None and not answer["e"]:
                 by_model[answer["t"]].append(answer["s"])
         if len(by_model) > 1:
             return _round(statistics.fmean(by_model[max(by_model)]) - statistics.fmean(by_model[min(by_model)]))

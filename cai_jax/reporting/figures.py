@@ -6,6 +6,7 @@ Every function takes a list of runs and returns a figure or None; several runs a
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from cai_jax.reporting.text import ITEM_SETS, headed, model_name, place_name
 
 HARM, HELP = "red_team", "helpful"
 MAX_POINTS = 240
+CROWD = 8  # models beyond which their names in the frontier are short
 
 
 def _label(runs: Sequence[Run], run: Run, name: str) -> str:
@@ -27,6 +29,12 @@ def _label(runs: Sequence[Run], run: Run, name: str) -> str:
 def _tone(runs: Sequence[Run], place: int, alone: int = 1) -> int:
     """The colour of a run where several are drawn, else `alone`."""
     return place + 1 if len(runs) > 1 else alone
+
+
+def of_part(runs: Sequence[Run], run: Run, part: Run, drawn: Sequence[Panel | Forest | None]) -> list[Panel | Forest]:
+    """Those that there are, under keys of their own: the run's main evaluation, and other runs, have the same ones."""
+    place = f"-{runs.index(run) + 1}" if len(runs) > 1 else ""
+    return [dataclasses.replace(one, key=f"{one.key}{place}-{part.part}") for one in drawn if one is not None]
 
 
 def axis_metric(runs: Sequence[Run]) -> str:
@@ -54,19 +62,20 @@ def frontier(runs: Sequence[Run]) -> Panel | None:
                 x, y = x[0], y[0]
                 length = find(rows, "num_tokens", HARM, name)
                 label = _label(runs, run, model_name(name))
-                label += f", {length[0]['value']:.0f} tokens" if length and length[0]["value"] is not None else ""
+                if length and length[0]["value"] is not None and len(run.models) <= CROWD:
+                    label += f", {length[0]['value']:.0f} tokens"
                 series.append(Series(label, [x["value"]], [y["value"]], [y["low"]], [y["high"]], [x["low"]],
                                      [x["high"]], "dots", _tone(runs, place, index), [label]))
     if not series:
         return None
     unit = "Elo" if metric == "elo" else "PM score"
+    beside = "; beside each name the mean length of its answers to red-team prompts" if "tokens" in series[0].label else ""
     told = "Mean preference-model score"
     if metric == "elo":
         told = f"Elo from the preference model's verdicts, {anchor(runs[0])} = 0,"
     return Panel("frontier", "Harmlessness against helpfulness", f"helpfulness ({unit} on helpful prompts)",
                  f"harmlessness ({unit} on red-team prompts)", series, size=(580, 270),
-                 caption=f"{told} on held-out prompts with 95 % intervals; beside each name the mean length of its answers to "
-                         "red-team prompts. Up and right is better.")
+                 caption=f"{told} on held-out prompts with 95 % intervals{beside}. Up and right is better.")
 
 
 def steps_of(run: Run, stage: Stage) -> dict[str, int]:

@@ -66,7 +66,7 @@
     const mine = (list) => (list || []).filter((one) => one.g === found.g);
     const side = add(el("div", "side"), turn("assistant", "Initial response", found.i, [score(found.s)]),
       rewritten(found.r.length > 1 ? "Revision " + found.r.length : "Revision", found.i, end.v, found.w, found.s, end.s));
-    const said = mine(card.ans).filter((one) => one.t > 0), drawn = mine(card.cmp)[0], rolls = mine(card.roll);
+    const said = mine(card.ans).filter((one) => one.t > 0 && !one.e), drawn = mine(card.cmp)[0], rolls = mine(card.roll);
     for (const one of said) add(side, turn("assistant", one.m, one.r, [score(one.s)]));
     const has = (name) => said.some((one) => one.m === name);
     if (drawn && drawn.b && drawn.a.length && !has(drawn.b)) add(side, turn("assistant", drawn.b, drawn.a[0], ["one of its answers"]));
@@ -135,7 +135,9 @@
     if (way) add(box, el("h4", "", "From the first answer on"), way);
     for (const found of card.rev || []) add(box, el("h4", "", "Critique and revision" + (card.rev.length > 1 ? ", " + found.m : "")), revision(data, found));
     if (card.res) add(box, el("h4", "", "Responses"), answers(data, card.res));
-    if (card.ans) add(box, el("h4", "", "Answers of the models"), answers(data, card.ans));
+    for (const stage of [...new Set((card.ans || []).map((one) => one.e))].sort()) {
+      add(box, el("h4", "", "Answers of the models" + (stage ? ", " + stage : "")), answers(data, card.ans.filter((one) => one.e === stage)));
+    }
     for (const found of card.cmp || []) add(box, el("h4", "", "Comparison and labels"), comparison(data, found));
     if (card.roll) add(box, el("h4", "", "RL rollouts"), rollouts(card.roll));
     return box;

@@ -52,7 +52,9 @@ class Stage:
 
 
 class Run:
-    """`stages` by name in the order they ran; `problems` are files that could not be read."""
+    """`stages` by name in the order they ran; `problems` are files that could not be read; `part`: see `parts`."""
+
+    part = ""
 
     def __init__(self, path):
         self.path = epath.Path(path)
@@ -111,21 +113,47 @@ class Run:
         return tuple(row for row in read_rows(path) if isinstance(row, dict) and "step" in row)
 
     @functools.cached_property
+    def _measured(self) -> dict[str, dict]:
+        """evaluate stage → its metrics.json, where each row carries the stage's name."""
+        found = {stage.name: self._json(stage.path / "metrics.json") or {} for stage in self.of_kind("evaluate")}
+        return {name: {**value, "rows": [{**row, "stage": name} for row in value.get("rows", ()) if isinstance(row, dict)]}
+                for name, value in found.items()}
+
+    @functools.cached_property
+    def main(self) -> str:
+        """The evaluate stage whose answers the report is about: "evaluate" if it has some, else the one of most models."""
+        counts = {name: len(_models(value["rows"])) for name, value in self._measured.items()}
+        return "evaluate" if counts.get("evaluate") else max(counts, key=counts.get, default="")
+
+    @functools.cached_property
     def evaluation(self) -> dict:
-        """{"rows", "curves", "notes"} of all evaluate stages together; each row carries its stage's name."""
+        """{"rows", "curves", "notes"} of the main evaluate stage and, after it, of the others what is not about answers of
+        their own: judges, questions, revisions. What was measured twice with the same result stands once."""
         merged: dict = {"rows": [], "curves": {}, "notes": []}
-        for stage in self.of_kind("evaluate"):
-            found = self._json(stage.path / "metrics.json") or {}
-            merged["rows"] += [{**row, "stage": stage.name} for row in found.get("rows", ()) if isinstance(row, dict)]
-            merged["curves"].update(found.get("curves", {}))
-            merged["notes"] += found.get("notes", ())
+        for name in sorted(self._measured, key=lambda name: name != self.main):
+            found, own = self._measured[name], set() if name == self.main else _places(self._measured[name]["rows"])
+            seen = {(row["name"], row["value"]) for row in merged["rows"] if row["on"].partition(":")[0] != "revisions"}
+            merged["rows"] += [row for row in found["rows"] if row["on"] not in own and (row["name"], row["value"]) not in seen]
+            merged["curves"] = {**found.get("curves", {}), **merged["curves"]}
+            merged["notes"] += [note for note in found.get("notes", ()) if note not in merged["notes"]]
         return merged
+
+    def parts(self) -> list[Run]:
+        """For each further evaluate stage with answers of its own the run as that stage sees it, `part` being its name."""
+        found = []
+        for name, value in self._measured.items():
+            if name != self.main and (own := _places(value["rows"])):
+                one = object.__new__(type(self))
+                one.path, one.name, one.problems, one.info, one.part = self.path, self.name, [], self.info, name
+                one.stages = {key: stage for key, stage in self.stages.items() if stage.kind != "evaluate" or key == name}
+                one.evaluation = {"rows": [row for row in value["rows"] if row["on"] in own], "curves": {}, "notes": []}
+                found.append(one)
+        return found
 
     @functools.cached_property
     def scores(self) -> dict[str, float]:
-        """PM scores by record id."""
-        return {row["id"]: row["score"] for stage in self.of_kind("evaluate")
-                for row in self.records(stage.name, "scores")}
+        """PM scores by record id, of the main evaluate stage."""
+        return {row["id"]: row["score"] for row in self.records(self.main, "scores")}
 
     @functools.cache  # noqa: B019
     def revision_scores(self, stage: str) -> dict[str, float]:
@@ -136,14 +164,13 @@ class Run:
 
     @functools.cached_property
     def answers(self) -> list[dict]:
-        """The evaluated models' answers to held-out prompts."""
-        return [row for stage in self.of_kind("evaluate") for row in self.records(stage.name)]
+        """The answers of the main evaluate stage's models to held-out prompts."""
+        return list(self.records(self.main))
 
     @functools.cached_property
     def models(self) -> list[str]:
-        """Names of the evaluated models, the first being what the others are compared with."""
-        return list(dict.fromkeys(row["model"] for row in self.evaluation["rows"]
-                                  if row["metric"] in ("pm_score", "num_tokens") and row["against"] is None))
+        """Names of the main evaluate stage's models, the first being what the others are compared with."""
+        return _models(row for row in self.evaluation["rows"] if row["stage"] == self.main)
 
     @property
     def seconds(self) -> float:
@@ -181,6 +208,16 @@ class Run:
             except (UserError, ValueError, TypeError, KeyError) as error:
                 self.problems.append(f"{path}: {error}")
         return None
+
+
+def _models(rows) -> list[str]:
+    return list(dict.fromkeys(row["model"] for row in rows
+                              if row["metric"] in ("pm_score", "num_tokens") and row["against"] is None))
+
+
+def _places(rows) -> set[str]:
+    """The sets of prompts whose answers are counted in these rows."""
+    return {row["on"] for row in rows if row["metric"] in ("num_tokens", "expected_harm")}
 
 
 def _part(path) -> list[dict]:

@@ -108,6 +108,23 @@ def _cell(rows, metric, on, name, first, digits=2, percent=False) -> str:
 
 
 def results(runs: Sequence[Run]) -> str:
+    tables, drawn = _tables(runs), _drawn(runs)
+    return section("results", "Results", "Every model answered the same held-out prompts. Under each number stands its paired "
+                   "difference to the first model with a 95 % interval; grey ones include zero.", *tables, grid(drawn, wide=True),
+                   numbers.win_rates(runs), *(_further(runs, run, part) for run in runs for part in run.parts()))
+
+
+def _further(runs: Sequence[Run], run: Run, part: Run) -> str:
+    """A further evaluation of the run: its plot at once, its tables in a fold."""
+    name = f"{escape(run.name)}: " if len(runs) > 1 else ""
+    drawn = figures.frontier([part]), figures.rl_steps([part]), figures.rl_steps([part], harm=True)
+    shown = grid(figures.of_part(runs, run, part, drawn), wide=True)
+    tables = ("".join(_tables([part])) + grid(figures.of_part(runs, run, part, _drawn([part], steps=False)), wide=True)
+              + numbers.win_rates([part]))
+    return f"<h3>{name}{escape(part.part)}, {len(part.models)} models</h3>{shown}{fold('Its numbers', tables)}"
+
+
+def _tables(runs: Sequence[Run]) -> list[str]:
     parts = []
     for run in runs:
         rows, models = run.evaluation["rows"], run.models
@@ -115,6 +132,7 @@ def results(runs: Sequence[Run]) -> str:
             counts = [r["n"] for r in find(rows, "num_tokens", on)]
             columns = [("PM score", "pm_score", 2, False), ("Elo", "elo", 0, False), ("Tokens", "num_tokens", 0, False),
                        ("Refusals", "refusal_rate", 2, True), ("Evasive", "evasive_rate", 2, True),
+                       ("by the judge", "evasive_rate_judge", 2, True), ("both agree", "evasive_agreement", 2, True),
                        ("Repetition", "repetition", 2, False), ("Distinct-2", "distinct_2", 2, False),
                        ("Stock phrases", "boilerplate", 2, False), ("Cut", "cut_rate", 2, True)]
             columns = [c for c in columns if find(rows, c[1], on)]
@@ -124,18 +142,19 @@ def results(runs: Sequence[Run]) -> str:
             place = headed(place_name(on)) + (f", {run.name}" if len(runs) > 1 else "")
             parts.append(table(["Model", *(c[0] for c in columns)], body, numeric=range(1, 1 + len(columns)),
                                caption=f"{place} ({max(counts, default=0)})"))
-    drawn = [figures.by_model(runs, "pm_score", "Preference-model score", "mean PM score"), figures.rl_steps(runs),
-             figures.harm(runs), figures.rl_steps(runs, harm=True),
-             figures.by_model(runs, "elo", "Elo", "Elo from PM verdicts", reference=0.0, digits=0,
-                              caption="Bradley–Terry fit over all pairs of models; intervals by bootstrap over prompts."),
-             figures.by_model(runs, "elo_judge", "Elo by the judge", "Elo from a language model's verdicts", reference=0.0,
-                              digits=0),
-             figures.by_model(runs, "num_tokens", "Length", "tokens an answer", digits=0),
-             figures.by_model(runs, "evasive_rate", "Evasive refusals", "share of answers", percent=True,
-                              caption="Refusals that give neither a reason nor an alternative, by a rule of visible phrases.")]
-    return section("results", "Results", "Every model answered the same held-out prompts. Under each number stands its paired "
-                   "difference to the first model with a 95 % interval; grey ones include zero.", *parts, grid(drawn, wide=True),
-                   numbers.win_rates(runs))
+    return parts
+
+
+def _drawn(runs: Sequence[Run], steps: bool = True) -> list:
+    along = [figures.rl_steps(runs), figures.rl_steps(runs, harm=True)] if steps else []
+    return [figures.by_model(runs, "pm_score", "Preference-model score", "mean PM score"), *along[:1], figures.harm(runs),
+            *along[1:], figures.by_model(runs, "elo", "Elo", "Elo from PM verdicts", reference=0.0, digits=0,
+                             caption="Bradley–Terry fit over all pairs of models; intervals by bootstrap over prompts."),
+            figures.by_model(runs, "elo_judge", "Elo by the judge", "Elo from a language model's verdicts", reference=0.0,
+                             digits=0),
+            figures.by_model(runs, "num_tokens", "Length", "tokens an answer", digits=0),
+            figures.by_model(runs, "evasive_rate", "Evasive refusals", "share of answers", percent=True,
+                             caption="Refusals that give neither a reason nor an alternative, by a rule of visible phrases.")]
 
 
 def judges(runs: Sequence[Run]) -> str:

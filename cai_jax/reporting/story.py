@@ -29,7 +29,7 @@ def constitution(run: Run) -> str | None:
     """Which principles were used, by name of their source."""
     sources = dict.fromkeys(str(stage.fields["constitution"]) for stage in run.stages.values()
                             if stage.fields.get("constitution"))
-    names = ["the project's own 16 + 16 principles" if s == "embedded" else s for s in sources]
+    names = ["the project's own 16 + 16 principles" if s == "embedded" else _short(s.rstrip("/")) for s in sources]
     return " and ".join(names) or None
 
 
@@ -46,39 +46,65 @@ def data_sources(run: Run) -> list[str]:
 
 
 def sentences(run: Run) -> list[str]:
-    """What was trained, one sentence a step of the paper."""
-    out = []
-    base = base_model(run)
-    for stage in run.of_kind("revise"):
-        rows, rounds = stage.summary.get("rows"), stage.fields.get("num_rounds")
-        if rows:
-            how = "criticised and revised" if stage.fields.get("critique", True) else "revised without critique"
-            out.append(f"{base or 'A model'} answered {rows:,} red-team prompts; each answer was {how} in {rounds} "
-                       f"round{'s' if rounds != 1 else ''} by principles drawn at random.")
-    for stage in run.of_kind("sl"):
-        count = stage.summary.get("examples")
-        out.append(f"{model_name(stage.name)} was finetuned on {f'{count:,} ' if count else ''}examples of these revisions"
-                   + (" and helpful answers." if (stage.fields.get("inputs") or {}).get("helpful") else "."))
-    for stage in run.of_kind("pm"):
-        human = (stage.fields.get("human") or {}).get("source")
-        source = run.stages.get((stage.fields.get("inputs") or {}).get("labels", ""))
-        of = [f"{source.summary['rows']:,} AI labels" if source and source.summary.get("rows") else "",
-              f"human comparisons ({human})" if human else ""]
-        held = ((stage.summary.get("held_out") or {}).get("all") or {}).get("accuracy") or {}
-        right = (f" and is right on {number(held['value'], percent=True)} of {held['n']} pairs held out of it"
-                 if held.get("value") is not None else "")
-        out.append(f"A preference model learned from {' and '.join(part for part in of if part) or 'comparisons'}{right}.")
-    for stage in run.of_kind("rl"):
-        updates, size = stage.fields.get("num_updates"), stage.fields.get("rollouts_per_update")
-        out.append(f"{model_name(stage.name)} was trained against it with PPO for {updates} updates of {size} rollouts.")
-    for stage in run.of_kind("harm"):
-        for e in list((stage.summary.get("held_out") or {}).values())[-1:]:
-            out.append(f"A regressor of harm learned from {stage.summary.get('examples', 0):,} rated dialogues; held out, its "
-                       f"squared error is {number(e['l2']['value'])}; of always saying the mean, {number(e['mean_predictor'])}.")
+    """What was trained, one sentence a step of the paper; where a run has several stages of a kind, of the main one."""
+    out, more = [], []
+    for kind, told in (("revise", _revised), ("sl", _finetuned), ("pm", _preferring), ("rl", _reinforced), ("harm", _rated)):
+        stages = run.of_kind(kind)
+        main = next((stage for stage in stages if stage.name == kind), stages[0] if stages else None)
+        if main is not None:
+            out += told(run, main)
+            more += [f"{len(stages) - 1} {kind}"] if len(stages) > 1 else []
+    if more:
+        out.append(f"Further stages of the same kinds ({', '.join(more)}) stand under Stages and cost.")
     if not out:
         answered = [f"{stage.summary['rows']:,} ({stage.name})" for stage in run.of_kind("respond") if stage.summary.get("rows")]
-        out = [f"{base or 'A model'} answered prompts: {', '.join(answered)}."] if answered else ["No stage has finished yet."]
+        asked = [f"{stage.fields['choices']}" for stage in run.of_kind("evaluate") if stage.fields.get("choices")]
+        if answered:
+            return [f"{base_model(run) or 'A model'} answered prompts: {', '.join(answered)}."]
+        if asked:
+            return [f"Nothing was trained; lettered questions were answered: {_short(asked[0])}."]
+        out = ["No stage has finished yet."]
     return out
+
+
+def _short(source: str) -> str:
+    """File names without their folders, of "a+b"."""
+    return " and ".join(part.strip().rpartition("/")[2] for part in source.split("+"))
+
+
+def _revised(run: Run, stage: Stage) -> list[str]:
+    rows, rounds = stage.summary.get("rows"), stage.fields.get("num_rounds")
+    how = "criticised and revised" if stage.fields.get("critique", True) else "revised without critique"
+    return [f"{base_model(run) or 'A model'} answered {rows:,} red-team prompts; each answer was {how} in {rounds} "
+            f"round{'s' if rounds != 1 else ''} by principles drawn at random."] if rows else []
+
+
+def _finetuned(run: Run, stage: Stage) -> list[str]:
+    count = stage.summary.get("examples")
+    return [f"{model_name(stage.name)} was finetuned on {f'{count:,} ' if count else ''}examples of these revisions"
+            + (" and helpful answers." if (stage.fields.get("inputs") or {}).get("helpful") else ".")]
+
+
+def _preferring(run: Run, stage: Stage) -> list[str]:
+    human = (stage.fields.get("human") or {}).get("source")
+    source = run.stages.get((stage.fields.get("inputs") or {}).get("labels", ""))
+    of = [f"{source.summary['rows']:,} AI labels" if source and source.summary.get("rows") else "",
+          f"human comparisons ({_short(human)})" if human else ""]
+    held = ((stage.summary.get("held_out") or {}).get("all") or {}).get("accuracy") or {}
+    right = (f" and is right on {number(held['value'], percent=True)} of {held['n']} pairs held out of it"
+             if held.get("value") is not None else "")
+    return [f"A preference model learned from {' and '.join(part for part in of if part) or 'comparisons'}{right}."]
+
+
+def _reinforced(run: Run, stage: Stage) -> list[str]:
+    updates, size = stage.fields.get("num_updates"), stage.fields.get("rollouts_per_update")
+    return [f"{model_name(stage.name)} was trained against it with PPO for {updates} updates of {size} rollouts."]
+
+
+def _rated(run: Run, stage: Stage) -> list[str]:
+    return [f"A regressor of harm learned from {stage.summary.get('examples', 0):,} rated dialogues; held out, its squared error "
+            f"is {number(e['l2']['value'])}; of always saying the mean, {number(e['mean_predictor'])}."
+            for e in list((stage.summary.get("held_out") or {}).values())[-1:]]
 
 
 @dataclasses.dataclass(frozen=True)

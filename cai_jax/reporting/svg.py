@@ -9,6 +9,7 @@ from cai_jax.reporting.text import escape, number, one_line
 
 CHAR = 6.1  # mean width of a character at 11 px
 NUM_TONES = 8
+CROWD = 8  # points with names
 
 
 def draw(figure: Panel | Forest, prefix: str = "fig") -> str:
@@ -133,7 +134,7 @@ def _box(x1, y1, x2, y2) -> tuple:
 
 def _names(points, left: float, right: float, top: float, bottom: float, lines=()) -> list[str]:
     """Labels (text, x, y, css) beside their points: of the eight places that meet no label or point the one that crosses the
-    fewest `lines` (boxes), the first where several do."""
+    fewest `lines` (boxes), the first where several do. Of many points one without such a place has no label: its dot tells."""
     taken = [(x - 5, y - 5, x + 5, y + 5) for _, x, y, _ in points]
     out = []
     for text, x, y, css in points:
@@ -146,6 +147,8 @@ def _names(points, left: float, right: float, top: float, bottom: float, lines=(
                     places.append((box, start, y + down))
         free = [p for p in places if not any(_meet(p[0], other) for other in taken)]
         crossed = [sum(_meet(p[0], line) for line in lines) for p in free]
+        if not free and len(points) > CROWD:
+            continue
         place = [free[crossed.index(min(crossed))]] if free else places
         box, start, at = (place or [((x, y, x, y), x + 9, y - 8)])[0]
         taken.append(box)

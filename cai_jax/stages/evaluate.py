@@ -372,11 +372,13 @@ def _notes(ctx: StageContext) -> list[str]:
 
 
 def headline(rows: list[dict], models: list[str]) -> str:
-    """PM score on red-team prompts by model, the difference of the last to the first, or the PM's accuracy."""
+    """PM score on red-team prompts by model, the difference of the last to the first; or accuracies, of PM and questions."""
     scores = {r["model"]: r for r in find(rows, "pm_score", on="red_team")}
     if not scores:
-        found = find(rows, "pm_accuracy")
-        return f"PM accuracy {found[0]['value']:.2f}" if found else f"{len(rows)} numbers"
+        found = [f"PM accuracy {r['value']:.2f}" for r in find(rows, "pm_accuracy")[:1]]
+        found += [f"{r['on']} {r['value']:.0%} {mode.replace('_', '-')}" for mode in ("zero_shot", "few_shot")
+                  for r in find(rows, f"choice_{mode}") if ":" not in r["on"]]
+        return ", ".join(found) or f"{len(rows)} numbers"
     shown = " → ".join(f"{name} {scores[name]['value']:.2f}" for name in models if name in scores)
     last = [r for r in rows if r["metric"] == "pm_score" and r["on"] == "red_team" and r["against"]]
     if not last or last[-1]["low"] is None:
