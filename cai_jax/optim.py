@@ -97,4 +97,4 @@ def sum_gradients(loss: Callable, params, batch, num_microbatches: int = 1):
 def apply_gradients(tx: optax.GradientTransformation, grads, optimiser, params):
     """One optimiser step: (params, optimiser state, gradient norm before clipping)."""
     updates, optimiser = tx.update(grads, optimiser, params)
-    return optax.apply_updates(params, updates), optimiser, optax.global_norm(grads)
+    return optax.apply_updates(params, updates), optimiser, optax.tree.norm(grads)

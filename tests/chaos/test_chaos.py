@@ -49,14 +49,14 @@ def test_killed_stopped_and_filled(finished, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory, worker_id, finished):
+def undisturbed(tmp_path_factory, worker_id, request):
     """Graph's name → directory of an undisturbed run."""
     base = tmp_path_factory.getbasetemp()
     base = base if worker_id == "master" else base.parent
 
     def of(name):
         if name == "tiny":
-            return finished[0]
+            return request.getfixturevalue("finished")[0]
         workdir = base / f"undisturbed_{name}"
         with filelock.FileLock(f"{workdir}.lock"):
             if not workdir.exists():
