@@ -53,7 +53,9 @@ def run(sizes, devices, given=None):
     judge = rewards.RewardModel(place({"decoder": host, "head": head}, "reward", mesh), config, None, mesh)
     scores = judge.score_tokens(prompts)
     state, history = learner.learn(state, batch, frozen, 0)
-    numbers = {"frozen": frozen, "scores": scores, "learned": history, "policy": sharding.fetch(state["params"]),
+    # The ratio of probabilities is about 1, and what it is off by is a rounding error: that is compared with 1.
+    ratios = [[1 + row.pop("ratio_error"), 1 + row.pop("old_kl")] for row in history]
+    numbers = {"frozen": frozen, "scores": scores, "learned": history, "ratios": ratios, "policy": sharding.fetch(state["params"]),
                "value": sharding.fetch(state["value"])}
     return done, batch, numbers
 
@@ -79,6 +81,7 @@ def test_five_meshes_sample_score_and_learn_as_one_device():
     done = subprocess.run([sys.executable, "-c", MESHES], capture_output=True, text=True, env=env, timeout=3000)
     assert done.returncode == 0, done.stderr[-3000:]
     for mesh, found in json.loads(done.stdout.splitlines()[-1]).items():
+        print(mesh, {name: f"{value:.1e}" for name, value in found.items()})
         assert found.pop("rows") == 0, (mesh, "sampled rows differ")
         # Adam divides by the root of the second moment: a gradient that is nearly 0 moves its parameter by a rounding error.
         limits = {"policy": 1e-3, "value": 1e-3}
