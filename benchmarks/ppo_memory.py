@@ -5,19 +5,23 @@
 Each way is the rl stage itself, in a process of its own: it samples, scores, freezes and learns. Full: policy, its reference, a
 preference model and a value model of their own. Adapters: all four on one base. The peak is that of the whole process
 (`peak_bytes` of the stage's manifest), Python and JAX included. The stage runs twice, the second time with programs from
-the compilation cache: what compiling takes is told beside it.
+the compilation cache: what compiling takes is told beside it. Freed memory goes back to the system, as it does where nothing is
+set; with --keep the allocator keeps it, as `make` and benchmarks of speed have it, and what was freed counts too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+
+from benchmarks.peer import ALLOCATOR
 
 CONFIG = """
 from configs import default
@@ -40,14 +44,15 @@ def get_config():
 """
 
 
-def run(folder: pathlib.Path, name: str, stages: tuple[str, ...], **fields) -> tuple[int, int]:
+def run(folder: pathlib.Path, name: str, stages: tuple[str, ...], keep: bool, **fields) -> tuple[int, int]:
     """(peak in bytes of the rl stage, the same with compiling) of a run in processes of their own, one a stage."""
+    env = {name: value for name, value in os.environ.items() if name not in ALLOCATOR} | (ALLOCATOR if keep else {})
     config, peaks = folder / f"{name}.py", []
     for stage in (*stages, "rl"):
         config.write_text(CONFIG.format(stages=(stage,), **fields))
         shutil.rmtree(folder / name / "rl", ignore_errors=True)
         command = [sys.executable, "-m", "cai_jax.main", f"--config={config}", f"--workdir={folder / name}"]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        subprocess.run(command, check=True, stdout=sys.stderr, env=env)
         peaks.append(json.loads((folder / name / stage / "manifest.json").read_text())["peak_bytes"])
         print(f"{name}, {stage}: peak {peaks[-1] / 1e9:.2f} GB", flush=True)
     return peaks[-1], peaks[-2]
@@ -72,6 +77,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rollouts", type=int, default=8)
     parser.add_argument("--scan", action="store_true", help="model.scan_layers: compiles faster")
+    parser.add_argument("--keep", action="store_true", help="the allocator keeps what was freed")
     parser.add_argument("--directory", default=None, help="where the two runs lie for a while")
     parser.add_argument("--classifier", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -81,11 +87,11 @@ def main() -> None:
     folder = pathlib.Path(tempfile.mkdtemp(dir=arguments.directory))
     try:
         fields = {"model": arguments.model, "rollouts": arguments.rollouts, "scan": arguments.scan}
-        low, low_compiling = run(folder, "adapters", ("pm", "rl"), reward="@pm", rank=arguments.rank, **fields)
+        low, low_compiling = run(folder, "adapters", ("pm", "rl"), arguments.keep, reward="@pm", rank=arguments.rank, **fields)
         reward = str(folder / "reward")
         command = [sys.executable, "-m", "benchmarks.ppo_memory", "--model", arguments.model, "--classifier", reward]
         subprocess.run(command, check=True)
-        full, full_compiling = run(folder, "full", ("rl",), reward=reward, rank=0, **fields)
+        full, full_compiling = run(folder, "full", ("rl",), arguments.keep, reward=reward, rank=0, **fields)
         runtime = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(f"one PPO update, {arguments.rollouts} rollouts of up to 96 tokens: all weights {full / 1e9:.2f} GB, adapters of "
               f"rank {arguments.rank} {low / 1e9:.2f} GB: {low / full:.0%} (compiling too: {low_compiling / 1e9:.2f} of "
