@@ -69,11 +69,15 @@ class Peer:
                                 logits_to_keep=last).logits[0]
         return self.torch.log_softmax(logits, -1)
 
+    def _keep(self, count: int) -> None:
+        if (beyond := self.cache.get_seq_length() - count) > 0:
+            self.cache.crop(-beyond)
+
     def logprobs(self, prompt: list[int], options: list[list[int]]) -> list[float]:
         """Of every option after the prompt."""
         common = min(len(os.path.commonprefix([self.kept, prompt])), len(prompt) - 1)
         if common:
-            self.cache.crop(common)
+            self._keep(common)
         else:
             self.cache = self.new_cache()
         first, found = self._read(prompt[common:], self.cache, last=1)[-1], []
@@ -82,7 +86,7 @@ class Peer:
             if len(option) > 1:
                 rows = self._read(option[:-1], self.cache)
                 total += sum(float(row[token]) for row, token in zip(rows, option[1:], strict=True))
-                self.cache.crop(len(prompt))
+                self._keep(len(prompt))
             found.append(total)
         self.kept = prompt
         return found

@@ -56,8 +56,7 @@ def _all_figures(runs: Sequence[Run]):
     yield figures.kinds_of_harm(runs)
     for run in runs:
         for part in run.parts():
-            drawn = figures.frontier([part]), figures.rl_steps([part]), figures.rl_steps([part], harm=True)
-            yield from figures.of_part(runs, run, part, drawn)
+            yield from figures.of_part(runs, run, part, figures.main_ones(part))
     for run in runs if len(runs) == 1 else ():
         for stage in run.of_kind("feedback"):
             yield figures.label_histogram(run, stage)

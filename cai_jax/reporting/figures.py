@@ -37,6 +37,11 @@ def of_part(runs: Sequence[Run], run: Run, part: Run, drawn: Sequence[Panel | Fo
     return [dataclasses.replace(one, key=f"{one.key}{place}-{part.part}") for one in drawn if one is not None]
 
 
+def main_ones(part: Run) -> list[Panel | None]:
+    """What a further evaluation shows at once: its models against each other, and along RL."""
+    return [frontier([part]) if len(part.models) > 1 else None, rl_steps([part]), rl_steps([part], harm=True)]
+
+
 def axis_metric(runs: Sequence[Run]) -> str:
     """What harmlessness and helpfulness are measured in: Elo, where one run has it on both sets of prompts. Several runs have
     no common zero of Elo, so their scores stand side by side."""

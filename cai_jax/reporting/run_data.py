@@ -135,7 +135,7 @@ class Run:
             seen = {(row["name"], row["value"]) for row in merged["rows"] if row["on"].partition(":")[0] != "revisions"}
             merged["rows"] += [row for row in found["rows"] if row["on"] not in own and (row["name"], row["value"]) not in seen]
             merged["curves"] = {**found.get("curves", {}), **merged["curves"]}
-            merged["notes"] += [note for note in found.get("notes", ()) if note not in merged["notes"]]
+            merged["notes"] += found.get("notes", ()) if not merged["notes"] else ()
         return merged
 
     def parts(self) -> list[Run]:

@@ -117,11 +117,11 @@ def results(runs: Sequence[Run]) -> str:
 def _further(runs: Sequence[Run], run: Run, part: Run) -> str:
     """A further evaluation of the run: its plot at once, its tables in a fold."""
     name = f"{escape(run.name)}: " if len(runs) > 1 else ""
-    drawn = figures.frontier([part]), figures.rl_steps([part]), figures.rl_steps([part], harm=True)
-    shown = grid(figures.of_part(runs, run, part, drawn), wide=True)
+    count = len(part.models)
+    shown = grid(figures.of_part(runs, run, part, figures.main_ones(part)), wide=True)
     tables = ("".join(_tables([part])) + grid(figures.of_part(runs, run, part, _drawn([part], steps=False)), wide=True)
               + numbers.win_rates([part]))
-    return f"<h3>{name}{escape(part.part)}, {len(part.models)} models</h3>{shown}{fold('Its numbers', tables)}"
+    return f"<h3>{name}{escape(part.part)}, {count} model{'s' * (count != 1)}</h3>{shown}{fold('Its numbers', tables)}"
 
 
 def _tables(runs: Sequence[Run]) -> list[str]:

@@ -16,7 +16,7 @@ def draw(figure: Panel | Forest, prefix: str = "fig") -> str:
     """An `<svg>` with a title and a description that reads the numbers out."""
     body, width, height = (_forest if isinstance(figure, Forest) else _panel)(figure)
     name = f"{prefix}-{figure.key}"
-    return (f'<svg class="plot" viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width * 1.15:.0f}px" '
+    return (f'<svg class="plot" viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width * 1.15:.0f}px;--w:{width:.0f}px" '
             f'role="img" aria-labelledby="{escape(name)}-t {escape(name)}-d">'
             f'<title id="{escape(name)}-t">{escape(figure.title)}</title>'
             f'<desc id="{escape(name)}-d">{escape(describe(figure))}</desc>{"".join(body)}</svg>')
