@@ -27,6 +27,9 @@ def short(monkeypatch, tmp_path, tiny_model):
     monkeypatch.setenv("CAI_JAX_TOKENS", "6")
 
 
+PICTURES = {"quickstart": 1, "constitution_playground": 0, "reading_a_pm": 1, "rl_against_steps": 2}
+
+
 def printed(book) -> str:
     cells = [cell for cell in book.cells if cell.cell_type == "code"]
     return "".join(output.get("text", "") for cell in cells for output in cell.outputs)
@@ -44,6 +47,10 @@ def test_the_saved_notebook_is_the_reviewed_one(name):
     assert [(cell.cell_type, cell.source) for cell in saved.cells] == make_notebooks.cells(name)
     assert saved.cells[1].source == make_notebooks.SHARED["install"][1]
     assert path.stat().st_size < 400_000
+    code = [cell for cell in saved.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code), "saved without having been run: make_notebooks.py --execute"
+    assert len(printed(saved)) > 1000 and not any(output.output_type == "error" for cell in code for output in cell.outputs)
+    assert pictures(saved) == PICTURES[name]
 
 
 def test_quickstart_runs(short):
