@@ -42,11 +42,21 @@ def adam(rate, *, max_grad_norm: float | None = 1.0, weight_decay: float = 0.0, 
 
     PPO passes eps = 1e-5, which keeps early steps small where the second moment is still near 0.
     """
-    parts = [optax.clip_by_global_norm(max_grad_norm)] if max_grad_norm else []
+    parts = [clip_by_global_norm(max_grad_norm)] if max_grad_norm else []
     parts.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32))
     if weight_decay:
         parts.append(optax.add_decayed_weights(weight_decay, mask=decayed))
     return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Gradients times min(1, max_norm / their norm). A factor goes into the operations that follow; optax's division makes a
+    second copy of all gradients."""
+    def update(grads, state, params=None):
+        factor = max_norm / jnp.maximum(optax.global_norm(grads), max_norm)
+        return jax.tree.map(lambda grad: grad * factor, grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def decayed(params):
@@ -74,8 +84,9 @@ def sum_gradients(loss: Callable, params, batch, num_microbatches: int = 1):
     numbers of tokens weigh by their tokens. Names in `sums` that end in "_error" are ≥ 0 and joined by max, the others
     are added. A batch without a single count gives loss 0 and zero gradients.
     """
-    def one(microbatch):
-        (total, (count, sums)), grads = jax.value_and_grad(loss, has_aux=True)(params, microbatch)
+    def one(microbatch, share=lambda count: 1.0):
+        total, pullback, (count, sums) = jax.vjp(lambda params: loss(params, microbatch), params, has_aux=True)
+        grads, = pullback(jnp.asarray(share(count), total.dtype))
         return total, count, sums, grads
 
     def join(a, b):
@@ -83,7 +94,9 @@ def sum_gradients(loss: Callable, params, batch, num_microbatches: int = 1):
         return a[0] + b[0], a[1] + b[1], sums, jax.tree.map(jnp.add, a[3], b[3])
 
     if num_microbatches == 1:
-        result = one(batch)
+        # Divided before the backward pass: divided after it, the gradients would be there twice.
+        total, count, sums, grads = one(batch, lambda count: 1.0 / jnp.maximum(count, 1.0))
+        return total / jnp.maximum(count, 1.0), grads, count, sums
     else:
         microbatches = split_microbatches(batch, num_microbatches)
         shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], microbatches))

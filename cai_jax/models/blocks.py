@@ -73,11 +73,29 @@ def _int8_product(x: jax.Array, values: jax.Array, scale: jax.Array, axes_in: in
     return (product.astype(jnp.float32) * scale).astype(x.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
-    """x / sqrt(mean(x²) + eps) · scale over the last axis, computed in float32 (Zhang and Sennrich 2019)."""
+    """x / sqrt(mean(x²) + eps) · scale over the last axis, computed in float32 (Zhang and Sennrich 2019). The backward pass keeps
+    x and one number a position."""
+    return _rms_forward(x, scale_D, eps)[0]
+
+
+def _rms_forward(x, scale_D, eps):
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    return y.astype(x.dtype) * scale_D.astype(x.dtype)
+    inverse = jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (y * inverse).astype(x.dtype) * scale_D.astype(x.dtype), (x, scale_D, inverse)
+
+
+def _rms_backward(eps, kept, grad):
+    x, scale_D, inverse = kept
+    y, grad = x.astype(jnp.float32), grad.astype(jnp.float32)
+    scaled = grad * scale_D.astype(jnp.float32)
+    along = jnp.mean(scaled * y, axis=-1, keepdims=True) * (inverse * inverse * inverse)
+    grad_scale = jnp.sum(grad * y * inverse, axis=tuple(range(x.ndim - 1)))
+    return (scaled * inverse - y * along).astype(x.dtype), grad_scale.astype(scale_D.dtype)
+
+
+rms_norm.defvjp(_rms_forward, _rms_backward)
 
 
 def norm(x: jax.Array, weights: dict, name: str, config: ModelConfig) -> jax.Array:
@@ -211,21 +229,87 @@ def _mlp(h_BxTxD, weights: dict, config: ModelConfig):
     if config.mlp_bias:
         up = up + weights["up_bias"]
         gate = gate + weights["gate_bias"] if config.gated_mlp else None
-    inner = activate(gate, config.activation) * up if config.gated_mlp else activate(up, config.activation)
-    out = project(inner, weights["down"], (config.width,))
+    if config.gated_mlp:
+        out = _gated_down(gate, up, weights["down"], config.activation, config.width)
+    else:
+        out = project(activate(up, config.activation), weights["down"], (config.width,))
     return out + weights["down_bias"] if config.mlp_bias else out
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _gated_down(gate, up, down, activation: str, width: int):
+    """(activation(gate) · up) times down. The backward pass keeps gate and up only, a third of what it would."""
+    return project(activate(gate, activation) * up, down, (width,))
+
+
+def _gated_down_forward(gate, up, down, activation, width):
+    return _gated_down(gate, up, down, activation, width), (gate, up, down)
+
+
+def _gated_down_backward(activation, width, kept, grad):
+    gate, up, down = kept
+    # Written in another way than in the forward pass: XLA would find it there, and keep it instead of making it again.
+    again = (lambda x: x * (0.5 + 0.5 * jnp.tanh(0.5 * x))) if activation == "silu" else lambda x: activate(x, activation)
+    active, of_gate = jax.vjp(again, gate)
+    _, of_product = jax.vjp(lambda inner, down: project(inner, down, (width,)), active * up, down)
+    grad_inner, grad_down = of_product(grad)
+    return of_gate(grad_inner * up)[0], grad_inner * active, grad_down
+
+
+_gated_down.defvjp(_gated_down_forward, _gated_down_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend_chunk(q_BxCxKxGxDh, k_BxSxKxDh, v_BxSxKxDh, allowed_BxCxS, cap):
-    # One matrix product a key head, of the queries of all its heads together; operands as a CPU's products want them (a third
-    # less time than with the axes where they come from).
+    """Context [B, C, K, G, Dh] of scaled queries. The backward pass keeps no weights: it makes them again from the log-sum-exps
+    (Dao et al. 2022, section 3.1)."""
+    return _attend_forward(q_BxCxKxGxDh, k_BxSxKxDh, v_BxSxKxDh, allowed_BxCxS, cap)[0]
+
+
+def _by_key_head(x_BxCxKxGxDh):
+    """[B, K, G·C, Dh]: one matrix product a key head, of all that its queries have together."""
+    B, C, K, G, Dh = x_BxCxKxGxDh.shape
+    return x_BxCxKxGxDh.transpose(0, 2, 3, 1, 4).reshape(B, K, G * C, Dh)
+
+
+def _by_position(x_BxKxMxDh, C: int):
+    B, K, M, Dh = x_BxKxMxDh.shape
+    return x_BxKxMxDh.reshape(B, K, M // C, C, Dh).transpose(0, 3, 1, 2, 4)
+
+
+def _attend_forward(q_BxCxKxGxDh, k_BxSxKxDh, v_BxSxKxDh, allowed_BxCxS, cap):
+    # Operands as a CPU's products want them (a third less time than with the axes where they come from).
     B, C, K, G, Dh = q_BxCxKxGxDh.shape
-    q_BxKxMxDh = q_BxCxKxGxDh.transpose(0, 2, 3, 1, 4).reshape(B, K, G * C, Dh)
+    q_BxKxMxDh = _by_key_head(q_BxCxKxGxDh)
     scores = jnp.einsum("bkmd,bkds->bkms", q_BxKxMxDh, k_BxSxKxDh.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
     scores = jnp.where(allowed_BxCxS[:, None, None], softcap(scores.reshape(B, K, G, C, -1), cap), MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BxSxKxDh.dtype).reshape(B, K, G * C, -1)
-    context = jnp.einsum("bkms,bksd->bkmd", weights, v_BxSxKxDh.transpose(0, 2, 1, 3))
-    return context.reshape(B, K, G, C, Dh).transpose(0, 3, 1, 2, 4)
+    lse_BxKxGxC = jax.nn.logsumexp(scores, axis=-1)
+    weights = jnp.exp(scores - lse_BxKxGxC[..., None]).astype(v_BxSxKxDh.dtype).reshape(B, K, G * C, -1)
+    context = _by_position(jnp.einsum("bkms,bksd->bkmd", weights, v_BxSxKxDh.transpose(0, 2, 1, 3)), C)
+    return context, (q_BxCxKxGxDh, k_BxSxKxDh, v_BxSxKxDh, allowed_BxCxS, context, lse_BxKxGxC)
+
+
+def _attend_backward(cap, kept, grad_BxCxKxGxDh):
+    # Scores with the keys first: for XLA other scores than those of the forward pass, which it would keep instead.
+    q, k, v, allowed_BxCxS, context, lse_BxKxGxC = kept
+    B, C, K, G, Dh = q.shape
+    q, grad, context = (_by_key_head(x) for x in (q, grad_BxCxKxGxDh, context))
+    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
+    allowed_BxSxGC = jnp.tile(allowed_BxCxS.swapaxes(1, 2), (1, 1, G))[:, None]
+    scores = softcap(jnp.einsum("bksd,bkmd->bksm", k, q, preferred_element_type=jnp.float32), cap)
+    weights = jnp.where(allowed_BxSxGC, jnp.exp(scores - lse_BxKxGxC.reshape(B, K, 1, G * C)), 0.0)
+    delta = jnp.sum(grad.astype(jnp.float32) * context.astype(jnp.float32), axis=-1)[:, :, None]
+    slopes = weights * (jnp.einsum("bksd,bkmd->bksm", v, grad, preferred_element_type=jnp.float32) - delta)
+    if cap is not None:
+        slopes = slopes * (1.0 - (scores / cap) ** 2)
+    slopes, weights = slopes.astype(q.dtype), weights.astype(v.dtype)
+    grad_v = jnp.einsum("bksm,bkmd->bksd", weights, grad)
+    grad_k = jnp.einsum("bksm,bkmd->bksd", slopes, q)
+    grad_q = jnp.einsum("bksm,bksd->bkmd", slopes, k)
+    return _by_position(grad_q, C), grad_k.transpose(0, 2, 1, 3), grad_v.transpose(0, 2, 1, 3), None
+
+
+_attend_chunk.defvjp(_attend_forward, _attend_backward)
 
 
 def causal_attention(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, mask_BxT, segments_BxT=None, window: int = 0,
@@ -250,6 +334,6 @@ def causal_attention(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, mask_BxT, segments_BxT=
         if segments_BxT is not None:
             allowed &= segments_BxT[:, start:stop, None] == segments_BxT[:, None, first:stop]
         keys, values = k_BxTxKxDh[:, first:stop], v_BxTxKxDh[:, first:stop]
-        parts.append(jax.checkpoint(_attend_chunk, static_argnums=4)(q[:, start:stop], keys, values, allowed, cap))
+        parts.append(_attend_chunk(q[:, start:stop], keys, values, allowed, cap))
     context = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
     return context.reshape(B, T, H, Dh)

@@ -91,8 +91,9 @@ class Learner:
         self._tx, self._value_tx = (optim.adam(rate, max_grad_norm=settings.max_grad_norm, eps=1e-5)
                                     for rate in self.rates)
         self.abstract = self._abstract()
-        self._logprobs = jax.jit(self._chunked(self._logprobs_of), static_argnums=3)
-        self._values = jax.jit(self._chunked(self._values_of), static_argnums=3)
+        compiled = {"compiler_options": state_lib.compiler_options(mesh)}
+        self._logprobs = jax.jit(self._chunked(self._logprobs_of), static_argnums=3, **compiled)
+        self._values = jax.jit(self._chunked(self._values_of), static_argnums=3, **compiled)
         self._advantages = jax.jit(functools.partial(_advantages, settings=settings))
         self._policy_step = self._make_step(self._policy_loss, self._tx, ("params", "optimiser"))
         self._value_step = self._make_step(self._value_loss, self._value_tx, ("value", "value_optimiser"))
@@ -236,7 +237,7 @@ class Learner:
         else:
             params, optimiser = (self.abstract[name] for name in names)
         places = (*state_lib.shardings_of((params, optimiser)), sharding.replicated(self.mesh))
-        return jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
+        return jax.jit(step, donate_argnums=(0, 1), out_shardings=places, compiler_options=state_lib.compiler_options(self.mesh))
 
     def programs(self, num_rollouts: int, length: int) -> dict:
         """{name: (jitted function, abstract arguments)} of everything that an update of `num_rollouts` rollouts of `length`

@@ -102,6 +102,13 @@ def with_head(decoder, head: dict, mesh):
     return {"decoder": decoder, "head": sharding.put(head, sharding.tree_shardings(axes, head, mesh))}
 
 
+def compiler_options(mesh) -> dict | None:
+    """How a training step is compiled: XLA's order of operations for a CPU favours concurrency, and then what the backward pass
+    makes again is made early and kept. In the other order a step of SmolLM2 needs 0.65 times the memory, in the same time."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if on_cpu else None
+
+
 def make_optimiser(config, where: str, num_steps: int):
     """(step → learning rate, a number on the host; optimiser) from a stage's fields; UserError for an unknown schedule."""
     try:
@@ -130,7 +137,8 @@ def jit_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict,
         scalars = {"loss": mean, "grad_norm": norm, "count": count, **sums}
         return {"params": params, "optimiser": optimiser}, scalars
 
-    return jax.jit(update, donate_argnums=0, out_shardings=(shardings_of(abstract), sharding.replicated(mesh)))
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings_of(abstract), sharding.replicated(mesh)),
+                   compiler_options=compiler_options(mesh))
 
 
 def make_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict, mesh, num_microbatches: int,
