@@ -9,7 +9,7 @@ import dataclasses
 
 from cai_jax.evals.rows import find
 from cai_jax.reporting.run_data import Run
-from cai_jax.reporting.text import model_name, number, place_name, quantity
+from cai_jax.reporting.text import headed, model_name, number, place_name, quantity
 
 SMALL_MODEL = 1_000_000_000
 LENGTH_DRIFT = 0.25  # of the first model's mean length
@@ -158,7 +158,8 @@ def _preference(run: Run):
             chance = row["baseline"].get("chance") or 0.5
             if row["low"] is not None and row["low"] <= chance:
                 mode = metric.removeprefix("choice_").replace("_", " ")
-                told = (f"The feedback model answers {number(row['value'], percent=True)} of {row['n']} {row['on']} questions "
+                who = "The feedback model" if row["model"] == "feedback" else headed(row["model"])
+                told = (f"{who} answers {number(row['value'], percent=True)} of {row['n']} {row['on']} questions "
                         f"rightly ({mode}); the interval includes chance, so its labels may carry no signal.")
                 yield Caution("care", told, "judges")
 
