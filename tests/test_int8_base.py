@@ -113,7 +113,8 @@ def test_twenty_steps_cost_little():
 
 
 def test_backward_does_not_keep_a_second_base():
-    """What a step needs beside its arguments is far less than with matrices in float32: they are not restored all at once."""
+    """What a step needs beside its arguments is far less than the matrices in float32: those in 8 bits are not restored all at
+    once, and the scan keeps no copy of those that are whole."""
     config = ModelConfig(family="llama", vocab_size=11, width=256, ffw=512, num_layers=8, num_heads=4, num_kv_heads=4,
                          head_dim=64, max_length=64, norm_eps=1e-5, rope_theta=10000.0, tied_embeddings=True)
     tokens, mask = jnp.ones((1, 4), jnp.int32), jnp.ones((1, 4), bool)
@@ -125,7 +126,9 @@ def test_backward_does_not_keep_a_second_base():
     trained, step = lora.abstract(config, ADAPTERS), jax.jit(jax.grad(loss))
     temps = [step.lower(trained, base).compile().memory_analysis().temp_size_in_bytes
              for base in (rounding.rounded_shapes(whole), whole)]
-    assert temps[0] < 0.5 * temps[1]
+    matrices = sum(4 * leaf.size for leaf in jax.tree.leaves(whole["layers"]) if leaf.ndim > 2)
+    print([f"{size / matrices:.2f} of the matrices" for size in temps])
+    assert max(temps) < 0.25 * matrices
 
 
 def test_fields():

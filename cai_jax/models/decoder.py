@@ -81,12 +81,18 @@ class Decoder(nn.Module):
         kinds = config.layer_kinds
         period = _period(kinds) if self.scan else config.num_layers
 
+        def one(x_BxTxD, weights):
+            return run(x_BxTxD, weights, kinds[0]), None
+
         def block(x_BxTxD, stacked):
             for weights, kind in zip(unstack(stacked, period), kinds, strict=False):
                 x_BxTxD = run(x_BxTxD, weights, kind)
             return x_BxTxD, None
 
-        if self.scan:
+        if self.scan and period == 1:
+            # Weights that the body gets and uses as they are need no copy for the backward pass; reshaped ones would.
+            x_BxTxD, _ = jax.lax.scan(one, x_BxTxD, layers)
+        elif self.scan:
             folded = jax.tree.map(lambda w: w.reshape(-1, period, *w.shape[1:]), layers)
             x_BxTxD, _ = jax.lax.scan(block, x_BxTxD, folded)
         else:
