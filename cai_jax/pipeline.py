@@ -274,6 +274,7 @@ def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
     directory = artefacts.StageDirectory(run_path / node.name)
     manifest = directory.manifest
     if manifest.get("done"):
+        directory.mirror_manifest()
         progress.say(f"[{node.name}] done before: {manifest['summary'].get('headline', '')}")
         return {"stage": node.name, "skipped": True, "seconds": manifest["seconds"], **manifest["summary"]}
     stage = config.graph[node.name]

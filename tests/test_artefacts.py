@@ -59,6 +59,54 @@ def test_discard_forgets_what_a_checkpoint_does_not_cover(tmp_path):
     assert [row["step"] for row in directory.records()] == [0, 1, 2, 3]
 
 
+def test_a_kill_between_the_manifest_and_its_copy_is_made_good(tmp_path):
+    directory = artefacts.StageDirectory(tmp_path)
+    directory.update_manifest(done=True)
+    copy = tmp_path / "manifest.backup.json"
+    expected = copy.read_text()
+    copy.write_text('{"done": fal')
+    (tmp_path / ".manifest.backup.json.writing").write_text("{")
+    directory.mirror_manifest()
+    assert copy.read_text() == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.backup.json", "manifest.json"]
+    before = copy.stat().st_mtime_ns
+    directory.mirror_manifest()
+    assert copy.stat().st_mtime_ns == before
+
+
+def test_a_light_journal_keeps_ids_and_writes_the_same(tmp_path):
+    rows = [{"id": f"{n:02d}", "step": n // 4, "text": "x" * n} for n in range(12)]
+    marks = []
+    for light in (False, True):
+        directory = artefacts.StageDirectory(tmp_path / str(light))
+        journal = directory.journal(light=light)
+        for row in rows:
+            journal.append(row)
+            if row["step"] % 2:
+                journal.flush()
+        journal.discard(lambda row: row["step"] < 2)
+        assert list(journal.finished) == [row["id"] for row in rows[:8]] and any(journal.finished.values()) is not light
+        again = artefacts.StageDirectory(tmp_path / str(light)).journal(light=light)
+        again.discard(lambda row: True)
+        for row in rows[8:]:
+            again.append(row)
+        with pytest.raises(ValueError, match="twice"):
+            again.append(rows[0])
+        marks.append(again.finish())
+    assert marks[0] == marks[1] and len(directory.records("records")) == 12
+    assert (tmp_path / "True" / "records.jsonl").read_text() == (tmp_path / "False" / "records.jsonl").read_text()
+
+
+def test_a_light_journal_notices_a_lost_part(tmp_path):
+    journal = artefacts.StageDirectory(tmp_path).journal(light=True)
+    for number in range(2):
+        journal.append({"id": str(number)})
+        journal.flush()
+    next(tmp_path.glob("records.parts/*.jsonl")).unlink()
+    with pytest.raises(artefacts.Damaged, match="1 records are lost"):
+        journal.finish()
+
+
 def test_many_rows_reach_the_disk_in_parts(tmp_path):
     directory = artefacts.StageDirectory(tmp_path / "s")
     journal = directory.journal()

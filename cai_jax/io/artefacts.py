@@ -162,23 +162,29 @@ def _parse_lines(path, text: str) -> list[dict]:
 
 
 class Journal:
-    """Records of one stage in the making. `finished` maps id → record for everything that is safely on disk or queued."""
+    """Records of one stage in the making. `finished` maps id → record for everything that is safely on disk or queued.
 
-    def __init__(self, directory: StageDirectory, name: str):
+    A `light` journal keeps only the ids of what is on disk ({} for the record): memory does not grow with every row.
+    """
+
+    def __init__(self, directory: StageDirectory, name: str, light: bool = False):
+        self._stage, self._light = directory.name, light
         self._parts = directory.path / f"{name}.parts"
         self._target = directory.path / f"{name}.jsonl"
         self._name = name
         self._queue: list[dict] = []
         self._last_flush = time.monotonic()
-        self.finished: dict[str, dict] = {}
         barrier(f"journal {self._parts}")
-        if self._target.exists():
-            self.finished.update(_read_finished(self._target))
+        self.finished, self._next_part = self._read()
+        barrier(f"journal read {self._parts}")
+
+    def _read(self) -> tuple[dict[str, dict], int]:
+        """What is on disk, and the number of the next part."""
+        found = _read_finished(self._target) if self._target.exists() else {}
         parts = sorted(self._parts.glob("[0-9]*.jsonl")) if self._parts.exists() else []
         for part in parts:
-            self.finished.update(_read_part(part))
-        self._next_part = int(parts[-1].stem) + 1 if parts else 0
-        barrier(f"journal read {self._parts}")
+            found.update(_read_part(part))
+        return found, int(parts[-1].stem) + 1 if parts else 0
 
     def append(self, row: dict) -> None:
         """Adds a finished record; it reaches the disk within a part of at most FLUSH_ROWS rows or FLUSH_SECONDS."""
@@ -192,6 +198,8 @@ class Journal:
     def flush(self) -> None:
         if self._queue and is_writer():
             self._write_part(self._queue)
+        if self._light:
+            self.finished.update((row["id"], {}) for row in self._queue)
         self._next_part += bool(self._queue)
         self._queue = []
         self._last_flush = time.monotonic()
@@ -204,6 +212,10 @@ class Journal:
     def discard(self, keep) -> None:
         """Forgets finished records for which `keep(row)` is false: those made after the checkpoint a training resumes from."""
         self.flush()
+        if self._light:
+            barrier(f"journal flushed {self._parts}")
+            self.finished, _ = self._read()
+            barrier(f"journal read again {self._parts}")
         kept = {key: row for key, row in self.finished.items() if keep(row)}
         if len(kept) != len(self.finished) and is_writer():
             self._write_part(kept.values())
@@ -213,13 +225,19 @@ class Journal:
             if self._target.exists():
                 self._target.unlink()
         self._next_part += len(kept) != len(self.finished)
-        self.finished = kept
+        self.finished = dict.fromkeys(kept, {}) if self._light else kept
         barrier(f"journal discard {self._parts}")
 
     def finish(self) -> str:
         """Writes NAME.jsonl sorted by id, removes the parts, returns the SHA-256 of the file."""
         self.flush()
-        lines = [dump(self.finished[key]) for key in sorted(self.finished)]
+        rows = self.finished
+        if self._light:
+            barrier(f"journal flushed {self._parts}")
+            rows, _ = self._read()
+            if rows.keys() != self.finished.keys():
+                raise Damaged(self._stage, f"{self._parts}: {len(self.finished.keys() - rows.keys())} records are lost", True)
+        lines = [dump(rows[key]) for key in sorted(rows)]
         text = "".join(line + "\n" for line in lines)
         if is_writer():
             write_text(self._target.with_suffix(".digests"), "".join(mark(line.encode()) + "\n" for line in lines))
@@ -280,8 +298,18 @@ class StageDirectory:
             write_sealed(self.path / "manifest.json", value)
             write_sealed(self.path / "manifest.backup.json", value)
 
-    def journal(self, name: str = "records") -> Journal:
-        self._journals.append(Journal(self, name))
+    def mirror_manifest(self) -> None:
+        """Makes the copy what the manifest is, where a kill came between the two."""
+        copy = self.path / "manifest.backup.json"
+        try:
+            found = read_sealed(copy)
+        except UserError:
+            found = None
+        if is_writer() and found != self.manifest:
+            write_sealed(copy, self.manifest)
+
+    def journal(self, name: str = "records", light: bool = False) -> Journal:
+        self._journals.append(Journal(self, name, light))
         return self._journals[-1]
 
     def flush(self) -> None:

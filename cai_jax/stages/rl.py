@@ -111,7 +111,7 @@ def run(ctx: StageContext) -> dict:
         return learner.init(start(policy, "adapters"), value, config.kl_coefficient)
 
     # ---- Updates --------------------------------------------------------------------------------------------------
-    journal = ctx.directory.journal()
+    journal = ctx.directory.journal(light=True)
     seen = {}
 
     def on_start(start, writer):
