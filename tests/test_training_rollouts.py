@@ -43,7 +43,7 @@ def test_arrays_of_rollouts():
     np.testing.assert_array_equal(np.argwhere(batch.actions), [[0, 3], [0, 4], [1, 2]])  # EOS is an action, padding is not
     np.testing.assert_array_equal(batch.sampled[batch.actions], np.float32([-0.5, -1.5, -2.5]))
     assert batch.scores.dtype == np.float32
-    assert lib.longest(PROMPTS, 30) == 64 and lib.longest(PROMPTS, 26) == 32
+    assert lib.longest(PROMPTS, 30) == 48 and lib.longest(PROMPTS, 26) == 32
 
 
 def test_custom_rewards_by_dotted_name(monkeypatch):
