@@ -18,7 +18,7 @@ from cai_jax.reporting import pairwise
 from cai_jax.reporting.cautions import interval
 from cai_jax.reporting.markdown import plain, table
 from cai_jax.reporting.run_data import Run, Stage
-from cai_jax.reporting.text import duration, gigabytes, headed, number, place_name, quantity
+from cai_jax.reporting.text import duration, gigabytes, headed, model_name, number, place_name, quantity
 
 REFERENCE_FILES = ("manifest.json", "metrics.jsonl", "metrics.json")
 PROVENANCE = ("git_revision", "versions", "python", "devices", "num_devices", "num_processes", "command")
@@ -121,8 +121,8 @@ def _policies(rows: Sequence[dict], on: str) -> str:
                      shown(wins, sign=True, percent=True), shown(one(rows, "num_tokens", on, name)),
                      shown(one(rows, "refusal_rate", on, name), percent=True),
                      shown(one(rows, "repetition", on, name), percent=True)])
-    head = ["policy", "judge's score", f"− {plain(first)}", "", "at equal length", "", "net wins at equal length", "tokens",
-            "refusals", "repeated 4-grams"]
+    head = ["policy", "judge's score", f"− {plain(first)}", "verdict", "at equal length", "verdict", "net wins at equal length",
+            "tokens", "refusals", "repeated 4-grams"]
     count = find(rows, "num_tokens", on)[0]["n"]
     return f"### {headed(plain(place_name(on)))} ({count})\n\n{table(head, body)}"
 
@@ -132,10 +132,11 @@ def _preference_models(rows: Sequence[dict]) -> str:
     for r in find(rows, "pm_accuracy"):
         difference = one(rows, "pm_accuracy", r["on"], r["model"], "longer")
         ece = one(rows, "pm_ece", r["on"], r["model"])
-        body.append([plain(r["model"]), plain(place_name(r["on"])), shown(r, percent=True),
+        body.append([plain(model_name(r["model"])), plain(place_name(r["on"])), shown(r, percent=True),
                      number(r["baseline"]["longer"], percent=True), shown(difference, percent=True, sign=True),
                      verdict(difference), verdict(r | _less(r, 0.5)), number(ece["value"]) if ece else "–", str(r["n"])])
-    head = ["preference model", "on", "accuracy", "always the longer", "− longer", "", "against chance", "calibration error", "n"]
+    head = ["preference model", "on", "accuracy", "always the longer", "− longer", "against it", "against chance",
+            "calibration error", "n"]
     return "### Preference models on held-out pairs\n\n" + table(head, body) if body else ""
 
 
@@ -170,7 +171,7 @@ def _revisions(rows: Sequence[dict]) -> str:
         lengths = [one(rows, f"revision_words_{side}", "revisions", r["model"]) for side in ("before", "after")]
         body.append([plain(r["model"]), shown(r, percent=True), shown(moved, sign=True), verdict(moved),
                      shown(rise, sign=True, percent=True), *(shown(length) for length in lengths), str(r["n"])])
-    head = ["revisions", "text changed", "judge's score moved", "", "rose − fell", "words before", "words after", "n"]
+    head = ["revisions", "text changed", "judge's score moved", "verdict", "rose − fell", "words before", "words after", "n"]
     return "### Revisions\n\n" + table(head, body) if body else ""
 
 

@@ -41,8 +41,10 @@ def policies(rows, on: str) -> Forest | None:
 def _accuracy(rows, metric: str, key: str, title: str) -> Forest | None:
     out = []
     for on in dict.fromkeys(r["on"] for r in find(rows, metric)):
-        out.append(ForestRow(place_name(on) if metric == "pm_accuracy" else f"human pairs, {on}", None, heading=True))
-        out += [ForestRow(r["model"], r["value"], r["low"], r["high"], 1, ((r["baseline"]["longer"], "always the longer"),))
+        pairs = "human pairs" + (f", {on}" if on != "human" else "")
+        out.append(ForestRow(place_name(on) if metric == "pm_accuracy" else pairs, None, heading=True))
+        out += [ForestRow(model_name(r["model"]), r["value"], r["low"], r["high"], 1,
+                          ((r["baseline"]["longer"], "always the longer"),))
                 for r in find(rows, metric, on)]
     return Forest(key, title, "accuracy; the tick is always the longer answer", out, 0.5, percent=True, width=560) if out else None
 

@@ -20,7 +20,8 @@ MODEL_NAMES = {"initial": "Initial", "sl": "SL-CAI", "rl": "RL-CAI", "pretrained
 
 
 def model_name(name: str) -> str:
-    return MODEL_NAMES.get(name, name)
+    """In print: `@pm` of a config is the model of the stage pm."""
+    return MODEL_NAMES.get(name, name.removeprefix("@"))
 
 
 # Sets of prompts in print; others by their name.
