@@ -280,12 +280,12 @@ def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
     stage = config.graph[node.name]
     inputs = {key: artefacts.StageDirectory(run_path / value) for key, value in (stage.get("inputs") or {}).items() if value}
     ctx = StageContext(node.name, stage, config, run_path, directory, inputs, mesh)
-    spent = manifest.get("seconds", 0.0)
+    spent, spent_cpu = manifest.get("seconds", 0.0), manifest.get("cpu_seconds", 0.0)
     directory.update_manifest(kind=node.kind, fingerprint=node.fingerprint, fields=node.fields, parents=list(node.parents),
                               done=False)
     artefacts.barrier(f"start {node.name}")
     progress.say(f"[{node.name}] {node.kind} …")
-    start = time.monotonic()
+    start, start_cpu = time.monotonic(), time.process_time()
     try:
         summary = stage_module(node.kind).run(ctx)
         directory.flush()
@@ -296,7 +296,8 @@ def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
         raise
     finally:
         seconds = spent + time.monotonic() - start
-        directory.update_manifest(seconds=round(seconds, 2))
+        cpu_seconds = spent_cpu + time.process_time() - start_cpu  # what a busy machine does not lengthen
+        directory.update_manifest(seconds=round(seconds, 2), cpu_seconds=round(cpu_seconds, 2))
     digests = summary.pop("sha256", {})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     directory.update_manifest(summary=summary, sha256=digests, files=integrity.file_digests(directory), dropped=ctx.dropped,

@@ -64,8 +64,8 @@ class Writer:
         self.order.append(name)
         self.json(f"{name}/manifest.json", {
             "kind": kind, "fingerprint": f"{abs(hash(name)):016x}"[:16], "fields": {"kind": kind, **fields}, "parents": [],
-            "done": True, "seconds": seconds, "tokens": tokens or {}, "dropped": dropped or {}, "peak_bytes": 5 * 2**30,
-            "sha256": {}, "summary": {"headline": headline, **summary}})
+            "done": True, "seconds": seconds, "cpu_seconds": 2 * seconds, "tokens": tokens or {},
+            "dropped": dropped or {}, "peak_bytes": 5 * 2**30, "sha256": {}, "summary": {"headline": headline, **summary}})
 
 
 def write(root, num_prompts=32, seed=0, lift=0.5, hostile=(), stages=None):

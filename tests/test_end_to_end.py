@@ -23,6 +23,8 @@ def test_every_stage_leaves_its_records(finished):
     for stage in TRAINING_STAGES:
         assert (workdir / stage / "metrics.jsonl").read_text()
         assert json.loads((workdir / stage / "model" / "role.json").read_text())["kind"] in ("policy", "reward")
+    manifest = json.loads((workdir / "sl" / "manifest.json").read_text())
+    assert 0 < manifest["cpu_seconds"] and 0 < manifest["seconds"]
     assert (workdir / "evaluate" / "metrics.json").exists()
     page = (workdir / "report" / "report.html").read_text()
     assert "<script src" not in page and "http://" not in re.sub(r"http://www\.w3\.org\S*", "", page)

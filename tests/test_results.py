@@ -59,7 +59,8 @@ def test_numbers_stand_in_the_tables_with_interval_and_length(run):
     even, = find(found["rows"], "pm_score_at_equal_length", "red_team", "rl", "initial")
     assert f"{even['value']:+.2f} [".replace("-", "−") in text
     agreement, = find(found["rows"], "label_agreement", "hh_harmless_base", "feedback")
-    assert agreement["n"] == 24 and found["cost"]["seconds"] > 0 and found["about"]["versions"] == {"jax": "0.10.2"}
+    assert found["cost"]["cpu_seconds"] == pytest.approx(2 * found["cost"]["seconds"]) and found["cost"]["seconds"] > 0
+    assert agreement["n"] == 24 and found["about"]["versions"] == {"jax": "0.10.2"}
     moved, = find(found["rows"], "revision_moved", "revisions", "revise", "initial")
     scores = Run(run).revision_scores("revise")
     assert Run(run).revision_scores("revise_direct") == {}

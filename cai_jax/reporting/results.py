@@ -70,10 +70,10 @@ def revised(run: Run, stage: Stage, seed: int) -> list[dict]:
 
 
 def cost(run: Run) -> dict:
-    """Seconds, tokens and peak memory by stage, and the sums."""
-    stages = {s.name: {"kind": s.kind, "seconds": s.seconds, "tokens": s.tokens, "peak_bytes": s.manifest.get("peak_bytes"),
-                       "done": s.done} for s in run.stages.values()}
-    return {"stages": stages, "seconds": run.seconds, "peak_bytes": run.peak_bytes,
+    """Seconds by the clock and of the processors, tokens and peak memory by stage, and the sums."""
+    stages = {s.name: {"kind": s.kind, "seconds": s.seconds, "cpu_seconds": s.cpu_seconds, "tokens": s.tokens,
+                       "peak_bytes": s.manifest.get("peak_bytes"), "done": s.done} for s in run.stages.values()}
+    return {"stages": stages, "seconds": run.seconds, "cpu_seconds": run.cpu_seconds, "peak_bytes": run.peak_bytes,
             "tokens": {kind: run.tokens(kind) for kind in ("sampled", "scored", "trained")}}
 
 
@@ -190,10 +190,13 @@ def _critiques(rows: Sequence[dict]) -> str:
 
 def _cost(found: dict) -> str:
     kinds = ("sampled", "scored", "trained")
-    body = [[plain(name), s["kind"], duration(s["seconds"]), *(quantity(s["tokens"].get(kind)) for kind in kinds),
-             gigabytes(s["peak_bytes"])] for name, s in found["stages"].items()]
-    return (f"### Cost: {duration(found['seconds'])}, at most {gigabytes(found['peak_bytes'])}\n\n"
-            + table(["stage", "kind", "time", "tokens sampled", "scored", "trained", "peak of the process until then"], body))
+    body = [[plain(name), s["kind"], duration(s["seconds"]), duration(s["cpu_seconds"]),
+             *(quantity(s["tokens"].get(kind)) for kind in kinds), gigabytes(s["peak_bytes"])]
+            for name, s in found["stages"].items()]
+    head = ["stage", "kind", "by the clock", "of the processors", "tokens sampled", "scored", "trained",
+            "peak of the process until then"]
+    return (f"### Cost: {duration(found['seconds'])} by the clock, {duration(found['cpu_seconds'])} of the processors, at most "
+            f"{gigabytes(found['peak_bytes'])}\n\n" + table(head, body))
 
 
 def _about(found: dict) -> str:

@@ -43,6 +43,11 @@ class Stage:
         return self.manifest.get("seconds")
 
     @property
+    def cpu_seconds(self) -> float | None:
+        """Of all processors, of the process that writes; None in runs of older versions."""
+        return self.manifest.get("cpu_seconds")
+
+    @property
     def tokens(self) -> dict[str, int]:
         return self.manifest.get("tokens") or {}
 
@@ -175,6 +180,12 @@ class Run:
     @property
     def seconds(self) -> float:
         return sum(stage.seconds or 0.0 for stage in self.stages.values())
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        """None where a stage has none."""
+        found = [stage.cpu_seconds for stage in self.stages.values()]
+        return None if None in found else sum(found)
 
     @property
     def peak_bytes(self) -> int:

@@ -74,7 +74,8 @@ def facts(runs: Sequence[Run]) -> str:
     pairs = [
         ("Model", escape(story.base_model(run) or "–"), f"{quantity(size)} parameters" if size else ""),
         ("Constitution", escape(story.constitution(run) or "–"), ""),
-        ("Time", duration(run.seconds), f"{len(run.stages)} stages"),
+        ("Time", duration(run.seconds), f"{len(run.stages)} stages" + (
+            f", {duration(run.cpu_seconds)} of the processors" if run.cpu_seconds else "")),
         ("Sampled", quantity(run.tokens("sampled")), "tokens"),
         ("Trained on", quantity(run.tokens("trained")) if run.tokens("trained") else "–", "tokens"),
         ("Compute", f"{quantity(run.flops)}FLOP" if run.flops else "–", "2N a token, 6N trained"),
