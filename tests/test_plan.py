@@ -156,6 +156,16 @@ def test_a_preset_compiles_for_64_chips(tmp_path):
     assert 1.2 < step["flops_counted"] / step["flops_model"] < 1.4 and step["moved"] > 0
 
 
+def test_a_single_chip(tmp_path):
+    """The compiler takes a host of four for granted."""
+    if not has_compiler():
+        pytest.skip("libtpu is absent: pip install 'cai_jax[plan]', or run `make test-plan`")
+    done = command("--config=configs/tiny.py", "--config.stages=sl", "--topology=v5e:1x1", "--json", str(tmp_path / "out.json"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    step, = json.loads((tmp_path / "out.json").read_text())["programs"]
+    assert step["method"] == "compiled" and step["fits"] and step["moved"] == 0
+
+
 def test_without_the_compiler_there_is_one_clear_line():
     if has_compiler():
         pytest.skip("libtpu is here")

@@ -114,6 +114,8 @@ def devices(topology: Topology) -> list:
     options = {"chip_config_name": "megacore"} if topology.chip.name == "v4" else {}
     if topology.num_slices > 1:
         options["num_slices"] = topology.num_slices
+    if math.prod(topology.shape) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)  # the compiler takes a host to have four
     name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
