@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from cai_jax.evals.rows import find
+from cai_jax.reporting import copied
 from cai_jax.reporting.run_data import Run
 from cai_jax.reporting.text import headed, model_name, number, place_name, quantity
 
@@ -19,6 +20,7 @@ SIDE_LIMIT = 0.2  # of how often option (A) is chosen, around one half
 CUT_LIMIT = 0.25
 FEW_ITEMS = 50
 GAP_LIMIT = 1e-3
+COPY_LIMIT = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Caution:
 
 def collect(run: Run) -> list[Caution]:
     """All cautions of a run, the gravest first."""
-    rules = (_unfinished, _training, _null_results, _harm, _judge, _length, _kl, _labels, _preference, _small, _few,
+    rules = (_unfinished, _training, _null_results, _harm, _judge, _length, _kl, _labels, _copied, _preference, _small, _few,
              _truncation, _dropped)
     return sorted((c for rule in rules for c in rule(run)), key=lambda c: ("stop", "care", "note").index(c.level))
 
@@ -92,6 +94,16 @@ def _length(run: Run):
         told = (f"Length drift: {', '.join(drifts)}. Preference models often reward length; read the scores with "
                 "that in mind.")
         yield Caution("care", told, "results")
+
+
+def _copied(run: Run):
+    for stage in run.of_kind("revise"):
+        high = [r for r in copied.rows(run, stage) if r["value"] > COPY_LIMIT]
+        if high:
+            what = {"revision_critiques_copied": "critiques", "revision_copied": "revisions"}
+            told = " and ".join(f"{interval(r, sign=False, percent=True)} of the {what[r['metric']]}" for r in high)
+            yield Caution("care", f"{headed(stage.name)}: {told} repeat five or more words in a row of the worked examples, which "
+                                  "are about other matters: the model copies where it should look.", "transparency")
 
 
 def _by_place(run: Run, metric: str) -> dict[str, list[dict]]:

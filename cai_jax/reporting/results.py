@@ -14,7 +14,7 @@ from cai_jax.evals.intervals import bootstrap_mean, net_wins, wilson
 from cai_jax.evals.rows import find, row
 from cai_jax.evals.text_statistics import words
 from cai_jax.io import artefacts
-from cai_jax.reporting import pairwise
+from cai_jax.reporting import copied, pairwise
 from cai_jax.reporting.cautions import interval
 from cai_jax.reporting.markdown import plain, table
 from cai_jax.reporting.run_data import Run, Stage
@@ -39,7 +39,7 @@ def collect(run: Run, counted: Sequence[dict] = ()) -> dict:
             rows += [{**r, "stage": stage.name} for r in
                      agreement.rows(stage.name, run.records(stage.name), run.records(source), curves, seed=seed)]
     for stage in run.of_kind("revise"):
-        rows += [{**r, "stage": stage.name} for r in revised(run, stage, seed)]
+        rows += [{**r, "stage": stage.name} for r in (*revised(run, stage, seed), *copied.rows(run, stage))]
     about = {**{key: run.info.get(key) for key in PROVENANCE}, "seed": seed}
     return {"rows": [*rows, *counted], "pairwise": pairwise.rows(run, seed), "curves": curves, "cost": cost(run), "about": about}
 
@@ -170,8 +170,11 @@ def _revisions(rows: Sequence[dict]) -> str:
         moved, rise = (one(rows, metric, "revisions", r["model"], "initial") for metric in ("revision_moved", "revision_net_rise"))
         lengths = [one(rows, f"revision_words_{side}", "revisions", r["model"]) for side in ("before", "after")]
         body.append([plain(r["model"]), shown(r, percent=True), shown(moved, sign=True), verdict(moved),
-                     shown(rise, sign=True, percent=True), *(shown(length) for length in lengths), str(r["n"])])
-    head = ["revisions", "text changed", "judge's score moved", "verdict", "rose − fell", "words before", "words after", "n"]
+                     shown(rise, sign=True, percent=True), *(shown(length) for length in lengths),
+                     *(shown(one(rows, name, "revisions", r["model"]), percent=True)
+                       for name in ("revision_critiques_copied", "revision_copied")), str(r["n"])])
+    head = ["revisions", "text changed", "judge's score moved", "verdict", "rose − fell", "words before", "words after",
+            "critiques that repeat a worked example", "revisions that do", "n"]
     return "### Revisions\n\n" + table(head, body) if body else ""
 
 

@@ -1,0 +1,39 @@
+"""Words taken over from worked examples: a weak model repeats what it was shown instead of looking at what is before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from cai_jax.evals.text_statistics import words
+
+RUN = 5  # words in a row, taken from nowhere else that the model read
+
+
+def runs(texts: Iterable[str], length: int = RUN) -> set[tuple[str, ...]]:
+    """All `length` words that follow one another in one of the texts."""
+    out = set()
+    for text in texts:
+        found = words(text)
+        out.update(tuple(found[start : start + length]) for start in range(len(found) - length + 1))
+    return out
+
+
+def repeats(text: str, examples: set[tuple[str, ...]], own: Iterable[str]) -> bool:
+    """Whether a run of `text` stands in the examples and in none of the texts that are the model's own task."""
+    return bool((runs([text]) & examples) - runs(own))
+
+
+def of_revisions(records: Sequence[Mapping], examples: Mapping[str, Sequence[str]]) -> tuple[list[bool], list[bool]]:
+    """(of every critique, of every revision): whether it repeats a worked example. `examples`: id → its texts. A revision is
+    not blamed for what stands in the critique that it follows, only for what the answer, dialogue and requests do not hold."""
+    critiques, revisions = [], []
+    for record in records:
+        shown = runs(text for name in record["few_shot_ids"] for text in examples[name])
+        answer, dialogue = record["initial"], [turn["text"] for turn in record["dialogue"]]
+        for turn in record["rounds"]:
+            own = [*dialogue, answer, turn["revision_request"], turn.get("critique_request") or ""]
+            if turn.get("critique"):
+                critiques.append(repeats(turn["critique"], shown, own))
+            revisions.append(repeats(turn["revision"], shown, [*own, turn.get("critique") or ""]))
+            answer = turn["revision"]
+    return critiques, revisions

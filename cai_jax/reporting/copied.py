@@ -1,0 +1,27 @@
+"""How often a revise stage's critiques and revisions repeat its worked examples."""
+
+from __future__ import annotations
+
+from cai_jax.constitution.loader import load_constitution
+from cai_jax.errors import UserError
+from cai_jax.evals import copying
+from cai_jax.evals.intervals import wilson
+from cai_jax.evals.rows import row
+from cai_jax.reporting.run_data import Run, Stage
+
+
+def rows(run: Run, stage: Stage) -> list[dict]:
+    """Shares of critiques and of revisions; none where the stage showed no examples, or its constitution is not at hand."""
+    records = run.records(stage.name)
+    wanted = {name for record in records for name in record.get("few_shot_ids") or ()}
+    try:
+        known = load_constitution(stage.fields.get("constitution", "")).critique_examples if wanted else ()
+    except UserError:
+        return []
+    examples = {example.id: [message.text for message in example.messages if not message.role.endswith("_request")]
+                for example in known}
+    if not wanted or wanted - examples.keys():
+        return []
+    names = ("revision_critiques_copied", "revision_copied")
+    return [row(name, "revisions", stage.name, wilson(sum(found), len(found)), unit="share", good="lower")
+            for name, found in zip(names, copying.of_revisions(records, examples), strict=True) if found]
