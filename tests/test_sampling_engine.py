@@ -204,6 +204,8 @@ def test_new_parameters_forget_what_was_prefilled():
     mine.update(model())
     assert [done.tokens for done in first] != [done.tokens for done in second]
     assert list(mine.generate(requests()[:2], SAMPLING)) == first
+    # The layout for decoding holds every number of the layers once.
+    assert mine.layout_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(model()["layers"])) and mine.layout_seconds > 0
 
 
 def test_few_programs_are_compiled():

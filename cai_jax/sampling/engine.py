@@ -15,6 +15,7 @@ import collections
 import dataclasses
 import itertools
 import os
+import time
 from collections.abc import Callable, Container, Iterator, Sequence
 
 import jax
@@ -82,8 +83,10 @@ class Engine:
         self.update(params)
 
     def update(self, params: dict) -> None:
-        """New parameters of the same shapes; what was prefilled with the old ones is forgotten."""
+        """New parameters of the same shapes; what was prefilled with the old ones is forgotten. `layout_seconds` then says how
+        long it took to lay them out for decoding, `layout_bytes` how much those layers take on this process's devices."""
         self._store.clear()
+        began = time.monotonic()
         with jax.set_mesh(self.mesh):
             out_major = self._block > 0 and self.mesh.size == 1
             fuse = weights.fuses(self.mesh)
@@ -91,6 +94,10 @@ class Engine:
             if self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1:
                 layers = self.weights["layers"]
                 self.weights["layers"] = [jax.device_put(x, weights.layer_places(x, self.config, self.mesh)) for x in layers]
+        jax.block_until_ready(self.weights)
+        self.layout_seconds = time.monotonic() - began
+        copies = (leaf.addressable_shards for leaf in jax.tree.leaves(self.weights["layers"]))
+        self.layout_bytes = sum(shard.data.nbytes for shards in copies for shard in shards)
 
     def fits(self, request: SampleRequest | ScoreRequest, new_tokens: int = 0) -> bool:
         """Whether the request's prompt is not empty and has room for `new_tokens` (or its options) after it."""

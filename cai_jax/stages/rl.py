@@ -128,6 +128,7 @@ def run(ctx: StageContext) -> dict:
         policy.release()  # the sampler has a copy of its own, in which adapters are added up
         asked = rollouts.requests(drawn, update, ctx.seed, ctx.name)
         completions = {item.id: item for item in ctx.sample(engine, asked, sampling, f"{ctx.name}: rollouts")}
+        layout_seconds = engine.layout_seconds
         del engine  # the sampler's copy of the weights is not kept while the learner works
         batch = rollouts.assemble(drawn, completions, length)
         sampled = time.monotonic()
@@ -143,7 +144,7 @@ def run(ctx: StageContext) -> dict:
         scored = time.monotonic()
         state, history = learner.learn(state, batch, frozen, update)
         scalars.update(learned(history), rollout_seconds=sampled - began, score_seconds=scored - sampled,
-                       learn_seconds=time.monotonic() - scored)
+                       learn_seconds=time.monotonic() - scored, layout_seconds=layout_seconds)
         require(ctx, scalars["first_ratio_error"], MAX_RATIO_ERROR, "the ratio of the first minibatch is not 1")
         if scalars["sampler_gap"] > MAX_SAMPLER_GAP and ctx.dtype == jnp.float32:
             progress.warn(f"[{ctx.name}] update {update + 1}: sampler and learner differ by "
