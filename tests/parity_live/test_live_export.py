@@ -23,7 +23,7 @@ DIALOGUES = [(Message("human", text), Message("assistant", answer)) for text, an
     ("Hello?", "Hello."), ("What is bread, and how long does it have to rest?", "Flour, water and a lot of time."))]
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "gemma3", "olmo2", "smollm3", "gpt_neox"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "olmo2", "smollm3", "gpt_neox"])
 def test_scores_of_a_padded_batch(name, tiny_model, tmp_path):
     format = load_format(tiny_model)
     config = dataclasses.replace(ModelConfig.from_hf(cases.CASES[name]), vocab_size=768, max_length=256)
