@@ -26,11 +26,12 @@ def _note(signum, frame) -> None:
 
 
 def requested(step: int | None = None) -> bool:
-    """Whether to save and stop now. Every process asks at the same points of the run, so their counts of calls agree."""
-    global _calls
+    """Whether to save and stop now. Every process asks at the same points of the run, so their counts of calls agree. JAX says
+    yes at a single one of them, which may be the last step of a stage: asked again, the answer stays yes."""
+    global _asked, _calls
     _calls += 1
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(_calls)
+        _asked = multihost_utils.reached_preemption_sync_point(_calls) or _asked
     return _asked
