@@ -43,8 +43,10 @@ def watched(tmp_path, num_updates: int) -> np.ndarray:
              f"--config.graph.rl.num_updates={num_updates}", "--config.graph.rl.save_every_updates=10",
              "--config.graph.rl.snapshot_every_updates=0", "--config.graph.rl.max_new_tokens=8",
              "--config.graph.rl.rollouts_per_update=4"]
-    done = subprocess.run([sys.executable, "-c", WATCHED, str(out), *flags], cwd=ROOT, env=harness.environment(),
-                          capture_output=True, text=True, timeout=3600)
+    # The allocator as it comes: its settings change what stays resident.
+    environment = {name: value for name, value in harness.environment().items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", WATCHED, str(out), *flags], cwd=ROOT, env=environment, capture_output=True,
+                          text=True, timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]
     return np.array(json.loads(out.read_text()), float)
 

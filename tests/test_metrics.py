@@ -1,9 +1,12 @@
 """Metrics files: one row a step, no doubles after a restart, rates kept apart."""
 
 import json
+import os
+import struct
 import sys
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from cai_jax.errors import UserError
 from cai_jax.io import metrics
@@ -77,6 +80,31 @@ def test_a_long_timing_file_is_rotated_and_the_metrics_are_not(tmp_path, monkeyp
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 10
     steps = [row["step"] for name in ("timing.old", "timing") for row in read_rows(tmp_path / f"{name}.jsonl")]
     assert steps == list(range(steps[0], 11)) and 0 < (tmp_path / "timing.old.jsonl").stat().st_size < 150
+
+
+def events(path):
+    """The events of a TensorBoard file: records of a length, a checksum, the event, another checksum."""
+    content, place = path.read_bytes(), 0
+    while place < len(content):
+        (size,) = struct.unpack_from("<Q", content, place)
+        yield event_pb2.Event.FromString(content[place + 12 : place + 12 + size])
+        place += size + 16
+
+
+def test_long_tensorboard_files_are_rotated(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "BOARD_BYTES", 2000)
+    writer, board = MetricsWriter(tmp_path), tmp_path / "tensorboard"
+    opened = len(os.listdir("/proc/self/fd"))
+    for step in range(10, 2001, 10):
+        writer.write(step, {"loss": 1.0})
+        writer.text(step, "sample", "x" * 100)
+    assert len(os.listdir("/proc/self/fd")) <= opened
+    writer.close()
+    files = sorted(board.glob("events.*"))
+    assert len(files) == metrics.BOARD_FILES and max(path.stat().st_size for path in files) < 6000
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 200
+    steps = [event.step for path in files for event in events(path) for value in event.summary.value if value.tag == "loss"]
+    assert steps == list(range(steps[0], 2001, 10)) and 10 < steps[0] < 1900
 
 
 def test_wandb_offline(tmp_path, monkeypatch):

@@ -199,7 +199,7 @@ class Journal:
         if self._queue and is_writer():
             self._write_part(self._queue)
         if self._light:
-            self.finished.update((row["id"], {}) for row in self._queue)
+            self.finished.update(dict.fromkeys((row["id"] for row in self._queue), {}))
         self._next_part += bool(self._queue)
         self._queue = []
         self._last_flush = time.monotonic()

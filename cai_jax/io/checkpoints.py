@@ -10,6 +10,9 @@ a flipped bit inside array data, therefore every leaf has a digest, made and che
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import ctypes
 import functools
 import hashlib
 import logging
@@ -21,6 +24,7 @@ from collections.abc import Collection, Mapping
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+import tensorstore
 from absl import logging as absl_logging
 from etils import epath
 
@@ -86,6 +90,37 @@ def _orbax() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False))
 
 
+@contextlib.contextmanager
+def _without_leaks():
+    """TensorStore (to 0.1.86 at least) never lets go of the keys and values of JSON objects that it turns into Python's. In a
+    save Orbax asks for its counters twice an item, to log a throughput, and for the same place on disk once an array: in
+    here there are no counters, and the place is asked for once an item."""
+    spec, collect = tensorstore.KvStore.Spec, tensorstore.experimental_collect_matching_metrics
+    to_json, known = spec.to_json, {}
+
+    def once(self, *options, **named):
+        key = repr(self), options, tuple(named.items())
+        if key not in known:
+            known[key] = to_json(self, *options, **named)
+        return copy.deepcopy(known[key])
+
+    spec.to_json, tensorstore.experimental_collect_matching_metrics = once, lambda *_, **__: []
+    try:
+        yield
+    finally:
+        spec.to_json, tensorstore.experimental_collect_matching_metrics = to_json, collect
+
+
+@functools.lru_cache(maxsize=1)
+def _malloc_trim():
+    """Gives what is free in the allocator back to the system: the threads that write leave it scattered over arenas of their
+    own. glibc's; nothing elsewhere."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return lambda _: 0
+
+
 class Damaged(Exception):
     """A step that cannot be read back as it was written; the text names the item, the leaf and what is wrong."""
 
@@ -132,8 +167,9 @@ class Checkpoints:
         self._require_space(trees)
         marks = {name: digests(tree) for name, tree in trees.items()}
         try:
-            for name, tree in trees.items():
-                _orbax().save(folder / name, args=ocp.args.PyTreeSave(_flat(tree)))
+            with _without_leaks():
+                for name, tree in trees.items():
+                    _orbax().save(folder / name, args=ocp.args.PyTreeSave(_flat(tree)))
         except (OSError, ValueError) as error:  # tensorstore tells of a full disk by a ValueError
             why = getattr(error, "strerror", None) or _first_line(error)
             raise UserError(f"{folder}: cannot write the checkpoint ({why}); free space there") from error
@@ -141,6 +177,7 @@ class Checkpoints:
             artefacts.write_sealed(folder / "step.json", {"meta": dict(meta or {}), "digests": marks, "keep": keep})
         artefacts.barrier(f"saved {folder}")
         self._thin()
+        _malloc_trim()(0)
 
     def _require_space(self, trees: Mapping) -> None:
         """Asks before Orbax finds out in the middle of its writes."""

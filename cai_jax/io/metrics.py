@@ -17,6 +17,7 @@ from cai_jax.io import progress
 from cai_jax.io.artefacts import is_writer, write_text
 
 TIMING_BYTES = 16 * 2**20  # a longer timing.jsonl becomes timing.old.jsonl; the one before it goes
+BOARD_BYTES, BOARD_FILES = 64 * 2**20, 4  # TensorBoard's file is followed by a new one when it is longer; so many stay
 
 
 class MetricsWriter:
@@ -46,14 +47,32 @@ class MetricsWriter:
             write_text(path, written)
             self._files[name] = path.open("a")
         if "://" not in str(directory):
-            from tensorboardX import SummaryWriter
-
-            purge = resume_step + 1 if resume_step else None
-            self._board = SummaryWriter(str(self._directory / "tensorboard"), purge_step=purge)
+            self._board = self._open_board(purge_step=resume_step + 1 if resume_step else None)
             if about and not resume_step:
                 self.text(0, "run", json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False))
         if wandb:
             self._wandb = start_wandb(wandb, self._directory, about or {})
+
+    def _open_board(self, **options):
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(self._directory / "tensorboard"), **options)
+
+    def _rotate(self, step: int) -> None:
+        """Begins new files where the old ones have become long. metrics.jsonl is what a run found, and stays whole."""
+        if "timing" in self._files and self._files["timing"].tell() > TIMING_BYTES:
+            self._files["timing"].close()
+            path = self._directory / "timing.jsonl"
+            path.replace(self._directory / "timing.old.jsonl")
+            self._files["timing"] = path.open("a")
+        if self._board and step % 100 == 0:
+            self._board.flush()
+            files = sorted((self._directory / "tensorboard").glob("events.*"))  # their names begin with the time
+            if files and files[-1].stat().length > BOARD_BYTES:
+                self._board.close()
+                for path in files[: 1 - BOARD_FILES]:
+                    path.unlink()
+                self._board = self._open_board(filename_suffix=f".{step:012d}")
 
     def write(self, step: int, values: dict, timing: dict | None = None) -> None:
         """Adds one row a file. Values that are not finite are written as null and left out of TensorBoard."""
@@ -68,11 +87,7 @@ class MetricsWriter:
                     self._board.add_scalar(key, value, step)
                 if self._wandb:
                     self._wandb.log(finite, step=step)
-        if "timing" in self._files and self._files["timing"].tell() > TIMING_BYTES:
-            self._files["timing"].close()
-            path = self._directory / "timing.jsonl"
-            path.replace(self._directory / "timing.old.jsonl")
-            self._files["timing"] = path.open("a")
+        self._rotate(step)
 
     def written(self) -> str:
         """All of metrics.jsonl so far; "" in processes that write nothing."""

@@ -106,8 +106,8 @@ def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], ad
                     waiting = step, scalars
                 if save:
                     items = settings.weights if last else tuple(state)
-                    meta = {"tokens": tokens_seen, "metrics": writer.written()}
-                    checkpoints.save(done, {name: state[name] for name in items}, meta, keep=snapshot)
+                    checkpoints.save(done, {name: state[name] for name in items},
+                                     {"tokens": tokens_seen, "metrics": writer.written()}, keep=snapshot)
                     free = time.monotonic()
                 bar.update()
                 if stop and not last:
