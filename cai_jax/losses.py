@@ -6,38 +6,38 @@ divided once. Shapes: B batch, T tokens, D width, V vocabulary, C chunk.
 
 from __future__ import annotations
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 
+from cai_jax import sharding
+
+VOCABULARY_BLOCK = 4096  # logits of how many tokens the backward pass makes at one time, at most
+
 
 def _chunk_logprobs(hidden_BxCxD, unembed_VxD, targets_BxC, temperature, softcap, entropy: bool):
+    """(log-probabilities of the targets, entropies or zeros, log-sum-exps), float32 [B, C]."""
     logits_BxCxV = jnp.einsum("bcd,vd->bcv", hidden_BxCxD, unembed_VxD, preferred_element_type=jnp.float32)
     if softcap is not None:
         logits_BxCxV = softcap * jnp.tanh(logits_BxCxV / softcap)
     logits_BxCxV = logits_BxCxV / temperature
     lse_BxC = jax.nn.logsumexp(logits_BxCxV, axis=-1)
-    # A masked sum and not a gather: it stays local where the vocabulary is sharded, and its gradient needs no scatter.
-    vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits_BxCxV.shape, 2)
-    target_BxC = jnp.sum(jnp.where(vocabulary == targets_BxC[..., None], logits_BxCxV, 0.0), axis=-1)
+    if sharding.one_device():
+        target_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], axis=-1)[..., 0]
+    else:
+        # A masked sum and not a gather: it stays local where the vocabulary is sharded, and its gradient needs no scatter.
+        vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits_BxCxV.shape, 2)
+        target_BxC = jnp.sum(jnp.where(vocabulary == targets_BxC[..., None], logits_BxCxV, 0.0), axis=-1)
     if not entropy:
-        return target_BxC - lse_BxC, jnp.zeros_like(lse_BxC)
+        return target_BxC - lse_BxC, jnp.zeros_like(lse_BxC), lse_BxC
     logp_BxCxV = logits_BxCxV - lse_BxC[..., None]
-    return target_BxC - lse_BxC, -jnp.sum(jnp.exp(logp_BxCxV) * logp_BxCxV, axis=-1)
+    return target_BxC - lse_BxC, -jnp.sum(jnp.exp(logp_BxCxV) * logp_BxCxV, axis=-1), lse_BxC
 
 
-def token_logprobs(hidden_BxTxD, unembed_VxD, targets_BxT, *, temperature=1.0, softcap: float | None = None,
-                   chunk: int = 128, entropy: bool = False):
-    """log P(targets[b, t] | hidden[b, t]) in float32 [B, T], nats; the caller has aligned targets with hidden states.
-
-    The logits exist for `chunk` positions of the sequence at a time, in the backward pass too (they are made again
-    there); chunk 0 means all at once. The log-sum-exp is float32 whatever the weights' dtype. Logits are soft-capped
-    (cap·tanh(x/cap)) where `softcap` is given, then divided by `temperature` (> 0). Every use of log-probabilities in
-    the project (SL, policy, reference, judge, evaluation) goes through here.
-    With entropy=True also returns the entropy of each distribution in nats, float32 [B, T].
-    """
-    chex.assert_rank([hidden_BxTxD, unembed_VxD, targets_BxT], [3, 2, 2])
-    chex.assert_type([hidden_BxTxD, unembed_VxD, targets_BxT], [float, float, int])
+def _by_chunks(hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chunk: int, entropy: bool):
+    """What `_chunk_logprobs` gives, [B, T], with the logits of `chunk` positions of the sequence at a time."""
     B, T = targets_BxT.shape
     chunk = min(chunk, T) or T
     padded = -(-T // chunk) * chunk
@@ -48,14 +48,81 @@ def token_logprobs(hidden_BxTxD, unembed_VxD, targets_BxT, *, temperature=1.0, s
         return _chunk_logprobs(hidden_BxCxD, unembed_VxD, targets_BxC, temperature, softcap, entropy)
 
     if padded == chunk:
-        logprobs_BxT, entropy_BxT = step(hidden_BxTxD, targets_BxT)
+        found = step(hidden_BxTxD, targets_BxT)
     else:
         N = padded // chunk
         hidden_NxBxCxD = jnp.moveaxis(hidden_BxTxD.reshape(B, N, chunk, -1), 1, 0)
         targets_NxBxC = jnp.moveaxis(targets_BxT.reshape(B, N, chunk), 1, 0)
-        pair = jax.lax.map(lambda args: jax.checkpoint(step)(*args), (hidden_NxBxCxD, targets_NxBxC))
-        logprobs_BxT, entropy_BxT = (jnp.moveaxis(x, 0, 1).reshape(B, padded) for x in pair)
-    return (logprobs_BxT[:, :T], entropy_BxT[:, :T]) if entropy else logprobs_BxT[:, :T]
+        found = jax.lax.map(lambda args: jax.checkpoint(step)(*args), (hidden_NxBxCxD, targets_NxBxC))
+        found = (jnp.moveaxis(x, 0, 1).reshape(B, padded) for x in found)
+    return tuple(x[:, :T] for x in found)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _by_blocks(hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chunk: int, entropy: bool):
+    """`_by_chunks` with a backward pass in which the logits of some tokens at a time exist, for all positions: the gradient
+    of each row of the unembedding is there at once, and never added up from several as large as the whole. No gradient flows
+    into entropies and log-sum-exps."""
+    return _by_chunks(hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chunk, entropy)
+
+
+def _blocks_forward(hidden_BxTxD, unembed_VxD, targets_BxT, *options):
+    found = _by_chunks(hidden_BxTxD, unembed_VxD, targets_BxT, *options)
+    return found, (hidden_BxTxD, unembed_VxD, targets_BxT, found[2])
+
+
+def _blocks_backward(temperature, softcap, chunk, entropy, kept, grads):
+    hidden_BxTxD, unembed_VxD, targets_BxT, lse_BxT = kept
+    (V, D), (B, T) = unembed_VxD.shape, targets_BxT.shape
+    hidden_PxD, targets_P, lse_P, grad_P = (x.reshape(B * T, *x.shape[2:]) for x in (hidden_BxTxD, targets_BxT, lse_BxT, grads[0]))
+
+    # Tokens lie in the rows: what has to be turned over for the products are weights, which are fewer than logits.
+    def block(grad_hidden_DxP, part):
+        unembed_NxD, first = part
+        capped_NxP = jnp.einsum("nd,pd->np", unembed_NxD, hidden_PxD, preferred_element_type=jnp.float32)
+        if softcap is not None:
+            capped_NxP = softcap * jnp.tanh(capped_NxP / softcap)
+        chosen_NxP = first + jnp.arange(len(unembed_NxD))[:, None] == targets_P
+        slopes_NxP = (chosen_NxP - jnp.exp(capped_NxP / temperature - lse_P)) * (grad_P / temperature)
+        if softcap is not None:
+            slopes_NxP = slopes_NxP * (1.0 - (capped_NxP / softcap) ** 2)
+        grad_unembed_NxD = jnp.einsum("np,pd->nd", slopes_NxP, hidden_PxD)
+        return grad_hidden_DxP + jnp.einsum("nd,np->dp", unembed_NxD, slopes_NxP), grad_unembed_NxD.astype(unembed_VxD.dtype)
+
+    # No more logits at a time than the forward pass has, in blocks of one size if there is one.
+    most = min(VOCABULARY_BLOCK, max(V * (min(chunk, T) or T) // T, 1))
+    least = -(-V // most)
+    count = next((count for count in range(least, 2 * least) if V % count == 0), least)
+    size = V // count
+    blocks_CxNxD, firsts_C = unembed_VxD[: count * size].reshape(count, size, D), jnp.arange(count) * size
+    grad_hidden_DxP = jnp.zeros((D, B * T), jnp.float32)
+    grad_hidden_DxP, grad_CxNxD = jax.lax.scan(block, grad_hidden_DxP, (blocks_CxNxD, firsts_C))
+    grad_VxD = grad_CxNxD.reshape(count * size, D)
+    if count * size < V:
+        grad_hidden_DxP, rest = block(grad_hidden_DxP, (unembed_VxD[count * size :], count * size))
+        grad_VxD = jnp.concatenate([grad_VxD, rest])
+    return grad_hidden_DxP.T.reshape(B, T, D).astype(hidden_BxTxD.dtype), grad_VxD, None
+
+
+_by_blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+def token_logprobs(hidden_BxTxD, unembed_VxD, targets_BxT, *, temperature: float = 1.0, softcap: float | None = None,
+                   chunk: int = 128, entropy: bool = False):
+    """log P(targets[b, t] | hidden[b, t]) in float32 [B, T], nats; the caller has aligned targets with hidden states.
+
+    The logits exist for `chunk` positions of the sequence at a time, in the backward pass too (they are made again
+    there; on one device those of some tokens of the vocabulary at a time, as few); chunk 0 means all at once. The
+    log-sum-exp is float32 whatever the weights' dtype. Logits are soft-capped (cap·tanh(x/cap)) where `softcap` is given,
+    then divided by `temperature` (> 0). Every use of log-probabilities in the project (SL, policy, reference, judge,
+    evaluation) goes through here.
+    With entropy=True also returns the entropy of each distribution in nats, float32 [B, T], into which no gradient flows.
+    """
+    chex.assert_rank([hidden_BxTxD, unembed_VxD, targets_BxT], [3, 2, 2])
+    chex.assert_type([hidden_BxTxD, unembed_VxD, targets_BxT], [float, float, int])
+    find = _by_blocks if sharding.one_device() else _by_chunks
+    logprobs_BxT, entropy_BxT, _ = find(hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chunk, entropy)
+    return (logprobs_BxT, jax.lax.stop_gradient(entropy_BxT)) if entropy else logprobs_BxT
 
 
 def next_token_logprobs(hidden_BxTxD, unembed_VxD, tokens_BxT, **options):

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import mesh_utils, multihost_utils
@@ -99,9 +100,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def constrain(x: jax.Array, axes: Sequence[str | None], rules: Mapping = RULES) -> jax.Array:
     """`with_sharding_constraint` by logical axes under `jax.set_mesh`; without a mesh, or on one device, nothing."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or set(mesh.axis_names) != set(MESH_AXES):
+    if one_device() or set(mesh.axis_names) != set(MESH_AXES):
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh, rules))
+
+
+def one_device() -> bool:
+    """Whether what is traced now is for one device: there is no mesh (`jax.set_mesh`), or one of one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
+
+
+def later(x: jax.Array, after) -> jax.Array:
+    """x, but not before the arrays of `after` are there. In a backward pass, what is made again of it is then not found in the
+    forward pass and kept from there; on one device by a condition, as XLA for CPUs removes barriers before it looks for that."""
+    if one_device():
+        return jnp.where(never(after), jnp.zeros_like(x), x)
+    return jax.lax.optimization_barrier((x, after))[0]
+
+
+def never(after) -> jax.Array:
+    """False, and not known before the arrays of `after` are there."""
+    one_each = jnp.stack([leaf[(0,) * leaf.ndim].astype(jnp.float32) for leaf in jax.tree.leaves(after)])
+    # Sorted, because XLA makes that once and on its own: the numbers alone it would look up again wherever this is asked for.
+    return jnp.sort(one_each)[0] > jnp.inf
 
 
 def put(tree, shardings):

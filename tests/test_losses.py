@@ -62,6 +62,33 @@ def test_full_logits_never_exist():
     assert memory.temp_size_in_bytes < 2 * 64 * 1000 * 4
 
 
+def test_gradient_of_the_unembedding_is_there_once():
+    """Beside what comes out, the backward pass holds less than another one of its size."""
+    hidden, unembed, targets = arrays(3, B=1, T=64, D=64, V=8192)
+    grad = jax.grad(lambda h, w: jnp.sum(losses.token_logprobs(h, w, targets, chunk=16)), argnums=(0, 1))
+    memory = jax.jit(grad).lower(hidden, unembed).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < unembed.nbytes
+
+
+@pytest.mark.parametrize("V", [17, 64])
+def test_blocks_of_the_vocabulary_give_the_gradient_of_chunks(V, monkeypatch):
+    """On one device the backward pass goes over the vocabulary, on several over positions; also where blocks leave a rest."""
+    hidden, unembed, targets = arrays(6, V=V)
+
+    def grads():
+        def loss(h, w):
+            logprobs, entropy = losses.token_logprobs(h, w, targets, temperature=0.8, softcap=3.0, chunk=4, entropy=True)
+            return jnp.sum(jnp.exp(logprobs) + 0.1 * entropy)
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(hidden, unembed)
+
+    monkeypatch.setattr(losses, "VOCABULARY_BLOCK", 8)
+    blocks = grads()
+    monkeypatch.setattr(losses.sharding, "one_device", lambda: False)
+    for got, want in zip(blocks, grads(), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
 def test_log_sum_exp_is_float32_for_bf16_weights():
     hidden, unembed, targets = arrays(4)
     hidden, unembed = jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(unembed, jnp.bfloat16)

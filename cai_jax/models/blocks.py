@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cai_jax.models.config import ModelConfig
+from cai_jax.sharding import later
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to gives numbers (which nobody reads) and not NaN
 QUERY_CHUNK = 512  # queries whose attention weights exist at one time
@@ -113,6 +114,28 @@ def norm(x: jax.Array, weights: dict, name: str, config: ModelConfig) -> jax.Arr
     return y.astype(x.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def remade(function, config: ModelConfig, x: jax.Array, weights: dict):
+    """function(x, weights, config), a norm and the products that read it: the backward pass keeps x and not what is normed."""
+    return function(x, weights, config)
+
+
+def _remade_forward(function, config, x, weights):
+    return function(x, weights, config), (x, weights)
+
+
+def _remade_backward(function, config, kept, grads):
+    x, weights = kept
+    return jax.vjp(functools.partial(function, config=config), later(x, grads), weights)[1](grads)
+
+
+remade.defvjp(_remade_forward, _remade_backward)
+
+
+def _only(weights: dict, *names: str) -> dict:
+    return {name: weights[name] for name in weights if name.removesuffix("_bias") in names}
+
+
 def _qk_norm(x_BxTxHxDh, weights: dict, name: str, config: ModelConfig):
     if config.qk_norm == "head":
         return norm(x_BxTxHxDh, weights, name, config)
@@ -190,22 +213,25 @@ def layer(x_BxTxD: jax.Array, weights: dict, config: ModelConfig, tables, attend
     """One block. `attend(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh) -> context_BxTxHxDh` sees rotated queries and keys; `tables`
     are the (cos, sin) of this layer's kind. Projections may come fused, as "qkv" [D, H+2K, Dh] and "gate_up" [D, 2F]:
     fewer, larger products."""
-    before, after = config.block_norms != "post", config.block_norms != "pre"
-
-    def enter(x, name):
-        return norm(x, weights, name, config) if before else x
+    after = config.block_norms != "pre"
 
     def leave(x, name):
         return norm(x, weights, name, config) if after else x
 
-    attention = leave(_attention(enter(x_BxTxD, "attn_norm"), weights, config, tables, attend), "attn_post_norm")
+    attention = leave(_attention(x_BxTxD, weights, config, tables, attend), "attn_post_norm")
     if config.parallel_blocks:
-        return x_BxTxD + attention + leave(_mlp(enter(x_BxTxD, "mlp_norm"), weights, config), "mlp_post_norm")
+        return x_BxTxD + attention + leave(_mlp(x_BxTxD, weights, config), "mlp_post_norm")
     x_BxTxD = x_BxTxD + attention
-    return x_BxTxD + leave(_mlp(enter(x_BxTxD, "mlp_norm"), weights, config), "mlp_post_norm")
+    return x_BxTxD + leave(_mlp(x_BxTxD, weights, config), "mlp_post_norm")
 
 
-def _attention(h_BxTxD, weights: dict, config: ModelConfig, tables, attend: Callable):
+def _enter(x, weights: dict, name: str, config: ModelConfig):
+    return norm(x, weights, name, config) if config.block_norms != "post" else x
+
+
+def _queries(x_BxTxD, weights: dict, config: ModelConfig):
+    """Queries, keys and values of a layer's input, neither normed nor rotated."""
+    h_BxTxD = _enter(x_BxTxD, weights, "attn_norm", config)
     H, K, Dh = config.num_heads, config.num_kv_heads, config.head_dim
     if "qkv" in weights:
         q, k, v = jnp.split(project(h_BxTxD, weights["qkv"], (H + 2 * K, Dh)), [H, H + K], axis=2)
@@ -213,6 +239,11 @@ def _attention(h_BxTxD, weights: dict, config: ModelConfig, tables, attend: Call
         q, k, v = (project(h_BxTxD, weights[name], (n, Dh)) for name, n in (("q", H), ("k", K), ("v", K)))
     if config.qkv_bias:
         q, k, v = q + weights["q_bias"], k + weights["k_bias"], v + weights["v_bias"]
+    return q, k, v
+
+
+def _attention(x_BxTxD, weights: dict, config: ModelConfig, tables, attend: Callable):
+    q, k, v = remade(_queries, config, x_BxTxD, _only(weights, "attn_norm", "qkv", "q", "k", "v"))
     if config.qk_norm:
         q, k = _qk_norm(q, weights, "q_norm", config), _qk_norm(k, weights, "k_norm", config)
     context = attend(rotate(q, tables), rotate(k, tables), v)
@@ -220,7 +251,9 @@ def _attention(h_BxTxD, weights: dict, config: ModelConfig, tables, attend: Call
     return out + weights["o_bias"] if config.o_bias else out
 
 
-def _mlp(h_BxTxD, weights: dict, config: ModelConfig):
+def _gates(x_BxTxD, weights: dict, config: ModelConfig):
+    """The two factors of a gated MLP before the activation; (None, up) of one without gates."""
+    h_BxTxD = _enter(x_BxTxD, weights, "mlp_norm", config)
     if "gate_up" in weights:
         gate, up = jnp.split(project(h_BxTxD, weights["gate_up"], (2 * config.ffw,)), 2, axis=-1)
     else:
@@ -229,6 +262,11 @@ def _mlp(h_BxTxD, weights: dict, config: ModelConfig):
     if config.mlp_bias:
         up = up + weights["up_bias"]
         gate = gate + weights["gate_bias"] if config.gated_mlp else None
+    return gate, up
+
+
+def _mlp(x_BxTxD, weights: dict, config: ModelConfig):
+    gate, up = remade(_gates, config, x_BxTxD, _only(weights, "mlp_norm", "gate_up", "gate", "up"))
     if config.gated_mlp:
         out = _gated_down(gate, up, weights["down"], config.activation, config.width)
     else:
@@ -293,12 +331,14 @@ def _attend_backward(cap, kept, grad_BxCxKxGxDh):
     # Scores with the keys first: for XLA other scores than those of the forward pass, which it would keep instead.
     q, k, v, allowed_BxCxS, context, lse_BxKxGxC = kept
     B, C, K, G, Dh = q.shape
-    q, grad, context = (_by_key_head(x) for x in (q, grad_BxCxKxGxDh, context))
+    # Of the context as it is kept for the product that follows: the other order would be kept as well.
+    delta_BxCxKxG = jnp.sum(grad_BxCxKxGxDh.astype(jnp.float32) * context.astype(jnp.float32), axis=-1)
+    delta = delta_BxCxKxG.transpose(0, 2, 3, 1).reshape(B, K, 1, G * C)
+    q, grad = _by_key_head(q), _by_key_head(grad_BxCxKxGxDh)
     k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
     allowed_BxSxGC = jnp.tile(allowed_BxCxS.swapaxes(1, 2), (1, 1, G))[:, None]
     scores = softcap(jnp.einsum("bksd,bkmd->bksm", k, q, preferred_element_type=jnp.float32), cap)
     weights = jnp.where(allowed_BxSxGC, jnp.exp(scores - lse_BxKxGxC.reshape(B, K, 1, G * C)), 0.0)
-    delta = jnp.sum(grad.astype(jnp.float32) * context.astype(jnp.float32), axis=-1)[:, :, None]
     slopes = weights * (jnp.einsum("bksd,bkmd->bksm", v, grad, preferred_element_type=jnp.float32) - delta)
     if cap is not None:
         slopes = slopes * (1.0 - (scores / cap) ** 2)

@@ -6,17 +6,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from cai_jax.models import blocks
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import initial_value, param_table
-from cai_jax.sharding import constrain
+from cai_jax.sharding import constrain, later, never, one_device
 
 # What the backward pass keeps of a layer ("none": everything but attention weights; "full": its input only).
 REMAT = {
@@ -62,31 +64,23 @@ class Decoder(nn.Module):
         if positions_BxT is None:
             positions_BxT = default_positions(mask_BxT, segments_BxT)
         tables = blocks.rope_tables(positions_BxT, config)
-        scale, cap = blocks.query_scale(config), config.attention_softcap
         # The width is gathered before the look-up: its mesh axis is one that the batch takes afterwards.
         table_VxD = constrain(params["embed"], ("vocab", None))
         x_BxTxD = constrain(blocks.embed(table_VxD, tokens_BxT, config), ("batch", "length", None))
 
-        def run(x_BxTxD, weights, kind):
-            window, rope = kind
-            attend = functools.partial(
-                blocks.causal_attention, mask_BxT=mask_BxT, segments_BxT=segments_BxT, window=window, scale=scale, cap=cap
-            )
-            x_BxTxD = blocks.layer(x_BxTxD, weights, config, tables[rope], attend)
-            return constrain(x_BxTxD, ("batch", "length", None))
-
-        if self.remat != "none":
-            run = jax.checkpoint(run, policy=REMAT[self.remat], static_argnums=2)
+        seen = mask_BxT, segments_BxT, tables
         # A scan's body is one program: layers of different kinds are scanned as repetitions of their period.
         kinds = config.layer_kinds
         period = _period(kinds) if self.scan else config.num_layers
 
+        steps = [_Step(config, kind, self.remat) for kind in kinds[:period]]
+
         def one(x_BxTxD, weights):
-            return run(x_BxTxD, weights, kinds[0]), None
+            return steps[0](x_BxTxD, weights, seen), None
 
         def block(x_BxTxD, stacked):
-            for weights, kind in zip(unstack(stacked, period), kinds, strict=False):
-                x_BxTxD = run(x_BxTxD, weights, kind)
+            for step, weights in zip(steps, unstack(stacked, period), strict=True):
+                x_BxTxD = step(x_BxTxD, weights, seen)
             return x_BxTxD, None
 
         if self.scan and period == 1:
@@ -95,9 +89,87 @@ class Decoder(nn.Module):
         elif self.scan:
             folded = jax.tree.map(lambda w: w.reshape(-1, period, *w.shape[1:]), layers)
             x_BxTxD, _ = jax.lax.scan(block, x_BxTxD, folded)
+        elif one_device():
+            for index, (step, weights) in enumerate(zip(steps, unstack(layers, period), strict=True)):
+                x_BxTxD = _cut_again(step, index, x_BxTxD, weights, layers, seen)
         else:
             x_BxTxD, _ = block(x_BxTxD, layers)
         return blocks.norm(x_BxTxD, params, "final_norm", config)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """One layer: (x [B, T, D], its weights, (mask, segments, tables of positions)) → x."""
+
+    config: ModelConfig
+    kind: tuple[int, str]
+    remat: str
+
+    def __call__(self, x_BxTxD, weights: dict, seen: tuple):
+        run = self._run if self.remat == "none" else jax.checkpoint(self._run, policy=REMAT[self.remat])
+        return run(x_BxTxD, weights, seen)
+
+    def _run(self, x_BxTxD, weights, seen):
+        (window, rope), (mask_BxT, segments_BxT, tables) = self.kind, seen
+        scale, cap = blocks.query_scale(self.config), self.config.attention_softcap
+        attend = functools.partial(
+            blocks.causal_attention, mask_BxT=mask_BxT, segments_BxT=segments_BxT, window=window, scale=scale, cap=cap
+        )
+        x_BxTxD = blocks.layer(x_BxTxD, weights, self.config, tables[rope], attend)
+        return constrain(x_BxTxD, ("batch", "length", None))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _cut_again(step: _Step, index: int, x_BxTxD, weights: dict, layers: dict, seen: tuple):
+    """`step` with the layer `index` of the stacks in `layers`, whose gradient goes to `weights`. Cut out of a stack, weights are a
+    copy: the backward pass cuts them out again instead of keeping those of all layers."""
+    return step(x_BxTxD, _cut(layers, index), seen)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """What is known when a program is made and stands among arrays: a weight by its number, or which weights are trained."""
+
+    value: int | tuple[int, ...]
+
+
+def _cut(layers: dict, index) -> dict:
+    return jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, index, keepdims=False), layers)
+
+
+def _cut_forward(step, index, *traced):
+    x_BxTxD, weights, layers, seen = jax.tree.map(lambda primal: primal.value, traced)
+    leaves, tree = jax.tree.flatten(_cut(layers, index))
+    trained = tuple(number for number, leaf in enumerate(jax.tree.leaves(traced[1])) if leaf.perturbed)
+
+    def run(x_BxTxD, *chosen):
+        chosen = dict(zip(trained, chosen, strict=True))
+        weights = jax.tree.unflatten(tree, [chosen.get(number, leaf) for number, leaf in enumerate(leaves)])
+        return step(x_BxTxD, weights, seen)
+
+    out, pullback = jax.vjp(run, x_BxTxD, *(leaves[number] for number in trained))
+    known = {id(leaf): _Known(number) for number, leaf in enumerate(leaves)}
+    return out, (jax.tree.map(lambda leaf: known.get(id(leaf), leaf), pullback), layers, _Known(trained))
+
+
+def _cut_backward(step, index, kept, grad_BxTxD):
+    pullback, layers, trained = kept
+    if isinstance(grad_BxTxD, SymbolicZero):
+        grad_BxTxD = jnp.zeros(grad_BxTxD.shape, grad_BxTxD.dtype)
+    # An index that is not known before the gradient is there: XLA would find the same weights in the forward pass.
+    cut = _cut(layers, index + never(grad_BxTxD).astype(jnp.int32))
+    leaves, tree = jax.tree.flatten(cut)
+    pullback = jax.tree.map(lambda leaf: leaves[leaf.value] if isinstance(leaf, _Known) else leaf, pullback,
+                            is_leaf=lambda leaf: isinstance(leaf, _Known))
+    grad_x_BxTxD, *grads = pullback(grad_BxTxD)
+    # Gradients of weights before the next layer, or what they are made of would be kept.
+    grad_x_BxTxD = later(grad_x_BxTxD, grads) if grads else grad_x_BxTxD
+    grads = dict(zip(trained.value, grads, strict=True))
+    return grad_x_BxTxD, jax.tree.unflatten(tree, [grads.get(number) for number in range(len(leaves))]), None, None
+
+
+_cut_again.defvjp(_cut_forward, _cut_backward, symbolic_zeros=True)
 
 
 def _period(kinds: tuple) -> int:
