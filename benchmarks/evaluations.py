@@ -6,7 +6,8 @@ To make that affordable transformers keeps the keys and values of what a questio
 headers, the template's beginning), and reads the prompt once for all options; `--whole n` rows of each set and mode are read
 without that as well, every option with its whole text in one forward pass.
 
-Rows are kept in RUN/parity.jsonl (or --json FILE); the same command goes on where it was. Zero-shot comes first.
+Rows are kept in RUN/parity.jsonl (or --json FILE); the same command goes on where it was. Zero-shot comes first. `--sample n`
+takes n rows of each set and mode only, drawn at random, the same in every call.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from cai_jax import seeds
 from cai_jax.data.dialogue import load_format
 from cai_jax.errors import UserError, command
 from cai_jax.evals import multiple_choice
@@ -102,7 +104,7 @@ class Peer:
 
 def questions(run: pathlib.Path, stage: str) -> Iterator[tuple[str, str, list, Mapping]]:
     """(set, mode, items, worked examples by item id) of a run's stage, zero-shot first."""
-    config = json.loads((run / "config.json").read_text())["config"]
+    config = Run(run).config
     fields = config["graph"][stage]
     sets = choice_sets(fields["choices"], fields["num_choices"], fields["big_bench"])
     for mode in MODES[: 1 + bool(fields["num_few_shot"])]:
@@ -110,9 +112,15 @@ def questions(run: pathlib.Path, stage: str) -> Iterator[tuple[str, str, list, M
             yield on, mode, items, multiple_choice.draw_shots(items, fields["num_few_shot"] * (mode != "zero_shot"), config["seed"])
 
 
-def compare(run: pathlib.Path, stage: str, out: pathlib.Path, minutes: float, whole: int) -> dict:
+def drawn(count: int, sample: int, *where: str) -> list[int]:
+    """The numbers of the rows of one set and mode that are compared, in order: all, or `sample` of them."""
+    order = seeds.row_rng(0, "parity", *where).permutation(count)
+    return sorted(order[:sample].tolist()) if sample else list(range(count))
+
+
+def compare(run: pathlib.Path, stage: str, out: pathlib.Path, minutes: float, whole: int, sample: int = 0) -> dict:
     """Appends the rows that `out` does not have yet, for so many minutes; returns what the rows were made with."""
-    config = json.loads((run / "config.json").read_text())["config"]
+    config = Run(run).config
     reference = resolve_role(type("", (), {"models": config["models"]}), config["graph"][stage]["feedback"])
     if reference.startswith(("@", "random:")):
         raise UserError(f"{run}: '{reference}' answered there; transformers needs a Hugging Face directory")
@@ -123,7 +131,8 @@ def compare(run: pathlib.Path, stage: str, out: pathlib.Path, minutes: float, wh
     peer, start = Peer(directory), time.monotonic()
     with out.open("a") as file:
         for on, mode, items, shots in questions(run, stage):
-            for number, item in enumerate(items):
+            for number, index in enumerate(drawn(len(items), sample, on, mode)):
+                item = items[index]
                 row = ours.get(f"{on}/{mode}/{item.id}")
                 if row is None or (on, mode, item.id) in done:
                     continue
@@ -194,13 +203,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=pathlib.Path, help="where the rows are kept; RUN/parity.jsonl by default")
     parser.add_argument("--minutes", type=float, default=60.0, help="after so many, it stops between two rows; 0: only the table")
     parser.add_argument("--whole", type=int, default=2, help="rows of each set and mode that are read without a cache, too")
+    parser.add_argument("--sample", type=int, default=0, help="rows of each set and mode that are compared; 0: all")
     arguments = parser.parse_args(argv[1:] if argv else None)
     if not (arguments.run / arguments.stage / "manifest.json").exists():
         raise UserError(f"{arguments.run / arguments.stage}: no such stage; run `python -m cai_jax.main "
                         "--config=configs/evaluations.py` first")
     out = arguments.json or arguments.run / "parity.jsonl"
     if arguments.minutes > 0:
-        print(compare(arguments.run, arguments.stage, out, arguments.minutes, arguments.whole))
+        print(compare(arguments.run, arguments.stage, out, arguments.minutes, arguments.whole, arguments.sample))
     if rows := read(out):
         print(table(rows))
         print(f"margins where the picks differ: {summary(rows)['margins_of_other_picks']}; "

@@ -299,14 +299,15 @@ class StageDirectory:
             write_sealed(self.path / "manifest.backup.json", value)
 
     def mirror_manifest(self) -> None:
-        """Makes the copy what the manifest is, where a kill came between the two."""
-        copy = self.path / "manifest.backup.json"
-        try:
-            found = read_sealed(copy)
-        except UserError:
-            found = None
-        if is_writer() and found != self.manifest:
-            write_sealed(copy, self.manifest)
+        """Makes manifest and copy the same again, where a kill came between the two or one of them is damaged."""
+        value = self.manifest
+        for path in (self.path / "manifest.json", self.path / "manifest.backup.json"):
+            try:
+                found = read_sealed(path)
+            except UserError:
+                found = None
+            if is_writer() and found != value:
+                write_sealed(path, value)
 
     def journal(self, name: str = "records", light: bool = False) -> Journal:
         self._journals.append(Journal(self, name, light))

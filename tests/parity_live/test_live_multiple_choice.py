@@ -4,6 +4,7 @@ A small random model reads our HHH items, zero-shot and few-shot. `python -m ben
 published files, which takes minutes; benchmarks/README.md has its numbers.
 """
 
+import pathlib
 import shutil
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch
 import transformers
 
 from benchmarks import evaluations as benchmark
-from cai_jax import pipeline, sharding
+from cai_jax import main, sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.data.evals import load_choices
 from cai_jax.evals import multiple_choice
 from cai_jax.models import hf
 from cai_jax.sampling.engine import Engine, EngineOptions
-from configs import evaluations
+
+CONFIG = pathlib.Path(__file__).resolve().parent.parent.parent / "configs" / "evaluations.py"
 
 
 def random_weights(tiny_model, directory):
@@ -63,11 +65,9 @@ def test_a_run_beside_transformers(tiny_model, tmp_path):
     """The published row-by-row comparison on our items: templates, tokens and log-probabilities of a whole run."""
     model, run = tmp_path / "model", tmp_path / "run"
     random_weights(tiny_model, model)
-    config = evaluations.get_config("shots=2")
-    config.models.base = str(model)
-    config.graph.evaluate.update({"choices": "embedded:hhh", "num_choices": 8})
-    config.stages = ("evaluate",)
-    pipeline.run(config, str(run))
+    flags = [f"--config.models.base={model}", "--config.graph.evaluate.choices=embedded:hhh", "--config.stages=evaluate",
+             "--config.graph.evaluate.num_choices=8"]
+    assert main.main(["", f"--config={CONFIG}:shots=2", f"--workdir={run}", *flags]) == 0
     for minutes in (60, 60, 0):  # again: nothing is read twice
         assert benchmark.main(["", str(run), f"--minutes={minutes}"]) == 0
     rows = benchmark.read(run / "parity.jsonl")
