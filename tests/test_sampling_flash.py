@@ -53,13 +53,13 @@ def test_a_piece_behind_a_header_and_a_past_has_the_same_keys_and_values(kernel,
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_options_side_by_side_have_the_same_logprobs(kernel):
-    segments = np.array([[0] * 30 + [1] * 10 + [2] * 10 + [3] * 14], np.int32)
+    ends = np.array([[64] * 30 + [40] * 10 + [50] * 10 + [64] * 14], np.int32)
     offsets = np.concatenate([np.arange(30), 30 + np.arange(10), 30 + np.arange(10), 30 + np.arange(14)])[None].astype(np.int32)
     places, targets = np.array([[29, 35, 45, 20]], np.int32), np.array([[9, 10, 11, 12]], np.int32)
-    arguments = (*held(CONFIG), PIECE, segments, offsets, places, targets, CONFIG)
+    arguments = (*held(CONFIG), PIECE, ends, offsets, places, targets, CONFIG)
     found, wanted = cached.score(*arguments, kernel=kernel), cached.score(*arguments)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert abs(float(cached.score(*arguments[:4], 0 * segments, *arguments[5:])[0, 2] - wanted[0, 2])) > 1e-3  # segments count
+    assert abs(float(cached.score(*arguments[:4], 0 * ends + 64, *arguments[5:])[0, 2] - wanted[0, 2])) > 1e-3  # ends count
 
 
 def test_several_rows_and_sizes_that_are_no_multiple_of_the_lanes():

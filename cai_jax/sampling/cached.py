@@ -19,7 +19,6 @@ from cai_jax.models import blocks
 from cai_jax.models.config import ModelConfig
 from cai_jax.sampling import attention, flash
 from cai_jax.sampling.draw import draw
-from cai_jax.sampling.packing import OPTIONS
 from cai_jax.sampling.weights import unembedding
 from cai_jax.sharding import constrain
 from cai_jax.structs import SamplingParams
@@ -60,16 +59,17 @@ def _header_part(header: KeyValues | None, layer: int, positions_BxT, window: in
     return [(keys, header.values[layer], allowed)]
 
 
-def _forward(weights, header, past, tokens_BxT, segments_BxT, positions_BxT, config, kernel):
+def _forward(weights, header, past, tokens_BxT, ends_BxT, positions_BxT, config, kernel):
     """(x_BxTxD after the last layer, keys, values): new tokens after `header` and `past`, either of which may be None.
 
-    Segments: a token sees those of its own question's prompt and of its own option (see `packing`).
+    A token sees those before it whose ends lie behind it (see `packing`), and all of them where ends is None.
     """
     tables = blocks.rope_tables(positions_BxT, config)
     x_BxTxD = blocks.embed(weights["embed"], tokens_BxT, config)
     index_T = jnp.arange(tokens_BxT.shape[1])
-    seen, mine = segments_BxT[:, None, :], segments_BxT[:, :, None]
-    related = (index_T[:, None] >= index_T[None, :]) & ((seen == mine) | (seen == mine // OPTIONS * OPTIONS))
+    related = (index_T[:, None] >= index_T[None, :])[None]
+    if ends_BxT is not None:
+        related = related & (index_T[:, None] < ends_BxT[:, None, :])
     start = 0 if header is None else header.length
     new_keys, new_values = [], []
     for layer, (layer_weights, (window, rope)) in enumerate(zip(weights["layers"], config.layer_kinds, strict=True)):
@@ -105,19 +105,19 @@ def prefill(weights, header, past, tokens_BxT, config: ModelConfig, kernel: str 
     T = tokens_BxT.shape[1]
     start = (0 if header is None else header.length) + (0 if past is None else past.length[:, None])
     positions_BxT = jnp.broadcast_to(start + jnp.arange(T), tokens_BxT.shape)
-    _, keys, values = _forward(weights, header, past, tokens_BxT, jnp.zeros_like(tokens_BxT), positions_BxT, config, kernel)
+    _, keys, values = _forward(weights, header, past, tokens_BxT, None, positions_BxT, config, kernel)
     return keys, values
 
 
 @functools.partial(jax.jit, static_argnames=("config", "kernel"))
-def score(weights, header, past, tokens_BxT, segments_BxT, offsets_BxT, places_BxN, targets_BxN, config: ModelConfig,
+def score(weights, header, past, tokens_BxT, ends_BxT, offsets_BxT, places_BxN, targets_BxN, config: ModelConfig,
           kernel: str = ""):
     """log P(targets[b, n]) after the token at places[b, n], float32 [B, N].
 
-    tokens, segments, offsets, places, targets as in `packing.Row`; kernel as in `prefill`.
+    tokens, ends, offsets, places, targets as in `packing.Row`; kernel as in `prefill`.
     """
     start = (0 if header is None else header.length) + (0 if past is None else past.length[:, None])
-    x_BxTxD, _, _ = _forward(weights, header, past, tokens_BxT, segments_BxT, start + offsets_BxT, config, kernel)
+    x_BxTxD, _, _ = _forward(weights, header, past, tokens_BxT, ends_BxT, start + offsets_BxT, config, kernel)
     x_BxNxD = jnp.take_along_axis(x_BxTxD, places_BxN[..., None], axis=1)
     hidden = blocks.norm(x_BxNxD, weights, "final_norm", config)
     return token_logprobs(hidden, unembedding(weights, hidden.dtype), targets_BxN, softcap=config.final_softcap)

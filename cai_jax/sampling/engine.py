@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 import os
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -25,7 +24,7 @@ from jax.sharding import Mesh
 from cai_jax import sharding
 from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling import cached, flash, packing, plan, weights
+from cai_jax.sampling import cached, flash, packing, plan, row_reader, weights
 from cai_jax.sampling.stops import Ending, find_ending
 from cai_jax.sampling.store import Piece, Store
 from cai_jax.structs import Completion, SampleRequest, SamplingParams, Score, ScoreRequest
@@ -79,6 +78,7 @@ class Engine:
             self._kernel = "by_head" if self.mesh.size == 1 else ""
         else:
             self._kernel = flash.choose(platform, self.dtype, config) if self.options.flash else ""
+        self._row_size = packing.ROW if self._kernel == "by_head" else packing.PACK
         self._store = Store(self.options.store_bytes)
         self.update(params)
 
@@ -202,32 +202,42 @@ class Engine:
         """Log-probabilities of every option's tokens after its prompt; all options of a request in one forward pass.
 
         Requests with the same header follow each other; the order is otherwise that of `requests`. `together`: short ones share
-        forward passes, in groups that depend on all of `requests`. `wanted`: ids of those whose scores are asked for, None for
-        all; what is left of a list gets the same numbers as in the whole list where the whole list is given with it.
+        forward passes, in groups that depend on all of `requests`, and in them what they begin with. `wanted`: ids of those whose
+        scores are asked for, None for all; what is left of a list gets the same numbers as in the whole list where the whole list
+        is given with it.
         """
         groups: dict[tuple, list] = {}
         for request in requests:
             self._check(request, 0)
             prompt = plan.split_prompt(request.segments)
             groups.setdefault(prompt.header, []).append((request, prompt))
-        batches = [batch for group in groups.values() for batch in (_together(group) if together else [[one] for one in group])]
+        batches = [batch for group in groups.values() for batch in self._batches(group, together)]
         asked = {request.id for request in requests if wanted is None or request.id in wanted}
         batches = [batch for batch in batches if any(request.id in asked for request, _ in batch)]
         finished = 0
-        for batch, logprobs in _ahead((batch, self._start_score(batch, together)) for batch in batches):
-            for score in _finish_scores([request for request, _ in batch], logprobs):
+        started = ((batch, *self._start_score(batch, together)) for batch in batches)
+        for batch, *found in _ahead(started, max(2, row_reader.AT_ONCE)):
+            for score in _finish_scores([request for request, _ in batch], *found):
                 if score.id in asked:
                     finished += 1
                     if on_progress:
                         on_progress(finished, len(asked))
                     yield score
 
-    def _start_score(self, batch: list[tuple[ScoreRequest, plan.Prompt]], together: bool) -> jax.Array:
-        header, row = batch[0][1].header, packing.Row()
-        if together and sum(map(_own_length, batch)) <= packing.PACK:
-            for number, (request, prompt) in enumerate(batch):
-                row.add([token for segment in prompt.segments for token in segment], request.options, number)
-            return self._score_row(header, None, row, packing.PACK)
+    def _batches(self, group: list, together: bool) -> list[list]:
+        """Requests of one header in batches: those that fit share a row, longer ones stand alone."""
+        found = packing.together([_question(pair) for pair in group], self._row_size) if together else []
+        shared = {index for batch in found for index in batch}
+        alone = [[pair] for index, pair in enumerate(group) if index not in shared]
+        return [[group[index] for index in batch] for batch in found] + alone
+
+    def _start_score(self, batch: list[tuple[ScoreRequest, plan.Prompt]], together: bool) -> tuple[packing.Row, jax.Array]:
+        header = batch[0][1].header
+        row = packing.several([_question(pair) for pair in batch]) if together else None
+        if row and len(row.tokens) <= self._row_size:
+            if self._kernel == "by_head":
+                return row, self._read_row(self._row_header(header), row)[0]
+            return row, self._score_row(header, None, row, self._row_size)
         (request, prompt), = batch
         *before, last = prompt.segments
         fed = packing.fed(request.options)
@@ -238,15 +248,35 @@ class Engine:
         count, size = cuts[-1]
         lead = len(last) - (count - fed)
         past = self._pieces(header, [*before, last[:lead]])
-        row.add(last[lead:], request.options)
-        return self._score_row(header, self._past(past), row, size)
+        row = packing.single(last[lead:], request.options)
+        return row, self._score_row(header, self._past(past), row, size)
 
     def _score_row(self, header: plan.Tokens, past: cached.KeyValues | None, row: packing.Row, size: int) -> jax.Array:
-        arrays = [_padded(x, size) for x in (row.tokens, row.segments, row.offsets)]
-        arrays += [_padded(x, plan.round_size(len(row.targets))) for x in (row.places, row.targets)]
+        arrays = row.padded(size, plan.round_size(len(row.targets)))
         return self._on_mesh(
             cached.score, self.weights, self._header(header), past, *arrays, config=self.config, kernel=self._kernel,
         )  # fmt: skip
+
+    def _read_row(self, header: cached.KeyValues | None, row: packing.Row):
+        """A row on a CPU: the targets' log-probabilities, and the row's keys and values [K, T, Dh]."""
+        arrays = (array[0] for array in row.padded(self._row_size, self._row_size))
+        counts = np.int32(len(row.tokens)), np.int32(len(row.targets))
+        return self._on_mesh(row_reader.read, self.weights, header, *arrays, *counts, config=self.config)
+
+    def _row_header(self, header: plan.Tokens) -> cached.KeyValues | None:
+        """Keys and values of a header as rows are read behind it: itself read in rows, by the program that reads questions."""
+
+        def make():
+            found = None
+            for start in range(0, len(header), self._row_size):
+                part = header[start : start + self._row_size]
+                _, *new = self._read_row(found, packing.single(part))
+                if found:
+                    new = jax.tree.map(_joined, [found.keys, found.values], new)
+                found = cached.KeyValues(*new, np.int32(start + len(part)))
+            return found
+
+        return self._store.get(("row", header), make) if header else None
 
     # ------------------------------------------------------------ prompts
 
@@ -287,7 +317,7 @@ class Engine:
 
     def _prefill(self, header: plan.Tokens, past: list[Piece], tokens: plan.Tokens, size: int) -> Piece:
         arrays = self._on_mesh(
-            cached.prefill, self.weights, self._header(header), self._past(past), _padded(tokens, size), config=self.config,
+            cached.prefill, self.weights, self._header(header), self._past(past), packing.padded(tokens, size), config=self.config,
             kernel=self._kernel,
         )
         return Piece(arrays, len(tokens), size)
@@ -322,10 +352,8 @@ def _limit(request: SampleRequest, sampling: SamplingParams) -> int:
     return min(request.max_new_tokens or sampling.max_new_tokens, sampling.max_new_tokens)
 
 
-def _padded(values: Sequence[int], size: int) -> np.ndarray:
-    out = np.zeros((1, size), np.int32)
-    out[0, : len(values)] = values
-    return out
+def _joined(one: jax.Array, other: jax.Array) -> np.ndarray:
+    return np.concatenate(sharding.fetch([one, other]), axis=1)
 
 
 def _idle_rows(batch: int) -> cached.Rows:
@@ -342,18 +370,11 @@ def _completion(slot: _Slot, ending: Ending) -> Completion:
     return Completion(slot.request.id, tokens, logprobs, ending.text, ending.stop)
 
 
-def _own_length(pair: tuple[ScoreRequest, plan.Prompt]) -> int:
-    return pair[1].own_length + packing.fed(pair[0].options)
+def _question(pair: tuple[ScoreRequest, plan.Prompt]) -> packing.Question:
+    return sum(pair[1].segments, ()), pair[0].options
 
 
-def _together(group: list) -> list[list]:
-    """Requests of one header in batches: those that fit share a row, longer ones stand alone."""
-    short = [pair for pair in group if _own_length(pair) <= packing.PACK]
-    shared = [[short[index] for index in batch] for batch in packing.pack(list(map(_own_length, short)), packing.PACK)]
-    return shared + [[pair] for pair in group if _own_length(pair) > packing.PACK]
-
-
-def _ahead(items: Iterator, count: int = 2) -> Iterator:
+def _ahead(items: Iterator, count: int) -> Iterator:
     """The items, `count` of them prepared ahead: the host makes the next while the device works."""
     running: collections.deque = collections.deque()
     for item in items:
@@ -363,10 +384,10 @@ def _ahead(items: Iterator, count: int = 2) -> Iterator:
     yield from running
 
 
-def _finish_scores(requests: list[ScoreRequest], logprobs) -> Iterator[Score]:
-    flat = iter(sharding.fetch(logprobs)[0].tolist())
-    for request in requests:
-        yield Score(request.id, tuple(tuple(itertools.islice(flat, len(option))) for option in request.options))
+def _finish_scores(requests: list[ScoreRequest], row: packing.Row, logprobs) -> Iterator[Score]:
+    values = sharding.fetch(logprobs).reshape(-1).tolist()
+    for request, options in zip(requests, row.found, strict=True):
+        yield Score(request.id, tuple(tuple(values[index] for index in option) for option in options))
 
 
 def use_compilation_cache(directory: str | None = None) -> None:
