@@ -6,7 +6,6 @@ import struct
 import sys
 
 import pytest
-from tensorboardX.proto import event_pb2
 
 from cai_jax.errors import UserError
 from cai_jax.io import metrics
@@ -84,6 +83,8 @@ def test_a_long_timing_file_is_rotated_and_the_metrics_are_not(tmp_path, monkeyp
 
 def events(path):
     """The events of a TensorBoard file: records of a length, a checksum, the event, another checksum."""
+    from tensorboardX.proto import event_pb2
+
     content, place = path.read_bytes(), 0
     while place < len(content):
         (size,) = struct.unpack_from("<Q", content, place)
