@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks import sides
 from cai_jax import optim, sharding
 from cai_jax.data.dialogue import load_format
+from cai_jax.io import memory
 from cai_jax.models import heads, hf, lora
 from cai_jax.sampling.engine import Engine, EngineOptions
 from cai_jax.sampling.rewards import RewardModel
@@ -38,8 +39,8 @@ def supervised(work):
     abstract["optimiser"] = state_lib.abstract_optimiser(tx, abstract["params"], mesh)
     loss = sl.make_loss(config, jnp.float32, chunk=work["chunk"], scan=False, remat="none")
     update = state_lib.make_update(loss, tx, abstract, mesh, 1)
-    state = {"params": state_lib.fresh(params), "optimiser": state_lib.init_optimiser(tx, params, mesh)}
-    state = state_lib.placed(state, abstract)
+    params = state_lib.fresh(params)  # what was loaded goes before the optimiser's moments come
+    state = state_lib.placed({"params": params, "optimiser": state_lib.init_optimiser(tx, params, mesh)}, abstract)
     del params
     examples = [sl.Example(str(n), np.array(row, np.int32), np.arange(len(row)) > 0) for n, row in enumerate(rows)]
     order = batching.Order(len(rows), len(rows), 0, "sl")
@@ -85,6 +86,7 @@ def _ppo(work, rank: int, shared: bool):
         asked = rollouts.requests(drawn, update, 0, "rl")
         completions = {done.id: done for done in engine.generate(asked, SamplingParams(new))}
         del engine
+        memory.give_back()
         batch = rollouts.assemble(drawn, completions, length)
         assert batch.actions.sum() == new * len(prompts)
         sampled = time.perf_counter()

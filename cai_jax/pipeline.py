@@ -5,8 +5,6 @@ A stage is done for good once its manifest says so under the same fingerprint (k
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
 import gc
 import hashlib
@@ -26,7 +24,7 @@ from cai_jax import data as data_package
 from cai_jax import sharding
 from cai_jax.checks import check_values
 from cai_jax.errors import UserError
-from cai_jax.io import artefacts, integrity, lock, preemption, progress, where
+from cai_jax.io import artefacts, integrity, lock, memory, preemption, progress, where
 from cai_jax.models import lora
 from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.training import feed, profiling
@@ -254,8 +252,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, describe: Callable[[], 
 def release_memory() -> None:
     """Gives what a stage has freed back to the system: the C library would keep it, and stages would add up."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # only the GNU C library has this function
-        ctypes.CDLL(None).malloc_trim(0)
+    memory.give_back()
 
 
 def _run_mended(node: Node, nodes: dict[str, Node], config, run_path: epath.Path, mesh) -> dict:

@@ -15,7 +15,7 @@ import numpy as np
 from cai_jax import ppo, seeds, sharding
 from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
-from cai_jax.io import artefacts, progress
+from cai_jax.io import artefacts, memory, progress
 from cai_jax.models import heads, lora
 from cai_jax.planning import throughput
 from cai_jax.reporting import png
@@ -130,6 +130,7 @@ def run(ctx: StageContext) -> dict:
         completions = {item.id: item for item in ctx.sample(engine, asked, sampling, f"{ctx.name}: rollouts")}
         layout_seconds = engine.layout_seconds
         del engine  # the sampler's copy of the weights is not kept while the learner works
+        memory.give_back()
         batch = rollouts.assemble(drawn, completions, length)
         sampled = time.monotonic()
         raw = score([(*prompt.dialogue, Message("assistant", completions[name].text)) for name, prompt in drawn])

@@ -107,6 +107,7 @@ def run(ctx: StageContext) -> dict:
     def init():
         key = seeds.row_key(ctx.seed, ctx.name, "adapters")
         start = state_lib.start(model.config, model.params, ctx.mesh, key, adapters, model.trained)
+        model.release()  # before the optimiser's moments, which are as large
         return {"params": start, "optimiser": state_lib.init_optimiser(tx, start, ctx.mesh)}
 
     # ---- Steps ----------------------------------------------------------------------------------------------------

@@ -277,6 +277,11 @@ class Learner:
             order = seeds.row_rng(self._seed, self._stage, "minibatches", update, epoch).permutation(num_rows)
             yield from np.split(order, self.settings.num_minibatches)
 
+    def _wait(self, scalars) -> None:
+        """One step after the other on a CPU, which would begin the next beside it, and have the temporaries of both."""
+        if self.mesh.devices.flat[0].platform == "cpu":
+            jax.block_until_ready(scalars)
+
     def learn(self, state, rollouts: Rollouts, frozen: dict, update: int) -> tuple[dict, list[dict]]:
         """All epochs of one update: (state, scalars of every minibatch). The state's trees are donated."""
         state, history = dict(state), []
@@ -297,8 +302,10 @@ class Learner:
                 else:
                     state["params"], state["optimiser"], scalars = self._policy_step(
                         state["params"], state["optimiser"], batch, self._base["params"])
+                    self._wait(scalars)
                     state["value"], state["value_optimiser"], more = self._value_step(
                         state["value"], state["value_optimiser"], batch, self._base["value"])
+                    self._wait(more)
                     scalars |= {"value_loss": more["loss"], "value_grad_norm": more["grad_norm"],
                                 "value_clipped": more["value_clipped"]}
             history.append(scalars)

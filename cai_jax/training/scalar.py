@@ -64,6 +64,8 @@ def fit(ctx, model, examples: Mapping[str, Sequence[int]], loss: Callable, make_
         decoder, key = model.params.get("decoder", model.params), seeds.row_key(ctx.seed, ctx.name, "adapters")
         start = state_lib.start(model.config, decoder, ctx.mesh, key, adapters, model.trained)
         start = state_lib.with_head(start, state_lib.fresh(model.params["head"]) if head is None else head, ctx.mesh)
+        del decoder
+        model.release()  # before the optimiser's moments, which are as large
         return {"params": start, "optimiser": state_lib.init_optimiser(tx, start, ctx.mesh)}
 
     batches = feed.Batches(lambda step: make_batch(order.indices(step), shape), num_steps)
