@@ -14,7 +14,7 @@ demo: model
 	@echo "open runs/demo/report/report.html"
 
 test: lint model
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 # Everything, also what takes minutes or gigabytes.
 test-long: model

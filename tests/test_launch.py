@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from tests.chaos import harness
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 
@@ -140,12 +142,13 @@ def test_jobset_dry_run_is_a_manifest_of_all_hosts():
 
 
 def test_two_processes_write_what_one_writes(tmp_path):
-    """The first two text stages and finetuning, in two processes of one device and in one process of two."""
-    flags = ["--config=configs/tiny.py", "--config.stages=respond,respond_helpful,revise,sl"]
-    done = bash("launch/local.sh", "-n", "2", "--", *flags, f"--workdir={tmp_path / 'two'}")
+    """The first text stages and finetuning, in two processes of one device and in one process of two (tests/test_processes.py
+    does it at length)."""
+    flags = ["--config=configs/tiny.py", "--config.stages=respond,respond_helpful,revise,sl", "--config.graph.revise.num_rounds=1"]
+    done = bash("launch/local.sh", "-n", "2", "--", *flags, f"--workdir={tmp_path / 'two'}", **harness.environment())
     assert done.returncode == 0, done.stderr[-3000:]
     one = subprocess.run([sys.executable, "-m", "cai_jax.main", *flags, f"--workdir={tmp_path / 'one'}"], cwd=ROOT,
-                         env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"}, capture_output=True, text=True, timeout=300)
+                         env=harness.environment(JAX_NUM_CPU_DEVICES="2"), capture_output=True, text=True, timeout=300)
     assert one.returncode == 0, one.stderr[-3000:]
     for stage in ("respond", "respond_helpful", "revise"):
         two_text, one_text = ((tmp_path / run / stage / "records.jsonl").read_text() for run in ("two", "one"))
