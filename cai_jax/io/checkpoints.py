@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
 import functools
 import hashlib
 import logging
@@ -29,7 +28,7 @@ from absl import logging as absl_logging
 from etils import epath
 
 from cai_jax.errors import UserError
-from cai_jax.io import artefacts, progress
+from cai_jax.io import artefacts, memory, progress
 
 
 def _words(x):
@@ -111,16 +110,6 @@ def _without_leaks():
         spec.to_json, tensorstore.experimental_collect_matching_metrics = to_json, collect
 
 
-@functools.lru_cache(maxsize=1)
-def _malloc_trim():
-    """Gives what is free in the allocator back to the system: the threads that write leave it scattered over arenas of their
-    own. glibc's; nothing elsewhere."""
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return lambda _: 0
-
-
 class Damaged(Exception):
     """A step that cannot be read back as it was written; the text names the item, the leaf and what is wrong."""
 
@@ -177,7 +166,7 @@ class Checkpoints:
             artefacts.write_sealed(folder / "step.json", {"meta": dict(meta or {}), "digests": marks, "keep": keep})
         artefacts.barrier(f"saved {folder}")
         self._thin()
-        _malloc_trim()(0)
+        memory.give_back()
 
     def _require_space(self, trees: Mapping) -> None:
         """Asks before Orbax finds out in the middle of its writes."""
