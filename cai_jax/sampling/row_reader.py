@@ -2,7 +2,7 @@
 
 Blocks that the row does not fill are not read, and so one program serves rows, and headers, of any length. Attention passes over
 the header and over those blocks of the row that a block of queries can see, with a running maximum and sum (Dao et al. 2022), in
-pieces that stay in the processor's cache. It keeps one core busy; several rows are read at once instead.
+pieces that stay in the processor's cache. Loops over blocks leave cores idle between products; several rows are read at once.
 """
 
 from __future__ import annotations
