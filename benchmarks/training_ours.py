@@ -42,6 +42,7 @@ def supervised(work):
     params = state_lib.fresh(params)  # what was loaded goes before the optimiser's moments come
     state = state_lib.placed({"params": params, "optimiser": state_lib.init_optimiser(tx, params, mesh)}, abstract)
     del params
+    memory.give_back()  # as training/loop.py does
     examples = [sl.Example(str(n), np.array(row, np.int32), np.arange(len(row)) > 0) for n, row in enumerate(rows)]
     order = batching.Order(len(rows), len(rows), 0, "sl")
     shape = batching.common_shape([len(row) for row in rows], order, 1, 1)
@@ -71,6 +72,7 @@ def _ppo(work, rank: int, shared: bool):
     judge = {"decoder": lora.attach(params, start(), adapters), "head": head}
     value = {name: jnp.array(leaf) for name, leaf in head.items()}
     state = learns.init(start(), value if shared else state_lib.with_head(start(), value, mesh), 0.001)
+    memory.give_back()  # as training/loop.py does
     score = RewardModel(judge, config, format, mesh).score_tokens
     dialogue = (Message("human", ""),)
     prompts = [rollouts.PromptTokens(str(n), dialogue, None, (tuple(row),)) for n, row in enumerate(work["prompts"])]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cai_jax import losses, optim, ppo, seeds, sharding
+from cai_jax.io import memory
 from cai_jax.models import heads, lora
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.decoder import hidden_states, unembedding
@@ -277,10 +278,14 @@ class Learner:
             order = seeds.row_rng(self._seed, self._stage, "minibatches", update, epoch).permutation(num_rows)
             yield from np.split(order, self.settings.num_minibatches)
 
-    def _wait(self, scalars) -> None:
-        """One step after the other on a CPU, which would begin the next beside it, and have the temporaries of both."""
+    def _wait(self, scalars, first: bool) -> None:
+        """One step after the other on a CPU, which would begin the next beside it, and have the temporaries of both. Those of an
+        update's first steps go back to the system: what is compiled or scored between two steps lies down in the space that the
+        one has freed, and the other then finds no room for its own in one piece."""
         if self.mesh.devices.flat[0].platform == "cpu":
             jax.block_until_ready(scalars)
+            if first:
+                memory.give_back()
 
     def learn(self, state, rollouts: Rollouts, frozen: dict, update: int) -> tuple[dict, list[dict]]:
         """All epochs of one update: (state, scalars of every minibatch). The state's trees are donated."""
@@ -288,6 +293,7 @@ class Learner:
         host = {"tokens": rollouts.tokens, "actions": rollouts.actions,
                 **{name: frozen[name] for name in ("old", "values", "advantages", "returns")}}
         lengths = rollouts.mask.sum(axis=1)
+        self._wait(state, True)
         for rows in self.minibatches(update, len(rollouts.ids)):
             packing = self._pack(lengths[rows], rollouts.tokens.shape[1], self.settings.num_microbatches)
             packed = {name: packing.spread(array[rows], array.dtype) for name, array in host.items()}
@@ -302,10 +308,10 @@ class Learner:
                 else:
                     state["params"], state["optimiser"], scalars = self._policy_step(
                         state["params"], state["optimiser"], batch, self._base["params"])
-                    self._wait(scalars)
+                    self._wait(scalars, not history)
                     state["value"], state["value_optimiser"], more = self._value_step(
                         state["value"], state["value_optimiser"], batch, self._base["value"])
-                    self._wait(more)
+                    self._wait(more, not history)
                     scalars |= {"value_loss": more["loss"], "value_grad_norm": more["grad_norm"],
                                 "value_clipped": more["value_clipped"]}
             history.append(scalars)

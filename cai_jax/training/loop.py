@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from cai_jax import sharding
 from cai_jax.errors import UserError
-from cai_jax.io import preemption, progress
+from cai_jax.io import memory, preemption, progress
 from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.io.metrics import MetricsWriter, read_rows
 from cai_jax.training import profiling
@@ -61,6 +61,7 @@ def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], ad
         progress.say(f"[{ctx.name}] goes on from {settings.unit} {start}")
     writer = ctx.metrics(start, meta["metrics"])
     on_start(start, writer)
+    memory.give_back()  # what loading and beginning have left lies in pieces, and a step wants its temporaries in one
     tokens_seen = meta["tokens"]
 
     trace = profiling.Trace(ctx.run_config.get("profile_steps", ""), ctx.name, ctx.directory.path)
