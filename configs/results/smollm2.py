@@ -71,7 +71,7 @@ class Size:
     judged: int | None  # held-out pairs on which preference models and labels are measured, of each kind
     pairs: int | None = None  # of each kind, for a preference model
     prompt_characters: int = 200
-    pair_characters: int | None = 400
+    pair_characters: int | None = 320
     judge_characters: int | None = 600
     answer: int = 48
     rounds: int = 2
@@ -82,10 +82,11 @@ class Size:
     max_length: int = 192
     rate: float = 2e-4
     save_every_steps: int = 10
-    updates: int = 8
+    updates: int = 6
     rollouts: int = 32
     rl_answer: int = 32
     rl_rate: float = 3e-4
+    value_model: str = "shared"  # a head on the policy: half of a step's work
     choices: int | None = 80
     adapters: tuple = (16, 32.0, ("all",))
     extras: bool = False  # pm_all, a chain of thought, XSTest
@@ -95,8 +96,8 @@ SIZES = {
     "cpu": Size(red_team=96, helpful=48, compared=160, held_out=48, judged=100),
     "gpu": Size(red_team=1024, helpful=512, compared=2048, held_out=256, judged=None, prompt_characters=400,
                 pair_characters=None, judge_characters=None, answer=128, rounds=4, few_shot=4, choice_few_shot=5, batch_size=32,
-                max_length=512, rate=1e-4, save_every_steps=50, updates=80, rollouts=128, rl_answer=96, rl_rate=1e-4, choices=None,
-                adapters=(8, 16.0, ("q", "k", "v", "o")), extras=True),
+                max_length=512, rate=1e-4, save_every_steps=50, updates=80, rollouts=128, rl_answer=96, rl_rate=1e-4,
+                value_model="separate", choices=None, adapters=(8, 16.0, ("q", "k", "v", "o")), extras=True),
     "smoke": Size(red_team=3, helpful=2, compared=3, held_out=2, judged=4, pairs=6, prompt_characters=40, pair_characters=160,
                   judge_characters=160, answer=6, rounds=1, few_shot=0, choice_few_shot=0, samples_best=2, batch_size=4,
                   max_length=512, rate=1e-3, updates=2, rollouts=4, rl_answer=4, rl_rate=1e-3, choices=2,
@@ -181,7 +182,7 @@ def graph(size: Size, data: str) -> dict:
             policy, reward, prompts=default.prompts(**those(source, limit=4 * size.updates * size.rollouts)), adapters=adapters,
             num_updates=size.updates, rollouts_per_update=size.rollouts, num_minibatches=4, warmup_updates=1, kl_coefficient=0.05,
             learning_rate=size.rl_rate, value_learning_rate=size.rl_rate, max_prompt_tokens=128, max_new_tokens=size.rl_answer,
-            save_every_updates=4, **calm)
+            value_model=size.value_model, save_every_updates=4, **calm)
 
     def evaluate(models, reward, revisions="", comparisons="", **fields):
         return default.evaluate(models, revisions, **{
