@@ -1,4 +1,6 @@
-"""Published results of a run: `python -m cai_jax.results RUN [RUN …] --out DIR [--critiques 60] [--of revise]`.
+"""Published results of a run.
+
+    python -m cai_jax.results RUN [RUN …] --out DIR [--critiques 60] [--of revise] [--no-prompts]
 
 Writes under DIR: metrics.json (every number with its interval, curves, cost, versions), tables.md, figures/*.png,
 transcripts.md (drawn by rule), critiques_to_read.md with critiques_to_read.csv, and reference/, a run directory without weights
@@ -16,12 +18,12 @@ from etils import epath
 from cai_jax.errors import Parser, UserError, command
 from cai_jax.io import artefacts
 
-USAGE = "python -m cai_jax.results RUN [RUN …] --out DIR [--critiques COUNT] [--of STAGE]"
+USAGE = "python -m cai_jax.results RUN [RUN …] --out DIR [--critiques COUNT] [--of STAGE] [--no-prompts]"
 
 
-def write(run_path, out, count: int = 60, of: str = "", others: Sequence = ()) -> dict:
-    """Writes everything under `out`; returns {file name: bytes}. `others`: runs with other seeds. UserError where a path is no
-    run, or `of` no revise stage."""
+def write(run_path, out, count: int = 60, of: str = "", others: Sequence = (), prompts: bool = True) -> dict:
+    """Writes everything under `out`; returns {file name: bytes}. `others`: runs with other seeds. `prompts`: whether texts show
+    them, or name them. UserError where a path is no run, or `of` no revise stage."""
     from cai_jax.reporting import over_seeds, png, results, results_figures, transcripts
     from cai_jax.reporting.run_data import Run
 
@@ -37,12 +39,12 @@ def write(run_path, out, count: int = 60, of: str = "", others: Sequence = ()) -
             counted = transcripts.count_marks(path.read_text(), drawn, str(path))
         if not counted:
             files["critiques_to_read.csv"] = transcripts.blank(drawn)
-        files["critiques_to_read.md"] = transcripts.sheet(drawn)
+        files["critiques_to_read.md"] = transcripts.sheet(drawn, prompts=prompts)
     found = results.collect(run, counted)
     if others:
         found["over_seeds"] = over_seeds.rows([found["rows"], *(results.collect(Run(path))["rows"] for path in others)])
     files["tables.md"] = results.tables(found) + "\n" + over_seeds.tables(found.get("over_seeds", ()))
-    files["transcripts.md"] = transcripts.render(run, run.models)
+    files["transcripts.md"] = transcripts.render(run, run.models, prompts=prompts)
     for name, text in files.items():
         artefacts.write_text(out / name, text if text.endswith("\n") else text + "\n")
     artefacts.write_json(out / "metrics.json", found)
@@ -63,9 +65,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="where to write")
     parser.add_argument("--critiques", type=int, default=60, metavar="COUNT", help="how many are drawn to be read (60)")
     parser.add_argument("--of", default="", metavar="STAGE", help="the revise stage that they are drawn from (the first)")
+    parser.add_argument("--no-prompts", action="store_true", help="name prompts and principles in the texts, do not copy them")
     arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
     first, *others = arguments.runs
-    for name, size in write(first, arguments.out, arguments.critiques, arguments.of, others).items():
+    written = write(first, arguments.out, arguments.critiques, arguments.of, others, not arguments.no_prompts)
+    for name, size in written.items():
         print(f"{epath.Path(arguments.out) / name}: {size:,} bytes")
     return 0
 

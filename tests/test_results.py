@@ -13,6 +13,7 @@ from cai_jax.evals.intervals import paired_difference, wilson
 from cai_jax.evals.rows import find
 from cai_jax.reporting import pairwise, results_figures, transcripts
 from cai_jax.reporting.build import build
+from cai_jax.reporting.markdown import plain
 from cai_jax.reporting.results import collect, tables, verdict
 from cai_jax.reporting.run_data import Run
 from tests import fake_run
@@ -103,6 +104,20 @@ def test_transcripts_are_drawn_by_rule_and_are_only_text(run):
     assert "<script" not in outside and "![" not in outside and "# heading" not in outside
     assert transcripts.ranked({"a": 1.0, "b": 3.0, "c": 2.0, "d": -1.0, "e": 0.0}) == {"best": "b", "middle": "a", "worst": "d"}
     assert transcripts.ranked({"a": 1.0, "b": 3.0}) == {"best": "b", "worst": "a"} and transcripts.ranked({}) == {}
+
+
+def test_prompts_and_principles_can_be_named_only(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(results_figures, "every", lambda run, found: ())
+    one = Run(run)
+    words = {turn["text"] for r in one.records("revise") for turn in r["dialogue"]}
+    words |= {turn["critique_request"] for r in one.records("revise") for turn in r["rounds"] if turn.get("critique")}
+    for flags, copied in (((), True), (("--no-prompts",), False)):
+        assert command(run, tmp_path / "out", "--critiques", "8", *flags) == 0
+        for name in ("transcripts.md", "critiques_to_read.md"):
+            text = re.sub(r"^ +", "", (tmp_path / "out" / name).read_text(), flags=re.M)
+            assert any(line in text for told in words for line in told.splitlines() if len(line) > 12) == copied, (name, flags)
+            assert ("named here, not copied" in text) != copied
+    assert plain(transcripts.critiques(one, "revise", 1)[0]["principle"]) in (tmp_path / "out" / "critiques_to_read.md").read_text()
 
 
 def test_the_draw_depends_on_names_alone():

@@ -22,6 +22,9 @@ the first policy's, the one in the middle of the order, and the one furthest bel
 of models, and of people who tried to provoke them: much of it is offensive, and none of it is advice.
 """
 
+NOT_COPIED = """Prompts and principles are other people's and are named here, not copied: they stand in the records of a run
+of your own, under the same names."""
+
 RULE = """For each critique, read the answer before it, what was asked of the critique, and the critique; then fill in the row of
 its id in the table beside this file, with y or n:
 
@@ -46,9 +49,10 @@ def ranked(differences: dict[str, float]) -> dict[str, str]:
     return {name: key for place, (name, key) in enumerate(found.items()) if key not in list(found.values())[:place]}
 
 
-def render(run: Run, models: Sequence[str]) -> str:
-    """Of every policy after the first the answer whose score moved most up, the middle one, and most down; likewise revisions."""
-    parts = ["# Transcripts\n", PREFACE]
+def render(run: Run, models: Sequence[str], *, prompts: bool = True) -> str:
+    """Of every policy after the first the answer whose score moved most up, the middle one, and most down; likewise revisions.
+    Without `prompts`, a prompt is only named: for data that may not be copied."""
+    parts = ["# Transcripts\n", PREFACE, *[f"{NOT_COPIED}\n"] * (not prompts)]
     answers = {(r["on"], r["name"], r["prompt_id"], r["sample"]): r for r in run.answers}
     first = models[0] if models else None
     for on in sorted({key[0] for key in answers}, key=lambda on: (on != "red_team", on)):
@@ -59,7 +63,8 @@ def render(run: Run, models: Sequence[str]) -> str:
             score = {prompt: [run.scores.get(side[prompt]["id"]) for side in (before, after)] for prompt in both}
             moved = {prompt: b - a for prompt, (a, b) in score.items() if a is not None and b is not None}
             for place, prompt in ranked(moved).items():
-                parts.append(f"## {plain(name)}, {plain(place_name(on))}: the {place}\n\n{_dialogue(after[prompt]['dialogue'])}")
+                told = _dialogue(after[prompt]["dialogue"]) if prompts else _named("Prompt", prompt)
+                parts.append(f"## {plain(name)}, {plain(place_name(on))}: the {place}\n\n{told}")
                 parts += [f"**{plain(who)}** ({number(value)}; {r['num_tokens']} tokens)\n\n{quoted(r['response'])}\n"
                           for who, value, r in zip((first, name), score[prompt], (before[prompt], after[prompt]), strict=True)]
     for stage in run.of_kind("revise"):
@@ -67,7 +72,8 @@ def render(run: Run, models: Sequence[str]) -> str:
         ends = {key: [scores.get(f"{key}#{count}") for count in (0, len(r["rounds"]))] for key, r in records.items()}
         moved = {key: b - a for key, (a, b) in ends.items() if a is not None and b is not None}
         for place, key in ranked(moved).items():
-            parts.append(f"## Revisions of {plain(stage.name)}: the {place}\n\n{_dialogue(records[key]['dialogue'])}"
+            told = _dialogue(records[key]["dialogue"]) if prompts else _named("Prompt", key)
+            parts.append(f"## Revisions of {plain(stage.name)}: the {place}\n\n{told}"
                          f"**First answer** ({number(ends[key][0])})\n\n{quoted(records[key]['initial'])}\n")
             for count, turn in enumerate(records[key]["rounds"], 1):
                 if turn.get("critique") is not None:
@@ -80,8 +86,13 @@ def _dialogue(turns: Sequence[dict]) -> str:
     return "".join(f"**{plain(turn['role'].capitalize())}**\n\n{quoted(turn['text'])}\n\n" for turn in turns)
 
 
+def _named(what: str, name: str) -> str:
+    return f"**{what}** {plain(name)}\n\n"
+
+
 def critiques(run: Run, stage: str, count: int) -> list[dict]:
-    """`count` critiques of a revise stage: {"id", "dialogue", "answer", "request", "critique"}, in the order they were drawn."""
+    """`count` critiques of a revise stage: {"id", "dialogue", "answer", "request", "principle", "critique"}, in the order they were
+    drawn."""
     found = {}
     for record in run.records(stage):
         answer = record["initial"]
@@ -89,17 +100,18 @@ def critiques(run: Run, stage: str, count: int) -> list[dict]:
             if turn.get("critique"):
                 found[f"{record['id']}#{number_}"] = {
                     "dialogue": record["dialogue"], "answer": answer, "critique": turn["critique"],
-                    "request": turn["critique_request"]}
+                    "request": turn["critique_request"], "principle": turn["principle_id"]}
             answer = turn["revision"]
     return [{"id": name, **found[name]} for name in draw(list(found), count)]
 
 
-def sheet(drawn: Sequence[dict]) -> str:
-    """What is read: the rule and the critiques."""
-    parts = [f"# {len(drawn)} critiques to be read\n\n{RULE}\n"]
-    parts += [f"## {number_}. {plain(item['id'])}\n\n{_dialogue(item['dialogue'])}**Answer**\n\n{quoted(item['answer'])}\n\n"
-              f"**Asked**\n\n{quoted(item['request'])}\n\n**Critique**\n\n{quoted(item['critique'])}\n"
-              for number_, item in enumerate(drawn, 1)]
+def sheet(drawn: Sequence[dict], *, prompts: bool = True) -> str:
+    """What is read: the rule and the critiques. Without `prompts`, these and the principles are only named."""
+    parts = [f"# {len(drawn)} critiques to be read\n\n{RULE}\n", *[f"{NOT_COPIED}\n"] * (not prompts)]
+    for number_, item in enumerate(drawn, 1):
+        asked = f"**Asked**\n\n{quoted(item['request'])}\n\n" if prompts else _named("Asked by principle", item["principle"])
+        parts.append(f"## {number_}. {plain(item['id'])}\n\n{_dialogue(item['dialogue']) if prompts else ''}**Answer**\n\n"
+                     f"{quoted(item['answer'])}\n\n{asked}**Critique**\n\n{quoted(item['critique'])}\n")
     return "\n".join(parts)
 
 
