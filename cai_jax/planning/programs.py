@@ -203,7 +203,7 @@ def _scoring(run_config, name, mesh, model, params, kept, length, count) -> Prog
     length = batching.bucket(length)
     rows = rewards.batch_rows(length, mesh)
     seen = sharding.abstract_batch([jax.ShapeDtypeStruct((rows, length), kind) for kind in (jnp.int32, jnp.bool_)], mesh)
-    arguments = (params, *seen, model, run_config.model.scan_layers)
+    arguments = (params, *seen, model)
     work = Work("forward", model, rows, length, head=False)
     return Program(name, "reward scores", rewards.scores, arguments, {}, work, kept - chip_bytes(params), -(-count // rows))
 

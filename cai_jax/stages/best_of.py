@@ -20,7 +20,7 @@ def run(ctx: StageContext) -> dict:
     rows = ctx.inputs["responses"].records()
     ctx.require_rows(rows, "responses")
     judge = ctx.load_model(ctx.config.reward, kind="reward")
-    reward = RewardModel(judge.params, judge.config, judge.format, ctx.mesh, judge.normalisation, ctx.run_config.model.scan_layers)
+    reward = RewardModel(judge.params, judge.config, judge.format, ctx.mesh, judge.normalisation)
     scores = reward.score([(*dialogue_from_json(row["dialogue"]), Message("assistant", row["response"])) for row in rows])
     answers = collections.defaultdict(list)
     for row, score in zip(rows, scores, strict=True):

@@ -182,8 +182,7 @@ def _reward_model(ctx: StageContext, reference: str, kind: str = "reward"):
     if reference.startswith("python:"):
         return types.SimpleNamespace(score=custom_reward(reference))
     model = ctx.load_model(reference, kind=kind)
-    return RewardModel(model.params, model.config, model.format, ctx.mesh, model.normalisation,
-                       ctx.run_config.model.scan_layers)
+    return RewardModel(model.params, model.config, model.format, ctx.mesh, model.normalisation)
 
 
 class _scores:

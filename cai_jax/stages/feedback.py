@@ -138,7 +138,7 @@ def _by_preference_model(ctx: StageContext) -> dict:
     """Label records by the scores of a preference model, raw as it was trained: P(first better) = σ(Δ). No principle is asked
     and there is no order of options."""
     model = ctx.load_model(ctx.config.model, "reward", ctx.config.format)
-    judge = RewardModel(model.params, model.config, model.format, ctx.mesh, scan=ctx.run_config.model.scan_layers)
+    judge = RewardModel(model.params, model.config, model.format, ctx.mesh)
     comparisons = ctx.inputs["comparisons"].records()
     ctx.require_rows(comparisons, "comparisons")
     scores = iter(judge.score([(*dialogue_from_json(row["dialogue"]), Message("assistant", text))

@@ -102,7 +102,7 @@ def run(ctx: StageContext) -> dict:
     params, num_steps = scalar.fit(ctx, model, lengths, make_loss(model.config, ctx.dtype, **options), batch, head, meter=meter)
 
     # ---- Held-out dialogues ---------------------------------------------------------------------------------------
-    judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh, scan=options["scan"])
+    judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh)
     predicted = judge.score_tokens([encoded[item.id] for item in held])
     ctx.publish(model, "harm")
     journal = ctx.directory.journal()

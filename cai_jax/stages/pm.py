@@ -154,7 +154,7 @@ def run(ctx: StageContext) -> dict:
     params, num_steps = scalar.fit(ctx, model, lengths, make_loss(model.config, ctx.dtype, **options), batch, head, told, meter)
 
     # ---- Held-out prompts: scores, normalisation, accuracy by source ----------------------------------------------
-    judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh, scan=options["scan"])
+    judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh)
     judged = held or mixed[:64]
     raw = judge.score_tokens([encoded[pair.id, side] for pair in judged for side in (0, 1)]).reshape(-1, 2)
     normalisation = (float(raw.mean()), max(float(raw.std()), 1e-6)) if config.normalise else None

@@ -85,7 +85,7 @@ def run(ctx: StageContext) -> dict:
     bases = adapters and learner_lib.Bases(adapters, lora.base_of(policy.params),
                                            lora.base_of(judge.params if from_reward else policy.params))
     score = rollouts.custom_reward(config.reward) if custom else RewardModel(
-        judge.params, judge.config, judge.format, ctx.mesh, judge.normalisation, ctx.run_config.model.scan_layers).score
+        judge.params, judge.config, judge.format, ctx.mesh, judge.normalisation).score
 
     # ---- Data: prompts go round in epochs, one sequence length for the whole stage ---------------------------------
     prompts = fitting_prompts(ctx, policy.format)

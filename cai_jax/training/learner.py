@@ -132,19 +132,22 @@ class Learner:
 
     # ---- What is frozen -----------------------------------------------------------------------------------------
 
-    def _logprobs_of(self, params, tokens, segments):
+    def _logprobs_of(self, params, tokens, segments, **options):
         return heads.dialogue_logprobs(
             state_lib.cast(params, self._dtype), tokens, segments > 0, self._config, temperature=self.settings.temperature,
-            chunk=self.settings.logprob_chunk, entropy=True, segments_BxT=segments, **self._options)
+            chunk=self.settings.logprob_chunk, entropy=True, segments_BxT=segments, **options)
 
-    def _values_of(self, params, tokens, segments):
+    def _values_of(self, params, tokens, segments, **options):
         params = state_lib.cast(params, self._dtype)
         hidden = hidden_states(params["decoder"], tokens, segments > 0, self._value_config, segments_BxT=segments,
-                               **self._options)
+                               **options)
         return heads.token_values(params["head"], hidden)
 
     def _chunked(self, function):
-        """Works through the rows in as many parts as training does, so that memory stays that of a microbatch."""
+        """Works through the rows in as many parts as training does, so that memory stays that of a microbatch. Without a backward
+        pass a scan over the layers takes the same time, half of the temporaries, and a fifth of the time to compile."""
+        function = functools.partial(function, scan=True)
+
         def run(params, tokens, segments, parts: int):
             if parts == 1:
                 return function(params, tokens, segments)
@@ -196,13 +199,13 @@ class Learner:
     # ---- Steps --------------------------------------------------------------------------------------------------
 
     def _policy_loss(self, params, batch):
-        logprobs, _ = self._logprobs_of(params, batch["tokens"], batch["segments"])
+        logprobs, _ = self._logprobs_of(params, batch["tokens"], batch["segments"], **self._options)
         total, count, sums = ppo.policy_loss(logprobs, batch["old"], batch["advantages"], batch["actions"],
                                              self.settings.clip)
         return total, (count, sums)
 
     def _value_loss(self, params, batch):
-        values = self._values_of(params, batch["tokens"], batch["segments"])
+        values = self._values_of(params, batch["tokens"], batch["segments"], **self._options)
         total, count, sums = ppo.value_loss(values, batch["values"], batch["returns"], batch["actions"],
                                             self.settings.value_clip)
         return total, (count, {"value_clipped": sums["clipped"]})

@@ -31,7 +31,7 @@ def test_scores_of_a_padded_batch(name, tiny_model, tmp_path):
               "head": {**heads.init_head(config, jax.random.key(1)), "bias": jnp.float32(0.4)}}
     folder.export_reward(tmp_path, config, params, format, (0.7, 1.9))
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-    ours = RewardModel(params, config, format, mesh, (0.7, 1.9), scan=True).score(DIALOGUES)
+    ours = RewardModel(params, config, format, mesh, (0.7, 1.9)).score(DIALOGUES)
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)

@@ -122,7 +122,7 @@ def test_preference_model(name, tiny_model, tmp_path):
     offset = exporting.export_adapters(tmp_path / "adapters", model, str(tmp_path / "base"))
     dialogues = [(Message("human", text), Message("assistant", answer)) for text, answer in (
         ("Hello?", "Hello."), ("What is bread, and how long does it rest?", "Flour, water and time."))]
-    ours = RewardModel(model.params, model.config, model.format, MESH, model.normalisation, scan=True).score(dialogues)
+    ours = RewardModel(model.params, model.config, model.format, MESH, model.normalisation).score(dialogues)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "adapters")
     base = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "base", num_labels=1, pad_token_id=tokenizer.pad_token_id, dtype=torch.float32)
