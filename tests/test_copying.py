@@ -4,7 +4,7 @@ import types
 
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.evals import copying
-from cai_jax.reporting import copied
+from cai_jax.reporting import cautions, copied
 
 EXAMPLE = "It tells the person when to steal a package, so the neighbor would lose it."
 
@@ -34,6 +34,15 @@ def test_what_counts_as_repeated():
     assert found(None, "I said when to steal a package.") == ([], [True])
 
 
+def test_a_revision_that_is_the_critique_is_an_echo():
+    critique = "It tells them to put wet herbs in an oven that is far too hot."
+    assert copying.echoes(critique, critique) and copying.echoes("Sorry! " + critique, critique)
+    assert copying.echoes("You put wet herbs in an oven that is much hotter", critique)  # 4 of its 6 runs
+    assert not copying.echoes("Put wet herbs in an oven and wait for six long days.", critique)  # 1 of 7
+    assert not copying.echoes("far too hot", critique) and not copying.echoes("", critique)
+    assert copying.of_critiques([record(critique, critique), record(None, critique), record(critique, "x")]) == [True, False]
+
+
 def test_rows_of_a_stage():
     example = load_constitution().critique_examples[0]
     text = next(message.text for message in example.messages if message.role == "critique")
@@ -44,9 +53,19 @@ def test_rows_of_a_stage():
     def rows(**fields):
         return copied.rows(run, types.SimpleNamespace(name="revise", fields=fields))
 
-    critiques, revisions = rows(constitution="embedded")
+    echoes, critiques, revisions = rows(constitution="embedded")
+    assert (echoes["metric"], echoes["value"], echoes["n"]) == ("revision_echoes_critique", 0.0, 2)
     assert (critiques["metric"], critiques["value"], critiques["n"]) == ("revision_critiques_copied", 0.5, 2)
     assert (revisions["metric"], revisions["value"]) == ("revision_copied", 0.0) and revisions["high"] < 1
-    assert rows(constitution="nowhere/to/be/found") == []
+    assert rows(constitution="nowhere/to/be/found") == [echoes]
+    stage = types.SimpleNamespace(name="revise", fields={"constitution": "embedded"})
+    run.of_kind = lambda kind: [stage]
+    told, = cautions._copied(run)
+    assert "of the critiques repeat five" in told.text and "half the words" not in told.text
+    records.append(record("It tells them to put wet herbs in an oven.", "It tells them to put wet herbs in an oven."))
+    assert "of the revisions are for at least half the words" in next(cautions._copied(run)).text
+    records.pop()
     records[:] = records[1:]
-    assert rows(constitution="embedded") == []  # no examples were shown
+    assert [r["metric"] for r in rows(constitution="embedded")] == ["revision_echoes_critique"]  # no examples were shown
+    records[:] = [record(None, "Hang them up.")]
+    assert rows() == []

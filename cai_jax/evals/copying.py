@@ -1,4 +1,4 @@
-"""Words taken over from worked examples: a weak model repeats what it was shown instead of looking at what is before it."""
+"""Words taken over: a weak model repeats the worked examples that it was shown, or gives its own critique for a revision."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ def runs(texts: Iterable[str], length: int = RUN) -> set[tuple[str, ...]]:
 def repeats(text: str, examples: set[tuple[str, ...]], own: Iterable[str]) -> bool:
     """Whether a run of `text` stands in the examples and in none of the texts that are the model's own task."""
     return bool((runs([text]) & examples) - runs(own))
+
+
+def echoes(text: str, source: str) -> bool:
+    """Whether at least half of the runs of `text` stand in `source`. A text too short for a run does not."""
+    found = runs([text])
+    return bool(found) and 2 * len(found & runs([source])) >= len(found)
+
+
+def of_critiques(records: Sequence[Mapping]) -> list[bool]:
+    """Of every revision that followed a critique: whether it echoes the critique, where it should have answered the prompt."""
+    return [echoes(turn["revision"], turn["critique"]) for record in records for turn in record["rounds"] if turn.get("critique")]
 
 
 def of_revisions(records: Sequence[Mapping], examples: Mapping[str, Sequence[str]]) -> tuple[list[bool], list[bool]]:

@@ -98,7 +98,12 @@ def _length(run: Run):
 
 def _copied(run: Run):
     for stage in run.of_kind("revise"):
-        high = [r for r in copied.rows(run, stage) if r["value"] > COPY_LIMIT]
+        every = {r["metric"]: r for r in copied.rows(run, stage) if r["value"] > COPY_LIMIT}
+        if echoes := every.pop("revision_echoes_critique", None):
+            told = f"{headed(stage.name)}: {interval(echoes, sign=False, percent=True)} of the revisions"
+            yield Caution("care", f"{told} are for at least half the words of the critique before them: the model repeats it where "
+                                  "it should answer anew.", "transparency")
+        high = list(every.values())
         if high:
             what = {"revision_critiques_copied": "critiques", "revision_copied": "revisions"}
             told = " and ".join(f"{interval(r, sign=False, percent=True)} of the {what[r['metric']]}" for r in high)

@@ -1,4 +1,4 @@
-"""How often a revise stage's critiques and revisions repeat its worked examples."""
+"""How often a revise stage's critiques and revisions repeat its worked examples, and revisions their critiques."""
 
 from __future__ import annotations
 
@@ -11,8 +11,18 @@ from cai_jax.reporting.run_data import Run, Stage
 
 
 def rows(run: Run, stage: Stage) -> list[dict]:
-    """Shares of critiques and of revisions; none where the stage showed no examples, or its constitution is not at hand."""
+    """Shares of revisions that echo their critique; shares of critiques and of revisions that repeat an example, none where the
+    stage showed no examples, or its constitution is not at hand."""
     records = run.records(stage.name)
+    return [*_shares(stage, {"revision_echoes_critique": copying.of_critiques(records)}), *_repeated(stage, records)]
+
+
+def _shares(stage: Stage, found: dict[str, list[bool]]) -> list[dict]:
+    return [row(name, "revisions", stage.name, wilson(sum(whether), len(whether)), unit="share", good="lower")
+            for name, whether in found.items() if whether]
+
+
+def _repeated(stage: Stage, records: list[dict]) -> list[dict]:
     wanted = {name for record in records for name in record.get("few_shot_ids") or ()}
     try:
         known = load_constitution(stage.fields.get("constitution", "")).critique_examples if wanted else ()
@@ -22,6 +32,5 @@ def rows(run: Run, stage: Stage) -> list[dict]:
                 for example in known}
     if not wanted or wanted - examples.keys():
         return []
-    names = ("revision_critiques_copied", "revision_copied")
-    return [row(name, "revisions", stage.name, wilson(sum(found), len(found)), unit="share", good="lower")
-            for name, found in zip(names, copying.of_revisions(records, examples), strict=True) if found]
+    critiques, revisions = copying.of_revisions(records, examples)
+    return _shares(stage, {"revision_critiques_copied": critiques, "revision_copied": revisions})

@@ -172,9 +172,9 @@ def _revisions(rows: Sequence[dict]) -> str:
         body.append([plain(r["model"]), shown(r, percent=True), shown(moved, sign=True), verdict(moved),
                      shown(rise, sign=True, percent=True), *(shown(length) for length in lengths),
                      *(shown(one(rows, name, "revisions", r["model"]), percent=True)
-                       for name in ("revision_critiques_copied", "revision_copied")), str(r["n"])])
+                       for name in ("revision_echoes_critique", "revision_critiques_copied", "revision_copied")), str(r["n"])])
     head = ["revisions", "text changed", "judge's score moved", "verdict", "rose − fell", "words before", "words after",
-            "critiques that repeat a worked example", "revisions that do", "n"]
+            "revisions that repeat their critique", "critiques that repeat a worked example", "revisions that do", "n"]
     return "### Revisions\n\n" + table(head, body) if body else ""
 
 
