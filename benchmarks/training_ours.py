@@ -37,7 +37,7 @@ def supervised(work):
     tx = optim.adam(1e-5, max_grad_norm=1.0, weight_decay=0.01)
     abstract = {"params": state_lib.abstract_params(config, "policy", mesh)}
     abstract["optimiser"] = state_lib.abstract_optimiser(tx, abstract["params"], mesh)
-    loss = sl.make_loss(config, jnp.float32, chunk=work["chunk"], scan=False, remat="none")
+    loss = sl.make_loss(config, jnp.float32, chunk=work["chunk"], scan=True, remat="none")
     update = state_lib.make_update(loss, tx, abstract, mesh, 1)
     params = state_lib.fresh(params)  # what was loaded goes before the optimiser's moments come
     state = state_lib.placed({"params": params, "optimiser": state_lib.init_optimiser(tx, params, mesh)}, abstract)

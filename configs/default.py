@@ -279,7 +279,7 @@ def base_config():
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # devices along each axis; -1 takes what is left
         "model": {
             "dtype": "float32",  # of weights and activations
-            "scan_layers": False,  # lax.scan over layers: faster compilation on accelerators; unrolled is 1.3 × faster on CPU
+            "scan_layers": True,  # lax.scan over layers; unrolled programs take ten times as long to compile, and run no faster
             "remat": "none",  # activations kept in the backward pass: none (all kept), dots, full (recomputed)
             "logprob_chunk": 128,  # positions whose logits exist at a time
         },

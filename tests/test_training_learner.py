@@ -10,6 +10,7 @@ import pytest
 from cai_jax import ppo, sharding
 from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
+from cai_jax.models.decoder import hidden_states
 from cai_jax.models.params import init_params
 from cai_jax.training import batching
 from cai_jax.training import learner as lib
@@ -133,6 +134,18 @@ def test_microbatches_are_exact_and_a_step_is_compiled_once(update, caplog):
     np.testing.assert_allclose([row["loss"] for row in more], [row["loss"] for row in history], rtol=2e-3, atol=1e-5)
     for name in ("params", "value"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), state[name], other[name])
+
+
+def test_a_shared_trunk_is_read_once_for_both():
+    learner = lib.Learner(CONFIG, CONFIG, dataclasses.replace(SETTINGS, shared=True), MESH)
+    batch, state = rollouts(), start(learner)
+    frozen = learner.freeze(state, PARAMS, batch)
+    logprobs, entropy = (np.where(batch.actions, x, 0) for x in learner.policy_logprobs(state["params"], batch))
+    hidden = hidden_states(state["params"], jnp.asarray(batch.tokens), jnp.asarray(batch.mask), CONFIG)
+    values = np.where(batch.actions, heads.token_values(state["value"], hidden), 0)
+    assert np.abs(values).max() > 1e-3
+    for name, expected in {"old": logprobs, "ref": logprobs, "entropy": entropy, "values": values}.items():
+        np.testing.assert_allclose(frozen[name], expected, atol=2e-5, err_msg=name)
 
 
 @pytest.mark.long

@@ -13,12 +13,11 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
 from cai_jax.models import blocks
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import initial_value, param_table
-from cai_jax.sharding import constrain, later, never, one_device
+from cai_jax.sharding import constrain
 
 # What the backward pass keeps of a layer ("none": everything but attention weights; "full": its input only).
 REMAT = {
@@ -46,7 +45,8 @@ def _declare(module: nn.Module, path, spec):
 class Decoder(nn.Module):
     """Tokens → hidden states after the final norm. A pure function: `Decoder(config).apply({"params": p}, …)`.
 
-    scan: `lax.scan` over the layers (short compile times; use it on TPU and GPU), else unrolled (faster on CPU).
+    scan: `lax.scan` over the layers, else unrolled: a larger program, which takes some ten times as long to compile, and more
+    memory for the backward pass.
     remat: a key of REMAT.
     """
 
@@ -89,9 +89,6 @@ class Decoder(nn.Module):
         elif self.scan:
             folded = jax.tree.map(lambda w: w.reshape(-1, period, *w.shape[1:]), layers)
             x_BxTxD, _ = jax.lax.scan(block, x_BxTxD, folded)
-        elif one_device():
-            for index, (step, weights) in enumerate(zip(steps, unstack(layers, period), strict=True)):
-                x_BxTxD = _cut_again(step, index, x_BxTxD, weights, layers, seen)
         else:
             x_BxTxD, _ = block(x_BxTxD, layers)
         return blocks.norm(x_BxTxD, params, "final_norm", config)
@@ -117,59 +114,6 @@ class _Step:
         )
         x_BxTxD = blocks.layer(x_BxTxD, weights, self.config, tables[rope], attend)
         return constrain(x_BxTxD, ("batch", "length", None))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _cut_again(step: _Step, index: int, x_BxTxD, weights: dict, layers: dict, seen: tuple):
-    """`step` with the layer `index` of the stacks in `layers`, whose gradient goes to `weights`. Cut out of a stack, weights are a
-    copy: the backward pass cuts them out again instead of keeping those of all layers."""
-    return step(x_BxTxD, _cut(layers, index), seen)
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class _Known:
-    """What is known when a program is made and stands among arrays: a weight by its number, or which weights are trained."""
-
-    value: int | tuple[int, ...]
-
-
-def _cut(layers: dict, index) -> dict:
-    return jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, index, keepdims=False), layers)
-
-
-def _cut_forward(step, index, *traced):
-    x_BxTxD, weights, layers, seen = jax.tree.map(lambda primal: primal.value, traced)
-    leaves, tree = jax.tree.flatten(_cut(layers, index))
-    trained = tuple(number for number, leaf in enumerate(jax.tree.leaves(traced[1])) if leaf.perturbed)
-
-    def run(x_BxTxD, *chosen):
-        chosen = dict(zip(trained, chosen, strict=True))
-        weights = jax.tree.unflatten(tree, [chosen.get(number, leaf) for number, leaf in enumerate(leaves)])
-        return step(x_BxTxD, weights, seen)
-
-    out, pullback = jax.vjp(run, x_BxTxD, *(leaves[number] for number in trained))
-    known = {id(leaf): _Known(number) for number, leaf in enumerate(leaves)}
-    return out, (jax.tree.map(lambda leaf: known.get(id(leaf), leaf), pullback), layers, _Known(trained))
-
-
-def _cut_backward(step, index, kept, grad_BxTxD):
-    pullback, layers, trained = kept
-    if isinstance(grad_BxTxD, SymbolicZero):
-        grad_BxTxD = jnp.zeros(grad_BxTxD.shape, grad_BxTxD.dtype)
-    # An index that is not known before the gradient is there: XLA would find the same weights in the forward pass.
-    cut = _cut(layers, index + never(grad_BxTxD).astype(jnp.int32))
-    leaves, tree = jax.tree.flatten(cut)
-    pullback = jax.tree.map(lambda leaf: leaves[leaf.value] if isinstance(leaf, _Known) else leaf, pullback,
-                            is_leaf=lambda leaf: isinstance(leaf, _Known))
-    grad_x_BxTxD, *grads = pullback(grad_BxTxD)
-    # Gradients of weights before the next layer, or what they are made of would be kept.
-    grad_x_BxTxD = later(grad_x_BxTxD, grads) if grads else grad_x_BxTxD
-    grads = dict(zip(trained.value, grads, strict=True))
-    return grad_x_BxTxD, jax.tree.unflatten(tree, [grads.get(number) for number in range(len(leaves))]), None, None
-
-
-_cut_again.defvjp(_cut_forward, _cut_backward, symbolic_zeros=True)
 
 
 def _period(kinds: tuple) -> int:

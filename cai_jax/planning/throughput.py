@@ -62,15 +62,17 @@ def training(mesh, model: ModelConfig, mean_length: float, adapters: lora.Adapte
 def ppo(mesh, policy: ModelConfig, value: ModelConfig, judge: ModelConfig | None, *, num_rollouts: int, num_epochs: int,
         shared: bool, adapters: lora.Adapters | None = None) -> Meter:  # fmt: skip
     """Of an update over `tokens` tokens of prompts and responses: they are sampled, scored, run through policy, reference and
-    value model, and learned in every epoch."""
+    value model (not where it is a head on the policy), and learned in every epoch."""
 
     def flops(values):
         def work(kind, model, head):
             share = arithmetic.trained_share(model, adapters)
             return Work(kind, model, num_rollouts, values["tokens"] / num_rollouts, head=head, trained=share).flops
 
-        once = 3 * work("forward", policy, True) + work("forward", value, False) + (work("forward", judge, False) if judge else 0)
-        learned = work("train", policy, True) + (0 if shared else work("train", value, False))
+        once = 3 * work("forward", policy, True) + (work("forward", judge, False) if judge else 0)
+        learned = work("train", policy, True)
+        if not shared:
+            once, learned = once + work("forward", value, False), learned + work("train", value, False)
         return once + num_epochs * learned
 
     return meter(mesh, flops)

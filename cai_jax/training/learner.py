@@ -24,6 +24,9 @@ from cai_jax.models.decoder import hidden_states, unembedding
 from cai_jax.training import batching
 from cai_jax.training import state as state_lib
 
+# What reads without a backward pass is always scanned: unrolled layers take no less time, and five times as long to compile.
+FROZEN = {"scan": True}
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -47,7 +50,7 @@ class Settings:
     shared: bool = False
     value_coefficient: float = 0.1  # weight of the value loss where the trunk is shared
     logprob_chunk: int = 128
-    scan: bool = False
+    scan: bool = True
     remat: str = "none"
 
 
@@ -93,8 +96,9 @@ class Learner:
                                     for rate in self.rates)
         self.abstract = self._abstract()
         compiled = {"compiler_options": state_lib.compiler_options(mesh)}
-        self._logprobs = jax.jit(self._chunked(self._logprobs_of), static_argnums=3, **compiled)
-        self._values = jax.jit(self._chunked(self._values_of), static_argnums=3, **compiled)
+        self._read_logprobs, self._read_values, self._read_both = (
+            jax.jit(self._chunked(read), static_argnums=3, **compiled)
+            for read in (self._frozen_logprobs, self._frozen_values, self._frozen_both))
         self._advantages = jax.jit(functools.partial(_advantages, settings=settings))
         self._policy_step = self._make_step(self._policy_loss, self._tx, ("params", "optimiser"))
         self._value_step = self._make_step(self._value_loss, self._value_tx, ("value", "value_optimiser"))
@@ -132,22 +136,31 @@ class Learner:
 
     # ---- What is frozen -----------------------------------------------------------------------------------------
 
-    def _logprobs_of(self, params, tokens, segments, **options):
-        return heads.dialogue_logprobs(
-            state_lib.cast(params, self._dtype), tokens, segments > 0, self._config, temperature=self.settings.temperature,
-            chunk=self.settings.logprob_chunk, entropy=True, segments_BxT=segments, **options)
+    def _hidden(self, decoder, tokens, segments, config, options):
+        return hidden_states(decoder, tokens, segments > 0, config, segments_BxT=segments, **options)
 
-    def _values_of(self, params, tokens, segments, **options):
+    def _logprobs(self, decoder, hidden, tokens, entropy: bool = False):
+        return losses.next_token_logprobs(
+            hidden, unembedding(decoder, self._config), tokens, temperature=self.settings.temperature,
+            softcap=self._config.final_softcap, chunk=self.settings.logprob_chunk, entropy=entropy)
+
+    def _frozen_logprobs(self, params, tokens, segments):
         params = state_lib.cast(params, self._dtype)
-        hidden = hidden_states(params["decoder"], tokens, segments > 0, self._value_config, segments_BxT=segments,
-                               **options)
+        return self._logprobs(params, self._hidden(params, tokens, segments, self._config, FROZEN), tokens, entropy=True)
+
+    def _frozen_values(self, params, tokens, segments):
+        params = state_lib.cast(params, self._dtype)
+        hidden = self._hidden(params["decoder"], tokens, segments, self._value_config, FROZEN)
         return heads.token_values(params["head"], hidden)
 
-    def _chunked(self, function):
-        """Works through the rows in as many parts as training does, so that memory stays that of a microbatch. Without a backward
-        pass a scan over the layers takes the same time, half of the temporaries, and a fifth of the time to compile."""
-        function = functools.partial(function, scan=True)
+    def _frozen_both(self, params, tokens, segments):
+        """Of a shared trunk, which is gone through once: ((log-probabilities, entropies), values)."""
+        params = state_lib.cast(params, self._dtype)
+        hidden = self._hidden(params["decoder"], tokens, segments, self._config, FROZEN)
+        return self._logprobs(params["decoder"], hidden, tokens, entropy=True), heads.token_values(params["head"], hidden)
 
+    def _chunked(self, function):
+        """Works through the rows in as many parts as training does, so that memory stays that of a microbatch."""
         def run(params, tokens, segments, parts: int):
             if parts == 1:
                 return function(params, tokens, segments)
@@ -177,20 +190,24 @@ class Learner:
 
     def policy_logprobs(self, params, rollouts: Rollouts):
         """(log-probabilities, entropies) of the tokens under a policy at the rollout's temperature, float32 [R, T]."""
-        return self._whole(self._logprobs, params, rollouts)
+        return self._whole(self._read_logprobs, params, rollouts)
 
-    def values(self, state, rollouts: Rollouts):
-        params, base = state["value"], self._base["value"]
+    def _policy_and_values(self, state, rollouts: Rollouts):
+        """((log-probabilities, entropies), values) of the models that are trained, all float32 [R, T]."""
+        def attached(name, trained):
+            return lora.attach(self._base[name], trained, self._adapters)
+
         if self.settings.shared:
-            params, base = {"decoder": state["params"], "head": params}, self._base["both"]
-        return self._whole(self._values, lora.attach(base, params, self._adapters), rollouts)
+            both = attached("both", {"decoder": state["params"], "head": state["value"]})
+            return self._whole(self._read_both, both, rollouts)
+        return (self.policy_logprobs(attached("params", state["params"]), rollouts),
+                self._whole(self._read_values, attached("value", state["value"]), rollouts))
 
     def freeze(self, state, reference, rollouts: Rollouts) -> dict:
         """Everything that the epochs need and that may not change during them: old and reference log-probabilities,
         entropies, values, rewards by token, whitened advantages, returns. float32 [R, T], 0 off the actions."""
-        old, entropy = self.policy_logprobs(lora.attach(self._base["params"], state["params"], self._adapters), rollouts)
+        (old, entropy), values = self._policy_and_values(state, rollouts)
         ref, _ = self.policy_logprobs(reference, rollouts)
-        values = self.values(state, rollouts)
         coefficient = sharding.fetch(state["controller"]["kl_coefficient"])
         rest = self._advantages(old, ref, values, rollouts.scores, rollouts.actions, coefficient)
         frozen = {"old": old, "ref": ref, "values": values, "entropy": entropy, **sharding.fetch(rest)}
@@ -199,24 +216,25 @@ class Learner:
     # ---- Steps --------------------------------------------------------------------------------------------------
 
     def _policy_loss(self, params, batch):
-        logprobs, _ = self._logprobs_of(params, batch["tokens"], batch["segments"], **self._options)
+        params = state_lib.cast(params, self._dtype)
+        hidden = self._hidden(params, batch["tokens"], batch["segments"], self._config, self._options)
+        logprobs = self._logprobs(params, hidden, batch["tokens"])
         total, count, sums = ppo.policy_loss(logprobs, batch["old"], batch["advantages"], batch["actions"],
                                              self.settings.clip)
         return total, (count, sums)
 
     def _value_loss(self, params, batch):
-        values = self._values_of(params, batch["tokens"], batch["segments"], **self._options)
+        params = state_lib.cast(params, self._dtype)
+        hidden = self._hidden(params["decoder"], batch["tokens"], batch["segments"], self._value_config, self._options)
+        values = heads.token_values(params["head"], hidden)
         total, count, sums = ppo.value_loss(values, batch["values"], batch["returns"], batch["actions"],
                                             self.settings.value_clip)
         return total, (count, {"value_clipped": sums["clipped"]})
 
     def _shared_loss(self, both, batch):
         params = state_lib.cast(both, self._dtype)
-        hidden = hidden_states(params["decoder"], batch["tokens"], batch["segments"] > 0, self._config,
-                               segments_BxT=batch["segments"], **self._options)
-        logprobs = losses.next_token_logprobs(
-            hidden, unembedding(params["decoder"], self._config), batch["tokens"], chunk=self.settings.logprob_chunk,
-            temperature=self.settings.temperature, softcap=self._config.final_softcap)
+        hidden = self._hidden(params["decoder"], batch["tokens"], batch["segments"], self._config, self._options)
+        logprobs = self._logprobs(params["decoder"], hidden, batch["tokens"])
         total, count, sums = ppo.policy_loss(logprobs, batch["old"], batch["advantages"], batch["actions"],
                                              self.settings.clip)
         value_total, _, value_sums = ppo.value_loss(heads.token_values(params["head"], hidden), batch["values"],
@@ -264,14 +282,15 @@ class Learner:
             return lora.attached_shapes(self._base[name], trained, self._adapters)
 
         frozen_policy = self._base["params"] or state_lib.abstract_params(self._config, "policy", self.mesh, self._dtype)
-        found = {"policy log-probs": (self._logprobs, (attached(state["params"], "params"), *seen, parts)),
-                 "reference log-probs": (self._logprobs, (frozen_policy, *seen, parts))}
+        found = {"reference log-probs": (self._read_logprobs, (frozen_policy, *seen, parts))}
         if self.settings.shared:
             both = {"decoder": state["params"], "head": state["value"]}
             step = self._shared_step, (both, state["optimiser"], chosen, self._base["both"])
-            return found | {"values": (self._values, (attached(both, "both"), *seen, parts)), "learn step": step}
+            read = self._read_both, (attached(both, "both"), *seen, parts)
+            return {"policy log-probs and values": read, **found, "learn step": step}
+        found = {"policy log-probs": (self._read_logprobs, (attached(state["params"], "params"), *seen, parts)), **found}
         steps = {"policy": (self._policy_step, "params", "optimiser"), "value": (self._value_step, "value", "value_optimiser")}
-        return found | {"values": (self._values, (attached(state["value"], "value"), *seen, parts))} | {
+        return found | {"values": (self._read_values, (attached(state["value"], "value"), *seen, parts))} | {
             f"{label} step": (step, (state[name], state[optimiser], chosen, self._base[name]))
             for label, (step, name, optimiser) in steps.items()}
 
