@@ -29,6 +29,9 @@ class Judge:
         Judge.seen += dialogues
         return np.array([len(dialogue[-1].text.split()) for dialogue in dialogues], np.float32)
 
+    def score_each(self, dialogues):
+        return enumerate(self.score(dialogues).tolist())
+
 
 class Context:
     name, seed, mesh = "stage", 0, None
@@ -36,12 +39,14 @@ class Context:
     def __init__(self, path, config, **inputs):
         self.config, self.inputs, self.dropped = ml_collections.ConfigDict(config), inputs, {}
         self.directory, self.run_path = StageDirectory(epath.Path(path) / "stage"), epath.Path(path)
-        self.run_config = ml_collections.ConfigDict({"model": {"scan_layers": False}})
-        self.asked = []
+        self.run_config, self.asked = ml_collections.ConfigDict(), []
 
     def load_model(self, reference, kind="policy", format="auto"):
         self.asked.append((reference, kind))
         return types.SimpleNamespace(name=reference, params=None, config=None, format=None, normalisation=(0.0, 1.0))
+
+    def score_each(self, model, dialogues, label):
+        return model.score_each(dialogues)
 
     def drop(self, reason, count=1):
         self.dropped[reason] = self.dropped.get(reason, 0) + count

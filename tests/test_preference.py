@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from cai_jax.evals.preference import pair_accuracy, score_pairs, wins
-from cai_jax.structs import Message
+from cai_jax.evals.preference import pair_accuracy, wins
 
 
 def test_accuracy_longer_and_ties():
@@ -26,14 +25,3 @@ def test_no_pairs():
     result = pair_accuracy([], [], [], [])
     assert result.accuracy.value is None and result.ece is None and result.bins == []
     assert wins([], []).shape == (0,)
-
-
-def test_score_pairs_keeps_the_sides_apart():
-    class Length:
-        def score(self, dialogues):
-            return np.array([len(d[-1].text) for d in dialogues], np.float32)
-
-    pair = ((Message("human", "?"), Message("assistant", "long")), (Message("human", "?"), Message("assistant", "s")))
-    better, worse = score_pairs(Length(), [pair, pair])
-    assert better.tolist() == [4, 4] and worse.tolist() == [1, 1]
-    assert score_pairs(Length(), [])[0].shape == (0,)

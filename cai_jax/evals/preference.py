@@ -46,10 +46,3 @@ def pair_accuracy(chosen: Sequence[float], rejected: Sequence[float], chosen_tex
     return PairAccuracy(wilson(float(won.sum()), n), wilson(float(longer.sum()), n),
                         float(np.mean(chosen - rejected)) if n else None, expected_calibration_error(bins), bins,
                         won.tolist(), longer.tolist())
-
-
-def score_pairs(reward_model, pairs: Sequence[tuple]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of (better, worse) dialogues, float32 [n] twice; one call, so that equal lengths share a batch."""
-    dialogues = [dialogue for pair in pairs for dialogue in pair]
-    scores = np.asarray(reward_model.score(dialogues), np.float32) if dialogues else np.zeros(0, np.float32)
-    return scores[0::2], scores[1::2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -45,11 +45,17 @@ class RewardModel:
 
     def score(self, dialogues: Sequence[Dialogue]) -> np.ndarray:
         """float32 [n], one score a dialogue (each ends in an answer)."""
-        return self.score_tokens([self._format.score_input(dialogue) for dialogue in dialogues])
+        return collected(self.score_each(dialogues), len(dialogues))
+
+    def score_each(self, dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, float]]:
+        """(index, score) of every dialogue as it is there: those of like lengths together."""
+        return self._each([self._format.score_input(dialogue) for dialogue in dialogues])
 
     def score_tokens(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """The same for dialogues that are tokens already."""
-        found = np.zeros(len(rows), np.float32)
+        """The same as `score` for dialogues that are tokens already."""
+        return collected(self._each(rows), len(rows))
+
+    def _each(self, rows):
         by_length: dict[int, list[int]] = {}
         for index, row in enumerate(rows):
             by_length.setdefault(batching.bucket(len(row)), []).append(index)
@@ -61,5 +67,13 @@ class RewardModel:
                 tokens, mask = sharding.put_batch(arrays, self._mesh)
                 with jax.set_mesh(self._mesh):
                     got = scores(self._params, tokens, mask, self._config)
-                found[part] = sharding.fetch(got)[: len(part)]
-        return (found - np.float32(self._mean)) / np.float32(self._std)
+                found = (sharding.fetch(got)[: len(part)] - np.float32(self._mean)) / np.float32(self._std)
+                yield from zip(part, found.tolist(), strict=True)
+
+
+def collected(scored: Iterable[tuple[int, float]], count: int) -> np.ndarray:
+    """float32 [count] from (index, score) in any order."""
+    found = np.zeros(count, np.float32)
+    for index, score in scored:
+        found[index] = score
+    return found

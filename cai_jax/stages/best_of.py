@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 
-from cai_jax.sampling.rewards import RewardModel
+from cai_jax.sampling.rewards import RewardModel, collected
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import Message, dialogue_from_json
 
@@ -21,7 +21,8 @@ def run(ctx: StageContext) -> dict:
     ctx.require_rows(rows, "responses")
     judge = ctx.load_model(ctx.config.reward, kind="reward")
     reward = RewardModel(judge.params, judge.config, judge.format, ctx.mesh, judge.normalisation)
-    scores = reward.score([(*dialogue_from_json(row["dialogue"]), Message("assistant", row["response"])) for row in rows])
+    dialogues = [(*dialogue_from_json(row["dialogue"]), Message("assistant", row["response"])) for row in rows]
+    scores = collected(ctx.score_each(reward, dialogues, ctx.name), len(rows))
     answers = collections.defaultdict(list)
     for row, score in zip(rows, scores, strict=True):
         answers[row["prompt_id"]].append((float(score), row))

@@ -291,6 +291,10 @@ class StageContext:
         found = engine.score(fitting) if wanted is None else engine.score(fitting, together=True, wanted=wanted)
         yield from self._watched(found, len(asked), label)
 
+    def score_each(self, model, dialogues: Sequence[Dialogue], label: str) -> Iterator[tuple[int, float]]:
+        """(index, score) of every dialogue by a preference model, or what else has `score_each`, as it is there."""
+        return self._watched(model.score_each(dialogues), len(dialogues), label)
+
     def _fitting(self, engine, requests, new_tokens):
         fitting = [request for request, count in zip(requests, new_tokens, strict=True) if engine.fits(request, count)]
         self.drop("longer than the context", len(requests) - len(fitting))

@@ -26,7 +26,7 @@ from cai_jax.evals.intervals import Estimate, paired_difference
 from cai_jax.evals.rows import SCHEMA as ROW_SCHEMA
 from cai_jax.evals.rows import find, row
 from cai_jax.io import artefacts
-from cai_jax.sampling.rewards import RewardModel
+from cai_jax.sampling.rewards import RewardModel, collected
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.structs import Message, SampleRequest, SamplingParams, dialogue_from_json, dialogue_to_json
@@ -36,7 +36,6 @@ SCHEMA = 2
 PROMPT_FIELD = "prompts_"  # config.prompts_NAME is the set of prompts NAME
 FILE_REFERENCE = "responses:"  # a model whose answers stand in a file
 ANSWERING_KINDS = ("respond", "best_of")  # stages whose records are answers, named as "@stage" in place of a model
-SCORED_AT_ONCE = 512  # dialogues between two writes to the disk
 
 
 def run(ctx: StageContext) -> dict:
@@ -180,7 +179,8 @@ def _read_answers(ctx: StageContext, name: str, reference: str, written, wanted:
 def _reward_model(ctx: StageContext, reference: str, kind: str = "reward"):
     """The judge: a stage with a head, or a function of dialogues ("python:package.module.function")."""
     if reference.startswith("python:"):
-        return types.SimpleNamespace(score=custom_reward(reference))
+        score = custom_reward(reference)
+        return types.SimpleNamespace(score_each=lambda dialogues: enumerate(score(dialogues).tolist()))
     model = ctx.load_model(reference, kind=kind)
     return RewardModel(model.params, model.config, model.format, ctx.mesh, model.normalisation)
 
@@ -199,8 +199,8 @@ class _scores:
         missing = [key for key in wanted if key not in self.journal.finished]
         if reward is not None and missing:
             dialogues = [(*dialogue_from_json(wanted[key][0]), Message("assistant", wanted[key][1])) for key in missing]
-            for key, score in zip(missing, reward.score(dialogues), strict=True):
-                self.journal.append({"id": key, "score": float(score)})
+            for index, score in ctx.score_each(reward, dialogues, f"{ctx.name}: scores"):
+                self.journal.append({"id": missing[index], "score": score})
         self.finished_scores = {key: value["score"] for key, value in self.journal.finished.items()}
 
 
@@ -216,12 +216,9 @@ def _harm(ctx: StageContext, models: dict[str, str], digests: dict[str, str]) ->
     missing = [record for key, record in answers.finished.items() if key not in harms.finished]
     if missing:
         judge = _reward_model(ctx, regressor, "harm")
-        for start in range(0, len(missing), SCORED_AT_ONCE):
-            part = missing[start:start + SCORED_AT_ONCE]
-            dialogues = [(*dialogue_from_json(r["dialogue"]), Message("assistant", r["response"])) for r in part]
-            for record, value in zip(part, judge.score(dialogues), strict=True):
-                harms.append({"id": record["id"], "harm": float(value)})
-            harms.flush()
+        dialogues = [(*dialogue_from_json(r["dialogue"]), Message("assistant", r["response"])) for r in missing]
+        for index, value in ctx.score_each(judge, dialogues, f"{ctx.name}: harm"):
+            harms.append({"id": missing[index]["id"], "harm": value})
     digests |= {"harm": answers.finish(), "harm_scores": harms.finish()}
     values = {key: value["harm"] for key, value in harms.finished.items()}
     trained = artefacts.StageDirectory(ctx.run_path / regressor.removeprefix("@").partition(":")[0]).manifest
@@ -333,9 +330,10 @@ def _preference(ctx: StageContext, reward: RewardModel, choices: dict, journal, 
     out = []
     for on, pairs in sets.items():
         missing = [pair for pair in pairs if f"{on}/{pair[0]}" not in journal.finished]
-        scored = preference.score_pairs(reward, [(better, worse) for *_, better, worse in missing])
-        for (name, subset, *_), better, worse in zip(missing, *scored, strict=True):
-            journal.append({"id": f"{on}/{name}", "on": on, "subset": subset, "better": float(better), "worse": float(worse)})
+        sides = [side for *_, better, worse in missing for side in (better, worse)]
+        scored = collected(ctx.score_each(reward, sides, f"{ctx.name}: {on}"), len(sides)).reshape(-1, 2).tolist()
+        for (name, subset, *_), (better, worse) in zip(missing, scored, strict=True):
+            journal.append({"id": f"{on}/{name}", "on": on, "subset": subset, "better": better, "worse": worse})
         parts = {on: pairs}
         if len({subset for _, subset, *_ in pairs}) > 1:
             for pair in sorted(pairs, key=lambda pair: str(pair[1])):

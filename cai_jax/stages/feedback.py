@@ -18,7 +18,7 @@ from cai_jax.constitution.loader import load_constitution
 from cai_jax.data import choices
 from cai_jax.errors import UserError
 from cai_jax.evals import agreement
-from cai_jax.sampling.rewards import RewardModel
+from cai_jax.sampling.rewards import RewardModel, collected
 from cai_jax.seeds import row_key, row_rng
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import Message, SampleRequest, SamplingParams, ScoreRequest, dialogue_from_json
@@ -141,8 +141,9 @@ def _by_preference_model(ctx: StageContext) -> dict:
     judge = RewardModel(model.params, model.config, model.format, ctx.mesh)
     comparisons = ctx.inputs["comparisons"].records()
     ctx.require_rows(comparisons, "comparisons")
-    scores = iter(judge.score([(*dialogue_from_json(row["dialogue"]), Message("assistant", text))
-                               for row in comparisons for text in row["responses"]]).tolist())
+    answers = [(*dialogue_from_json(row["dialogue"]), Message("assistant", text))
+               for row in comparisons for text in row["responses"]]
+    scores = iter(collected(ctx.score_each(judge, answers, ctx.name), len(answers)).tolist())
     journal = ctx.directory.journal()
     journal.discard(lambda row: False)
     for row in comparisons:
