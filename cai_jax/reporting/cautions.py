@@ -103,8 +103,7 @@ def _copied(run: Run):
             told = f"{headed(stage.name)}: {interval(echoes, sign=False, percent=True)} of the revisions"
             yield Caution("care", f"{told} are for at least half the words of the critique before them: the model repeats it where "
                                   "it should answer anew.", "transparency")
-        high = list(every.values())
-        if high:
+        if high := list(every.values()):
             what = {"revision_critiques_copied": "critiques", "revision_copied": "revisions"}
             told = " and ".join(f"{interval(r, sign=False, percent=True)} of the {what[r['metric']]}" for r in high)
             yield Caution("care", f"{headed(stage.name)}: {told} repeat five or more words in a row of the worked examples, which "
