@@ -109,7 +109,7 @@ def test_long_tensorboard_files_are_rotated(tmp_path, monkeypatch):
 
 
 def test_wandb_offline(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     stage = tmp_path / "run" / "rl"
@@ -119,6 +119,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
     writer.histogram(1, "rewards", [0.1, 0.2])
     writer.figure(1, "a figure", picture())
     writer.close()
+    wandb.teardown()  # its service writes in a process of its own; at exit every process waits for it in this way
     (log,) = stage.glob("wandb/offline-run-*/*.wandb")
     content = log.read_bytes()
     assert b"reward_mean" in content and b"abc123" in content and b"run/rl" in content
