@@ -29,8 +29,8 @@ longer answer, a baseline that needs no model."""),
 from cai_jax.evals import preference
 
 pairs, _ = load_comparisons("embedded:helpful_comparisons", split="heldout", limit=3 * small)
-chosen, rejected = reward.score([
-    notebook.answered(pair.dialogue, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]).reshape(-1, 2).T.tolist()
+answers = [notebook.answered(pair.dialogue, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+chosen, rejected = reward.score(answers).reshape(-1, 2).T.tolist()
 found = preference.pair_accuracy(chosen, rejected, [pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
 for name, estimate in (("preference model", found.accuracy), ("longer", found.longer)):
     print(f"{name:17} {estimate.value:.2f}  [{estimate.low:.2f}, {estimate.high:.2f}]  n = {estimate.n}")
