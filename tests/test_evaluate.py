@@ -148,6 +148,7 @@ def test_numbers(tmp_path):
     assert accuracy["value"] == 1.0 and accuracy["baseline"]["longer"] == 1.0
     assert find(rows, "pm_accuracy", "hhh:honest")[0]["n"] == 4
     assert "independent evidence" in metrics["notes"][0]
+    assert not evaluate._notes(Context(tmp_path / "pairs", models={})), "it judges pairs, and nobody was trained to please it"
     assert set(metrics["curves"]) >= {"pm/hhh", "pm/comparisons", "choice_zero_shot/hhh"}
     assert ctx.dropped == {"empty": 2, "comparison: equal pair": 2}
     assert "rl − initial = +4.00" in summary["headline"] and "null" not in summary["headline"]

@@ -92,6 +92,27 @@ def test_critiqued_and_direct_revisions_are_two_curves(run, tmp_path):
     assert list(figures.principle_counts([Run(run)]).series[0].x) == [4, 16]
 
 
+def changed(path, **fields):
+    value = json.loads((path / "manifest.json").read_text())
+    value["fields"].update(fields)
+    (path / "manifest.json").write_text(json.dumps(value))
+
+
+def test_the_story_follows_the_policy_to_what_it_came_from(run):
+    """Of several preference models the one that RL-CAI was trained against, of several models its policy."""
+    shutil.copytree(run / "pm", run / "pm_second")
+    changed(run / "pm_second", human={"source": "elsewhere.jsonl"})
+    assert "elsewhere" not in " ".join(story.sentences(Run(run)))
+    changed(run / "rl", reward="@pm_second")
+    told = story.sentences(Run(run))
+    assert any("elsewhere.jsonl" in one for one in told) and any("trained against it" in one for one in told)
+    changed(run / "rl", reward="python:mine.reward")
+    assert any("trained against python:mine.reward" in one for one in story.sentences(Run(run)))
+    assert Run(run).shown == "rl"
+    changed(run / "evaluate", models={"initial": "helpful", "sl": "@rl", "rl": "@sl"})
+    assert Run(run).shown == "sl", "not the last"
+
+
 def test_several_evaluations_are_not_mixed(run, tmp_path):
     """The first screen is about the main one; each other has its own part, its own first model and its own scores."""
     other = run / "evaluate_steps"
@@ -101,10 +122,11 @@ def test_several_evaluations_are_not_mixed(run, tmp_path):
         if r["on"] in ("red_team", "helpful"):
             r["model"] = {"initial": "start", "rl": "end"}.get(r["model"], r["model"])
             r["value"] = None if r["value"] is None else r["value"] + 5
-    (other / "metrics.json").write_text(json.dumps(metrics))
+    (other / "metrics.json").write_text(json.dumps(metrics | {"notes": ["the other judge is biased"]}))
     shutil.copytree(run / "revise", run / "revise_again")
     alone, found = Run(fake_run.write(tmp_path / "demo2", 8)), Run(run)
     assert found.main == "evaluate" and found.models == ["initial", "sl", "rl"]
+    assert found.evaluation["notes"] == alone.evaluation["notes"]
     assert [str(one) for one in story.verdict(found)] == [str(one) for one in story.verdict(alone)]
     score = {r["value"] for r in find(found.evaluation["rows"], "pm_score", "red_team", "sl")}
     assert score == {r["value"] for r in find(alone.evaluation["rows"], "pm_score", "red_team", "sl")}

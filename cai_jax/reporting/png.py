@@ -12,7 +12,8 @@ from cai_jax.reporting.figure import Forest, Panel, finite, tick_label
 from cai_jax.reporting.text import one_line, visible
 
 # The light palette of report.css.
-TONES = ("#77726a", "#2a67ad", "#bf4d2a", "#27795a", "#7d52ad", "#8a670f", "#0f7f8a", "#b0446f")
+TONES = ("#77726a", "#2a67ad", "#bf4d2a", "#27795a", "#7d52ad", "#8a670f", "#0f7f8a", "#b0446f", "#5f7d17",
+         "#3a3733")
 INK, SOFT, GRID = "#1d1b18", "#6b665e", "#e4e0d8"
 DPI = 160
 

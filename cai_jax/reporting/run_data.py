@@ -140,7 +140,7 @@ class Run:
             seen = {(row["name"], row["value"]) for row in merged["rows"] if row["on"].partition(":")[0] != "revisions"}
             merged["rows"] += [row for row in found["rows"] if row["on"] not in own and (row["name"], row["value"]) not in seen]
             merged["curves"] = {**found.get("curves", {}), **merged["curves"]}
-            merged["notes"] += found.get("notes", ()) if not merged["notes"] else ()
+            merged["notes"] += found.get("notes", ()) if name == self.main else ()
         return merged
 
     def parts(self) -> list[Run]:
@@ -166,6 +166,33 @@ class Run:
         revise the same responses share their records' ids."""
         judges = [one.name for one in self.of_kind("evaluate") if (one.fields.get("inputs") or {}).get("revisions") == stage]
         return {row["id"]: row["score"] for name in judges for row in self.records(name, "scores")}
+
+    @functools.cached_property
+    def method(self) -> dict[str, Stage]:
+        """kind → the stage that the report is about where there are several: the rl stage called "rl", or else the first, and the
+        preference model, the policy and the revisions that it came from."""
+        found: dict[str, Stage] = {}
+
+        def pick(kind: str, name: str = "") -> dict:
+            stages = self.of_kind(kind)
+            wanted = [one for one in stages if one.name == name] or [one for one in stages if one.name == kind] or stages
+            found.update({kind: wanted[0]} if wanted else {})
+            return wanted[0].fields if wanted else {}
+
+        rl = pick("rl")
+        pick("pm", _stage_of(rl.get("reward")))
+        sl = pick("sl", _stage_of(rl.get("policy")))
+        pick("revise", (sl.get("inputs") or {}).get("revisions", ""))
+        pick("harm")
+        return found
+
+    @functools.cached_property
+    def shown(self) -> str | None:
+        """Of the main evaluate stage's models the one that the verdict is about: the method's policy, or else the last."""
+        models = self.stages[self.main].fields.get("models") if self.main else None
+        policy = f"@{self.method['rl'].name}" if "rl" in self.method else ""
+        named = [name for name in self.models[1:] if isinstance(models, dict) and models.get(name) == policy]
+        return (named or self.models)[-1] if self.models else None
 
     @functools.cached_property
     def answers(self) -> list[dict]:
@@ -219,6 +246,11 @@ class Run:
             except (UserError, ValueError, TypeError, KeyError) as error:
                 self.problems.append(f"{path}: {error}")
         return None
+
+
+def _stage_of(model) -> str:
+    """The stage of "@stage" or "@stage:step", "" where a model is none's."""
+    return str(model)[1:].partition(":")[0] if str(model).startswith("@") else ""
 
 
 def _models(rows) -> list[str]:

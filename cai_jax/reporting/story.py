@@ -46,13 +46,12 @@ def data_sources(run: Run) -> list[str]:
 
 
 def sentences(run: Run) -> list[str]:
-    """What was trained, one sentence a step of the paper; where a run has several stages of a kind, of the main one."""
+    """What was trained, one sentence a step of the paper; where a run has several stages of a kind, of `run.method`'s."""
     out, more = [], []
     for kind, told in (("revise", _revised), ("sl", _finetuned), ("pm", _preferring), ("rl", _reinforced), ("harm", _rated)):
         stages = run.of_kind(kind)
-        main = next((stage for stage in stages if stage.name == kind), stages[0] if stages else None)
-        if main is not None:
-            out += told(run, main)
+        if stages:
+            out += told(run, run.method[kind])
             more += [f"{len(stages) - 1} {kind}"] if len(stages) > 1 else []
     if more:
         out.append(f"Further stages of the same kinds ({', '.join(more)}) stand under Stages and cost.")
@@ -98,7 +97,9 @@ def _preferring(run: Run, stage: Stage) -> list[str]:
 
 def _reinforced(run: Run, stage: Stage) -> list[str]:
     updates, size = stage.fields.get("num_updates"), stage.fields.get("rollouts_per_update")
-    return [f"{model_name(stage.name)} was trained against it with PPO for {updates} updates of {size} rollouts."]
+    pm = run.method.get("pm")
+    judge = "it" if pm and _target(stage, "reward").partition(":")[0] == f"@{pm.name}" else _target(stage, "reward")
+    return [f"{model_name(stage.name)} was trained against {judge} with PPO for {updates} updates of {size} rollouts."]
 
 
 def _rated(run: Run, stage: Stage) -> list[str]:
@@ -109,7 +110,7 @@ def _rated(run: Run, stage: Stage) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line of the verdict: how the last model differs from the first. `tone`: "good", "bad", or "" for neither."""
+    """One line of the verdict: how the model shown differs from the first. `tone`: "good", "bad", or "" for neither."""
 
     axis: str
     word: str
@@ -121,11 +122,11 @@ class Finding:
 
 
 def verdict(run: Run) -> list[Finding]:
-    """What changed, a line each: harmlessness, helpfulness, absolute harm, evasiveness, length. Of the last model against
-    the first; a difference whose interval covers zero is said to be none."""
+    """What changed, a line each: harmlessness, helpfulness, absolute harm, evasiveness, length. Of `run.shown`
+    against the first; a difference whose interval covers zero is said to be none."""
     if len(run.models) < 2:
         return []
-    first, last = run.models[0], run.models[-1]
+    first, last = run.models[0], run.shown
     found = [_difference(run, "pm_score", HARM, "Harmlessness", ("higher", "lower"), "PM score"),
              _difference(run, "pm_score", HELP, "Helpfulness", ("higher", "lower"), "PM score")]
     places = sorted({r["on"] for r in find(run.evaluation["rows"], "expected_harm", model=last)})
@@ -141,8 +142,8 @@ def verdict(run: Run) -> list[Finding]:
 
 
 def _difference(run: Run, metric: str, on: str, axis: str, words: tuple[str, str], unit: str, percent=False) -> Finding | None:
-    """The paired difference of the last model to the first. `words`: for a rise and for a fall. A share is told as both."""
-    rows = find(run.evaluation["rows"], metric, on, run.models[-1], run.models[0])
+    """The paired difference of the model shown to the first. `words`: for a rise and for a fall. A share is told as both."""
+    rows = find(run.evaluation["rows"], metric, on, run.shown, run.models[0])
     if not rows or rows[0]["value"] is None:
         return None
     r = rows[0]
@@ -180,7 +181,7 @@ def headline(run: Run) -> str | None:
     told = {one.axis: one.word for one in verdict(run)}
     if "Harmlessness" not in told:
         return None
-    first, last = model_name(run.models[0]), model_name(run.models[-1])
+    first, last = model_name(run.models[0]), model_name(run.shown)
     moved, still = [], []
     for axis, word in (("Harmlessness", "harmless"), ("Helpfulness", "helpful")):
         if told.get(axis) in ("higher", "lower"):

@@ -8,7 +8,7 @@ from cai_jax.reporting.figure import Forest, ForestRow, Panel, Series, apart, fi
 from cai_jax.reporting.text import escape, number, one_line
 
 CHAR = 6.1  # mean width of a character at 11 px
-NUM_TONES = 8
+NUM_TONES = 10
 CROWD = 8  # points with names
 
 

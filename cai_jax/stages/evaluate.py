@@ -362,7 +362,7 @@ def _notes(ctx: StageContext) -> list[str]:
     """What a reader must know about the judge."""
     trained = sorted(name for name, stage in ctx.run_config.graph.items()
                      if stage.get("kind") == "rl" and stage.get("reward") == ctx.config.reward)
-    if ctx.config.reward and trained:
+    if ctx.config.reward and trained and ctx.config.models:  # who judges pairs alone was not optimised to
         return [f"the judge {ctx.config.reward} is the preference model that {', '.join(trained)} was trained against: "
                 "its score is expected to rise and is no independent evidence"]
     return []
