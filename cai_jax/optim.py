@@ -76,13 +76,14 @@ def split_microbatches(batch, num_microbatches: int):
     return jax.tree.map(split, batch)
 
 
-def sum_gradients(loss: Callable, params, batch, num_microbatches: int = 1):
+def sum_gradients(loss: Callable, params, batch, num_microbatches: int = 1, filled: Callable | None = None):
     """Loss, gradient and statistics of a batch that is worked through in microbatches, exactly as if at once.
 
     `loss(params, microbatch)` returns (sum, (count, sums)) with scalar leaves in `sums`. What comes back is
     (Σ sum / Σ count, gradient of that, Σ count, sums): the division happens once, so microbatches with different
     numbers of tokens weigh by their tokens. Names in `sums` that end in "_error" are ≥ 0 and joined by max, the others
-    are added. A batch without a single count gives loss 0 and zero gradients.
+    are added. A batch without a single count gives loss 0 and zero gradients. `filled(microbatch)`, a bool scalar, spares the
+    work of microbatches in which it is False; their sums must be 0.
     """
     def one(microbatch, share=lambda count: 1.0):
         total, pullback, (count, sums) = jax.vjp(lambda params: loss(params, microbatch), params, has_aux=True)
@@ -101,7 +102,12 @@ def sum_gradients(loss: Callable, params, batch, num_microbatches: int = 1):
         microbatches = split_microbatches(batch, num_microbatches)
         shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], microbatches))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        result, _ = jax.lax.scan(lambda carry, microbatch: (join(carry, one(microbatch)), None), zeros, microbatches)
+
+        def add(carry, microbatch):
+            found = jax.lax.cond(filled(microbatch), one, lambda _: zeros, microbatch) if filled else one(microbatch)
+            return join(carry, found), None
+
+        result, _ = jax.lax.scan(add, zeros, microbatches)
     total, count, sums, grads = result
     divisor = jnp.maximum(count, 1.0)
     return total / divisor, jax.tree.map(lambda leaf: leaf / divisor, grads), count, sums

@@ -44,7 +44,7 @@ def optimisation(learning_rate, batch_size, num_epochs=1):
     return {
         "num_epochs": num_epochs,
         "batch_size": batch_size,  # sequences (sl) or comparisons (pm) a step, over all devices
-        "num_microbatches": 1,  # a step's batch is cut into this many, gradients are added exactly
+        "num_microbatches": 1,  # a step is worked through in so many parts, exactly; of packed rows, parts left empty cost nothing
         "learning_rate": learning_rate,
         "schedule": "constant",  # constant, linear or cosine (to zero), after warm-up
         "warmup_steps": 0,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cai_jax import losses
+from cai_jax.training import batching
 
 
 def arrays(seed, B=3, T=11, D=8, V=17, dtype=np.float32):
@@ -105,6 +106,24 @@ def test_next_token_alignment():
     assert np.all(got[:, 0] == 0) and np.all(entropy[:, 0] == 0)
     np.testing.assert_allclose(got[:, 1:], want, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(entropy[:, 1:], want_entropy, rtol=1e-5, atol=1e-5)
+
+
+def test_log_probabilities_at_places():
+    """What is wanted is what it is among all others, gradients too; what is not wanted is 0."""
+    hidden, unembed, tokens = arrays(6)
+    wanted = np.random.default_rng(0).random(tokens.shape) < 0.4
+    wanted[:, 0], wanted[0] = False, False
+    places = batching.places(wanted, tokens.shape[1])
+
+    def total(hidden, unembed, places):
+        found, entropy = losses.next_token_logprobs(hidden, unembed, tokens, places, chunk=2, entropy=True)
+        return jnp.sum(jnp.where(wanted, jnp.sin(found), 0.0)), (found, entropy)
+
+    (_, want), want_grads = jax.value_and_grad(total, (0, 1), has_aux=True)(hidden, unembed, None)
+    (_, got), grads = jax.value_and_grad(total, (0, 1), has_aux=True)(hidden, unembed, places)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, np.where(wanted, b, 0), rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), grads, want_grads)
 
 
 def test_response_loss_by_hand_and_nan_under_the_mask():

@@ -62,10 +62,26 @@ def test_microbatches_equal_the_whole_batch():
         assert float(count) == lengths.sum() == float(sums["seen"])
         np.testing.assert_allclose(sums["worst_error"], results[0][3]["worst_error"], rtol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), grads, results[0][1])
+    def filled(part):
+        return jnp.any(part["mask"])
+
+    spared = jax.jit(optim.sum_gradients, static_argnums=(0, 3, 4))(loss, params, batch, 8, filled)  # the row without a token
+    jax.tree.map(np.testing.assert_array_equal, spared, results[2])
     # The mean of per-row means, the usual mistake, is another number.
     logprobs = losses.token_logprobs(batch["hidden"] @ params["inner"], params["outer"], batch["tokens"])
     rows = [-np.mean(np.asarray(logprobs[i, :n])) for i, n in enumerate(lengths) if n]
     assert abs(np.mean(rows) - float(results[0][0])) > 1e-2
+
+
+def test_the_work_of_empty_microbatches_is_spared():
+    """What is not filled is not looked at: there the numbers are no numbers."""
+    params = {"inner": jnp.ones((5, 6)), "outer": jnp.ones((9, 6))}
+    mask = jnp.array([[True], [False], [True], [False]]).repeat(3, axis=1)
+    batch = {"hidden": jnp.where(mask[..., None], 1.0, jnp.nan).repeat(5, axis=2), "tokens": jnp.zeros((4, 3), jnp.int32),
+             "mask": mask}
+    for filled, finite in ((lambda part: jnp.any(part["mask"]), True), (None, False)):
+        total, grads, count, _ = jax.jit(optim.sum_gradients, static_argnums=(0, 3, 4))(loss, params, batch, 2, filled)
+        assert float(count) == 6 and bool(jnp.isfinite(optax.global_norm(grads))) == finite
 
 
 def test_batch_must_divide():

@@ -24,8 +24,8 @@ def fake_mesh(kind, count, stats):
 
 def test_a_supervised_step():
     mesh = fake_mesh("TPU v5 lite", 4, {"bytes_in_use": 5, "peak_bytes_in_use": 7})
-    found = throughput.training(mesh, CONFIG, 10)({"tokens": 200.0}, 0.5)
-    done = 200 * 3 * (FORWARD + LOGITS) / 0.5
+    found = throughput.training(mesh, CONFIG, 10)({"tokens": 200.0, "count": 50.0}, 0.5)
+    done = 200 * 3 * (FORWARD + LOGITS / 4) / 0.5  # logits at the tokens that are learned
     assert found == {"tokens_per_second": 400, "flops_per_second": pytest.approx(done), "memory_bytes": 5, "peak_memory_bytes": 7,
                      "mfu": pytest.approx(done / (4 * 197e12))}
 
@@ -41,10 +41,11 @@ def test_adapters_have_fewer_gradients_and_heads_no_logits():
 def test_an_update_of_ppo():
     mesh = fake_mesh("NVIDIA H200", 1, {"bytes_in_use": 5})
     sizes = {"num_rollouts": 4, "num_epochs": 3}
-    want = 40 * (3 * (FORWARD + LOGITS) + 2 * FORWARD + 3 * 3 * (FORWARD + LOGITS) + 3 * 3 * FORWARD)
-    found = throughput.ppo(mesh, CONFIG, CONFIG, CONFIG, shared=False, **sizes)({"tokens": 40.0}, 1.0)
+    want = 40 * (3 * (FORWARD + LOGITS / 2) + 2 * FORWARD + 3 * 3 * (FORWARD + LOGITS / 2) + 3 * 3 * FORWARD)
+    values = {"tokens": 40.0, "response_tokens": 5.0}  # of 10 a rollout
+    found = throughput.ppo(mesh, CONFIG, CONFIG, CONFIG, shared=False, **sizes)(values, 1.0)
     assert found["flops_per_second"] == pytest.approx(want)
-    found = throughput.ppo(mesh, CONFIG, CONFIG, None, shared=True, **sizes)({"tokens": 40.0}, 1.0)
+    found = throughput.ppo(mesh, CONFIG, CONFIG, None, shared=True, **sizes)(values, 1.0)
     assert found["flops_per_second"] == pytest.approx(want - 40 * 11 * FORWARD)  # no judge, and one trunk
 
 

@@ -49,12 +49,13 @@ def test_epochs_are_balanced_over_many_steps():
 
 
 @hypothesis.given(st.lists(st.integers(1, 40), min_size=2, max_size=40), st.integers(1, 2), st.integers(1, 4))
-def test_packed_sequences_overlap_nowhere_and_come_back(lengths, group, ways):
+def test_packed_sequences_overlap_nowhere_and_come_back(lengths, group, parts):
     lengths = lengths[: len(lengths) // group * group]
-    packing = batching.pack(lengths, group=group, ways=ways)
+    shape = batching.pack(lengths, group=group).shape
+    packing = batching.pack(lengths, shape._replace(rows=batching.num_rows(shape.rows, 2 * parts), parts=parts), group=group)
     values = [np.arange(n) + 1000 * index + 1 for index, n in enumerate(lengths)]
     packed, segments = packing.spread(values), packing.segments()
-    assert packed.shape == segments.shape == packing.shape[:2] and packing.shape.rows % ways == 0
+    assert packed.shape == segments.shape == packing.shape[:2]
     assert np.count_nonzero(packed) == sum(lengths) and np.array_equal(packed > 0, segments > 0)
     back = packing.collect(packed, max(lengths))
     for index, (row, value) in enumerate(zip(back, values, strict=True)):
@@ -66,8 +67,9 @@ def test_packed_sequences_overlap_nowhere_and_come_back(lengths, group, ways):
     for index in range(0, len(lengths), group):
         assert len(set(packing.rows[index : index + group])) == 1
         np.testing.assert_array_equal(np.diff(packing.starts[index : index + group]), lengths[index : index + group - 1])
-    again = batching.pack(lengths, packing.shape, group=group)
-    np.testing.assert_array_equal(again.starts, packing.starts)
+    # A microbatch has every `parts`-th row; those that hold something come first.
+    used = [segments[part::parts].any() for part in range(parts)]
+    assert used == sorted(used, reverse=True) and sum(used) == -(-shape.rows // (packing.shape.rows // parts))
 
 
 def test_packing_by_hand():
@@ -86,6 +88,7 @@ def test_one_shape_holds_every_step():
     lengths = rng.integers(5, 60, 100)
     order = batching.Order(100, 16, 0, "sl")
     shape = batching.common_shape(lengths, order, 21, ways=2)
+    assert not shape.spare  # a step has one microbatch, and it is never empty
     packed = [batching.pack(lengths[order.indices(step)], shape) for step in range(21)]
     assert {item.shape for item in packed} == {shape} and shape.rows % 2 == 0
     assert shape.rows * shape.length <= 0.8 * 16 * 64  # one example a row: 16 rows of 64
@@ -101,3 +104,25 @@ def test_rows_are_as_long_as_leaves_least_to_multiply():
     # Eight sequences in four parts: five rows of 256 would be eight.
     eight = batching.Order(8, 8, 0, "sl")
     assert batching.common_shape(np.array([250, 100, 90, 150, 140, 120, 130, 110]), eight, 1, ways=4).rows == 4
+
+
+def test_microbatches_that_a_step_may_leave_empty():
+    """Sixteen examples a step, two a row: eight rows in microbatches of two. The last step of an epoch has four examples."""
+    order = batching.Order(20, 16, 0, "pm")
+    shape = batching.common_shape(np.full(20, 70), order, 2, 1, parts=4)
+    assert shape == batching.Shape(8, 192, 2, parts=4, spare=True)
+    packing = batching.pack(np.full(4, 70), shape)
+    assert sorted(packing.rows) == [0, 0, 4, 4]  # of microbatch 0, which has rows 0 and 4
+    assert not batching.common_shape(np.full(16, 128), batching.Order(16, 16, 0, "pm"), 2, 1, parts=4).spare
+
+
+def test_places_by_hand():
+    wanted = np.array([[False, True, False, True], [False, False, False, False], [False, False, True, False]])
+    np.testing.assert_array_equal(batching.places(wanted), [[1, 3], [0, 0], [2, 0]])
+    np.testing.assert_array_equal(batching.places(wanted, 3), [[1, 3, 0], [0, 0, 0], [2, 0, 0]])
+    with pytest.raises(ValueError, match="2 places in a row do not fit 1"):
+        batching.places(wanted, 1)
+    packing = batching.pack([3, 6, 4, 2], length=8)  # in rows 1, 0, 1, 0
+    assert batching.most_in_a_row(packing, [1, 2, 4, 1]) == 5
+    assert [batching.eighths(count, 160) for count in (1, 20, 21, 96, 160)] == [20, 20, 40, 100, 160]
+    assert all(count <= batching.eighths(count, length) <= length for length in range(1, 40) for count in range(length + 1))

@@ -68,10 +68,11 @@ def packed_scores(params: dict, tokens_BxT, segments_BxT, ends_BxN, config: Mode
 
 
 def dialogue_logprobs(params: dict, tokens_BxT, mask_BxT, config: ModelConfig, *, temperature=1.0, chunk: int = 128,
-                      entropy: bool = False, **options):
-    """log P(token t | tokens before) at t under the decoder `params`, float32 [B, T]; with `entropy`, also entropies."""
+                      entropy: bool = False, places=None, **options):
+    """log P(token t | tokens before) at t under the decoder `params`, float32 [B, T]; with `entropy`, also entropies. At
+    `places` only, where they are given (`losses.next_token_logprobs`)."""
     hidden_BxTxD = hidden_states(params, tokens_BxT, mask_BxT, config, **options)
-    return losses.next_token_logprobs(hidden_BxTxD, unembedding(params, config), tokens_BxT, temperature=temperature,
+    return losses.next_token_logprobs(hidden_BxTxD, unembedding(params, config), tokens_BxT, places, temperature=temperature,
                                       softcap=config.final_softcap, chunk=chunk, entropy=entropy)
 
 

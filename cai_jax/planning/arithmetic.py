@@ -21,15 +21,15 @@ from cai_jax.models.params import num_params, param_table
 @dataclasses.dataclass(frozen=True)
 class Work:
     """kind: "train", "forward", "decode". rows × length tokens over all chips, worked through in `parts`; `past` cached
-    positions before them; head: whether logits are made; decode: `steps` tokens a row; trained: the share of the parameters
-    that has gradients."""
+    positions before them; head: at what share of the tokens logits are made; decode: `steps` tokens a row; trained: the share
+    of the parameters that has gradients."""
 
     kind: str
     model: ModelConfig
     rows: int
     length: int
     parts: int = 1
-    head: bool = True
+    head: float = 1.0
     past: int = 0
     steps: int = 1
     trained: float = 1.0
@@ -42,7 +42,7 @@ class Work:
     @property
     def flops(self) -> float:
         model, tokens = self.model, self.rows * self.length * self.steps
-        logits = 2.0 * model.vocab_size * model.width if self.head else 0.0
+        logits = 2.0 * model.vocab_size * model.width * self.head
         keys = self.past + (self.length / 2 if self.length > 1 else 0)
         attended = 4.0 * model.num_layers * model.num_heads * model.head_dim * keys
         return (2 + self.trained if self.kind == "train" else 1) * tokens * (2.0 * matrix_params(model) + logits + attended)

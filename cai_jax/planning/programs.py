@@ -97,7 +97,8 @@ def of_sl(run_config, name: str, mesh) -> list[Program]:
     rows = batching.num_rows(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
     loss = sl.make_loss(model, jnp.dtype(run_config.model.dtype), chunk=run_config.model.logprob_chunk,
                         **state_lib.forward_options(run_config))  # fmt: skip
-    batch = sl.make_batch([example], batching.Shape(rows, batching.bucket(config.max_length)))  # packed, there are fewer rows
+    shape = batching.Shape(rows, batching.bucket(config.max_length))  # packed, there are fewer rows, and not all are targets
+    batch = sl.make_batch([example], shape, shape.length)
     work = Work("train", model, *batch["tokens"].shape, config.num_microbatches)
     return [_update(run_config, name, mesh, "policy", loss, batch, work)]
 
@@ -109,7 +110,7 @@ def of_pm(run_config, name: str, mesh) -> list[Program]:
     shape = batching.Shape(rows, 2 * batching.bucket(config.max_length))
     batch = pm.make_batch([pair], lambda pair, side: np.zeros(config.max_length, np.int32), shape)
     loss = pm.make_loss(model, jnp.dtype(run_config.model.dtype), **state_lib.forward_options(run_config))
-    work = Work("train", model, 2 * rows, batch["tokens"].shape[-1] // 2, config.num_microbatches, head=False)
+    work = Work("train", model, 2 * rows, batch["tokens"].shape[-1] // 2, config.num_microbatches, head=0)
     return [_update(run_config, name, mesh, "reward", loss, batch, work)]
 
 
@@ -119,7 +120,7 @@ def of_harm(run_config, name: str, mesh) -> list[Program]:
     shape = batching.Shape(rows, batching.bucket(config.max_length))
     batch = harm.make_batch([harm.Rated("", "", "", (), 0.0)], lambda item: np.zeros(config.max_length, np.int32), shape)
     loss = harm.make_loss(model, jnp.dtype(run_config.model.dtype), **state_lib.forward_options(run_config))
-    work = Work("train", model, *batch["tokens"].shape, config.num_microbatches, head=False)
+    work = Work("train", model, *batch["tokens"].shape, config.num_microbatches, head=0)
     return [_update(run_config, name, mesh, "reward", loss, batch, work)]
 
 
@@ -188,7 +189,7 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
         beside = kept - chip_bytes(*arguments[:1] if once else (*arguments[:2], arguments[3]))
         parts = config.num_microbatches * (config.num_minibatches if once else 1)
         work = Work("forward" if once else "train", model, count if once else minibatch, length, parts,
-                    head=not label.startswith("value"), trained=trained_share(model, adapters))  # fmt: skip
+                    head=float(not label.startswith("value")), trained=trained_share(model, adapters))  # fmt: skip
         found.append(Program(name, label, function, arguments, {}, work, beside, 1 if once else steps, True))
     return found
 
@@ -200,11 +201,11 @@ def _cast(params, dtype):
 
 
 def _scoring(run_config, name, mesh, model, params, kept, length, count) -> Program:
-    length = batching.bucket(length)
+    length = batching.bucket(length, rewards.LENGTH_MULTIPLE)
     rows = rewards.batch_rows(length, mesh)
     seen = sharding.abstract_batch([jax.ShapeDtypeStruct((rows, length), kind) for kind in (jnp.int32, jnp.bool_)], mesh)
     arguments = (params, *seen, model)
-    work = Work("forward", model, rows, length, head=False)
+    work = Work("forward", model, rows, length, head=0)
     return Program(name, "reward scores", rewards.scores, arguments, {}, work, kept - chip_bytes(params), -(-count // rows))
 
 
@@ -250,7 +251,7 @@ def of_sampling(run_config, name: str, mesh, model: ModelConfig, kept: float, pr
     on_tpu = mesh.devices.flat[0].platform == "tpu"  # GPUs are planned without a compiler
     filling = {"config": model, "kernel": flash.choose("tpu", dtype, model) if on_tpu and options.flash else ""}
     static = {"config": model, "sampling": SamplingParams(0, temperature), "steps": steps, "eos_ids": (2,), "block": 0}
-    fill = Work("forward", model, 1, piece, head=False, past=before)
+    fill = Work("forward", model, 1, piece, head=0, past=before)
     draw = Work("decode", model, rows, 1, past=size, steps=steps)
     return [
         Program(name, f"prefill 1×{piece}", cached.prefill, (weights, None, past, tokens), filling, fill,

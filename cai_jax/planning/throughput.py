@@ -50,24 +50,28 @@ def memory(devices) -> dict[str, float]:
 
 
 def training(mesh, model: ModelConfig, mean_length: float, adapters: lora.Adapters | None = None, head: bool = True) -> Meter:
-    """Of a step that trains on `tokens` tokens (a number of the step) in sequences of `mean_length`; head: with logits."""
+    """Of a step that trains on `tokens` tokens (a number of the step) in sequences of `mean_length`; head: with logits of those
+    that it learns, its "count"."""
     share = arithmetic.trained_share(model, adapters)
 
     def flops(values):
-        return Work("train", model, values["tokens"] / mean_length, mean_length, head=head, trained=share).flops
+        learned = values["count"] / max(values["tokens"], 1.0) if head else 0.0
+        return Work("train", model, values["tokens"] / mean_length, mean_length, head=learned, trained=share).flops
 
     return meter(mesh, flops)
 
 
 def ppo(mesh, policy: ModelConfig, value: ModelConfig, judge: ModelConfig | None, *, num_rollouts: int, num_epochs: int,
         shared: bool, adapters: lora.Adapters | None = None) -> Meter:  # fmt: skip
-    """Of an update over `tokens` tokens of prompts and responses: they are sampled, scored, run through policy, reference and
+    """Of an update over `tokens` tokens of prompts and responses, `response_tokens` a rollout of the latter, which alone
+    have logits: they are sampled, scored, run through policy, reference and
     value model (not where it is a head on the policy), and learned in every epoch."""
 
     def flops(values):
         def work(kind, model, head):
             share = arithmetic.trained_share(model, adapters)
-            return Work(kind, model, num_rollouts, values["tokens"] / num_rollouts, head=head, trained=share).flops
+            answered = num_rollouts * values["response_tokens"] / values["tokens"] if head else 0.0
+            return Work(kind, model, num_rollouts, values["tokens"] / num_rollouts, head=answered, trained=share).flops
 
         once = 3 * work("forward", policy, True) + (work("forward", judge, False) if judge else 0)
         learned = work("train", policy, True)

@@ -18,12 +18,13 @@ from cai_jax.training import batching
 # same however many rows there are, so that a score does not depend on what a restart left to do.
 TOKENS_A_BATCH = {"cpu": 1024}
 TOKENS_ON_ACCELERATORS = 8192
+LENGTH_MULTIPLE = 32
 
 
 def batch_rows(length: int, mesh) -> int:
-    """How many dialogues of `length` tokens are scored at a time."""
+    """How many dialogues of `length` tokens are scored at a time: a power of two, as numbers of rollouts and samples are."""
     tokens = TOKENS_A_BATCH.get(mesh.devices.flat[0].platform, TOKENS_ON_ACCELERATORS)
-    return batching.num_rows(max(1, tokens // length), sharding.batch_ways(mesh))
+    return batching.num_rows(2 ** (max(1, tokens // length).bit_length() - 1), sharding.batch_ways(mesh))
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -58,7 +59,7 @@ class RewardModel:
     def _each(self, rows):
         by_length: dict[int, list[int]] = {}
         for index, row in enumerate(rows):
-            by_length.setdefault(batching.bucket(len(row)), []).append(index)
+            by_length.setdefault(batching.bucket(len(row), LENGTH_MULTIPLE), []).append(index)
         for length, indices in sorted(by_length.items()):
             size = batch_rows(length, self._mesh)
             for start in range(0, len(indices), size):

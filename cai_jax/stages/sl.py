@@ -64,11 +64,22 @@ def examples(ctx: StageContext, format) -> list[Example]:
     return sorted(mixed, key=lambda example: example.id)
 
 
-def make_batch(chosen: list[Example], shape: batching.Shape) -> dict:
-    """tokens, segments, target [rows, T]: several examples a row."""
+def make_batch(chosen: list[Example], shape: batching.Shape, count: int = 0) -> dict:
+    """tokens, segments, target [rows, T]: several examples a row; places [rows, count] of the targets (0: as few as hold them)."""
     packing = batching.pack([len(example.tokens) for example in chosen], shape)
+    target = packing.spread([example.target for example in chosen], bool)
     return {"tokens": packing.spread([example.tokens for example in chosen]), "segments": packing.segments(),
-            "target": packing.spread([example.target for example in chosen], bool)}
+            "target": target, "places": batching.places(target, count)}
+
+
+def most_targets(data: list[Example], order: batching.Order, num_steps: int, shape: batching.Shape) -> int:
+    """How many targets a row has at most, at any step, rounded up to an eighth of it."""
+    def at(step):
+        chosen = [data[index] for index in order.indices(step)]
+        packing = batching.pack([len(example.tokens) for example in chosen], shape)
+        return batching.most_in_a_row(packing, [int(example.target.sum()) for example in chosen])
+
+    return batching.eighths(max(1, *map(at, range(num_steps))), shape.length)
 
 
 def make_loss(config, dtype, **options):
@@ -76,7 +87,8 @@ def make_loss(config, dtype, **options):
     def loss(params, batch):
         params = state_lib.cast(params, dtype)
         seen = batch["segments"] > 0
-        logprobs = heads.dialogue_logprobs(params, batch["tokens"], seen, config, segments_BxT=batch["segments"], **options)
+        logprobs = heads.dialogue_logprobs(params, batch["tokens"], seen, config, segments_BxT=batch["segments"],
+                                           places=batch["places"], **options)
         total, count = losses.response_loss(logprobs, batch["target"])
         return total, (count, {"tokens": jnp.sum(seen, dtype=jnp.float32)})
 
@@ -92,8 +104,9 @@ def run(ctx: StageContext) -> dict:
     data = examples(ctx, model.format)
     order = batching.Order(len(data), config.batch_size, ctx.seed, ctx.name)
     num_steps = config.num_epochs * order.steps_per_epoch
-    ways = batch_ways(ctx.mesh) * config.num_microbatches
-    shape = batching.common_shape([len(example.tokens) for example in data], order, num_steps, ways)
+    shape = batching.common_shape([len(example.tokens) for example in data], order, num_steps, batch_ways(ctx.mesh),
+                                  config.num_microbatches)
+    count = most_targets(data, order, num_steps, shape)
 
     # ---- Model and optimiser --------------------------------------------------------------------------------------
     rate, tx = state_lib.make_optimiser(config, f"config.graph.{ctx.name}", num_steps)
@@ -102,7 +115,8 @@ def run(ctx: StageContext) -> dict:
     chunk = ctx.run_config.model.logprob_chunk
     loss = make_loss(model.config, ctx.dtype, chunk=chunk, **state_lib.forward_options(ctx.run_config))
     base = adapters and lora.base_of(model.params)
-    update = state_lib.make_update(loss, tx, abstract, ctx.mesh, config.num_microbatches, adapters, base)
+    update = state_lib.make_update(loss, tx, abstract, ctx.mesh, config.num_microbatches, adapters, base,
+                                   shape.spare)
 
     def init():
         key = seeds.row_key(ctx.seed, ctx.name, "adapters")
@@ -111,7 +125,7 @@ def run(ctx: StageContext) -> dict:
         return {"params": start, "optimiser": state_lib.init_optimiser(tx, start, ctx.mesh)}
 
     # ---- Steps ----------------------------------------------------------------------------------------------------
-    batches = feed.Batches(lambda step: make_batch([data[index] for index in order.indices(step)], shape), num_steps)
+    batches = feed.Batches(lambda step: make_batch([data[index] for index in order.indices(step)], shape, count), num_steps)
 
     def advance(state, step):
         state, scalars = update(state, batches[step])

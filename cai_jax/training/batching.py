@@ -78,11 +78,14 @@ LONG_ROW = 512  # tokens; a row is made longer than that for its longest sequenc
 
 
 class Shape(NamedTuple):
-    """rows of `length` tokens; `slots` is how many groups of sequences a row may hold."""
+    """rows of `length` tokens; `slots` is how many groups of sequences a row may hold. Rows are dealt out in turn to `parts`
+    microbatches (`optim.split_microbatches`), of which the first are filled first; `spare`: a batch may leave some empty."""
 
     rows: int
     length: int
     slots: int = 1
+    parts: int = 1
+    spare: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +129,11 @@ def row_length(lengths: Sequence[int]) -> int:
     return bucket(int(max(max(lengths), np.ceil(wanted))))
 
 
-def pack(lengths: Sequence[int], shape: Shape | None = None, *, group: int = 1, ways: int = 1, length: int = 0) -> Packing:
+def pack(lengths: Sequence[int], shape: Shape | None = None, *, group: int = 1, length: int = 0) -> Packing:
     """Puts sequences into rows: longest first, each where it leaves least room. A function of its arguments only.
 
-    `group` sequences that follow each other stay together in one row. Without a shape, as many rows as it takes, in
-    multiples of `ways`, of `length` tokens (0: `row_length`). Raises ValueError where the shape is too small.
+    `group` sequences that follow each other stay together in one row. Without a shape, as many rows as it takes, of
+    `length` tokens (0: `row_length`). Raises ValueError where the shape is too small.
     """
     lengths = np.asarray(lengths, np.int64)
     sizes = lengths.reshape(-1, group).sum(axis=1)
@@ -149,24 +152,49 @@ def pack(lengths: Sequence[int], shape: Shape | None = None, *, group: int = 1, 
         filled[row] += 1
         if shape is None or filled[row] < shape.slots:
             bisect.insort(room, (left - int(sizes[index]), row))
-    shape = shape or Shape(num_rows(max(len(filled), 1), ways), length, max(filled, default=1))
+    shape = shape or Shape(max(len(filled), 1), length, max(filled, default=1))
     if len(filled) > shape.rows:
         raise ValueError(f"{len(filled)} rows do not fit {shape}")
+    each = shape.rows // shape.parts
+    rows = rows % each * shape.parts + rows // each
     within = lengths.reshape(-1, group).cumsum(axis=1) - lengths.reshape(-1, group)
     return Packing(lengths, np.repeat(rows, group), (starts[:, None] + within).reshape(-1), np.repeat(slots, group), shape)
 
 
-def common_shape(lengths: Sequence[int], order: Order, num_steps: int, ways: int, group: int = 1) -> Shape:
-    """A shape that holds the batch of every step, so that a step is compiled once. `lengths`: those of all sequences,
-    `group` of them an example."""
+def common_shape(lengths: Sequence[int], order: Order, num_steps: int, ways: int, parts: int = 1, group: int = 1) -> Shape:
+    """A shape that holds the batch of every step, so that a step is compiled once, in `parts` microbatches that divide into
+    `ways`. `lengths`: those of all sequences, `group` of them an example."""
     sizes = np.asarray(lengths, np.int64).reshape(-1, group).sum(axis=1)
-    def shape(length):
-        found = [pack(sizes[order.indices(step)], ways=ways, length=length).shape for step in range(num_steps)]
-        return Shape(max(one.rows for one in found), length, max(one.slots for one in found))
 
-    # The least to multiply: long rows hold more of each other's rest, but rows come in multiples of `ways`.
+    def shape(length):
+        found = [pack(sizes[order.indices(step)], length=length).shape for step in range(num_steps)]
+        rows = num_rows(max(one.rows for one in found), ways * parts)
+        used = [num_rows(one.rows, rows // parts) for one in found]  # what is computed: empty microbatches are not
+        return sum(used) * length, length, Shape(rows, length, max(one.slots for one in found), parts, min(used) < rows)
+
+    # The least to multiply: long rows hold more of each other's rest, but microbatches are whole.
     tried = {bucket(length) for length in range(int(sizes.max()), row_length(sizes) + 1, MULTIPLE)} | {row_length(sizes)}
-    return min(map(shape, sorted(tried)), key=lambda found: (found.rows * found.length, found.length))
+    return min(map(shape, sorted(tried)))[-1]
+
+
+def places(wanted: np.ndarray, count: int = 0) -> np.ndarray:
+    """int32 [R, N]: where each row of `wanted` [R, T] is True, then zeros. N is `count`, or as few as hold them (0). Raises
+    ValueError where `count` is too small."""
+    most = int(wanted.sum(axis=1).max(initial=0))
+    if count and most > count:
+        raise ValueError(f"{most} places in a row do not fit {count}")
+    order = np.argsort(~wanted, axis=1, kind="stable")[:, : count or max(most, 1)]
+    return np.where(np.take_along_axis(wanted, order, axis=1), order, 0).astype(np.int32)
+
+
+def most_in_a_row(packing: Packing, counts: Sequence[int]) -> int:
+    """The most that a row has together, of one count a sequence."""
+    return int(np.bincount(packing.rows, weights=counts).max())
+
+
+def eighths(count: int, length: int) -> int:
+    """`count` ≤ `length` rounded up to an eighth of it: few shapes."""
+    return -(-length * -(-count * 8 // length) // 8)
 
 
 def few(count: int) -> int:

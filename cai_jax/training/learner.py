@@ -97,7 +97,7 @@ class Learner:
         self.abstract = self._abstract()
         compiled = {"compiler_options": state_lib.compiler_options(mesh)}
         self._read_logprobs, self._read_values, self._read_both = (
-            jax.jit(self._chunked(read), static_argnums=3, **compiled)
+            jax.jit(self._chunked(read), static_argnums=2, **compiled)
             for read in (self._frozen_logprobs, self._frozen_values, self._frozen_both))
         self._advantages = jax.jit(functools.partial(_advantages, settings=settings))
         self._policy_step = self._make_step(self._policy_loss, self._tx, ("params", "optimiser"))
@@ -139,32 +139,34 @@ class Learner:
     def _hidden(self, decoder, tokens, segments, config, options):
         return hidden_states(decoder, tokens, segments > 0, config, segments_BxT=segments, **options)
 
-    def _logprobs(self, decoder, hidden, tokens, entropy: bool = False):
+    def _logprobs(self, decoder, hidden, tokens, places, entropy: bool = False):
         return losses.next_token_logprobs(
-            hidden, unembedding(decoder, self._config), tokens, temperature=self.settings.temperature,
+            hidden, unembedding(decoder, self._config), tokens, places, temperature=self.settings.temperature,
             softcap=self._config.final_softcap, chunk=self.settings.logprob_chunk, entropy=entropy)
 
-    def _frozen_logprobs(self, params, tokens, segments):
+    def _frozen_logprobs(self, params, tokens, segments, places):
         params = state_lib.cast(params, self._dtype)
-        return self._logprobs(params, self._hidden(params, tokens, segments, self._config, FROZEN), tokens, entropy=True)
+        hidden = self._hidden(params, tokens, segments, self._config, FROZEN)
+        return self._logprobs(params, hidden, tokens, places, entropy=True)
 
-    def _frozen_values(self, params, tokens, segments):
+    def _frozen_values(self, params, tokens, segments, _):
         params = state_lib.cast(params, self._dtype)
         hidden = self._hidden(params["decoder"], tokens, segments, self._value_config, FROZEN)
         return heads.token_values(params["head"], hidden)
 
-    def _frozen_both(self, params, tokens, segments):
+    def _frozen_both(self, params, tokens, segments, places):
         """Of a shared trunk, which is gone through once: ((log-probabilities, entropies), values)."""
         params = state_lib.cast(params, self._dtype)
         hidden = self._hidden(params["decoder"], tokens, segments, self._config, FROZEN)
-        return self._logprobs(params["decoder"], hidden, tokens, entropy=True), heads.token_values(params["head"], hidden)
+        found = self._logprobs(params["decoder"], hidden, tokens, places, entropy=True)
+        return found, heads.token_values(params["head"], hidden)
 
     def _chunked(self, function):
         """Works through the rows in as many parts as training does, so that memory stays that of a microbatch."""
-        def run(params, tokens, segments, parts: int):
+        def run(params, seen: tuple, parts: int):
             if parts == 1:
-                return function(params, tokens, segments)
-            split = optim.split_microbatches((tokens, segments), parts)
+                return function(params, *seen)
+            split = optim.split_microbatches(seen, parts)
             out = jax.lax.map(lambda part: function(params, *part), split)
             return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), out)
 
@@ -173,9 +175,11 @@ class Learner:
     def _whole(self, function, params, rollouts: Rollouts):
         parts = self.settings.num_minibatches * self.settings.num_microbatches
         packing = self._pack(rollouts.mask.sum(axis=1), rollouts.tokens.shape[1], parts)
-        arrays = [packing.spread(rollouts.tokens), packing.segments()]
+        count = batching.eighths(batching.most_in_a_row(packing, rollouts.actions.sum(axis=1)), packing.shape.length)
+        places = batching.places(packing.spread(rollouts.actions, bool), count)
+        seen = packing.spread(rollouts.tokens), packing.segments(), places
         with jax.set_mesh(self.mesh):
-            out = function(params, *sharding.put_batch(arrays, self.mesh), parts)
+            out = function(params, sharding.put_batch(seen, self.mesh), parts)
         return jax.tree.map(lambda x: packing.collect(x, rollouts.tokens.shape[1]), sharding.fetch(out))
 
     def _pack(self, lengths, longest: int, parts: int) -> batching.Packing:
@@ -189,11 +193,11 @@ class Learner:
         return dataclasses.replace(packing, shape=packing.shape._replace(rows=rows))
 
     def policy_logprobs(self, params, rollouts: Rollouts):
-        """(log-probabilities, entropies) of the tokens under a policy at the rollout's temperature, float32 [R, T]."""
+        """(log-probabilities, entropies) of the actions under a policy at the rollout's temperature, float32 [R, T]; 0 off them."""
         return self._whole(self._read_logprobs, params, rollouts)
 
     def _policy_and_values(self, state, rollouts: Rollouts):
-        """((log-probabilities, entropies), values) of the models that are trained, all float32 [R, T]."""
+        """((log-probabilities, entropies) of the actions, values) of the models that are trained, all float32 [R, T]."""
         def attached(name, trained):
             return lora.attach(self._base[name], trained, self._adapters)
 
@@ -218,7 +222,7 @@ class Learner:
     def _policy_loss(self, params, batch):
         params = state_lib.cast(params, self._dtype)
         hidden = self._hidden(params, batch["tokens"], batch["segments"], self._config, self._options)
-        logprobs = self._logprobs(params, hidden, batch["tokens"])
+        logprobs = self._logprobs(params, hidden, batch["tokens"], batch["places"])
         total, count, sums = ppo.policy_loss(logprobs, batch["old"], batch["advantages"], batch["actions"],
                                              self.settings.clip)
         return total, (count, sums)
@@ -234,7 +238,7 @@ class Learner:
     def _shared_loss(self, both, batch):
         params = state_lib.cast(both, self._dtype)
         hidden = self._hidden(params["decoder"], batch["tokens"], batch["segments"], self._config, self._options)
-        logprobs = self._logprobs(params["decoder"], hidden, batch["tokens"])
+        logprobs = self._logprobs(params["decoder"], hidden, batch["tokens"], batch["places"])
         total, count, sums = ppo.policy_loss(logprobs, batch["old"], batch["advantages"], batch["actions"],
                                              self.settings.clip)
         value_total, _, value_sums = ppo.value_loss(heads.token_values(params["head"], hidden), batch["values"],
@@ -264,7 +268,7 @@ class Learner:
     def programs(self, num_rollouts: int, length: int) -> dict:
         """{name: (jitted function, abstract arguments)} of everything that an update of `num_rollouts` rollouts of `length`
         tokens runs on the mesh, for compiling ahead of time under `jax.set_mesh(mesh)`. All are as long as that here; packing
-        leaves fewer rows of those that are not."""
+        leaves fewer rows of those that are not, and not all of a row are actions."""
         state, parts = self.abstract, self.settings.num_minibatches * self.settings.num_microbatches
         ways = sharding.batch_ways(self.mesh)
         rows = batching.num_rows(num_rollouts, ways * parts)
@@ -274,23 +278,24 @@ class Learner:
             arrays = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in dtypes.items()}
             return sharding.abstract_batch(arrays, self.mesh)
 
-        whole = batch(rows, tokens=jnp.int32, segments=jnp.int32)
-        seen = whole["tokens"], whole["segments"]
+        seen = tuple(batch(rows, tokens=jnp.int32, segments=jnp.int32, places=jnp.int32).values())
         names = ("old", "values", "advantages", "returns")
-        chosen = batch(step_rows, tokens=jnp.int32, segments=jnp.int32, actions=jnp.bool_, **dict.fromkeys(names, jnp.float32))
+        chosen = batch(step_rows, tokens=jnp.int32, segments=jnp.int32, places=jnp.int32, actions=jnp.bool_,
+                       **dict.fromkeys(names, jnp.float32))
+
         def attached(trained, name):
             return lora.attached_shapes(self._base[name], trained, self._adapters)
 
         frozen_policy = self._base["params"] or state_lib.abstract_params(self._config, "policy", self.mesh, self._dtype)
-        found = {"reference log-probs": (self._read_logprobs, (frozen_policy, *seen, parts))}
+        found = {"reference log-probs": (self._read_logprobs, (frozen_policy, seen, parts))}
         if self.settings.shared:
             both = {"decoder": state["params"], "head": state["value"]}
             step = self._shared_step, (both, state["optimiser"], chosen, self._base["both"])
-            read = self._read_both, (attached(both, "both"), *seen, parts)
+            read = self._read_both, (attached(both, "both"), seen, parts)
             return {"policy log-probs and values": read, **found, "learn step": step}
-        found = {"policy log-probs": (self._read_logprobs, (attached(state["params"], "params"), *seen, parts)), **found}
+        found = {"policy log-probs": (self._read_logprobs, (attached(state["params"], "params"), seen, parts)), **found}
         steps = {"policy": (self._policy_step, "params", "optimiser"), "value": (self._value_step, "value", "value_optimiser")}
-        return found | {"values": (self._read_values, (attached(state["value"], "value"), *seen, parts))} | {
+        return found | {"values": (self._read_values, (attached(state["value"], "value"), seen, parts))} | {
             f"{label} step": (step, (state[name], state[optimiser], chosen, self._base[name]))
             for label, (step, name, optimiser) in steps.items()}
 
@@ -314,12 +319,15 @@ class Learner:
         state, history = dict(state), []
         host = {"tokens": rollouts.tokens, "actions": rollouts.actions,
                 **{name: frozen[name] for name in ("old", "values", "advantages", "returns")}}
-        lengths = rollouts.mask.sum(axis=1)
+        lengths, actions = rollouts.mask.sum(axis=1), rollouts.actions.sum(axis=1)
+        parts = [(rows, self._pack(lengths[rows], rollouts.tokens.shape[1], self.settings.num_microbatches))
+                 for rows in self.minibatches(update, len(rollouts.ids))]
+        count = max(batching.most_in_a_row(packing, actions[rows]) for rows, packing in parts)  # one shape an update
         self._wait(state, True)
-        for rows in self.minibatches(update, len(rollouts.ids)):
-            packing = self._pack(lengths[rows], rollouts.tokens.shape[1], self.settings.num_microbatches)
+        for rows, packing in parts:
             packed = {name: packing.spread(array[rows], array.dtype) for name, array in host.items()}
-            batch = sharding.put_batch({**packed, "segments": packing.segments()}, self.mesh)
+            places = batching.places(packed["actions"], batching.eighths(count, packing.shape.length))
+            batch = sharding.put_batch({**packed, "segments": packing.segments(), "places": places}, self.mesh)
             with jax.set_mesh(self.mesh):
                 if self.settings.shared:
                     both = {"decoder": state["params"], "head": state["value"]}

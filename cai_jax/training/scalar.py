@@ -50,15 +50,16 @@ def fit(ctx, model, examples: Mapping[str, Sequence[int]], loss: Callable, make_
     names, lengths = list(examples), list(examples.values())
     order = batching.Order(len(names), config.batch_size, ctx.seed, ctx.name)
     num_steps = config.num_epochs * order.steps_per_epoch
-    ways = batch_ways(ctx.mesh) * config.num_microbatches
-    shape = batching.common_shape(np.ravel(lengths), order, num_steps, ways, group=len(lengths[0]))
+    shape = batching.common_shape(np.ravel(lengths), order, num_steps, batch_ways(ctx.mesh), config.num_microbatches,
+                                  len(lengths[0]))
 
     rate, tx = state_lib.make_optimiser(config, f"config.graph.{ctx.name}", num_steps)
     adapters = ctx.adapters(model)  # None: all weights are trained
     base = adapters and lora.base_of(model.params)
     params = state_lib.abstract_params(model.config, "reward", ctx.mesh, adapters=adapters)
     abstract = {"params": params, "optimiser": state_lib.abstract_optimiser(tx, params, ctx.mesh)}
-    update = state_lib.make_update(loss, tx, abstract, ctx.mesh, config.num_microbatches, adapters, base)
+    update = state_lib.make_update(loss, tx, abstract, ctx.mesh, config.num_microbatches, adapters, base,
+                                   shape.spare)
 
     def init():
         decoder, key = model.params.get("decoder", model.params), seeds.row_key(ctx.seed, ctx.name, "adapters")

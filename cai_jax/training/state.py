@@ -121,18 +121,20 @@ def make_optimiser(config, where: str, num_steps: int):
 
 
 def jit_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict, mesh, num_microbatches: int,
-               adapters: lora.Adapters | None = None):
+               adapters: lora.Adapters | None = None, spare: bool = False):
     """The jitted step (state, batch, base) → (state, scalars) of a loss as `optim.sum_gradients` takes it; the state is
     donated, the base, on which the state's adapters act, is not (None without adapters).
 
-    Call or lower it under `jax.set_mesh(mesh)`, with a batch on the mesh. Scalars: "loss" (mean over what the loss
+    Call or lower it under `jax.set_mesh(mesh)`, with a batch on the mesh. `spare`: microbatches without a segment are not
+    computed (a branch a microbatch, so leave it out where all are filled). Scalars: "loss" (mean over what the loss
     counts), "grad_norm" (before clipping), "count", and the loss's sums.
     """
     def update(state, batch, base=None):
         def of_trained(trained, part):
             return loss(lora.attach(base, trained, adapters), part)
 
-        mean, grads, count, sums = optim.sum_gradients(of_trained, state["params"], batch, num_microbatches)
+        filled = (lambda part: jnp.any(part["segments"] > 0)) if spare else None
+        mean, grads, count, sums = optim.sum_gradients(of_trained, state["params"], batch, num_microbatches, filled)
         params, optimiser, norm = optim.apply_gradients(tx, grads, state["optimiser"], state["params"])
         scalars = {"loss": mean, "grad_norm": norm, "count": count, **sums}
         return {"params": params, "optimiser": optimiser}, scalars
@@ -142,9 +144,9 @@ def jit_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict,
 
 
 def make_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict, mesh, num_microbatches: int,
-                adapters: lora.Adapters | None = None, base=None):
+                adapters: lora.Adapters | None = None, base=None, spare: bool = False):
     """The step of `jit_update`, (state, batch) → (state, scalars), for batches on the host."""
-    jitted = jit_update(loss, tx, abstract, mesh, num_microbatches, adapters)
+    jitted = jit_update(loss, tx, abstract, mesh, num_microbatches, adapters, spare)
 
     def step(state, batch):
         with jax.set_mesh(mesh):

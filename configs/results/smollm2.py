@@ -77,6 +77,7 @@ class Size:
     choice_few_shot: int = 2
     samples_best: int = 8
     batch_size: int = 16
+    microbatches: int = 16  # a row each: little memory, and what a step leaves empty costs nothing
     max_length: int = 192
     rate: float = 2e-4
     save_every_steps: int = 10
@@ -94,11 +95,11 @@ SIZES = {
     "cpu": Size(red_team=96, helpful=48, compared=160, held_out=48, judged=100),
     "gpu": Size(red_team=1024, helpful=512, compared=2048, held_out=256, judged=None, prompt_characters=400,
                 pair_characters=None, judge_characters=None, answer=128, rounds=4, few_shot=4, choice_few_shot=5, batch_size=32,
-                max_length=512, rate=1e-4, save_every_steps=50, updates=80, rollouts=128, rl_answer=96, rl_rate=1e-4,
-                value_model="separate", choices=None, adapters=(8, 16.0, ("q", "k", "v", "o")), extras=True),
+                microbatches=1, max_length=512, rate=1e-4, save_every_steps=50, updates=80, rollouts=128, rl_answer=96,
+                rl_rate=1e-4, value_model="separate", choices=None, adapters=(8, 16.0, ("q", "k", "v", "o")), extras=True),
     "smoke": Size(red_team=3, helpful=2, compared=3, held_out=2, judged=4, pairs=6, prompt_characters=40, pair_characters=160,
                   judge_characters=160, answer=6, rounds=1, few_shot=0, choice_few_shot=0, samples_best=2, batch_size=4,
-                  max_length=512, rate=1e-3, updates=2, rollouts=4, rl_answer=4, rl_rate=1e-3, choices=2,
+                  microbatches=2, max_length=512, rate=1e-3, updates=2, rollouts=4, rl_answer=4, rl_rate=1e-3, choices=2,
                   adapters=(2, 4.0, ("q", "v"))),
 }
 PIECES = (  # of `gpu`
@@ -154,7 +155,7 @@ def graph(size: Size, data: str) -> dict:
     rank, alpha, targets = size.adapters
     adapters = default.adapters(rank, alpha, targets)
     steps = {**default.optimisation(size.rate, size.batch_size), "schedule": "linear", "warmup_steps": 3, "adapters": adapters,
-             "max_length": size.max_length, "save_every_steps": size.save_every_steps}
+             "max_length": size.max_length, "save_every_steps": size.save_every_steps, "num_microbatches": size.microbatches}
 
     def those(source, split=REST, offset=0, limit=None):
         return {"source": source, "split": split, "offset": offset, "limit": limit, "max_characters": size.prompt_characters}
