@@ -19,10 +19,10 @@ def get_config():
         "respond": default.respond(limit=32, max_new_tokens=48, **calm),
         "respond_helpful": default.respond(source="embedded:helpful", limit=16, max_new_tokens=48, **calm),
         "revise": default.revise(num_rounds=2, num_few_shot=1, max_critique_tokens=48, max_revision_tokens=48, **calm),
-        "sl": default.sl(**default.optimisation(learning_rate=2e-5, batch_size=8) | short | {"num_microbatches": 2}),
+        "sl": default.sl(**default.optimisation(learning_rate=2e-5, batch_size=8) | short | {"num_microbatches": 8}),
         "compare": default.compare(offset=32, limit=32, max_new_tokens=40, **calm),
         "feedback": default.feedback(num_few_shot=2, num_headers=4, both_orders=True),
-        "pm": default.pm(**default.optimisation(learning_rate=2e-5, batch_size=15) | short | {"num_microbatches": 3}),
+        "pm": default.pm(**default.optimisation(learning_rate=2e-5, batch_size=15) | short | {"num_microbatches": 15}),
         "rl": default.rl(
             prompts=default.prompts("embedded:red_team+embedded:helpful", offset=64), num_updates=10, rollouts_per_update=16,
             num_minibatches=2, num_microbatches=2, learning_rate=2e-6, value_learning_rate=5e-6, warmup_updates=2,
