@@ -126,14 +126,15 @@ def jit_update(loss: Callable, tx: optax.GradientTransformation, abstract: dict,
     donated, the base, on which the state's adapters act, is not (None without adapters).
 
     Call or lower it under `jax.set_mesh(mesh)`, with a batch on the mesh. `spare`: microbatches without a segment are not
-    computed (a branch a microbatch, so leave it out where all are filled). Scalars: "loss" (mean over what the loss
+    computed on one device (a branch a microbatch, so leave it out where all are filled). Scalars: "loss" (mean over what the loss
     counts), "grad_norm" (before clipping), "count", and the loss's sums.
     """
     def update(state, batch, base=None):
         def of_trained(trained, part):
             return loss(lora.attach(base, trained, adapters), part)
 
-        filled = (lambda part: jnp.any(part["segments"] > 0)) if spare else None
+        # On one device: over several the question is a collective of its own in every microbatch, which was not tried.
+        filled = (lambda part: jnp.any(part["segments"] > 0)) if spare and mesh.size == 1 else None
         mean, grads, count, sums = optim.sum_gradients(of_trained, state["params"], batch, num_microbatches, filled)
         params, optimiser, norm = optim.apply_gradients(tx, grads, state["optimiser"], state["params"])
         scalars = {"loss": mean, "grad_norm": norm, "count": count, **sums}
