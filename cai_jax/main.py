@@ -21,7 +21,7 @@ from cai_jax.io import preemption, progress
 
 USAGE = "usage: python -m cai_jax.main --config=configs/NAME.py [--workdir=DIR] [--config.FIELD=VALUE …]"
 EXIT_BAD_INPUT, EXIT_PREEMPTED = 2, 75
-HEARTBEAT = 50  # seconds without a sign of life after which the other processes of a run end
+HEARTBEAT = 50  # seconds without a sign of life, or alone at the end, after which the other processes of a run end
 
 
 def parse(argv: list[str]):
@@ -106,9 +106,10 @@ def start_processes() -> None:
             count, index = int(os.environ["CAI_JAX_NUM_PROCESSES"]), int(os.environ["CAI_JAX_PROCESS_ID"])
         except (KeyError, ValueError) as error:
             raise UserError("CAI_JAX_COORDINATOR is set; CAI_JAX_NUM_PROCESSES and CAI_JAX_PROCESS_ID must be numbers") from error
-        jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=HEARTBEAT)
+        jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=HEARTBEAT,
+                                   shutdown_timeout_seconds=HEARTBEAT)
     elif os.environ.get("CAI_JAX_DISTRIBUTED") == "auto":
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT)
 
 
 def use_compilation_cache() -> None:

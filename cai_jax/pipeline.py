@@ -296,9 +296,11 @@ def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
         cpu_seconds = spent_cpu + time.process_time() - start_cpu  # what a busy machine does not lengthen
         directory.update_manifest(seconds=round(seconds, 2), cpu_seconds=round(cpu_seconds, 2))
     digests = summary.pop("sha256", {})
+    # By the writer, whose files they are: another process would meet some that are being written or taken away.
+    files = integrity.file_digests(directory) if artefacts.is_writer() else {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    directory.update_manifest(summary=summary, sha256=digests, files=integrity.file_digests(directory), dropped=ctx.dropped,
-                              tokens=ctx.tokens, peak_bytes=peak, done=True)
+    directory.update_manifest(summary=summary, sha256=digests, files=files, dropped=ctx.dropped, tokens=ctx.tokens,
+                              peak_bytes=peak, done=True)
     artefacts.barrier(f"done {node.name}")
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(ctx.dropped.items()))
     progress.say(f"[{node.name}] {seconds:.0f} s: {summary.get('headline', '')}" + (f"; left out: {left_out}" if left_out else ""))
