@@ -128,12 +128,11 @@ def token_logprobs(hidden_BxTxD, unembed_VxD, targets_BxT, *, temperature: float
 def next_token_logprobs(hidden_BxTxD, unembed_VxD, tokens_BxT, places_BxN=None, **options):
     """log P(tokens[b, t] | tokens[b, :t]) at position t, float32 [B, T]; position 0, which nothing predicts, is 0.
 
-    `places`: the positions that are wanted, int32, each once, with zeros to fill up; what stands elsewhere means nothing then.
-    On one device it is 0, and no logits are made for it, which in a small model are a fifth of the work. `options` are those
-    of `token_logprobs`; with entropy=True the entropy at t is that of the distribution which token t was drawn from.
+    `places`: the positions that are wanted, int32, each once, with zeros to fill up; all others are 0 then, and for them no
+    logits are made, which in a small model are a fifth of the work. `options` are those of `token_logprobs`; with
+    entropy=True the entropy at t is that of the distribution which token t was drawn from.
     """
-    # Over several devices the look-ups by place bring collectives, which on CPUs in several processes met in another order.
-    if places_BxN is None or not sharding.one_device():
+    if places_BxN is None:
         out = token_logprobs(hidden_BxTxD[:, :-1], unembed_VxD, tokens_BxT[:, 1:], **options)
         return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), out)
     take = jax.vmap(lambda row, places: row[places])

@@ -196,6 +196,7 @@ def check_changes(nodes: dict[str, Node], run_path: epath.Path, on_change: str) 
 
 def move_aside(run_path: epath.Path, stages: list[str]) -> None:
     """Moves stage directories to RUN/aside: what a week has computed is not deleted."""
+    artefacts.barrier(f"found changed {stages}")  # a process that looked only now would find nothing there
     if artefacts.is_writer():
         stamp = time.strftime("%Y%m%d-%H%M%S")
         for name in stages:
@@ -214,6 +215,7 @@ def mend(run_path: epath.Path, damage: artefacts.Damaged) -> None:
     if damage.restart:
         move_aside(run_path, [damage.stage])
     else:
+        artefacts.barrier(f"found damaged {damage.stage}")
         artefacts.StageDirectory(run_path / damage.stage).update_manifest(done=False)
         artefacts.barrier(f"opened {damage.stage}")
 

@@ -163,3 +163,18 @@ def test_when_a_process_is_killed_the_other_ends_within_a_minute(tmp_path, dies)
 
 def children(pid: int) -> list[int]:
     return sorted(map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def test_a_process_that_fails_alone_does_not_leave_the_others_waiting(tmp_path):
+    """A file that only one machine lacks: one line there, and the others end within a minute (five by JAX's default)."""
+    command = [sys.executable, "-m", "cai_jax.main", *flags(tmp_path / "run", 4)]
+    common = {"CAI_JAX_COORDINATOR": "127.0.0.1:23471", "CAI_JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "2"}
+    extra = ([], [f"--config.graph.respond.prompts.source={tmp_path}/missing.jsonl"])
+    start = time.monotonic()
+    both = [subprocess.Popen([*command, *more], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                             env=harness.environment(**common, CAI_JAX_PROCESS_ID=str(index)))
+            for index, more in enumerate(extra)]  # fmt: skip
+    errors = [ended(process, timeout=240) for process in both]
+    assert all(process.returncode for process in both), errors
+    assert "missing.jsonl" in errors[1] and "Traceback" not in errors[1], errors[1][-3000:]
+    assert time.monotonic() - start < 150  # with the start, the compilation and what a busy machine adds

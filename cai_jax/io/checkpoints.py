@@ -179,14 +179,21 @@ class Checkpoints:
 
     def _thin(self) -> None:
         """Removes all but the newest steps; of those to be kept for ever, what is not weights."""
+        old = {}
         for step in self.steps()[: -self._keep]:
             try:
-                if self._info(step)["keep"]:
-                    self.prune(step, ("params",))
-                else:
-                    self._remove(self._step(step))
+                old[step] = self._info(step)["keep"]
             except Damaged as error:
-                self._put_aside(step, error)
+                old[step] = error
+        if old:  # all know what goes before the first is gone: who looks later would find fewer, and not wait for the others
+            artefacts.barrier(f"thinning {self.path}")
+        for step, keep in old.items():
+            if isinstance(keep, Damaged):
+                self._put_aside(step, keep)
+            elif keep:
+                self.prune(step, ("params",))
+            else:
+                self._remove(self._step(step))
 
     def prune(self, step: int, items: Collection[str]) -> None:
         """Keeps only these items of a step."""
@@ -233,6 +240,7 @@ class Checkpoints:
         """A damaged step is out of the way, and still there for whoever wants to look at it."""
         progress.warn(f"{error}; going back to the step before")
         aside = self.path / f"damaged-{self._step(step).name}"
+        artefacts.barrier(f"found {aside}")  # a process that looked only now would not find it
         if artefacts.is_writer():
             if aside.exists():
                 aside.rmtree()

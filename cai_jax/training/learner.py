@@ -193,7 +193,7 @@ class Learner:
         return dataclasses.replace(packing, shape=packing.shape._replace(rows=rows))
 
     def policy_logprobs(self, params, rollouts: Rollouts):
-        """(log-probabilities, entropies) of the actions under a policy at the rollout's temperature, float32 [R, T]."""
+        """(log-probabilities, entropies) of the actions under a policy at the rollout's temperature, float32 [R, T]; 0 off them."""
         return self._whole(self._read_logprobs, params, rollouts)
 
     def _policy_and_values(self, state, rollouts: Rollouts):
