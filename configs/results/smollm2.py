@@ -15,29 +15,25 @@ parts 0 and 1 are held out (the policies answer these prompts, preference models
 5 teach the judge and nothing else, 6 to 9 teach everything else. So no stage that makes a policy sees a prompt or a pair of the
 judge's. (`pm_all` of the gpu size does: it says what more data are worth, and neither trains nor judges anything.)
 
-**Budget of `cpu`: 9,000 seconds.** What the run of results/smollm2 took by the clock and, where it was measured, of its two
-processors; now and then other work held a part of these, so an idle machine needs less by the clock:
+**Budget of `cpu`: 9,000 seconds.** What the run of results/smollm2 took by the clock and of its two processors, on a machine that
+did next to nothing else:
 
 | stage | work | seconds | of processors |
 |---|---|---|---|
-| respond, respond_helpful | 6.8 k tokens sampled | 56 | |
-| revise (official), _ours, _text: 2 rounds | 48 k sampled | 861 | |
-| revise_direct | 8 k sampled | 138 | |
-| sl, sl_direct | 42 k trained | 797 | 967 |
-| pm_judge | 671 pairs, 135 k trained | 1,870 | 3,170 |
-| pm_harmless, pm_helpful, pm_human | 173, 147 and 320 pairs, 99 k trained | 1,174 | 2,111 |
-| three on human pairs | 341 k read | 357 | 555 |
-| compare; feedback; feedback_pm | 13 k sampled, 143 k read | 290 | 498 |
-| pm_ai, pm_relabelled | 98 k trained | 1,240 | 1,935 |
-| five rl, 6 updates × 32 answers | 29 k sampled, 71 k trained | 1,741 | 3,051 |
-| respond_best, two best_of | 30 k sampled, 2 × 768 answers scored | 470 | 815 |
-| evaluate and nine smaller evaluations | 33 k sampled, some 4 k texts scored | 1,806 | 1,883 |
-| | | 10,800 = 3 h 00 min | |
+| respond, respond_helpful | 6.8 k tokens sampled | 64 | 92 |
+| revise (official), _ours, _text: 2 rounds | 48 k sampled | 820 | 1,254 |
+| revise_direct | 8 k sampled | 118 | 170 |
+| sl, sl_direct | 42 k trained | 298 | 537 |
+| pm_judge | 671 pairs, 135 k trained | 964 | 1,754 |
+| pm_harmless, pm_helpful, pm_human | 173, 147 and 320 pairs, 99 k trained | 690 | 1,249 |
+| three on human pairs | 341 k read | 319 | 570 |
+| compare; feedback; feedback_pm | 13 k sampled, 143 k read | 282 | 482 |
+| pm_ai, pm_relabelled | 98 k trained | 610 | 1,104 |
+| five rl, 6 updates × 32 answers | 29 k sampled, 71 k trained | 1,360 | 2,422 |
+| respond_best, two best_of | 30 k sampled, 2 × 768 answers scored | 372 | 655 |
+| evaluate and nine smaller evaluations | 33 k sampled, some 4 k texts scored | 903 | 1,575 |
+| | | 6,806 = 1 h 53 min | 11,870 |
 
-From `rl` on layers were scanned, which is the default now. The run is beyond its limit by some 30 minutes in which it was
-stopped for other work. Since then a step leaves out what is empty or not learned (`num_microbatches` below; a row each): on the
-idle machine pm_helpful took 195 s instead of 308 (1.8 GiB instead of 8.2) and rl_helpful 332 instead of 395, with the same
-losses and rewards as far as three digits show. At these ratios the whole would take 2 h 10 min; it was not run whole again.
 Answers are drawn at temperature 0.7 (a model of this size rambles at 1), which is also the distribution that PPO optimises.
 Learning rates are guesses, not tuned on anything.
 
