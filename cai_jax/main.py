@@ -23,7 +23,7 @@ from cai_jax.io import preemption, progress
 USAGE = "usage: python -m cai_jax.main --config=configs/NAME.py [--workdir=DIR] [--config.FIELD=VALUE …]"
 EXIT_BAD_INPUT, EXIT_PREEMPTED = 2, 75
 HEARTBEAT = 50  # seconds without a sign of life, or waiting at the end, after which the other processes of a run end
-ALONE = 5  # seconds that a process which failed waits for the others to end with it
+ALONE = 5  # seconds that a process with bad input waits for the others to end with it
 
 
 def parse(argv: list[str]):
@@ -169,10 +169,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def entry() -> None:
-    """The `cai_jax` command that pip installs. A process that fails leaves with its own exit code, also where the others, which
-    JAX would have it wait for, have not failed: they miss its sign of life."""
+    """The `cai_jax` command that pip installs. A process with bad input leaves with its own exit code, also where the others, which
+    JAX would have it wait for, have none: they miss its sign of life."""
     code = main()
-    if code and jax.distributed.is_initialized():
+    if code == EXIT_BAD_INPUT and jax.distributed.is_initialized():
         leave = threading.Timer(ALONE, os._exit, (code,))
         leave.daemon = True
         leave.start()

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,6 +46,20 @@ def launched(workdir, devices: int, each: int, restarts: int = 0) -> subprocess.
     command = ["bash", "launch/local.sh", *options, "--", *flags(workdir, devices)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                             env=harness.environment(PYTHON=sys.executable))  # fmt: skip
+
+
+def two(workdir, *extra: str) -> list[subprocess.Popen]:
+    """Two processes of two devices without a launcher that would end one with the other; what they say is in errors0 and errors1
+    beside the run. `extra`: flags of the second."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "cai_jax.main", *flags(workdir, 4)]
+    return [subprocess.Popen([*command, *(extra if index else ())], cwd=ROOT, stdout=subprocess.DEVNULL,
+                             stderr=open(workdir.parent / f"errors{index}", "w"),
+                             env=harness.environment(CAI_JAX_COORDINATOR=coordinator, CAI_JAX_NUM_PROCESSES="2",
+                                                                CAI_JAX_PROCESS_ID=str(index), JAX_NUM_CPU_DEVICES="2"))
+            for index in range(2)]  # fmt: skip
 
 
 def ended(process, timeout=1800) -> str:
@@ -142,13 +157,7 @@ def test_a_killed_process_and_the_launcher(undisturbed, tmp_path):
 
 @pytest.mark.parametrize("dies", [0, 1])
 def test_when_a_process_is_killed_the_other_ends_within_a_minute(tmp_path, dies):
-    port = subprocess.run(["bash", "-c", f"{sys.executable} -c 'import socket; s = socket.socket(); s.bind((\"127.0.0.1\", 0)); "
-                           "print(s.getsockname()[1])'"], capture_output=True, text=True).stdout.strip()  # fmt: skip
-    processes = [subprocess.Popen([sys.executable, "-m", "cai_jax.main", *flags(tmp_path / "run", 4)], cwd=ROOT,
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                  env=harness.environment(CAI_JAX_COORDINATOR=f"127.0.0.1:{port}", CAI_JAX_NUM_PROCESSES="2",
-                                                          CAI_JAX_PROCESS_ID=str(index), JAX_NUM_CPU_DEVICES="2"))
-                 for index in range(2)]  # fmt: skip
+    processes = two(tmp_path / "run")
     try:
         wait_for(tmp_path / "run" / "sl" / "metrics.jsonl", processes[0])
         processes[dies].kill()
@@ -167,14 +176,14 @@ def children(pid: int) -> list[int]:
 
 def test_a_process_that_fails_alone_does_not_leave_the_others_waiting(tmp_path):
     """A file that only one machine lacks: one line there, and the others end within a minute (five by JAX's default)."""
-    command = [sys.executable, "-m", "cai_jax.main", *flags(tmp_path / "run", 4)]
-    common = {"CAI_JAX_COORDINATOR": "127.0.0.1:23471", "CAI_JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "2"}
-    extra = ([], [f"--config.graph.respond.prompts.source={tmp_path}/missing.jsonl"])
     start = time.monotonic()
-    both = [subprocess.Popen([*command, *more], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                             env=harness.environment(**common, CAI_JAX_PROCESS_ID=str(index)))
-            for index, more in enumerate(extra)]  # fmt: skip
-    errors = [ended(process, timeout=240) for process in both]
-    assert both[0].returncode and both[1].returncode == 2, errors
-    assert errors[1].count("\n") == 1 and "missing.jsonl" in errors[1], errors[1][-3000:]
+    both = two(tmp_path / "run", f"--config.graph.respond.prompts.source={tmp_path}/missing.jsonl")
+    try:
+        codes = [process.wait(240) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    said = (tmp_path / "errors1").read_text()
+    assert codes[0] and codes[1] == 2, (codes, said[-3000:])
+    assert said.count("\n") == 1 and "missing.jsonl" in said, said[-3000:]
     assert time.monotonic() - start < 150  # with the start, the compilation and what a busy machine adds
