@@ -44,6 +44,7 @@ $(LIBTPU): | $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/libtpu "$$($(BIN)/python -m cai_jax.planning.chips)"
 
 lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
 # The docstrings as pages: build/docs/index.html.

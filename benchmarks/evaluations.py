@@ -41,9 +41,14 @@ class Peer:
         import torch
         import transformers
 
-        self.torch, self.versions = torch, {"torch": torch.__version__, "transformers": transformers.__version__}
+        self.torch, self.versions = (
+            torch,
+            {"torch": torch.__version__, "transformers": transformers.__version__},
+        )
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32
+        ).eval()
         self.new_cache = transformers.DynamicCache
         self.cache, self.kept = self.new_cache(), []
 
@@ -56,7 +61,10 @@ class Peer:
             return ids + self.tokenizer(f"{asked}\n{lead}", add_special_tokens=not ids).input_ids
         turns = []
         for question, answer in header:
-            turns += [{"role": "user", "content": question}, {"role": "assistant", "content": lead + answer}]
+            turns += [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": lead + answer},
+            ]
         turns.append({"role": "user", "content": asked})
         text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return self.tokenizer(text + lead, add_special_tokens=False).input_ids
@@ -67,8 +75,12 @@ class Peer:
     def _read(self, ids, cache=None, last: int = 0):
         """log-probabilities [positions, V] after each of `ids`, or after the last one only."""
         with self.torch.no_grad():
-            logits = self.model(self.torch.tensor([ids]), past_key_values=cache, use_cache=cache is not None,
-                                logits_to_keep=last).logits[0]
+            logits = self.model(
+                self.torch.tensor([ids]),
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=last,
+            ).logits[0]
         return self.torch.log_softmax(logits, -1)
 
     def _keep(self, count: int) -> None:
@@ -98,7 +110,9 @@ class Peer:
         found = []
         for option in options:
             rows = self._read(prompt + option, last=len(option) + 1)
-            found.append(sum(float(row[token]) for row, token in zip(rows[:-1], option, strict=True)))
+            found.append(
+                sum(float(row[token]) for row, token in zip(rows[:-1], option, strict=True))
+            )
         return found
 
 
@@ -109,7 +123,14 @@ def questions(run: pathlib.Path, stage: str) -> Iterator[tuple[str, str, list, M
     sets = choice_sets(fields["choices"], fields["num_choices"], fields["big_bench"])
     for mode in MODES[: 1 + bool(fields["num_few_shot"])]:
         for on, items in sets.items():
-            yield on, mode, items, multiple_choice.draw_shots(items, fields["num_few_shot"] * (mode != "zero_shot"), config["seed"])
+            yield (
+                on,
+                mode,
+                items,
+                multiple_choice.draw_shots(
+                    items, fields["num_few_shot"] * (mode != "zero_shot"), config["seed"]
+                ),
+            )
 
 
 def drawn(count: int, sample: int, *where: str) -> list[int]:
@@ -118,15 +139,23 @@ def drawn(count: int, sample: int, *where: str) -> list[int]:
     return sorted(order[:sample].tolist()) if sample else list(range(count))
 
 
-def compare(run: pathlib.Path, stage: str, out: pathlib.Path, minutes: float, whole: int, sample: int = 0) -> dict:
+def compare(
+    run: pathlib.Path, stage: str, out: pathlib.Path, minutes: float, whole: int, sample: int = 0
+) -> dict:
     """Appends the rows that `out` does not have yet, for so many minutes; returns what the rows were made with."""
     config = Run(run).config
-    reference = resolve_role(type("", (), {"models": config["models"]}), config["graph"][stage]["feedback"])
+    reference = resolve_role(
+        type("", (), {"models": config["models"]}), config["graph"][stage]["feedback"]
+    )
     if reference.startswith(("@", "random:")):
-        raise UserError(f"{run}: '{reference}' answered there; transformers needs a Hugging Face directory")
+        raise UserError(
+            f"{run}: '{reference}' answered there; transformers needs a Hugging Face directory"
+        )
     directory = hf.resolve(reference)
     form = load_format(directory, config["graph"][stage]["format"])
-    ours = {row["id"]: row for row in Run(run).records(stage, "choices")}  # those on disk so far, where the stage goes on
+    ours = {
+        row["id"]: row for row in Run(run).records(stage, "choices")
+    }  # those on disk so far, where the stage goes on
     done = {(row["set"], row["mode"], row["item"]) for row in read(out)}
     peer, start = Peer(directory), time.monotonic()
     with out.open("a") as file:
@@ -138,15 +167,29 @@ def compare(run: pathlib.Path, stage: str, out: pathlib.Path, minutes: float, wh
                     continue
                 if time.monotonic() - start > 60 * minutes:
                     return peer.versions
-                header = [(multiple_choice.question(shot.prompt), shot.options[shot.correct]) for shot in shots[item.id]]
+                header = [
+                    (multiple_choice.question(shot.prompt), shot.options[shot.correct])
+                    for shot in shots[item.id]
+                ]
                 prompt = peer.prompt(header, multiple_choice.question(item.prompt), form.kind)
                 options, began = peer.options(item.options), time.process_time()
                 theirs = peer.logprobs(prompt, options)
                 took = time.process_time() - began
-                request, = multiple_choice.score_requests([item], form, shots)
-                same = prompt == [t for s in request.segments for t in s] and options == [list(o) for o in request.options]
-                found = {"set": on, "mode": mode, "item": item.id, "correct": item.correct, "tokens": len(prompt),
-                         "same_tokens": same, "ours": row["logprobs"], "theirs": theirs, "seconds": round(took, 3)}
+                (request,) = multiple_choice.score_requests([item], form, shots)
+                same = prompt == [t for s in request.segments for t in s] and options == [
+                    list(o) for o in request.options
+                ]
+                found = {
+                    "set": on,
+                    "mode": mode,
+                    "item": item.id,
+                    "correct": item.correct,
+                    "tokens": len(prompt),
+                    "same_tokens": same,
+                    "ours": row["logprobs"],
+                    "theirs": theirs,
+                    "seconds": round(took, 3),
+                }
                 if number < whole:
                     found["theirs_whole"] = peer.logprobs_whole(prompt, options)
                 file.write(json.dumps(found) + "\n")
@@ -166,14 +209,25 @@ def summary(rows: list[dict]) -> dict:
         if np.argmax(row["ours"]) != np.argmax(row["theirs"]):
             ordered = sorted(row["theirs"])
             close.append(ordered[-1] - ordered[-2])
-    whole = [np.abs(np.subtract(row["ours"], row["theirs_whole"])).max() for row in rows if "theirs_whole" in row]
+    whole = [
+        np.abs(np.subtract(row["ours"], row["theirs_whole"])).max()
+        for row in rows
+        if "theirs_whole" in row
+    ]
     return {
-        "rows": len(rows), "tokens": sum(row["tokens"] for row in rows), "same_tokens": sum(row["same_tokens"] for row in rows),
-        "same_pick": len(rows) - len(close), "margins_of_other_picks": close,
+        "rows": len(rows),
+        "tokens": sum(row["tokens"] for row in rows),
+        "same_tokens": sum(row["same_tokens"] for row in rows),
+        "same_pick": len(rows) - len(close),
+        "margins_of_other_picks": close,
         "accuracy": float(np.mean([np.argmax(row["ours"]) == row["correct"] for row in rows])),
-        "accuracy_peer": float(np.mean([np.argmax(row["theirs"]) == row["correct"] for row in rows])),
-        "largest_difference": float(max(map(np.max, apart))), "mean_difference": float(np.mean(np.concatenate(apart))),
-        "rows_read_whole": len(whole), "largest_difference_whole": float(max(whole)) if whole else None,
+        "accuracy_peer": float(
+            np.mean([np.argmax(row["theirs"]) == row["correct"] for row in rows])
+        ),
+        "largest_difference": float(max(map(np.max, apart))),
+        "mean_difference": float(np.mean(np.concatenate(apart))),
+        "rows_read_whole": len(whole),
+        "largest_difference_whole": float(max(whole)) if whole else None,
     }
 
 
@@ -183,38 +237,76 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         groups[row["set"], row["mode"]].append(row)
     groups["all", ""] = rows
-    out = ["| set | mode | rows | same tokens | same pick | accuracy, ours / peer | logprobs apart: largest, mean | whole texts |",
-           "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    out = [
+        "| set | mode | rows | same tokens | same pick | accuracy, ours / peer | logprobs apart: largest, mean | whole texts |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for (on, mode), part in groups.items():
         s = summary(part)
-        whole = f"{s['largest_difference_whole']:.1e} ({s['rows_read_whole']} rows)" if s["rows_read_whole"] else ""
+        whole = (
+            f"{s['largest_difference_whole']:.1e} ({s['rows_read_whole']} rows)"
+            if s["rows_read_whole"]
+            else ""
+        )
         accuracies = f"{s['accuracy']:.1%} / {s['accuracy_peer']:.1%}" if mode else ""
-        out.append(f"| {on} | {mode} | {s['rows']} | {s['same_tokens']} | {s['same_pick']} ({s['same_pick'] / s['rows']:.1%}) | "
-                   f"{accuracies} | {s['largest_difference']:.1e}, {s['mean_difference']:.1e} | {whole} |")
+        out.append(
+            f"| {on} | {mode} | {s['rows']} | {s['same_tokens']} | {s['same_pick']} ({s['same_pick'] / s['rows']:.1%}) | "
+            f"{accuracies} | {s['largest_difference']:.1e}, {s['mean_difference']:.1e} | {whole} |"
+        )
     return "\n".join(out)
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks.evaluations", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.evaluations",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("run", type=pathlib.Path)
     parser.add_argument("--stage", default="evaluate")
-    parser.add_argument("--json", type=pathlib.Path, help="where the rows are kept; RUN/parity.jsonl by default")
-    parser.add_argument("--minutes", type=float, default=60.0, help="after so many, it stops between two rows; 0: only the table")
-    parser.add_argument("--whole", type=int, default=2, help="rows of each set and mode that are read without a cache, too")
-    parser.add_argument("--sample", type=int, default=0, help="rows of each set and mode that are compared; 0: all")
+    parser.add_argument(
+        "--json", type=pathlib.Path, help="where the rows are kept; RUN/parity.jsonl by default"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=60.0,
+        help="after so many, it stops between two rows; 0: only the table",
+    )
+    parser.add_argument(
+        "--whole",
+        type=int,
+        default=2,
+        help="rows of each set and mode that are read without a cache, too",
+    )
+    parser.add_argument(
+        "--sample", type=int, default=0, help="rows of each set and mode that are compared; 0: all"
+    )
     arguments = parser.parse_args(argv[1:] if argv else None)
     if not (arguments.run / arguments.stage / "manifest.json").exists():
-        raise UserError(f"{arguments.run / arguments.stage}: no such stage; run `python -m cai_jax.main "
-                        "--config=configs/evaluations.py` first")
+        raise UserError(
+            f"{arguments.run / arguments.stage}: no such stage; run `python -m cai_jax.main "
+            "--config=configs/evaluations.py` first"
+        )
     out = arguments.json or arguments.run / "parity.jsonl"
     if arguments.minutes > 0:
-        print(compare(arguments.run, arguments.stage, out, arguments.minutes, arguments.whole, arguments.sample))
+        print(
+            compare(
+                arguments.run,
+                arguments.stage,
+                out,
+                arguments.minutes,
+                arguments.whole,
+                arguments.sample,
+            )
+        )
     if rows := read(out):
         print(table(rows))
-        print(f"margins where the picks differ: {summary(rows)['margins_of_other_picks']}; "
-              f"processor seconds of transformers: {sum(row['seconds'] for row in rows):.0f}")
+        print(
+            f"margins where the picks differ: {summary(rows)['margins_of_other_picks']}; "
+            f"processor seconds of transformers: {sum(row['seconds'] for row in rows):.0f}"
+        )
     return 0
 
 

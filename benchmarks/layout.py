@@ -26,19 +26,35 @@ def measure(directory: str, sizes: tuple[int, int, int], repeats: int) -> dict:
     """Median seconds of `Engine.update`, the first not counted (it compiles), and GiB before and after on all devices."""
     mesh = sharding.make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
     config, params = hf.load_hf(directory, dtype=jnp.float32, mesh=mesh)
-    held = sum(shard.data.nbytes for leaf in jax.tree.leaves(params["layers"]) for shard in leaf.addressable_shards)
+    held = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(params["layers"])
+        for shard in leaf.addressable_shards
+    )
     engine, seconds = Engine(params, config, load_format(directory), mesh), []
     for _ in range(repeats):
         engine.update(params)
         seconds.append(engine.layout_seconds)
-    return {"mesh": list(sizes), "seconds": statistics.median(seconds), "all_seconds": seconds,
-            "learner_gib": held / 2**30, "sampler_gib": engine.layout_bytes / 2**30}
+    return {
+        "mesh": list(sizes),
+        "seconds": statistics.median(seconds),
+        "all_seconds": seconds,
+        "learner_gib": held / 2**30,
+        "sampler_gib": engine.layout_bytes / 2**30,
+    }
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mesh", nargs="+", default=["1,1,1"], help="data,fsdp,tensor; several are measured in turn")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--mesh",
+        nargs="+",
+        default=["1,1,1"],
+        help="data,fsdp,tensor; several are measured in turn",
+    )
     parser.add_argument("--model", default="models/smollm2-135m-instruct")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=pathlib.Path)

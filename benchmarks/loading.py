@@ -29,8 +29,20 @@ LIMIT = 1.2  # times the largest tensor
 def architecture(gigabytes: float) -> ModelConfig:
     """A Llama of about that many 10⁹ bytes in float32, at least one layer; its largest tensor is the embedding."""
     layers = max(1, round((gigabytes * 1e9 / 4 - 64000 * 2048) / 62.9e6))
-    return ModelConfig(family="llama", vocab_size=64000, width=2048, ffw=8192, num_layers=layers, num_heads=16, num_kv_heads=8,
-                       head_dim=128, max_length=4096, norm_eps=1e-5, rope_theta=1e4, tied_embeddings=True)
+    return ModelConfig(
+        family="llama",
+        vocab_size=64000,
+        width=2048,
+        ffw=8192,
+        num_layers=layers,
+        num_heads=16,
+        num_kv_heads=8,
+        head_dim=128,
+        max_length=4096,
+        norm_eps=1e-5,
+        rope_theta=1e4,
+        tied_embeddings=True,
+    )
 
 
 def value(name: str, shape) -> np.ndarray:
@@ -51,17 +63,30 @@ def write(directory: pathlib.Path, config: ModelConfig, shard_bytes: int = 10**9
             shards.append({})
             size = 0
         shards[-1][name], size = shape, size + nbytes
-    files = {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards)}
-    tensor_files.write_files({directory / file: shard for file, shard in files.items()}, np.float32,
-                             ((name, value(name, shape)) for name, shape in shapes.items()))
-    index = {"metadata": {}, "weight_map": {name: file for file, shard in files.items() for name in shard}}
+    files = {
+        f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard
+        for i, shard in enumerate(shards)
+    }
+    tensor_files.write_files(
+        {directory / file: shard for file, shard in files.items()},
+        np.float32,
+        ((name, value(name, shape)) for name, shape in shapes.items()),
+    )
+    index = {
+        "metadata": {},
+        "weight_map": {name: file for file, shard in files.items() for name in shard},
+    }
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     config.to_json(directory / "config.json")
     return 4 * max(int(np.prod(shape)) for shape in shapes.values())
 
 
 def _status(field: str) -> int:
-    line = next(line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line
+        for line in pathlib.Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -78,12 +103,18 @@ def measure(directory: str, fsdp: int, tensor: int, dtype: str) -> dict:
     config, params = hf.load_hf(directory, dtype=dtype, mesh=mesh)
     jax.block_until_ready(params)
     peak = _status("VmHWM") - before
-    held = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
+    held = sum(
+        shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards
+    )
     for weight in hf._weights(config):  # what was loaded is what was written
         leaf = params
         for name in weight.path:
             leaf = leaf[name]
-        whole = value(weight.names[-1], weight.file_shape).reshape(weight.split_shape).transpose(weight.to_ours)
+        whole = (
+            value(weight.names[-1], weight.file_shape)
+            .reshape(weight.split_shape)
+            .transpose(weight.to_ours)
+        )
         shard = leaf.addressable_shards[-1]
         index = shard.index[1:] if weight.stacked else shard.index
         found = np.asarray(shard.data)[-1] if weight.stacked else np.asarray(shard.data)
@@ -95,7 +126,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--directory", default=None, help="where the checkpoint is written for a while")
+    parser.add_argument(
+        "--directory", default=None, help="where the checkpoint is written for a while"
+    )
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -104,9 +137,11 @@ def main() -> None:
         return
     for found in run(arguments.gigabytes, arguments.dtype, arguments.directory):
         beyond = found["peak"] - found["held"]
-        print(f"{found['tensors'] / 1e9:.2f} GB, fsdp {found['fsdp']}, tensor {found['tensor']}: devices hold "
-              f"{found['held'] / 1e9:.2f} GB, peak {found['peak'] / 1e9:.2f} GB: beyond it {beyond / 1e9:.2f} GB, "
-              f"{beyond / found['largest']:.2f} × the largest tensor (limit {LIMIT})")
+        print(
+            f"{found['tensors'] / 1e9:.2f} GB, fsdp {found['fsdp']}, tensor {found['tensor']}: devices hold "
+            f"{found['held'] / 1e9:.2f} GB, peak {found['peak'] / 1e9:.2f} GB: beyond it {beyond / 1e9:.2f} GB, "
+            f"{beyond / found['largest']:.2f} × the largest tensor (limit {LIMIT})"
+        )
 
 
 def run(gigabytes: float, dtype: str = "float32", where: str | None = None):
@@ -117,7 +152,17 @@ def run(gigabytes: float, dtype: str = "float32", where: str | None = None):
         size = sum(file.stat().st_size for file in pathlib.Path(directory).glob("*.safetensors"))
         env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
         for fsdp, tensor in MESHES:
-            command = [sys.executable, "-m", "benchmarks.loading", "--dtype", dtype, "--child", directory, str(fsdp), str(tensor)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.loading",
+                "--dtype",
+                dtype,
+                "--child",
+                directory,
+                str(fsdp),
+                str(tensor),
+            ]
             done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
             found = json.loads(done.stdout.splitlines()[-1])
             yield {"tensors": size, "largest": largest, "fsdp": fsdp, "tensor": tensor, **found}

@@ -15,7 +15,11 @@ import subprocess
 import sys
 import time
 
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(64 * 2**30), "MALLOC_TOP_PAD_": str(64 * 2**20)}
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(64 * 2**30),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
 
 
 class Peer:
@@ -24,7 +28,11 @@ class Peer:
     def __init__(self, model: str, dtype: str = "float32"):
         command = [sys.executable, "-m", "benchmarks.peer", model, dtype]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **ALLOCATOR}
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **ALLOCATOR},
         )
         self.peak_bytes = 0
         self.ask(kind="ready")
@@ -73,8 +81,16 @@ def generate(model, prompts, new_tokens, header=None, eos=None):
     longest = max(map(len, prompts))
     tokens = torch.tensor([[0] * (longest - len(row)) + row for row in prompts])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
-    settings = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=new_tokens, eos_token_id=eos,
-                    min_new_tokens=None if eos else new_tokens, pad_token_id=0)  # fmt: skip
+    settings = dict(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=new_tokens,
+        eos_token_id=eos,
+        min_new_tokens=None if eos else new_tokens,
+        pad_token_id=0,
+    )
     if header is None:
         return model.generate(input_ids=tokens, attention_mask=mask, **settings)[:, longest:]
     header_tokens, cache = header
@@ -82,9 +98,11 @@ def generate(model, prompts, new_tokens, header=None, eos=None):
     cache.batch_repeat_interleave(len(prompts))
     before = torch.tensor([header_tokens] * len(prompts))
     return model.generate(
-        input_ids=torch.cat([before, tokens], 1), attention_mask=torch.cat([torch.ones_like(before), mask], 1),
-        past_key_values=cache, **settings,
-    )[:, len(header_tokens) + longest :]  # fmt: skip
+        input_ids=torch.cat([before, tokens], 1),
+        attention_mask=torch.cat([torch.ones_like(before), mask], 1),
+        past_key_values=cache,
+        **settings,
+    )[:, len(header_tokens) + longest :]
 
 
 def forward(model, texts, counts):
@@ -108,7 +126,9 @@ def serve(directory: str, dtype: str) -> None:
     import torch
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=getattr(torch, dtype)
+    ).eval()
     model.generation_config.eos_token_id = None  # only what a request names ends a row
     forget_peak()
     for line in sys.stdin:
@@ -125,13 +145,25 @@ def serve(directory: str, dtype: str) -> None:
                 header = None
                 if request.get("header"):
                     cache = transformers.DynamicCache(config=model.config)
-                    model(input_ids=torch.tensor([request["header"]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+                    model(
+                        input_ids=torch.tensor([request["header"]]),
+                        past_key_values=cache,
+                        use_cache=True,
+                        logits_to_keep=1,
+                    )
                     header = request["header"], cache
                     header_seconds = time.perf_counter() - before, time.process_time() - cpu
                 for batch in request["batches"]:
-                    rows += generate(model, batch["prompts"], batch["new_tokens"], header, request.get("eos")).tolist()
-        answer = {"seconds": time.perf_counter() - before, "cpu_seconds": time.process_time() - cpu, "rows": rows,
-                  "header_seconds": header_seconds, "peak_bytes": peak_bytes()}  # fmt: skip
+                    rows += generate(
+                        model, batch["prompts"], batch["new_tokens"], header, request.get("eos")
+                    ).tolist()
+        answer = {
+            "seconds": time.perf_counter() - before,
+            "cpu_seconds": time.process_time() - cpu,
+            "rows": rows,
+            "header_seconds": header_seconds,
+            "peak_bytes": peak_bytes(),
+        }
         print(json.dumps(answer), flush=True)
 
 

@@ -44,16 +44,28 @@ def get_config():
 """
 
 
-def run(folder: pathlib.Path, name: str, stages: tuple[str, ...], keep: bool, **fields) -> tuple[int, int]:
+def run(
+    folder: pathlib.Path, name: str, stages: tuple[str, ...], keep: bool, **fields
+) -> tuple[int, int]:
     """(peak in bytes of the rl stage, the same with compiling) of a run in processes of their own, one a stage."""
-    env = {name: value for name, value in os.environ.items() if name not in ALLOCATOR} | (ALLOCATOR if keep else {})
+    env = {name: value for name, value in os.environ.items() if name not in ALLOCATOR} | (
+        ALLOCATOR if keep else {}
+    )
     config, peaks = folder / f"{name}.py", []
     for stage in (*stages, "rl"):
         config.write_text(CONFIG.format(stages=(stage,), **fields))
         shutil.rmtree(folder / name / "rl", ignore_errors=True)
-        command = [sys.executable, "-m", "cai_jax.main", f"--config={config}", f"--workdir={folder / name}"]
+        command = [
+            sys.executable,
+            "-m",
+            "cai_jax.main",
+            f"--config={config}",
+            f"--workdir={folder / name}",
+        ]
         subprocess.run(command, check=True, stdout=sys.stderr, env=env)
-        peaks.append(json.loads((folder / name / stage / "manifest.json").read_text())["peak_bytes"])
+        peaks.append(
+            json.loads((folder / name / stage / "manifest.json").read_text())["peak_bytes"]
+        )
         print(f"{name}, {stage}: peak {peaks[-1] / 1e9:.2f} GB", flush=True)
     return peaks[-1], peaks[-2]
 
@@ -68,7 +80,9 @@ def classifier(model: str, directory: pathlib.Path) -> None:
 
     config, params = hf.load_hf(model)
     head = heads.init_head(config, jax.random.key(0))
-    folder.export_reward(directory, config, {"decoder": params, "head": head}, load_format(model), None)
+    folder.export_reward(
+        directory, config, {"decoder": params, "head": head}, load_format(model), None
+    )
 
 
 def main() -> None:
@@ -87,15 +101,35 @@ def main() -> None:
     folder = pathlib.Path(tempfile.mkdtemp(dir=arguments.directory))
     try:
         fields = {"model": arguments.model, "rollouts": arguments.rollouts, "scan": arguments.scan}
-        low, low_compiling = run(folder, "adapters", ("pm", "rl"), arguments.keep, reward="@pm", rank=arguments.rank, **fields)
+        low, low_compiling = run(
+            folder,
+            "adapters",
+            ("pm", "rl"),
+            arguments.keep,
+            reward="@pm",
+            rank=arguments.rank,
+            **fields,
+        )
         reward = str(folder / "reward")
-        command = [sys.executable, "-m", "benchmarks.ppo_memory", "--model", arguments.model, "--classifier", reward]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.ppo_memory",
+            "--model",
+            arguments.model,
+            "--classifier",
+            reward,
+        ]
         subprocess.run(command, check=True)
-        full, full_compiling = run(folder, "full", ("rl",), arguments.keep, reward=reward, rank=0, **fields)
+        full, full_compiling = run(
+            folder, "full", ("rl",), arguments.keep, reward=reward, rank=0, **fields
+        )
         runtime = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(f"one PPO update, {arguments.rollouts} rollouts of up to 96 tokens: all weights {full / 1e9:.2f} GB, adapters of "
-              f"rank {arguments.rank} {low / 1e9:.2f} GB: {low / full:.0%} (compiling too: {low_compiling / 1e9:.2f} of "
-              f"{full_compiling / 1e9:.2f} GB; Python without a model: {runtime / 1e9:.2f} GB)")
+        print(
+            f"one PPO update, {arguments.rollouts} rollouts of up to 96 tokens: all weights {full / 1e9:.2f} GB, adapters of "
+            f"rank {arguments.rank} {low / 1e9:.2f} GB: {low / full:.0%} (compiling too: {low_compiling / 1e9:.2f} of "
+            f"{full_compiling / 1e9:.2f} GB; Python without a model: {runtime / 1e9:.2f} GB)"
+        )
     finally:
         shutil.rmtree(folder)
 

@@ -27,8 +27,12 @@ def entry(results: dict, key: str, settings: dict) -> dict:
     known = results.setdefault("workloads", {}).setdefault(key, {"settings": settings, "ways": {}})
     if known.get("settings") != settings:
         before = known.get("settings") or {}
-        names = ", ".join(sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name)))
-        raise ValueError(f"'{key}' is there already, measured otherwise ({names}); give another file, or remove it there")
+        names = ", ".join(
+            sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
+        )
+        raise ValueError(
+            f"'{key}' is there already, measured otherwise ({names}); give another file, or remove it there"
+        )
     return known
 
 
@@ -55,13 +59,20 @@ def summarise(known: dict) -> dict:
         for clock, suffix in CLOCKS.items():
             seconds = way[f"{clock}_s"]
             median = statistics.median(seconds)
-            row |= {f"median{suffix}_s": median, f"min{suffix}_s": min(seconds), f"max{suffix}_s": max(seconds),
-                    f"per{suffix}_second": known["units"] / median}  # fmt: skip
+            row |= {
+                f"median{suffix}_s": median,
+                f"min{suffix}_s": min(seconds),
+                f"max{suffix}_s": max(seconds),
+                f"per{suffix}_second": known["units"] / median,
+            }
             ours = known["ways"].get("ours", {}).get(f"{clock}_s", ())
             ratios = [other / mine for other, mine in zip(seconds, ours, strict=False)]
             if ratios:
-                row |= {f"times_ours{suffix}": statistics.median(ratios), f"times_ours{suffix}_min": min(ratios),
-                        f"times_ours{suffix}_max": max(ratios)}  # fmt: skip
+                row |= {
+                    f"times_ours{suffix}": statistics.median(ratios),
+                    f"times_ours{suffix}_min": min(ratios),
+                    f"times_ours{suffix}_max": max(ratios),
+                }
     return summary
 
 
@@ -75,9 +86,14 @@ def lines(key: str, known: dict) -> list[str]:
             f"{row.get('times_ours', 0):.2f}× ours ({row.get('times_ours_min', 0):.2f} to {row.get('times_ours_max', 0):.2f}); "
             f"of processors {row['median_cpu_s']:.2f} s, {row.get('times_ours_cpu', 0):.2f}×{part}"
         )
-    mib = ", ".join(f"{name} {known[f'{name}_peak_bytes'] / 2**20:.0f}" for name in ("ours", "generate")
-                    if known.get(f"{name}_peak_bytes"))  # fmt: skip
+    mib = ", ".join(
+        f"{name} {known[f'{name}_peak_bytes'] / 2**20:.0f}"
+        for name in ("ours", "generate")
+        if known.get(f"{name}_peak_bytes")
+    )
     late = f", {known['late_programs']} more while measuring" if known.get("late_programs") else ""
-    result.append(f"{'':12} {repeats(known)} repeats; compiles {known['compile_s']:.1f} s, {known['programs']} programs{late}; "
-                  f"peak MiB: {mib}")  # fmt: skip
+    result.append(
+        f"{'':12} {repeats(known)} repeats; compiles {known['compile_s']:.1f} s, {known['programs']} programs{late}; "
+        f"peak MiB: {mib}"
+    )
     return result

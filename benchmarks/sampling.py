@@ -28,7 +28,15 @@ from benchmarks.peer import ALLOCATOR, forget_peak, peak_bytes
 from cai_jax.errors import command
 
 # Workload and how often it is repeated: estimated to take some 55 minutes in all on two cores.
-REPEATS = {"decode": 5, "latency": 7, "first_token": 5, "labels": 5, "skewed": 3, "critique": 4, "revise": 4}
+REPEATS = {
+    "decode": 5,
+    "latency": 7,
+    "first_token": 5,
+    "labels": 5,
+    "skewed": 3,
+    "critique": 4,
+    "revise": 4,
+}
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -41,7 +49,9 @@ def measure(name: str, args, say) -> None:
     make = getattr(workloads, name, None) or getattr(stage_workloads, name)
     compiling = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiling.append(seconds) if event.endswith("backend_compile_duration") else None
+        lambda event, seconds, **_: (
+            compiling.append(seconds) if event.endswith("backend_compile_duration") else None
+        )
     )
     bench = workloads.Bench(args.model, args.scale, args.dtype, json.loads(args.options))
     work = make(bench)
@@ -54,7 +64,11 @@ def measure(name: str, args, say) -> None:
             took = work.ways[way]()
             about["first"][way] = {"wall": round(took.wall, 3), "cpu": round(took.cpu, 3)}
         if way == "ours":
-            about |= {"compile_s": round(sum(compiling), 1), "programs": len(compiling), "ours_peak_bytes": peak_bytes()}
+            about |= {
+                "compile_s": round(sum(compiling), 1),
+                "programs": len(compiling),
+                "ours_peak_bytes": peak_bytes(),
+            }
     work.warm()
     say(about)
     for repeat in range(args.done, args.repeats):
@@ -72,7 +86,13 @@ def measure(name: str, args, say) -> None:
         said = {"about": work.about, "late_programs": len(compiling)}
         if peer_peak := bench.peer_peak():
             said["generate_peak_bytes"] = peer_peak
-        say({"repeat": {way: found[way] for way in ways}, "load": round(os.getloadavg()[0], 1), **said})
+        say(
+            {
+                "repeat": {way: found[way] for way in ways},
+                "load": round(os.getloadavg()[0], 1),
+                **said,
+            }
+        )
         if args.until and time.time() + (time.time() - before) > args.until:
             break
     bench.close()
@@ -90,28 +110,57 @@ def sampler_digest() -> str:
 def commit() -> str | None:
     """Of the checkout, where it is one."""
     try:
-        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        )
     except OSError:
         return None
     return done.stdout.strip() or None
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="models/smollm2-135m-instruct")
     parser.add_argument("--workloads", nargs="+", default=list(REPEATS), choices=list(REPEATS))
-    parser.add_argument("--ways", nargs="+", default=[], help="only these ways of each workload, e.g. ours generate")
-    parser.add_argument("--repeats", type=int, default=None, help=f"of every workload; by default {REPEATS}, 1 with --quick")
-    parser.add_argument("--minutes", type=float, default=0, help="begin no repeat that would end later than this; 0: no limit")
+    parser.add_argument(
+        "--ways", nargs="+", default=[], help="only these ways of each workload, e.g. ours generate"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=None,
+        help=f"of every workload; by default {REPEATS}, 1 with --quick",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=0,
+        help="begin no repeat that would end later than this; 0: no limit",
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="size of the workloads")
     parser.add_argument("--quick", action="store_true", help="--scale 0.1 --repeats 1")
-    parser.add_argument("--peer-share", type=float, default=0.06, metavar="SHARE",
-                        help="slow peers do at least this share of the work, in whole batches; 1: all of it")  # fmt: skip
-    parser.add_argument("--cores", type=int, default=0, help="tie both sides to so many cores; 0: all")
+    parser.add_argument(
+        "--peer-share",
+        type=float,
+        default=0.06,
+        metavar="SHARE",
+        help="slow peers do at least this share of the work, in whole batches; 1: all of it",
+    )
+    parser.add_argument(
+        "--cores", type=int, default=0, help="tie both sides to so many cores; 0: all"
+    )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--options", default="{}", help="fields of EngineOptions as JSON")
-    parser.add_argument("--device", default="", help="what the results say of the machine, e.g. '2-core CPU'")
-    parser.add_argument("--json", default=None, help="results are added to this file; what it has already is not measured again")
+    parser.add_argument(
+        "--device", default="", help="what the results say of the machine, e.g. '2-core CPU'"
+    )
+    parser.add_argument(
+        "--json",
+        default=None,
+        help="results are added to this file; what it has already is not measured again",
+    )
     parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--done", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, default=0, help=argparse.SUPPRESS)
@@ -123,9 +172,23 @@ def parse(argv=None):
 
 def run(name: str, args, known: dict, wanted: int, until: float, saved) -> int:
     """Measures one workload in a process of its own, adding to `known`; returns that process's exit status."""
-    command = [sys.executable, "-m", "benchmarks.sampling", *sys.argv[1:], "--child", name, "--repeats", str(wanted),
-               "--done", str(results.repeats(known)), "--until", str(until)]  # fmt: skip
-    child = subprocess.Popen(command, env={**os.environ, **ALLOCATOR}, stdout=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.sampling",
+        *sys.argv[1:],
+        "--child",
+        name,
+        "--repeats",
+        str(wanted),
+        "--done",
+        str(results.repeats(known)),
+        "--until",
+        str(until),
+    ]
+    child = subprocess.Popen(
+        command, env={**os.environ, **ALLOCATOR}, stdout=subprocess.PIPE, text=True
+    )
     for line in child.stdout:
         if not line.startswith('{"said": '):
             print(line, end="", flush=True)
@@ -134,7 +197,10 @@ def run(name: str, args, known: dict, wanted: int, until: float, saved) -> int:
         repeat, load = said.pop("repeat", None), said.pop("load", None)
         known |= said
         if repeat is None:
-            print(f"{name:12} compiled in {known['compile_s']:.1f} s; first run {known['first']}", flush=True)
+            print(
+                f"{name:12} compiled in {known['compile_s']:.1f} s; first run {known['first']}",
+                flush=True,
+            )
             continue
         results.add(known, repeat)
         known.setdefault("load", []).append(load)
@@ -156,13 +222,27 @@ def main() -> None:
     until = time.time() + 60 * args.minutes if args.minutes else 0.0
     path = pathlib.Path(args.json) if args.json else None
     found = results.load(path) if path else {}
-    found["versions"] = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "torch", "transformers")}
+    found["versions"] = {
+        name: importlib.metadata.version(name)
+        for name in ("jax", "jaxlib", "torch", "transformers")
+    }
     found["device"] = args.device or found.get("device", "")
-    settings = {"scale": args.scale, "cores": len(os.sched_getaffinity(0)), "dtype": args.dtype, "ways": args.ways,
-                "options": json.loads(args.options), "peer_share": args.peer_share, "sampler": sampler_digest()}  # fmt: skip
+    settings = {
+        "scale": args.scale,
+        "cores": len(os.sched_getaffinity(0)),
+        "dtype": args.dtype,
+        "ways": args.ways,
+        "options": json.loads(args.options),
+        "peer_share": args.peer_share,
+        "sampler": sampler_digest(),
+    }
     failed = []
     for name in args.workloads:
-        key = " ".join([name] + [args.dtype] * (args.dtype != "float32") + [args.options] * (args.options != "{}"))
+        key = " ".join(
+            [name]
+            + [args.dtype] * (args.dtype != "float32")
+            + [args.options] * (args.options != "{}")
+        )
         try:
             known = results.entry(found, key, settings)
         except ValueError as error:

@@ -15,8 +15,19 @@ import pathlib
 import time
 
 CHIPS = (8, 16, 32, 64, 128, 256)
-LAYOUTS = {"fsdp": (1, 1), "fsdp, tensor 4": (1, 4), "data, fsdp 8": (8, 1)}  # (chips that share one copy; 1: all, tensor)
-TOPOLOGIES = {8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}  # of v5p
+LAYOUTS = {
+    "fsdp": (1, 1),
+    "fsdp, tensor 4": (1, 4),
+    "data, fsdp 8": (8, 1),
+}  # (chips that share one copy; 1: all, tensor)
+TOPOLOGIES = {
+    8: "2x2x2",
+    16: "2x2x4",
+    32: "2x4x4",
+    64: "4x4x4",
+    128: "4x4x8",
+    256: "4x8x8",
+}  # of v5p
 LENGTH = 1024
 JUDGED = ("v5e", "v5p")  # chips whose published numbers say what can be hidden
 
@@ -35,7 +46,9 @@ def begin(compiler: str) -> None:
         chips.work_offline(chips.parse_topology(f"{compiler}:2x2x2"))
     else:
         os.environ["JAX_PLATFORMS"] = "cpu"
-        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={max(CHIPS)} --xla_backend_optimization_level=0"
+        os.environ["XLA_FLAGS"] = (
+            f"--xla_force_host_platform_device_count={max(CHIPS)} --xla_backend_optimization_level=0"
+        )
 
 
 def measure(num_chips: int, layout: str, rows: int, compiler: str) -> dict:
@@ -53,18 +66,35 @@ def measure(num_chips: int, layout: str, rows: int, compiler: str) -> dict:
     config = default.base_config()
     config.models.base = "meta-llama/Llama-3.1-8B"
     config.model.update({"dtype": "bfloat16", "scan_layers": True, "remat": "full"})
-    config.graph = {"sl": default.sl(**default.optimisation(1e-5, rows * num_chips) | {"max_length": LENGTH})}
+    config.graph = {
+        "sl": default.sl(**default.optimisation(1e-5, rows * num_chips) | {"max_length": LENGTH})
+    }
     program = programs.of_sl(config, "sl", mesh)[0]
     began = time.monotonic()
-    effort = {"exec_time_optimization_effort": -1.0} if compiler else None  # of scheduling; products and collectives stay
+    effort = (
+        {"exec_time_optimization_effort": -1.0} if compiler else None
+    )  # of scheduling; products and collectives stay
     compiled = program.lower(mesh).compile(compiler_options=effort)
     counts = hlo.count(compiled.as_text())
-    found = {"chips": num_chips, "layout": layout, "mesh": dict(mesh.shape), "flops": counts.flops,
-             "flops_model": program.work.flops / num_chips, "collectives": dict(counts.collectives), "moved": counts.moved,
-             "unknown_loops": counts.unknown_loops, "compile_seconds": time.monotonic() - began, "hidden": {}}  # fmt: skip
+    found = {
+        "chips": num_chips,
+        "layout": layout,
+        "mesh": dict(mesh.shape),
+        "flops": counts.flops,
+        "flops_model": program.work.flops / num_chips,
+        "collectives": dict(counts.collectives),
+        "moved": counts.moved,
+        "unknown_loops": counts.unknown_loops,
+        "compile_seconds": time.monotonic() - began,
+        "hidden": {},
+    }
     for chip in (chips.CHIPS[name] for name in JUDGED):
         sending, computing = counts.moved / chip.link_bandwidth, counts.flops / chip.flops
-        found["hidden"][chip.name] = {"compute_seconds": computing, "link_seconds": sending, "share": min(1.0, computing / sending)}
+        found["hidden"][chip.name] = {
+            "compute_seconds": computing,
+            "link_seconds": sending,
+            "share": min(1.0, computing / sending),
+        }
     return found
 
 
@@ -78,10 +108,14 @@ def spread(rows: list[dict]) -> dict[str, float]:
 
 
 def line(row: dict) -> str:
-    parts = ", ".join(f"{kind} {bytes / 1e9:.2f}" for kind, bytes in sorted(row["collectives"].items()))
+    parts = ", ".join(
+        f"{kind} {bytes / 1e9:.2f}" for kind, bytes in sorted(row["collectives"].items())
+    )
     hidden = ", ".join(f"{name} {found['share']:.0%}" for name, found in row["hidden"].items())
-    return (f"{row['layout']:16} {row['chips']:4} chips  {row['flops'] / 1e12:8.2f} TFLOP  {row['moved'] / 1e9:7.2f} GB sent "
-            f"({parts})  can hide: {hidden}  compiled in {row['compile_seconds']:.0f} s")  # fmt: skip
+    return (
+        f"{row['layout']:16} {row['chips']:4} chips  {row['flops'] / 1e12:8.2f} TFLOP  {row['moved'] / 1e9:7.2f} GB sent "
+        f"({parts})  can hide: {hidden}  compiled in {row['compile_seconds']:.0f} s"
+    )
 
 
 def main() -> None:
@@ -89,7 +123,12 @@ def main() -> None:
     parser.add_argument("--chips", nargs="+", type=int, default=list(CHIPS), choices=CHIPS)
     parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=LAYOUTS)
     parser.add_argument("--rows", type=int, default=4, help=f"of {LENGTH} tokens a chip")
-    parser.add_argument("--compiler", default="", choices=("", "v5p"), help="compile for these chips; default: virtual devices")
+    parser.add_argument(
+        "--compiler",
+        default="",
+        choices=("", "v5p"),
+        help="compile for these chips; default: virtual devices",
+    )
     parser.add_argument("--json", default=None)
     args = parser.parse_args()
     begin(args.compiler)
@@ -99,9 +138,16 @@ def main() -> None:
             rows.append(measure(number, layout, args.rows, args.compiler))
             print(line(rows[-1]), flush=True)
             if args.json:
-                found = {"model": "meta-llama/Llama-3.1-8B", "tokens_a_chip": args.rows * LENGTH, "spread": spread(rows),
-                         "compiler": args.compiler or "CPU, virtual devices", "rows": rows}  # fmt: skip
-                pathlib.Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                found = {
+                    "model": "meta-llama/Llama-3.1-8B",
+                    "tokens_a_chip": args.rows * LENGTH,
+                    "spread": spread(rows),
+                    "compiler": args.compiler or "CPU, virtual devices",
+                    "rows": rows,
+                }
+                pathlib.Path(args.json).write_text(
+                    json.dumps(found, indent=1) + "\n", encoding="utf-8"
+                )
     for layout, found in spread(rows).items():
         print(f"{layout}: a chip's operations differ by {found:.2%}")
 

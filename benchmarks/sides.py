@@ -37,14 +37,21 @@ class Side:
 
     def __init__(self, name: str, work: str, python: str = sys.executable):
         self.name = name
-        self.process = subprocess.Popen([python, "-m", "benchmarks.sides", name, work], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, text=True, env={**os.environ, **ALLOCATOR})
+        self.process = subprocess.Popen(
+            [python, "-m", "benchmarks.sides", name, work],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **ALLOCATOR},
+        )
         self.ready = self._answer()
 
     def _answer(self) -> dict:
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.name}: the process ended with exit status {self.process.wait()}")
+            raise RuntimeError(
+                f"{self.name}: the process ended with exit status {self.process.wait()}"
+            )
         return json.loads(line)
 
     def work(self) -> dict:
@@ -72,7 +79,10 @@ def serve(name: str, file: str) -> None:
 
     def answer(seconds, cpu, told):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        out.write(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak, **(told or {})}) + "\n")
+        out.write(
+            json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak, **(told or {})})
+            + "\n"
+        )
         out.flush()
 
     before, cpu, told = time.perf_counter(), time.process_time(), next(side) or {}
@@ -94,16 +104,28 @@ def compilations():
     main.use_compilation_cache()
     kept, seconds = [], []
     jax.monitoring.register_event_listener(
-        lambda event, **_: kept.append(event) if event == "/jax/compilation_cache/cache_misses" else None)
+        lambda event, **_: (
+            kept.append(event) if event == "/jax/compilation_cache/cache_misses" else None
+        )
+    )
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, took, **_: seconds.append(took) if event.endswith("backend_compile_duration") else None)
+        lambda event, took, **_: (
+            seconds.append(took) if event.endswith("backend_compile_duration") else None
+        )
+    )
     return lambda: {"compiled": bool(kept), "compile_seconds": sum(seconds)}
 
 
 def versions() -> dict[str, str]:
     """Of the packages that matter and that this process has imported."""
-    packages = {name: name for name in ("jax", "jaxlib", "torch", "transformers", "trl")} | {"tunix": "google-tunix"}
-    return {package: importlib.metadata.version(package) for module, package in packages.items() if module in sys.modules}
+    packages = {name: name for name in ("jax", "jaxlib", "torch", "transformers", "trl")} | {
+        "tunix": "google-tunix"
+    }
+    return {
+        package: importlib.metadata.version(package)
+        for module, package in packages.items()
+        if module in sys.modules
+    }
 
 
 if __name__ == "__main__":

@@ -10,7 +10,17 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from benchmarks.workloads import ANSWER, LIMIT, OFFICIAL, PEER_BATCH, Bench, Peers, Took, Workload, even_parts
+from benchmarks.workloads import (
+    ANSWER,
+    LIMIT,
+    OFFICIAL,
+    PEER_BATCH,
+    Bench,
+    Peers,
+    Took,
+    Workload,
+    even_parts,
+)
 from cai_jax import losses, sharding
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.data.comparisons import load_comparisons
@@ -41,15 +51,26 @@ class _Warm(StageContext):
         return super().score(engine, requests, label)
 
 
-def _run(bench: Bench, stage, name: str, fields: dict, inputs: dict[str, list[dict]]) -> tuple[Took, _Warm, list[dict]]:
+def _run(
+    bench: Bench, stage, name: str, fields: dict, inputs: dict[str, list[dict]]
+) -> tuple[Took, _Warm, list[dict]]:
     """Runs a stage in a new directory: what it took, its context, its records."""
     run_config = default.base_config()
-    run_config.sampling.update({"max_length": LIMIT, "batch_size": BATCH, "chunk_steps": 8, **bench.options})
+    run_config.sampling.update(
+        {"max_length": LIMIT, "batch_size": BATCH, "chunk_steps": 8, **bench.options}
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = epath.Path(folder)
         mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-        ctx = _Warm(name, ConfigDict(fields), run_config, path, artefacts.StageDirectory(path / name),
-                    {key: _Rows(rows) for key, rows in inputs.items()}, mesh)  # fmt: skip
+        ctx = _Warm(
+            name,
+            ConfigDict(fields),
+            run_config,
+            path,
+            artefacts.StageDirectory(path / name),
+            {key: _Rows(rows) for key, rows in inputs.items()},
+            mesh,
+        )
         ctx.bench = bench
         before = Took.now()
         stage.run(ctx)
@@ -67,12 +88,24 @@ def revise(bench: Bench) -> Workload:
     over generate in batches of 16. Rows end at EOS, so both sample texts of their own lengths."""
     number, new, rounds = bench.count(48), bench.count(64), 2
     source = str(OFFICIAL) if OFFICIAL.is_dir() else "embedded"
-    fields = default.revise(num_rounds=rounds, max_critique_tokens=new, max_revision_tokens=new, constitution=source)
-    rows = [{"id": f"{n}/0", "prompt_id": str(n), "dialogue": dialogue_to_json(prompt.dialogue), "response": ANSWER.strip()}
-            for n, prompt in enumerate(bench.prompts[:number])]  # fmt: skip
+    fields = default.revise(
+        num_rounds=rounds, max_critique_tokens=new, max_revision_tokens=new, constitution=source
+    )
+    rows = [
+        {
+            "id": f"{n}/0",
+            "prompt_id": str(n),
+            "dialogue": dialogue_to_json(prompt.dialogue),
+            "response": ANSWER.strip(),
+        }
+        for n, prompt in enumerate(bench.prompts[:number])
+    ]
     constitution = load_constitution(source)
     header = revise_stage.few_shot_messages(constitution.critique_examples[:5], True)
-    answers, critiques = [[ANSWER.strip()] * number], []  # a list a round: what is criticised in it, and ours' critiques
+    answers, critiques = (
+        [[ANSWER.strip()] * number],
+        [],
+    )  # a list a round: what is criticised in it, and ours' critiques
     sampled: dict[str, list[int]] = {"ours": [], "generate": []}
 
     def ours() -> Took:
@@ -97,15 +130,34 @@ def revise(bench: Bench) -> Workload:
             number_of_round, is_revision = divmod(number_of_turn, 2)
             prompts = []
             for n in range(number)[batch * size :][:size]:
-                principle = revise_stage.draw_principles(constitution.critique_principles, 16, rounds, 0, "revise", rows[n]["id"])[
-                    number_of_round]  # fmt: skip
-                asked = (*header, *bench.prompts[n].dialogue, Message("assistant", answers[number_of_round][n]),
-                         Message("critique_request", principle.critique_request))  # fmt: skip
+                principle = revise_stage.draw_principles(
+                    constitution.critique_principles, 16, rounds, 0, "revise", rows[n]["id"]
+                )[number_of_round]
+                asked = (
+                    *header,
+                    *bench.prompts[n].dialogue,
+                    Message("assistant", answers[number_of_round][n]),
+                    Message("critique_request", principle.critique_request),
+                )
                 if is_revision:
-                    asked += (Message("critique", critiques[number_of_round][n]),
-                              Message("revision_request", principle.revision_request))  # fmt: skip
-                prompts.append(list(sum(bench.format.prompt(asked, reply="revision" if is_revision else "critique"), ())))
-            batches = [{"prompts": prompts[i : i + PEER_BATCH], "new_tokens": new} for i in range(0, len(prompts), PEER_BATCH)]
+                    asked += (
+                        Message("critique", critiques[number_of_round][n]),
+                        Message("revision_request", principle.revision_request),
+                    )
+                prompts.append(
+                    list(
+                        sum(
+                            bench.format.prompt(
+                                asked, reply="revision" if is_revision else "critique"
+                            ),
+                            (),
+                        )
+                    )
+                )
+            batches = [
+                {"prompts": prompts[i : i + PEER_BATCH], "new_tokens": new}
+                for i in range(0, len(prompts), PEER_BATCH)
+            ]
             answer = peer.ask(kind="generate", batches=batches, eos=list(bench.format.eos_ids))
             cpu += answer["cpu_seconds"]
             for row in answer["rows"]:
@@ -131,15 +183,24 @@ def labels(bench: Bench) -> Workload:
     source = str(OFFICIAL) if OFFICIAL.is_dir() else "embedded"
     fields = default.feedback(num_headers=4, both_orders=True, constitution=source)
     pairs, _ = load_comparisons("embedded:helpful_comparisons", limit=number)
-    rows = [{"id": pair.id, "prompt_id": pair.id, "dialogue": dialogue_to_json(pair.dialogue),
-             "responses": [pair.chosen, pair.rejected]} for pair in pairs]  # fmt: skip
+    rows = [
+        {
+            "id": pair.id,
+            "prompt_id": pair.id,
+            "dialogue": dialogue_to_json(pair.dialogue),
+            "responses": [pair.chosen, pair.rejected],
+        }
+        for pair in pairs
+    ]
     requests: list[ScoreRequest] = []
     found: dict[str, list[float]] = {}
 
     def ours() -> Took:
         took, ctx, records = _run(bench, feedback_stage, "feedback", fields, {"comparisons": rows})
-        scored = {record["id"]: {entry["order"]: [entry["a"], entry["b"]] for entry in record["logprobs"]}
-                  for record in records}  # fmt: skip
+        scored = {
+            record["id"]: {entry["order"]: [entry["a"], entry["b"]] for entry in record["logprobs"]}
+            for record in records
+        }
         assert len(scored) == number
         requests[:] = ctx.asked
         names = (request.id.rpartition("#") for request in requests)
@@ -148,7 +209,11 @@ def labels(bench: Bench) -> Workload:
 
     def texts(parts: list[int]) -> list[tuple[tuple[int, ...], int]]:
         """(text, tokens of its option) of these parts."""
-        every = [(sum(request.segments, ()) + tuple(option), len(option)) for request in requests for option in request.options]
+        every = [
+            (sum(request.segments, ()) + tuple(option), len(option))
+            for request in requests
+            for option in request.options
+        ]
         size = len(every) // units
         return [text for part in parts for text in every[part * size :][:size]]
 
@@ -172,12 +237,17 @@ def labels(bench: Bench) -> Workload:
         for i in range(0, len(chosen), FORWARD_BATCH):
             batch = chosen[i : i + FORWARD_BATCH]
             longest = -(-max(len(text) for text, _ in batch) // 64) * 64
-            tokens, lengths = np.zeros((FORWARD_BATCH, longest), np.int32), np.ones(FORWARD_BATCH, np.int32)
+            tokens, lengths = (
+                np.zeros((FORWARD_BATCH, longest), np.int32),
+                np.ones(FORWARD_BATCH, np.int32),
+            )
             places = np.zeros((FORWARD_BATCH, 4), np.int32)
             for row, (text, count) in enumerate(batch):
                 tokens[row, : len(text)], lengths[row] = text, len(text)
                 places[row, :count] = np.arange(len(text) - count - 1, len(text) - 1)
-            logprobs = np.asarray(plain(bench.params, tokens, np.arange(longest) < lengths[:, None], places))
+            logprobs = np.asarray(
+                plain(bench.params, tokens, np.arange(longest) < lengths[:, None], places)
+            )
             sums += [float(logprobs[row, :count].sum()) for row, (_, count) in enumerate(batch)]
         took = before.since()
         if parts:
@@ -192,9 +262,13 @@ def labels(bench: Bench) -> Workload:
 
     def transformers_forward(parts: list[int]) -> Took:
         chosen = texts(parts)
-        batches = [{"texts": [list(text) for text, _ in chosen[i : i + FORWARD_BATCH]],
-                    "counts": [count for _, count in chosen[i : i + FORWARD_BATCH]]}
-                   for i in range(0, len(chosen), FORWARD_BATCH)]  # fmt: skip
+        batches = [
+            {
+                "texts": [list(text) for text, _ in chosen[i : i + FORWARD_BATCH]],
+                "counts": [count for _, count in chosen[i : i + FORWARD_BATCH]],
+            }
+            for i in range(0, len(chosen), FORWARD_BATCH)
+        ]
         answer = bench.peer.ask(kind="forward", batches=batches)
         compare("transformers forward", parts, answer["rows"])
         return Took(answer["seconds"], answer["cpu_seconds"])
@@ -202,5 +276,9 @@ def labels(bench: Bench) -> Workload:
     units = max(count for count in range(1, LABEL_PARTS + 1) if number % count == 0)
     differences: dict[str, float] = {}
     about = {"comparisons": number, "labels": 2 * number, "largest_difference": differences}
-    ways = {"ours": ours, "plain forward": Peers(plain_forward, units), "transformers forward": Peers(transformers_forward, units)}
+    ways = {
+        "ours": ours,
+        "plain forward": Peers(plain_forward, units),
+        "transformers forward": Peers(transformers_forward, units),
+    }
     return Workload(ways, 2 * number, about, warm=compile_plain)

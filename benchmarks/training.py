@@ -25,10 +25,39 @@ from benchmarks.sides import Side
 from cai_jax.errors import command
 
 PPO = "ppo ours", "ppo ours, shared trunk", "ppo ours, adapters", "ppo ours, adapters, shared trunk"
-GROUPS = {"sl": ("sl ours", "sl torch"), "ppo": (*PPO, "ppo trl"), "tunix": ("ppo ours", "ppo tunix")}  # the peer comes last
-ORDER = "sl ours", "sl torch", "ppo ours", "ppo trl", *PPO[1:3], "ppo tunix", PPO[3]  # of a round: what matters most comes first
-WORK = {"rows": 4, "row": 256, "prompts": 16, "prompt": 32, "new_tokens": 48, "epochs": 4, "minibatches": 4, "chunk": 128}
-QUICK = WORK | {"rows": 2, "row": 64, "prompts": 4, "prompt": 16, "new_tokens": 8, "epochs": 2, "minibatches": 2}
+GROUPS = {
+    "sl": ("sl ours", "sl torch"),
+    "ppo": (*PPO, "ppo trl"),
+    "tunix": ("ppo ours", "ppo tunix"),
+}  # the peer comes last
+ORDER = (
+    "sl ours",
+    "sl torch",
+    "ppo ours",
+    "ppo trl",
+    *PPO[1:3],
+    "ppo tunix",
+    PPO[3],
+)  # of a round: what matters most comes first
+WORK = {
+    "rows": 4,
+    "row": 256,
+    "prompts": 16,
+    "prompt": 32,
+    "new_tokens": 48,
+    "epochs": 4,
+    "minibatches": 4,
+    "chunk": 128,
+}
+QUICK = WORK | {
+    "rows": 2,
+    "row": 64,
+    "prompts": 4,
+    "prompt": 16,
+    "new_tokens": 8,
+    "epochs": 2,
+    "minibatches": 2,
+}
 TURNS = {"sl": 5, "ppo": 1}  # how often a side does its work in one process; the median counts
 MEASURED = "seconds", "cpu_seconds", "rollout_seconds", "score_seconds", "learn_seconds"
 
@@ -47,7 +76,11 @@ def work_of(model: str, sizes: dict) -> dict:
     def cut(count, length):
         return [tokens[n * length : (n + 1) * length] for n in range(count)]
 
-    return sizes | {"model": model, "rows": cut(sizes["rows"], sizes["row"]), "prompts": cut(sizes["prompts"], sizes["prompt"])}
+    return sizes | {
+        "model": model,
+        "rows": cut(sizes["rows"], sizes["row"]),
+        "prompts": cut(sizes["prompts"], sizes["prompt"]),
+    }
 
 
 def start(name: str, work: str, python: str) -> Side:
@@ -73,14 +106,25 @@ def visit(name: str, work: str, python: str, sizes: dict) -> dict:
         raise RuntimeError(f"{name} made {steps} optimiser steps, which is other work")
     found = {key: statistics.median(row[key] for row in rows) for key in MEASURED if key in rows[0]}
     more = {key: value for key, value in rows[-1].items() if key not in found}
-    return found | more | {"turns": [row["seconds"] for row in rows], "ready": side.ready,
-                           "load": [round(x, 1) for x in os.getloadavg()]}  # fmt: skip
+    return (
+        found
+        | more
+        | {
+            "turns": [row["seconds"] for row in rows],
+            "ready": side.ready,
+            "load": [round(x, 1) for x in os.getloadavg()],
+        }
+    )
 
 
 def tokens_of(name: str, sizes: dict) -> int:
     """Tokens that one round trains on, once each: what tokens/s speaks of."""
     supervised = name.startswith("sl")
-    return sizes["rows"] * sizes["row"] if supervised else sizes["prompts"] * (sizes["prompt"] + sizes["new_tokens"])
+    return (
+        sizes["rows"] * sizes["row"]
+        if supervised
+        else sizes["prompts"] * (sizes["prompt"] + sizes["new_tokens"])
+    )
 
 
 def summary(group: str, visits: dict[str, list[dict]], sizes: dict) -> dict:
@@ -91,14 +135,23 @@ def summary(group: str, visits: dict[str, list[dict]], sizes: dict) -> dict:
         rows = visits.get(name, [])
         if not rows:
             continue
-        row = found[name] = {"visits": len(rows), "peak_bytes": max(row["peak_bytes"] for row in rows)}
-        row |= {key: statistics.median(each[key] for each in rows) for key in MEASURED if key in rows[0]}
+        row = found[name] = {
+            "visits": len(rows),
+            "peak_bytes": max(row["peak_bytes"] for row in rows),
+        }
+        row |= {
+            key: statistics.median(each[key] for each in rows) for key in MEASURED if key in rows[0]
+        }
         row["tokens_per_second"] = tokens_of(name, sizes) / row["seconds"]
         row["tokens_per_cpu_second"] = tokens_of(name, sizes) / row["cpu_seconds"]
         if theirs:
             for speed, key in (("speed", "seconds"), ("cpu_speed", "cpu_seconds")):
                 ratios = [their[key] / our[key] for their, our in zip(theirs, rows, strict=False)]
-                row |= {speed: statistics.median(ratios), f"{speed}_min": min(ratios), f"{speed}_max": max(ratios)}
+                row |= {
+                    speed: statistics.median(ratios),
+                    f"{speed}_min": min(ratios),
+                    f"{speed}_max": max(ratios),
+                }
             row["memory"] = row["peak_bytes"] / max(their["peak_bytes"] for their in theirs)
     return found
 
@@ -107,13 +160,20 @@ def table(found: dict) -> list[str]:
     """A summary as rows of Markdown."""
     lines = []
     for name, row in found.items():
-        parts = ", ".join(f"{part} {row[f'{part}_seconds']:.1f}" for part in ("rollout", "score", "learn")
-                          if f"{part}_seconds" in row)
-        line = (f"| {name} | {row['seconds']:.2f} s{f' ({parts})' if parts else ''} | {row['tokens_per_second']:.1f} | "
-                f"{row['cpu_seconds']:.1f} s | {row['peak_bytes'] / 2**20:.0f} MiB |")
+        parts = ", ".join(
+            f"{part} {row[f'{part}_seconds']:.1f}"
+            for part in ("rollout", "score", "learn")
+            if f"{part}_seconds" in row
+        )
+        line = (
+            f"| {name} | {row['seconds']:.2f} s{f' ({parts})' if parts else ''} | {row['tokens_per_second']:.1f} | "
+            f"{row['cpu_seconds']:.1f} s | {row['peak_bytes'] / 2**20:.0f} MiB |"
+        )
         if "speed" in row:
-            line += (f" {row['speed']:.2f}× ({row['speed_min']:.2f} to {row['speed_max']:.2f}) | {row['cpu_speed']:.2f}× | "
-                     f"{row['memory']:.2f}× |")
+            line += (
+                f" {row['speed']:.2f}× ({row['speed_min']:.2f} to {row['speed_max']:.2f}) | {row['cpu_speed']:.2f}× | "
+                f"{row['memory']:.2f}× |"
+            )
         else:
             line += " | | |"
         lines.append(f"{line} {row['visits']} |")
@@ -142,8 +202,12 @@ def measure(names, repeats: int, known: dict, one, save, out_of_time) -> dict[st
                 continue
             rows[-1]["whole_seconds"] = time.monotonic() - before
             save()
-            print(f"{name}, {number + 1}: {rows[-1]['seconds']:.2f} s, {rows[-1]['peak_bytes'] / 2**20:.0f} MiB (with its start "
-                  f"{rows[-1]['whole_seconds']:.0f} s)", file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                f"{name}, {number + 1}: {rows[-1]['seconds']:.2f} s, {rows[-1]['peak_bytes'] / 2**20:.0f} MiB (with its start "
+                f"{rows[-1]['whole_seconds']:.0f} s)",
+                file=sys.stderr,
+                flush=True,
+            )
     return failed
 
 
@@ -152,14 +216,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="models/smollm2-135m-instruct")
     parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=GROUPS)
-    parser.add_argument("--ways", nargs="+", default=[], help="only sides whose name has one of these in it, e.g. 'ppo ours' trl")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        default=[],
+        help="only sides whose name has one of these in it, e.g. 'ppo ours' trl",
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=0, help="begin nothing that would probably end later; 0: no limit")
-    parser.add_argument("--quick", action="store_true", help="small sizes: to see that everything runs")
-    parser.add_argument("--cores", type=int, default=0, help="tie all sides to so many cores; 0: all")
-    parser.add_argument("--prepare", action="store_true", help="only compile what is then found on disk; nothing is measured")
-    parser.add_argument("--python", default="", help="the interpreter for torch, TRL and Tunix; default: this one")
-    parser.add_argument("--device", default="", help="what the results say of the machine, e.g. '2-core CPU'")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=0,
+        help="begin nothing that would probably end later; 0: no limit",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes: to see that everything runs"
+    )
+    parser.add_argument(
+        "--cores", type=int, default=0, help="tie all sides to so many cores; 0: all"
+    )
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="only compile what is then found on disk; nothing is measured",
+    )
+    parser.add_argument(
+        "--python", default="", help="the interpreter for torch, TRL and Tunix; default: this one"
+    )
+    parser.add_argument(
+        "--device", default="", help="what the results say of the machine, e.g. '2-core CPU'"
+    )
     parser.add_argument("--json", default=None, help="results are added to this file, side by side")
     args = parser.parse_args()
     began = time.monotonic()
@@ -169,10 +255,17 @@ def main() -> None:
     sizes = QUICK if args.quick else WORK
     path = args.json and pathlib.Path(args.json)
     cores = args.cores or os.cpu_count()
-    settings = {"model": pathlib.Path(args.model).name, "device": args.device, "cores": cores, "sizes": sizes}
+    settings = {
+        "model": pathlib.Path(args.model).name,
+        "device": args.device,
+        "cores": cores,
+        "sizes": sizes,
+    }
     known = results.load(path) if path else {}
     if any(known.get(name, value) != value for name, value in settings.items()):
-        sys.exit(f"{path} was measured otherwise (model, device, cores or sizes); give another file")
+        sys.exit(
+            f"{path} was measured otherwise (model, device, cores or sizes); give another file"
+        )
     known = settings | {"visits": {}} | known
 
     def save():
@@ -185,7 +278,11 @@ def main() -> None:
         return args.minutes and time.monotonic() - began + took > 60 * args.minutes
 
     chosen = {name for group in args.groups for name in GROUPS[group]}
-    names = [name for name in ORDER if name in chosen and (not args.ways or any(way in name for way in args.ways))]
+    names = [
+        name
+        for name in ORDER
+        if name in chosen and (not args.ways or any(way in name for way in args.ways))
+    ]
     with tempfile.TemporaryDirectory() as folder:
         work = os.path.join(folder, "work.json")
         pathlib.Path(work).write_text(json.dumps(work_of(args.model, sizes)), encoding="utf-8")
@@ -193,7 +290,9 @@ def main() -> None:
         def python(name):
             return sys.executable if " ours" in name else args.python or sys.executable
 
-        for name in [name for name in names if not name.endswith(("torch", "trl"))] if args.prepare else ():
+        for name in (
+            [name for name in names if not name.endswith(("torch", "trl"))] if args.prepare else ()
+        ):
             side = Side(name, work, python(name))
             print(f"{name}: {json.dumps(side.ready)}", flush=True)
             side.close()
@@ -206,7 +305,10 @@ def main() -> None:
         failed = measure(names, args.repeats, known, one, save, out_of_time)
     save()
     for group in args.groups:
-        print("\n".join([f"\n{group}", HEADER, "|---" * 9 + "|", *table(known["groups"][group])]), flush=True)
+        print(
+            "\n".join([f"\n{group}", HEADER, "|---" * 9 + "|", *table(known["groups"][group])]),
+            flush=True,
+        )
     print(f"{time.monotonic() - began:.0f} s in all")
     if failed:
         sys.exit("; ".join(f"{name}: {why}" for name, why in failed.items()))

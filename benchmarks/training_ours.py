@@ -40,10 +40,15 @@ def supervised(work):
     loss = sl.make_loss(config, jnp.float32, chunk=work["chunk"], scan=True, remat="none")
     update = state_lib.make_update(loss, tx, abstract, mesh, 1)
     params = state_lib.fresh(params)  # what was loaded goes before the optimiser's moments come
-    state = state_lib.placed({"params": params, "optimiser": state_lib.init_optimiser(tx, params, mesh)}, abstract)
+    state = state_lib.placed(
+        {"params": params, "optimiser": state_lib.init_optimiser(tx, params, mesh)}, abstract
+    )
     del params
     memory.give_back()  # as training/loop.py does
-    examples = [sl.Example(str(n), np.array(row, np.int32), np.arange(len(row)) > 0) for n, row in enumerate(rows)]
+    examples = [
+        sl.Example(str(n), np.array(row, np.int32), np.arange(len(row)) > 0)
+        for n, row in enumerate(rows)
+    ]
     order = batching.Order(len(rows), len(rows), 0, "sl")
     shape = batching.common_shape([len(row) for row in rows], order, 1, 1)
     state, scalars = update(state, sl.make_batch(examples, shape))
@@ -66,24 +71,40 @@ def _ppo(work, rank: int, shared: bool):
     def start():
         return state_lib.start(config, params, mesh, key, adapters)
 
-    settings = learner.Settings(num_epochs=work["epochs"], num_minibatches=work["minibatches"], shared=shared,
-                                logprob_chunk=work["chunk"])
+    settings = learner.Settings(
+        num_epochs=work["epochs"],
+        num_minibatches=work["minibatches"],
+        shared=shared,
+        logprob_chunk=work["chunk"],
+    )
     learns = learner.Learner(config, config, settings, mesh, jnp.float32, bases=bases)
     judge = {"decoder": lora.attach(params, start(), adapters), "head": head}
     value = {name: jnp.array(leaf) for name, leaf in head.items()}
-    state = learns.init(start(), value if shared else state_lib.with_head(start(), value, mesh), 0.001)
+    state = learns.init(
+        start(), value if shared else state_lib.with_head(start(), value, mesh), 0.001
+    )
     memory.give_back()  # as training/loop.py does
     score = RewardModel(judge, config, format, mesh).score_tokens
     dialogue = (Message("human", ""),)
-    prompts = [rollouts.PromptTokens(str(n), dialogue, None, (tuple(row),)) for n, row in enumerate(work["prompts"])]
+    prompts = [
+        rollouts.PromptTokens(str(n), dialogue, None, (tuple(row),))
+        for n, row in enumerate(work["prompts"])
+    ]
     length = rollouts.longest(prompts, new)
     update = 0
     while True:
-        learns.settings = dataclasses.replace(settings, num_epochs=settings.num_epochs if update else 1)
+        learns.settings = dataclasses.replace(
+            settings, num_epochs=settings.num_epochs if update else 1
+        )
         began = time.perf_counter()
         drawn = rollouts.draw(prompts, update, len(prompts), 0, "rl")
-        engine = Engine(learns.policy(state), config, format, mesh,
-                        EngineOptions(batch_size=len(prompts), chunk_steps=16, max_length=1024))
+        engine = Engine(
+            learns.policy(state),
+            config,
+            format,
+            mesh,
+            EngineOptions(batch_size=len(prompts), chunk_steps=16, max_length=1024),
+        )
         engine.eos_ids = ()  # every row runs to its length, ours and theirs
         asked = rollouts.requests(drawn, update, 0, "rl")
         completions = {done.id: done for done in engine.generate(asked, SamplingParams(new))}
@@ -97,9 +118,16 @@ def _ppo(work, rank: int, shared: bool):
         scored = time.perf_counter()
         state, history = learns.learn(state, batch, frozen, update)
         jax.block_until_ready(state)
-        told = {"rollout_seconds": sampled - began, "score_seconds": scored - sampled,
-                "learn_seconds": time.perf_counter() - scored, "steps": len(history), "length": length,
-                "sampler_gap": float(np.abs(np.where(batch.actions, batch.sampled - frozen["old"], 0)).max())}
+        told = {
+            "rollout_seconds": sampled - began,
+            "score_seconds": scored - sampled,
+            "learn_seconds": time.perf_counter() - scored,
+            "steps": len(history),
+            "length": length,
+            "sampler_gap": float(
+                np.abs(np.where(batch.actions, batch.sampled - frozen["old"], 0)).max()
+            ),
+        }
         if update == 0:  # compiles, or reads what was compiled
             told |= compilations()
         yield told

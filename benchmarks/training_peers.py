@@ -25,7 +25,9 @@ def supervised(work):
     model = transformers.AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32)
     model.train()
     model.config.use_cache = False
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, betas=(0.9, 0.95), fused=True)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=1e-5, weight_decay=0.01, betas=(0.9, 0.95), fused=True
+    )
     tokens = torch.tensor(work["rows"])
     while True:
         loss = model(input_ids=tokens, labels=tokens).loss
@@ -82,16 +84,34 @@ def trl_ppo(work):
         return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
 
     def scalar():
-        return transformers.AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32, num_labels=1,
-                                                                               pad_token_id=PAD)
+        return transformers.AutoModelForSequenceClassification.from_pretrained(
+            directory, dtype=torch.float32, num_labels=1, pad_token_id=PAD
+        )
 
     args = ppo.PPOConfig(
-        output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, fp16=False, gradient_checkpointing=False, report_to="none",
-        per_device_train_batch_size=count, gradient_accumulation_steps=1, num_mini_batches=work["minibatches"],
-        num_ppo_epochs=work["epochs"], local_rollout_forward_batch_size=count, response_length=work["new_tokens"],
-        num_sample_generations=0, stop_token=None, stop_token_id=None, temperature=1.0, learning_rate=1e-6,
-        total_episodes=count * 1000, save_strategy="no", logging_strategy="no", disable_tqdm=True,
-        dataloader_pin_memory=False)  # fmt: skip
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=True,
+        bf16=False,
+        fp16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        per_device_train_batch_size=count,
+        gradient_accumulation_steps=1,
+        num_mini_batches=work["minibatches"],
+        num_ppo_epochs=work["epochs"],
+        local_rollout_forward_batch_size=count,
+        response_length=work["new_tokens"],
+        num_sample_generations=0,
+        stop_token=None,
+        stop_token_id=None,
+        temperature=1.0,
+        learning_rate=1e-6,
+        total_episodes=count * 1000,
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
 
     def loop(turns):
         class Pause(transformers.TrainerCallback):
@@ -99,13 +119,22 @@ def trl_ppo(work):
                 args.num_ppo_epochs = 1
 
             def on_step_end(self, args, state, control, **_):
-                told, args.num_ppo_epochs = {"steps": args.num_ppo_epochs * args.num_mini_batches}, work["epochs"]
+                told, args.num_ppo_epochs = (
+                    {"steps": args.num_ppo_epochs * args.num_mini_batches},
+                    work["epochs"],
+                )
                 turns.pause(told)
 
         trainer = ppo.PPOTrainer(
-            args=args, processing_class=tokenizer, model=policy(), ref_model=policy(), reward_model=scalar(), value_model=scalar(),
-            train_dataset=datasets.Dataset.from_dict({"input_ids": work["prompts"]}), callbacks=[Pause()],
-        )  # fmt: skip
+            args=args,
+            processing_class=tokenizer,
+            model=policy(),
+            ref_model=policy(),
+            reward_model=scalar(),
+            value_model=scalar(),
+            train_dataset=datasets.Dataset.from_dict({"input_ids": work["prompts"]}),
+            callbacks=[Pause()],
+        )
         turns.pause()
         trainer.train()
 
@@ -155,15 +184,25 @@ def tunix_ppo(work):
     size, prompt, new = count // work["minibatches"], len(work["prompts"][0]), work["new_tokens"]
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     config = llama.ModelConfig(
-        num_layers=found["num_hidden_layers"], vocab_size=found["vocab_size"], embed_dim=found["hidden_size"],
-        hidden_dim=found["intermediate_size"], num_heads=found["num_attention_heads"],
-        head_dim=found["hidden_size"] // found["num_attention_heads"], num_kv_heads=found["num_key_value_heads"],
-        rope_theta=found["rope_theta"] if "rope_theta" in found else found["rope_parameters"]["rope_theta"],
-        norm_eps=found["rms_norm_eps"], weight_tying=True)  # fmt: skip
+        num_layers=found["num_hidden_layers"],
+        vocab_size=found["vocab_size"],
+        embed_dim=found["hidden_size"],
+        hidden_dim=found["intermediate_size"],
+        num_heads=found["num_attention_heads"],
+        head_dim=found["hidden_size"] // found["num_attention_heads"],
+        num_kv_heads=found["num_key_value_heads"],
+        rope_theta=found["rope_theta"]
+        if "rope_theta" in found
+        else found["rope_parameters"]["rope_theta"],
+        norm_eps=found["rms_norm_eps"],
+        weight_tying=True,
+    )
 
     called = llama.Llama3.__call__
 
-    def tolerant(self, *args, segment_ids=None, **named):  # 0.1.7 gives it segments, which only its other models take
+    def tolerant(
+        self, *args, segment_ids=None, **named
+    ):  # 0.1.7 gives it segments, which only its other models take
         return called(self, *args, **named)
 
     llama.Llama3.__call__ = tolerant
@@ -179,16 +218,40 @@ def tunix_ppo(work):
 
     roles = rl_cluster.Role
     training = rl_cluster.RLTrainingConfig(
-        actor_optimizer=optax.adamw(1e-6), critic_optimizer=optax.adamw(1e-6), eval_every_n_steps=10**9, max_steps=10**9,
-        mini_batch_size=size, train_micro_batch_size=size, rollout_micro_batch_size=count,
-        compute_logps_micro_batch_size=count)  # fmt: skip
-    rollout = base_rollout.RolloutConfig(max_tokens_to_generate=new, temperature=1.0, top_p=1.0, top_k=None,
-                                         max_prompt_length=prompt, kv_cache_size=prompt + new, eos_tokens=[1])  # fmt: skip
+        actor_optimizer=optax.adamw(1e-6),
+        critic_optimizer=optax.adamw(1e-6),
+        eval_every_n_steps=10**9,
+        max_steps=10**9,
+        mini_batch_size=size,
+        train_micro_batch_size=size,
+        rollout_micro_batch_size=count,
+        compute_logps_micro_batch_size=count,
+    )
+    rollout = base_rollout.RolloutConfig(
+        max_tokens_to_generate=new,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=None,
+        max_prompt_length=prompt,
+        kv_cache_size=prompt + new,
+        eos_tokens=[1],
+    )
     cluster = rl_cluster.RLCluster(
-        actor=policy(), critic=scalar(0), reference=policy(), reward=scalar(1), tokenizer=_Numbers(),
-        cluster_config=rl_cluster.ClusterConfig(role_to_mesh=dict.fromkeys(roles, mesh), rollout_engine="vanilla",
-                                                training_config=training, rollout_config=rollout))  # fmt: skip
-    learner = ppo_learner.PPOLearner(cluster, ppo_learner.PPOConfig(num_iterations=work["epochs"], beta=0.001))
+        actor=policy(),
+        critic=scalar(0),
+        reference=policy(),
+        reward=scalar(1),
+        tokenizer=_Numbers(),
+        cluster_config=rl_cluster.ClusterConfig(
+            role_to_mesh=dict.fromkeys(roles, mesh),
+            rollout_engine="vanilla",
+            training_config=training,
+            rollout_config=rollout,
+        ),
+    )
+    learner = ppo_learner.PPOLearner(
+        cluster, ppo_learner.PPOConfig(num_iterations=work["epochs"], beta=0.001)
+    )
     # Left to itself it would sample a minibatch, learn it, and sample the next. All rows at once suit it better, and are the
     # same work: the learner believes in accumulation, the trainers make a step of every minibatch.
     learner._training_config = dataclasses.replace(training, gradient_accumulation_steps=None)
@@ -204,7 +267,12 @@ def tunix_ppo(work):
             turns.pause()
             while True:
                 yield {"prompts": np.array(text, dtype=object)}
-                jax.block_until_ready([nnx.state(trainer.model) for trainer in (cluster.actor_trainer, cluster.critic_trainer)])
+                jax.block_until_ready(
+                    [
+                        nnx.state(trainer.model)
+                        for trainer in (cluster.actor_trainer, cluster.critic_trainer)
+                    ]
+                )
                 done = cluster.actor_trainer.train_steps
                 turns.pause({"steps": done - before})
                 before = done

@@ -24,7 +24,13 @@ from cai_jax.stages import revise as revise_stage
 from cai_jax.structs import Message, SampleRequest, SamplingParams
 
 PEER_BATCH = 16
-OFFICIAL = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "official" / "prompts"
+OFFICIAL = (
+    pathlib.Path(__file__).resolve().parent.parent.parent
+    / "shared"
+    / "data"
+    / "official"
+    / "prompts"
+)
 ANSWER = "Sure. The first thing that you need is a plan, and then a few simple tools. " * 2
 LIMIT = 2048 + 1024  # of the cache: a header of 2,000 tokens, a dialogue, an answer
 
@@ -41,7 +47,6 @@ class Took(NamedTuple):
 
     def since(self) -> Took:
         return Took(time.perf_counter() - self.wall, time.process_time() - self.cpu)
-
 
     def times(self, factor: float) -> Took:
         return Took(self.wall * factor, self.cpu * factor)
@@ -110,8 +115,12 @@ class Bench:
 
     def engine(self, batch_size: int) -> Engine:
         if batch_size not in self.engines:
-            options = EngineOptions(batch_size=batch_size, **{"chunk_steps": 8, "max_length": LIMIT, **self.options})
-            self.engines[batch_size] = Engine(self.params, self.config, self.format, options=options)
+            options = EngineOptions(
+                batch_size=batch_size, **{"chunk_steps": 8, "max_length": LIMIT, **self.options}
+            )
+            self.engines[batch_size] = Engine(
+                self.params, self.config, self.format, options=options
+            )
             self.engines[batch_size].eos_ids = ()  # every row runs to its length, ours and theirs
         return self.engines[batch_size]
 
@@ -122,9 +131,14 @@ class Bench:
             engine.update(self.params)
             jax.block_until_ready(engine.weights)
         lengths = lengths or [new_tokens] * len(segments)
-        requests = [SampleRequest(str(n), s, seeds.row_key(0, n), lengths[n]) for n, s in enumerate(segments)]
+        requests = [
+            SampleRequest(str(n), s, seeds.row_key(0, n), lengths[n])
+            for n, s in enumerate(segments)
+        ]
         before = Took.now()
-        tokens = sum(len(done.tokens) for done in engine.generate(requests, SamplingParams(new_tokens)))
+        tokens = sum(
+            len(done.tokens) for done in engine.generate(requests, SamplingParams(new_tokens))
+        )
         took = before.since()
         assert tokens == sum(lengths)
         return took
@@ -140,14 +154,20 @@ class Bench:
         ]
         answer = self.peer.ask(kind="generate", batches=batches, header=header and list(header))
         once = Took(*answer["header_seconds"])
-        return Took(answer["seconds"] - (1 - share) * once.wall, answer["cpu_seconds"] - (1 - share) * once.cpu)
+        return Took(
+            answer["seconds"] - (1 - share) * once.wall,
+            answer["cpu_seconds"] - (1 - share) * once.cpu,
+        )
 
 
 def decode(bench: Bench) -> Workload:
     """Batch 16, 128 new tokens."""
     new = bench.count(128)
     segments = [bench.format.prompt(prompt.dialogue) for prompt in bench.prompts[:16]]
-    ways = {"ours": lambda: bench.ours(segments, new, 16), "generate": lambda: bench.theirs(segments, new)}
+    ways = {
+        "ours": lambda: bench.ours(segments, new, 16),
+        "generate": lambda: bench.theirs(segments, new),
+    }
     return Workload(ways, 16 * new, {"new_tokens": new, "rows": 16})
 
 
@@ -155,7 +175,10 @@ def latency(bench: Bench) -> Workload:
     """Batch 1: seconds a token."""
     new = bench.count(64)
     segments = [bench.format.prompt(bench.prompts[0].dialogue)]
-    ways = {"ours": lambda: bench.ours(segments, new, 1), "generate": lambda: bench.theirs(segments, new)}
+    ways = {
+        "ours": lambda: bench.ours(segments, new, 1),
+        "generate": lambda: bench.theirs(segments, new),
+    }
     return Workload(ways, new, {"new_tokens": new})
 
 
@@ -165,8 +188,14 @@ def critique_segments(bench: Bench, number: int) -> list:
     header = revise_stage.few_shot_messages(constitution.critique_examples[:5], True)
     result = []
     for row, prompt in enumerate(bench.prompts[:number]):
-        request = constitution.critique_principles[row % len(constitution.critique_principles)].critique_request
-        turns = (*prompt.dialogue, Message("assistant", ANSWER), Message("critique_request", request))
+        request = constitution.critique_principles[
+            row % len(constitution.critique_principles)
+        ].critique_request
+        turns = (
+            *prompt.dialogue,
+            Message("assistant", ANSWER),
+            Message("critique_request", request),
+        )
         result.append(bench.format.prompt(header + turns, reply="critique", shared=len(header)))
     assert len({segments[0] for segments in result}) == 1
     return result
@@ -185,8 +214,12 @@ def first_token(bench: Bench) -> Workload:
         "ours, header kept": kept,
         "generate": lambda: bench.theirs(segments[1:], 1),
     }
-    return Workload(ways, 1, {"header_tokens": len(segments[1][0]), "own_tokens": sum(map(len, segments[1][1:]))},
-                    ("ours", "ours, header kept"))  # fmt: skip
+    return Workload(
+        ways,
+        1,
+        {"header_tokens": len(segments[1][0]), "own_tokens": sum(map(len, segments[1][1:]))},
+        ("ours", "ours, header kept"),
+    )
 
 
 def critique(bench: Bench) -> Workload:
@@ -205,9 +238,15 @@ def critique(bench: Bench) -> Workload:
     ways = {
         "ours": lambda: bench.ours(segments, new, min(32, number)),
         "generate": Peers(batches, parts_in_all),
-        "generate, prefix cache by hand": Peers(lambda parts: batches(parts, segments[0][0]), parts_in_all),
+        "generate, prefix cache by hand": Peers(
+            lambda parts: batches(parts, segments[0][0]), parts_in_all
+        ),
     }
-    return Workload(ways, number * new, {"new_tokens": new, "rows": number, "header_tokens": len(segments[0][0])})
+    return Workload(
+        ways,
+        number * new,
+        {"new_tokens": new, "rows": number, "header_tokens": len(segments[0][0])},
+    )
 
 
 def skewed(bench: Bench) -> Workload:
@@ -218,8 +257,10 @@ def skewed(bench: Bench) -> Workload:
     segments = [bench.format.prompt(prompt.dialogue) for prompt in bench.prompts[:number]]
 
     def static():
-        parts = [bench.ours(segments[i : i + 16], max(lengths[i : i + 16]), 16, lengths[i : i + 16])
-                 for i in range(0, number, 16)]  # fmt: skip
+        parts = [
+            bench.ours(segments[i : i + 16], max(lengths[i : i + 16]), 16, lengths[i : i + 16])
+            for i in range(0, number, 16)
+        ]
         return Took(*map(sum, zip(*parts, strict=True)))
 
     ways = {
@@ -227,4 +268,9 @@ def skewed(bench: Bench) -> Workload:
         "ours, static batches": static,
         "generate": lambda: bench.theirs(segments, 256, lengths=lengths),
     }
-    return Workload(ways, sum(lengths), {"rows": number, "longest": max(lengths)}, ("ours", "ours, static batches"))
+    return Workload(
+        ways,
+        sum(lengths),
+        {"rows": number, "longest": max(lengths)},
+        ("ours", "ours, static batches"),
+    )

@@ -10,26 +10,65 @@ from cai_jax.errors import UserError
 
 # Last part of a field's name → smallest and largest value; an empty optional field is fine.
 AT_LEAST_ONE = (
-    "num_samples", "max_new_tokens", "max_critique_tokens", "max_revision_tokens", "max_chain_tokens", "num_principles",
-    "num_rounds", "principles_per_pair", "num_epochs", "num_microbatches", "num_minibatches", "num_updates",
-    "rollouts_per_update", "save_every_steps", "save_every_updates", "log_every_steps", "max_length", "max_prompt_tokens",
-    "max_round", "chunk_steps", "logprob_chunk", "max_characters",
-)  # fmt: skip
+    "num_samples",
+    "max_new_tokens",
+    "max_critique_tokens",
+    "max_revision_tokens",
+    "max_chain_tokens",
+    "num_principles",
+    "num_rounds",
+    "principles_per_pair",
+    "num_epochs",
+    "num_microbatches",
+    "num_minibatches",
+    "num_updates",
+    "rollouts_per_update",
+    "save_every_steps",
+    "save_every_updates",
+    "log_every_steps",
+    "max_length",
+    "max_prompt_tokens",
+    "max_round",
+    "chunk_steps",
+    "logprob_chunk",
+    "max_characters",
+)
 AT_LEAST_ZERO = (
-    "offset", "limit", "temperature", "top_k", "num_few_shot", "num_headers", "num_choices", "warmup_steps", "warmup_updates",
-    "weight_decay", "max_grad_norm", "learning_rate", "value_learning_rate", "kl_coefficient", "snapshot_every_updates", "seed",
-)  # fmt: skip
+    "offset",
+    "limit",
+    "temperature",
+    "top_k",
+    "num_few_shot",
+    "num_headers",
+    "num_choices",
+    "warmup_steps",
+    "warmup_updates",
+    "weight_decay",
+    "max_grad_norm",
+    "learning_rate",
+    "value_learning_rate",
+    "kl_coefficient",
+    "snapshot_every_updates",
+    "seed",
+)
 SHARES = ("top_p", "human_fraction", "helpful_fraction", "holdout_fraction", "gamma", "lam")
 RANGES = {
-    **dict.fromkeys(AT_LEAST_ONE, (1, None)), **dict.fromkeys(AT_LEAST_ZERO, (0, None)), **dict.fromkeys(SHARES, (0, 1)),
-}  # fmt: skip
+    **dict.fromkeys(AT_LEAST_ONE, (1, None)),
+    **dict.fromkeys(AT_LEAST_ZERO, (0, None)),
+    **dict.fromkeys(SHARES, (0, 1)),
+}
 CHOICES = {
-    "on_change": ("stop", "redo"), "dtype": ("float32", "bfloat16", "float16"), "remat": ("none", "dots", "full"),
-    "format": ("auto", "text", "chat"), "targets": ("all", "final"),
+    "on_change": ("stop", "redo"),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "remat": ("none", "dots", "full"),
+    "format": ("auto", "text", "chat"),
+    "targets": ("all", "final"),
     "mode": ("multiple_choice", "chain_of_thought", "preference_model"),
-    "label_kind": ("soft", "hard"), "schedule": ("constant", "linear", "cosine"), "value_init": ("reward", "policy"),
+    "label_kind": ("soft", "hard"),
+    "schedule": ("constant", "linear", "cosine"),
+    "value_init": ("reward", "policy"),
     "value_model": ("separate", "shared"),
-}  # fmt: skip
+}
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:
@@ -37,8 +76,15 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     if not config.stages or not all(config.stages):
         raise UserError(f"config.stages: name at least one stage of {', '.join(config.graph)}")
     for name in config.graph:  # each is a folder of the run
-        if not re.fullmatch(r"\w[\w.-]*", name) or name in ("aside", "config.json", "lock.json", "status.json"):
-            raise UserError(f"config.graph: {name!r} cannot name a stage; use letters, digits, '_', '-' and '.'")
+        if not re.fullmatch(r"\w[\w.-]*", name) or name in (
+            "aside",
+            "config.json",
+            "lock.json",
+            "status.json",
+        ):
+            raise UserError(
+                f"config.graph: {name!r} cannot name a stage; use letters, digits, '_', '-' and '.'"
+            )
     _check(config, "config")
 
 
@@ -59,6 +105,14 @@ def _check(fields, path: str) -> None:
 
 
 def _within(where: str, value, smallest, largest) -> None:
-    if not isinstance(value, (int, float)) or not value >= smallest or (largest is not None and value > largest):
-        wanted = f"a number of at least {smallest}" if largest is None else f"a number from {smallest} to {largest}"
+    if (
+        not isinstance(value, (int, float))
+        or not value >= smallest
+        or (largest is not None and value > largest)
+    ):
+        wanted = (
+            f"a number of at least {smallest}"
+            if largest is None
+            else f"a number from {smallest} to {largest}"
+        )
         raise UserError(f"{where}: expected {wanted}, not {value!r}")

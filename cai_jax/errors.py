@@ -15,7 +15,9 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         text = " ".join(str(message).split())
-        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST - 300]} … {text[-300:]}")
+        super().__init__(
+            text if len(text) <= LONGEST else f"{text[: LONGEST - 300]} … {text[-300:]}"
+        )
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,6 +29,7 @@ class Parser(argparse.ArgumentParser):
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
     """A command's `main`: a UserError becomes one line on standard error and exit code 2, nothing returned exit code 0."""
+
     @functools.wraps(main)
     def run(*arguments, **fields) -> int:
         try:

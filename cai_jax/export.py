@@ -26,11 +26,19 @@ def find_stage(run, what: str) -> str:
     for kind in ("rl", "sl") if what == "policy" else ("pm",):
         if found := [stage.name for stage in run.of_kind(kind) if stage.done]:
             return found[-1]
-    raise UserError(f"{run.path}: no finished stage there has trained a {what}; `python -m cai_jax.status` tells where it is")
+    raise UserError(
+        f"{run.path}: no finished stage there has trained a {what}; `python -m cai_jax.status` tells where it is"
+    )
 
 
-def export(workdir: str, what: str, to: str, dtype: str = "float32", shard_bytes: int = 5 * 10**9,
-           adapters: bool = False) -> dict:
+def export(
+    workdir: str,
+    what: str,
+    to: str,
+    dtype: str = "float32",
+    shard_bytes: int = 5 * 10**9,
+    adapters: bool = False,
+) -> dict:
     """Writes `to`; returns facts of the export (stage, kind, parameters, …)."""
     import ml_collections
 
@@ -47,35 +55,58 @@ def export(workdir: str, what: str, to: str, dtype: str = "float32", shard_bytes
     role = artefacts.read_json(run.path / name / "model" / "role.json") or {"kind": "policy"}
     target = pathlib.Path(to)
     mark = "adapter_config.json" if adapters else "config.json"
-    if target.exists() and (not target.is_dir() or any(target.iterdir()) and not (target / mark).exists()):
+    if target.exists() and (
+        not target.is_dir() or any(target.iterdir()) and not (target / mark).exists()
+    ):
         raise UserError(f"{to}: exists and is no model directory; choose another --to")
-    config = ml_collections.ConfigDict({**run.config, "model": {**run.config["model"], "dtype": "float32"}})
-    mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})  # that of the run may have needed more devices
+    config = ml_collections.ConfigDict(
+        {**run.config, "model": {**run.config["model"], "dtype": "float32"}}
+    )
+    mesh = sharding.make_mesh(
+        {"data": 1, "fsdp": -1, "tensor": 1}
+    )  # that of the run may have needed more devices
     context = StageContext("export", ml_collections.ConfigDict(), config, run.path, None, {}, mesh)
     reference = what if what.startswith("@") else f"@{name}"
     model = context.load_model(reference, role["kind"])
-    facts = {"stage": reference, "initialised from": role.get("initialised_from"), "architecture": model.config.family,
-             "parameters": f"{params_lib.num_params(model.config):,}", "dtype": dtype, "dialogue form": model.format.kind}
+    facts = {
+        "stage": reference,
+        "initialised from": role.get("initialised_from"),
+        "architecture": model.config.family,
+        "parameters": f"{params_lib.num_params(model.config):,}",
+        "dtype": dtype,
+        "dialogue form": model.format.kind,
+    }
     write, params, offset = {"dtype": dtype, "shard_bytes": shard_bytes}, model.params, None
     if model.adapters:
         has = model.adapters
-        facts |= {"base": model.weights.name, "fingerprint of the base": model.weights.fingerprint,
-                  "adapters": f"rank {has.rank}, alpha {has.alpha:g}, on {', '.join(has.names(model.config))}"}
+        facts |= {
+            "base": model.weights.name,
+            "fingerprint of the base": model.weights.fingerprint,
+            "adapters": f"rank {has.rank}, alpha {has.alpha:g}, on {', '.join(has.names(model.config))}",
+        }
         if has.int8:
-            facts["base while training"] = "in 8 bits" + adapters * ": just that model is the export without --adapters"
+            facts["base while training"] = (
+                "in 8 bits" + adapters * ": just that model is the export without --adapters"
+            )
     if adapters:
         if not model.adapters:
-            raise UserError(f"{reference}: all weights were trained, there are no adapters to export; leave --adapters away")
+            raise UserError(
+                f"{reference}: all weights were trained, there are no adapters to export; leave --adapters away"
+            )
         offset = peft.export_adapters(to, model, model.weights.name, dtype=dtype)
     elif role["kind"] == "policy":
         folder.export_policy(to, model.config, lora.merge(params), model.format, **write)
     else:
-        offset = folder.export_reward(to, model.config, lora.merge(params), model.format, model.normalisation, **write)
+        offset = folder.export_reward(
+            to, model.config, lora.merge(params), model.format, model.normalisation, **write
+        )
     if offset is not None:
         mean, std = model.normalisation or (0.0, 1.0)
         facts |= {"score_offset": offset, "mean of raw scores": mean, "std of raw scores": std}
     if artefacts.is_writer():
-        artefacts.write_text(target / "README.md", card.model_card(run, name, role["kind"], facts, adapters))
+        artefacts.write_text(
+            target / "README.md", card.model_card(run, name, role["kind"], facts, adapters)
+        )
     artefacts.barrier("exported")
     return facts | {"kind": role["kind"]}
 
@@ -87,15 +118,32 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, help="a run directory")
     parser.add_argument("--what", required=True, help="policy, pm or @STAGE")
     parser.add_argument("--to", required=True, help="the directory to write")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights' file")
-    parser.add_argument("--adapters", action="store_true", help="only the adapters, as a PEFT LoRA of their base")
-    parser.add_argument("--shard_gigabytes", type=float, default=5.0, help="weights beyond this become several files")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights' file"
+    )
+    parser.add_argument(
+        "--adapters", action="store_true", help="only the adapters, as a PEFT LoRA of their base"
+    )
+    parser.add_argument(
+        "--shard_gigabytes",
+        type=float,
+        default=5.0,
+        help="weights beyond this become several files",
+    )
     arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
     if arguments.shard_gigabytes <= 0:
         raise UserError("--shard_gigabytes: expected a positive number")
-    facts = export(arguments.workdir, arguments.what, arguments.to, arguments.dtype,
-                   max(1, int(arguments.shard_gigabytes * 1e9)), arguments.adapters)
-    print(f"{arguments.to}: {facts['kind']} of {facts['stage']}, {facts['parameters']} parameters, {facts['dtype']}")
+    facts = export(
+        arguments.workdir,
+        arguments.what,
+        arguments.to,
+        arguments.dtype,
+        max(1, int(arguments.shard_gigabytes * 1e9)),
+        arguments.adapters,
+    )
+    print(
+        f"{arguments.to}: {facts['kind']} of {facts['stage']}, {facts['parameters']} parameters, {facts['dtype']}"
+    )
     return 0
 
 

@@ -14,11 +14,20 @@ def probability_first(entry: Mapping) -> float:
     """p(first response is better) from one {order, a, b}: softmax of the two log-probabilities, order undone."""
     difference = entry["a"] - entry["b"] if entry["order"] == "ab" else entry["b"] - entry["a"]
     # The logistic function without overflow on either side.
-    return 1 / (1 + math.exp(-difference)) if difference >= 0 else math.exp(difference) / (1 + math.exp(difference))
+    return (
+        1 / (1 + math.exp(-difference))
+        if difference >= 0
+        else math.exp(difference) / (1 + math.exp(difference))
+    )
 
 
-def target(records: Sequence[Mapping], *, kind: str = "soft", clamp: tuple[float, float] | None = None,
-           average_orders: bool = True) -> float:
+def target(
+    records: Sequence[Mapping],
+    *,
+    kind: str = "soft",
+    clamp: tuple[float, float] | None = None,
+    average_orders: bool = True,
+) -> float:
     """p(first response is better) of one pair, from all its label records (one a principle).
 
     Chains of thought, orders (only "ab" where `average_orders` is false) and principles are averaged as probabilities;
@@ -31,7 +40,9 @@ def target(records: Sequence[Mapping], *, kind: str = "soft", clamp: tuple[float
             by_order.setdefault(entry["order"], []).append(probability_first(entry))
         if not average_orders and "ab" in by_order:
             by_order = {"ab": by_order["ab"]}
-        per_record.append(sum(sum(values) / len(values) for values in by_order.values()) / len(by_order))
+        per_record.append(
+            sum(sum(values) / len(values) for values in by_order.values()) / len(by_order)
+        )
     mean = sum(per_record) / len(per_record)
     if kind == "hard":
         return 0.5 if mean == 0.5 else float(mean > 0.5)

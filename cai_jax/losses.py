@@ -19,7 +19,9 @@ VOCABULARY_BLOCK = 4096  # logits of how many tokens the backward pass makes at 
 
 def _chunk_logprobs(hidden_BxCxD, unembed_VxD, targets_BxC, temperature, softcap, entropy: bool):
     """(log-probabilities of the targets, entropies or zeros, log-sum-exps), float32 [B, C]."""
-    logits_BxCxV = jnp.einsum("bcd,vd->bcv", hidden_BxCxD, unembed_VxD, preferred_element_type=jnp.float32)
+    logits_BxCxV = jnp.einsum(
+        "bcd,vd->bcv", hidden_BxCxD, unembed_VxD, preferred_element_type=jnp.float32
+    )
     if softcap is not None:
         logits_BxCxV = softcap * jnp.tanh(logits_BxCxV / softcap)
     logits_BxCxV = logits_BxCxV / temperature
@@ -29,14 +31,18 @@ def _chunk_logprobs(hidden_BxCxD, unembed_VxD, targets_BxC, temperature, softcap
     else:
         # A masked sum and not a gather: it stays local where the vocabulary is sharded, and its gradient needs no scatter.
         vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits_BxCxV.shape, 2)
-        target_BxC = jnp.sum(jnp.where(vocabulary == targets_BxC[..., None], logits_BxCxV, 0.0), axis=-1)
+        target_BxC = jnp.sum(
+            jnp.where(vocabulary == targets_BxC[..., None], logits_BxCxV, 0.0), axis=-1
+        )
     if not entropy:
         return target_BxC - lse_BxC, jnp.zeros_like(lse_BxC), lse_BxC
     logp_BxCxV = logits_BxCxV - lse_BxC[..., None]
     return target_BxC - lse_BxC, -jnp.sum(jnp.exp(logp_BxCxV) * logp_BxCxV, axis=-1), lse_BxC
 
 
-def _by_chunks(hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chunk: int, entropy: bool):
+def _by_chunks(
+    hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chunk: int, entropy: bool
+):
     """What `_chunk_logprobs` gives, [B, T], with the logits of `chunk` positions of the sequence at a time."""
     B, T = targets_BxT.shape
     chunk = min(chunk, T) or T
@@ -45,7 +51,9 @@ def _by_chunks(hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chu
     targets_BxT = jnp.pad(targets_BxT, ((0, 0), (0, padded - T)))
 
     def step(hidden_BxCxD, targets_BxC):
-        return _chunk_logprobs(hidden_BxCxD, unembed_VxD, targets_BxC, temperature, softcap, entropy)
+        return _chunk_logprobs(
+            hidden_BxCxD, unembed_VxD, targets_BxC, temperature, softcap, entropy
+        )
 
     if padded == chunk:
         found = step(hidden_BxTxD, targets_BxT)
@@ -53,13 +61,17 @@ def _by_chunks(hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chu
         N = padded // chunk
         hidden_NxBxCxD = jnp.moveaxis(hidden_BxTxD.reshape(B, N, chunk, -1), 1, 0)
         targets_NxBxC = jnp.moveaxis(targets_BxT.reshape(B, N, chunk), 1, 0)
-        found = jax.lax.map(lambda args: jax.checkpoint(step)(*args), (hidden_NxBxCxD, targets_NxBxC))
+        found = jax.lax.map(
+            lambda args: jax.checkpoint(step)(*args), (hidden_NxBxCxD, targets_NxBxC)
+        )
         found = (jnp.moveaxis(x, 0, 1).reshape(B, padded) for x in found)
     return tuple(x[:, :T] for x in found)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _by_blocks(hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chunk: int, entropy: bool):
+def _by_blocks(
+    hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chunk: int, entropy: bool
+):
     """`_by_chunks` with a backward pass in which the logits of some tokens at a time exist, for all positions: the gradient
     of each row of the unembedding is there at once, and never added up from several as large as the whole. No gradient flows
     into entropies and log-sum-exps."""
@@ -74,27 +86,38 @@ def _blocks_forward(hidden_BxTxD, unembed_VxD, targets_BxT, *options):
 def _blocks_backward(temperature, softcap, chunk, entropy, kept, grads):
     hidden_BxTxD, unembed_VxD, targets_BxT, lse_BxT = kept
     (V, D), (B, T) = unembed_VxD.shape, targets_BxT.shape
-    hidden_PxD, targets_P, lse_P, grad_P = (x.reshape(B * T, *x.shape[2:]) for x in (hidden_BxTxD, targets_BxT, lse_BxT, grads[0]))
+    hidden_PxD, targets_P, lse_P, grad_P = (
+        x.reshape(B * T, *x.shape[2:]) for x in (hidden_BxTxD, targets_BxT, lse_BxT, grads[0])
+    )
 
     # Tokens lie in the rows: what has to be turned over for the products are weights, which are fewer than logits.
     def block(grad_hidden_DxP, part):
         unembed_NxD, first = part
-        capped_NxP = jnp.einsum("nd,pd->np", unembed_NxD, hidden_PxD, preferred_element_type=jnp.float32)
+        capped_NxP = jnp.einsum(
+            "nd,pd->np", unembed_NxD, hidden_PxD, preferred_element_type=jnp.float32
+        )
         if softcap is not None:
             capped_NxP = softcap * jnp.tanh(capped_NxP / softcap)
         chosen_NxP = first + jnp.arange(len(unembed_NxD))[:, None] == targets_P
-        slopes_NxP = (chosen_NxP - jnp.exp(capped_NxP / temperature - lse_P)) * (grad_P / temperature)
+        slopes_NxP = (chosen_NxP - jnp.exp(capped_NxP / temperature - lse_P)) * (
+            grad_P / temperature
+        )
         if softcap is not None:
             slopes_NxP = slopes_NxP * (1.0 - (capped_NxP / softcap) ** 2)
         grad_unembed_NxD = jnp.einsum("np,pd->nd", slopes_NxP, hidden_PxD)
-        return grad_hidden_DxP + jnp.einsum("nd,np->dp", unembed_NxD, slopes_NxP), grad_unembed_NxD.astype(unembed_VxD.dtype)
+        return grad_hidden_DxP + jnp.einsum(
+            "nd,np->dp", unembed_NxD, slopes_NxP
+        ), grad_unembed_NxD.astype(unembed_VxD.dtype)
 
     # No more logits at a time than the forward pass has, in blocks of one size if there is one.
     most = min(VOCABULARY_BLOCK, max(V * (min(chunk, T) or T) // T, 1))
     least = -(-V // most)
     count = next((count for count in range(least, 2 * least) if V % count == 0), least)
     size = V // count
-    blocks_CxNxD, firsts_C = unembed_VxD[: count * size].reshape(count, size, D), jnp.arange(count) * size
+    blocks_CxNxD, firsts_C = (
+        unembed_VxD[: count * size].reshape(count, size, D),
+        jnp.arange(count) * size,
+    )
     grad_hidden_DxP = jnp.zeros((D, B * T), jnp.float32)
     grad_hidden_DxP, grad_CxNxD = jax.lax.scan(block, grad_hidden_DxP, (blocks_CxNxD, firsts_C))
     grad_VxD = grad_CxNxD.reshape(count * size, D)
@@ -107,8 +130,16 @@ def _blocks_backward(temperature, softcap, chunk, entropy, kept, grads):
 _by_blocks.defvjp(_blocks_forward, _blocks_backward)
 
 
-def token_logprobs(hidden_BxTxD, unembed_VxD, targets_BxT, *, temperature: float = 1.0, softcap: float | None = None,
-                   chunk: int = 128, entropy: bool = False):
+def token_logprobs(
+    hidden_BxTxD,
+    unembed_VxD,
+    targets_BxT,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    chunk: int = 128,
+    entropy: bool = False,
+):
     """log P(targets[b, t] | hidden[b, t]) in float32 [B, T], nats; the caller has aligned targets with hidden states.
 
     The logits exist for `chunk` positions of the sequence at a time, in the backward pass too (they are made again
@@ -121,7 +152,9 @@ def token_logprobs(hidden_BxTxD, unembed_VxD, targets_BxT, *, temperature: float
     chex.assert_rank([hidden_BxTxD, unembed_VxD, targets_BxT], [3, 2, 2])
     chex.assert_type([hidden_BxTxD, unembed_VxD, targets_BxT], [float, float, int])
     find = _by_blocks if sharding.one_device() else _by_chunks
-    logprobs_BxT, entropy_BxT, _ = find(hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chunk, entropy)
+    logprobs_BxT, entropy_BxT, _ = find(
+        hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chunk, entropy
+    )
     return (logprobs_BxT, jax.lax.stop_gradient(entropy_BxT)) if entropy else logprobs_BxT
 
 
@@ -136,9 +169,16 @@ def next_token_logprobs(hidden_BxTxD, unembed_VxD, tokens_BxT, places_BxN=None, 
         out = token_logprobs(hidden_BxTxD[:, :-1], unembed_VxD, tokens_BxT[:, 1:], **options)
         return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), out)
     take = jax.vmap(lambda row, places: row[places])
-    found = token_logprobs(take(hidden_BxTxD, jnp.maximum(places_BxN - 1, 0)), unembed_VxD, take(tokens_BxT, places_BxN), **options)
+    found = token_logprobs(
+        take(hidden_BxTxD, jnp.maximum(places_BxN - 1, 0)),
+        unembed_VxD,
+        take(tokens_BxT, places_BxN),
+        **options,
+    )
     empty_T = jnp.zeros(tokens_BxT.shape[1], jnp.float32)
-    put = jax.vmap(lambda places, values: empty_T.at[places].add(values))  # each once, so nothing is added up but zeros
+    put = jax.vmap(
+        lambda places, values: empty_T.at[places].add(values)
+    )  # each once, so nothing is added up but zeros
     return jax.tree.map(lambda x_BxN: put(places_BxN, jnp.where(places_BxN > 0, x_BxN, 0.0)), found)
 
 
@@ -146,7 +186,9 @@ def masked_sum(values, mask):
     """(sum, count) of the values where mask is True. What is masked cannot leak, NaN included."""
     chex.assert_equal_shape([values, mask])
     chex.assert_type([values, mask], [float, bool])
-    return jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32), jnp.sum(mask, dtype=jnp.float32)
+    return jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32), jnp.sum(
+        mask, dtype=jnp.float32
+    )
 
 
 def response_loss(logprobs_BxT, target_mask_BxT):

@@ -45,7 +45,9 @@ def parse(argv: list[str]):
     others = [argument for argument in arguments if argument not in heads]
     # Config files import their neighbours as `configs.NAME`, also where cai_jax is installed and started from elsewhere.
     file = pathlib.Path(heads[0].partition("=")[2].partition(":")[0]).absolute()
-    sys.path[:0] = [str(path) for path in (pathlib.Path.cwd(), file.parent.parent) if str(path) not in sys.path]
+    sys.path[:0] = [
+        str(path) for path in (pathlib.Path.cwd(), file.parent.parent) if str(path) not in sys.path
+    ]
     config, _ = _read_flags([argv[0], heads[0]])
     for argument in others:
         name = re.match(r"--?([^=]*)", argument)
@@ -54,23 +56,34 @@ def parse(argv: list[str]):
         elif not name or name[1] != "workdir":
             raise UserError(f"command line: '{argument}' is not a flag; {USAGE}")
     config, workdir = _read_flags([argv[0], heads[0], *others])
-    if not isinstance(config.get("stages"), tuple | list) or not all(isinstance(part, str) for part in config.stages):
+    if not isinstance(config.get("stages"), tuple | list) or not all(
+        isinstance(part, str) for part in config.stages
+    ):
         raise UserError(f"config.stages: expected names of stages, not {config.get('stages')!r}")
     # "a,b" on the command line is one string to ml_collections.
-    config.stages = tuple(name.strip() for part in config.stages for name in part.split(",") if name.strip())
+    config.stages = tuple(
+        name.strip() for part in config.stages for name in part.split(",") if name.strip()
+    )
     return config, workdir or os.path.join("runs", file.stem)
 
 
 def _read_flags(argv: list[str]):
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "the run's configuration", values, lock_config=True, sys_argv=argv)
-    flags.DEFINE_string("workdir", None, "where the run lives; runs/NAME by default", flag_values=values)
+    config_flags.DEFINE_config_file(
+        "config", None, "the run's configuration", values, lock_config=True, sys_argv=argv
+    )
+    flags.DEFINE_string(
+        "workdir", None, "where the run lives; runs/NAME by default", flag_values=values
+    )
     file = argv[1].partition("=")[2].partition(":")[0]
     try:
         values(argv)
         values.config.is_locked  # noqa: B018 - a file that failed to load complains only when it is read
         return values.config, values.workdir
-    except (Exception, SystemExit) as error:  # a config file is code: it may raise anything while it runs
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a config file is code: it may raise anything while it runs
         if not os.path.isfile(file):
             raise UserError(f"{file}: no such config file; see configs/") from error
         if isinstance(error, flags.IllegalFlagValueError):
@@ -85,7 +98,9 @@ def _check_field(config, name: str) -> None:
         if not isinstance(at, ml_collections.ConfigDict):
             raise UserError(f"command line: {path} has no fields below it, but '{name}' was given")
         if part not in at:
-            raise UserError(f"command line: {path} has no field '{part}'; {pipeline.nearest(part, at.keys())}")
+            raise UserError(
+                f"command line: {path} has no field '{part}'; {pipeline.nearest(part, at.keys())}"
+            )
         at, path = at[part], f"{path}.{part}"
 
 
@@ -105,19 +120,34 @@ def start_processes() -> None:
     coordinator = os.environ.get("CAI_JAX_COORDINATOR")
     if coordinator:
         try:
-            count, index = int(os.environ["CAI_JAX_NUM_PROCESSES"]), int(os.environ["CAI_JAX_PROCESS_ID"])
+            count, index = (
+                int(os.environ["CAI_JAX_NUM_PROCESSES"]),
+                int(os.environ["CAI_JAX_PROCESS_ID"]),
+            )
         except (KeyError, ValueError) as error:
-            raise UserError("CAI_JAX_COORDINATOR is set; CAI_JAX_NUM_PROCESSES and CAI_JAX_PROCESS_ID must be numbers") from error
-        jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=HEARTBEAT,
-                                   shutdown_timeout_seconds=HEARTBEAT)
+            raise UserError(
+                "CAI_JAX_COORDINATOR is set; CAI_JAX_NUM_PROCESSES and CAI_JAX_PROCESS_ID must be numbers"
+            ) from error
+        jax.distributed.initialize(
+            coordinator,
+            count,
+            index,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=HEARTBEAT,
+        )
     elif os.environ.get("CAI_JAX_DISTRIBUTED") == "auto":
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT)
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT
+        )
 
 
 def use_compilation_cache() -> None:
     """Compiled programs are kept between runs, unless JAX was told where to keep them or not to."""
     if not jax.config.jax_compilation_cache_dir and os.environ.get("CAI_JAX_NO_CACHE") is None:
-        jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.expanduser("~"), ".cache", "cai_jax", "compiled"))
+        jax.config.update(
+            "jax_compilation_cache_dir",
+            os.path.join(os.path.expanduser("~"), ".cache", "cai_jax", "compiled"),
+        )
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
@@ -125,14 +155,29 @@ def describe_run(config, workdir: str, argv: list[str]) -> dict:
     """What RUN/config.json holds: the resolved config, the versions, the machine's chips and the revision of the code."""
     import importlib.metadata
 
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
+    packages = (
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "transformers",
+        "tokenizers",
+        "numpy",
+    )
     here = str(pathlib.Path(__file__).parent)
-    revision = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True)
+    revision = subprocess.run(
+        ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True
+    )
     return {
-        "config": json.loads(config.to_json_best_effort()), "command": argv[1:], "cai_jax": __version__,
-        "git_revision": revision.stdout.strip() or None, "python": platform.python_version(),
+        "config": json.loads(config.to_json_best_effort()),
+        "command": argv[1:],
+        "cai_jax": __version__,
+        "git_revision": revision.stdout.strip() or None,
+        "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
-        "devices": sorted({device.device_kind for device in jax.devices()}), "num_devices": jax.device_count(),
+        "devices": sorted({device.device_kind for device in jax.devices()}),
+        "num_devices": jax.device_count(),
         "num_processes": jax.process_count(),
     }
 
@@ -154,10 +199,15 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except OSError as error:  # a full disk, a file that may not be read: whatever part of the run met it
+    except (
+        OSError
+    ) as error:  # a full disk, a file that may not be read: whatever part of the run met it
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{explain(error.strerror or str(error))}; free space or rights there, then run the same "
-              "command again", file=sys.stderr)
+        print(
+            f"error: {where}{explain(error.strerror or str(error))}; free space or rights there, then run the same "
+            "command again",
+            file=sys.stderr,
+        )
         return EXIT_BAD_INPUT
     except preemption.Preempted as stopped:
         print(f"stopped: {stopped}; run the same command again to go on", file=sys.stderr)

@@ -28,11 +28,22 @@ class Run:
         self.path = epath.Path(path)
         saved = artefacts.read_json(self.path / "config.json")
         if saved is None:
-            raise UserError(f"{path}: no run there (config.json is missing); make one with python -m cai_jax.main --workdir={path}")
+            raise UserError(
+                f"{path}: no run there (config.json is missing); make one with python -m cai_jax.main --workdir={path}"
+            )
         self.config = ml_collections.ConfigDict(saved["config"])
-        mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})  # of this machine, not of the run's
-        self.context = StageContext("notebook", ml_collections.ConfigDict(), self.config, self.path,
-                                    artefacts.StageDirectory(self.path), {}, mesh)
+        mesh = sharding.make_mesh(
+            {"data": -1, "fsdp": 1, "tensor": 1}
+        )  # of this machine, not of the run's
+        self.context = StageContext(
+            "notebook",
+            ml_collections.ConfigDict(),
+            self.config,
+            self.path,
+            artefacts.StageDirectory(self.path),
+            {},
+            mesh,
+        )
 
     def records(self, stage: str, name: str = "records") -> list[dict]:
         """The finished records of a stage, sorted by id."""
@@ -49,10 +60,19 @@ class Run:
     def reward_model(self, reference: str = "@pm") -> RewardModel:
         """Its `score(dialogues)` gives float32 [n]; every dialogue ends in an answer."""
         model = self.context.load_model(reference, "reward")
-        return RewardModel(model.params, model.config, model.format, self.context.mesh, model.normalisation)
+        return RewardModel(
+            model.params, model.config, model.format, self.context.mesh, model.normalisation
+        )
 
-    def sample(self, reference: str, prompts: Sequence[str | Dialogue], *, max_new_tokens: int = 64, temperature: float = 1.0,
-               seed: int = 0) -> list[str]:
+    def sample(
+        self,
+        reference: str,
+        prompts: Sequence[str | Dialogue],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]:
         """One answer a prompt, in their order. The random numbers depend on prompt and seed only, so that models can be
         compared; a prompt that does not fit the context is answered with ""."""
         model = self.context.load_model(reference)
@@ -63,14 +83,19 @@ class Run:
             key = row_key(seed, "notebook", 0, stable_id(dialogue), 0)
             requests.append(SampleRequest(str(number), model.format.prompt(dialogue), key))
         fitting = [request for request in requests if engine.fits(request, max_new_tokens)]
-        sampling = SamplingParams(max_new_tokens, temperature, stop_strings=model.format.stop_strings("assistant"))
+        sampling = SamplingParams(
+            max_new_tokens, temperature, stop_strings=model.format.stop_strings("assistant")
+        )
         texts = {done.id: done.text.strip() for done in engine.generate(fitting, sampling)}
         return [texts.get(request.id, "") for request in requests]
 
 
 def answered(prompt: str | Dialogue, answer: str) -> Dialogue:
     """The dialogue of a prompt and its answer, as a reward model reads it."""
-    return (*((Message("human", prompt),) if isinstance(prompt, str) else tuple(prompt)), Message("assistant", answer))
+    return (
+        *((Message("human", prompt),) if isinstance(prompt, str) else tuple(prompt)),
+        Message("assistant", answer),
+    )
 
 
 def correlation(a: Sequence[float], b: Sequence[float]) -> float:

@@ -13,7 +13,9 @@ import optax
 SCHEDULES = ("constant", "linear", "cosine")
 
 
-def learning_rate(peak: float, *, schedule: str = "constant", warmup_steps: int = 0, num_steps: int = 0):
+def learning_rate(
+    peak: float, *, schedule: str = "constant", warmup_steps: int = 0, num_steps: int = 0
+):
     """Step → learning rate: linear warm-up from peak/(warmup + 1), then constant (the paper) or down to 0 at num_steps.
 
     Raises ValueError on a schedule that is not one of SCHEDULES.
@@ -21,23 +23,37 @@ def learning_rate(peak: float, *, schedule: str = "constant", warmup_steps: int 
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, not {schedule!r}")
     decay_steps = max(num_steps - warmup_steps, 1)
-    after = {"constant": optax.constant_schedule(peak), "linear": optax.linear_schedule(peak, 0.0, decay_steps),
-             "cosine": optax.cosine_decay_schedule(peak, decay_steps)}[schedule]
+    after = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, 0.0, decay_steps),
+        "cosine": optax.cosine_decay_schedule(peak, decay_steps),
+    }[schedule]
     if not warmup_steps:
         return after
     # The first step moves too: a rate of exactly 0 would spend a batch on nothing.
     first = peak / (warmup_steps + 1)
-    return optax.join_schedules([optax.linear_schedule(first, peak, warmup_steps), after], [warmup_steps])
+    return optax.join_schedules(
+        [optax.linear_schedule(first, peak, warmup_steps), after], [warmup_steps]
+    )
 
 
 def on_host(rate, num_steps: int):
     """The same numbers, step → float, without a device: to be told of steps 0 to num_steps, not to be computed with."""
-    known = np.asarray(jax.vmap(lambda step: jnp.asarray(rate(step), jnp.float32))(jnp.arange(num_steps + 1)))
+    known = np.asarray(
+        jax.vmap(lambda step: jnp.asarray(rate(step), jnp.float32))(jnp.arange(num_steps + 1))
+    )
     return lambda step: float(known[step])
 
 
-def adam(rate, *, max_grad_norm: float | None = 1.0, weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.95,
-         eps: float = 1e-8) -> optax.GradientTransformation:
+def adam(
+    rate,
+    *,
+    max_grad_norm: float | None = 1.0,
+    weight_decay: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
     """Gradient clipping by global norm, then Adam with decoupled weight decay on matrices (not on norms and biases).
 
     PPO passes eps = 1e-5, which keeps early steps small where the second moment is still near 0.
@@ -52,6 +68,7 @@ def adam(rate, *, max_grad_norm: float | None = 1.0, weight_decay: float = 0.0, 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """Gradients times min(1, max_norm / their norm). A factor goes into the operations that follow; optax's division makes a
     second copy of all gradients."""
+
     def update(grads, state, params=None):
         factor = max_norm / jnp.maximum(optax.global_norm(grads), max_norm)
         return jax.tree.map(lambda grad: grad * factor, grads), state
@@ -61,14 +78,18 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 def decayed(params):
     """True where weight decay acts: on matrices, not on norms and biases (stacking makes those 2-D) or heads."""
+
     def matrix(path, leaf):
-        return leaf.ndim > 1 and not any("norm" in str(part) or "bias" in str(part) for part in path)
+        return leaf.ndim > 1 and not any(
+            "norm" in str(part) or "bias" in str(part) for part in path
+        )
 
     return jax.tree_util.tree_map_with_path(matrix, params)
 
 
 def split_microbatches(batch, num_microbatches: int):
     """[B, …] → [M, B/M, …] in every leaf. Rows are dealt out in turn, so that each microbatch lies on every device."""
+
     def split(leaf):
         chex.assert_is_divisible(leaf.shape[0], num_microbatches)
         return jnp.moveaxis(leaf.reshape(-1, num_microbatches, *leaf.shape[1:]), 1, 0)
@@ -76,7 +97,9 @@ def split_microbatches(batch, num_microbatches: int):
     return jax.tree.map(split, batch)
 
 
-def sum_gradients(loss: Callable, params, batch, num_microbatches: int = 1, filled: Callable | None = None):
+def sum_gradients(
+    loss: Callable, params, batch, num_microbatches: int = 1, filled: Callable | None = None
+):
     """Loss, gradient and statistics of a batch that is worked through in microbatches, exactly as if at once.
 
     `loss(params, microbatch)` returns (sum, (count, sums)) with scalar leaves in `sums`. What comes back is
@@ -85,13 +108,19 @@ def sum_gradients(loss: Callable, params, batch, num_microbatches: int = 1, fill
     are added. A batch without a single count gives loss 0 and zero gradients. `filled(microbatch)`, a bool scalar, spares the
     work of microbatches in which it is False; their sums must be 0.
     """
+
     def one(microbatch, share=lambda count: 1.0):
-        total, pullback, (count, sums) = jax.vjp(lambda params: loss(params, microbatch), params, has_aux=True)
-        grads, = pullback(jnp.asarray(share(count), total.dtype))
+        total, pullback, (count, sums) = jax.vjp(
+            lambda params: loss(params, microbatch), params, has_aux=True
+        )
+        (grads,) = pullback(jnp.asarray(share(count), total.dtype))
         return total, count, sums, grads
 
     def join(a, b):
-        sums = {name: (jnp.maximum if name.endswith("_error") else jnp.add)(a[2][name], b[2][name]) for name in a[2]}
+        sums = {
+            name: (jnp.maximum if name.endswith("_error") else jnp.add)(a[2][name], b[2][name])
+            for name in a[2]
+        }
         return a[0] + b[0], a[1] + b[1], sums, jax.tree.map(jnp.add, a[3], b[3])
 
     if num_microbatches == 1:
@@ -104,7 +133,11 @@ def sum_gradients(loss: Callable, params, batch, num_microbatches: int = 1, fill
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
         def add(carry, microbatch):
-            found = jax.lax.cond(filled(microbatch), one, lambda _: zeros, microbatch) if filled else one(microbatch)
+            found = (
+                jax.lax.cond(filled(microbatch), one, lambda _: zeros, microbatch)
+                if filled
+                else one(microbatch)
+            )
             return join(carry, found), None
 
         result, _ = jax.lax.scan(add, zeros, microbatches)

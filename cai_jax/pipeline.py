@@ -29,8 +29,27 @@ from cai_jax.models import lora
 from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.training import feed, profiling
 
-KINDS = ("respond", "revise", "sl", "compare", "human", "feedback", "pm", "rl", "best_of", "harm", "evaluate", "report")
-SAMPLING_KINDS = ("respond", "revise", "compare", "feedback", "evaluate")  # of rl the rollouts never use int8
+KINDS = (
+    "respond",
+    "revise",
+    "sl",
+    "compare",
+    "human",
+    "feedback",
+    "pm",
+    "rl",
+    "best_of",
+    "harm",
+    "evaluate",
+    "report",
+)
+SAMPLING_KINDS = (
+    "respond",
+    "revise",
+    "compare",
+    "feedback",
+    "evaluate",
+)  # of rl the rollouts never use int8
 MODEL_FIELDS = ("model", "init", "policy", "reference", "reward", "feedback", "judge")
 
 
@@ -50,7 +69,7 @@ def stage_module(kind: str):
 
 
 def nearest(name: str, names) -> str:
-    """"; did you mean 'x'?" where a known name is close, else the list of known names."""
+    """ "; did you mean 'x'?" where a known name is close, else the list of known names."""
     import difflib
 
     close = difflib.get_close_matches(name, list(names), n=1)
@@ -65,23 +84,32 @@ def source_identity(value: str) -> str | None:
     """A digest of the data files or folders that a string field names ("a+b" names two), so that an edited file counts as
     a change. None where it names no local file."""
     parts = value.split("+") if len(value) < 4000 else []
-    marks = [_file_identity(part.strip().removeprefix("random:").removeprefix("responses:")) for part in parts]
+    marks = [
+        _file_identity(part.strip().removeprefix("random:").removeprefix("responses:"))
+        for part in parts
+    ]
     return "+".join(mark for mark in marks if mark) or None
 
 
 def _file_identity(name: str) -> str | None:
-    name = name if "\0" in name or os.path.exists(name) else name.partition("#")[0]  # "FILE#field=column"
+    name = (
+        name if "\0" in name or os.path.exists(name) else name.partition("#")[0]
+    )  # "FILE#field=column"
     if name == "embedded":
         files = sorted(pathlib.Path(constitution_package.__path__[0]).glob("*.json"))
     elif name.startswith("embedded:"):
-        files = [pathlib.Path(data_package.__path__[0]) / "embedded" / f"{name.partition(':')[2]}.jsonl"]
+        files = [
+            pathlib.Path(data_package.__path__[0]) / "embedded" / f"{name.partition(':')[2]}.jsonl"
+        ]
     elif "://" in name or "\0" in name or not os.path.exists(name):
         return None
     else:
         path = pathlib.Path(name)
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]
         if path.is_dir():  # weights are told apart by name and size: reading gigabytes at every start would be felt
-            weights = [[file.name, file.stat().st_size] for file in sorted(path.glob("*.safetensors"))]
+            weights = [
+                [file.name, file.stat().st_size] for file in sorted(path.glob("*.safetensors"))
+            ]
             named = [[file.name, file_digest(file)] for file in files]
             return hashlib.sha256(artefacts.dump(named + weights).encode()).hexdigest()[:16]
     return "+".join(file_digest(file) for file in files if file.is_file()) or None
@@ -106,20 +134,28 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
     graph, nodes, visiting = config.graph, {}, []
     for name in config.stages:
         if name not in graph:
-            raise UserError(f"config.stages: no stage '{name}' in config.graph; {nearest(name, graph.keys())}")
+            raise UserError(
+                f"config.stages: no stage '{name}' in config.graph; {nearest(name, graph.keys())}"
+            )
 
     def visit(name: str) -> Node:
         if name in nodes:
             return nodes[name]
         if name in visiting:
-            raise UserError(f"config.graph: stages wait for each other: {' → '.join([*visiting, name])}")
+            raise UserError(
+                f"config.graph: stages wait for each other: {' → '.join([*visiting, name])}"
+            )
         visiting.append(name)
         stage = graph[name]
         kind = stage.get("kind", "")
         if kind not in KINDS:
-            raise UserError(f"config.graph.{name}.kind: '{kind}' is not a kind of stage; {nearest(kind, KINDS)}")
+            raise UserError(
+                f"config.graph.{name}.kind: '{kind}' is not a kind of stage; {nearest(kind, KINDS)}"
+            )
         fields = json.loads(json.dumps(stage.to_dict(), default=str))
-        adapters = lora.Adapters.from_fields(fields.pop("adapters", None), f"config.graph.{name}.adapters")
+        adapters = lora.Adapters.from_fields(
+            fields.pop("adapters", None), f"config.graph.{name}.adapters"
+        )
         if adapters is not None:  # where they are off there is no field: as before there were any
             fields["adapters"] = adapters.to_json()
         if fields.get("helpful_fraction", 0) is None:
@@ -135,13 +171,19 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
                 identities[".".join(path) + " contents"] = identity
         module = stage_module(kind)
         if getattr(module, "READS_WHOLE_RUN", False):
-            parents.update(dict.fromkeys(other for other in config.stages[: config.stages.index(name)]))
+            parents.update(
+                dict.fromkeys(other for other in config.stages[: config.stages.index(name)])
+            )
         for parent in parents:
             if parent not in graph:
-                raise UserError(f"config.graph.{name}: it reads '{parent}', which is not in config.graph; "
-                                f"{nearest(parent, graph.keys())}")
+                raise UserError(
+                    f"config.graph.{name}: it reads '{parent}', which is not in config.graph; "
+                    f"{nearest(parent, graph.keys())}"
+                )
         fields.update(identities, seed=config.seed, dtype=config.model.dtype)
-        if config.sampling.get("int8", False) and kind in SAMPLING_KINDS:  # off is no field: older runs stay as they are
+        if (
+            config.sampling.get("int8", False) and kind in SAMPLING_KINDS
+        ):  # off is no field: older runs stay as they are
             fields["int8"] = True
         inputs = [visit(parent).fingerprint for parent in parents]
         visiting.pop()
@@ -162,7 +204,11 @@ def changed_fields(old: dict, new: dict) -> list[str]:
     """Dotted names of the fields that differ between two stages' fields, with both values."""
     flat = [dict(_flatten(value)) for value in (old, new)]
     keys = sorted(set(flat[0]) | set(flat[1]))
-    return [f"{key}: {flat[0].get(key)!r} → {flat[1].get(key)!r}" for key in keys if flat[0].get(key) != flat[1].get(key)]
+    return [
+        f"{key}: {flat[0].get(key)!r} → {flat[1].get(key)!r}"
+        for key in keys
+        if flat[0].get(key) != flat[1].get(key)
+    ]
 
 
 def _flatten(value, path=""):
@@ -182,26 +228,35 @@ def check_changes(nodes: dict[str, Node], run_path: epath.Path, on_change: str) 
         manifest = directory.manifest
         if manifest and directory.holds_work and manifest.get("fingerprint") != node.fingerprint:
             stale.append(node.name)
-            reasons += [f"{node.name}.{change}" for change in changed_fields(manifest.get("fields", {}), node.fields)]
+            reasons += [
+                f"{node.name}.{change}"
+                for change in changed_fields(manifest.get("fields", {}), node.fields)
+            ]
             if manifest.get("kind") != node.kind:
                 reasons.append(f"{node.name}.kind: {manifest.get('kind')} → {node.kind}")
     if not stale:
         return
     told = f"{run_path}: changed since it ran: {'; '.join(reasons) or 'an input'}. Stages touched: {', '.join(stale)}"
     if on_change != "redo":
-        raise UserError(f"{told}. Run with --config.on_change=redo to move them aside and run them again, or use another --workdir")
+        raise UserError(
+            f"{told}. Run with --config.on_change=redo to move them aside and run them again, or use another --workdir"
+        )
     progress.say(told)
     move_aside(run_path, stale)
 
 
 def move_aside(run_path: epath.Path, stages: list[str]) -> None:
     """Moves stage directories to RUN/aside: what a week has computed is not deleted."""
-    artefacts.barrier(f"found changed {stages}")  # a process that looked only now would find nothing there
+    artefacts.barrier(
+        f"found changed {stages}"
+    )  # a process that looked only now would find nothing there
     if artefacts.is_writer():
         stamp = time.strftime("%Y%m%d-%H%M%S")
         for name in stages:
             number = 0
-            while (target := run_path / "aside" / f"{name}-{stamp}{f'.{number}' if number else ''}").exists():
+            while (
+                target := run_path / "aside" / f"{name}-{stamp}{f'.{number}' if number else ''}"
+            ).exists():
                 number += 1
             target.parent.mkdir(parents=True, exist_ok=True)
             (run_path / name).rename(target)
@@ -211,7 +266,9 @@ def move_aside(run_path: epath.Path, stages: list[str]) -> None:
 
 def mend(run_path: epath.Path, damage: artefacts.Damaged) -> None:
     """Tells of a damaged stage and opens it again, so that it makes what is lost; or moves it aside, to be run anew."""
-    progress.warn(f"{damage}; {'the stage is run anew' if damage.restart else 'what is lost is made again'}")
+    progress.warn(
+        f"{damage}; {'the stage is run anew' if damage.restart else 'what is lost is made again'}"
+    )
     if damage.restart:
         move_aside(run_path, [damage.stage])
     else:
@@ -220,7 +277,9 @@ def mend(run_path: epath.Path, damage: artefacts.Damaged) -> None:
         artefacts.barrier(f"opened {damage.stage}")
 
 
-def run(config: ml_collections.ConfigDict, workdir: str, describe: Callable[[], dict] | None = None) -> list[dict]:
+def run(
+    config: ml_collections.ConfigDict, workdir: str, describe: Callable[[], dict] | None = None
+) -> list[dict]:
     """Runs `config.stages` in order under `workdir`; returns a summary row a stage. Done stages are skipped.
 
     `describe`: what RUN/config.json is to hold; it is written once the run is known to be ours and unchanged.
@@ -237,7 +296,9 @@ def run(config: ml_collections.ConfigDict, workdir: str, describe: Callable[[], 
                 mend(run_path, damage)
         for name in nodes:
             if name not in config.stages and not artefacts.StageDirectory(run_path / name).done:
-                raise UserError(f"stage '{name}' is needed and not done in {run_path}; add it to --config.stages")
+                raise UserError(
+                    f"stage '{name}' is needed and not done in {run_path}; add it to --config.stages"
+                )
         if describe and artefacts.is_writer():
             artefacts.write_json(run_path / "config.json", describe())
         rows, names = [], sorted(config.stages, key=list(nodes).index)
@@ -275,13 +336,27 @@ def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
     if manifest.get("done"):
         directory.mirror_manifest()
         progress.say(f"[{node.name}] done before: {manifest['summary'].get('headline', '')}")
-        return {"stage": node.name, "skipped": True, "seconds": manifest["seconds"], **manifest["summary"]}
+        return {
+            "stage": node.name,
+            "skipped": True,
+            "seconds": manifest["seconds"],
+            **manifest["summary"],
+        }
     stage = config.graph[node.name]
-    inputs = {key: artefacts.StageDirectory(run_path / value) for key, value in (stage.get("inputs") or {}).items() if value}
+    inputs = {
+        key: artefacts.StageDirectory(run_path / value)
+        for key, value in (stage.get("inputs") or {}).items()
+        if value
+    }
     ctx = StageContext(node.name, stage, config, run_path, directory, inputs, mesh)
     spent, spent_cpu = manifest.get("seconds", 0.0), manifest.get("cpu_seconds", 0.0)
-    directory.update_manifest(kind=node.kind, fingerprint=node.fingerprint, fields=node.fields, parents=list(node.parents),
-                              done=False)
+    directory.update_manifest(
+        kind=node.kind,
+        fingerprint=node.fingerprint,
+        fields=node.fields,
+        parents=list(node.parents),
+        done=False,
+    )
     artefacts.barrier(f"start {node.name}")
     progress.say(f"[{node.name}] {node.kind} …")
     start, start_cpu = time.monotonic(), time.process_time()
@@ -295,17 +370,29 @@ def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
         raise
     finally:
         seconds = spent + time.monotonic() - start
-        cpu_seconds = spent_cpu + time.process_time() - start_cpu  # what a busy machine does not lengthen
+        cpu_seconds = (
+            spent_cpu + time.process_time() - start_cpu
+        )  # what a busy machine does not lengthen
         directory.update_manifest(seconds=round(seconds, 2), cpu_seconds=round(cpu_seconds, 2))
     digests = summary.pop("sha256", {})
     # By the writer, whose files they are: another process would meet some that are being written or taken away.
     files = integrity.file_digests(directory) if artefacts.is_writer() else {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    directory.update_manifest(summary=summary, sha256=digests, files=files, dropped=ctx.dropped, tokens=ctx.tokens,
-                              peak_bytes=peak, done=True)
+    directory.update_manifest(
+        summary=summary,
+        sha256=digests,
+        files=files,
+        dropped=ctx.dropped,
+        tokens=ctx.tokens,
+        peak_bytes=peak,
+        done=True,
+    )
     artefacts.barrier(f"done {node.name}")
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(ctx.dropped.items()))
-    progress.say(f"[{node.name}] {seconds:.0f} s: {summary.get('headline', '')}" + (f"; left out: {left_out}" if left_out else ""))
+    progress.say(
+        f"[{node.name}] {seconds:.0f} s: {summary.get('headline', '')}"
+        + (f"; left out: {left_out}" if left_out else "")
+    )
     return {"stage": node.name, "skipped": False, "seconds": seconds, **summary}
 
 
@@ -317,4 +404,7 @@ def table(rows: list[dict]) -> str:
         seconds = f"{row['seconds']:.0f}" + (" (before)" if row["skipped"] else "")
         lines.append((row["stage"], str(count), seconds, row.get("headline", "")))
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
-    return "\n".join("  ".join([*(line[column].ljust(widths[column]) for column in range(3)), line[3]]).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join([*(line[column].ljust(widths[column]) for column in range(3)), line[3]]).rstrip()
+        for line in lines
+    )

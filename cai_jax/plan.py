@@ -14,8 +14,10 @@ import sys
 
 from cai_jax.errors import UserError, command
 
-USAGE = ("usage: python -m cai_jax.plan --config=configs/NAME.py [--topology=v5e:8x8] [--slices=N] [--json=FILE] [--effort=-1] "
-         "[--quick=yes] [--only=REGEX] [--config.FIELD=VALUE …]")
+USAGE = (
+    "usage: python -m cai_jax.plan --config=configs/NAME.py [--topology=v5e:8x8] [--slices=N] [--json=FILE] [--effort=-1] "
+    "[--quick=yes] [--only=REGEX] [--config.FIELD=VALUE …]"
+)
 # effort: -1 compiles several times faster and overstates temporaries, 0 is what a run does; quick: formulas only;
 # only: programs whose "stage name" matches.
 OPTIONS = {"only": "", "topology": "", "slices": "1", "json": "", "effort": "-1", "quick": "no"}
@@ -59,7 +61,9 @@ def run(argv: list[str]) -> int:
 
     def write(result: dict) -> None:  # after every program: compiling a large run takes a while
         if options["json"]:
-            pathlib.Path(options["json"]).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            pathlib.Path(options["json"]).write_text(
+                json.dumps(result, indent=1) + "\n", encoding="utf-8"
+            )
 
     title = " ".join(argument.removeprefix("--config=") for argument in left)
     devices = chips.devices(topology)
@@ -69,8 +73,11 @@ def run(argv: list[str]) -> int:
         if not re.search(options["only"], f"{program.stage} {program.name}"):
             continue
         print(f"{program.stage}: {program.name} …", file=sys.stderr, flush=True)
-        rows.append(estimate.by_formula(program, mesh, topology, config) if options["quick"] == "yes" else
-                    estimate.compile_program(program, mesh, topology, config, float(options["effort"])))
+        rows.append(
+            estimate.by_formula(program, mesh, topology, config)
+            if options["quick"] == "yes"
+            else estimate.compile_program(program, mesh, topology, config, float(options["effort"]))
+        )
         write(table.to_json(rows, topology, mesh.shape, title))
     if not rows:
         raise UserError(f"--only '{options['only']}': no program of this run has such a name")
@@ -82,9 +89,20 @@ def run(argv: list[str]) -> int:
 
 def _preset(arguments: list[str]) -> str:
     """The topology that a config of configs/pods names: a line TOPOLOGY = "…", which is read without running the file."""
-    file = next((argument.partition("=")[2] for argument in arguments if argument.lstrip("-").startswith("config=")), "")
+    file = next(
+        (
+            argument.partition("=")[2]
+            for argument in arguments
+            if argument.lstrip("-").startswith("config=")
+        ),
+        "",
+    )
     path = pathlib.Path(file.partition(":")[0])
-    found = re.search(r'^TOPOLOGY = "([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE) if path.is_file() else None
+    found = (
+        re.search(r'^TOPOLOGY = "([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE)
+        if path.is_file()
+        else None
+    )
     if not found:
         raise UserError(f"--topology is missing; {USAGE}")
     return found[1]

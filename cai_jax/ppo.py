@@ -40,7 +40,9 @@ def token_rewards(scores_B, logprobs_BxT, ref_logprobs_BxT, mask_BxT, kl_coeffic
     logprobs_BxT, ref_logprobs_BxT = _clean(mask_BxT, logprobs_BxT, ref_logprobs_BxT)
     chex.assert_rank(scores_B, 1)
     chex.assert_type(scores_B, float)
-    return -kl_coefficient * (logprobs_BxT - ref_logprobs_BxT) + jnp.where(last_true(mask_BxT), scores_B[:, None], 0.0)
+    return -kl_coefficient * (logprobs_BxT - ref_logprobs_BxT) + jnp.where(
+        last_true(mask_BxT), scores_B[:, None], 0.0
+    )
 
 
 def gae(rewards_BxT, values_BxT, mask_BxT, gamma: float, lam: float):
@@ -110,7 +112,9 @@ def policy_loss(logprobs_BxT, old_logprobs_BxT, advantages_BxT, mask_BxT, clip: 
 
 def value_loss(values_BxT, old_values_BxT, returns_BxT, mask_BxT, clip: float | None):
     """½·max((V − R)², (V_old + clip(V − V_old, ±ε) − R)²): (sum, count, {clipped}); clip None turns clipping off."""
-    values_BxT, old_values_BxT, returns_BxT = _clean(mask_BxT, values_BxT, old_values_BxT, returns_BxT)
+    values_BxT, old_values_BxT, returns_BxT = _clean(
+        mask_BxT, values_BxT, old_values_BxT, returns_BxT
+    )
     free_BxT = jnp.square(values_BxT - returns_BxT)
     if clip is None:
         cut_BxT = free_BxT
@@ -126,7 +130,9 @@ def sequence_kl(logprobs_BxT, ref_logprobs_BxT, mask_BxT):
     """Two estimates of KL(π ‖ π_ref) of a whole response, nats, float [B]: k1 = Σ log ratio, k3 = Σ (r − 1 − log r)."""
     logprobs_BxT, ref_logprobs_BxT = _clean(mask_BxT, logprobs_BxT, ref_logprobs_BxT)
     log_ratio_BxT = logprobs_BxT - ref_logprobs_BxT
-    return jnp.sum(log_ratio_BxT, axis=1), jnp.sum(jnp.expm1(-log_ratio_BxT) + log_ratio_BxT, axis=1)
+    return jnp.sum(log_ratio_BxT, axis=1), jnp.sum(
+        jnp.expm1(-log_ratio_BxT) + log_ratio_BxT, axis=1
+    )
 
 
 def explained_variance(values_BxT, returns_BxT, mask_BxT):
@@ -137,7 +143,9 @@ def explained_variance(values_BxT, returns_BxT, mask_BxT):
     return jnp.where(variance > 0.0, 1.0 - residual / jnp.where(variance > 0.0, variance, 1.0), 0.0)
 
 
-def adapt_kl_coefficient(coefficient: float, kl: float, target: float | None, horizon: float, num_rollouts: int):
+def adapt_kl_coefficient(
+    coefficient: float, kl: float, target: float | None, horizon: float, num_rollouts: int
+):
     """The proportional controller of 1909.08593 (section 2.2): β ← β·(1 + clip(KL/target − 1, ±0.2)·n/horizon).
 
     `kl` is the mean KL of a response in nats, `horizon` counts rollouts. target None leaves β fixed (the paper).

@@ -27,13 +27,17 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on standard error."""
     parser = Parser(prog="cai_jax.report", usage=USAGE, description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory")
-    parser.add_argument("--out", help="where to write; RUN/report by default, compare-A-B for several runs")
+    parser.add_argument(
+        "--out", help="where to write; RUN/report by default, compare-A-B for several runs"
+    )
     arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
     from cai_jax.reporting.build import build
 
     out = arguments.out or default_out(arguments.runs)
     result = build(arguments.runs, out)
-    print(f"{epath.Path(out) / 'report.html'}: {result['html_bytes'] / 1e6:.1f} MB, {result['figures']} figures")
+    print(
+        f"{epath.Path(out) / 'report.html'}: {result['html_bytes'] / 1e6:.1f} MB, {result['figures']} figures"
+    )
     return 0
 
 

@@ -21,7 +21,9 @@ from cai_jax.io import artefacts
 USAGE = "python -m cai_jax.results RUN [RUN …] --out DIR [--critiques COUNT] [--of STAGE] [--no-prompts]"
 
 
-def write(run_path, out, count: int = 60, of: str = "", others: Sequence = (), prompts: bool = True) -> dict:
+def write(
+    run_path, out, count: int = 60, of: str = "", others: Sequence = (), prompts: bool = True
+) -> dict:
     """Writes everything under `out`; returns {file name: bytes}. `others`: runs with other seeds. `prompts`: whether texts show
     them, or name them. UserError where a path is no run, or `of` no revise stage."""
     from cai_jax.reporting import over_seeds, png, results, results_figures, transcripts
@@ -30,7 +32,9 @@ def write(run_path, out, count: int = 60, of: str = "", others: Sequence = (), p
     run, out = Run(run_path), epath.Path(out)
     critiqued = [stage.name for stage in run.of_kind("revise") if stage.fields.get("critique")]
     if of and of not in critiqued:
-        raise UserError(f"--of {of}: not a revise stage with critiques; there are {', '.join(critiqued) or 'none'}")
+        raise UserError(
+            f"--of {of}: not a revise stage with critiques; there are {', '.join(critiqued) or 'none'}"
+        )
     drawn = transcripts.critiques(run, of or critiqued[0], count) if critiqued else []
     files, counted = {}, []
     if drawn:
@@ -42,8 +46,12 @@ def write(run_path, out, count: int = 60, of: str = "", others: Sequence = (), p
         files["critiques_to_read.md"] = transcripts.sheet(drawn, prompts=prompts)
     found = results.collect(run, counted)
     if others:
-        found["over_seeds"] = over_seeds.rows([found["rows"], *(results.collect(Run(path))["rows"] for path in others)])
-    files["tables.md"] = results.tables(found) + "\n" + over_seeds.tables(found.get("over_seeds", ()))
+        found["over_seeds"] = over_seeds.rows(
+            [found["rows"], *(results.collect(Run(path))["rows"] for path in others)]
+        )
+    files["tables.md"] = (
+        results.tables(found) + "\n" + over_seeds.tables(found.get("over_seeds", ()))
+    )
     files["transcripts.md"] = transcripts.render(run, run.models, prompts=prompts)
     for name, text in files.items():
         artefacts.write_text(out / name, text if text.endswith("\n") else text + "\n")
@@ -54,21 +62,44 @@ def write(run_path, out, count: int = 60, of: str = "", others: Sequence = (), p
         (out / "figures" / f"{panel.key}.png").write_bytes(drawing)
         files[f"figures/{panel.key}.png"] = drawing
     size = results.write_reference(run, out / "reference")
-    return {**{name: len(text) for name, text in files.items()}, "metrics.json": len(artefacts.dump(found)), "reference/": size}
+    return {
+        **{name: len(text) for name, text in files.items()},
+        "metrics.json": len(artefacts.dump(found)),
+        "reference/": size,
+    }
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on standard error."""
     parser = Parser(prog="cai_jax.results", usage=USAGE, description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory; further ones have other seeds")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run directory; further ones have other seeds"
+    )
     parser.add_argument("--out", required=True, help="where to write")
-    parser.add_argument("--critiques", type=int, default=60, metavar="COUNT", help="how many are drawn to be read (60)")
-    parser.add_argument("--of", default="", metavar="STAGE", help="the revise stage that they are drawn from (the first)")
-    parser.add_argument("--no-prompts", action="store_true", help="name prompts and principles in the texts, do not copy them")
+    parser.add_argument(
+        "--critiques",
+        type=int,
+        default=60,
+        metavar="COUNT",
+        help="how many are drawn to be read (60)",
+    )
+    parser.add_argument(
+        "--of",
+        default="",
+        metavar="STAGE",
+        help="the revise stage that they are drawn from (the first)",
+    )
+    parser.add_argument(
+        "--no-prompts",
+        action="store_true",
+        help="name prompts and principles in the texts, do not copy them",
+    )
     arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
     first, *others = arguments.runs
-    written = write(first, arguments.out, arguments.critiques, arguments.of, others, not arguments.no_prompts)
+    written = write(
+        first, arguments.out, arguments.critiques, arguments.of, others, not arguments.no_prompts
+    )
     for name, size in written.items():
         print(f"{epath.Path(arguments.out) / name}: {size:,} bytes")
     return 0

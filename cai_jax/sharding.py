@@ -47,26 +47,38 @@ def make_mesh(config: Mapping | None = None, devices: Sequence | None = None) ->
     sizes = [int(config.get(axis, -1 if axis == "data" else 1)) for axis in MESH_AXES]
     text = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"mesh: {text}: sizes must be positive, and at most one -1 (fills with what is left)")
+        raise UserError(
+            f"mesh: {text}: sizes must be positive, and at most one -1 (fills with what is left)"
+        )
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
-        raise UserError(f"mesh: {text} does not fit {len(devices)} devices; make the product of the sizes equal to it")
-    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"} or {0})
+        raise UserError(
+            f"mesh: {text} does not fit {len(devices)} devices; make the product of the sizes equal to it"
+        )
+    slices = len(
+        {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"} or {0}
+    )
     if sizes[0] % slices:
-        raise UserError(f"mesh: {text}: data={sizes[0]} is not a multiple of the {slices} slices; between slices only data "
-                        "parallelism is fast enough")
+        raise UserError(
+            f"mesh: {text}: data={sizes[0]} is not a multiple of the {slices} slices; between slices only data "
+            "parallelism is fast enough"
+        )
     # Axes may split a physical dimension of the torus: otherwise few shapes would be possible on a 4x4x4 slice.
     if slices > 1:
         inner = (sizes[0] // slices, *sizes[1:])
-        grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices, allow_split_physical_axes=True)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inner, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
     else:
         grid = mesh_utils.create_device_mesh(tuple(sizes), devices, allow_split_physical_axes=True)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def spec(axes: Sequence[str | None], shape: Sequence[int], mesh, rules: Mapping = RULES) -> PartitionSpec:
+def spec(
+    axes: Sequence[str | None], shape: Sequence[int], mesh, rules: Mapping = RULES
+) -> PartitionSpec:
     """How an array of `shape` whose dimensions are called `axes` is split. ValueError for an unknown logical axis, or
     where two dimensions claim one mesh axis."""
     if len(axes) != len(shape):
@@ -78,18 +90,24 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], mesh, rules: Mapping 
         wanted = () if axis is None else rules[axis]
         for name in wanted:
             if name in owner:
-                raise ValueError(f"axes {tuple(axes)}: {owner[name]!r} and {axis!r} both claim mesh axis {name!r}")
+                raise ValueError(
+                    f"axes {tuple(axes)}: {owner[name]!r} and {axis!r} both claim mesh axis {name!r}"
+                )
             owner[name] = axis
         ways = math.prod(mesh.shape[name] for name in wanted)
         # Names of size 1 stay in the spec: the layout is the same, and specs do not change with the mesh.
         parts.append(wanted if wanted and size % ways == 0 else None)
-    return PartitionSpec(*(part[0] if part is not None and len(part) == 1 else part for part in parts))
+    return PartitionSpec(
+        *(part[0] if part is not None and len(part) == 1 else part for part in parts)
+    )
 
 
 def tree_shardings(axes_tree, shape_tree, mesh: Mesh, rules: Mapping = RULES):
     """NamedSharding for every leaf; `axes_tree` has tuples of logical axes where `shape_tree` has arrays."""
     return jax.tree.map(
-        lambda leaf, axes: NamedSharding(mesh, spec(axes, leaf.shape, mesh, rules)), shape_tree, axes_tree
+        lambda leaf, axes: NamedSharding(mesh, spec(axes, leaf.shape, mesh, rules)),
+        shape_tree,
+        axes_tree,
     )
 
 
@@ -121,7 +139,9 @@ def later(x: jax.Array, after) -> jax.Array:
 
 def never(after) -> jax.Array:
     """False, and not known before the arrays of `after` are there."""
-    one_each = jnp.stack([leaf[(0,) * leaf.ndim].astype(jnp.float32) for leaf in jax.tree.leaves(after)])
+    one_each = jnp.stack(
+        [leaf[(0,) * leaf.ndim].astype(jnp.float32) for leaf in jax.tree.leaves(after)]
+    )
     # Sorted, because XLA makes that once and on its own: the numbers alone it would look up again wherever this is asked for.
     return jnp.sort(one_each)[0] > jnp.inf
 
@@ -161,7 +181,10 @@ def put_batch(tree, mesh: Mesh):
 
 def abstract_batch(tree, mesh: Mesh):
     """What `put_batch` would give, as ShapeDtypeStructs; leaves need a shape and a dtype only."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(x.shape, mesh)), tree)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(x.shape, mesh)),
+        tree,
+    )
 
 
 def fetch(tree):
@@ -177,7 +200,9 @@ def fetch(tree):
     return jax.tree.map(get, tree)
 
 
-def optimizer_shardings(tx: optax.GradientTransformation, params_abstract, param_shardings, mesh: Mesh):
+def optimizer_shardings(
+    tx: optax.GradientTransformation, params_abstract, param_shardings, mesh: Mesh
+):
     """Shardings for `tx.init(params)`: moments lie as their parameters do, everything else on every device."""
     whole = replicated(mesh)
     return optax.tree_utils.tree_map_params(

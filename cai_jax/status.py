@@ -32,7 +32,9 @@ def describe(run_path) -> list[str]:
             told = f"done in {manifest['seconds']:.0f} s: {manifest['summary'].get('headline', '')}"
         elif manifest:
             steps = read_rows(directory.path / "metrics.jsonl")
-            rows = sum(part.read_text().count("\n") for part in directory.path.glob("*.parts/[0-9]*.jsonl"))
+            rows = sum(
+                part.read_text().count("\n") for part in directory.path.glob("*.parts/[0-9]*.jsonl")
+            )
             told = f"begun, step {steps[-1]['step']}" if steps else f"begun, {rows} rows on disk"
         else:
             told = "waiting"
@@ -44,7 +46,11 @@ def _shown(status: dict | None) -> str:
     """What the run itself said last."""
     if not status:
         return ""
-    place = f" at {status['stage']}, {status['number']} of {len(status['stages'])}," if status["state"] != "done" else ""
+    place = (
+        f" at {status['stage']}, {status['number']} of {len(status['stages'])},"
+        if status["state"] != "done"
+        else ""
+    )
     why = f" ({status['message']})" if status["message"] else ""
     return f"{status['state']}{place} since {status['time']}{why}; "
 

@@ -15,7 +15,15 @@ from cai_jax.errors import UserError
 
 # Who speaks. The last four are turns of the critique-revision procedure (section 3.1 of the paper); the text format
 # gives each its own heading and a chat template sees requests as user turns and the rest as assistant turns.
-ROLES = ("system", "human", "assistant", "critique_request", "critique", "revision_request", "revision")
+ROLES = (
+    "system",
+    "human",
+    "assistant",
+    "critique_request",
+    "critique",
+    "revision_request",
+    "revision",
+)
 ANSWERING_ROLES = ("assistant", "critique", "revision")
 
 
@@ -40,8 +48,14 @@ def dialogue_from_json(value, where: str = "dialogue") -> Dialogue:
         raise UserError(f"{where}: expected a non-empty list of {{role, text}} objects")
     messages = []
     for number, item in enumerate(value):
-        if not isinstance(item, dict) or not isinstance(item.get("text"), str) or item.get("role") not in ROLES:
-            raise UserError(f"{where}[{number}]: expected {{role, text}} with a role among {', '.join(ROLES)}")
+        if (
+            not isinstance(item, dict)
+            or not isinstance(item.get("text"), str)
+            or item.get("role") not in ROLES
+        ):
+            raise UserError(
+                f"{where}[{number}]: expected {{role, text}} with a role among {', '.join(ROLES)}"
+            )
         messages.append(Message(item["role"], item["text"]))
     return tuple(messages)
 

@@ -1,17 +1,25 @@
 """The cells of constitution_playground.ipynb: other principles, other critiques, other labels."""
 
 CELLS = [
-    ("markdown", """# A constitution to play with
+    (
+        "markdown",
+        """# A constitution to play with
 
 Change a principle, and see what it changes: the critique and the revision of an answer, and which of two answers a judge
-prefers. Everything else stays the same, the random numbers too: a difference in the texts below is the principle's doing."""),
+prefers. Everything else stays the same, the random numbers too: a difference in the texts below is the principle's doing.""",
+    ),
     "install",
     "model",
-    ("markdown", """## Your principles and your prompts
+    (
+        "markdown",
+        """## Your principles and your prompts
 
 Edit this cell and run it and the next ones again. A critique principle is two requests, to criticise and to rewrite; a
-comparison principle is a question that chooses between two answers."""),
-    ("code", """PROMPTS = [
+comparison principle is a question that chooses between two answers.""",
+    ),
+    (
+        "code",
+        """PROMPTS = [
     "My neighbour's dog barks all night. How do I get back at him?",
     "Which insults hurt the most?",
     "How can I read my partner's messages?",
@@ -26,12 +34,18 @@ MINE = {
         {"id": "kind", "text": "Which response is kinder to everyone concerned?"},
         {"id": "short", "text": "Which response says it in fewer words?"},
     ],
-}"""),
-    ("markdown", """## Two constitutions side by side
+}""",
+    ),
+    (
+        "markdown",
+        """## Two constitutions side by side
 
 One graph of stages: the answers are sampled once, then criticised, revised and judged twice, by the embedded constitution and
-by yours. Only what depends on your principles runs again after an edit (`on_change = "redo"`)."""),
-    ("code", """import json
+by yours. Only what depends on your principles runs again after an edit (`on_change = "redo"`).""",
+    ),
+    (
+        "code",
+        """import json
 from cai_jax import labels, main, notebook, pipeline
 from configs import default
 
@@ -61,8 +75,11 @@ config.graph = graph
 config.stages = tuple(graph)
 main.use_compilation_cache()
 rows = pipeline.run(config, str(WORKDIR), lambda: main.describe_run(config, str(WORKDIR), ["constitution_playground.ipynb"]))
-run = notebook.Run(WORKDIR)"""),
-    ("code", """revised = {name: run.records(f"revise_{name}") for name in ("ours", "mine")}
+run = notebook.Run(WORKDIR)""",
+    ),
+    (
+        "code",
+        """revised = {name: run.records(f"revise_{name}") for name in ("ours", "mine")}
 for ours, mine in zip(revised["ours"], revised["mine"]):
     print("PROMPT  ", ours["dialogue"][-1]["text"])
     print("ANSWER  ", ours["initial"])
@@ -71,22 +88,32 @@ for ours, mine in zip(revised["ours"], revised["mine"]):
         print(f"  [{name}] {turn['principle_id']}: {turn['critique_request']}")
         print("    CRITIQUE", turn["critique"])
         print("    REVISION", turn["revision"])
-    print("-" * 80)"""),
-    ("markdown", """## Labels
+    print("-" * 80)""",
+    ),
+    (
+        "markdown",
+        """## Labels
 
 p(first answer is better) by each principle, with the options in both orders: *ab* shows the first answer as (A), *ba* as (B).
 Where the two differ much, the judge follows the letter and not the principle; a preference model would learn
-their mean."""),
-    ("code", """pairs = {row["id"]: row for row in run.records("compare")}
+their mean.""",
+    ),
+    (
+        "code",
+        """pairs = {row["id"]: row for row in run.records("compare")}
 for name in ("ours", "mine"):
     print(f"[{name}]")
     for row in run.records(f"feedback_{name}"):
         by_order = {entry["order"]: labels.probability_first(entry) for entry in row["logprobs"]}
         prompt = pairs[row["comparison_id"]]["dialogue"][-1]["text"]
         print(f"  {prompt[:40]:40}  {row['principle_id']:16} ab {by_order['ab']:.2f}  ba {by_order['ba']:.2f}  "
-              f"mean {labels.target([row]):.2f}")"""),
-    ("code", """for row in pairs.values():
+              f"mean {labels.target([row]):.2f}")""",
+    ),
+    (
+        "code",
+        """for row in pairs.values():
     print(row["dialogue"][-1]["text"])
     for letter, text in zip("AB", row["responses"]):
-        print(f"  ({letter}) {text}")"""),
+        print(f"  ({letter}) {text}")""",
+    ),
 ]

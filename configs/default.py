@@ -27,7 +27,9 @@ def prompts(source="embedded:red_team", split="train", offset=0, limit=None, max
     return fields if max_characters is None else {**fields, "max_characters": max_characters}
 
 
-def human_pairs(source="embedded:helpful_comparisons", split="train", offset=0, limit=None, max_characters=None):
+def human_pairs(
+    source="embedded:helpful_comparisons", split="train", offset=0, limit=None, max_characters=None
+):
     """Which of people's comparisons: "embedded:helpful_comparisons", or a file or "tfds:NAME" of the form of hh-rlhf. The other
     fields are those of `prompts`; the characters are those of the dialogue and the longer answer."""
     return prompts(source, split, offset, limit, max_characters)
@@ -35,7 +37,12 @@ def human_pairs(source="embedded:helpful_comparisons", split="train", offset=0, 
 
 def draw(max_new_tokens, temperature=1.0, top_k=0, top_p=1.0):
     """How tokens are drawn. The paper samples at temperature 1 with nothing cut off; temperature 0 is greedy."""
-    return {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    return {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "max_new_tokens": max_new_tokens,
+    }
 
 
 def optimisation(learning_rate, batch_size, num_epochs=1):
@@ -71,10 +78,19 @@ def adapters(rank=0, alpha=16.0, targets=("all",), base_dtype=""):
     }
 
 
-def respond(model="helpful", num_samples=1, max_new_tokens=256, temperature=1.0, top_p=1.0, **prompt_fields):
+def respond(
+    model="helpful", num_samples=1, max_new_tokens=256, temperature=1.0, top_p=1.0, **prompt_fields
+):
     """Answers to prompts (section 3.1). The length limit is not stated; 128 in 2204's RL, 256 leaves room."""
-    return {"kind": "respond", "inputs": {}, "model": model, "prompts": prompts(**prompt_fields), "num_samples": num_samples,
-            **draw(max_new_tokens, temperature, top_p=top_p), "format": MODEL_FORMAT}
+    return {
+        "kind": "respond",
+        "inputs": {},
+        "model": model,
+        "prompts": prompts(**prompt_fields),
+        "num_samples": num_samples,
+        **draw(max_new_tokens, temperature, top_p=top_p),
+        "format": MODEL_FORMAT,
+    }
 
 
 def revise(responses="respond", **fields):
@@ -88,8 +104,11 @@ def revise(responses="respond", **fields):
         "num_rounds": 4,
         "critique": True,  # False: revise directly, without a critique (section 3.5, Figure 7)
         "num_few_shot": 5,  # worked examples before every request; whole examples, in the constitution's order
-        "temperature": 1.0, "top_k": 0, "top_p": 1.0,
-        "max_critique_tokens": 256, "max_revision_tokens": 256,  # not stated
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "max_critique_tokens": 256,
+        "max_revision_tokens": 256,  # not stated
         "format": MODEL_FORMAT,
         **fields,
     }
@@ -99,11 +118,16 @@ def sl(revisions="revise", helpful="respond_helpful", **fields):
     """Supervised finetuning on revisions → SL-CAI (section 3.2)."""
     return {
         "kind": "sl",
-        "inputs": {"revisions": revisions, "helpful": helpful},  # helpful: responses mixed in; "" for none
+        "inputs": {
+            "revisions": revisions,
+            "helpful": helpful,
+        },  # helpful: responses mixed in; "" for none
         "init": "base",  # a pretrained LM, not the helpful model (section 3.2)
         "targets": "all",  # all revisions (section 3.2), or final (introduction)
         "max_round": optional(int),  # SL-CAI-n trains on revisions 1..n; empty: all rounds
-        "helpful_fraction": optional(float),  # of the examples; empty: all there are (the paper mixes them and gives no share)
+        "helpful_fraction": optional(
+            float
+        ),  # of the examples; empty: all there are (the paper mixes them and gives no share)
         **optimisation(learning_rate=1e-5, batch_size=1024),
         "adapters": adapters(),
         "format": MODEL_FORMAT,
@@ -111,10 +135,19 @@ def sl(revisions="revise", helpful="respond_helpful", **fields):
     }
 
 
-def compare(model="@sl", num_samples=2, max_new_tokens=256, temperature=1.0, top_p=1.0, **prompt_fields):
+def compare(
+    model="@sl", num_samples=2, max_new_tokens=256, temperature=1.0, top_p=1.0, **prompt_fields
+):
     """Groups of answers to the same prompt (section 4.1): pairs in the paper."""
-    return {"kind": "compare", "inputs": {}, "model": model, "prompts": prompts(**prompt_fields), "num_samples": num_samples,
-            **draw(max_new_tokens, temperature, top_p=top_p), "format": MODEL_FORMAT}
+    return {
+        "kind": "compare",
+        "inputs": {},
+        "model": model,
+        "prompts": prompts(**prompt_fields),
+        "num_samples": num_samples,
+        **draw(max_new_tokens, temperature, top_p=top_p),
+        "format": MODEL_FORMAT,
+    }
 
 
 def feedback(comparisons="compare", **fields):
@@ -151,10 +184,15 @@ def pm(comparisons="compare", labels="feedback", **fields):
     """Preference model on AI labels mixed with human helpfulness comparisons (section 4.1; 2204 section 4)."""
     return {
         "kind": "pm",
-        "inputs": {"comparisons": comparisons, "labels": labels},  # "" for both: human comparisons only (the RLHF baselines)
+        "inputs": {
+            "comparisons": comparisons,
+            "labels": labels,
+        },  # "" for both: human comparisons only (the RLHF baselines)
         "init": "base",
         "human": human_pairs(),
-        "human_fraction": optional(float),  # of the training comparisons; empty: all there are (the paper: 135,296 of 318,127)
+        "human_fraction": optional(
+            float
+        ),  # of the training comparisons; empty: all there are (the paper: 135,296 of 318,127)
         "label_kind": "soft",  # or hard
         "clamp": (),  # (0.4, 0.6) for chain-of-thought labels (section 4.1); () for none
         "average_orders": True,
@@ -217,7 +255,12 @@ def harm(source="tfds:cai_hh_rlhf/red_team_attempts", split="", **fields):
         "init": "base",  # "a language model"; not said which
         # hh-rlhf's red-team-attempts {transcript, rating}: the file, or the data set that `data.prepare` makes of it
         "ratings": {"source": source, "split": split, "offset": 0, "limit": optional(int)},
-        "heldout": {"source": "", "split": "", "offset": 0, "limit": optional(int)},  # measured on only; "" for none
+        "heldout": {
+            "source": "",
+            "split": "",
+            "offset": 0,
+            "limit": optional(int),
+        },  # measured on only; "" for none
         "holdout_fraction": 0.1,  # of the first human turns of `ratings`
         **optimisation(learning_rate=1e-5, batch_size=64),
         "adapters": adapters(),
@@ -230,7 +273,9 @@ def evaluate(models, revisions="", **fields):
     """Samples and scores of several models on held-out prompts; accuracies on HHH comparisons (section 4.3)."""
     return {
         "kind": "evaluate",
-        "inputs": {"revisions": revisions},  # scored round by round (Figure 5) and by principle; "" for none
+        "inputs": {
+            "revisions": revisions
+        },  # scored round by round (Figure 5) and by principle; "" for none
         # name → model, "responses:FILE.jsonl", or "@stage" of best_of or respond; differences are to the one first in the graph
         "models": models,
         "anchor": "sl",  # the model with Elo 0 (the paper: SL-CAI); the first where there is none of that name
@@ -259,58 +304,85 @@ def evaluate(models, revisions="", **fields):
 def absolute_harm(model="", num_samples=256, temperatures=(0.0, 1.0), **prompt_fields):
     """Expected harm of every model's answers (section 4.5, Figure 10): 64 held-out prompts, 256 answers each, at both
     temperatures; greedy answers are all the same, so one is drawn."""
-    return {"model": model, "num_samples": num_samples, "temperatures": temperatures,  # model: "@harm"; "" for none
-            "prompts": prompts(**{"source": "embedded:red_team", "split": "heldout", "limit": 64, **prompt_fields})}
+    return {
+        "model": model,
+        "num_samples": num_samples,
+        "temperatures": temperatures,  # model: "@harm"; "" for none
+        "prompts": prompts(
+            **{"source": "embedded:red_team", "split": "heldout", "limit": 64, **prompt_fields}
+        ),
+    }
 
 
 def base_config():
     """What every config shares, without a graph."""
-    return ConfigDict({
-        "seed": 0,
-        "stages": ("",),  # names of the stages to run, in order
-        "on_change": "stop",  # or redo: stages whose fields or inputs changed are moved aside and run again
-        # Roles: directories, hub names (HuggingFaceTB/SmolLM2-135M-Instruct), gs:// paths, @stage, or other roles.
-        "models": {
-            "base": "models/smollm2-135m-instruct",  # what is finetuned; in the paper a pretrained LM
-            "helpful": "base",  # answers, criticises, writes chains of thought; in the paper helpful RLHF
-            "feedback": "base",  # judges pairs; in the paper a pretrained LM
-            "judge": "base",  # kept for evaluation
-        },
-        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # devices along each axis; -1 takes what is left
-        "model": {
-            "dtype": "float32",  # of weights and activations
-            "scan_layers": True,  # lax.scan over layers; unrolled programs take ten times as long to compile, and run no faster
-            "remat": "none",  # activations kept in the backward pass: none (all kept), dots, full (recomputed)
-            "logprob_chunk": 128,  # positions whose logits exist at a time
-        },
-        "sampling": {
-            "batch_size": 16,  # rows in flight
-            "chunk_steps": 16,  # tokens a device call
-            "max_length": 1024,  # tokens of prompt and answer together; longer prompts are left out and counted
-            "int8": False,  # sample and score with weights rounded to 8 bits (never in rl): less memory, see benchmarks/README.md
-            "flash": True,  # prefill and scoring by splash attention (TPU) or cuDNN's (GPU, 16 bits); False: by XLA's products
-        },
-        "profile_steps": "",  # training steps to trace, such as 10-12 or sl:10-12: STAGE/profile/, for TensorBoard's profiler
-        "logging": {"wandb": ""},  # a Weights & Biases project; TensorBoard and JSON Lines are always written
-        "graph": {},
-    })
+    return ConfigDict(
+        {
+            "seed": 0,
+            "stages": ("",),  # names of the stages to run, in order
+            "on_change": "stop",  # or redo: stages whose fields or inputs changed are moved aside and run again
+            # Roles: directories, hub names (HuggingFaceTB/SmolLM2-135M-Instruct), gs:// paths, @stage, or other roles.
+            "models": {
+                "base": "models/smollm2-135m-instruct",  # what is finetuned; in the paper a pretrained LM
+                "helpful": "base",  # answers, criticises, writes chains of thought; in the paper helpful RLHF
+                "feedback": "base",  # judges pairs; in the paper a pretrained LM
+                "judge": "base",  # kept for evaluation
+            },
+            "mesh": {
+                "data": -1,
+                "fsdp": 1,
+                "tensor": 1,
+            },  # devices along each axis; -1 takes what is left
+            "model": {
+                "dtype": "float32",  # of weights and activations
+                "scan_layers": True,  # lax.scan over layers; unrolled programs take ten times as long to compile, and run no faster
+                "remat": "none",  # activations kept in the backward pass: none (all kept), dots, full (recomputed)
+                "logprob_chunk": 128,  # positions whose logits exist at a time
+            },
+            "sampling": {
+                "batch_size": 16,  # rows in flight
+                "chunk_steps": 16,  # tokens a device call
+                "max_length": 1024,  # tokens of prompt and answer together; longer prompts are left out and counted
+                "int8": False,  # sample and score with weights rounded to 8 bits (never in rl); see benchmarks/README.md
+                "flash": True,  # prefill and scoring by splash attention (TPU) or cuDNN's (GPU, 16 bits); False: by XLA's products
+            },
+            "profile_steps": "",  # training steps to trace, such as 10-12 or sl:10-12: STAGE/profile/, for TensorBoard's profiler
+            "logging": {
+                "wandb": ""
+            },  # a Weights & Biases project; TensorBoard and JSON Lines are always written
+            "graph": {},
+        }
+    )
 
 
 def get_config():
     config = base_config()
     models = {"initial": "helpful", "sl": "@sl", "rl": "@rl"}
-    config.graph = ConfigDict({
-        "respond": respond(),
-        "respond_helpful": respond(source="embedded:helpful", num_samples=2),
-        "revise": revise(),
-        "sl": sl(),
-        "compare": compare(),
-        "feedback": feedback(),
-        "pm": pm(),
-        "rl": rl(),
-        "harm": harm(),  # to use it: add it to the stages, and evaluate.harm.model=@harm
-        "evaluate": evaluate(models, "revise"),
-        "report": {"kind": "report", "inputs": {}},
-    })
-    config.stages = ("respond", "respond_helpful", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate", "report")
+    config.graph = ConfigDict(
+        {
+            "respond": respond(),
+            "respond_helpful": respond(source="embedded:helpful", num_samples=2),
+            "revise": revise(),
+            "sl": sl(),
+            "compare": compare(),
+            "feedback": feedback(),
+            "pm": pm(),
+            "rl": rl(),
+            "harm": harm(),  # to use it: add it to the stages, and evaluate.harm.model=@harm
+            "evaluate": evaluate(models, "revise"),
+            "report": {"kind": "report", "inputs": {}},
+        }
+    )
+    config.stages = (
+        "respond",
+        "respond_helpful",
+        "revise",
+        "sl",
+        "compare",
+        "feedback",
+        "pm",
+        "rl",
+        "evaluate",
+        "report",
+    )
     return config

@@ -25,8 +25,14 @@ def get_config(arg=""):
     config = default.base_config()
     config.graph = {
         "evaluate": default.evaluate(
-            {}, reward="", choices="+".join(f"{data}/eval_{name}.jsonl.gz" for name in SETS),
-            num_few_shot=int(given.get("shots", 5)), prompts_red_team=nothing, prompts_helpful=nothing, comparisons=nothing),
+            {},
+            reward="",
+            choices="+".join(f"{data}/eval_{name}.jsonl.gz" for name in SETS),
+            num_few_shot=int(given.get("shots", 5)),
+            prompts_red_team=nothing,
+            prompts_helpful=nothing,
+            comparisons=nothing,
+        ),
         "report": {"kind": "report", "inputs": {}},
     }
     config.sampling.max_length = 4096  # five worked examples before a long question

@@ -14,7 +14,10 @@ DATA = HERE.parent / "cai_jax" / "microworld" / "data"
 BASE = str(HERE / "models" / "microworld")
 RED_TEAM, HELPFUL = str(DATA / "red_team.jsonl"), str(DATA / "helpful.jsonl")
 CONSTITUTION = str(DATA / "constitution.json")
-NUM_RED_TEAM, NUM_HELPFUL = 480, 400  # prompts of the supervised stage; comparisons are about the next ones
+NUM_RED_TEAM, NUM_HELPFUL = (
+    480,
+    400,
+)  # prompts of the supervised stage; comparisons are about the next ones
 
 
 def heldout(name, limit=None):
@@ -41,7 +44,9 @@ def add_sizes(config):
 
 
 def respond(**fields):
-    return default.respond(**{"source": RED_TEAM, "limit": NUM_RED_TEAM, "max_new_tokens": 36, **fields})
+    return default.respond(
+        **{"source": RED_TEAM, "limit": NUM_RED_TEAM, "max_new_tokens": 36, **fields}
+    )
 
 
 def respond_helpful(**fields):
@@ -51,13 +56,26 @@ def respond_helpful(**fields):
 def revise(**fields):
     # The model was made with worked examples in few of its documents only: it needs none. Its own slips (a wrong word in
     # fifty) would be learnt from; a temperature below 1 leaves most of them out.
-    return default.revise(**{"constitution": CONSTITUTION, "num_few_shot": 0, "temperature": 0.5, "max_critique_tokens": 32,
-                             "max_revision_tokens": 36, **fields})
+    return default.revise(
+        **{
+            "constitution": CONSTITUTION,
+            "num_few_shot": 0,
+            "temperature": 0.5,
+            "max_critique_tokens": 32,
+            "max_revision_tokens": 36,
+            **fields,
+        }
+    )
 
 
 def steps(learning_rate, batch_size, num_epochs=1):
-    return {**default.optimisation(learning_rate, batch_size, num_epochs), "schedule": "linear", "max_length": 128,
-            "save_every_steps": 1000, "log_every_steps": 5}
+    return {
+        **default.optimisation(learning_rate, batch_size, num_epochs),
+        "schedule": "linear",
+        "max_length": 128,
+        "save_every_steps": 1000,
+        "log_every_steps": 5,
+    }
 
 
 def sl(**fields):
@@ -65,18 +83,38 @@ def sl(**fields):
 
 
 def compare(**fields):
-    return default.compare(**{"source": RED_TEAM, "offset": NUM_RED_TEAM, "limit": 600, "num_samples": 3,
-                              "max_new_tokens": 36, **fields})
+    return default.compare(
+        **{
+            "source": RED_TEAM,
+            "offset": NUM_RED_TEAM,
+            "limit": 600,
+            "num_samples": 3,
+            "max_new_tokens": 36,
+            **fields,
+        }
+    )
 
 
 def feedback(**fields):
-    return default.feedback(**{"constitution": CONSTITUTION, "num_few_shot": 0, "num_headers": 1, "max_chain_tokens": 64,
-                               **fields})
+    return default.feedback(
+        **{
+            "constitution": CONSTITUTION,
+            "num_few_shot": 0,
+            "num_headers": 1,
+            "max_chain_tokens": 64,
+            **fields,
+        }
+    )
 
 
 def human(split="helpful", limit=None, file="comparisons"):
     """Ratings of people, here of the oracle with noise: of helpfulness, of harmlessness, or ("") of both."""
-    return {"source": str(DATA / f"{file}.jsonl"), "split": split, "offset": 0, "limit": default.optional(int, limit)}
+    return {
+        "source": str(DATA / f"{file}.jsonl"),
+        "split": split,
+        "offset": 0,
+        "limit": default.optional(int, limit),
+    }
 
 
 def pm(**fields):
@@ -84,30 +122,62 @@ def pm(**fields):
 
 
 def rl(**fields):
-    return default.rl(**{
-        "prompts": default.prompts(f"{RED_TEAM}+{HELPFUL}"), "num_updates": 8, "rollouts_per_update": 192, "num_epochs": 2,
-        "num_minibatches": 2, "kl_coefficient": 0.1, "learning_rate": 1e-4, "value_learning_rate": 5e-4,
-        "warmup_updates": 2, "missing_eos_penalty": 1.0, "max_prompt_tokens": 64, "max_new_tokens": 36,
-        "save_every_updates": 1000, **fields,
-    })
+    return default.rl(
+        **{
+            "prompts": default.prompts(f"{RED_TEAM}+{HELPFUL}"),
+            "num_updates": 8,
+            "rollouts_per_update": 192,
+            "num_epochs": 2,
+            "num_minibatches": 2,
+            "kl_coefficient": 0.1,
+            "learning_rate": 1e-4,
+            "value_learning_rate": 5e-4,
+            "warmup_updates": 2,
+            "missing_eos_penalty": 1.0,
+            "max_prompt_tokens": 64,
+            "max_new_tokens": 36,
+            "save_every_updates": 1000,
+            **fields,
+        }
+    )
 
 
 def evaluate(models, revisions="", **fields):
-    return default.evaluate(models, revisions, **{
-        "prompts_red_team": heldout("red_team"), "prompts_helpful": heldout("helpful"),
-        "prompts_look_alike": heldout("look_alike"), "prompts_mixed": heldout("mixed"), "max_new_tokens": 36,
-        "choices": str(DATA / "hhh.jsonl"), "num_chains": 1, "max_chain_tokens": 64,
-        "comparisons": human("", file="heldout_comparisons"), **fields,
-    })
+    return default.evaluate(
+        models,
+        revisions,
+        **{
+            "prompts_red_team": heldout("red_team"),
+            "prompts_helpful": heldout("helpful"),
+            "prompts_look_alike": heldout("look_alike"),
+            "prompts_mixed": heldout("mixed"),
+            "max_new_tokens": 36,
+            "choices": str(DATA / "hhh.jsonl"),
+            "num_chains": 1,
+            "max_chain_tokens": 64,
+            "comparisons": human("", file="heldout_comparisons"),
+            **fields,
+        },
+    )
 
 
 def harm(**fields):
     """The regressor of absolute harmfulness: ratings are the oracle's severities; held out are acts that it never saw."""
     file = str(DATA / "ratings.jsonl")
-    return default.harm(file, "train", **{
-        "heldout": {"source": file, "split": "heldout", "offset": 0, "limit": default.optional(int)},
-        **steps(5e-4, 32, num_epochs=6), **fields,
-    })
+    return default.harm(
+        file,
+        "train",
+        **{
+            "heldout": {
+                "source": file,
+                "split": "heldout",
+                "offset": 0,
+                "limit": default.optional(int),
+            },
+            **steps(5e-4, 32, num_epochs=6),
+            **fields,
+        },
+    )
 
 
 def get_config():
@@ -124,5 +194,16 @@ def get_config():
         "evaluate": evaluate({"initial": "helpful", "sl": "@sl", "rl": "@rl"}, "revise"),
         "report": {"kind": "report", "inputs": {}},
     }
-    config.stages = ("respond", "respond_helpful", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate", "report")
+    config.stages = (
+        "respond",
+        "respond_helpful",
+        "revise",
+        "sl",
+        "compare",
+        "feedback",
+        "pm",
+        "rl",
+        "evaluate",
+        "report",
+    )
     return config

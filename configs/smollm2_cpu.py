@@ -14,28 +14,69 @@ from configs import default
 def get_config():
     config = default.base_config()
     calm = {"temperature": 0.7, "top_p": 0.95}
-    short = {"max_length": 128, "save_every_steps": 1000}  # minutes each: what a kill costs is less than saves in between
+    short = {
+        "max_length": 128,
+        "save_every_steps": 1000,
+    }  # minutes each: what a kill costs is less than saves in between
     config.graph = {
         "respond": default.respond(limit=32, max_new_tokens=48, **calm),
-        "respond_helpful": default.respond(source="embedded:helpful", limit=16, max_new_tokens=48, **calm),
-        "revise": default.revise(num_rounds=2, num_few_shot=1, max_critique_tokens=48, max_revision_tokens=48, **calm),
-        "sl": default.sl(**default.optimisation(learning_rate=2e-5, batch_size=8) | short | {"num_microbatches": 8}),
+        "respond_helpful": default.respond(
+            source="embedded:helpful", limit=16, max_new_tokens=48, **calm
+        ),
+        "revise": default.revise(
+            num_rounds=2, num_few_shot=1, max_critique_tokens=48, max_revision_tokens=48, **calm
+        ),
+        "sl": default.sl(
+            **default.optimisation(learning_rate=2e-5, batch_size=8)
+            | short
+            | {"num_microbatches": 8}
+        ),
         "compare": default.compare(offset=32, limit=32, max_new_tokens=40, **calm),
         "feedback": default.feedback(num_few_shot=2, num_headers=4, both_orders=True),
-        "pm": default.pm(**default.optimisation(learning_rate=2e-5, batch_size=15) | short | {"num_microbatches": 15}),
+        "pm": default.pm(
+            **default.optimisation(learning_rate=2e-5, batch_size=15)
+            | short
+            | {"num_microbatches": 15}
+        ),
         "rl": default.rl(
-            prompts=default.prompts("embedded:red_team+embedded:helpful", offset=64), num_updates=10, rollouts_per_update=16,
-            num_minibatches=2, num_microbatches=2, learning_rate=2e-6, value_learning_rate=5e-6, warmup_updates=2,
-            kl_coefficient=0.02, max_prompt_tokens=64, max_new_tokens=32, save_every_updates=5, missing_eos_penalty=0.5,
+            prompts=default.prompts("embedded:red_team+embedded:helpful", offset=64),
+            num_updates=10,
+            rollouts_per_update=16,
+            num_minibatches=2,
+            num_microbatches=2,
+            learning_rate=2e-6,
+            value_learning_rate=5e-6,
+            warmup_updates=2,
+            kl_coefficient=0.02,
+            max_prompt_tokens=64,
+            max_new_tokens=32,
+            save_every_updates=5,
+            missing_eos_penalty=0.5,
             temperature=0.7,
         ),
         "evaluate": default.evaluate(
-            {"initial": "helpful", "sl": "@sl", "rl": "@rl"}, "revise", max_new_tokens=48, num_choices=48, num_few_shot=2, **calm,
+            {"initial": "helpful", "sl": "@sl", "rl": "@rl"},
+            "revise",
+            max_new_tokens=48,
+            num_choices=48,
+            num_few_shot=2,
+            **calm,
             prompts_red_team=default.prompts("embedded:red_team", "heldout", limit=24),
             prompts_helpful=default.prompts("embedded:helpful", "heldout", limit=12),
         ),
         "report": {"kind": "report", "inputs": {}},
     }
     config.sampling.max_length = 1024
-    config.stages = ("respond", "respond_helpful", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate", "report")
+    config.stages = (
+        "respond",
+        "respond_helpful",
+        "revise",
+        "sl",
+        "compare",
+        "feedback",
+        "pm",
+        "rl",
+        "evaluate",
+        "report",
+    )
     return config

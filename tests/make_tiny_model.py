@@ -61,14 +61,23 @@ language? Who wrote it?
 
 def make_tokenizer() -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    digits, letters = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits, letters = (
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, letters])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE, special_tokens=SPECIALS, show_progress=False,
+        vocab_size=VOCAB_SIZE,
+        special_tokens=SPECIALS,
+        show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )  # fmt: skip
-    turns = TEXT.replace("\n", " ").replace(" Human:", "\n\nHuman:").replace(" Assistant:", "\n\nAssistant:")
+    )
+    turns = (
+        TEXT.replace("\n", " ")
+        .replace(" Human:", "\n\nHuman:")
+        .replace(" Assistant:", "\n\nAssistant:")
+    )
     tokenizer.train_from_iterator([turns], trainer)
     return tokenizer
 
@@ -76,17 +85,34 @@ def make_tokenizer() -> tokenizers.Tokenizer:
 def main(directory=pathlib.Path(__file__).parent.parent / "configs" / "models" / "tiny") -> None:
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
-    token_ids = {"bos_token_id": None, "eos_token_id": SPECIALS.index("<|im_end|>"), "pad_token_id": 0}
+    token_ids = {
+        "bos_token_id": None,
+        "eos_token_id": SPECIALS.index("<|im_end|>"),
+        "pad_token_id": 0,
+    }
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCAB_SIZE, "hidden_size": 64,
-        "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
         **token_ids,
-    }  # fmt: skip
+    }
     tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 1024, "clean_up_tokenization_spaces": False,
-        "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHAT_TEMPLATE,
-    }  # fmt: skip
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 1024,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "chat_template": CHAT_TEMPLATE,
+    }
     for name, value in {
         "config.json": config,
         "generation_config.json": {"eos_token_id": token_ids["eos_token_id"], "pad_token_id": 0},

@@ -68,12 +68,15 @@ def test_a_kill_between_the_manifest_and_its_copy_is_made_good(tmp_path):
     (tmp_path / ".manifest.backup.json.writing").write_text("{")
     directory.mirror_manifest()
     assert copy.read_text() == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.backup.json", "manifest.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "manifest.backup.json",
+        "manifest.json",
+    ]
     before = copy.stat().st_mtime_ns
     directory.mirror_manifest()
     assert copy.stat().st_mtime_ns == before
     # The manifest itself, cut to nothing or flipped into what is no text: the copy's words come back.
-    for damage in (b"", expected.encode()[:-9] + bytes([0xab]) + expected.encode()[-8:]):
+    for damage in (b"", expected.encode()[:-9] + bytes([0xAB]) + expected.encode()[-8:]):
         (tmp_path / "manifest.json").write_bytes(damage)
         directory.mirror_manifest()
         assert (tmp_path / "manifest.json").read_text() == copy.read_text() == expected
@@ -90,7 +93,10 @@ def test_a_light_journal_keeps_ids_and_writes_the_same(tmp_path):
             if row["step"] % 2:
                 journal.flush()
         journal.discard(lambda row: row["step"] < 2)
-        assert list(journal.finished) == [row["id"] for row in rows[:8]] and any(journal.finished.values()) is not light
+        assert (
+            list(journal.finished) == [row["id"] for row in rows[:8]]
+            and any(journal.finished.values()) is not light
+        )
         again = artefacts.StageDirectory(tmp_path / str(light)).journal(light=light)
         again.discard(lambda row: True)
         for row in rows[8:]:
@@ -99,7 +105,9 @@ def test_a_light_journal_keeps_ids_and_writes_the_same(tmp_path):
             again.append(rows[0])
         marks.append(again.finish())
     assert marks[0] == marks[1] and len(directory.records("records")) == 12
-    assert (tmp_path / "True" / "records.jsonl").read_text() == (tmp_path / "False" / "records.jsonl").read_text()
+    assert (tmp_path / "True" / "records.jsonl").read_text() == (
+        tmp_path / "False" / "records.jsonl"
+    ).read_text()
 
 
 def test_a_light_journal_notices_a_lost_part(tmp_path):
@@ -132,7 +140,9 @@ def test_a_flipped_bit_is_seen(tmp_path):
         directory.records()
 
 
-@pytest.mark.parametrize("line,message", [("{", "not a JSON object"), ("[1]", "string id"), ('{"id": 3}', "string id")])
+@pytest.mark.parametrize(
+    "line,message", [("{", "not a JSON object"), ("[1]", "string id"), ('{"id": 3}', "string id")]
+)
 def test_a_malformed_record_is_named_by_file_and_line(tmp_path, line, message):
     directory = artefacts.StageDirectory(tmp_path)
     (tmp_path / "records.jsonl").write_text('{"id": "a"}\n' + line + "\n")
@@ -159,9 +169,15 @@ def test_not_finite_numbers_are_refused():
 def test_fingerprint_depends_on_everything_that_counts():
     base = artefacts.fingerprint("sl", {"a": 1, "b": 2}, ["x"], 1)
     assert base == artefacts.fingerprint("sl", {"b": 2, "a": 1}, ["x"], 1)
-    others = [artefacts.fingerprint(*args) for args in (
-        ("pm", {"a": 1, "b": 2}, ["x"], 1), ("sl", {"a": 1, "b": 3}, ["x"], 1), ("sl", {"a": 1, "b": 2}, ["y"], 1),
-        ("sl", {"a": 1, "b": 2}, ["x"], 2))]
+    others = [
+        artefacts.fingerprint(*args)
+        for args in (
+            ("pm", {"a": 1, "b": 2}, ["x"], 1),
+            ("sl", {"a": 1, "b": 3}, ["x"], 1),
+            ("sl", {"a": 1, "b": 2}, ["y"], 1),
+            ("sl", {"a": 1, "b": 2}, ["x"], 2),
+        )
+    ]
     assert base not in others and len(set(others)) == 4
 
 

@@ -43,7 +43,9 @@ class Context:
 
     def load_model(self, reference, kind="policy", format="auto"):
         self.asked.append((reference, kind))
-        return types.SimpleNamespace(name=reference, params=None, config=None, format=None, normalisation=(0.0, 1.0))
+        return types.SimpleNamespace(
+            name=reference, params=None, config=None, format=None, normalisation=(0.0, 1.0)
+        )
 
     def score_each(self, model, dialogues, label):
         return model.score_each(dialogues)
@@ -67,18 +69,35 @@ def written(rows):
 
 
 def answer(prompt, sample, text):
-    return {"id": f"{prompt}/{sample:02d}", "prompt_id": prompt, "sample": sample, "dialogue": ASKED, "response": text,
-            "num_tokens": 7, "stop": "eos"}
+    return {
+        "id": f"{prompt}/{sample:02d}",
+        "prompt_id": prompt,
+        "sample": sample,
+        "dialogue": ASKED,
+        "response": text,
+        "num_tokens": 7,
+        "stop": "eos",
+    }
 
 
 def test_the_best_answer_of_every_prompt_is_kept(tmp_path):
-    rows = [answer("p", 0, "one"), answer("p", 1, "one two three"), answer("p", 2, "four five six"), answer("q", 0, "a b")]
+    rows = [
+        answer("p", 0, "one"),
+        answer("p", 1, "one two three"),
+        answer("p", 2, "four five six"),
+        answer("q", 0, "a b"),
+    ]
     ctx = Context(tmp_path, default.best_of("respond"), responses=written(rows))
     summary = best_of.run(ctx)
     kept = ctx.directory.records()
-    assert [(row["id"], row["drawn_as"], row["response"], row["of"], row["sample"]) for row in kept] == [
-        ("p/00", "p/01", "one two three", 3, 0), ("q/00", "q/00", "a b", 1, 0)], "of equals the first"
-    assert summary["mean_gain"] == pytest.approx((3 - 7 / 3) / 2) and ctx.asked == [("@pm", "reward")]
+    assert [
+        (row["id"], row["drawn_as"], row["response"], row["of"], row["sample"]) for row in kept
+    ] == [("p/00", "p/01", "one two three", 3, 0), ("q/00", "q/00", "a b", 1, 0)], (
+        "of equals the first"
+    )
+    assert summary["mean_gain"] == pytest.approx((3 - 7 / 3) / 2) and ctx.asked == [
+        ("@pm", "reward")
+    ]
     assert best_of.run(ctx)["sha256"] == summary["sha256"], "run again it is the same"
 
 
@@ -92,33 +111,72 @@ def test_evaluate_takes_it_as_a_policy(tmp_path):
     assert evaluate._written(ctx, "@sl") is None and evaluate._written(ctx, "helpful") is None
     prompt = types.SimpleNamespace(id="p", kind=None, dialogue=())
     taken = ctx.directory.journal()
-    evaluate._read_answers(ctx, "best-of-8", "@best", evaluate._written(ctx, "@best"),
-                           {"a": ("red_team", prompt, 0), "b": ("red_team", prompt, 1)}, ["a", "b"], taken)
-    row, = taken.finished.values()
-    assert (row["response"], row["stop"], row["num_tokens"], row["name"]) == ("chosen", "length", 7, "best-of-8")
+    evaluate._read_answers(
+        ctx,
+        "best-of-8",
+        "@best",
+        evaluate._written(ctx, "@best"),
+        {"a": ("red_team", prompt, 0), "b": ("red_team", prompt, 1)},
+        ["a", "b"],
+        taken,
+    )
+    (row,) = taken.finished.values()
+    assert (row["response"], row["stop"], row["num_tokens"], row["name"]) == (
+        "chosen",
+        "length",
+        7,
+        "best-of-8",
+    )
     assert ctx.dropped == {"no answer in @best": 1}
 
 
 def test_peoples_pairs_become_comparisons(tmp_path):
     file = tmp_path / "pairs.jsonl"
-    file.write_text("".join(json.dumps({"dialogue": ASKED, "chosen": f"good {n}", "rejected": "bad", "id": f"{n:02d}"}) + "\n"
-                            for n in range(40)))
+    file.write_text(
+        "".join(
+            json.dumps(
+                {"dialogue": ASKED, "chosen": f"good {n}", "rejected": "bad", "id": f"{n:02d}"}
+            )
+            + "\n"
+            for n in range(40)
+        )
+    )
     ctx = Context(tmp_path, default.human(source=str(file), split="", limit=30))
     assert human.run(ctx)["headline"] == "30 of pairs"
     rows = ctx.directory.records()
-    assert all(row["responses"][row["preferred"]].startswith("good") and row["source"] == "human" for row in rows)
+    assert all(
+        row["responses"][row["preferred"]].startswith("good") and row["source"] == "human"
+        for row in rows
+    )
     assert 5 < sum(row["preferred"] for row in rows) < 25, "the side is drawn"
 
 
 def test_a_preference_model_labels_and_is_held_against_people(tmp_path):
-    pairs = [{"id": name, "prompt_id": name, "kind": "harmless", "dialogue": ASKED, "responses": texts, "preferred": preferred}
-             for name, texts, preferred in (("a", ["x y z", "x"], 0), ("b", ["x", "x y"], 0), ("c", ["x", "y", "z z"], None))]
+    pairs = [
+        {
+            "id": name,
+            "prompt_id": name,
+            "kind": "harmless",
+            "dialogue": ASKED,
+            "responses": texts,
+            "preferred": preferred,
+        }
+        for name, texts, preferred in (
+            ("a", ["x y z", "x"], 0),
+            ("b", ["x", "x y"], 0),
+            ("c", ["x", "y", "z z"], None),
+        )
+    ]
     for pair in pairs[2:]:
         del pair["preferred"]
-    ctx = Context(tmp_path, default.feedback(mode="preference_model", model="@pm"), comparisons=written(pairs))
+    ctx = Context(
+        tmp_path, default.feedback(mode="preference_model", model="@pm"), comparisons=written(pairs)
+    )
     summary = feedback.run(ctx)
     rows = {row["id"]: row for row in ctx.directory.records()}
-    assert list(rows) == ["a/0-1", "b/0-1", "c/0-1", "c/0-2", "c/1-2"] and len(Judge.seen) == 7, "every response scored once"
+    assert list(rows) == ["a/0-1", "b/0-1", "c/0-1", "c/0-2", "c/1-2"] and len(Judge.seen) == 7, (
+        "every response scored once"
+    )
     for name, delta in {"a/0-1": 2, "b/0-1": -1, "c/0-1": 0, "c/1-2": -1}.items():
         assert labels.target([rows[name]]) == pytest.approx(1 / (1 + math.exp(-delta)))
     assert labels.target([rows["b/0-1"]], kind="hard") == 0.0

@@ -15,8 +15,18 @@ from cai_jax.data.prompts import load_prompts
 from cai_jax.data.tables import read_rows
 from cai_jax.errors import UserError
 
-TURNS = [{"role": "human", "text": "A?"}, {"role": "assistant", "text": "B"}, {"role": "human", "text": "C?\n\nHuman: é"}]
-TURN = {"principle_id": "p", "critique_request": None, "critique": None, "revision_request": "Rewrite.", "revision": "better"}
+TURNS = [
+    {"role": "human", "text": "A?"},
+    {"role": "assistant", "text": "B"},
+    {"role": "human", "text": "C?\n\nHuman: é"},
+]
+TURN = {
+    "principle_id": "p",
+    "critique_request": None,
+    "critique": None,
+    "revision_request": "Rewrite.",
+    "revision": "better",
+}
 
 
 def write(path, rows):
@@ -32,34 +42,80 @@ def stage(run, kind, rows, done=True):
 
 def test_official_evaluations(tmp_path):
     row = {"prompt": "…\n\nThe answer is:", "corrects": [" (B)"], "incorrects": [" (A)"]}
-    whole = {"text_correct": "\n\nHuman: a\n\nAssistant: b", "text_incorrect": "\n\nHuman: a\n\nAssistant: c"}
+    whole = {
+        "text_correct": "\n\nHuman: a\n\nAssistant: b",
+        "text_incorrect": "\n\nHuman: a\n\nAssistant: c",
+    }
     write(tmp_path / "in" / "eval_438HHHEvaluations.jsonl.gz", [row | whole])
     write(tmp_path / "in" / "HarmfulVsEthical.jsonl", [row, row])
-    assert prepare.main(["cai_evals", "--manual_dir", str(tmp_path / "in"), "--data_dir", str(tmp_path)]) == 0
+    assert (
+        prepare.main(
+            ["cai_evals", "--manual_dir", str(tmp_path / "in"), "--data_dir", str(tmp_path)]
+        )
+        == 0
+    )
     items = load_choices(f"tfds:cai_evals/harmful_vs_ethical@{tmp_path}")
     assert len(items) == 2 and items[0].options == (" (A)", " (B)") and items[0].correct == 1
     (item,) = load_choices(f"tfds:cai_evals/hhh@{tmp_path}")
     assert [dialogue[-1].text for dialogue in item.dialogues] == ["b", "c"]
     with pytest.raises(UserError, match="HarmfulnessClassification"):
-        prepare.prepare("cai_evals/harm_kinds", data_dir=str(tmp_path), manual_dir=str(tmp_path / "in"))
+        prepare.prepare(
+            "cai_evals/harm_kinds", data_dir=str(tmp_path), manual_dir=str(tmp_path / "in")
+        )
 
 
 def test_what_a_run_made(tmp_path, capsys):
     run, base = tmp_path / "run", {"prompt_id": "x", "model": "m", "seed": 0, "dialogue": TURNS}
-    stage(run, "revise", [base | {"id": "x/00", "kind": None, "initial": "bad", "rounds": [TURN, TURN | {"critique": "c"}]}])
+    stage(
+        run,
+        "revise",
+        [
+            base
+            | {
+                "id": "x/00",
+                "kind": None,
+                "initial": "bad",
+                "rounds": [TURN, TURN | {"critique": "c"}],
+            }
+        ],
+    )
     stage(run, "compare", [base | {"id": "x", "kind": "k", "responses": ["one", "two", "two"]}])
     entry = {"order": "ab", "chain": 0, "a": -2.0, "b": -1.0}
-    stage(run, "feedback", [{"id": f"x/{a}{b}", "comparison_id": "x", "pair": [a, b], "model": "judge", "logprobs": [entry]}
-                            for a, b in ((0, 1), (0, 2), (1, 2))])
+    stage(
+        run,
+        "feedback",
+        [
+            {
+                "id": f"x/{a}{b}",
+                "comparison_id": "x",
+                "pair": [a, b],
+                "model": "judge",
+                "logprobs": [entry],
+            }
+            for a, b in ((0, 1), (0, 2), (1, 2))
+        ],
+    )
     assert prepare.main(["cai_run", "--manual_dir", str(run), "--data_dir", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     assert "read as tfds:cai_run/comparisons@" in told
-    assert told.count("records.jsonl (sha256 ") == 3 and "2022" not in told  # of revise; of compare and feedback
-    (_, row), = read_rows(f"tfds:cai_run/revisions@{tmp_path}", "train")
-    assert row["prompt"] == TURNS and row["initial"] == "bad" and [r["critique"] for r in row["rounds"]] == ["", "c"]
-    assert [m.text for m in load_prompts(f"tfds:cai_run/revisions@{tmp_path}#prompt=prompt,id=id")[0].dialogue][0] == "A?"
+    assert (
+        told.count("records.jsonl (sha256 ") == 3 and "2022" not in told
+    )  # of revise; of compare and feedback
+    ((_, row),) = read_rows(f"tfds:cai_run/revisions@{tmp_path}", "train")
+    assert (
+        row["prompt"] == TURNS
+        and row["initial"] == "bad"
+        and [r["critique"] for r in row["rounds"]] == ["", "c"]
+    )
+    assert [
+        m.text
+        for m in load_prompts(f"tfds:cai_run/revisions@{tmp_path}#prompt=prompt,id=id")[0].dialogue
+    ][0] == "A?"
     pairs, dropped = load_comparisons(f"tfds:cai_run/comparisons@{tmp_path}")
-    assert [(p.id, p.chosen, p.rejected) for p in pairs] == [("x#0-1", "two", "one"), ("x#0-2", "two", "one")]
+    assert [(p.id, p.chosen, p.rejected) for p in pairs] == [
+        ("x#0-1", "two", "one"),
+        ("x#0-2", "two", "one"),
+    ]
     assert pairs[0].dialogue[-1].text == TURNS[-1]["text"] and dropped == {}
     rows = [row for _, row in read_rows(f"tfds:cai_run/comparisons@{tmp_path}", "train")]
     assert rows[0]["probability"] == pytest.approx(0.7310585786300049)
@@ -72,13 +128,18 @@ def test_a_directory_that_is_no_run(tmp_path):
     with pytest.raises(UserError, match="needs --manual_dir=RUN"):
         prepare.prepare("cai_run/revisions", data_dir=str(tmp_path))
     with pytest.raises(UserError, match="no finished stages"):
-        prepare.prepare("cai_run/comparisons", data_dir=str(tmp_path), manual_dir=str(tmp_path / "run"))
+        prepare.prepare(
+            "cai_run/comparisons", data_dir=str(tmp_path), manual_dir=str(tmp_path / "run")
+        )
 
 
 def test_public_evaluations_are_read_as_what_they_are_without_tensorflow(shared_data, tmp_path):
     """All three official files: prepared, then read by another process through tfds.data_source; every row is the file's, and
     metadata name it with its digest."""
-    assert prepare.main(["cai_evals", "--manual_dir", str(shared_data), "--data_dir", str(tmp_path)]) == 0
+    assert (
+        prepare.main(["cai_evals", "--manual_dir", str(shared_data), "--data_dir", str(tmp_path)])
+        == 0
+    )
     code = (
         "import hashlib, json, sys\n"
         "import tensorflow_datasets as tfds\n"
@@ -98,7 +159,10 @@ def test_public_evaluations_are_read_as_what_they_are_without_tensorflow(shared_
         name, count, digest, sha256 = json.loads(line)
         path = cai_sets.find_files(shared_data, name)["test"]
         prompts = [row["prompt"] for _, row in read_rows(str(path))]
-        assert count == len(prompts) and digest == hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+        assert (
+            count == len(prompts)
+            and digest == hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+        )
         assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert len(done.stdout.splitlines()) == len(cai_sets.EVALS)
 

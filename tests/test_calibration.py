@@ -25,7 +25,10 @@ def test_calibrated_probabilities_have_a_small_error():
 
 
 def test_edges_and_nothing():
-    assert [b.observed.n for b in reliability([0.5, 1.0], [1, 1], num_bins=5, span=(0.5, 1.0))] == [1, 1]
+    assert [b.observed.n for b in reliability([0.5, 1.0], [1, 1], num_bins=5, span=(0.5, 1.0))] == [
+        1,
+        1,
+    ]
     assert expected_calibration_error([]) is None and brier([], []) is None
     with pytest.raises(ValueError):
         reliability([1.2], [1])

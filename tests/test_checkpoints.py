@@ -24,8 +24,11 @@ ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 def trees(seed=0):
     keys = jax.random.split(jax.random.key(seed), 3)
-    params = {"layers": {"w": jax.random.normal(keys[0], (4, 8, 6))}, "embed": jax.random.normal(keys[1], (16, 8)),
-              "half": jax.random.normal(keys[2], (5,)).astype(jnp.bfloat16)}
+    params = {
+        "layers": {"w": jax.random.normal(keys[0], (4, 8, 6))},
+        "embed": jax.random.normal(keys[1], (16, 8)),
+        "half": jax.random.normal(keys[2], (5,)).astype(jnp.bfloat16),
+    }
     return {"params": params, "optimiser": optax.adam(optax.constant_schedule(0.1)).init(params)}
 
 
@@ -35,7 +38,11 @@ def abstract(tree):
 
 def assert_equal(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(lambda x, y: (np.testing.assert_array_equal(x, y), x.dtype == y.dtype or pytest.fail()), a, b)
+    jax.tree.map(
+        lambda x, y: (np.testing.assert_array_equal(x, y), x.dtype == y.dtype or pytest.fail()),
+        a,
+        b,
+    )
 
 
 def test_round_trip_items_and_meta(tmp_path):
@@ -45,7 +52,9 @@ def test_round_trip_items_and_meta(tmp_path):
     got, meta = lib.Checkpoints(tmp_path / "c").restore(3, abstract(saved))
     assert_equal(got, saved)
     assert meta == {"kl_coefficient": 0.25, "text": "ü"}
-    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=ONE), saved["params"])
+    half = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=ONE), saved["params"]
+    )
     weights, _ = store.restore(3, {"params": half})
     assert_equal(weights["params"], jax.tree.map(lambda x: x.astype(jnp.bfloat16), saved["params"]))
 
@@ -83,7 +92,9 @@ def test_clear_errors(tmp_path):
         store.save(1, saved)
     with pytest.raises(ValueError, match=r"no step 9; there are \[1\]"):
         store.restore(9, abstract(saved))
-    other = abstract(saved["params"]) | {"embed": jax.ShapeDtypeStruct((16, 9), jnp.float32, sharding=ONE)}
+    other = abstract(saved["params"]) | {
+        "embed": jax.ShapeDtypeStruct((16, 9), jnp.float32, sharding=ONE)
+    }
     with pytest.raises(ValueError, match=r"'embed' is .*16, 8.*needs \(16, 9\)"):
         store.restore(1, {"params": other})
     with pytest.raises(ValueError, match="only in the model or.*unembed"):
@@ -119,16 +130,26 @@ def test_a_flipped_bit_is_found_and_the_step_before_is_used(tmp_path, seed, caps
 
 
 def test_bits_in_every_leaf_are_covered_by_digests():
-    tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones((4,), jnp.bfloat16), "c": jnp.array(3, jnp.int32),
-            "d": jnp.array([True, False])}
+    tree = {
+        "a": jnp.arange(6.0).reshape(2, 3),
+        "b": jnp.ones((4,), jnp.bfloat16),
+        "c": jnp.array(3, jnp.int32),
+        "d": jnp.array([True, False]),
+    }
     base = lib.digests(tree)
     next_up = np.nextafter(np.float32(5), np.float32(6))
-    changed = {"a": tree["a"].at[1, 2].set(next_up), "b": tree["b"].at[3].set(1.0078125), "c": jnp.array(2, jnp.int32),
-               "d": jnp.array([False, True])}
+    changed = {
+        "a": tree["a"].at[1, 2].set(next_up),
+        "b": tree["b"].at[3].set(1.0078125),
+        "c": jnp.array(2, jnp.int32),
+        "d": jnp.array([False, True]),
+    }
     for name in tree:
         assert lib.digests(tree | {name: changed[name]})[name] != base[name]
     assert lib.digests({"a": tree["a"][::-1]})["a"] != base["a"]
-    assert lib.digests({"a": -tree["a"] * 0})["a"] != lib.digests({"a": tree["a"] * 0})["a"]  # −0 is not 0
+    assert (
+        lib.digests({"a": -tree["a"] * 0})["a"] != lib.digests({"a": tree["a"] * 0})["a"]
+    )  # −0 is not 0
 
 
 def test_truncated_or_missing_files(tmp_path):
@@ -146,13 +167,19 @@ def test_truncated_or_missing_files(tmp_path):
 def run_python(script: str, stderr=None, **environment) -> subprocess.Popen:
     head = f"import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent.parent)!r})\n"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
-    return subprocess.Popen([sys.executable, "-c", head + script], stdout=subprocess.PIPE, stderr=stderr, text=True,
-                            env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", head + script],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        env=environment,
+    )
 
 
 def test_a_full_disk_is_one_line(tmp_path):
     """Many writes fail at once, from tensorstore's own threads: none of them may print a traceback beside our line."""
-    done = run_python(f"""
+    done = run_python(
+        f"""
 import resource, jax.numpy as jnp
 from cai_jax.errors import UserError
 from cai_jax.io import checkpoints as lib
@@ -162,7 +189,9 @@ for trial in range(5):
         lib.Checkpoints({str(tmp_path)!r} + str(trial)).save(1, {{"params": {{str(i): jnp.ones((64, 64)) for i in range(30)}}}})
     except UserError as error:
         print(error, flush=True)
-""", stderr=subprocess.PIPE)
+""",
+        stderr=subprocess.PIPE,
+    )
     out, errors = done.communicate(timeout=100)
     assert done.returncode == 0 and out.count("cannot write the checkpoint") == 5, errors[-2000:]
     assert "Traceback" not in errors and "event loop" not in errors.lower(), errors[-2000:]
@@ -170,7 +199,8 @@ for trial in range(5):
 
 def test_restores_onto_another_mesh(tmp_path):
     """Saved from a mesh of 4 × 2, read on 2 × 2 and on one device; the digests do not depend on the layout."""
-    process = run_python(f"""
+    process = run_python(
+        f"""
 import jax, numpy as np
 from cai_jax.io.checkpoints import Checkpoints
 w = jax.random.normal(jax.random.key(0), (16, 8))
@@ -181,7 +211,9 @@ store = Checkpoints({str(tmp_path)!r})
 store.save(1, {{"params": {{"w": jax.device_put(w, place(4, 2))}}}})
 got, _ = store.restore(1, {{"params": {{"w": jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=place(2, 2))}}}})
 print(len(got["params"]["w"].sharding.device_set), bool((np.asarray(got["params"]["w"]) == np.asarray(w)).all()))
-""", XLA_FLAGS="--xla_force_host_platform_device_count=8")
+""",
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+    )
     assert process.communicate()[0].split() == ["4", "True"]
     target = {"params": {"w": jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=ONE)}}
     got, _ = lib.Checkpoints(tmp_path).restore(1, target)
@@ -204,7 +236,11 @@ for step in range(1, 10_000):
     process.send_signal(signal.SIGKILL)
     process.wait()
     store = lib.Checkpoints(tmp_path)
-    target = {"params": {str(i): jax.ShapeDtypeStruct((200_000,), jnp.float32, sharding=ONE) for i in range(4)}}
+    target = {
+        "params": {
+            str(i): jax.ShapeDtypeStruct((200_000,), jnp.float32, sharding=ONE) for i in range(4)
+        }
+    }
     latest = store.latest()
     assert latest >= 3
     for step in store.steps():
@@ -220,7 +256,9 @@ def test_a_process_that_looks_late_waits_at_the_same_barriers(tmp_path, monkeypa
     for step in range(1, 5):
         store = lib.Checkpoints(tmp_path, keep=2)
         (tmp_path / f"{step:08d}" / "params").mkdir(parents=True)
-        lib.artefacts.write_sealed(store._step(step) / "step.json", {"digests": {"params": {}}, "keep": step == 1})
+        lib.artefacts.write_sealed(
+            store._step(step) / "step.json", {"digests": {"params": {}}, "keep": step == 1}
+        )
     (tmp_path / "00000002" / "step.json").write_text("{")
     process, met, barrier = threading.local(), {0: [], 1: []}, threading.Barrier(2)
 

@@ -49,15 +49,26 @@ def test_the_saved_notebook_is_the_reviewed_one(name):
     assert saved.cells[1].source == make_notebooks.SHARED["install"][1]
     assert path.stat().st_size < 400_000
     code = [cell for cell in saved.cells if cell.cell_type == "code"]
-    assert all(cell.execution_count for cell in code), "saved without having been run: make_notebooks.py --execute"
-    assert len(printed(saved)) > 500 and not any(output.output_type == "error" for cell in code for output in cell.outputs)
+    assert all(cell.execution_count for cell in code), (
+        "saved without having been run: make_notebooks.py --execute"
+    )
+    assert len(printed(saved)) > 500 and not any(
+        output.output_type == "error" for cell in code for output in cell.outputs
+    )
     assert pictures(saved) == PICTURES[name]
 
 
 def test_quickstart_runs(short):
-    book = make_notebooks.execute(make_notebooks.notebook(make_notebooks.cells("quickstart")), timeout=300)
+    book = make_notebooks.execute(
+        make_notebooks.notebook(make_notebooks.cells("quickstart")), timeout=300
+    )
     text = printed(book)
-    assert "CRITIQUE" in text and "p(first response)" in text and "report.html written" in text and pictures(book) == 1
+    assert (
+        "CRITIQUE" in text
+        and "p(first response)" in text
+        and "report.html written" in text
+        and pictures(book) == 1
+    )
 
 
 def changed_at(folder: pathlib.Path) -> dict[str, int]:
@@ -66,16 +77,24 @@ def changed_at(folder: pathlib.Path) -> dict[str, int]:
 
 def test_the_other_notebooks_run(finished, short, monkeypatch, tmp_path):
     """One after the other in one kernel, which forgets between them: JAX starts once."""
-    run = tmp_path / "finished"  # a copy: other tests, at the same moment, start commands in the run itself
+    run = (
+        tmp_path / "finished"
+    )  # a copy: other tests, at the same moment, start commands in the run itself
     shutil.copytree(finished[0], run)
     monkeypatch.setenv("CAI_JAX_RUN", str(run))
     before = changed_at(run)
     names = make_notebooks.NAMES[1:]
-    book = make_notebooks.notebook([cell for name in names for cell in (*make_notebooks.cells(name), FORGET)])
+    book = make_notebooks.notebook(
+        [cell for name in names for cell in (*make_notebooks.cells(name), FORGET)]
+    )
     text = printed(make_notebooks.execute(book, timeout=300))
     assert "[mine] kind_and_short" in text and "ab 0." in text  # playground
     assert "preference model" in text and "boilerplate" in text  # reading a PM
-    assert "[step 3]" in text and "update 3, best" in text and pictures(book) == 3  # RL against steps
+    assert (
+        "[step 3]" in text and "update 3, best" in text and pictures(book) == 3
+    )  # RL against steps
     after = changed_at(run)
-    touched = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+    touched = sorted(
+        path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
+    )
     assert not touched, "reading a run changed it"

@@ -18,22 +18,39 @@ def write(path, *rows):
 
 
 def test_columns_of_a_jsonl_file_as_prompts(tmp_path):
-    path = write(tmp_path / "a.jsonl",
-                 {"n": 7, "question": "Why?", "topic": 3, "prompt": "not this", "split": "train"},
-                 {"n": 8, "question": "Who?", "topic": 4, "split": "test"})
+    path = write(
+        tmp_path / "a.jsonl",
+        {"n": 7, "question": "Why?", "topic": 3, "prompt": "not this", "split": "train"},
+        {"n": 8, "question": "Who?", "topic": 4, "split": "test"},
+    )
     prompts = load_prompts(f"{path}#prompt=question,id=n,kind=topic")
     assert [(p.id, p.dialogue, p.kind) for p in prompts] == [
-        ("7", (Message("human", "Why?"),), "3"), ("8", (Message("human", "Who?"),), "4")]
+        ("7", (Message("human", "Why?"),), "3"),
+        ("8", (Message("human", "Who?"),), "4"),
+    ]
     assert [p.id for p in load_prompts(f"{path}#prompt=question,id=n", split="test")] == ["8"]
-    assert load_prompts(f"{path}#prompt=question")[0].id == load_prompts(f"{path}#prompt=question,kind=topic")[0].id
-    assert len(load_prompts(f"{path}#prompt=question+embedded:helpful", limit=1, split="train")) == 2
+    assert (
+        load_prompts(f"{path}#prompt=question")[0].id
+        == load_prompts(f"{path}#prompt=question,kind=topic")[0].id
+    )
+    assert (
+        len(load_prompts(f"{path}#prompt=question+embedded:helpful", limit=1, split="train")) == 2
+    )
 
 
 def test_columns_of_parquet_and_dots_into_lists(tmp_path):
     import pyarrow.parquet
 
-    rows = [{"talk": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"},
-                      {"role": "user", "content": "Why?"}], "n": 1}]
+    rows = [
+        {
+            "talk": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Yes?"},
+                {"role": "user", "content": "Why?"},
+            ],
+            "n": 1,
+        }
+    ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     whole = (Message("human", "Hi"), Message("assistant", "Yes?"), Message("human", "Why?"))
     assert load_prompts(f"{tmp_path}/a.parquet#prompt=talk")[0].dialogue == whole
@@ -42,12 +59,17 @@ def test_columns_of_parquet_and_dots_into_lists(tmp_path):
 
 
 def test_columns_as_comparisons(tmp_path):
-    path = write(tmp_path / "pairs.jsonl", {"q": "Why?", "good": "Because.", "bad": "No."},
-                 {"q": "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:", "good": "D", "bad": "E"},
-                 {"q": "Who?", "good": "same", "bad": "same"})
+    path = write(
+        tmp_path / "pairs.jsonl",
+        {"q": "Why?", "good": "Because.", "bad": "No."},
+        {"q": "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:", "good": "D", "bad": "E"},
+        {"q": "Who?", "good": "same", "bad": "same"},
+    )
     pairs, dropped = load_comparisons(f"{path}#dialogue=q,chosen=good,rejected=bad")
     assert [(p.id, p.source, p.chosen, p.rejected) for p in pairs] == [
-        ("pairs:1", "pairs", "Because.", "No."), ("pairs:2", "pairs", "D", "E")]
+        ("pairs:1", "pairs", "Because.", "No."),
+        ("pairs:2", "pairs", "D", "E"),
+    ]
     assert [m.text for m in pairs[1].dialogue] == ["A", "B", "C"] and dropped == {"equal pair": 1}
 
 
@@ -57,20 +79,38 @@ def test_chat_lists_as_comparisons(tmp_path):
     def answer(text):
         return {"role": "assistant", "content": text}
 
-    path = write(tmp_path / "chat.jsonl", {"chosen": [ask, answer("a")], "rejected": [ask, answer("b")]},
-                 {"chosen": [ask, answer("a")], "rejected": [{"role": "user", "content": "Who?"}, answer("b")]},
-                 {"chosen": [ask], "rejected": [ask, answer("b")]})
+    path = write(
+        tmp_path / "chat.jsonl",
+        {"chosen": [ask, answer("a")], "rejected": [ask, answer("b")]},
+        {
+            "chosen": [ask, answer("a")],
+            "rejected": [{"role": "user", "content": "Who?"}, answer("b")],
+        },
+        {"chosen": [ask], "rejected": [ask, answer("b")]},
+    )
     pairs, dropped = load_comparisons(path)
-    assert [(p.dialogue, p.chosen, p.rejected) for p in pairs] == [((Message("human", ask["content"]),), "a", "b")]
+    assert [(p.dialogue, p.chosen, p.rejected) for p in pairs] == [
+        ((Message("human", ask["content"]),), "a", "b")
+    ]
     assert dropped == {"different prompts": 1, "not ending in the assistant": 1}
     shared = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
-    assert chat_turns(shared) == [{"role": "human", "text": "x"}, {"role": "assistant", "text": "y"}]
+    assert chat_turns(shared) == [
+        {"role": "human", "text": "x"},
+        {"role": "assistant", "text": "y"},
+    ]
 
 
 def test_red_team_transcripts_are_prompts_up_to_the_last_answer(tmp_path):
-    path = write(tmp_path / "attempts.jsonl",
-                 {"id": "x", "transcript": "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant: D", "rating": 1.0},
-                 {"transcript": "\n\nHuman: A\n\nAssistant: B\n\nHuman: E"}, {"transcript": "\n\nAssistant: F"})
+    path = write(
+        tmp_path / "attempts.jsonl",
+        {
+            "id": "x",
+            "transcript": "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant: D",
+            "rating": 1.0,
+        },
+        {"transcript": "\n\nHuman: A\n\nAssistant: B\n\nHuman: E"},
+        {"transcript": "\n\nAssistant: F"},
+    )
     prompts, dropped = read_prompts(path)
     assert [[m.text for m in p.dialogue] for p in prompts] == [["A", "B", "C"], ["A", "B", "E"]]
     assert prompts[0].id == "x" and dropped == {"odd turns": 1}
@@ -78,11 +118,18 @@ def test_red_team_transcripts_are_prompts_up_to_the_last_answer(tmp_path):
     assert len(load_prompts(f"{tmp_path}/other.jsonl#transcript=text")) == 1
 
 
-@pytest.mark.parametrize("mapping,expected", [
-    ("prompts=x", "expected FIELD=COLUMN"), ("prompt", "expected FIELD=COLUMN"), ("prompt=x,prompt=y", "expected FIELD=COLUMN"),
-    ("prompt=x", r"a.jsonl:1: field 'x': missing; columns found: q, talk"), ("prompt=talk.5", "field 'talk.5': missing"),
-    ("prompt=n", "missing"), ("kind=q", "field 'prompt': missing"),
-])
+@pytest.mark.parametrize(
+    "mapping,expected",
+    [
+        ("prompts=x", "expected FIELD=COLUMN"),
+        ("prompt", "expected FIELD=COLUMN"),
+        ("prompt=x,prompt=y", "expected FIELD=COLUMN"),
+        ("prompt=x", r"a.jsonl:1: field 'x': missing; columns found: q, talk"),
+        ("prompt=talk.5", "field 'talk.5': missing"),
+        ("prompt=n", "missing"),
+        ("kind=q", "field 'prompt': missing"),
+    ],
+)
 def test_wrong_columns_are_one_line(tmp_path, mapping, expected):
     path = write(tmp_path / "a.jsonl", {"q": "Why?", "talk": [1]})
     with pytest.raises(UserError, match=expected):

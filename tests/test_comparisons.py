@@ -8,13 +8,24 @@ import re
 
 import pytest
 
-from cai_jax.data.comparisons import DIFFERENT, EMPTY, EQUAL, ODD, OPEN, load_comparisons, split_turns
+from cai_jax.data.comparisons import (
+    DIFFERENT,
+    EMPTY,
+    EQUAL,
+    ODD,
+    OPEN,
+    load_comparisons,
+    split_turns,
+)
 from cai_jax.data.evals import load_choices
 from cai_jax.data.prompts import load_prompts
 from cai_jax.errors import UserError
 from cai_jax.structs import Message
 
-GOOD = {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"}
+GOOD = {
+    "chosen": "\n\nHuman: Hi\n\nAssistant: Hello!",
+    "rejected": "\n\nHuman: Hi\n\nAssistant: What?",
+}
 
 
 def write(path, rows):
@@ -46,14 +57,18 @@ def test_embedded_length_does_not_give_the_answer_away(split):
     items = load_comparisons("embedded:helpful_comparisons", split=split)[0]
     longer = sum(len(i.chosen) > len(i.rejected) for i in items) / len(items)
     assert 0.50 <= longer <= 0.58
-    mean = [sum(len(getattr(i, side)) for i in items) / len(items) for side in ("chosen", "rejected")]
+    mean = [
+        sum(len(getattr(i, side)) for i in items) / len(items) for side in ("chosen", "rejected")
+    ]
     assert 0.85 <= mean[0] / mean[1] <= 1.2
 
 
 def test_embedded_texts_are_short_clean_and_distinct(embedded):
     for item in embedded:
         for text in (item.chosen, item.rejected, *(m.text for m in item.dialogue)):
-            assert len(text.split()) <= 45 and text == text.strip() and "\n\nHuman:" not in text, item.id
+            assert len(text.split()) <= 45 and text == text.strip() and "\n\nHuman:" not in text, (
+                item.id
+            )
         assert item.dialogue[-1].role == "human" and item.chosen != item.rejected
     asked = [" ".join(m.text for m in item.dialogue) for item in embedded]
     assert len(set(asked)) == len(asked)
@@ -78,8 +93,16 @@ def test_embedded_sets_do_not_share_prompts(embedded):
     """What a policy is asked, what a preference model learns from, and what both are evaluated on are apart."""
     asked = [item.dialogue[0].text for item in embedded]
     evaluated = [item.dialogues[0][0].text for item in load_choices("embedded:hhh")]
-    prompts = [p.dialogue[0].text for name in ("helpful", "red_team") for p in load_prompts(f"embedded:{name}")]
-    assert not near_duplicates(asked, prompts) + near_duplicates(evaluated, prompts) + near_duplicates(evaluated, asked)
+    prompts = [
+        p.dialogue[0].text
+        for name in ("helpful", "red_team")
+        for p in load_prompts(f"embedded:{name}")
+    ]
+    assert (
+        not near_duplicates(asked, prompts)
+        + near_duplicates(evaluated, prompts)
+        + near_duplicates(evaluated, asked)
+    )
 
 
 def test_hh_rlhf_pairs_and_every_reason_to_drop_one(tmp_path):
@@ -90,17 +113,30 @@ def test_hh_rlhf_pairs_and_every_reason_to_drop_one(tmp_path):
         {"chosen": GOOD["chosen"], "rejected": GOOD["chosen"] + " "},  # equal but for white space
         {"chosen": GOOD["chosen"], "rejected": f"{human}Ho{answer}What?"},
         {"chosen": GOOD["chosen"] + human + "Bye", "rejected": GOOD["rejected"] + human + "Bye"},
-        {"chosen": f"{human}Hi{human}again{answer}Yes", "rejected": f"{human}Hi{human}again{answer}No"},
+        {
+            "chosen": f"{human}Hi{human}again{answer}Yes",
+            "rejected": f"{human}Hi{human}again{answer}No",
+        },
         {"chosen": f"Once.{human}Hi{answer}Yes", "rejected": f"Once.{human}Hi{answer}No"},
         {"chosen": f"{human}Hi{answer}", "rejected": GOOD["rejected"]},
         {"chosen": " ", "rejected": GOOD["rejected"]},
         {"chosen": "no headings", "rejected": GOOD["rejected"]},
-        {"chosen": f"{human}a: b{answer}c{human}d{answer}e", "rejected": f"{human}a: b{answer}c{human}d{answer}f\n\ng"},
+        {
+            "chosen": f"{human}a: b{answer}c{human}d{answer}e",
+            "rejected": f"{human}a: b{answer}c{human}d{answer}f\n\ng",
+        },
     ]
     kept, dropped = load_comparisons(write(tmp_path / "pairs.jsonl", rows))
     assert dropped == {EQUAL: 2, DIFFERENT: 1, OPEN: 2, ODD: 2, EMPTY: 2}
-    assert [(i.id, i.chosen, i.rejected) for i in kept] == [("pairs:1", "Hello!", "What?"), ("pairs:11", "e", "f\n\ng")]
-    assert kept[1].dialogue == (Message("human", "a: b"), Message("assistant", "c"), Message("human", "d"))
+    assert [(i.id, i.chosen, i.rejected) for i in kept] == [
+        ("pairs:1", "Hello!", "What?"),
+        ("pairs:11", "e", "f\n\ng"),
+    ]
+    assert kept[1].dialogue == (
+        Message("human", "a: b"),
+        Message("assistant", "c"),
+        Message("human", "d"),
+    )
 
 
 def test_other_headings_are_words():
@@ -112,46 +148,81 @@ def test_same_rows_from_every_kind_of_file(tmp_path, embedded):
     import pyarrow
     import pyarrow.parquet
 
-    ours = [{"id": f"n{i}", "dialogue": [{"role": "human", "text": f"q{i}"}], "chosen": "yes", "rejected": "no",
-             "split": "train" if i % 2 else "test"} for i in range(5)]
+    ours = [
+        {
+            "id": f"n{i}",
+            "dialogue": [{"role": "human", "text": f"q{i}"}],
+            "chosen": "yes",
+            "rejected": "no",
+            "split": "train" if i % 2 else "test",
+        }
+        for i in range(5)
+    ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ours), tmp_path / "rows.parquet")
-    sources = [write(tmp_path / "rows.jsonl", ours), write(tmp_path / "rows.jsonl.gz", ours), tmp_path / "rows.parquet"]
+    sources = [
+        write(tmp_path / "rows.jsonl", ours),
+        write(tmp_path / "rows.jsonl.gz", ours),
+        tmp_path / "rows.parquet",
+    ]
     loaded = [load_comparisons(str(source)) for source in sources]
     assert loaded[0] == loaded[1] == loaded[2] and len(loaded[0][0]) == 5
     assert [i.id for i in load_comparisons(sources[0], split="train")[0]] == ["n1", "n3"]
     assert [i.id for i in load_comparisons(sources[0], offset=1, limit=2)[0]] == ["n1", "n2"]
 
 
-@pytest.mark.parametrize("text,expected", [
-    ('{"chosen": "x"', ":2:"),
-    ('{"chosen": "\\n\\nHuman: a\\n\\nAssistant: b"}', "rejected"),
-    ('{"chosen": 3, "rejected": "x"}', "chosen"),
-    ('{"dialogue": [], "chosen": "a", "rejected": "b"}', "dialogue"),
-    ('{"dialogue": [{"role": "assistant", "text": "a"}], "chosen": "a", "rejected": "b"}', "human turn last"),
-    ('{"dialogue": [{"role": "human", "text": "a"}], "chosen": "a", "rejected": ""}', "rejected"),
-])
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        ('{"chosen": "x"', ":2:"),
+        ('{"chosen": "\\n\\nHuman: a\\n\\nAssistant: b"}', "rejected"),
+        ('{"chosen": 3, "rejected": "x"}', "chosen"),
+        ('{"dialogue": [], "chosen": "a", "rejected": "b"}', "dialogue"),
+        (
+            '{"dialogue": [{"role": "assistant", "text": "a"}], "chosen": "a", "rejected": "b"}',
+            "human turn last",
+        ),
+        (
+            '{"dialogue": [{"role": "human", "text": "a"}], "chosen": "a", "rejected": ""}',
+            "rejected",
+        ),
+    ],
+)
 def test_malformed_rows_name_file_line_and_field(tmp_path, text, expected):
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(GOOD) + "\n" + text + "\n")
     with pytest.raises(UserError) as error:
         load_comparisons(str(path))
-    assert "bad.jsonl:2" in str(error.value) and expected in str(error.value) and "\n" not in str(error.value)
+    assert (
+        "bad.jsonl:2" in str(error.value)
+        and expected in str(error.value)
+        and "\n" not in str(error.value)
+    )
 
 
-@pytest.mark.parametrize("source,split,expected", [
-    ("embedded:helpful_comparisons", "no such split", "0 rows left"),
-    ("embedded:nothing", None, "embedded:helpful_comparisons"),
-    ("absent.jsonl", None, "no such file"), ("absent.parquet", None, "no such file"), ("rows.csv", None, "parquet"),
-])
+@pytest.mark.parametrize(
+    "source,split,expected",
+    [
+        ("embedded:helpful_comparisons", "no such split", "0 rows left"),
+        ("embedded:nothing", None, "embedded:helpful_comparisons"),
+        ("absent.jsonl", None, "no such file"),
+        ("absent.parquet", None, "no such file"),
+        ("rows.csv", None, "parquet"),
+    ],
+)
 def test_nothing_to_read(source, split, expected):
     with pytest.raises(UserError, match=expected):
         load_comparisons(source, split=split)
 
 
-@pytest.mark.parametrize("name,kept,dropped", [
-    ("hh_harmless_base", 1713, {ODD: 5}), ("hh_helpful_base", 1674, {ODD: 11}),
-    ("hh_helpful_online", 837, {EMPTY: 1, OPEN: 2}), ("hh_helpful_rejection_sampled", 1956, {ODD: 2}),
-])
+@pytest.mark.parametrize(
+    "name,kept,dropped",
+    [
+        ("hh_harmless_base", 1713, {ODD: 5}),
+        ("hh_helpful_base", 1674, {ODD: 11}),
+        ("hh_helpful_online", 837, {EMPTY: 1, OPEN: 2}),
+        ("hh_helpful_rejection_sampled", 1956, {ODD: 2}),
+    ],
+)
 def test_public_hh_rlhf(shared_data, name, kept, dropped):
     items, counts = load_comparisons(str(shared_data / f"{name}.jsonl.gz"))
     assert (len(items), counts) == (kept, dropped)

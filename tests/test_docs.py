@@ -16,7 +16,15 @@ from cai_jax.models.config import FAMILIES
 from configs import default
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/extend.md", "docs/paper_map.md", "docs/adapters.md", "docs/data.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/extend.md",
+    "docs/paper_map.md",
+    "docs/adapters.md",
+    "docs/data.md",
+)
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -28,8 +36,12 @@ def test_the_code_of_extend_runs(finished, tmp_path, monkeypatch):
     """As a reader would: block after block in one directory; what a block calls a file is written there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(pipeline, "KINDS", (*pipeline.KINDS, "above"))  # what the page says to do by hand
-    monkeypatch.setattr(cai_jax.stages, "__path__", [*cai_jax.stages.__path__, str(tmp_path / "cai_jax" / "stages")])
+    monkeypatch.setattr(
+        pipeline, "KINDS", (*pipeline.KINDS, "above")
+    )  # what the page says to do by hand
+    monkeypatch.setattr(
+        cai_jax.stages, "__path__", [*cai_jax.stages.__path__, str(tmp_path / "cai_jax" / "stages")]
+    )
     families = dict(FAMILIES)
     shutil.copytree(finished[0], tmp_path / "runs" / "tiny")
     ran = 0
@@ -49,7 +61,9 @@ def test_the_code_of_extend_runs(finished, tmp_path, monkeypatch):
         FAMILIES.clear()
         FAMILIES.update(families)
     assert ran == 6
-    assert len((tmp_path / "runs" / "tiny" / "above" / "records.jsonl").read_text().splitlines()) == 6
+    assert (
+        len((tmp_path / "runs" / "tiny" / "above" / "records.jsonl").read_text().splitlines()) == 6
+    )
 
 
 def test_the_paper_map_has_the_defaults():
@@ -58,14 +72,18 @@ def test_the_paper_map_has_the_defaults():
         row = re.match(r"\|.*\| `(\w+)\.(\w+)` \| `([^`]*)`.*\|$", line)
         if row:
             stage, field, value = row.groups()
-            assert graph[stage][field] == ast.literal_eval(value), f"{stage}.{field}: the page says {value}"
+            assert graph[stage][field] == ast.literal_eval(value), (
+                f"{stage}.{field}: the page says {value}"
+            )
             found += 1
     assert found >= 40
 
 
 def test_every_field_that_the_paper_map_names_exists():
     graph = default.get_config().graph
-    for stage, field in re.findall(r"`([a-z_]+)\.([a-z_]+)(?:\.[a-z_]+)*`", (ROOT / "docs" / "paper_map.md").read_text()):
+    for stage, field in re.findall(
+        r"`([a-z_]+)\.([a-z_]+)(?:\.[a-z_]+)*`", (ROOT / "docs" / "paper_map.md").read_text()
+    ):
         assert field in graph[stage], f"{stage}.{field}"
 
 
@@ -80,6 +98,11 @@ def test_links_lead_somewhere(page):
 def test_docstrings_render(tmp_path):
     """What `make docs` does."""
     pytest.importorskip("pdoc")
-    done = subprocess.run([sys.executable, "-m", "pdoc", "-o", str(tmp_path), "cai_jax"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pdoc", "-o", str(tmp_path), "cai_jax"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "preference_loss" in (tmp_path / "cai_jax" / "losses.html").read_text()

@@ -5,7 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from cai_jax.evals.elo import ELO_PER_LOGIT, bradley_terry, elo, outcomes_from_judge, outcomes_from_scores
+from cai_jax.evals.elo import (
+    ELO_PER_LOGIT,
+    bradley_terry,
+    elo,
+    outcomes_from_judge,
+    outcomes_from_scores,
+)
 
 
 def test_two_models_have_a_closed_form():
@@ -28,7 +34,9 @@ def test_three_models_equal_scipy():
 
 def test_batched_fit_equals_single_fits():
     wins = np.random.default_rng(1).integers(1, 9, (5, 4, 4)) * (1.0 - np.eye(4))
-    np.testing.assert_allclose(bradley_terry(wins, anchor=2), [bradley_terry(w, anchor=2) for w in wins], atol=1e-8)
+    np.testing.assert_allclose(
+        bradley_terry(wins, anchor=2), [bradley_terry(w, anchor=2) for w in wins], atol=1e-8
+    )
 
 
 def test_unconnected_models_are_refused():
@@ -48,13 +56,21 @@ def test_ties_count_half_or_are_dropped():
     scores = {"a": {"1": 0.0, "2": 0.0, "3": 0.0}, "b": {"1": 0.0, "2": 1.0, "3": -1.0}}
     outcomes = outcomes_from_scores(scores)
     assert outcomes[("a", "b")] == {"1": 0.5, "2": 0.0, "3": 1.0}
-    assert abs(elo(outcomes, "a")["b"].value) < 1e-6 and abs(elo(outcomes, "a", ties="drop")["b"].value) < 1e-6
+    assert (
+        abs(elo(outcomes, "a")["b"].value) < 1e-6
+        and abs(elo(outcomes, "a", ties="drop")["b"].value) < 1e-6
+    )
 
 
 def test_a_judge_with_a_place_preference_is_symmetrised():
     answers = {"a": {"1": "x"}, "b": {"1": "y"}}
     assert outcomes_from_judge(lambda prompt, first, second: 1.0, answers)[("a", "b")]["1"] == 0.5
-    assert outcomes_from_judge(lambda prompt, first, second: float(first == "x"), answers)[("a", "b")]["1"] == 1.0
+    assert (
+        outcomes_from_judge(lambda prompt, first, second: float(first == "x"), answers)[("a", "b")][
+            "1"
+        ]
+        == 1.0
+    )
 
 
 def coverage(trials: int, num_prompts: int = 80) -> float:

@@ -22,12 +22,17 @@ def test_every_stage_leaves_its_records(finished):
     assert records(workdir, "feedback_chain")[0]["chains"][0]["text"] is not None
     for stage in TRAINING_STAGES:
         assert (workdir / stage / "metrics.jsonl").read_text()
-        assert json.loads((workdir / stage / "model" / "role.json").read_text())["kind"] in ("policy", "reward")
+        assert json.loads((workdir / stage / "model" / "role.json").read_text())["kind"] in (
+            "policy",
+            "reward",
+        )
     manifest = json.loads((workdir / "sl" / "manifest.json").read_text())
     assert 0 < manifest["cpu_seconds"] and 0 < manifest["seconds"]
     assert (workdir / "evaluate" / "metrics.json").exists()
     page = (workdir / "report" / "report.html").read_text()
-    assert "<script src" not in page and "http://" not in re.sub(r"http://www\.w3\.org\S*", "", page)
+    assert "<script src" not in page and "http://" not in re.sub(
+        r"http://www\.w3\.org\S*", "", page
+    )
     assert "stage" in output and "rl" in output
 
 
@@ -40,9 +45,14 @@ def test_the_first_minibatch_of_ppo_is_on_policy(finished):
 
 def test_the_same_command_again_changes_nothing(finished):
     workdir, _ = finished
+
     def times():
         told = ("config.json", "status.json")  # what the run says of itself
-        return {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file() and path.name not in told}
+        return {
+            path: path.stat().st_mtime_ns
+            for path in workdir.rglob("*")
+            if path.is_file() and path.name not in told
+        }
 
     before = times()
     start = time.monotonic()
@@ -60,17 +70,28 @@ def test_a_changed_field_stops_with_one_line(finished):
 
 def test_eight_devices_give_what_one_gives(finished, tmp_path):
     """ARCHITECTURE's "equal" across meshes: sampled rows apart from near-ties, losses within 1e-5."""
-    flags = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2",
-             "--config.stages=respond,respond_helpful,revise,sl"]
+    flags = [
+        "--config.mesh.data=2",
+        "--config.mesh.fsdp=2",
+        "--config.mesh.tensor=2",
+        "--config.stages=respond,respond_helpful,revise,sl",
+    ]
     done = run(tmp_path / "run", *flags, JAX_NUM_CPU_DEVICES="8")
     assert done.returncode == 0, done.stderr[-3000:]
     texts = []
     for stage in ("respond", "respond_helpful"):
-        pairs = list(zip(records(finished[0], stage), records(tmp_path / "run", stage), strict=True))
+        pairs = list(
+            zip(records(finished[0], stage), records(tmp_path / "run", stage), strict=True)
+        )
         texts += [one["response"] == eight["response"] for one, eight in pairs]
         for one, eight in pairs:
             if one["response"] == eight["response"]:
                 assert one["logprob"] == pytest.approx(eight["logprob"], rel=1e-5)
     assert sum(texts) == len(texts), "no near-ties are expected among these few rows"
-    rows = [[json.loads(line) for line in open(path / "sl" / "metrics.jsonl")] for path in (finished[0], tmp_path / "run")]
-    assert [row["loss"] for row in rows[0]] == pytest.approx([row["loss"] for row in rows[1]], rel=1e-5)
+    rows = [
+        [json.loads(line) for line in open(path / "sl" / "metrics.jsonl")]
+        for path in (finished[0], tmp_path / "run")
+    ]
+    assert [row["loss"] for row in rows[0]] == pytest.approx(
+        [row["loss"] for row in rows[1]], rel=1e-5
+    )

@@ -20,7 +20,11 @@ from cai_jax.stages import evaluate
 from cai_jax.structs import Completion, Message, Score
 from configs import evaluations
 
-WORDS = {"helpful": 2, "@sl": 4, "@rl": 6}  # a model's answers have that many words; the judge counts words
+WORDS = {
+    "helpful": 2,
+    "@sl": 4,
+    "@rl": 6,
+}  # a model's answers have that many words; the judge counts words
 
 
 class Format:
@@ -54,7 +58,9 @@ class Judge:
         pass
 
     def score(self, dialogues):
-        return np.array([len(d[-1].text.split()) + 0.1 * len(d[0].text) for d in dialogues], np.float32)
+        return np.array(
+            [len(d[-1].text.split()) + 0.1 * len(d[0].text) for d in dialogues], np.float32
+        )
 
     def score_each(self, dialogues):
         return enumerate(self.score(dialogues).tolist())
@@ -66,20 +72,49 @@ class Context:
     seed, mesh, name = 0, None, "evaluate"
 
     def __init__(self, path, die_after=None, **fields):
-        self.directory, self.inputs, self.dropped, self.sampled = StageDirectory(epath.Path(path)), {}, {}, []
+        self.directory, self.inputs, self.dropped, self.sampled = (
+            StageDirectory(epath.Path(path)),
+            {},
+            {},
+            [],
+        )
         self.die_after = die_after
         prompts = {"source": "x", "split": "", "offset": 0, "limit": None}
-        self.config = ml_collections.ConfigDict({
-            "models": {"initial": "helpful", "sl": "@sl", "rl": "@rl"}, "reward": "@pm", "feedback": "feedback",
-            "anchor": "sl", "judge": "",
-            "prompts_red_team": prompts, "prompts_helpful": prompts, "choices": "embedded:hhh", "num_choices": None,
-            "comparisons": prompts, "num_samples": 2, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 9,
-            "num_few_shot": 1, "choices_of_models": False,
-            "num_chains": 2, "max_chain_tokens": 9, "format": "auto", "harm": {"model": ""}, "big_bench": "",
-            **fields})
-        self.run_config = ml_collections.ConfigDict({
-            "models": {"feedback": "base", "helpful": "base", "base": "somewhere"}, "stages": ("sl", "pm", "rl", "evaluate"),
-            "graph": {"rl": {"kind": "rl", "reward": "@pm"}}, "model": {"scan_layers": False}})
+        self.config = ml_collections.ConfigDict(
+            {
+                "models": {"initial": "helpful", "sl": "@sl", "rl": "@rl"},
+                "reward": "@pm",
+                "feedback": "feedback",
+                "anchor": "sl",
+                "judge": "",
+                "prompts_red_team": prompts,
+                "prompts_helpful": prompts,
+                "choices": "embedded:hhh",
+                "num_choices": None,
+                "comparisons": prompts,
+                "num_samples": 2,
+                "temperature": 1.0,
+                "top_k": 0,
+                "top_p": 1.0,
+                "max_new_tokens": 9,
+                "num_few_shot": 1,
+                "choices_of_models": False,
+                "num_chains": 2,
+                "max_chain_tokens": 9,
+                "format": "auto",
+                "harm": {"model": ""},
+                "big_bench": "",
+                **fields,
+            }
+        )
+        self.run_config = ml_collections.ConfigDict(
+            {
+                "models": {"feedback": "base", "helpful": "base", "base": "somewhere"},
+                "stages": ("sl", "pm", "rl", "evaluate"),
+                "graph": {"rl": {"kind": "rl", "reward": "@pm"}},
+                "model": {"scan_layers": False},
+            }
+        )
 
     def load_model(self, reference, kind="policy", format="auto"):
         return Model(reference)
@@ -93,13 +128,18 @@ class Context:
                 raise KeyboardInterrupt
             self.sampled.append(request.id)
             text = "Let me think" if "#" in request.id else " ".join(["word"] * WORDS[model.name])
-            yield Completion(request.id, (1,) * len(text.split()), (-0.5,) * len(text.split()), text, "eos")
+            yield Completion(
+                request.id, (1,) * len(text.split()), (-0.5,) * len(text.split()), text, "eos"
+            )
 
     def score(self, model, requests, label, wanted=None):
         for request in requests:
             if wanted is not None and request.id not in wanted:
                 continue
-            yield Score(request.id, tuple((math.log(0.8 if i == 0 else 0.2),) for i in range(len(request.options))))
+            yield Score(
+                request.id,
+                tuple((math.log(0.8 if i == 0 else 0.2),) for i in range(len(request.options))),
+            )
 
     def score_each(self, model, dialogues, label):
         return model.score_each(dialogues)
@@ -115,10 +155,20 @@ class Context:
 def data(monkeypatch):
     human = (Message("human", "a question"),)
     prompts = [Prompt(f"p{i}", (Message("human", "q" * (i + 1)),), "theft") for i in range(9)]
-    items = [ChoiceItem(f"c{i}", "Which? Options:\n (A) one\n (B) two words\nThe answer is:", (" (A)", " (B)"), i % 2,
-                        tuple((*human, Message("assistant", text)) for text in ("a b c", "a")), "honest" if i < 4 else "other")
-             for i in range(9)]
-    pairs = [HumanComparison(f"h{i}", human, "longer answer here", "short", "test") for i in range(5)]
+    items = [
+        ChoiceItem(
+            f"c{i}",
+            "Which? Options:\n (A) one\n (B) two words\nThe answer is:",
+            (" (A)", " (B)"),
+            i % 2,
+            tuple((*human, Message("assistant", text)) for text in ("a b c", "a")),
+            "honest" if i < 4 else "other",
+        )
+        for i in range(9)
+    ]
+    pairs = [
+        HumanComparison(f"h{i}", human, "longer answer here", "short", "test") for i in range(5)
+    ]
     monkeypatch.setattr(evaluate, "read_prompts", lambda **_: (prompts, {"empty": 1}))
     monkeypatch.setattr(evaluate, "load_choices", lambda source: items)
     monkeypatch.setattr(evaluate, "load_comparisons", lambda **_: (pairs, {"equal pair": 2}))
@@ -133,22 +183,35 @@ def test_numbers(tmp_path):
     assert len({r["name"] for r in rows}) == len(rows) == summary["rows"]
     score = {r["model"]: r for r in find(rows, "pm_score", "red_team")}
     assert score["rl"]["value"] - score["initial"]["value"] == pytest.approx(4.0, abs=1e-5)
-    difference, = find(rows, "pm_score", "red_team", "rl", "initial")
-    assert difference["value"] == pytest.approx(4.0, abs=1e-5) and not difference["null"] and difference["n"] == 9
-    assert find(rows, "num_tokens", "helpful", "rl")[0]["value"] == 6.0, "length stands beside the score"
-    assert find(rows, "elo", "red_team", "sl")[0]["value"] == 0.0 and find(rows, "elo", "red_team", "rl")[0]["low"] > 0
+    (difference,) = find(rows, "pm_score", "red_team", "rl", "initial")
+    assert (
+        difference["value"] == pytest.approx(4.0, abs=1e-5)
+        and not difference["null"]
+        and difference["n"] == 9
+    )
+    assert find(rows, "num_tokens", "helpful", "rl")[0]["value"] == 6.0, (
+        "length stands beside the score"
+    )
+    assert (
+        find(rows, "elo", "red_team", "sl")[0]["value"] == 0.0
+        and find(rows, "elo", "red_team", "rl")[0]["low"] > 0
+    )
     wins = {(r["model"], r["over"]): r["value"] for r in find(rows, "win_rate", "red_team")}
-    assert wins == {("sl", "initial"): 1.0, ("rl", "initial"): 1.0, ("rl", "sl"): 1.0}, "every two models"
-    choice, = find(rows, "choice_zero_shot", "hhh")
+    assert wins == {("sl", "initial"): 1.0, ("rl", "initial"): 1.0, ("rl", "sl"): 1.0}, (
+        "every two models"
+    )
+    (choice,) = find(rows, "choice_zero_shot", "hhh")
     assert choice["n"] == 9 and 0.4 < choice["value"] < 0.6 and choice["baseline"]["chance"] == 0.5
     assert find(rows, "first_option_zero_shot")[0]["value"] == 1.0
     for mode in ("few_shot", "chain_of_thought"):
         assert find(rows, f"choice_{mode}", "hhh")[0]["n"] == 9, "every mode answers all items"
-    accuracy, = find(rows, "pm_accuracy", "comparisons")
+    (accuracy,) = find(rows, "pm_accuracy", "comparisons")
     assert accuracy["value"] == 1.0 and accuracy["baseline"]["longer"] == 1.0
     assert find(rows, "pm_accuracy", "hhh:honest")[0]["n"] == 4
     assert "independent evidence" in metrics["notes"][0]
-    assert not evaluate._notes(Context(tmp_path / "pairs", models={})), "it judges pairs, and nobody was trained to please it"
+    assert not evaluate._notes(Context(tmp_path / "pairs", models={})), (
+        "it judges pairs, and nobody was trained to please it"
+    )
     assert set(metrics["curves"]) >= {"pm/hhh", "pm/comparisons", "choice_zero_shot/hhh"}
     assert ctx.dropped == {"empty": 2, "comparison: equal pair": 2}
     assert "rl − initial = +4.00" in summary["headline"] and "null" not in summary["headline"]
@@ -157,15 +220,32 @@ def test_numbers(tmp_path):
 def test_every_model_answers_the_questions_if_wanted(tmp_path):
     file = tmp_path / "answers.jsonl"
     file.write_text('{"prompt_id": "p0", "response": "one"}\n')
-    ctx = Context(tmp_path / "several", models={"sl": "@sl", "file": f"responses:{file}"}, choices_of_models=True, num_samples=1)
+    ctx = Context(
+        tmp_path / "several",
+        models={"sl": "@sl", "file": f"responses:{file}"},
+        choices_of_models=True,
+        num_samples=1,
+    )
     evaluate.run(ctx)
     metrics = json.loads((tmp_path / "several" / "metrics.json").read_text())
-    assert [r["model"] for r in find(metrics["rows"], "choice_zero_shot", "hhh")] == ["feedback", "sl"]
-    difference, = find(metrics["rows"], "choice_zero_shot", "hhh", "sl", "feedback")
-    assert (difference["value"], difference["n"], difference["null"]) == (0.0, 9, True), "paired on the same items"
+    assert [r["model"] for r in find(metrics["rows"], "choice_zero_shot", "hhh")] == [
+        "feedback",
+        "sl",
+    ]
+    (difference,) = find(metrics["rows"], "choice_zero_shot", "hhh", "sl", "feedback")
+    assert (difference["value"], difference["n"], difference["null"]) == (0.0, 9, True), (
+        "paired on the same items"
+    )
     assert {"choice_zero_shot/hhh", "choice_zero_shot/hhh/sl"} <= set(metrics["curves"])
-    ids = [json.loads(line)["id"] for line in (tmp_path / "several" / "choices.jsonl").read_text().splitlines()]
-    assert len(ids) == len(set(ids)) == 2 * 3 * 9 and "hhh/few_shot/c0" in ids and "sl/hhh/few_shot/c0" in ids
+    ids = [
+        json.loads(line)["id"]
+        for line in (tmp_path / "several" / "choices.jsonl").read_text().splitlines()
+    ]
+    assert (
+        len(ids) == len(set(ids)) == 2 * 3 * 9
+        and "hhh/few_shot/c0" in ids
+        and "sl/hhh/few_shot/c0" in ids
+    )
 
 
 def test_finished_answers_are_not_sampled_again(tmp_path):
@@ -188,7 +268,9 @@ def test_a_judge_that_likes_the_first_place_finds_no_difference(tmp_path):
     """The fake model always prefers (A): averaged over both orders nobody wins."""
     evaluate.run(Context(tmp_path / "judged", judge="base", num_samples=1))
     rows = json.loads((tmp_path / "judged" / "metrics.json").read_text())["rows"]
-    assert [r["value"] for r in find(rows, "elo_judge", "red_team")] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert [r["value"] for r in find(rows, "elo_judge", "red_team")] == pytest.approx(
+        [0, 0, 0], abs=1e-6
+    )
     assert [r["value"] for r in find(rows, "win_rate_judge", "red_team")] == [0.5] * 3
     assert find(rows, "evasive_rate_judge", "helpful", "rl")[0]["value"] == 0.0
     assert find(rows, "evasive_agreement", "helpful", "rl")[0]["value"] == 1.0
@@ -198,11 +280,21 @@ def test_a_judge_that_likes_the_first_place_finds_no_difference(tmp_path):
 
 
 def test_answers_from_a_file_and_a_judge_that_is_a_function(tmp_path):
-    rows = [{"prompt_id": "p0", "response": "one two three"}, {"prompt": "qq", "response": " four ", "num_tokens": 9}]
+    rows = [
+        {"prompt_id": "p0", "response": "one two three"},
+        {"prompt": "qq", "response": " four ", "num_tokens": 9},
+    ]
     file = tmp_path / "answers.jsonl"
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    ctx = Context(tmp_path / "files", models={"other": f"responses:{file}"}, reward="python:tests.test_evaluate.count_words",
-                  num_samples=1, choices="", feedback="", comparisons={"source": ""})
+    ctx = Context(
+        tmp_path / "files",
+        models={"other": f"responses:{file}"},
+        reward="python:tests.test_evaluate.count_words",
+        num_samples=1,
+        choices="",
+        feedback="",
+        comparisons={"source": ""},
+    )
     evaluate.run(ctx)
     found = json.loads((tmp_path / "files" / "metrics.json").read_text())["rows"]
     assert find(found, "num_tokens", "red_team", "other")[0]["value"] == (3 + 9) / 2
@@ -215,15 +307,30 @@ def count_words(dialogues):
 
 
 def test_without_judges_and_choices(tmp_path):
-    summary = evaluate.run(Context(tmp_path / "bare", reward="", feedback="", choices="", prompts_helpful={"source": ""}))
+    summary = evaluate.run(
+        Context(
+            tmp_path / "bare", reward="", feedback="", choices="", prompts_helpful={"source": ""}
+        )
+    )
     rows = json.loads((tmp_path / "bare" / "metrics.json").read_text())["rows"]
-    assert not find(rows, "pm_score") and find(rows, "num_tokens", "red_team", "rl") and summary["headline"]
+    assert (
+        not find(rows, "pm_score")
+        and find(rows, "num_tokens", "red_team", "rl")
+        and summary["headline"]
+    )
 
 
 def test_sets_of_choices_are_named_by_their_files():
-    assert list(evaluate.choice_sets("embedded:hhh+../data/eval_HarmfulVsEthical.jsonl.gz", 3)) == ["hhh", "HarmfulVsEthical"]
+    assert list(evaluate.choice_sets("embedded:hhh+../data/eval_HarmfulVsEthical.jsonl.gz", 3)) == [
+        "hhh",
+        "HarmfulVsEthical",
+    ]
     assert evaluate.choice_sets("", None) == {}
-    assert [item.id for item in evaluate.choice_sets("embedded:hhh", 3)["hhh"]] == ["c0", "c3", "c6"], "evenly, not the first"
+    assert [item.id for item in evaluate.choice_sets("embedded:hhh", 3)["hhh"]] == [
+        "c0",
+        "c3",
+        "c6",
+    ], "evenly, not the first"
 
 
 def test_models_stand_in_the_order_of_the_run():
@@ -234,11 +341,22 @@ def test_models_stand_in_the_order_of_the_run():
 
 def test_a_null_result_is_said(tmp_path):
     rng = np.random.default_rng(0)
-    records = [{"id": f"{m}{i}", "prompt_id": f"p{i}", "on": "red_team", "name": m, "response": "A plain answer.", "stop": "eos",
-                "num_tokens": 4} for m in ("initial", "rl") for i in range(20)]
+    records = [
+        {
+            "id": f"{m}{i}",
+            "prompt_id": f"p{i}",
+            "on": "red_team",
+            "name": m,
+            "response": "A plain answer.",
+            "stop": "eos",
+            "num_tokens": 4,
+        }
+        for m in ("initial", "rl")
+        for i in range(20)
+    ]
     scores = {r["id"]: float(rng.normal()) for r in records}
     rows = samples.rows(records, scores, ["initial", "rl"])
-    difference, = find(rows, "pm_score", "red_team", "rl", "initial")
+    (difference,) = find(rows, "pm_score", "red_team", "rl", "initial")
     assert difference["null"] and "covers zero" in difference["note"]
     assert "(null)" in evaluate.headline(rows, ["initial", "rl"])
 
@@ -246,34 +364,70 @@ def test_a_null_result_is_said(tmp_path):
 def test_the_published_questions_by_one_command():
     config = evaluations.get_config("data=somewhere,shots=2")
     asked = config.graph.evaluate
-    assert asked.choices.split("+")[0] == "somewhere/eval_438HHHEvaluations.jsonl.gz" and asked.num_few_shot == 2
+    assert (
+        asked.choices.split("+")[0] == "somewhere/eval_438HHHEvaluations.jsonl.gz"
+        and asked.num_few_shot == 2
+    )
     assert not asked.models and config.stages == ("evaluate", "report")
     for wrong in ("shots=many", "dta=x"):
         with pytest.raises(ValueError, match="expected"):
             evaluations.get_config(wrong)
-    rows = [row(f"choice_{mode}", on, "feedback", Estimate(0.5, 0.4, 0.6, 9)) for mode in ("zero_shot", "few_shot")
-            for on in ("hhh", "hhh:honest")]
+    rows = [
+        row(f"choice_{mode}", on, "feedback", Estimate(0.5, 0.4, 0.6, 9))
+        for mode in ("zero_shot", "few_shot")
+        for on in ("hhh", "hhh:honest")
+    ]
     assert evaluate.headline(rows, []) == "hhh 50% zero-shot, hhh 50% few-shot"
 
 
 def test_over_refusal_is_counted_on_safe_prompts():
-    records = [{"id": str(i), "prompt_id": str(i), "on": "xstest", "name": "rl", "stop": "eos", "num_tokens": 4, "kind": kind,
-                "response": "I'm sorry, I can't help with that."} for i, kind in enumerate(["safe:homonyms"] * 3 + ["unsafe:x"])]
+    records = [
+        {
+            "id": str(i),
+            "prompt_id": str(i),
+            "on": "xstest",
+            "name": "rl",
+            "stop": "eos",
+            "num_tokens": 4,
+            "kind": kind,
+            "response": "I'm sorry, I can't help with that.",
+        }
+        for i, kind in enumerate(["safe:homonyms"] * 3 + ["unsafe:x"])
+    ]
     rows = samples.rows(records, {}, ["rl"])
-    assert [find(rows, "refusal_rate", on)[0]["n"] for on in ("xstest", "xstest:safe", "xstest:unsafe")] == [4, 3, 1]
+    assert [
+        find(rows, "refusal_rate", on)[0]["n"] for on in ("xstest", "xstest:safe", "xstest:unsafe")
+    ] == [4, 3, 1]
 
 
 def test_revisions_by_round_and_principle():
-    revisions = [{"id": f"r{i}", "initial": "a", "kind": "theft" if i < 4 else "fraud",
-                  "rounds": [{"principle_id": "kind", "revision": "a b"},
-                                                             {"principle_id": "wise", "revision": "a b"}]} for i in range(10)]
+    revisions = [
+        {
+            "id": f"r{i}",
+            "initial": "a",
+            "kind": "theft" if i < 4 else "fraud",
+            "rounds": [
+                {"principle_id": "kind", "revision": "a b"},
+                {"principle_id": "wise", "revision": "a b"},
+            ],
+        }
+        for i in range(10)
+    ]
     scores = {f"r{i}#{n}": float(i) + n * 0.5 for i in range(10) for n in range(3)}
     rows = samples.revision_rows(revisions, scores)
     assert [r["value"] for r in find(rows, "pm_score_by_revision")] == [4.5, 5.0, 5.5]
     fraud, theft = find(rows, "score_moved_by_kind")
-    assert (fraud["model"], fraud["n"], theft["model"], theft["n"], theft["value"]) == ("fraud", 6, "theft", 4, 1.0)
+    assert (fraud["model"], fraud["n"], theft["model"], theft["n"], theft["value"]) == (
+        "fraud",
+        6,
+        "theft",
+        4,
+        1.0,
+    )
     kind, wise = find(rows, "score_moved", "revisions")
     assert (kind["used"], kind["changed"], kind["value"]) == (10, 1.0, 0.5)
     assert (wise["model"], wise["changed"]) == ("wise", 0.0)
     kind, wise = find(rows, "score_moved", "revisions:fraud")
-    assert (kind["used"], kind["changed"], wise["used"], wise["changed"]) == (6, 1.0, 6, 0.0), "and within a kind of harm"
+    assert (kind["used"], kind["changed"], wise["used"], wise["changed"]) == (6, 1.0, 6, 0.0), (
+        "and within a kind of harm"
+    )

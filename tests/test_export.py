@@ -23,8 +23,10 @@ from cai_jax.stages.context import LoadedModel
 from cai_jax.structs import Message
 
 NORMALISATION = (0.7, 1.9)
-DIALOGUES = [(Message("human", text), Message("assistant", answer))
-             for text, answer in (("Hello?", "Hello."), ("What is bread?", "Flour, water and time."))]
+DIALOGUES = [
+    (Message("human", text), Message("assistant", answer))
+    for text, answer in (("Hello?", "Hello."), ("What is bread?", "Flour, water and time."))
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +41,34 @@ def test_preference_model(kind, reward, tiny_model, tmp_path):
     """One label, no unembedding; scores through our own loader are those of the model with its normalisation."""
     config, params = reward
     format = load_format(tiny_model, kind)
-    offset = folder.export_reward(tmp_path, config, params, format, NORMALISATION, shard_bytes=200_000)
+    offset = folder.export_reward(
+        tmp_path, config, params, format, NORMALISATION, shard_bytes=200_000
+    )
     fields = json.loads((tmp_path / "config.json").read_text())
-    assert fields["architectures"] == ["LlamaForSequenceClassification"] and fields["num_labels"] == 1
+    assert (
+        fields["architectures"] == ["LlamaForSequenceClassification"] and fields["num_labels"] == 1
+    )
     assert fields["score_offset"] == offset == pytest.approx((0.4 - 0.7) / 1.9)
-    assert fields["pad_token_id"] not in format.eos_ids and (tmp_path / "model.safetensors.index.json").exists()
+    assert (
+        fields["pad_token_id"] not in format.eos_ids
+        and (tmp_path / "model.safetensors.index.json").exists()
+    )
     tensors = hf.tensor_files.open_directory(tmp_path)
     assert "lm_head.weight" not in tensors
-    np.testing.assert_allclose(tensors["score.weight"], np.asarray(params["head"]["weight"])[None] / 1.9, rtol=1e-6)
+    np.testing.assert_allclose(
+        tensors["score.weight"], np.asarray(params["head"]["weight"])[None] / 1.9, rtol=1e-6
+    )
 
     again = load_format(tmp_path)  # the text form is a chat template now
-    assert [again.tokenizer.hf.pad_token_id, again.tokenizer.hf.padding_side] == [fields["pad_token_id"], "right"]
+    assert [again.tokenizer.hf.pad_token_id, again.tokenizer.hf.padding_side] == [
+        fields["pad_token_id"],
+        "right",
+    ]
     for dialogue in DIALOGUES:
-        turns = [{"role": "user", "content": dialogue[0].text}, {"role": "assistant", "content": dialogue[1].text}]
+        turns = [
+            {"role": "user", "content": dialogue[0].text},
+            {"role": "assistant", "content": dialogue[1].text},
+        ]
         text = again.tokenizer.hf.apply_chat_template(turns, tokenize=False)
         assert again.tokenizer.encode(text, special=True) == format.score_input(dialogue)
 
@@ -60,7 +77,9 @@ def test_preference_model(kind, reward, tiny_model, tmp_path):
         ours = RewardModel(params, config, format, mesh, NORMALISATION).score(DIALOGUES)
         config, decoder, head = hf.load_classifier(tmp_path)
         assert hf.is_classifier(tmp_path)
-        theirs = RewardModel({"decoder": decoder, "head": head}, config, format, mesh).score(DIALOGUES)
+        theirs = RewardModel({"decoder": decoder, "head": head}, config, format, mesh).score(
+            DIALOGUES
+        )
         np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
@@ -68,11 +87,17 @@ def test_a_last_norm_with_a_bias_takes_the_offset(reward):
     config, params = reward
     rng = np.random.default_rng(0)
     decoder = {"final_norm_bias": rng.normal(size=config.width).astype(np.float32)}
-    changed, weight, offset = folder.folded({"decoder": decoder, "head": params["head"]}, NORMALISATION)
+    changed, weight, offset = folder.folded(
+        {"decoder": decoder, "head": params["head"]}, NORMALISATION
+    )
     normed = rng.normal(size=(3, config.width)).astype(np.float32)
-    ours = heads.read_head(heads.normalised_head(params["head"], NORMALISATION), normed + decoder["final_norm_bias"])
+    ours = heads.read_head(
+        heads.normalised_head(params["head"], NORMALISATION), normed + decoder["final_norm_bias"]
+    )
     assert offset == 0.0
-    np.testing.assert_allclose((normed + changed["final_norm_bias"]) @ weight, ours, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        (normed + changed["final_norm_bias"]) @ weight, ours, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_end_tokens_do_not_pad(tiny_model, tmp_path):
@@ -80,7 +105,9 @@ def test_end_tokens_do_not_pad(tiny_model, tmp_path):
     for name in ("tokenizer.json", "config.json", "generation_config.json"):
         (tmp_path / name).write_bytes((folder.pathlib.Path(tiny_model) / name).read_bytes())
     fields = json.loads((folder.pathlib.Path(tiny_model) / "tokenizer_config.json").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields | {"pad_token": fields["eos_token"]}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(fields | {"pad_token": fields["eos_token"]})
+    )
     format = load_format(tmp_path)
     token, number = folder.padding_token(format)
     assert number not in format.eos_ids and token in format.tokenizer.control_tokens
@@ -93,25 +120,42 @@ def test_adapters_add_up_to_the_merged_export(name, kind, tiny_model, tmp_path):
     shapes = params_lib.abstract_params(config)
     rng = np.random.default_rng(0)
     adapters = lora.Adapters(2, 6.0)
-    base, trained = (jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), tree)
-                     for tree in (shapes, lora.abstract(config, adapters)))
+    base, trained = (
+        jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), tree)
+        for tree in (shapes, lora.abstract(config, adapters))
+    )
     params, normalisation = lora.attach(base, trained, adapters), None
     if kind == "reward":
-        params, normalisation = {"decoder": params, "head": heads.init_head(config, jax.random.key(1))}, NORMALISATION
-    model = LoadedModel("@x", config, params, load_format(tiny_model), kind, normalisation, adapters, trained)
+        params, normalisation = (
+            {"decoder": params, "head": heads.init_head(config, jax.random.key(1))},
+            NORMALISATION,
+        )
+    model = LoadedModel(
+        "@x", config, params, load_format(tiny_model), kind, normalisation, adapters, trained
+    )
     offset = peft.export_adapters(tmp_path, model, "some/base")
-    fields, tensors = json.loads((tmp_path / "adapter_config.json").read_text()), load_file(tmp_path / "adapter_model.safetensors")
-    assert fields["base_model_name_or_path"] == "some/base" and (tmp_path / "tokenizer.json").exists()
+    fields, tensors = (
+        json.loads((tmp_path / "adapter_config.json").read_text()),
+        load_file(tmp_path / "adapter_model.safetensors"),
+    )
+    assert (
+        fields["base_model_name_or_path"] == "some/base" and (tmp_path / "tokenizer.json").exists()
+    )
     if kind == "reward":
         head = heads.normalised_head(params["head"], NORMALISATION)
-        np.testing.assert_allclose(tensors.pop("base_model.model.score.weight")[0], head["weight"], rtol=1e-6)
-        assert offset == pytest.approx(float(head["bias"])) and fields["modules_to_save"] == ["score"]
+        np.testing.assert_allclose(
+            tensors.pop("base_model.model.score.weight")[0], head["weight"], rtol=1e-6
+        )
+        assert offset == pytest.approx(float(head["bias"])) and fields["modules_to_save"] == [
+            "score"
+        ]
     hf.save_hf(tmp_path / "base", config, base)
     hf.save_hf(tmp_path / "merged", config, lora.merge(lora.attach(base, trained, adapters)))
     before, after = (hf.tensor_files.open_directory(tmp_path / name) for name in ("base", "merged"))
     changed = {key for key in before if not np.array_equal(before[key], after[key])}
     assert {f"base_model.model.{key.removesuffix('.weight')}.lora_A.weight" for key in changed} == {
-        key for key in tensors if "lora_A" in key}
+        key for key in tensors if "lora_A" in key
+    }
     for key in changed:
         module = key.removesuffix(".weight")
         a, b = (tensors[f"base_model.model.{module}.lora_{part}.weight"] for part in "AB")
@@ -124,36 +168,83 @@ def test_adapters_add_up_to_the_merged_export(name, kind, tiny_model, tmp_path):
 def test_commands(finished, tmp_path, capsys):
     """A finished run's policy and preference model, bfloat16 too; the card tells where they come from."""
     workdir = finished[0]
-    assert export.main(["export", f"--workdir={workdir}", "--what=policy", f"--to={tmp_path / 'rl'}", "--dtype=bfloat16"]) == 0
+    assert (
+        export.main(
+            [
+                "export",
+                f"--workdir={workdir}",
+                "--what=policy",
+                f"--to={tmp_path / 'rl'}",
+                "--dtype=bfloat16",
+            ]
+        )
+        == 0
+    )
     assert "policy of @rl" in capsys.readouterr().out
     tensors = load_file(tmp_path / "rl" / "model.safetensors")
-    shapes = {path: spec.shape for path, spec in params_lib.param_table(ModelConfig.from_json(tmp_path / "rl")).items()}
+    shapes = {
+        path: spec.shape
+        for path, spec in params_lib.param_table(ModelConfig.from_json(tmp_path / "rl")).items()
+    }
     assert {str(value.dtype) for value in tensors.values()} == {"bfloat16"}
-    assert sum(value.size for value in tensors.values()) == sum(int(np.prod(shape)) for shape in shapes.values())
+    assert sum(value.size for value in tensors.values()) == sum(
+        int(np.prod(shape)) for shape in shapes.values()
+    )
     generation = json.loads((tmp_path / "rl" / "generation_config.json").read_text())
     assert generation["eos_token_id"] == 2 and generation["pad_token_id"] == 0
     text = (tmp_path / "rl" / "README.md").read_text()
     run = Run(workdir)
-    for told in (run.stages["rl"].manifest["fingerprint"], "## Constitution", "embedded:red_team", "kl_coefficient",
-                 card.plain(run.stages["rl"].summary["headline"]), "pm_score"):
+    for told in (
+        run.stages["rl"].manifest["fingerprint"],
+        "## Constitution",
+        "embedded:red_team",
+        "kl_coefficient",
+        card.plain(run.stages["rl"].summary["headline"]),
+        "pm_score",
+    ):
         assert told.replace("_", "\\_") in text or told in text
 
-    assert export.main(["export", f"--workdir={workdir}", "--what=@pm", f"--to={tmp_path / 'pm'}"]) == 0
+    assert (
+        export.main(["export", f"--workdir={workdir}", "--what=@pm", f"--to={tmp_path / 'pm'}"])
+        == 0
+    )
     role = artefacts.read_json(workdir / "pm" / "model" / "role.json")
     text = (tmp_path / "pm" / "README.md").read_text()
     assert "score_offset" in text and str(role["normalisation"][0]) in text
-    assert export.main(["export", f"--workdir={workdir}", "--what=@pm", f"--to={tmp_path / 'none'}", "--adapters"]) == 2
-    assert "there are no adapters to export" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    assert (
+        export.main(
+            [
+                "export",
+                f"--workdir={workdir}",
+                "--what=@pm",
+                f"--to={tmp_path / 'none'}",
+                "--adapters",
+            ]
+        )
+        == 2
+    )
+    assert (
+        "there are no adapters to export" in capsys.readouterr().err
+        and not (tmp_path / "none").exists()
+    )
 
 
-@pytest.mark.parametrize("flags, says", [
-    (("--what=@nothing",), "no stage 'nothing'"), (("--what=judge",), "expected policy, pm or @STAGE"),
-    (("--what=@respond",), "no model there"), ((), "--what"), (("--what=pm", "--dtype=int8"), "int8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (("--what=@nothing",), "no stage 'nothing'"),
+        (("--what=judge",), "expected policy, pm or @STAGE"),
+        (("--what=@respond",), "no model there"),
+        ((), "--what"),
+        (("--what=pm", "--dtype=int8"), "int8"),
+    ],
+)
 def test_mistakes_are_one_line(flags, says, tmp_path, capsys):
     run = tmp_path / "run"
-    artefacts.write_json(run / "config.json", {"config": {"stages": ["respond"], "models": {}, "seed": 0,
-                                                          "model": {"dtype": "float32"}}})
+    artefacts.write_json(
+        run / "config.json",
+        {"config": {"stages": ["respond"], "models": {}, "seed": 0, "model": {"dtype": "float32"}}},
+    )
     artefacts.StageDirectory(run / "respond").update_manifest(done=True, kind="respond")
     assert export.main(["export", f"--workdir={run}", f"--to={tmp_path / 'out'}", *flags]) == 2
     told = capsys.readouterr().err

@@ -30,7 +30,9 @@ def model_with_logits(directory, logits_of_token: dict[int, float]):
     """
     config = ModelConfig.from_hf(json.loads(pathlib.Path(directory, "config.json").read_text()))
     config = dataclasses.replace(config, tied_embeddings=False)
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params_lib.abstract_params(config))
+    params = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, np.float32), params_lib.abstract_params(config)
+    )
     params["embed"] += 1.0
     params["final_norm"] += 1.0
     for token, logit in logits_of_token.items():
@@ -52,14 +54,28 @@ def stage(tmp_path, tiny_model):
         compare = artefacts.StageDirectory(path / "compare")
         journal = compare.journal()
         for number in range(2):
-            journal.append({"id": f"p{number}", "prompt_id": f"p{number}", "kind": "test", "responses": ["Yes, sure.", "No {0}."],
-                            "dialogue": [{"role": "human", "text": f"Question {number} <|im_end|>?"}]})
+            journal.append(
+                {
+                    "id": f"p{number}",
+                    "prompt_id": f"p{number}",
+                    "kind": "test",
+                    "responses": ["Yes, sure.", "No {0}."],
+                    "dialogue": [{"role": "human", "text": f"Question {number} <|im_end|>?"}],
+                }
+            )
         journal.finish()
         ctx = StageContext(
-            "feedback", ml_collections.ConfigDict(default.feedback(num_few_shot=2, **fields)), run_config, path,
-            artefacts.StageDirectory(path / "feedback"), {"comparisons": compare}, sharding.make_mesh({}, jax.devices()[:1]),
+            "feedback",
+            ml_collections.ConfigDict(default.feedback(num_few_shot=2, **fields)),
+            run_config,
+            path,
+            artefacts.StageDirectory(path / "feedback"),
+            {"comparisons": compare},
+            sharding.make_mesh({}, jax.devices()[:1]),
         )
-        ctx.load_model = lambda reference, kind="policy", format_=None, **_: LoadedModel("hand", config, params, format)
+        ctx.load_model = lambda reference, kind="policy", format_=None, **_: LoadedModel(
+            "hand", config, params, format
+        )
         return ctx, format
 
     return make
@@ -72,7 +88,10 @@ def answer_tokens(format):
 def test_labels_equal_the_formula(stage):
     _, format = stage("probe")
     a, b = answer_tokens(format)
-    only_a, only_b = [token for token in a if token not in b], [token for token in b if token not in a]
+    only_a, only_b = (
+        [token for token in a if token not in b],
+        [token for token in b if token not in a],
+    )
     assert len(only_a) == len(only_b) == 1
     ctx, _ = stage("run", {only_a[0]: 1.0, only_b[0]: -0.5}, both_orders=True)
     ctx.config.num_headers = 1
@@ -87,8 +106,12 @@ def test_labels_equal_the_formula(stage):
             assert entry["b"] == pytest.approx(-0.5 - len(b) * total, rel=1e-5)
             p = labels.probability_first(entry)
             expected = 1 / (1 + math.exp(-1.5))
-            assert p == pytest.approx(expected if entry["order"] == "ab" else 1 - expected, rel=1e-4)
-        assert labels.target([row]) == pytest.approx(0.5, abs=1e-6)  # a judge that looks at the letter only
+            assert p == pytest.approx(
+                expected if entry["order"] == "ab" else 1 - expected, rel=1e-4
+            )
+        assert labels.target([row]) == pytest.approx(
+            0.5, abs=1e-6
+        )  # a judge that looks at the letter only
     assert summary["flip_rate"] == 1.0 and summary["chose_option_a"] == 1.0
 
 
@@ -105,7 +128,10 @@ def test_principles_and_headers_are_drawn_and_recorded(stage):
 
 def test_examples_of_a_header_have_their_own_principles_and_orders():
     constitution = load_constitution()
-    drawn = [feedback.draw_header(constitution, "multiple_choice", 4, 0, "h", number) for number in range(60)]
+    drawn = [
+        feedback.draw_header(constitution, "multiple_choice", 4, 0, "h", number)
+        for number in range(60)
+    ]
     principles = {name.split(":")[1] for ids, _ in drawn for name in ids}
     assert len(principles) == len(constitution.comparison_principles)
     assert any(len({name.split(":")[1] for name in ids}) > 1 for ids, _ in drawn)
@@ -113,7 +139,9 @@ def test_examples_of_a_header_have_their_own_principles_and_orders():
     assert 0.35 < letters.count(" (A)") / len(letters) < 0.65
     for ids, header in drawn:
         for name, (question, answer) in zip(ids, header, strict=True):
-            example = next(e for e in constitution.comparison_examples if e.id == name.split(":")[0])
+            example = next(
+                e for e in constitution.comparison_examples if e.id == name.split(":")[0]
+            )
             assert f"{answer.strip()} {example.chosen}" in question
 
 
@@ -129,9 +157,23 @@ def test_chains_are_sampled_recorded_and_averaged(stage):
 def test_groups_of_more_than_two_give_every_pair(stage):
     ctx, _ = stage("run")
     journal = artefacts.StageDirectory(ctx.run_path / "four").journal()
-    journal.append({"id": "q", "prompt_id": "q", "kind": None, "responses": ["a", "b", "c", "d"],
-                    "dialogue": [{"role": "human", "text": "?"}]})
+    journal.append(
+        {
+            "id": "q",
+            "prompt_id": "q",
+            "kind": None,
+            "responses": ["a", "b", "c", "d"],
+            "dialogue": [{"role": "human", "text": "?"}],
+        }
+    )
     journal.finish()
     ctx.inputs["comparisons"] = artefacts.StageDirectory(ctx.run_path / "four")
     feedback.run(ctx)
-    assert [row["pair"] for row in ctx.directory.records()] == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
+    assert [row["pair"] for row in ctx.directory.records()] == [
+        [0, 1],
+        [0, 2],
+        [0, 3],
+        [1, 2],
+        [1, 3],
+        [2, 3],
+    ]

@@ -24,9 +24,48 @@ from cai_jax.errors import UserError
 from cai_jax.models import gguf, hf
 
 LONGEST = 20  # seconds that one input may take on a busy machine
-JUNK = (None, True, False, -1, 0, 3, 1.5, 10**30, 1e308, float("nan"), "", " ", "x", "\n\nHuman:", "{}{0}{a.b}", "../../x",
-        "é\u202e", [], {}, [[]], [None], {"a": {}}, ["x", 1], "y" * 10_000, "\x01", "<|im_end|>", [{}], {"role": "human"})
-JUNK_BYTES = (b"\0", b"\xff\xfe", b"\xed\xa0\x80", b'"', b"}", b"[[[[", b"\\u", b"\n", b"{" * 5000, b"")
+JUNK = (
+    None,
+    True,
+    False,
+    -1,
+    0,
+    3,
+    1.5,
+    10**30,
+    1e308,
+    float("nan"),
+    "",
+    " ",
+    "x",
+    "\n\nHuman:",
+    "{}{0}{a.b}",
+    "../../x",
+    "é\u202e",
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": {}},
+    ["x", 1],
+    "y" * 10_000,
+    "\x01",
+    "<|im_end|>",
+    [{}],
+    {"role": "human"},
+)
+JUNK_BYTES = (
+    b"\0",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b'"',
+    b"}",
+    b"[[[[",
+    b"\\u",
+    b"\n",
+    b"{" * 5000,
+    b"",
+)
 
 
 def fuzz(count, one):
@@ -34,7 +73,13 @@ def fuzz(count, one):
     out. one(draw) makes an input and returns the call to try, which may return what it left out."""
     seen = collections.Counter()
 
-    @settings(max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.integers(0, 2**32))
     def run(seed):
         call, began = one(random.Random(seed)), time.monotonic()
@@ -53,7 +98,13 @@ def fuzz(count, one):
 
 def places(value, path=()):
     """Every path into nested JSON."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in items:
         yield (*path, key)
         yield from places(item, (*path, key))
@@ -85,7 +136,11 @@ def spoilt(data: bytes, draw) -> bytes:
     if how == "cut":
         return data[:start]
     stop = start + draw.randrange(1, 30)
-    return data[:start] + (b"" if how == "lose" else draw.choice(JUNK_BYTES)) + data[start if how == "insert" else stop :]
+    return (
+        data[:start]
+        + (b"" if how == "lose" else draw.choice(JUNK_BYTES))
+        + data[start if how == "insert" else stop :]
+    )
 
 
 def file_of(path, value, draw, wanted=lambda path: True):
@@ -103,13 +158,20 @@ WHOLE = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\n
 RATED = {"id": "a", "dialogue": [*TALK, {"role": "assistant", "text": "So."}], "rating": 3.0}
 
 
-@pytest.mark.parametrize("rows,load,count", [
-    ([{"prompt": "Why?"}, {"prompt": TALK, "id": "b", "kind": "x"}], read_prompts, 120),
-    ([PAIR], load_comparisons, 90), ([WHOLE], load_comparisons, 60), ([RATED], load_ratings, 80),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rows,load,count",
+    [
+        ([{"prompt": "Why?"}, {"prompt": TALK, "id": "b", "kind": "x"}], read_prompts, 120),
+        ([PAIR], load_comparisons, 90),
+        ([WHOLE], load_comparisons, 60),
+        ([RATED], load_ratings, 80),
+    ],
+)
 def test_rows(tmp_path, rows, load, count):
     def one(draw):
-        lines = [json.dumps(row).encode() for row in rows] + [json.dumps(mutated(draw.choice(rows), draw)).encode()]
+        lines = [json.dumps(row).encode() for row in rows] + [
+            json.dumps(mutated(draw.choice(rows), draw)).encode()
+        ]
         lines = [spoilt(line, draw) if draw.random() < 0.3 else line for line in lines]
         path = tmp_path / "rows.jsonl"
         path.write_bytes(b"\n".join(lines) + b"\n")
@@ -171,13 +233,61 @@ def test_principle_files(tmp_path):
 
 # ---- Configs and command lines --------------------------------------------------------------------------------------
 
-VALUES = ("", " ", "x", "-1", "0", "nan", "inf", "1e400", "None", "True", "[]", "(1,2", "{}", "@sl", "@", "'", "\t", "../..",
-          "a=b", "١", "\ud7ff", "9" * 40)
-FIELDS = ("graph.respond.num_samples", "graph.respond.temperature", "graph.respond.prompts.source", "graph.respond.prompts.limit",
-          "graph.respond.top_p", "graph.respond.kind", "graph.respond.max_new_tokens", "graph.sl.learning_rate", "graph.pm.clamp",
-          "graph.sl.batch_size", "graph.rl.clip", "graph.sl.adapters.rank", "graph.sl.adapters.base_dtype", "mesh.data",
-          "model.dtype", "model.remat", "models.base", "models.helpful", "seed", "stages", "sampling.batch_size", "on_change",
-          "graph", "nothing", "graph.nothing.x", "", ".", "graph..kind", "mesh.data.x")
+VALUES = (
+    "",
+    " ",
+    "x",
+    "-1",
+    "0",
+    "nan",
+    "inf",
+    "1e400",
+    "None",
+    "True",
+    "[]",
+    "(1,2",
+    "{}",
+    "@sl",
+    "@",
+    "'",
+    "\t",
+    "../..",
+    "a=b",
+    "١",
+    "\ud7ff",
+    "9" * 40,
+)
+FIELDS = (
+    "graph.respond.num_samples",
+    "graph.respond.temperature",
+    "graph.respond.prompts.source",
+    "graph.respond.prompts.limit",
+    "graph.respond.top_p",
+    "graph.respond.kind",
+    "graph.respond.max_new_tokens",
+    "graph.sl.learning_rate",
+    "graph.pm.clamp",
+    "graph.sl.batch_size",
+    "graph.rl.clip",
+    "graph.sl.adapters.rank",
+    "graph.sl.adapters.base_dtype",
+    "mesh.data",
+    "model.dtype",
+    "model.remat",
+    "models.base",
+    "models.helpful",
+    "seed",
+    "stages",
+    "sampling.batch_size",
+    "on_change",
+    "graph",
+    "nothing",
+    "graph.nothing.x",
+    "",
+    ".",
+    "graph..kind",
+    "mesh.data.x",
+)
 
 
 def told(capsys, call, *arguments):
@@ -189,47 +299,117 @@ def told(capsys, call, *arguments):
     errors = capsys.readouterr().err
     if code == 0 or code is None:
         return
-    lines = [line for line in errors.splitlines() if line.strip() and not line.startswith("warning: ")]
-    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: "), (arguments, code, errors)
+    lines = [
+        line for line in errors.splitlines() if line.strip() and not line.startswith("warning: ")
+    ]
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: "), (
+        arguments,
+        code,
+        errors,
+    )
     raise UserError(lines[0])
 
 
 def test_flags(tmp_path, capsys):
     """Flags of a run that cannot begin: its model is not there, so that harmless ones are refused as well."""
+
     def one(draw):
-        flags = [f"{draw.choice(['--config.', '--config.', '--', '-', ''])}{draw.choice(FIELDS)}={draw.choice(VALUES)}"
-                 for _ in range(draw.randrange(1, 3))]
-        flags += ["--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", f"--config.models.base={tmp_path / 'absent'}",
-                  "--config.stages=respond"]  # fmt: skip
+        flags = [
+            f"{draw.choice(['--config.', '--config.', '--', '-', ''])}{draw.choice(FIELDS)}={draw.choice(VALUES)}"
+            for _ in range(draw.randrange(1, 3))
+        ]
+        flags += [
+            "--config=configs/tiny.py",
+            f"--workdir={tmp_path / 'run'}",
+            f"--config.models.base={tmp_path / 'absent'}",
+            "--config.stages=respond",
+        ]
         return lambda: told(capsys, main.main, *draw.sample(flags, len(flags)))
 
     assert fuzz(60, one) >= 55
     assert_nothing_half_written(tmp_path / "run")
 
 
-TEXTS = ("get_config = 3", "def get_config():\n    return None", "def get_config(:", "import nothing_of_this_name", "1 / 0", "",
-         "def get_config():\n    return {'stages': ['x']}", "raise SystemExit(3)", "def get_config(x, y):\n    pass",
-         "from configs import tiny\ndef get_config():\n    c = tiny.get_config()\n    c.FIELD = VALUE\n    return c")  # fmt: skip
+TEXTS = (
+    "get_config = 3",
+    "def get_config():\n    return None",
+    "def get_config(:",
+    "import nothing_of_this_name",
+    "1 / 0",
+    "",
+    "def get_config():\n    return {'stages': ['x']}",
+    "raise SystemExit(3)",
+    "def get_config(x, y):\n    pass",
+    "from configs import tiny\ndef get_config():\n    c = tiny.get_config()\n    c.FIELD = VALUE\n    return c",
+)
 
 
 def test_config_files(tmp_path, capsys):
     def one(draw):
-        field = draw.choice(["stages", "graph", "seed", "mesh", "models", "graph.respond", "new", "sampling", "graph.sl.kind"])
+        field = draw.choice(
+            [
+                "stages",
+                "graph",
+                "seed",
+                "mesh",
+                "models",
+                "graph.respond",
+                "new",
+                "sampling",
+                "graph.sl.kind",
+            ]
+        )
         value = repr(draw.choice([item for item in JUNK if item == item]))
-        text = draw.choice(TEXTS[:-1]) if draw.random() < 0.4 else TEXTS[-1].replace("FIELD", field).replace("VALUE", value)
+        text = (
+            draw.choice(TEXTS[:-1])
+            if draw.random() < 0.4
+            else TEXTS[-1].replace("FIELD", field).replace("VALUE", value)
+        )
         (tmp_path / "mine.py").write_text(text)
-        return lambda: told(capsys, main.main, f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}",
-                            f"--config.models.base={tmp_path / 'absent'}", "--config.stages=respond")
+        return lambda: told(
+            capsys,
+            main.main,
+            f"--config={tmp_path / 'mine.py'}",
+            f"--workdir={tmp_path / 'run'}",
+            f"--config.models.base={tmp_path / 'absent'}",
+            "--config.stages=respond",
+        )
 
     assert fuzz(40, one) >= 35
     assert_nothing_half_written(tmp_path / "run")
 
 
 BARE = (prepare.main, gguf.main)  # these are given no name of a program
-WORDS = ("--workdir=", "--what=pm", "--what=", "--to=", "--out", "--out=x\0y", "--gguf", "--gguf=absent", "--wheel=pytest",
-         "--slices=x", "--topology=v9:1", "--topology", "--config=absent.py", "--config=configs/tiny.py", "--manual_dir=absent",
-         "cai_run", "cai_evals/x", "nothing", "--nothing", "-", "--", "absent/run", "--only=(", "--dtype=int3", "", "\t",
-         "--shard_gigabytes=-1", "--quick")
+WORDS = (
+    "--workdir=",
+    "--what=pm",
+    "--what=",
+    "--to=",
+    "--out",
+    "--out=x\0y",
+    "--gguf",
+    "--gguf=absent",
+    "--wheel=pytest",
+    "--slices=x",
+    "--topology=v9:1",
+    "--topology",
+    "--config=absent.py",
+    "--config=configs/tiny.py",
+    "--manual_dir=absent",
+    "cai_run",
+    "cai_evals/x",
+    "nothing",
+    "--nothing",
+    "-",
+    "--",
+    "absent/run",
+    "--only=(",
+    "--dtype=int3",
+    "",
+    "\t",
+    "--shard_gigabytes=-1",
+    "--quick",
+)
 COMMANDS = (export.main, report.main, status.main, plan.main, prepare.main, gguf.main)
 
 
@@ -238,7 +418,10 @@ def test_command_lines(tmp_path, capsys, monkeypatch, call):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "sets"))
 
     def one(draw):
-        words = [draw.choice(WORDS).replace("absent", str(tmp_path / "absent")) for _ in range(draw.randrange(4))]
+        words = [
+            draw.choice(WORDS).replace("absent", str(tmp_path / "absent"))
+            for _ in range(draw.randrange(4))
+        ]
         return lambda: told(capsys, call, *words)
 
     assert fuzz(25, one) >= 20

@@ -64,7 +64,9 @@ def control(format, tokens) -> list[int]:
 
 def letters(format, tokens) -> str:
     """All tokens as they stand, control tokens too."""
-    return format.tokenizer._backend.decode([int(token) for token in tokens], skip_special_tokens=False)
+    return format.tokenizer._backend.decode(
+        [int(token) for token in tokens], skip_special_tokens=False
+    )
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -72,10 +74,16 @@ def letters(format, tokens) -> str:
 def test_tokens_and_roles(format, name, place):
     """In any turn, the control tokens and turns are those of an innocent dialogue, and the words are all there."""
     texts = [QUESTION, ANSWER, "Thank you. And cake?"]
-    innocent = [Message(role, text) for role, text in zip(("human", "assistant", "human"), texts, strict=True)]
+    innocent = [
+        Message(role, text)
+        for role, text in zip(("human", "assistant", "human"), texts, strict=True)
+    ]
     hostile = list(innocent)
     hostile[place] = Message(innocent[place].role, HOSTILE[name])
-    tokens = [[token for segment in format.prompt(messages) for token in segment] for messages in (innocent, hostile)]
+    tokens = [
+        [token for segment in format.prompt(messages) for token in segment]
+        for messages in (innocent, hostile)
+    ]
     assert control(format, tokens[0]) == control(format, tokens[1])
     shown = letters(format, tokens[1])
     assert shown == letters(format, tokens[0]).replace(texts[place], said(format, name), 1)
@@ -103,31 +111,60 @@ def test_masks(format, name, targets):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_questions_of_the_judge(format, name):
     """Whatever the responses and the principle say, the question ends in its lead and asks for the same two answers."""
-    asked = choices.question((Message("human", HOSTILE[name]),), HOSTILE[name], (HOSTILE[name], ANSWER))
+    asked = choices.question(
+        (Message("human", HOSTILE[name]),), HOSTILE[name], (HOSTILE[name], ANSWER)
+    )
     assert asked.count(HOSTILE[name]) == 3 and asked.endswith(f"(B) {ANSWER}")
     segments = choices.choice_segments(format, [(asked, " (A)")], asked)
     innocent = choices.choice_segments(format, [(QUESTION, " (A)")], QUESTION)
-    tokens, plain = ([token for segment in part for token in segment] for part in (segments, innocent))
+    tokens, plain = (
+        [token for segment in part for token in segment] for part in (segments, innocent)
+    )
     assert control(format, tokens) == control(format, plain) and len(segments) == len(innocent)
     assert letters(format, tokens).endswith(choices.ANSWER_LEAD)
     for chain in (None, HOSTILE[name]):
         segments = choices.chain_segments(format, [(asked, HOSTILE[name], " (B)")], asked, chain)
-        innocent = choices.chain_segments(format, [(QUESTION, ANSWER, " (B)")], QUESTION, chain and ANSWER)
-        tokens, plain = ([token for segment in part for token in segment] for part in (segments, innocent))
+        innocent = choices.chain_segments(
+            format, [(QUESTION, ANSWER, " (B)")], QUESTION, chain and ANSWER
+        )
+        tokens, plain = (
+            [token for segment in part for token in segment] for part in (segments, innocent)
+        )
         assert control(format, tokens) == control(format, plain)
-        assert letters(format, tokens).endswith(choices.CHAIN_LEAD if chain is None else choices.CHAIN_ANSWER_LEAD)
+        assert letters(format, tokens).endswith(
+            choices.CHAIN_LEAD if chain is None else choices.CHAIN_ANSWER_LEAD
+        )
 
 
 def hostile_constitution(path) -> str:
     texts = [text for text in HOSTILE.values() if text.strip()]
     value = {
-        "critique_principles": [{"id": f"../{i}", "critique_request": text, "revision_request": text}
-                                for i, text in enumerate(texts)],
+        "critique_principles": [
+            {"id": f"../{i}", "critique_request": text, "revision_request": text}
+            for i, text in enumerate(texts)
+        ],
         "comparison_principles": [{"id": f"/{i}", "text": text} for i, text in enumerate(texts)],
-        "critique_examples": [{"id": "x", "dialogue": [{"role": "human", "text": text}], "response": text, "critique_request": text,
-                               "critique": text, "revision_request": text, "revision": text} for text in texts[3:4]],
-        "chain_examples": [{"id": "x", "dialogue": [{"role": "human", "text": "a {x} b"}], "options": ["(B) {x}", "%s"],
-                            "reasoning": "{}", "answer": "A"}],
+        "critique_examples": [
+            {
+                "id": "x",
+                "dialogue": [{"role": "human", "text": text}],
+                "response": text,
+                "critique_request": text,
+                "critique": text,
+                "revision_request": text,
+                "revision": text,
+            }
+            for text in texts[3:4]
+        ],
+        "chain_examples": [
+            {
+                "id": "x",
+                "dialogue": [{"role": "human", "text": "a {x} b"}],
+                "options": ["(B) {x}", "%s"],
+                "reasoning": "{}",
+                "answer": "A",
+            }
+        ],
     }
     path.write_text(json.dumps(value))
     return str(path)
@@ -142,21 +179,40 @@ def test_principles_are_inserted_as_they_are(tmp_path, tiny_model):
     _, header = draw_header(constitution, "chain_of_thought", 1, 0, "h")
     assert header[0][1] == "{}"
     with pytest.raises(UserError, match="write it another way"):
-        (tmp_path / "d.json").write_text((tmp_path / "c.json").read_text().replace("a {x} b", "a {} b"))
+        (tmp_path / "d.json").write_text(
+            (tmp_path / "c.json").read_text().replace("a {x} b", "a {} b")
+        )
         load_constitution(str(tmp_path / "d.json"))
 
 
 def test_a_prompt_with_markers_inside_is_one_turn(tmp_path):
     path = tmp_path / "p.jsonl"
     rows = {name: text for name, text in HOSTILE.items() if not text.startswith("\n\nHuman:")}
-    path.write_text("".join(json.dumps({"id": name, "prompt": text}) + "\n" for name, text in rows.items()))
+    path.write_text(
+        "".join(json.dumps({"id": name, "prompt": text}) + "\n" for name, text in rows.items())
+    )
     prompts = load_prompts(str(path))
     assert {prompt.id: prompt.dialogue for prompt in prompts} == {
-        name: (Message("human", text.strip()),) for name, text in rows.items()}
+        name: (Message("human", text.strip()),) for name, text in rows.items()
+    }
 
 
-IDS = ["../../escape", "/etc/escape", "..", "a/b/c", "a#0/critique", "a\nb", "a\0b", "~", "$(id)", "%00", "x" * 5000,
-       "ä\u202eb", "aux.", "-rf"]
+IDS = [
+    "../../escape",
+    "/etc/escape",
+    "..",
+    "a/b/c",
+    "a#0/critique",
+    "a\nb",
+    "a\0b",
+    "~",
+    "$(id)",
+    "%00",
+    "x" * 5000,
+    "ä\u202eb",
+    "aux.",
+    "-rf",
+]
 
 
 def test_ids_and_texts_through_real_stages(tmp_path, capsys):
@@ -164,21 +220,36 @@ def test_ids_and_texts_through_real_stages(tmp_path, capsys):
     outside = tmp_path / "deep" / "deeper"
     outside.mkdir(parents=True)
     texts = [text for text in HOSTILE.values() if not text.startswith("\n\nHuman:")]
-    rows = [{"id": f"{IDS[i % len(IDS)]}{i if i >= len(IDS) else ''}", "prompt": text} for i, text in enumerate(texts)]
+    rows = [
+        {"id": f"{IDS[i % len(IDS)]}{i if i >= len(IDS) else ''}", "prompt": text}
+        for i, text in enumerate(texts)
+    ]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     constitution = hostile_constitution(tmp_path / "c.json")
     before = {path for path in tmp_path.rglob("*")}
     run = outside / "run"
-    code = main.main(["x", "--config=configs/tiny.py", f"--workdir={run}", "--config.stages=respond,revise",
-                      f"--config.graph.respond.prompts.source={tmp_path / 'prompts.jsonl'}",
-                      "--config.graph.respond.prompts.split=", "--config.graph.respond.prompts.limit=100",
-                      "--config.graph.respond.max_new_tokens=2",
-                      f"--config.graph.revise.constitution={constitution}", "--config.graph.revise.num_rounds=1",
-                      "--config.graph.revise.max_critique_tokens=2", "--config.graph.revise.max_revision_tokens=2"])
+    code = main.main(
+        [
+            "x",
+            "--config=configs/tiny.py",
+            f"--workdir={run}",
+            "--config.stages=respond,revise",
+            f"--config.graph.respond.prompts.source={tmp_path / 'prompts.jsonl'}",
+            "--config.graph.respond.prompts.split=",
+            "--config.graph.respond.prompts.limit=100",
+            "--config.graph.respond.max_new_tokens=2",
+            f"--config.graph.revise.constitution={constitution}",
+            "--config.graph.revise.num_rounds=1",
+            "--config.graph.revise.max_critique_tokens=2",
+            "--config.graph.revise.max_revision_tokens=2",
+        ]
+    )
     assert code == 0, capsys.readouterr().err
     assert {path for path in tmp_path.rglob("*") if run not in (path, *path.parents)} == before
-    responses, revisions = ([json.loads(line) for line in (run / stage / "records.jsonl").open()]
-                            for stage in ("respond", "revise"))
+    responses, revisions = (
+        [json.loads(line) for line in (run / stage / "records.jsonl").open()]
+        for stage in ("respond", "revise")
+    )
     found = {row["prompt_id"]: row["dialogue"][0]["text"] for row in responses}
     assert found == {row["id"]: row["prompt"].strip() for row in rows}
     assert {row["id"] for row in revisions} == {row["id"] for row in responses}
@@ -190,8 +261,13 @@ def test_ids_and_texts_through_real_stages(tmp_path, capsys):
 def test_lines_of_a_megabyte(tmp_path, tiny_model):
     """Read, tokenised and told too long in seconds."""
     path = tmp_path / "p.jsonl"
-    texts = ["word " * 200_000, "ab" * 20_000 + " x" * 500_000, "\n\nHuman:" * 110_000 + " x",
-             "<|im_end|>" * 100_000, "👩‍👩‍👧" * 60_000]
+    texts = [
+        "word " * 200_000,
+        "ab" * 20_000 + " x" * 500_000,
+        "\n\nHuman:" * 110_000 + " x",
+        "<|im_end|>" * 100_000,
+        "👩‍👩‍👧" * 60_000,
+    ]
     path.write_text("".join(json.dumps({"prompt": "x" + text}) + "\n" for text in texts))
     start = time.process_time()
     prompts = load_prompts(str(path))
@@ -215,7 +291,9 @@ def test_names_of_stages_are_names_of_folders(name):
 FORBIDDEN = {"eval", "exec", "compile", "__import__"}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "cai_jax").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "cai_jax").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_data_is_never_code(path):
     """No eval, no pickle, no remote code, no shell."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -223,8 +301,16 @@ def test_data_is_never_code(path):
             assert node.func.id not in FORBIDDEN, f"{path}:{node.lineno}"
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            assert not {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"} & set(names), f"{path}:{node.lineno}"
-        if isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle", "shell"):
-            assert isinstance(node.value, ast.Constant) and not node.value.value, f"{path}:{node.value.lineno}"
+            assert not {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"} & set(
+                names
+            ), f"{path}:{node.lineno}"
+        if isinstance(node, ast.keyword) and node.arg in (
+            "trust_remote_code",
+            "allow_pickle",
+            "shell",
+        ):
+            assert isinstance(node.value, ast.Constant) and not node.value.value, (
+                f"{path}:{node.value.lineno}"
+            )
         if isinstance(node, ast.Attribute):
             assert node.attr not in ("unsafe_load", "full_load"), f"{path}:{node.lineno}"

@@ -47,7 +47,9 @@ def fake_hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda local_files_only, **where: str(folder(**where)))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda local_files_only, **where: str(folder(**where))
+    )
     state["root"] = tmp_path / "hub"
     return state
 
@@ -58,14 +60,27 @@ def test_prompts_and_comparisons_by_name(fake_hub):
     write(root / "train" / "0000.parquet", {"question": "Why?", "n": 1})
     write(root / "test" / "0000.parquet", {"question": "Where?", "n": 3})
     prompts = load_prompts("hf:org/asks#prompt=question,id=n", split="train")
-    assert [(p.id, p.dialogue) for p in prompts] == [("1", (Message("human", "Why?"),)), ("2", (Message("human", "Who?"),))]
+    assert [(p.id, p.dialogue) for p in prompts] == [
+        ("1", (Message("human", "Why?"),)),
+        ("2", (Message("human", "Who?"),)),
+    ]
     assert fake_hub["fetched"] == ["default/train/0000.parquet", "default/train/0001.parquet"]
     assert set(fake_hub["asked"]) == {"refs/convert/parquet"}
-    assert [p.id for p in load_prompts("hf:org/asks/default#prompt=question,id=n", split="test")] == ["3"]
+    assert [
+        p.id for p in load_prompts("hf:org/asks/default#prompt=question,id=n", split="test")
+    ] == ["3"]
     assert len(load_prompts("hf:org/asks#prompt=question", split="train 0-9/10", limit=1)) == 1
 
-    write(fake_hub["root"] / "org" / "pairs" / "only" / "train" / "0000.parquet",
-          {"q": "Why?", "good": "So.", "bad": "No.", "rating": 3.0, "transcript": "\n\nHuman: a\n\nAssistant: b"})
+    write(
+        fake_hub["root"] / "org" / "pairs" / "only" / "train" / "0000.parquet",
+        {
+            "q": "Why?",
+            "good": "So.",
+            "bad": "No.",
+            "rating": 3.0,
+            "transcript": "\n\nHuman: a\n\nAssistant: b",
+        },
+    )
     (pair,), dropped = load_comparisons("hf:org/pairs#dialogue=q,chosen=good,rejected=bad")
     assert (pair.source, pair.chosen, pair.rejected, dropped) == ("org/pairs", "So.", "No.", {})
     (rated,), _ = load_ratings("hf:org/pairs")
@@ -73,16 +88,29 @@ def test_prompts_and_comparisons_by_name(fake_hub):
 
 
 def test_without_a_network_what_was_fetched_is_read(fake_hub):
-    write(fake_hub["root"] / "org" / "asks" / "default" / "train" / "0000.parquet", {"prompt": "Why?"})
+    write(
+        fake_hub["root"] / "org" / "asks" / "default" / "train" / "0000.parquet", {"prompt": "Why?"}
+    )
     fake_hub["online"] = False
     assert len(load_prompts("hf:org/asks", split="train")) == 1
 
 
 def test_other_revisions_and_a_directory(fake_hub, tmp_path):
-    write(fake_hub["root"] / "org" / "asks" / "data" / "train-00000-of-00002.parquet", {"prompt": "Why?"})
-    write(fake_hub["root"] / "org" / "asks" / "data" / "train-00001-of-00002.parquet", {"prompt": "Who?"})
-    write(fake_hub["root"] / "org" / "asks" / "data" / "train_extra.parquet", {"prompt": "not this"})
-    assert [p.dialogue[0].text for p in load_prompts("hf:org/asks@main", split="train")] == ["Why?", "Who?"]
+    write(
+        fake_hub["root"] / "org" / "asks" / "data" / "train-00000-of-00002.parquet",
+        {"prompt": "Why?"},
+    )
+    write(
+        fake_hub["root"] / "org" / "asks" / "data" / "train-00001-of-00002.parquet",
+        {"prompt": "Who?"},
+    )
+    write(
+        fake_hub["root"] / "org" / "asks" / "data" / "train_extra.parquet", {"prompt": "not this"}
+    )
+    assert [p.dialogue[0].text for p in load_prompts("hf:org/asks@main", split="train")] == [
+        "Why?",
+        "Who?",
+    ]
     assert fake_hub["asked"][-1] == "main"
     clone = tmp_path / "clone"
     clone.mkdir()
@@ -93,28 +121,48 @@ def test_other_revisions_and_a_directory(fake_hub, tmp_path):
     assert load_prompts(f"hf:{clone}/two", split="train")[0].dialogue[0].text == "How far?"
 
 
-@pytest.mark.parametrize("listed,config,expected", [
-    (["a/train/0.parquet", "b/train/0.parquet"], "b", ["b/train/0.parquet"]),
-    (["a/train/0.parquet", "default/train/0.parquet", "README.md"], None, ["default/train/0.parquet"]),
-    (["only/train/0.parquet", ".gitattributes"], None, ["only/train/0.parquet"]),
-    (["train.jsonl.gz", "test.jsonl.gz"], None, ["train.jsonl.gz"]),
-    (["sub/train-0.jsonl", "sub/test-0.jsonl"], "sub", ["sub/train-0.jsonl"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "listed,config,expected",
+    [
+        (["a/train/0.parquet", "b/train/0.parquet"], "b", ["b/train/0.parquet"]),
+        (
+            ["a/train/0.parquet", "default/train/0.parquet", "README.md"],
+            None,
+            ["default/train/0.parquet"],
+        ),
+        (["only/train/0.parquet", ".gitattributes"], None, ["only/train/0.parquet"]),
+        (["train.jsonl.gz", "test.jsonl.gz"], None, ["train.jsonl.gz"]),
+        (["sub/train-0.jsonl", "sub/test-0.jsonl"], "sub", ["sub/train-0.jsonl"]),
+    ],
+)
 def test_which_files_a_split_is(listed, config, expected):
     assert hub.chosen(listed, "org/name", config, "train") == expected
 
 
-@pytest.mark.parametrize("source,says", [
-    ("hf:org/absent", "the Hugging Face hub did not give the data set: 404: no data set org/absent"),
-    ("hf:a/b/c/d", "expected hf:ORG/NAME"), ("hf:", "expected hf:ORG/NAME"), ("hf:./absent", "expected hf:ORG/NAME"),
-    ("hf:org/two", "name one of its configurations, such as hf:org/two/one; there are one, three"),
-    ("hf:org/two/one", "no split 'valid' of one; there are splits of one: train"),
-    ("hf:org/none", "no split 'valid'; there are files: none that can be read"),
-    ("hf:org/two/one#prompt=nothing", "no split 'valid'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source,says",
+    [
+        (
+            "hf:org/absent",
+            "the Hugging Face hub did not give the data set: 404: no data set org/absent",
+        ),
+        ("hf:a/b/c/d", "expected hf:ORG/NAME"),
+        ("hf:", "expected hf:ORG/NAME"),
+        ("hf:./absent", "expected hf:ORG/NAME"),
+        (
+            "hf:org/two",
+            "name one of its configurations, such as hf:org/two/one; there are one, three",
+        ),
+        ("hf:org/two/one", "no split 'valid' of one; there are splits of one: train"),
+        ("hf:org/none", "no split 'valid'; there are files: none that can be read"),
+        ("hf:org/two/one#prompt=nothing", "no split 'valid'"),
+    ],
+)
 def test_mistakes_are_one_line(fake_hub, source, says):
     for config in ("one", "three"):
-        write(fake_hub["root"] / "org" / "two" / config / "train" / "0000.parquet", {"prompt": "Why?"})
+        write(
+            fake_hub["root"] / "org" / "two" / config / "train" / "0000.parquet", {"prompt": "Why?"}
+        )
     (fake_hub["root"] / "org" / "none").mkdir()
     (fake_hub["root"] / "org" / "none" / "script.py").write_text("raise SystemExit")
     with pytest.raises(UserError) as caught:

@@ -88,7 +88,9 @@ def test_pairing_finds_what_two_intervals_hide():
     better = {k: v + 0.3 + rng.normal(0, 0.1) for k, v in items.items()}
     difference = paired_difference(items, better)
     assert not difference.covers_zero and 0.25 < difference.value < 0.35
-    assert bootstrap_mean(list(items.values())).high > bootstrap_mean(list(better.values())).low  # unpaired: overlap
+    assert (
+        bootstrap_mean(list(items.values())).high > bootstrap_mean(list(better.values())).low
+    )  # unpaired: overlap
     assert paired_difference({"x": 1.0}, {"y": 2.0}).n == 0
     assert paired_difference({"x": 1.0}, {"x": 2.0}).covers_zero  # one item proves nothing
 
@@ -103,6 +105,10 @@ def test_mcnemar_equals_the_binomial_test():
 def test_net_wins_are_wilsons_and_never_certain():
     found = net_wins([0.3] * 60 + [-2.0] * 30 + [0.0] * 10)
     share = wilson(65, 100)
-    assert found.value == pytest.approx(0.3) and found.low == pytest.approx(2 * share.low - 1) and found.n == 100
+    assert (
+        found.value == pytest.approx(0.3)
+        and found.low == pytest.approx(2 * share.low - 1)
+        and found.n == 100
+    )
     assert net_wins([-1.0] * 3).value == -1.0 and net_wins([-1.0] * 3).high > -0.5
     assert net_wins([]).value is None

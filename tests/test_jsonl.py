@@ -35,7 +35,11 @@ def test_bad_line_is_named(tmp_path, bad, expected):
     path.write_bytes(b'{"prompt": "fine"}\n' + bad + b"\n")
     with pytest.raises(UserError) as error:
         list(read_jsonl(path))
-    assert str(error.value).startswith(f"{path}:2: ") and expected in str(error.value) and "\n" not in str(error.value)
+    assert (
+        str(error.value).startswith(f"{path}:2: ")
+        and expected in str(error.value)
+        and "\n" not in str(error.value)
+    )
 
 
 def test_missing_truncated_and_false_gzip(tmp_path):

@@ -16,8 +16,12 @@ def record(*entries):
 
 
 def test_softmax_by_hand():
-    assert labels.probability_first({"order": "ab", "a": math.log(0.3), "b": math.log(0.1)}) == pytest.approx(0.75)
-    assert labels.probability_first({"order": "ba", "a": math.log(0.3), "b": math.log(0.1)}) == pytest.approx(0.25)
+    assert labels.probability_first(
+        {"order": "ab", "a": math.log(0.3), "b": math.log(0.1)}
+    ) == pytest.approx(0.75)
+    assert labels.probability_first(
+        {"order": "ba", "a": math.log(0.3), "b": math.log(0.1)}
+    ) == pytest.approx(0.25)
     assert labels.probability_first({"order": "ab", "a": -1000.0, "b": 0.0}) == 0.0
 
 

@@ -55,7 +55,9 @@ def test_a_gain_beside_length_is_found():
 def test_net_wins_without_a_length_difference_are_the_plain_ones():
     won = np.array([1.0] * 60 + [-1.0] * 30 + [0.0] * 10)
     found = length.net_wins(won, np.zeros(100))
-    assert found.value == pytest.approx(0.3, abs=0.01) and found.low > 0  # one virtual tie among a hundred
+    assert (
+        found.value == pytest.approx(0.3, abs=0.01) and found.low > 0
+    )  # one virtual tie among a hundred
     always = length.net_wins(np.ones(40), np.linspace(-1, 1, 40))
     assert 0.9 < always.value < 1 and always.high < 1, "a model that always wins has a finite lead"
     swapped = length.net_wins(-won, np.zeros(100))

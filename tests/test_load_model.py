@@ -21,8 +21,10 @@ from cai_jax.stages.context import StageContext
 from cai_jax.structs import Message
 
 MESH = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-DIALOGUES = [(Message("human", text), Message("assistant", answer))
-             for text, answer in (("Hello?", "Hello."), ("What is bread?", "Flour, water and time."))]
+DIALOGUES = [
+    (Message("human", text), Message("assistant", answer))
+    for text, answer in (("Hello?", "Hello."), ("What is bread?", "Flour, water and time."))
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +37,27 @@ def model(tiny_model, tmp_path_factory):
 
 
 def context():
-    run_config = ml_collections.ConfigDict({"models": {}, "seed": 0, "model": {"dtype": "float32"},
-                                            "sampling": {"batch_size": 2, "chunk_steps": 4, "max_length": 64}})
-    return StageContext("x", ml_collections.ConfigDict(), run_config, pathlib.Path("."), None, {}, MESH)
+    run_config = ml_collections.ConfigDict(
+        {
+            "models": {},
+            "seed": 0,
+            "model": {"dtype": "float32"},
+            "sampling": {"batch_size": 2, "chunk_steps": 4, "max_length": 64},
+        }
+    )
+    return StageContext(
+        "x", ml_collections.ConfigDict(), run_config, pathlib.Path("."), None, {}, MESH
+    )
 
 
 @pytest.mark.parametrize("kind", ["chat", "text"])
 def test_a_directory_of_a_classifier_is_a_preference_model(kind, model, tiny_model, tmp_path):
     """Scores of the exported directory are those of the model with its normalisation, in the form it was trained on."""
     config, decoder, directory = model
-    params = {"decoder": decoder, "head": {**heads.init_head(config, jax.random.key(1)), "bias": jnp.float32(0.4)}}
+    params = {
+        "decoder": decoder,
+        "head": {**heads.init_head(config, jax.random.key(1)), "bias": jnp.float32(0.4)},
+    }
     format = load_format(tiny_model, kind)
     folder.export_reward(tmp_path, config, params, format, (0.7, 1.9))
     found = context().load_model(str(tmp_path), "reward")
@@ -56,7 +69,9 @@ def test_a_directory_of_a_classifier_is_a_preference_model(kind, model, tiny_mod
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
     with pytest.raises(UserError, match="is a preference model, a policy is needed here"):
         context().load_model(str(tmp_path))
-    with pytest.raises(UserError, match="is not a preference model; name a stage of kind pm as '@pm'"):
+    with pytest.raises(
+        UserError, match="is not a preference model; name a stage of kind pm as '@pm'"
+    ):
         context().load_model(str(directory), "reward")
 
 
@@ -64,10 +79,16 @@ def test_a_directory_of_a_classifier_is_a_preference_model(kind, model, tiny_mod
 def wide(model, tmp_path_factory):
     """A directory whose embedding has 64 rows more than the tokenizer has tokens."""
     config, params, directory = model
-    padded = {name: jnp.pad(leaf, ((0, 64), (0, 0)), constant_values=0.5) if name in ("embed", "unembed") else leaf
-              for name, leaf in params.items()}
+    padded = {
+        name: jnp.pad(leaf, ((0, 64), (0, 0)), constant_values=0.5)
+        if name in ("embed", "unembed")
+        else leaf
+        for name, leaf in params.items()
+    }
     target = tmp_path_factory.mktemp("wide")
-    hf.save_hf(target, dataclasses.replace(config, vocab_size=config.vocab_size + 64), padded, directory)
+    hf.save_hf(
+        target, dataclasses.replace(config, vocab_size=config.vocab_size + 64), padded, directory
+    )
     return target
 
 
@@ -88,14 +109,23 @@ def test_added_tokens_and_a_tokenizer_that_is_too_large(wide, tmp_path):
     fields = json.loads(path.read_text())
 
     def add(number):
-        token = {"id": number, "content": "<|new|>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-                 "special": True}
+        token = {
+            "id": number,
+            "content": "<|new|>",
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         path.write_text(json.dumps(fields | {"added_tokens": [*fields["added_tokens"], token]}))
 
     size = context().load_model(str(wide)).format.tokenizer.vocab_size
     add(size)
     tokenizer = context().load_model(str(tmp_path / "model")).format.tokenizer
-    assert tokenizer.token_id("<|new|>") == size and tokenizer.encode("<|new|>", special=True) == (size,)
+    assert tokenizer.token_id("<|new|>") == size and tokenizer.encode("<|new|>", special=True) == (
+        size,
+    )
     assert size not in tokenizer.encode("<|new|>")  # inside a text it stays text
     wrong = json.loads((tmp_path / "model" / "config.json").read_text()) | {"vocab_size": size - 5}
     path.write_text(json.dumps(fields))
@@ -110,6 +140,9 @@ def test_models_of_a_stage_share_weights_until_they_are_let_go(model):
     first, second = (ctx.load_model(str(model[2])) for _ in range(2))
     assert first.params["embed"] is second.params["embed"]
     first.release()
-    assert first.params is None and ctx.load_model(str(model[2])).params["embed"] is second.params["embed"]
+    assert (
+        first.params is None
+        and ctx.load_model(str(model[2])).params["embed"] is second.params["embed"]
+    )
     second.release()
     assert not ctx._weights

@@ -50,15 +50,33 @@ def watched(tmp_path, num_updates: int) -> np.ndarray:
     """[num_updates, 5] after each PPO update of the tiny model: resident bytes, open files, threads, and of every 25th what is
     in use: bytes of the C library's allocator (0 where it is not glibc's), blocks of Python's."""
     out = tmp_path / "watched.json"
-    flags = ["--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", "--config.stages=rl", "--config.graph.rl.policy=base",
-             "--config.graph.rl.reward=python:tests.test_long_run.length", "--config.graph.rl.value_init=policy",
-             f"--config.graph.rl.num_updates={num_updates}", "--config.graph.rl.save_every_updates=10",
-             "--config.graph.rl.snapshot_every_updates=0", "--config.graph.rl.max_new_tokens=8",
-             "--config.graph.rl.rollouts_per_update=4"]
+    flags = [
+        "--config=configs/tiny.py",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.stages=rl",
+        "--config.graph.rl.policy=base",
+        "--config.graph.rl.reward=python:tests.test_long_run.length",
+        "--config.graph.rl.value_init=policy",
+        f"--config.graph.rl.num_updates={num_updates}",
+        "--config.graph.rl.save_every_updates=10",
+        "--config.graph.rl.snapshot_every_updates=0",
+        "--config.graph.rl.max_new_tokens=8",
+        "--config.graph.rl.rollouts_per_update=4",
+    ]
     # The allocator as it comes: its settings change what stays resident.
-    environment = {name: value for name, value in harness.environment().items() if not name.startswith("MALLOC_")}
-    done = subprocess.run([sys.executable, "-c", WATCHED, str(out), *flags], cwd=ROOT, env=environment, capture_output=True,
-                          text=True, timeout=3600)
+    environment = {
+        name: value
+        for name, value in harness.environment().items()
+        if not name.startswith("MALLOC_")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, str(out), *flags],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=3600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return np.array(json.loads(out.read_text()), float)
 
@@ -78,7 +96,9 @@ def slope(values: np.ndarray) -> float:
 def test_files_and_threads_stay_bounded(tmp_path):
     rows = watched(tmp_path, 30)
     assert rows[-1, 1] <= rows[6, 1] + 2 and rows[:, 1].max() < 100
-    assert rows[-1, 2] <= rows[6, 2] + 16  # pools of threads fill up by need; a leak of one an update would be 24
+    assert (
+        rows[-1, 2] <= rows[6, 2] + 16
+    )  # pools of threads fill up by need; a leak of one an update would be 24
 
 
 @pytest.mark.long
@@ -87,9 +107,11 @@ def test_memory_is_flat_over_500_updates(tmp_path):
     save. What is resident rises and falls by some MiB, with where the allocator finds room."""
     rows = watched(tmp_path, 500)
     growth, native, blocks = slope(rows[:, 0]), slope(rows[:, 3]), slope(rows[:, 4])
-    print(f"resident {rows[50, 0] / 2**20:.0f} → {rows[-1, 0] / 2**20:.0f} MiB, {growth / 1024:.1f} KiB an update; in use: "
-          f"{native / 1024:.1f} KiB and {blocks:.0f} Python blocks an update; "
-          f"files {rows[50, 1]:.0f} → {rows[-1, 1]:.0f}, threads {rows[50, 2]:.0f} → {rows[-1, 2]:.0f}")
+    print(
+        f"resident {rows[50, 0] / 2**20:.0f} → {rows[-1, 0] / 2**20:.0f} MiB, {growth / 1024:.1f} KiB an update; in use: "
+        f"{native / 1024:.1f} KiB and {blocks:.0f} Python blocks an update; "
+        f"files {rows[50, 1]:.0f} → {rows[-1, 1]:.0f}, threads {rows[50, 2]:.0f} → {rows[-1, 2]:.0f}"
+    )
     assert native < 4 * 1024 and blocks < 40
     assert growth < 16 * 1024  # 8 MiB in 500 updates
     assert rows[-1, 1] <= rows[50, 1] + 2 and rows[-1, 2] <= rows[50, 2] + 4
@@ -101,14 +123,21 @@ def test_a_second_run_on_a_workdir_is_refused_and_changes_nothing(tmp_path):
     try:
         path = tmp_path / "run" / "lock.json"
         deadline = time.monotonic() + 300
-        while not (tmp_path / "run" / "respond" / "manifest.json").exists() and time.monotonic() < deadline:
+        while (
+            not (tmp_path / "run" / "respond" / "manifest.json").exists()
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.02)
         run.process.send_signal(signal.SIGSTOP)  # it must still be there when the second comes
-        before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        before = {
+            path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()
+        }
         second = harness.run(tmp_path / "run", "--config.stages=respond", "--config.seed=5")
         assert second.returncode == 2 and harness.one_line(second.stderr)
         assert f"in use by process {run.process.pid}" in second.stderr
-        assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+        assert {
+            path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()
+        } == before
         assert json.loads(path.read_text())["pid"] == run.process.pid
         assert f"held by process {run.process.pid}" in status.describe(tmp_path / "run")[0]
     finally:
@@ -147,9 +176,18 @@ except UserError as error:
 
 
 def test_of_runs_that_start_at_once_one_takes_a_stale_lock(tmp_path):
-    (tmp_path / "lock.json").write_text(json.dumps({"host": lock.socket.gethostname(), "pid": os.getppid(), "started": "before"}))
-    runs = [subprocess.Popen([sys.executable, "-c", TAKES, str(tmp_path), "3"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-            for _ in range(4)]
+    (tmp_path / "lock.json").write_text(
+        json.dumps({"host": lock.socket.gethostname(), "pid": os.getppid(), "started": "before"})
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", TAKES, str(tmp_path), "3"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("ready*"))) < len(runs) and time.monotonic() < deadline:
         time.sleep(0.02)

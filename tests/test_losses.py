@@ -11,8 +11,11 @@ from cai_jax.training import batching
 
 def arrays(seed, B=3, T=11, D=8, V=17, dtype=np.float32):
     rng = np.random.default_rng(seed)
-    return (rng.normal(size=(B, T, D)).astype(dtype), rng.normal(size=(V, D)).astype(dtype),
-            rng.integers(0, V, size=(B, T)).astype(np.int32))
+    return (
+        rng.normal(size=(B, T, D)).astype(dtype),
+        rng.normal(size=(V, D)).astype(dtype),
+        rng.integers(0, V, size=(B, T)).astype(np.int32),
+    )
 
 
 def reference(hidden, unembed, targets, temperature=1.0, softcap=None):
@@ -30,8 +33,15 @@ def reference(hidden, unembed, targets, temperature=1.0, softcap=None):
 @pytest.mark.parametrize("temperature,softcap", [(1.0, None), (0.7, None), (1.3, 2.0)])
 def test_token_logprobs_and_entropy_match_numpy(chunk, temperature, softcap):
     hidden, unembed, targets = arrays(0)
-    got, entropy = losses.token_logprobs(hidden, unembed, targets, temperature=temperature, softcap=softcap,
-                                         chunk=chunk, entropy=True)
+    got, entropy = losses.token_logprobs(
+        hidden,
+        unembed,
+        targets,
+        temperature=temperature,
+        softcap=softcap,
+        chunk=chunk,
+        entropy=True,
+    )
     want, want_entropy = reference(hidden, unembed, targets, temperature, softcap)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(entropy, want_entropy, rtol=1e-5, atol=1e-5)
@@ -44,7 +54,10 @@ def test_gradients_by_the_chain_rule(chunk):
     weights = np.random.default_rng(2).normal(size=targets.shape).astype(np.float32)
 
     def loss(h, w):
-        return jnp.sum(weights * losses.token_logprobs(h, w, targets, temperature=0.8, softcap=3.0, chunk=chunk))
+        return jnp.sum(
+            weights
+            * losses.token_logprobs(h, w, targets, temperature=0.8, softcap=3.0, chunk=chunk)
+        )
 
     got = jax.grad(loss, argnums=(0, 1))(hidden, unembed)
     capped = np.tanh(hidden.astype(np.float64) @ unembed.T / 3.0)
@@ -52,13 +65,17 @@ def test_gradients_by_the_chain_rule(chunk):
     slope = np.eye(unembed.shape[0])[targets] - exp / exp.sum(-1, keepdims=True)
     slope = weights[..., None] * slope / 0.8 * (1 - capped**2)
     np.testing.assert_allclose(got[0], slope @ unembed, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(got[1], np.einsum("btv,btd->vd", slope, hidden), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        got[1], np.einsum("btv,btd->vd", slope, hidden), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_full_logits_never_exist():
     """No array of the compiled forward or backward pass is as large as [B, T, V]."""
     hidden, unembed, targets = arrays(3, B=2, T=64, D=8, V=1000)
-    grad = jax.grad(lambda h, w: jnp.sum(losses.token_logprobs(h, w, targets, chunk=8)), argnums=(0, 1))
+    grad = jax.grad(
+        lambda h, w: jnp.sum(losses.token_logprobs(h, w, targets, chunk=8)), argnums=(0, 1)
+    )
     memory = jax.jit(grad).lower(hidden, unembed).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 2 * 64 * 1000 * 4
 
@@ -66,7 +83,9 @@ def test_full_logits_never_exist():
 def test_gradient_of_the_unembedding_is_there_once():
     """Beside what comes out, the backward pass holds less than another one of its size."""
     hidden, unembed, targets = arrays(3, B=1, T=64, D=64, V=8192)
-    grad = jax.grad(lambda h, w: jnp.sum(losses.token_logprobs(h, w, targets, chunk=16)), argnums=(0, 1))
+    grad = jax.grad(
+        lambda h, w: jnp.sum(losses.token_logprobs(h, w, targets, chunk=16)), argnums=(0, 1)
+    )
     memory = jax.jit(grad).lower(hidden, unembed).compile().memory_analysis()
     assert memory.temp_size_in_bytes < unembed.nbytes
 
@@ -78,7 +97,9 @@ def test_blocks_of_the_vocabulary_give_the_gradient_of_chunks(V, monkeypatch):
 
     def grads():
         def loss(h, w):
-            logprobs, entropy = losses.token_logprobs(h, w, targets, temperature=0.8, softcap=3.0, chunk=4, entropy=True)
+            logprobs, entropy = losses.token_logprobs(
+                h, w, targets, temperature=0.8, softcap=3.0, chunk=4, entropy=True
+            )
             return jnp.sum(jnp.exp(logprobs) + 0.1 * entropy)
 
         return jax.jit(jax.grad(loss, argnums=(0, 1)))(hidden, unembed)
@@ -116,14 +137,18 @@ def test_log_probabilities_at_places():
     places = batching.places(wanted, tokens.shape[1])
 
     def total(hidden, unembed, places):
-        found, entropy = losses.next_token_logprobs(hidden, unembed, tokens, places, chunk=2, entropy=True)
+        found, entropy = losses.next_token_logprobs(
+            hidden, unembed, tokens, places, chunk=2, entropy=True
+        )
         return jnp.sum(jnp.where(wanted, jnp.sin(found), 0.0)), (found, entropy)
 
     (_, want), want_grads = jax.value_and_grad(total, (0, 1), has_aux=True)(hidden, unembed, None)
     (_, got), grads = jax.value_and_grad(total, (0, 1), has_aux=True)(hidden, unembed, places)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, np.where(wanted, b, 0), rtol=1e-5, atol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), grads, want_grads)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), grads, want_grads
+    )
 
 
 def test_response_loss_by_hand_and_nan_under_the_mask():
@@ -140,7 +165,9 @@ def test_preference_loss_by_hand():
     """Δ = log 3: σ(Δ) = 3/4. p = 1 → log 4/3; p = 0 → log 4; p = 3/4 → the entropy of (3/4, 1/4), its minimum."""
     a, b = jnp.full(4, np.log(3.0)), jnp.zeros(4)
     p = jnp.array([1.0, 0.0, 0.75, 0.5])
-    for row, want in enumerate([np.log(4 / 3), np.log(4.0), 0.75 * np.log(4 / 3) + 0.25 * np.log(4.0)]):
+    for row, want in enumerate(
+        [np.log(4 / 3), np.log(4.0), 0.75 * np.log(4 / 3) + 0.25 * np.log(4.0)]
+    ):
         total, count = losses.preference_loss(a, b, p, jnp.arange(4) == row)
         np.testing.assert_allclose(total, want, rtol=1e-6)
         assert float(count) == 1.0
@@ -155,10 +182,14 @@ def test_preference_loss_matches_its_formula_and_its_optimum_is_logit_p():
     want = np.sum(p * np.log1p(np.exp(-delta)) + (1 - p) * np.log1p(np.exp(delta)))
     np.testing.assert_allclose(total, want, rtol=1e-5)
     logit = np.log(p / (1 - p))
-    grad = jax.grad(lambda d: losses.preference_loss(d, jnp.zeros(50), p, jnp.ones(50, bool))[0])(logit)
+    grad = jax.grad(lambda d: losses.preference_loss(d, jnp.zeros(50), p, jnp.ones(50, bool))[0])(
+        logit
+    )
     np.testing.assert_allclose(grad, 0.0, atol=1e-6)
 
 
 def test_integer_scores_are_refused():
     with pytest.raises(AssertionError):
-        losses.preference_loss(jnp.array([1, 2]), jnp.array([0, 0]), jnp.array([1.0, 1.0]), jnp.ones(2, bool))
+        losses.preference_loss(
+            jnp.array([1, 2]), jnp.array([0, 0]), jnp.array([1.0, 1.0]), jnp.ones(2, bool)
+        )

@@ -26,8 +26,11 @@ def error_of(capsys, *arguments) -> str:
 
 
 def test_the_order_of_flags_does_not_matter():
-    for arguments in ([TINY, "--config.seed=3", "--workdir=w"], ["--workdir=w", "--config.seed=3", TINY],
-                      ["--config.seed=3", "--config", "configs/tiny.py", "--workdir", "w"]):
+    for arguments in (
+        [TINY, "--config.seed=3", "--workdir=w"],
+        ["--workdir=w", "--config.seed=3", TINY],
+        ["--config.seed=3", "--config", "configs/tiny.py", "--workdir", "w"],
+    ):
         config, workdir = parse(*arguments)
         assert (config.seed, workdir) == (3, "w")
 
@@ -41,21 +44,24 @@ def test_stages_can_be_listed_with_commas(value):
     assert parse(TINY, f"--config.stages={value}")[0].stages == ("respond", "revise")
 
 
-@pytest.mark.parametrize("arguments,message", [
-    (["--config=configs/none.py"], "no such config file"),
-    ([], "--config"),
-    ([TINY, "--config.sede=1"], "did you mean 'seed'"),
-    ([TINY, "--config.graph.sl.num_epoch=1"], "did you mean 'num_epochs'"),
-    ([TINY, "--config.seed.x=1"], "no fields below"),
-    ([TINY, "--config.seed=abc"], "abc"),
-    ([TINY, "--wrokdir=x"], "not a flag"),
-    ([TINY, "extra"], "not a flag"),
-    ([TINY, "--config.stages=respnod"], "did you mean 'respond'"),
-    ([TINY, "--config.graph.sl.kind=sll"], "did you mean 'sl'"),
-    ([TINY, "--config.graph.revise.inputs.responses=respnd"], "did you mean 'respond'"),
-    ([TINY, "--config.graph.respond.model=@sl"], "wait for each other"),
-    ([TINY, "--config.models.base=helpful"], "points at itself"),
-])
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--config=configs/none.py"], "no such config file"),
+        ([], "--config"),
+        ([TINY, "--config.sede=1"], "did you mean 'seed'"),
+        ([TINY, "--config.graph.sl.num_epoch=1"], "did you mean 'num_epochs'"),
+        ([TINY, "--config.seed.x=1"], "no fields below"),
+        ([TINY, "--config.seed=abc"], "abc"),
+        ([TINY, "--wrokdir=x"], "not a flag"),
+        ([TINY, "extra"], "not a flag"),
+        ([TINY, "--config.stages=respnod"], "did you mean 'respond'"),
+        ([TINY, "--config.graph.sl.kind=sll"], "did you mean 'sl'"),
+        ([TINY, "--config.graph.revise.inputs.responses=respnd"], "did you mean 'respond'"),
+        ([TINY, "--config.graph.respond.model=@sl"], "wait for each other"),
+        ([TINY, "--config.models.base=helpful"], "points at itself"),
+    ],
+)
 def test_a_mistake_is_one_line(capsys, tmp_path, monkeypatch, arguments, message):
     text = error_of(capsys, *arguments, *([f"--workdir={tmp_path / 'run'}"] if arguments else []))
     assert message in text
@@ -79,18 +85,26 @@ def test_a_stage_needs_what_it_reads(capsys, tmp_path):
 
 
 def test_help_names_the_documented_config():
-    done = subprocess.run([sys.executable, "-m", "cai_jax.main", "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "cai_jax.main", "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and "configs/default.py" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["default", "tiny", "smollm2_cpu", "rlhf", "rlhf:variant=harmless"])
+@pytest.mark.parametrize(
+    "name", ["default", "tiny", "smollm2_cpu", "rlhf", "rlhf:variant=harmless"]
+)
 def test_every_config_makes_a_graph(name, smollm2):
     file, _, argument = name.partition(":")
     config, _ = parse(f"--config=configs/{file}.py" + (f":{argument}" if argument else ""))
     nodes = pipeline.build_graph(config)
     assert set(config.stages) <= set(nodes)
     order = list(nodes)
-    assert all(order.index(parent) < order.index(node.name) for node in nodes.values() for parent in node.parents)
+    assert all(
+        order.index(parent) < order.index(node.name)
+        for node in nodes.values()
+        for parent in node.parents
+    )
 
 
 def graph(*overrides):
@@ -128,20 +142,27 @@ def test_changes_stop_or_are_moved_aside(tmp_path):
     before, after = graph(), graph("--config.graph.compare.max_new_tokens=13")
     for node in before.values():
         pipeline.artefacts.StageDirectory(tmp_path / node.name).update_manifest(
-            fingerprint=node.fingerprint, fields=node.fields, kind=node.kind, done=True)
+            fingerprint=node.fingerprint, fields=node.fields, kind=node.kind, done=True
+        )
     run_path = epath.Path(tmp_path)
     pipeline.check_changes(before, run_path, "stop")
-    with pytest.raises(UserError, match=r"compare\.max_new_tokens: 12 → 13.*touched: compare, feedback"):
+    with pytest.raises(
+        UserError, match=r"compare\.max_new_tokens: 12 → 13.*touched: compare, feedback"
+    ):
         pipeline.check_changes(after, run_path, "stop")
     pipeline.check_changes(after, run_path, "redo")
     assert not (tmp_path / "compare").exists() and (tmp_path / "sl").exists()
-    assert {path.name.rpartition("-")[0].rpartition("-")[0] for path in (tmp_path / "aside").iterdir()} >= {"compare", "rl"}
+    assert {
+        path.name.rpartition("-")[0].rpartition("-")[0] for path in (tmp_path / "aside").iterdir()
+    } >= {"compare", "rl"}
 
 
 def test_two_runs_on_one_workdir(tmp_path):
     with lock.held(tmp_path):
         other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-        (tmp_path / "lock.json").write_text(f'{{"host": "{lock.socket.gethostname()}", "pid": {other.pid}}}')
+        (tmp_path / "lock.json").write_text(
+            f'{{"host": "{lock.socket.gethostname()}", "pid": {other.pid}}}'
+        )
         with pytest.raises(UserError, match=f"in use by process {other.pid}"), lock.held(tmp_path):
             pass
         other.kill()
@@ -155,8 +176,10 @@ def test_two_runs_on_one_workdir(tmp_path):
 
 
 def test_the_closing_table():
-    rows = [{"stage": "respond", "skipped": False, "seconds": 12.3, "rows": 32, "headline": "ok"},
-            {"stage": "sl", "skipped": True, "seconds": 100.0, "steps": 8, "headline": "loss 1.2"}]
+    rows = [
+        {"stage": "respond", "skipped": False, "seconds": 12.3, "rows": 32, "headline": "ok"},
+        {"stage": "sl", "skipped": True, "seconds": 100.0, "steps": 8, "headline": "loss 1.2"},
+    ]
     lines = pipeline.table(rows).split("\n")
     assert lines[1].split() == ["respond", "32", "12", "ok"]
     assert "100 (before)" in lines[2]

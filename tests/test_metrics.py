@@ -23,8 +23,16 @@ def test_rows_after_a_resumed_step_are_written_once(tmp_path):
         writer.write(step, {"loss": 1 / step}, {"seconds": 0.7})
     writer.close()
     rows = read_rows(tmp_path / "metrics.jsonl")
-    assert [(row["step"], row["loss"]) for row in rows] == [(step, 1 / step) for step in range(1, 6)]
-    assert [row["seconds"] for row in read_rows(tmp_path / "timing.jsonl")] == [0.5, 0.5, 0.5, 0.7, 0.7]
+    assert [(row["step"], row["loss"]) for row in rows] == [
+        (step, 1 / step) for step in range(1, 6)
+    ]
+    assert [row["seconds"] for row in read_rows(tmp_path / "timing.jsonl")] == [
+        0.5,
+        0.5,
+        0.5,
+        0.7,
+        0.7,
+    ]
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
@@ -55,7 +63,9 @@ def picture():
     from cai_jax.reporting import png
     from cai_jax.reporting.figure import Panel, Series
 
-    return png.draw(Panel("p", "A figure", "x", "y", [Series("s", [0.0, 1.0], [0.5, None], mark="dots")]))
+    return png.draw(
+        Panel("p", "A figure", "x", "y", [Series("s", [0.0, 1.0], [0.5, None], mark="dots")])
+    )
 
 
 def test_histograms_figures_and_the_run_are_shown_in_tensorboard(tmp_path):
@@ -66,7 +76,12 @@ def test_histograms_figures_and_the_run_are_shown_in_tensorboard(tmp_path):
     writer.close()
     (events,) = (tmp_path / "tensorboard").glob("events*")
     content = events.read_bytes()
-    assert b"rewards" in content and b"abc123" in content and b"\x89PNG" in content and b"nothing" not in content
+    assert (
+        b"rewards" in content
+        and b"abc123" in content
+        and b"\x89PNG" in content
+        and b"nothing" not in content
+    )
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
@@ -77,8 +92,15 @@ def test_a_long_timing_file_is_rotated_and_the_metrics_are_not(tmp_path, monkeyp
         writer.write(step, {"loss": 1.0}, {"seconds": 0.5})
     writer.close()
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 10
-    steps = [row["step"] for name in ("timing.old", "timing") for row in read_rows(tmp_path / f"{name}.jsonl")]
-    assert steps == list(range(steps[0], 11)) and 0 < (tmp_path / "timing.old.jsonl").stat().st_size < 150
+    steps = [
+        row["step"]
+        for name in ("timing.old", "timing")
+        for row in read_rows(tmp_path / f"{name}.jsonl")
+    ]
+    assert (
+        steps == list(range(steps[0], 11))
+        and 0 < (tmp_path / "timing.old.jsonl").stat().st_size < 150
+    )
 
 
 def events(path):
@@ -104,7 +126,13 @@ def test_long_tensorboard_files_are_rotated(tmp_path, monkeypatch):
     files = sorted(board.glob("events.*"))
     assert len(files) == metrics.BOARD_FILES and max(path.stat().st_size for path in files) < 6000
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 200
-    steps = [event.step for path in files for event in events(path) for value in event.summary.value if value.tag == "loss"]
+    steps = [
+        event.step
+        for path in files
+        for event in events(path)
+        for value in event.summary.value
+        if value.tag == "loss"
+    ]
     assert steps == list(range(steps[0], 2001, 10)) and 10 < steps[0] < 1900
 
 

@@ -45,7 +45,9 @@ def test_no_training_file_has_a_held_out_act_and_no_heldout_row_another():
 def test_shipped_files_are_what_the_command_writes(tmp_path):
     files.write(tmp_path)
     for path in sorted(tmp_path.iterdir()):
-        assert path.read_bytes() == (files.DATA / path.name).read_bytes(), f"run python -m cai_jax.microworld.files: {path.name}"
+        assert path.read_bytes() == (files.DATA / path.name).read_bytes(), (
+            f"run python -m cai_jax.microworld.files: {path.name}"
+        )
 
 
 def test_the_pipeline_reads_the_files():
@@ -81,7 +83,10 @@ def test_every_word_has_a_token_and_text_comes_back(text_format):
     for principle in constitution.critique_principles:
         texts += [f" {principle.critique_request}", f" {principle.revision_request}"]
     held_out = documents.Dice(1, held_out=True)
-    texts += [" " + documents.comply(held_out, documents.draw_acts(held_out, "harmful")) for _ in range(100)]
+    texts += [
+        " " + documents.comply(held_out, documents.draw_acts(held_out, "harmful"))
+        for _ in range(100)
+    ]
     assert all(unknown not in text_format.tokenizer.encode(text) for text in texts)
 
 
@@ -94,12 +99,18 @@ def test_documents_are_what_the_stages_ask(text_format):
     assert text_format.prompt(dialogue) == (encode(chat),)
     example = text_format.example((*dialogue, Message("assistant", told)))
     assert tuple(example.tokens) == (*encode(chat), *encode(f" {told}"), text_format.tokenizer.eos)
-    question = choices.question(dialogue, "Which answer is more fair?", (told, refusal(STAB, "hurt", 0)))
+    question = choices.question(
+        dialogue, "Which answer is more fair?", (told, refusal(STAB, "hurt", 0))
+    )
     (tokens,) = choices.choice_segments(text_format, (), question)
     assert tokens == encode(f"{question}\nThe answer is:")
-    chain = choices.chain_segments(text_format, (), question, "(A) is fine. (B) is fine. So (A) is better.")
-    assert sum(chain, ()) == encode(f"\n\nHuman: {question}\n\nAssistant: Let's think step by step: (A) is fine. (B) is fine."
-                                    " So (A) is better.\n\nHuman: So the answer is:")
+    chain = choices.chain_segments(
+        text_format, (), question, "(A) is fine. (B) is fine. So (A) is better."
+    )
+    assert sum(chain, ()) == encode(
+        f"\n\nHuman: {question}\n\nAssistant: Let's think step by step: (A) is fine. (B) is fine."
+        " So (A) is better.\n\nHuman: So the answer is:"
+    )
 
 
 def test_a_principle_sees_its_own_kind_only():
@@ -109,16 +120,23 @@ def test_a_principle_sees_its_own_kind_only():
     assert principles.assessment((STAB,), helped, "fraud") == "is fine."
     assert principles.revised((STAB,), helped, "fraud", dice) == helped
     for kind in (None, "hurt"):
-        assert judge((STAB,), principles.revised((STAB,), helped, kind, dice)).name == "engaged_refusal"
+        assert (
+            judge((STAB,), principles.revised((STAB,), helped, kind, dice)).name
+            == "engaged_refusal"
+        )
     assert principles.principled_utility((STAB,), helped, "fraud") == principles.principled_utility(
-        (STAB,), refusal(STAB, "hurt", 0), "fraud")
+        (STAB,), refusal(STAB, "hurt", 0), "fraud"
+    )
 
 
 def test_revision_keeps_what_is_good_and_mends_evasion():
     dice, alike = documents.Dice(0), Act("stab", "dough")
     told = answer(alike, 0)
     assert principles.revised((alike,), told, None, dice) == told
-    assert judge((alike,), principles.revised((alike,), "Sorry, I can not answer.", None, dice)).name == "helpful"
+    assert (
+        judge((alike,), principles.revised((alike,), "Sorry, I can not answer.", None, dice)).name
+        == "helpful"
+    )
     mixed = f"{told} {answer(STAB, 1)}"
     found = judge((alike, STAB), principles.revised((alike, STAB), mixed, "hurt", dice))
     assert found.name == "helpful" and found.helpfulness == 1.0

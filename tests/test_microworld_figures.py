@@ -26,7 +26,11 @@ def stage(run, name, table, summary=None):
 
 
 def revised(*texts):
-    return {"dialogue": ASKED, "initial": texts[0], "rounds": [{"revision": text} for text in texts[1:]]}
+    return {
+        "dialogue": ASKED,
+        "initial": texts[0],
+        "rounds": [{"revision": text} for text in texts[1:]],
+    }
 
 
 @pytest.fixture
@@ -44,7 +48,9 @@ def test_revisions_by_round_are_means_over_seeds(runs):
     assert harmful.label == "harmful" and harmful.x == [0, 1, 2] and harmful.y == [1.0, 0.5, 0.25]
     # Student's t of one degree of freedom: 12.706 · s / √2 with s = 0.5 / √2.
     half = 12.7062 * 0.25
-    assert harmful.low[2] == pytest.approx(0.25 - half, abs=1e-3) and harmful.high[2] == pytest.approx(0.25 + half, abs=1e-3)
+    assert harmful.low[2] == pytest.approx(0.25 - half, abs=1e-3) and harmful.high[
+        2
+    ] == pytest.approx(0.25 + half, abs=1e-3)
     assert harmful.low[1] == harmful.high[1] == 0.5
 
 
@@ -58,14 +64,20 @@ def test_what_cannot_be_drawn_is_named(runs, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "figure_4: left out, it needs the stages judge_small_1, judge_large_5" in told
     drawn = json.loads((tmp_path / "out" / "figure_5.json").read_text())
-    assert drawn["series"][0]["y"] == [1.0, 0.5, 0.25] and not any(map(math.isnan, drawn["series"][0]["low"]))
+    assert drawn["series"][0]["y"] == [1.0, 0.5, 0.25] and not any(
+        map(math.isnan, drawn["series"][0]["low"])
+    )
     assert (tmp_path / "out" / "figure_6.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_best_of_n(tmp_path):
     """Two prompts with four scored samples each: the mean over prompts and disjoint groups of the best of n."""
     scores = {"a": [0.0, 1.0, 2.0, 3.0], "b": [4.0, 0.0, 0.0, 0.0]}
-    rows = [{"id": f"{name}{n}", "on": "red_team", "prompt_id": name} for name in scores for n in range(4)]
+    rows = [
+        {"id": f"{name}{n}", "on": "red_team", "prompt_id": name}
+        for name in scores
+        for n in range(4)
+    ]
     directory = StageDirectory(tmp_path / "evaluate_best_of_n")
     for file, extra in ((None, {}), ("scores", {"score": 0.0})):
         journal = directory.journal(file) if file else directory.journal()
@@ -74,41 +86,86 @@ def test_best_of_n(tmp_path):
             journal.append({**row, **found})
         journal.finish()
     directory.update_manifest(done=True, summary={}, parents=[])
-    assert figures._best_of_n(tmp_path, (1, 2, 4)) == pytest.approx([(1.5 + 1.0) / 2, (2.0 + 2.0) / 2, (3.0 + 4.0) / 2])
+    assert figures._best_of_n(tmp_path, (1, 2, 4)) == pytest.approx(
+        [(1.5 + 1.0) / 2, (2.0 + 2.0) / 2, (3.0 + 4.0) / 2]
+    )
 
 
 def answers(**texts):
     """Records of one answer a model to one harmful request; a look-alike and a plain request are helped with."""
     rows = []
     for name, text in texts.items():
-        for on, asked, said in (("red_team", ASKED, text), ("look_alike", ALIKE, HELP), ("helpful", ALIKE, HELP)):
-            rows.append({"dialogue": asked, "on": on, "name": name.replace("_", "-"), "prompt_id": on, "sample": 0,
-                         "response": said})
+        for on, asked, said in (
+            ("red_team", ASKED, text),
+            ("look_alike", ALIKE, HELP),
+            ("helpful", ALIKE, HELP),
+        ):
+            rows.append(
+                {
+                    "dialogue": asked,
+                    "on": on,
+                    "name": name.replace("_", "-"),
+                    "prompt_id": on,
+                    "sample": 0,
+                    "response": said,
+                }
+            )
     return rows
 
 
 ALIKE = dialogue_to_json((Message("human", "How do I stab the dough?"),))
 HELP = "To stab the dough, use the knife."
-NAMES = {"pretrained": HARM, "H_RLHF": HARM, "HH_RLHF": "I can not help with that.", "SL_CAI": HARM, "RL_CAI": REFUSAL,
-         "RL_CAI_CoT": HARM, "RL_CAI_4": HARM, "RL_CAI_12": REFUSAL, "RL_CAI_8": "stab stab."}
+NAMES = {
+    "pretrained": HARM,
+    "H_RLHF": HARM,
+    "HH_RLHF": "I can not help with that.",
+    "SL_CAI": HARM,
+    "RL_CAI": REFUSAL,
+    "RL_CAI_CoT": HARM,
+    "RL_CAI_4": HARM,
+    "RL_CAI_12": REFUSAL,
+    "RL_CAI_8": "stab stab.",
+}
 
 
 @pytest.fixture
 def pareto(tmp_path):
     stage(tmp_path, "evaluate_pareto", answers(**NAMES))
-    expected = [rows.row("expected_harm", f"T={t}", name.replace("_", "-"), Estimate(float(t + len(name)), None, None, 1))
-                for t in (0, 1) for name in NAMES]
-    differences = [rows.row("expected_harm", "T=0", "RL-CAI-4", Estimate(-9.0, -10.0, -8.0, 1), against="pretrained")]
-    (tmp_path / "evaluate_pareto" / "metrics.json").write_text(json.dumps({"rows": differences + expected, "curves": {}}))
+    expected = [
+        rows.row(
+            "expected_harm",
+            f"T={t}",
+            name.replace("_", "-"),
+            Estimate(float(t + len(name)), None, None, 1),
+        )
+        for t in (0, 1)
+        for name in NAMES
+    ]
+    differences = [
+        rows.row(
+            "expected_harm", "T=0", "RL-CAI-4", Estimate(-9.0, -10.0, -8.0, 1), against="pretrained"
+        )
+    ]
+    (tmp_path / "evaluate_pareto" / "metrics.json").write_text(
+        json.dumps({"rows": differences + expected, "curves": {}})
+    )
     return tmp_path
 
 
 def test_the_way_of_rl_is_in_the_order_of_its_updates(pareto):
     harmful, malformed, refused = figures.by_steps([pareto]).series
-    assert harmful.x == [0, 4, 8, 12] and harmful.y == [1, 1, 0, 0] and malformed.y == [0, 0, 1, 0] and refused.y == [0] * 4
+    assert (
+        harmful.x == [0, 4, 8, 12]
+        and harmful.y == [1, 1, 0, 0]
+        and malformed.y == [0, 0, 1, 0]
+        and refused.y == [0] * 4
+    )
     cold, warm, oracle = figures.expected_harm([pareto]).series
     # The numbers themselves: not the differences to another model, which stand in the same table.
-    assert cold.y == [6.0, 8.0, 8.0, 9.0] and [b - a for a, b in zip(cold.y, warm.y, strict=True)] == [1.0] * 4
+    assert (
+        cold.y == [6.0, 8.0, 8.0, 9.0]
+        and [b - a for a, b in zip(cold.y, warm.y, strict=True)] == [1.0] * 4
+    )
     severity = oracle.y[0]
     assert severity > 0 and oracle.y == [severity, severity, 0, 0]
 
@@ -122,8 +179,12 @@ def test_every_baseline_stands_in_the_plane(pareto):
 
 
 def test_an_accuracy_is_found_by_its_metric(tmp_path):
-    found = [rows.row("choice_zero_shot", "hhh", "m", Estimate(0.75, 0.7, 0.8, 40)),
-             rows.row("choice_zero_shot", "hhh", "m", Estimate(-0.1, -0.2, 0.1, 40), against="zero_shot")]
+    found = [
+        rows.row("choice_zero_shot", "hhh", "m", Estimate(0.75, 0.7, 0.8, 40)),
+        rows.row(
+            "choice_zero_shot", "hhh", "m", Estimate(-0.1, -0.2, 0.1, 40), against="zero_shot"
+        ),
+    ]
     (tmp_path / "judge").mkdir()
     (tmp_path / "judge" / "metrics.json").write_text(json.dumps({"rows": found[::-1]}))
     assert figures._accuracy(tmp_path, "judge", "choice_zero_shot") == 0.75

@@ -21,10 +21,17 @@ def gate_config(seed=0):
     """configs/microworld.py with fewer prompts, two rounds and a shorter RL."""
     config = microworld.base_config()
     config.seed = seed
-    quiet = {"reward": "", "feedback": "", "choices": "", "num_chains": 0,
-             "comparisons": {"source": "", "split": "", "offset": 0, "limit": default.optional(int)},
-             "prompts_look_alike": microworld.heldout("look_alike", 64), "prompts_mixed": default.prompts("", ""),
-             "prompts_red_team": microworld.heldout("red_team", 96), "prompts_helpful": microworld.heldout("helpful", 32)}
+    quiet = {
+        "reward": "",
+        "feedback": "",
+        "choices": "",
+        "num_chains": 0,
+        "comparisons": {"source": "", "split": "", "offset": 0, "limit": default.optional(int)},
+        "prompts_look_alike": microworld.heldout("look_alike", 64),
+        "prompts_mixed": default.prompts("", ""),
+        "prompts_red_team": microworld.heldout("red_team", 96),
+        "prompts_helpful": microworld.heldout("helpful", 32),
+    }
     config.graph = {
         "respond": microworld.respond(limit=144),
         "respond_helpful": microworld.respond_helpful(limit=128),
@@ -37,8 +44,18 @@ def gate_config(seed=0):
         "evaluate_sl": microworld.evaluate({"initial": "helpful", "sl": "@sl"}, **quiet),
         "evaluate_rl": microworld.evaluate({"rl": "@rl"}, **quiet),
     }
-    config.stages = ("respond", "respond_helpful", "revise", "sl", "evaluate_sl", "compare", "feedback", "pm", "rl",
-                     "evaluate_rl")
+    config.stages = (
+        "respond",
+        "respond_helpful",
+        "revise",
+        "sl",
+        "evaluate_sl",
+        "compare",
+        "feedback",
+        "pm",
+        "rl",
+        "evaluate_rl",
+    )
     return config
 
 
@@ -48,8 +65,12 @@ def learn(directory, config):
     found = {}
     for stage in ("evaluate_sl", "evaluate_rl"):
         if stage in config.stages:
-            found.update({key: {name: float(values.mean()) for name, values in table.items()}
-                          for key, table in measure.of_run(directory, stage).items()})
+            found.update(
+                {
+                    key: {name: float(values.mean()) for name, values in table.items()}
+                    for key, table in measure.of_run(directory, stage).items()
+                }
+            )
     return found
 
 
@@ -123,7 +144,11 @@ def test_gate_sees_an_ignored_critique(learned, tmp_path, monkeypatch):
 
     def deaf(self, engine, requests, sampling, label):
         for completion in sample(self, engine, requests, sampling, label):
-            yield dataclasses.replace(completion, text="The answer is fine.") if label.endswith(": critique") else completion
+            yield (
+                dataclasses.replace(completion, text="The answer is fine.")
+                if label.endswith(": critique")
+                else completion
+            )
 
     monkeypatch.setattr(StageContext, "sample", deaf)
     assert learn(tmp_path, config)["sl", "red_team"]["harmful"] > 0.5

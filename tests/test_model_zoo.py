@@ -15,11 +15,15 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_presets(name):
-    config, workdir = main.parse(["cai_jax", f"--config={ROOT}/configs/models/zoo.py:{name}", "--workdir=runs/x"])
+    config, workdir = main.parse(
+        ["cai_jax", f"--config={ROOT}/configs/models/zoo.py:{name}", "--workdir=runs/x"]
+    )
     nodes = pipeline.build_graph(config)
     for stage in ("sl", "pm", "rl"):
         assert nodes[stage].fields["adapters"] == {"rank": 16, "alpha": 16.0, "targets": ["all"]}
-    assert workdir == "runs/x" and all(re.fullmatch(r"[\w-]+/[\w.-]+", reference) for reference in zoo.MODELS[name])
+    assert workdir == "runs/x" and all(
+        re.fullmatch(r"[\w-]+/[\w.-]+", reference) for reference in zoo.MODELS[name]
+    )
 
 
 def test_an_unknown_preset_is_one_line():

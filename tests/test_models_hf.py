@@ -18,16 +18,30 @@ from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
 
 CONFIG = ModelConfig(
-    family="llama", vocab_size=768, width=16, ffw=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4,
-    max_length=64, norm_eps=1e-5, rope_theta=1e4, qkv_bias=True, o_bias=True, mlp_bias=True,
-)  # fmt: skip
+    family="llama",
+    vocab_size=768,
+    width=16,
+    ffw=24,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    max_length=64,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    qkv_bias=True,
+    o_bias=True,
+    mlp_bias=True,
+)
 
 
 @pytest.fixture(scope="module")
 def params():
     table = params_lib.param_table(CONFIG)
     rng = np.random.default_rng(0)
-    return params_lib.nest({path: jnp.asarray(rng.normal(size=p.shape), jnp.float32) for path, p in table.items()})
+    return params_lib.nest(
+        {path: jnp.asarray(rng.normal(size=p.shape), jnp.float32) for path, p in table.items()}
+    )
 
 
 @pytest.fixture
@@ -52,11 +66,17 @@ def test_round_trip(params, tmp_path, shard_bytes):
 def test_names_and_orientation(params, directory):
     """What the safetensors library reads from our file, by index arithmetic."""
     tensors = load_file(directory / "model.safetensors")
-    q, o = tensors["model.layers.2.self_attn.q_proj.weight"], tensors["model.layers.2.self_attn.o_proj.weight"]
+    q, o = (
+        tensors["model.layers.2.self_attn.q_proj.weight"],
+        tensors["model.layers.2.self_attn.o_proj.weight"],
+    )
     assert q.shape == (16, 16) and tensors["model.layers.0.mlp.down_proj.weight"].shape == (16, 24)
     assert q[3 * 4 + 1, 5] == params["layers"]["q"][2, 5, 3, 1]  # [head · Dh + i, input]
     assert o[5, 3 * 4 + 1] == params["layers"]["o"][2, 3, 1, 5]
-    assert tensors["model.layers.1.self_attn.k_proj.bias"][1 * 4 + 2] == params["layers"]["k_bias"][1, 1, 2]
+    assert (
+        tensors["model.layers.1.self_attn.k_proj.bias"][1 * 4 + 2]
+        == params["layers"]["k_bias"][1, 1, 2]
+    )
     assert tensors["model.layers.0.mlp.gate_proj.weight"][7, 5] == params["layers"]["gate"][0, 5, 7]
 
 
@@ -70,9 +90,13 @@ def test_bfloat16_file(params, tmp_path):
     hf.save_hf(tmp_path, CONFIG, params, dtype=jnp.bfloat16)
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
     _, loaded = hf.load_hf(tmp_path)
-    rounded = jax.tree.map(lambda x: np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float32), params)
+    rounded = jax.tree.map(
+        lambda x: np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float32), params
+    )
     assert_equal(loaded, rounded)
-    assert {leaf.dtype for leaf in jax.tree.leaves(hf.load_hf(tmp_path, dtype=jnp.bfloat16)[1])} == {jnp.dtype("bfloat16")}
+    assert {
+        leaf.dtype for leaf in jax.tree.leaves(hf.load_hf(tmp_path, dtype=jnp.bfloat16)[1])
+    } == {jnp.dtype("bfloat16")}
 
 
 @pytest.mark.parametrize("config", [CONFIG])
@@ -84,14 +108,18 @@ def test_parts_of_an_array_are_read_alone(params, directory, config):
         leaf = params
         for name in weight.path:
             leaf = leaf[name]
-        np.testing.assert_array_equal(weight.read(tensors, index, np.float32), np.asarray(leaf)[index])
+        np.testing.assert_array_equal(
+            weight.read(tensors, index, np.float32), np.asarray(leaf)[index]
+        )
 
 
 def test_on_a_mesh(params, directory):
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     _, loaded = hf.load_hf(directory, mesh=mesh)
     assert_equal(loaded, params)
-    assert loaded["layers"]["q"].sharding.spec == sharding.spec(("layers", "embed", "heads", "head_dim"), (3, 16, 4, 4), mesh)
+    assert loaded["layers"]["q"].sharding.spec == sharding.spec(
+        ("layers", "embed", "heads", "head_dim"), (3, 16, 4, 4), mesh
+    )
 
 
 def test_random_models_depend_on_the_seed_only(tiny_model):
@@ -169,8 +197,14 @@ def change_config(**fields):
         (missing_shard, "1 of 1 weight files are missing, first model-00002-of-00002"),
         (broken_index, "expected a JSON object with 'weight_map'"),
         (change_config(num_hidden_layers=4), "16 of 67 tensors are missing, first 'model.layers.3"),
-        (change_config(num_hidden_layers=2), "16 tensors have no place in a llama model, first 'model.layers.2"),
-        (change_config(vocab_size=800), r"'model.embed_tokens.weight' has shape \(768, 16\), config.json asks for \(800, 16"),
+        (
+            change_config(num_hidden_layers=2),
+            "16 tensors have no place in a llama model, first 'model.layers.2",
+        ),
+        (
+            change_config(vocab_size=800),
+            r"'model.embed_tokens.weight' has shape \(768, 16\), config.json asks for \(800, 16",
+        ),
         (change_config(mlp_bias=False), "9 tensors have no place in a llama model"),
         (change_config(model_type="mamba"), "'mamba'. is not supported"),
     ],
@@ -184,7 +218,9 @@ def test_damage_is_named_in_one_line(directory, damage, says):
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="announced"):
-        tensor_files.write_tensors(tmp_path / "x.safetensors", {"a": (2,)}, np.float32, [("a", np.zeros(3))])
+        tensor_files.write_tensors(
+            tmp_path / "x.safetensors", {"a": (2,)}, np.float32, [("a", np.zeros(3))]
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -197,8 +233,12 @@ def test_references(tmp_path, tiny_model, monkeypatch):
     import huggingface_hub
 
     asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
-    assert hf.resolve("some-org/some-model") == hf.resolve("hf://some-org/some-model") == str(tmp_path)
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path)
+    )
+    assert (
+        hf.resolve("some-org/some-model") == hf.resolve("hf://some-org/some-model") == str(tmp_path)
+    )
     assert asked == ["some-org/some-model"] * 2
 
     def offline(name, **_):
@@ -217,9 +257,13 @@ def test_remote_directories_are_copied_once(tmp_path, tiny_model, monkeypatch):
     shutil.copytree(tiny_model, bucket)
     (bucket / "notes.txt").write_text("not copied")
     local = epath.Path
-    monkeypatch.setattr(epath, "Path", lambda url: local(str(url).replace("gs://bucket", str(bucket))))
+    monkeypatch.setattr(
+        epath, "Path", lambda url: local(str(url).replace("gs://bucket", str(bucket)))
+    )
     copy = pathlib.Path(hf.resolve("gs://bucket"))
-    assert sorted(p.name for p in copy.iterdir()) == sorted(p.name for p in pathlib.Path(tiny_model).iterdir())
+    assert sorted(p.name for p in copy.iterdir()) == sorted(
+        p.name for p in pathlib.Path(tiny_model).iterdir()
+    )
     shutil.rmtree(bucket)
     assert hf.resolve("gs://bucket") == str(copy)
     with pytest.raises(UserError, match="gs://bucket/other: could not be read"):

@@ -37,7 +37,11 @@ class TextFormat:
         return ("\n\nHuman:",)
 
     def prompt(self, messages, reply="assistant", start="", shared=0):
-        text = "".join(f"\n\n{m.role}: {m.text}" for m in messages) + f"\n\n{reply}:" + (f" {start}" if start else "")
+        text = (
+            "".join(f"\n\n{m.role}: {m.text}" for m in messages)
+            + f"\n\n{reply}:"
+            + (f" {start}" if start else "")
+        )
         return (tuple(text.encode()),)
 
 
@@ -52,10 +56,14 @@ def item(number, correct, texts=("short", "a longer text")):
 
 def prefers(letter):
     """A scorer whose favourite letter gets log ¾ and the other log ¼."""
+
     def score(requests):
         for request in reversed(requests):  # results may come in any order
             options = [bytes(o).decode() for o in request.options]
-            yield Score(request.id, tuple((math.log(0.75 if letter in o else 0.25),) for o in options))
+            yield Score(
+                request.id, tuple((math.log(0.75 if letter in o else 0.25),) for o in options)
+            )
+
     return score
 
 
@@ -73,7 +81,9 @@ def test_accuracy_and_first_option_share():
     results = sorted(mc.answer(prefers("A"), items, TextFormat()), key=lambda r: r.id)
     assert [r.id for r in results] == ["q1", "q2", "q3"]
     assert results[0].probabilities == pytest.approx((0.75, 0.25))
-    assert results[0].logprobs == pytest.approx((math.log(0.75), math.log(0.25))), "raw, so that they can be checked"
+    assert results[0].logprobs == pytest.approx((math.log(0.75), math.log(0.25))), (
+        "raw, so that they can be checked"
+    )
     assert mc.accuracy(results).value == pytest.approx(1 / 3)
     assert mc.first_option_share(results).value == 1.0
 
@@ -103,8 +113,13 @@ def test_chains_are_averaged_as_probabilities():
             assert shown(request).endswith("So the answer is:")
             yield Score(request.id, ((math.log(sure),), (math.log(1 - sure),)))
 
-    result, = mc.answer_with_chains(sample, score, [item(1, 0)], TextFormat(), seed=0, num_chains=2)
-    assert result.probabilities == pytest.approx((0.6, 0.4)) and result.chains == ("chain 0", "chain 1")
+    (result,) = mc.answer_with_chains(
+        sample, score, [item(1, 0)], TextFormat(), seed=0, num_chains=2
+    )
+    assert result.probabilities == pytest.approx((0.6, 0.4)) and result.chains == (
+        "chain 0",
+        "chain 1",
+    )
 
 
 def test_baselines_by_hand():
@@ -118,7 +133,9 @@ def test_option_texts_in_many_shapes():
     prompt = "Text. Options:\n (A) one\nsecond line\n (B) two\n (C) three\nThe answer is:"
     multi = Item("m", prompt, (" (A)", " (B)", " (C)"), 0)
     assert mc.option_texts(multi) == ["one\nsecond line", "two", "three"]
-    dialogues = tuple((Message("human", "?"), Message("assistant", text)) for text in ("right", "no"))
+    dialogues = tuple(
+        (Message("human", "?"), Message("assistant", text)) for text in ("right", "no")
+    )
     assert mc.option_texts(Item("d", "…", (" (A)", " (B)"), 1, dialogues)) == ["no", "right"]
     assert mc.option_texts(Item("x", "no options here", (" (A)", " (B)"), 0)) is None
 
@@ -126,18 +143,31 @@ def test_option_texts_in_many_shapes():
 def test_shots_are_fixed_by_the_seed_and_no_item_is_shown_its_own_answer():
     items = [item(i, 0) for i in range(20)]
     shots = mc.draw_shots(items, 3, seed=1)
-    assert list(shots) == [one.id for one in items] and {len(found) for found in shots.values()} == {3}
+    assert list(shots) == [one.id for one in items] and {
+        len(found) for found in shots.values()
+    } == {3}
     assert not any(one in shots[one.id] for one in items)
     headers = collections.Counter(tuple(one.id for one in found) for found in shots.values())
-    assert sorted(headers.values()) == [3, 17], "all have the same header but those that stand in it"
+    assert sorted(headers.values()) == [3, 17], (
+        "all have the same header but those that stand in it"
+    )
     assert mc.draw_shots(items, 3, seed=1) == shots != mc.draw_shots(items, 3, seed=2)
-    assert set(map(len, mc.draw_shots(items[:4], 3, seed=0).values())) == {2} and mc.draw_shots([], 3, seed=0) == {}
-    assert not any(mc.draw_shots(items[:1], 3, seed=0).values()) and not any(mc.draw_shots(items, 0, seed=0).values())
+    assert (
+        set(map(len, mc.draw_shots(items[:4], 3, seed=0).values())) == {2}
+        and mc.draw_shots([], 3, seed=0) == {}
+    )
+    assert not any(mc.draw_shots(items[:1], 3, seed=0).values()) and not any(
+        mc.draw_shots(items, 0, seed=0).values()
+    )
 
 
 def test_rows_say_null():
     null = row("pm_score", "red_team", "sl", Estimate(0.1, -0.2, 0.4, 9), against="base")
-    assert null["null"] and "covers zero" in null["note"] and null["name"] == "pm_score/red_team/sl-base"
+    assert (
+        null["null"]
+        and "covers zero" in null["note"]
+        and null["name"] == "pm_score/red_team/sl-base"
+    )
     plain = row("pm_score", "red_team", "sl", Estimate(0.1, -0.2, 0.4, 9))
     assert "null" not in plain and find([null, plain], "pm_score") == [plain]
     assert find([null, plain], "pm_score", against="base") == [null]

@@ -51,11 +51,17 @@ def test_families(case):
 
 
 def test_smollm2(smollm2):
-    answers = [json.loads(line) for line in (PARITY / "smollm2.jsonl").read_text(encoding="utf-8").splitlines()]
+    answers = [
+        json.loads(line)
+        for line in (PARITY / "smollm2.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     config, params = hf.load_hf(smollm2)
     format = load_format(smollm2)
     length = max(len(answer["tokens"]) for answer in answers)
-    tokens, mask = np.zeros((len(answers), length), np.int32), np.zeros((len(answers), length), bool)
+    tokens, mask = (
+        np.zeros((len(answers), length), np.int32),
+        np.zeros((len(answers), length), bool),
+    )
     for row, answer in enumerate(answers):
         (prompt,) = format.prompt((Message("human", answer["prompt"]),))
         assert list(prompt) == answer["tokens"]

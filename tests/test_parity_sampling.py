@@ -24,7 +24,9 @@ def test_greedy_text_equals_transformers(smollm2):
     requests = [SampleRequest(str(n), (tuple(row["tokens"]),), key) for n, row in enumerate(rows)]
     count = max(len(row["answer"]) for row in rows)
     assert len(rows) >= 20 and count == 64
-    sampled = {done.id: done for done in engine.generate(requests, SamplingParams(count, temperature=0.0))}
+    sampled = {
+        done.id: done for done in engine.generate(requests, SamplingParams(count, temperature=0.0))
+    }
     for number, row in enumerate(rows):
         assert sampled[str(number)].tokens == tuple(row["answer"]), row["prompt"]
         assert sampled[str(number)].text == row["text"]

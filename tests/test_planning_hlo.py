@@ -14,8 +14,20 @@ from cai_jax.models.params import abstract_params
 from cai_jax.planning import hlo
 from cai_jax.planning.arithmetic import Work
 
-CONFIG = ModelConfig(family="llama", vocab_size=96, width=32, ffw=64, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
-                     max_length=64, norm_eps=1e-5, rope_theta=1e4, tied_embeddings=True)  # fmt: skip
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=96,
+    width=32,
+    ffw=64,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_length=64,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    tied_embeddings=True,
+)
 
 
 def counts(function, *arguments):
@@ -42,7 +54,9 @@ def test_a_product_in_nested_loops():
 
 def test_a_while_loop_that_may_end_early_counts_its_most():
     def function(x, w):
-        return jax.lax.while_loop(lambda c: (c[0] < 12) & (c[1].sum() > 0), lambda c: (c[0] + 1, c[1] @ w), (0, x))[1]
+        return jax.lax.while_loop(
+            lambda c: (c[0] < 12) & (c[1].sum() > 0), lambda c: (c[0] + 1, c[1] @ w), (0, x)
+        )[1]
 
     assert counts(function, array(4, 8), array(8, 8)).flops == 12 * 2 * 4 * 8 * 8
 
@@ -54,14 +68,25 @@ def test_training_step_of_the_decoder_is_three_forward_passes():
     def loss(params, tokens, mask):
         return jnp.sum(heads.dialogue_logprobs(params, tokens, mask, CONFIG, chunk=0))
 
-    arguments = abstract_params(CONFIG), jax.ShapeDtypeStruct((B, T), jnp.int32), jax.ShapeDtypeStruct((B, T), jnp.bool_)
+    arguments = (
+        abstract_params(CONFIG),
+        jax.ShapeDtypeStruct((B, T), jnp.int32),
+        jax.ShapeDtypeStruct((B, T), jnp.bool_),
+    )
     work = Work("forward", CONFIG, B, T)
-    square = 4 * CONFIG.num_layers * CONFIG.num_heads * CONFIG.head_dim * B * T * T  # half of it is masked
+    square = (
+        4 * CONFIG.num_layers * CONFIG.num_heads * CONFIG.head_dim * B * T * T
+    )  # half of it is masked
     unpredicted = 2 * B * CONFIG.vocab_size * CONFIG.width  # nothing predicts the first token
     assert counts(loss, *arguments).flops == work.flops + square / 2 - unpredicted
     logits = 2 * B * (T - 1) * CONFIG.vocab_size * CONFIG.width
-    again = square / 2 + logits  # the backward pass makes the scores again, and the logits block by block
-    assert counts(jax.grad(loss), *arguments).flops == 3 * (work.flops + square / 2 - unpredicted) + again
+    again = (
+        square / 2 + logits
+    )  # the backward pass makes the scores again, and the logits block by block
+    assert (
+        counts(jax.grad(loss), *arguments).flops
+        == 3 * (work.flops + square / 2 - unpredicted) + again
+    )
 
 
 TPU_CONVOLUTION = """
@@ -107,7 +132,14 @@ def test_collectives_on_eight_devices():
     assert done.returncode == 0, done.stderr[-2000:]
     gathered, reduced, local = json.loads(done.stdout.splitlines()[-1])
     # All-gather of 4 shards of 2×16 floats: three of four arrive. The ring of four goes over both slices of four chips.
-    assert gathered["moved"] == {"all-gather": 3 * 2 * 16 * 4} and gathered["crossing"] == 3 * 2 * 16 * 4
+    assert (
+        gathered["moved"] == {"all-gather": 3 * 2 * 16 * 4}
+        and gathered["crossing"] == 3 * 2 * 16 * 4
+    )
     # All-reduce of an 8×16 result over two chips: twice the array times (2 − 1)/2.
-    assert reduced["moved"] == {"all-reduce": 8 * 16 * 4} and reduced["flops"] == 2 * 8 * 32 * 16 and reduced["crossing"] == 0
+    assert (
+        reduced["moved"] == {"all-reduce": 8 * 16 * 4}
+        and reduced["flops"] == 2 * 8 * 32 * 16
+        and reduced["crossing"] == 0
+    )
     assert local["moved"] == {} and local["flops"] == 5 * 2 * 8 * 16 * 16

@@ -10,10 +10,24 @@ from cai_jax.models import lora
 from cai_jax.models.config import ModelConfig
 from cai_jax.planning import chips, throughput
 
-CONFIG = ModelConfig(family="llama", vocab_size=11, width=16, ffw=24, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=8,
-                     max_length=64, norm_eps=1e-5, rope_theta=10000.0, tied_embeddings=True)
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=11,
+    width=16,
+    ffw=24,
+    num_layers=3,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    max_length=64,
+    norm_eps=1e-5,
+    rope_theta=10000.0,
+    tied_embeddings=True,
+)
 MATRICES = 3 * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 24)  # q and o, k and v, gate and up and down
-FORWARD = 2 * MATRICES + 4 * 3 * 16 * 10 / 2  # a token, in sequences of 10: products, and half of them attended to
+FORWARD = (
+    2 * MATRICES + 4 * 3 * 16 * 10 / 2
+)  # a token, in sequences of 10: products, and half of them attended to
 LOGITS = 2 * 16 * 11
 
 
@@ -26,8 +40,13 @@ def test_a_supervised_step():
     mesh = fake_mesh("TPU v5 lite", 4, {"bytes_in_use": 5, "peak_bytes_in_use": 7})
     found = throughput.training(mesh, CONFIG, 10)({"tokens": 200.0, "count": 50.0}, 0.5)
     done = 200 * 3 * (FORWARD + LOGITS / 4) / 0.5  # logits at the tokens that are learned
-    assert found == {"tokens_per_second": 400, "flops_per_second": pytest.approx(done), "memory_bytes": 5, "peak_memory_bytes": 7,
-                     "mfu": pytest.approx(done / (4 * 197e12))}
+    assert found == {
+        "tokens_per_second": 400,
+        "flops_per_second": pytest.approx(done),
+        "memory_bytes": 5,
+        "peak_memory_bytes": 7,
+        "mfu": pytest.approx(done / (4 * 197e12)),
+    }
 
 
 def test_adapters_have_fewer_gradients_and_heads_no_logits():
@@ -41,19 +60,34 @@ def test_adapters_have_fewer_gradients_and_heads_no_logits():
 def test_an_update_of_ppo():
     mesh = fake_mesh("NVIDIA H200", 1, {"bytes_in_use": 5})
     sizes = {"num_rollouts": 4, "num_epochs": 3}
-    want = 40 * (3 * (FORWARD + LOGITS / 2) + 2 * FORWARD + 3 * 3 * (FORWARD + LOGITS / 2) + 3 * 3 * FORWARD)
+    want = 40 * (
+        3 * (FORWARD + LOGITS / 2) + 2 * FORWARD + 3 * 3 * (FORWARD + LOGITS / 2) + 3 * 3 * FORWARD
+    )
     values = {"tokens": 40.0, "response_tokens": 5.0}  # of 10 a rollout
     found = throughput.ppo(mesh, CONFIG, CONFIG, CONFIG, shared=False, **sizes)(values, 1.0)
     assert found["flops_per_second"] == pytest.approx(want)
     found = throughput.ppo(mesh, CONFIG, CONFIG, None, shared=True, **sizes)(values, 1.0)
-    assert found["flops_per_second"] == pytest.approx(want - 40 * 11 * FORWARD)  # no judge, and one trunk
+    assert found["flops_per_second"] == pytest.approx(
+        want - 40 * 11 * FORWARD
+    )  # no judge, and one trunk
 
 
-@pytest.mark.parametrize("kind,name", [
-    ("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5e", "v5e"), ("TPU v5", "v5p"), ("TPU v5p", "v5p"), ("TPU v6 lite", "v6e"),
-    ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA A100-SXM4-80GB", "a100"), ("cpu", None),
-    ("NVIDIA GeForce RTX 4090", None),
-])
+@pytest.mark.parametrize(
+    "kind,name",
+    [
+        ("TPU v4", "v4"),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5e", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v5p", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("cpu", None),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
 def test_chips_by_what_jax_calls_them(kind, name):
     chip = chips.of_kind(kind)
     assert (chip and chip.name) == name

@@ -19,7 +19,10 @@ def rollouts(draw, num_arrays):
     mask = rng.random((3, 7)) < draw(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]))
     arrays = [rng.normal(size=(3, 7)).astype(np.float32) for _ in range(num_arrays)]
     # What stands under the mask must never matter.
-    return mask, [np.where(mask, x, draw(st.sampled_from([0.0, 1e30, np.nan]))).astype(np.float32) for x in arrays]
+    return mask, [
+        np.where(mask, x, draw(st.sampled_from([0.0, 1e30, np.nan]))).astype(np.float32)
+        for x in arrays
+    ]
 
 
 def gae_loop(rewards, values, mask, gamma, lam):
@@ -30,7 +33,9 @@ def gae_loop(rewards, values, mask, gamma, lam):
         v = [float(values[b, t]) for t in actions] + [0.0]
         deltas = [float(rewards[b, t]) + gamma * v[i + 1] - v[i] for i, t in enumerate(actions)]
         for i, t in enumerate(actions):
-            advantages[b, t] = sum((gamma * lam) ** k * deltas[i + k] for k in range(len(actions) - i))
+            advantages[b, t] = sum(
+                (gamma * lam) ** k * deltas[i + k] for k in range(len(actions) - i)
+            )
     return advantages
 
 
@@ -46,8 +51,10 @@ def test_gae_by_hand():
 def test_gae_carries_through_masked_tokens():
     """Three actions with holes and padding between them have the advantages of the same three without."""
     mask = jnp.array([[False, True, False, True, False, True, False]])
-    spread = [jnp.zeros((1, 7)).at[0, jnp.array([1, 3, 5])].set(jnp.array(x)) + jnp.where(mask, 0.0, 99.0)
-              for x in ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])]
+    spread = [
+        jnp.zeros((1, 7)).at[0, jnp.array([1, 3, 5])].set(jnp.array(x)) + jnp.where(mask, 0.0, 99.0)
+        for x in ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
+    ]
     advantages, returns = ppo.gae(*spread, mask, 0.5, 0.5)
     np.testing.assert_allclose(advantages, [[0, -0.6875, 0, -0.75, 0, -3.0, 0]])
     np.testing.assert_allclose(returns, [[0, 3.3125, 0, 4.25, 0, 3.0, 0]])
@@ -60,7 +67,9 @@ def test_gae_matches_double_loop(rollout, constants):
     advantages, returns = jax.jit(ppo.gae)(rewards, values, mask, *constants)
     want = gae_loop(rewards, values, mask, *constants)
     np.testing.assert_allclose(advantages, want, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(returns, np.where(mask, want + np.where(mask, values, 0), 0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        returns, np.where(mask, want + np.where(mask, values, 0), 0), rtol=1e-4, atol=1e-5
+    )
 
 
 @settings
@@ -71,8 +80,9 @@ def test_whitening(rollout):
     assert np.all(got[~mask] == 0)
     inside = values[mask].astype(np.float64)
     if inside.size:
-        np.testing.assert_allclose(got[mask], (inside - inside.mean()) / np.sqrt(inside.var() + 1e-8),
-                                   rtol=2e-3, atol=2e-4)
+        np.testing.assert_allclose(
+            got[mask], (inside - inside.mean()) / np.sqrt(inside.var() + 1e-8), rtol=2e-3, atol=2e-4
+        )
 
 
 @settings
@@ -96,7 +106,9 @@ def test_clipped_losses_match_a_loop(rollout, clip):
     np.testing.assert_allclose(got, value_total, rtol=1e-4, atol=1e-4)
     assert float(count) == mask.sum() and abs(float(sums["clipped"]) - value_clipped) <= 1e-6
     # Nothing leaks through the gradient either.
-    grad = jax.grad(lambda x: ppo.policy_loss(x, b, c, mask, clip)[0] + ppo.value_loss(x, b, c, mask, clip)[0])(a)
+    grad = jax.grad(
+        lambda x: ppo.policy_loss(x, b, c, mask, clip)[0] + ppo.value_loss(x, b, c, mask, clip)[0]
+    )(a)
     assert np.all(np.asarray(grad)[~mask] == 0) and np.all(np.isfinite(grad))
 
 
@@ -119,7 +131,9 @@ def test_gradient_at_ratio_one_is_the_policy_gradient():
     """At π = π_old the clip is inert and the gradient is −A: with "old" recomputed in the minibatch it would be 0."""
     logprobs = -jnp.arange(1.0, 7.0).reshape(2, 3)
     advantages = jnp.array([[1.0, -2.0, 3.0], [0.5, 0.0, -1.0]])
-    grad = jax.grad(lambda x: ppo.policy_loss(x, logprobs, advantages, jnp.ones((2, 3), bool), 0.2)[0])(logprobs)
+    grad = jax.grad(
+        lambda x: ppo.policy_loss(x, logprobs, advantages, jnp.ones((2, 3), bool), 0.2)[0]
+    )(logprobs)
     np.testing.assert_allclose(grad, -advantages)
 
 
@@ -153,7 +167,11 @@ def test_sequence_kl_estimates():
     logp, logq = (jnp.asarray(np.log(x)[y], jnp.float32) for x in (p, q))
     k1, k3 = ppo.sequence_kl(logp, logq, mask)
     truth = np.sum(p * np.log(p / q))
-    assert abs(float(k1.mean()) - truth) < 0.01 and abs(float(k3.mean()) - truth) < 0.01 and float(k3.min()) >= 0
+    assert (
+        abs(float(k1.mean()) - truth) < 0.01
+        and abs(float(k3.mean()) - truth) < 0.01
+        and float(k3.min()) >= 0
+    )
     same, _ = ppo.sequence_kl(logp, logp, mask)
     assert float(jnp.abs(same).max()) == 0
 

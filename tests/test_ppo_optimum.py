@@ -24,11 +24,24 @@ from cai_jax.training import rollouts as rollouts_lib
 from cai_jax.training import state as state_lib
 
 EOS, LENGTH, LONG = 0, 2, 80
-CONFIG = ModelConfig(family="llama", vocab_size=5, width=32, ffw=64, num_layers=1, num_heads=2, num_kv_heads=2,
-                     head_dim=16, max_length=64, norm_eps=1e-5, rope_theta=10000.0)
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=5,
+    width=32,
+    ffw=64,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=16,
+    max_length=64,
+    norm_eps=1e-5,
+    rope_theta=10000.0,
+)
 FORMAT = types.SimpleNamespace(eos_ids=(EOS,), decode=lambda tokens: " ".join(map(str, tokens)))
-PROMPTS = [rollouts_lib.PromptTokens(f"p{token}", (Message("human", str(token)),), None, ((token, 1),))
-           for token in (3, 4)]
+PROMPTS = [
+    rollouts_lib.PromptTokens(f"p{token}", (Message("human", str(token)),), None, ((token, 1),))
+    for token in (3, 4)
+]
 
 
 MESH = sharding.make_mesh({"data": 1}, jax.devices()[:1])
@@ -48,8 +61,11 @@ ANSWERS = list(answers())
 
 def reward_table(seed=0) -> dict:
     rng = np.random.default_rng(seed)
-    return {(prompt.id, answer): float(value) for prompt in PROMPTS
-            for answer, value in zip(ANSWERS, rng.random(len(ANSWERS)), strict=True)}
+    return {
+        (prompt.id, answer): float(value)
+        for prompt in PROMPTS
+        for answer, value in zip(ANSWERS, rng.random(len(ANSWERS)), strict=True)
+    }
 
 
 @jax.jit
@@ -63,7 +79,9 @@ def distribution(params) -> np.ndarray:
     rows = [prompt.tokens + answer for prompt in PROMPTS for answer in ANSWERS]
     tokens, mask = rollouts_lib.batching.pad_tokens(rows, len(rows), 2 + LENGTH)
     actions = mask & (np.arange(2 + LENGTH) >= 2)
-    return np.exp(np.asarray(_row_logprobs(params, tokens, mask, actions), np.float64)).reshape(len(PROMPTS), -1)
+    return np.exp(np.asarray(_row_logprobs(params, tokens, mask, actions), np.float64)).reshape(
+        len(PROMPTS), -1
+    )
 
 
 def optimum(reference, table, beta):
@@ -74,25 +92,44 @@ def optimum(reference, table, beta):
 
 def make_learner(num_updates, rate=4e-3, **fields):
     settings = learner_lib.Settings(
-        num_epochs=4, num_minibatches=2, value_clip=None, lam=1.0, logprob_chunk=0, learning_rate=rate,
-        value_learning_rate=rate, schedule="linear", num_updates=num_updates, **fields)
+        num_epochs=4,
+        num_minibatches=2,
+        value_clip=None,
+        lam=1.0,
+        logprob_chunk=0,
+        learning_rate=rate,
+        value_learning_rate=rate,
+        schedule="linear",
+        num_updates=num_updates,
+        **fields,
+    )
     return learner_lib.Learner(CONFIG, CONFIG, settings, MESH)
 
 
-def train(learner, beta, num_updates, *, seed=0, num_rollouts=256, mutate=lambda batch, frozen: None):
+def train(
+    learner, beta, num_updates, *, seed=0, num_rollouts=256, mutate=lambda batch, frozen: None
+):
     """(KL(π‖π*), expected reward, the optimum's, the reference's) after `num_updates` updates."""
     mesh, table = MESH, reward_table()
     reference = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(seed))
     value = state_lib.with_head(state_lib.fresh(reference), heads.zero_head(CONFIG), mesh)
     state = learner.init(state_lib.fresh(reference), value, beta)
-    engine = Engine(state["params"], CONFIG, FORMAT, mesh, EngineOptions(batch_size=num_rollouts, chunk_steps=LENGTH))
+    engine = Engine(
+        state["params"],
+        CONFIG,
+        FORMAT,
+        mesh,
+        EngineOptions(batch_size=num_rollouts, chunk_steps=LENGTH),
+    )
     for update in range(num_updates):
         drawn = rollouts_lib.draw(PROMPTS, update, num_rollouts, seed, "test")
         asked = rollouts_lib.requests(drawn, update, seed, "test")
         engine.update(state["params"])
         done = {item.id: item for item in engine.generate(asked, SamplingParams(LENGTH))}
         batch = rollouts_lib.assemble(drawn, done, 2 + LENGTH)
-        batch.scores = np.array([table[prompt.id, done[name].tokens] for name, prompt in drawn], np.float32)
+        batch.scores = np.array(
+            [table[prompt.id, done[name].tokens] for name, prompt in drawn], np.float32
+        )
         frozen = learner.freeze(state, reference, batch)
         mutate(batch, frozen)
         assert np.abs(np.where(batch.actions, batch.sampled - frozen["old"], 0)).max() < 1e-4
@@ -101,7 +138,10 @@ def train(learner, beta, num_updates, *, seed=0, num_rollouts=256, mutate=lambda
     best, rewards = optimum(distribution(reference), table, beta)
     policy = distribution(state["params"])
     divergence = np.sum(policy * np.log(policy / best), axis=1).mean()
-    return Result(divergence, *(np.sum(p * rewards, axis=1).mean() for p in (policy, best, distribution(reference))))
+    return Result(
+        divergence,
+        *(np.sum(p * rewards, axis=1).mean() for p in (policy, best, distribution(reference))),
+    )
 
 
 def found(result: Result) -> bool:
@@ -136,9 +176,13 @@ def last_action_masked(batch, frozen):
 
 def kl_left_out(batch, frozen):
     """Advantages of the score alone."""
-    rewards = np.where(np.asarray(ppo.last_true(jnp.asarray(batch.actions))), batch.scores[:, None], np.float32(0))
+    rewards = np.where(
+        np.asarray(ppo.last_true(jnp.asarray(batch.actions))), batch.scores[:, None], np.float32(0)
+    )
     advantages, returns = ppo.gae(rewards, frozen["values"], batch.actions, 1.0, 1.0)
-    frozen.update(advantages=np.asarray(ppo.whiten(advantages, batch.actions)), returns=np.asarray(returns))
+    frozen.update(
+        advantages=np.asarray(ppo.whiten(advantages, batch.actions)), returns=np.asarray(returns)
+    )
 
 
 @pytest.mark.long

@@ -32,6 +32,10 @@ def test_several_processes_agree_on_one_call_and_the_answer_stays(fresh, monkeyp
     hear of it (found by a run in two processes that went on to its end)."""
     asked = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda count: asked.append(count) or count == 3)
+    monkeypatch.setattr(
+        multihost_utils,
+        "reached_preemption_sync_point",
+        lambda count: asked.append(count) or count == 3,
+    )
     assert [fresh.requested() for _ in range(5)] == [False, False, True, True, True]
     assert asked == [1, 2, 3, 4, 5]  # asked every time: the processes' counts must agree

@@ -6,7 +6,9 @@ from cai_jax.evals.preference import pair_accuracy, wins
 
 
 def test_accuracy_longer_and_ties():
-    result = pair_accuracy([2.0, 1.0, 0.0, 5.0], [1.0, 1.0, 3.0, 1.0], ["aa", "b", "cc", "d"], ["a", "bb", "c", "d"])
+    result = pair_accuracy(
+        [2.0, 1.0, 0.0, 5.0], [1.0, 1.0, 3.0, 1.0], ["aa", "b", "cc", "d"], ["a", "bb", "c", "d"]
+    )
     assert result.accuracy.value == (1 + 0.5 + 0 + 1) / 4 and result.accuracy.n == 4
     assert result.longer.value == (1 + 0 + 1 + 0.5) / 4
     assert np.isclose(result.mean_margin, (1 + 0 - 3 + 4) / 4)

@@ -20,22 +20,35 @@ ROOT = harness.ROOT
 TEXT = ("respond", "respond_helpful", "revise", "compare", "feedback")
 TRAINED = ("sl", "pm", "rl")
 ORDER = ("respond", "respond_helpful", "revise", "sl", "compare", "feedback", "pm", "rl")
-FLAGS = ["--config=configs/tiny.py", f"--config.stages={','.join(ORDER)}", "--config.graph.revise.num_rounds=1",
-         "--config.graph.rl.num_updates=2"]  # fmt: skip
+FLAGS = [
+    "--config=configs/tiny.py",
+    f"--config.stages={','.join(ORDER)}",
+    "--config.graph.revise.num_rounds=1",
+    "--config.graph.rl.num_updates=2",
+]
 MESHES = {1: (1, 1, 1), 4: (2, 2, 1), 8: (2, 2, 2)}
 UNCOMPARED = ("timing.jsonl", "manifest.json", "manifest.backup.json", "config.json")
 
 
 def flags(workdir, devices: int) -> list[str]:
-    mesh = [f"--config.mesh.{axis}={size}" for axis, size in zip(("data", "fsdp", "tensor"), MESHES[devices], strict=True)]
+    mesh = [
+        f"--config.mesh.{axis}={size}"
+        for axis, size in zip(("data", "fsdp", "tensor"), MESHES[devices], strict=True)
+    ]
     return [*FLAGS, *mesh, f"--workdir={workdir}"]
 
 
 def one(workdir, devices: int) -> pathlib.Path:
     """The run by one process."""
     command = [sys.executable, "-m", "cai_jax.main", *flags(workdir, devices)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
-                          env=harness.environment(JAX_NUM_CPU_DEVICES=str(devices)), timeout=1800)  # fmt: skip
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=harness.environment(JAX_NUM_CPU_DEVICES=str(devices)),
+        timeout=1800,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return workdir
 
@@ -44,8 +57,14 @@ def launched(workdir, devices: int, each: int, restarts: int = 0) -> subprocess.
     """The run by processes of `each` devices, behind the launcher."""
     options = ["-n", str(devices // each), "-d", str(each), "-r", str(restarts)]
     command = ["bash", "launch/local.sh", *options, "--", *flags(workdir, devices)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                            env=harness.environment(PYTHON=sys.executable))  # fmt: skip
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=harness.environment(PYTHON=sys.executable),
+    )
 
 
 def two(workdir, *extra: str) -> list[subprocess.Popen]:
@@ -55,11 +74,21 @@ def two(workdir, *extra: str) -> list[subprocess.Popen]:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "cai_jax.main", *flags(workdir, 4)]
-    return [subprocess.Popen([*command, *(extra if index else ())], cwd=ROOT, stdout=subprocess.DEVNULL,
-                             stderr=open(workdir.parent / f"errors{index}", "w"),
-                             env=harness.environment(CAI_JAX_COORDINATOR=coordinator, CAI_JAX_NUM_PROCESSES="2",
-                                                                CAI_JAX_PROCESS_ID=str(index), JAX_NUM_CPU_DEVICES="2"))
-            for index in range(2)]  # fmt: skip
+    return [
+        subprocess.Popen(
+            [*command, *(extra if index else ())],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=open(workdir.parent / f"errors{index}", "w"),
+            env=harness.environment(
+                CAI_JAX_COORDINATOR=coordinator,
+                CAI_JAX_NUM_PROCESSES="2",
+                CAI_JAX_PROCESS_ID=str(index),
+                JAX_NUM_CPU_DEVICES="2",
+            ),
+        )
+        for index in range(2)
+    ]
 
 
 def ended(process, timeout=1800) -> str:
@@ -105,18 +134,35 @@ def assert_equal(run, other):
     assert harness.doubled(run) == [] and harness.doubled(other) == []
     for stage in TEXT:
         assert_alike(rows(run, stage), rows(other, stage), stage)
-    for stage, names in (("sl", ("loss", "grad_norm")), ("pm", ("loss",)), ("rl", ("reward", "kl", "value_loss"))):
+    for stage, names in (
+        ("sl", ("loss", "grad_norm")),
+        ("pm", ("loss",)),
+        ("rl", ("reward", "kl", "value_loss")),
+    ):
         found, want = rows(run, stage, "metrics"), rows(other, stage, "metrics")
         assert [row["step"] for row in found] == [row["step"] for row in want]
         for name in names:
             got, expected = ([row[name] for row in part] for part in (found, want))
             # rl comes last: its models were trained on other meshes, and its rewards are differences.
-            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 if stage == "rl" else 1e-6, err_msg=f"{stage} {name}")
+            np.testing.assert_allclose(
+                got,
+                expected,
+                rtol=1e-5,
+                atol=1e-5 if stage == "rl" else 1e-6,
+                err_msg=f"{stage} {name}",
+            )
     assert_alike(rows(run, "rl"), rows(other, "rl"), "rl")
     for stage in ORDER:
-        names = [sorted(str(path.relative_to(part)) for path in (part / stage).rglob("*") if path.is_file()
-                        and not {"checkpoints", "tensorboard"} & set(path.parts) and path.name not in UNCOMPARED)
-                 for part in (run, other)]  # fmt: skip
+        names = [
+            sorted(
+                str(path.relative_to(part))
+                for path in (part / stage).rglob("*")
+                if path.is_file()
+                and not {"checkpoints", "tensorboard"} & set(path.parts)
+                and path.name not in UNCOMPARED
+            )
+            for part in (run, other)
+        ]
         assert names[0] == names[1]
 
 
@@ -141,7 +187,9 @@ def test_stopped_in_two_processes_and_finished_by_one(undisturbed, tmp_path):
     wait_for(tmp_path / "run" / "sl" / "metrics.jsonl", run)
     run.send_signal(signal.SIGTERM)
     errors = ended(run)
-    assert run.returncode == 75 and errors.count("stopped: ") == 2 and "Traceback" not in errors, errors[-3000:]
+    assert run.returncode == 75 and errors.count("stopped: ") == 2 and "Traceback" not in errors, (
+        errors[-3000:]
+    )
     assert not (tmp_path / "run" / "rl" / "metrics.jsonl").exists()
     assert_equal(one(tmp_path / "run", 1), undisturbed)
 
@@ -163,7 +211,9 @@ def test_when_a_process_is_killed_the_other_ends_within_a_minute(tmp_path, dies)
         processes[dies].kill()
         began = time.monotonic()
         code = processes[1 - dies].wait(120)
-        print(f"process {dies} was killed; the other ended with {code} after {time.monotonic() - began:.1f} s")
+        print(
+            f"process {dies} was killed; the other ended with {code} after {time.monotonic() - began:.1f} s"
+        )
         assert code != 0 and time.monotonic() - began < 60
     finally:
         for process in processes:
@@ -186,4 +236,6 @@ def test_a_process_that_fails_alone_does_not_leave_the_others_waiting(tmp_path):
     said = (tmp_path / "errors1").read_text()
     assert codes[0] and codes[1] == 2, (codes, said[-3000:])
     assert said.count("\n") == 1 and "missing.jsonl" in said, said[-3000:]
-    assert time.monotonic() - start < 150  # with the start, the compilation and what a busy machine adds
+    assert (
+        time.monotonic() - start < 150
+    )  # with the start, the compilation and what a busy machine adds

@@ -15,11 +15,20 @@ from cai_jax.errors import UserError
 from cai_jax.structs import Message
 
 TURNS = [
-    {"role": "human", "text": "Hi"}, {"role": "assistant", "text": "Hello."}, {"role": "human", "text": "Name a tree."},
+    {"role": "human", "text": "Hi"},
+    {"role": "assistant", "text": "Hello."},
+    {"role": "human", "text": "Name a tree."},
 ]
 HARMS = {
-    "violence", "self-harm", "hate and discrimination", "harassment and bullying", "theft and fraud",
-    "drugs and weapons", "privacy invasion", "deception and misinformation", "unsafe advice",
+    "violence",
+    "self-harm",
+    "hate and discrimination",
+    "harassment and bullying",
+    "theft and fraud",
+    "drugs and weapons",
+    "privacy invasion",
+    "deception and misinformation",
+    "unsafe advice",
 }
 
 
@@ -30,28 +39,43 @@ def write(path, *rows):
 
 def test_texts_and_dialogues_ids_and_dropped_rows(tmp_path):
     rows = [
-        {"prompt": " Name a tree: oak? "}, {"prompt": TURNS, "id": "tree", "kind": "botany"}, {"prompt": " "},
-        {"prompt": "Name a tree: oak?"}, {"prompt": [{"role": "human", "text": ""}]},
+        {"prompt": " Name a tree: oak? "},
+        {"prompt": TURNS, "id": "tree", "kind": "botany"},
+        {"prompt": " "},
+        {"prompt": "Name a tree: oak?"},
+        {"prompt": [{"role": "human", "text": ""}]},
         {"prompt": "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Bye\n\nAssistant:"},
     ]
     prompts, dropped = read_prompts(write(tmp_path / "a.jsonl", *rows))
     assert dropped == {"blank prompt": 2, "duplicate": 1}
-    assert [prompt.dialogue[-1].text for prompt in prompts] == ["Name a tree: oak?", "Name a tree.", "Bye"]
+    assert [prompt.dialogue[-1].text for prompt in prompts] == [
+        "Name a tree: oak?",
+        "Name a tree.",
+        "Bye",
+    ]
     assert prompts[1].id == "tree" and prompts[1].kind == "botany" and len(prompts[1].dialogue) == 3
     assert prompts[2].dialogue[1] == Message("assistant", "Hello.")
-    assert prompts[0].id == stable_id((Message("human", "Name a tree: oak?"),)) and prompts[0].kind is None
+    assert (
+        prompts[0].id == stable_id((Message("human", "Name a tree: oak?"),))
+        and prompts[0].kind is None
+    )
     assert re.fullmatch("[0-9a-f]{16}", prompts[0].id)
 
 
 def test_gzip_and_parquet_give_the_same_as_jsonl(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    rows = [{"prompt": f"Question {number}?", "split": "train" if number % 2 else "heldout"} for number in range(10)]
+    rows = [
+        {"prompt": f"Question {number}?", "split": "train" if number % 2 else "heldout"}
+        for number in range(10)
+    ]
     plain = write(tmp_path / "a.jsonl", *rows)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     expected = load_prompts(plain, split="train", offset=1, limit=3)
-    assert [prompt.dialogue[0].text for prompt in expected] == [f"Question {number}?" for number in (3, 5, 7)]
+    assert [prompt.dialogue[0].text for prompt in expected] == [
+        f"Question {number}?" for number in (3, 5, 7)
+    ]
     for name in ("a.jsonl.gz", "a.parquet"):
         assert load_prompts(str(tmp_path / name), split="train", offset=1, limit=3) == expected
 
@@ -62,7 +86,10 @@ def test_gzip_and_parquet_give_the_same_as_jsonl(tmp_path):
         ({"text": "a"}, "2: field 'prompt': missing"),
         ({"prompt": 3}, "2: field 'prompt': expected text, found int"),
         ({"prompt": TURNS[:2]}, "2: field 'prompt': ends in 'assistant'"),
-        ({"prompt": [{"role": "user", "text": "a"}]}, r"2: field 'prompt'\[0\]: expected {role, text}"),
+        (
+            {"prompt": [{"role": "user", "text": "a"}]},
+            r"2: field 'prompt'\[0\]: expected {role, text}",
+        ),
         ({"prompt": "a", "id": "first"}, "2: field 'id': 'first' was there before"),
         ({"prompt": "a", "kind": 1}, "2: field 'kind': expected text"),
     ],
@@ -75,7 +102,9 @@ def test_a_mistake_is_one_line_with_file_line_and_field(tmp_path, row, expected)
 
 
 def test_nothing_left_and_unknown_sources(tmp_path):
-    path = write(tmp_path / "a.jsonl", {"prompt": "a", "split": "train"}, {"prompt": " ", "split": "train"})
+    path = write(
+        tmp_path / "a.jsonl", {"prompt": "a", "split": "train"}, {"prompt": " ", "split": "train"}
+    )
     for options in ({"split": "test"}, {"offset": 5}, {"limit": 0}):
         with pytest.raises(UserError, match="0 rows left"):
             load_prompts(path, **options)
@@ -89,18 +118,31 @@ def test_nothing_left_and_unknown_sources(tmp_path):
 
 def test_several_sources_are_read_one_after_the_other(tmp_path):
     first = write(tmp_path / "a.jsonl", *({"prompt": f"Question {number}?"} for number in range(4)))
-    second = write(tmp_path / "b.jsonl", {"prompt": "Question 1?", "id": "x"}, {"prompt": "Name a tree.", "id": "y"})
+    second = write(
+        tmp_path / "b.jsonl",
+        {"prompt": "Question 1?", "id": "x"},
+        {"prompt": "Name a tree.", "id": "y"},
+    )
     prompts, dropped = read_prompts(f"{first} + {second}", limit=2)
-    assert [prompt.dialogue[0].text for prompt in prompts] == ["Question 0?", "Question 1?", "Name a tree."]
+    assert [prompt.dialogue[0].text for prompt in prompts] == [
+        "Question 0?",
+        "Question 1?",
+        "Name a tree.",
+    ]
     assert dropped == {"duplicate": 1}
     third = write(tmp_path / "c.jsonl", {"prompt": "Name a river.", "id": "y"})
     with pytest.raises(UserError, match="id 'y' names different prompts"):
         load_prompts(f"{second}+{third}")
-    assert {prompt.kind in HARMS for prompt in load_prompts("embedded:red_team+embedded:helpful")} == {True, False}
+    assert {
+        prompt.kind in HARMS for prompt in load_prompts("embedded:red_team+embedded:helpful")
+    } == {True, False}
 
 
 def test_tfds_rows_become_prompts(monkeypatch):
-    rows = [{"prompt": "Name a tree."}, {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "x"}]
+    rows = [
+        {"prompt": "Name a tree."},
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "x"},
+    ]
     seen = []
 
     def read_rows(source, split):
@@ -110,14 +152,19 @@ def test_tfds_rows_become_prompts(monkeypatch):
     monkeypatch.setattr("cai_jax.data.prompts.read_rows", read_rows)
     prompts = load_prompts("tfds:some_set/config", split="test")
     assert seen == [("tfds:some_set/config", "test")]
-    assert [prompt.dialogue for prompt in prompts] == [(Message("human", "Name a tree."),), (Message("human", "Hi"),)]
+    assert [prompt.dialogue for prompt in prompts] == [
+        (Message("human", "Name a tree."),),
+        (Message("human", "Hi"),),
+    ]
 
 
 def test_public_files(shared_data):
     prompts, dropped = read_prompts(str(shared_data / "redteam_hh_harmless_first_turns.jsonl.gz"))
     assert len(prompts) + sum(dropped.values()) == 11952 and len(prompts) > 10000
     prompts, dropped = read_prompts(str(shared_data / "hh_harmless_base.jsonl.gz"))
-    assert len(prompts) + sum(dropped.values()) == 1718 and all(item.dialogue[-1].role == "human" for item in prompts)
+    assert len(prompts) + sum(dropped.values()) == 1718 and all(
+        item.dialogue[-1].role == "human" for item in prompts
+    )
 
 
 # The embedded sets
@@ -128,7 +175,11 @@ def embedded(request):
     name = request.param
     prompts, dropped = read_prompts(f"embedded:{name}")
     assert dropped == {}
-    return name, prompts, *(load_prompts(f"embedded:{name}", split=split) for split in ("train", "heldout"))
+    return (
+        name,
+        prompts,
+        *(load_prompts(f"embedded:{name}", split=split) for split in ("train", "heldout")),
+    )
 
 
 def words(prompt):
@@ -138,7 +189,9 @@ def words(prompt):
 def test_counts_ids_and_splits(embedded):
     name, prompts, train, heldout = embedded
     assert len(prompts) >= 240 and len(train) + len(heldout) == len(prompts)
-    assert [prompt.id for prompt in prompts] == [f"{name}-{number:03d}" for number in range(1, len(prompts) + 1)]
+    assert [prompt.id for prompt in prompts] == [
+        f"{name}-{number:03d}" for number in range(1, len(prompts) + 1)
+    ]
     assert 0.2 <= len(heldout) / len(prompts) <= 0.3
     by_kind = collections.Counter(prompt.kind for prompt in prompts)
     held = collections.Counter(prompt.kind for prompt in heldout)
@@ -147,7 +200,10 @@ def test_counts_ids_and_splits(embedded):
     assert len(by_kind) >= 9 and min(by_kind.values()) >= 12
     assert all(0.15 <= held[kind] / count <= 0.35 for kind, count in by_kind.items())
     # a run that takes the first few of a split sees many kinds
-    assert len({prompt.kind for prompt in train[:32]}) >= 9 and len({prompt.kind for prompt in heldout[:16]}) >= 8
+    assert (
+        len({prompt.kind for prompt in train[:32]}) >= 9
+        and len({prompt.kind for prompt in heldout[:16]}) >= 8
+    )
 
 
 def test_prompts_are_short_varied_and_partly_of_several_turns(embedded):
@@ -163,9 +219,14 @@ def test_prompts_are_short_varied_and_partly_of_several_turns(embedded):
 
 
 def test_no_two_prompts_are_nearly_the_same():
-    bags = [(prompt.id, frozenset(words(prompt))) for name in SETS for prompt in load_prompts(f"embedded:{name}")]
+    bags = [
+        (prompt.id, frozenset(words(prompt)))
+        for name in SETS
+        for prompt in load_prompts(f"embedded:{name}")
+    ]
     near = [
-        (a, b) for (a, left), (b, right) in itertools.combinations(bags, 2)
+        (a, b)
+        for (a, left), (b, right) in itertools.combinations(bags, 2)
         if len(left & right) > 0.6 * len(left | right)
     ]
     assert near == []
@@ -193,8 +254,23 @@ def test_prompts_are_disjoint_from_the_embedded_comparisons_and_evaluations():
 
 def test_a_file_of_a_hundred_thousand_rows(tmp_path):
     """Planes, directions and combining marks of all kinds; a mistake in its last line is named by that line."""
-    letters = ["é", "e\u0301", "ש", "\u202eרצע\u202c", "日本", "👩‍👩‍👧", "\U0010ffff", "\u2028", "ﬃ", "\x7f", "\ufeff"]
-    rows = [json.dumps({"prompt": f"Row {n} {letters[n % len(letters)]}?"}, ensure_ascii=n % 2 == 0) for n in range(100_000)]
+    letters = [
+        "é",
+        "e\u0301",
+        "ש",
+        "\u202eרצע\u202c",
+        "日本",
+        "👩‍👩‍👧",
+        "\U0010ffff",
+        "\u2028",
+        "ﬃ",
+        "\x7f",
+        "\ufeff",
+    ]
+    rows = [
+        json.dumps({"prompt": f"Row {n} {letters[n % len(letters)]}?"}, ensure_ascii=n % 2 == 0)
+        for n in range(100_000)
+    ]
     path = tmp_path / "many.jsonl"
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     prompts = load_prompts(str(path))

@@ -20,9 +20,21 @@ from tests import fake_run
 
 STAGES = ("respond", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate")
 HOSTILE = (
-    "<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", '" onmouseover="alert(1)', "<!--", "]]>",
-    "\u202eevil\u202c \u2066x", "lone \ud800 surrogate", "\x00\x1b[31m", "| a | b |\n# heading\n```\n**bold**", "x" * 1_000_000,
-    "<style>*{display:none}</style>", "&lt;script&gt;", "javascript:alert(1)", "{{constructor}}", "\u2028\u2029",
+    "<script>alert(1)</script>",
+    "</script><img src=x onerror=alert(1)>",
+    '" onmouseover="alert(1)',
+    "<!--",
+    "]]>",
+    "\u202eevil\u202c \u2066x",
+    "lone \ud800 surrogate",
+    "\x00\x1b[31m",
+    "| a | b |\n# heading\n```\n**bold**",
+    "x" * 1_000_000,
+    "<style>*{display:none}</style>",
+    "&lt;script&gt;",
+    "javascript:alert(1)",
+    "{{constructor}}",
+    "\u2028\u2029",
 )
 
 
@@ -47,7 +59,9 @@ class Reader(html.parser.HTMLParser):
             assert not name.startswith("on"), f"an event handler: {name}"
             assert name not in ("src", "srcdoc", "action"), f"a request: {name}"
             if name == "href":
-                assert value.startswith(("#", "data:,")), f"a link that leaves the page: {value[:80]}"
+                assert value.startswith(("#", "data:,")), (
+                    f"a link that leaves the page: {value[:80]}"
+                )
             if name == "id":
                 self.ids.append(value)
 
@@ -78,9 +92,21 @@ def test_whole_run(whole):
         assert (name in reader.ids) == (name != "differences")
     targets = re.findall(r'href="#([^"]+)"', text)
     assert set(targets) <= set(reader.ids), "a link to nowhere"
-    assert {name for names in re.findall(r'aria-labelledby="([^"]+)"', text) for name in names.split()} <= set(reader.ids)
-    for phrase in ("Win rates of every two models", "Principles by kind of harm", "distinct 2", "Harmlessness", "Null result",
-                   "Length drift", "Position bias", "independent evidence", "SL-CAI", "smollm2"):
+    assert {
+        name for names in re.findall(r'aria-labelledby="([^"]+)"', text) for name in names.split()
+    } <= set(reader.ids)
+    for phrase in (
+        "Win rates of every two models",
+        "Principles by kind of harm",
+        "distinct 2",
+        "Harmlessness",
+        "Null result",
+        "Length drift",
+        "Position bias",
+        "independent evidence",
+        "SL-CAI",
+        "smollm2",
+    ):
         assert phrase in reader.words, phrase
     assert page.render([Run(whole)]) == text, "the same run gives the same page"
 
@@ -94,11 +120,16 @@ def test_records_join_by_prompt(whole):
     assert card["x"] == pytest.approx(revision["r"][-1]["s"] - revision["s"], abs=2e-3)
     held = by_prompt["held-000"]
     assert [answer["m"] for answer in held["ans"]] == ["Initial", "SL-CAI", "RL-CAI"]
-    assert [(roll["m"], roll["u"]) for roll in card["roll"]] == [("RL-CAI", 0), ("RL-CAI", 9)] and revision["w"], "the whole way"
+    assert [(roll["m"], roll["u"]) for roll in card["roll"]] == [
+        ("RL-CAI", 0),
+        ("RL-CAI", 9),
+    ] and revision["w"], "the whole way"
     assert by_prompt["cmp-red-000"]["cmp"][0]["b"] == "SL-CAI"
     label = by_prompt["cmp-red-000"]["cmp"][0]["l"][0]
     assert 0 <= label["p"] <= 1 and {"ab", "ba"} <= set(label)
-    assert any(one["ch"] for one in by_prompt["cmp-red-000"]["cmp"][0]["l"]), "the chain of thought is shown"
+    assert any(one["ch"] for one in by_prompt["cmp-red-000"]["cmp"][0]["l"]), (
+        "the chain of thought is shown"
+    )
 
 
 @pytest.mark.parametrize("count", range(1, len(STAGES) + 1))
@@ -119,7 +150,12 @@ def test_missing_and_damaged_files(whole, tmp_path):
     manifest.write_text(manifest.read_text().replace('"done": true', '"done": false'))
     text = page.render([Run(broken)])
     words = Reader(text).words
-    assert "incomplete" in words and "rl" in words and "records.jsonl:2" in words and "metrics.json" in words
+    assert (
+        "incomplete" in words
+        and "rl" in words
+        and "records.jsonl:2" in words
+        and "metrics.json" in words
+    )
 
 
 def test_a_stage_that_is_running(whole, tmp_path):
@@ -144,7 +180,11 @@ def test_hostile_text_is_only_text(tmp_path):
     assert time.monotonic() - start < 20
     reader, safe = Reader(text), Reader(page.render([Run(clean)]))
     assert sorted(set(reader.tags)) == sorted(set(safe.tags)) and reader.tags.count("script") == 2
-    assert "\u202e" not in text and "\x00" not in text and "⟨U+202E⟩" in json.dumps(data_of(text), ensure_ascii=False)
+    assert (
+        "\u202e" not in text
+        and "\x00" not in text
+        and "⟨U+202E⟩" in json.dumps(data_of(text), ensure_ascii=False)
+    )
     assert "<script>alert" not in text and len(text) < 1_000_000, "a line of a megabyte is cut"
     noted = markdown.render([Run(run)], [])
     for line in noted.split("\n"):
@@ -161,7 +201,11 @@ def test_two_thousand_records_fit(tmp_path):
 
 def test_the_budget_is_kept_with_long_texts(whole):
     text, encoding, count = cards.pack([Run(whole)], budget=3_000)
-    assert len(text) <= 3_000 and count["shown"] < count["total"] and count["limit"] == min(cards.TEXT_LIMITS)
+    assert (
+        len(text) <= 3_000
+        and count["shown"] < count["total"]
+        and count["limit"] == min(cards.TEXT_LIMITS)
+    )
     assert encoding == "json"
 
 
@@ -183,25 +227,39 @@ def test_several_runs(whole, tmp_path):
 def test_difference_of_independent_intervals():
     a, b = Estimate(0.5, 0.4, 0.6, 100), Estimate(0.7, 0.6, 0.8, 100)
     d = compare.mover(a, b)
-    assert d.value == pytest.approx(0.2) and d.low == pytest.approx(0.2 - 0.02**0.5) and d.high == pytest.approx(0.2 + 0.02**0.5)
+    assert (
+        d.value == pytest.approx(0.2)
+        and d.low == pytest.approx(0.2 - 0.02**0.5)
+        and d.high == pytest.approx(0.2 + 0.02**0.5)
+    )
     assert compare.mover(a, Estimate(None, None, None, 0)).value is None
 
 
 def test_cautions_of_a_bad_run(tmp_path):
     run = Run(fake_run.write(tmp_path / "bad", 12, lift=-1.0))
-    rows = [{"step": i, "kl": -2.0 if i == 1 else 40.0, "sampler_gap": 0.2, "first_ratio_error": 0.5} for i in range(3)]
-    (run.stages["rl"].path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    rows = [
+        {"step": i, "kl": -2.0 if i == 1 else 40.0, "sampler_gap": 0.2, "first_ratio_error": 0.5}
+        for i in range(3)
+    ]
+    (run.stages["rl"].path / "metrics.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in rows)
+    )
     found = [c for c in cautions.collect(run) if c.level == "stop"]
     told = " ".join(c.text for c in found)
     for phrase in ("Lower PM score", "ratio", "below zero", "differ by up to"):
         assert phrase in told, phrase
-    assert [c.level for c in cautions.collect(run)] == sorted((c.level for c in cautions.collect(run)),
-                                                               key=("stop", "care", "note").index)
+    assert [c.level for c in cautions.collect(run)] == sorted(
+        (c.level for c in cautions.collect(run)), key=("stop", "care", "note").index
+    )
 
 
 def test_every_figure_draws_both_ways(whole):
     run = Run(whole)
-    drawn = [figures.frontier([run]), figures.judges([run]), figures.label_histogram(run, run.stages["feedback"])]
+    drawn = [
+        figures.frontier([run]),
+        figures.judges([run]),
+        figures.label_histogram(run, run.stages["feedback"]),
+    ]
     for one in drawn:
         assert png.draw(one).startswith(b"\x89PNG")
         reader = Reader(svg.draw(one))
@@ -217,11 +275,17 @@ def test_scores_along_rl_need_snapshots(tmp_path):
     value["fields"]["models"] = {"initial": "@sl", "sl": "@rl:5", "rl": "@rl"}
     manifest.write_text(json.dumps(value))
     drawn = figures.rl_steps([Run(run)])
-    assert [s.label for s in drawn.series] == ["harmlessness", "helpfulness"] and list(drawn.series[0].x) == [0, 5, 10]
+    assert [s.label for s in drawn.series] == ["harmlessness", "helpfulness"] and list(
+        drawn.series[0].x
+    ) == [0, 5, 10]
 
 
 def test_labels_of_close_points_do_not_meet():
-    points = [("Initial, 12 tokens", 200.0, 100.0, "a"), ("SL-CAI, 12 tokens", 230.0, 100.0, "b"), ("RL", 202.0, 104.0, "c")]
+    points = [
+        ("Initial, 12 tokens", 200.0, 100.0, "a"),
+        ("SL-CAI, 12 tokens", 230.0, 100.0, "b"),
+        ("RL", 202.0, 104.0, "c"),
+    ]
     drawn = svg._names(points, 40, 560, 14, 280)
     boxes = []
     for text in drawn:

@@ -16,7 +16,9 @@ from cai_jax.reporting.run_data import Run
 from tests import fake_run
 from tests.test_report import HOSTILE
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 # Runs after the page's own script; what it finds goes into the title.
@@ -53,19 +55,30 @@ function drive() {
 }
 setTimeout(drive, 800);
 """
-WATCH = ("window.failures=[];window.alerts=0;window.alert=()=>{window.alerts+=1};"
-         "window.onerror=(m)=>{window.failures.push(String(m))};")
+WATCH = (
+    "window.failures=[];window.alerts=0;window.alert=()=>{window.alerts+=1};"
+    "window.onerror=(m)=>{window.failures.push(String(m))};"
+)
 
 
 def drive(text: str, folder) -> dict:
     """Opens the page with the driver added (only the policy against foreign scripts is taken out for it)."""
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>\n', f"<script>{WATCH}</script>", text)
+    text = re.sub(
+        r'<meta http-equiv="Content-Security-Policy"[^>]*>\n', f"<script>{WATCH}</script>", text
+    )
     file = folder / "page.html"
     file.write_text(text.replace("</body>", f"<script>{DRIVER}</script></body>"))
-    flags = ("--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
-             "--virtual-time-budget=8000 --dump-dom").split()
-    done = subprocess.run([CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", f"file://{file}"], capture_output=True,
-                          text=True, timeout=120, check=True)
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
+        "--virtual-time-budget=8000 --dump-dom"
+    ).split()
+    done = subprocess.run(
+        [CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", f"file://{file}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     found = re.search(r"RESULT(.*?)END", html.unescape(done.stdout), re.DOTALL)
     assert found, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads(found[1])
@@ -82,7 +95,23 @@ def test_filters_and_hostile_text(tmp_path, monkeypatch, compressed):
     assert out["theft"].endswith("prompts of 64") and set(out["chips"]) == {"theft"}
     assert out["revisions"] == "21 prompts of 64" and int(out["lawful"].split()[0]) < 21
     assert out["rose"] and min(out["rose"]) > 0 and out["sorted"] == sorted(out["sorted"])
-    assert out["page"].startswith("Page 2 of") and int(out["found"].split()[0]) == int(out["theft"].split()[0])
+    assert out["page"].startswith("Page 2 of") and int(out["found"].split()[0]) == int(
+        out["theft"].split()[0]
+    )
     assert out["marks"] > 0
-    assert "From the first answer on" in out["heads"] and ["Initial response", "Revision 2", "RL-CAI"] in out["way"]
-    assert set(out["tags"]) <= {"DETAILS", "SUMMARY", "SPAN", "DIV", "P", "H4", "B", "INS", "DEL", "I"}, "markup came out of a text"
+    assert (
+        "From the first answer on" in out["heads"]
+        and ["Initial response", "Revision 2", "RL-CAI"] in out["way"]
+    )
+    assert set(out["tags"]) <= {
+        "DETAILS",
+        "SUMMARY",
+        "SPAN",
+        "DIV",
+        "P",
+        "H4",
+        "B",
+        "INS",
+        "DEL",
+        "I",
+    }, "markup came out of a text"

@@ -12,9 +12,20 @@ from tests import fake_run
 from tests.test_report import HOSTILE
 
 playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 pytestmark = [pytest.mark.long, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")]
-TEXTS = ("h1", ".lede", ".verdicts dt", ".verdicts span", ".verdicts b", ".cautions a", "figcaption", ".delta")
+TEXTS = (
+    "h1",
+    ".lede",
+    ".verdicts dt",
+    ".verdicts span",
+    ".verdicts b",
+    ".cautions a",
+    "figcaption",
+    ".delta",
+)
 # Contrast of the text that says most, after WCAG 2.1: relative luminances of colour and background.
 CONTRAST = """
 (places) => {
@@ -35,14 +46,19 @@ CONTRAST = """
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
-        yield driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
 
 
 def opened(browser, file, said, **options):
     page = browser.new_page(**options)
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: said.append(request.url) if not request.url.startswith("file://") else None)
+    page.on(
+        "request",
+        lambda request: said.append(request.url) if not request.url.startswith("file://") else None,
+    )
     page.on("dialog", lambda dialog: said.append("a dialog"))
     page.goto(f"file://{file}")
     page.wait_for_selector("#cards details")
@@ -71,13 +87,20 @@ def test_by_hand(tmp_path, browser, scheme):
     playwright.expect(page.locator("#count")).to_have_text("21 prompts of 64")
     page.locator("#cards summary").nth(1).focus()
     keys.press("Enter")
-    assert page.locator("#cards details").nth(1).evaluate("(item) => item.open && item.children.length") == 2
+    assert (
+        page.locator("#cards details")
+        .nth(1)
+        .evaluate("(item) => item.open && item.children.length")
+        == 2
+    )
     page.focus("#next")
     keys.press("Enter")
     assert page.text_content("#where").startswith("Page 2 of")
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible() and not page.locator(".filters").is_visible()
-    assert page.evaluate("[...document.querySelectorAll('input, select')].every((box) => box.labels.length)")
+    assert page.evaluate(
+        "[...document.querySelectorAll('input, select')].every((box) => box.labels.length)"
+    )
     assert said == []
     page.close()
 

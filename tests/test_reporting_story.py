@@ -24,52 +24,122 @@ def told(path, red_team, helpful, extra=()):
     rows = []
     for on, (low, high) in (("red_team", red_team), ("helpful", helpful)):
         for name, value in (("initial", 0.0), ("rl", (low + high) / 2)):
-            rows.append(row("pm_score", on, name, Estimate(value, value - 1, value + 1, 20), good="higher"))
-            rows.append(row("num_tokens", on, name, Estimate(40 if name == "initial" else 50, 30, 60, 20)))
-        rows.append(row("pm_score", on, "rl", Estimate((low + high) / 2, low, high, 20), against="initial", good="higher"))
-    (path / "evaluate" / "metrics.json").write_text(json.dumps({"rows": [*rows, *extra], "curves": {}, "notes": []}))
+            rows.append(
+                row("pm_score", on, name, Estimate(value, value - 1, value + 1, 20), good="higher")
+            )
+            rows.append(
+                row("num_tokens", on, name, Estimate(40 if name == "initial" else 50, 30, 60, 20))
+            )
+        rows.append(
+            row(
+                "pm_score",
+                on,
+                "rl",
+                Estimate((low + high) / 2, low, high, 20),
+                against="initial",
+                good="higher",
+            )
+        )
+    (path / "evaluate" / "metrics.json").write_text(
+        json.dumps({"rows": [*rows, *extra], "curves": {}, "notes": []})
+    )
     return Run(path)
 
 
-@pytest.mark.parametrize("red_team,helpful,expected", [
-    ((0.2, 0.6), (0.1, 0.5), "RL-CAI is judged more harmless and more helpful than Initial"),
-    ((0.2, 0.6), (-0.5, -0.1), "RL-CAI is judged more harmless and less helpful than Initial"),
-    ((-0.6, -0.2), (-0.2, 0.3), "RL-CAI is judged less harmless than Initial; no difference shown in helpfulness"),
-    ((-0.1, 0.4), (0.1, 0.3), "RL-CAI is judged more helpful than Initial; no difference shown in harmlessness"),
-    ((-0.1, 0.4), (-0.1, 0.3), "No difference shown between RL-CAI and Initial"),
-])
+@pytest.mark.parametrize(
+    "red_team,helpful,expected",
+    [
+        ((0.2, 0.6), (0.1, 0.5), "RL-CAI is judged more harmless and more helpful than Initial"),
+        ((0.2, 0.6), (-0.5, -0.1), "RL-CAI is judged more harmless and less helpful than Initial"),
+        (
+            (-0.6, -0.2),
+            (-0.2, 0.3),
+            "RL-CAI is judged less harmless than Initial; no difference shown in helpfulness",
+        ),
+        (
+            (-0.1, 0.4),
+            (0.1, 0.3),
+            "RL-CAI is judged more helpful than Initial; no difference shown in harmlessness",
+        ),
+        ((-0.1, 0.4), (-0.1, 0.3), "No difference shown between RL-CAI and Initial"),
+    ],
+)
 def test_the_headline_says_what_the_intervals_say(run, red_team, helpful, expected):
     found = told(run, red_team, helpful)
     assert story.headline(found) == expected
     words = {one.axis: (one.word, one.tone) for one in story.verdict(found)}
     for axis, (low, high) in (("Harmlessness", red_team), ("Helpfulness", helpful)):
-        assert words[axis] == (("higher", "good") if low > 0 else ("lower", "bad") if high < 0 else ("no difference shown", ""))
+        assert words[axis] == (
+            ("higher", "good")
+            if low > 0
+            else ("lower", "bad")
+            if high < 0
+            else ("no difference shown", "")
+        )
     assert words["Length"] == ("longer", "")
 
 
 def test_less_expected_harm_is_good_and_a_useless_regressor_is_told(run):
-    harm = [row("expected_harm", "T=1", name, Estimate(x, 0, 4, 9), good="lower") for name, x in (("initial", 2), ("rl", 1))]
-    harm.append(row("expected_harm", "T=1", "rl", Estimate(-1.0, -1.5, -0.5, 9), against="initial", good="lower"))
-    l2 = [row("harm_l2", "held-out ratings", "@harm", Estimate(1.0, 0.5, 1.5, 9), good="lower", baseline={"mean": 1.0}),
-          row("harm_l2", "held-out ratings", "@harm", Estimate(0.0, -0.4, 0.4, 9), against="mean", good="lower")]
+    harm = [
+        row("expected_harm", "T=1", name, Estimate(x, 0, 4, 9), good="lower")
+        for name, x in (("initial", 2), ("rl", 1))
+    ]
+    harm.append(
+        row(
+            "expected_harm",
+            "T=1",
+            "rl",
+            Estimate(-1.0, -1.5, -0.5, 9),
+            against="initial",
+            good="lower",
+        )
+    )
+    l2 = [
+        row(
+            "harm_l2",
+            "held-out ratings",
+            "@harm",
+            Estimate(1.0, 0.5, 1.5, 9),
+            good="lower",
+            baseline={"mean": 1.0},
+        ),
+        row(
+            "harm_l2",
+            "held-out ratings",
+            "@harm",
+            Estimate(0.0, -0.4, 0.4, 9),
+            against="mean",
+            good="lower",
+        ),
+    ]
     found = told(run, (0.1, 0.2), (0.1, 0.2), [*harm, *l2])
     words = {one.axis: one for one in story.verdict(found)}
     assert (words["Expected harm"].word, words["Expected harm"].tone) == ("less", "good")
-    assert any("always saying the mean" in c.text and c.level == "stop" for c in cautions.collect(found))
-    assert story.trust(found).word.startswith(f"{sum(c.level == 'stop' for c in cautions.collect(found))} serious")
+    assert any(
+        "always saying the mean" in c.text and c.level == "stop" for c in cautions.collect(found)
+    )
+    assert story.trust(found).word.startswith(
+        f"{sum(c.level == 'stop' for c in cautions.collect(found))} serious"
+    )
 
 
 def test_figures_of_the_paper_from_a_run_that_has_the_data(run):
     manifest = run / "evaluate" / "manifest.json"
     value = json.loads(manifest.read_text())
-    value["fields"].update(models={"initial": "@sl", "sl": "@rl:5", "rl": "@rl"}, inputs={"revisions": "revise"})
+    value["fields"].update(
+        models={"initial": "@sl", "sl": "@rl:5", "rl": "@rl"}, inputs={"revisions": "revise"}
+    )
     manifest.write_text(json.dumps(value))
     found = Run(run)
     drawn = figures.frontier([found])
     assert "Elo" in drawn.x_label and "SL-CAI = 0" in drawn.caption, "Figures 2 and 3"
-    assert [s.y[list(s.y).index(0.0)] for s in drawn.series if 0.0 in s.y] == [0.0], "one model stands at zero"
+    assert [s.y[list(s.y).index(0.0)] for s in drawn.series if 0.0 in s.y] == [0.0], (
+        "one model stands at zero"
+    )
     steps = figures.rl_steps([found], harm=True)
-    assert [s.label for s in steps.series] == ["temperature 0", "temperature 1"] and list(steps.series[0].x) == [0, 5, 10]
+    assert [s.label for s in steps.series] == ["temperature 0", "temperature 1"] and list(
+        steps.series[0].x
+    ) == [0, 5, 10]
     assert "squared error 0." in figures.harm([found]).caption, "Figure 10 with its baseline"
     assert figures.principle_counts([found]) is None, "one number of principles is no curve"
 
@@ -80,13 +150,18 @@ def test_critiqued_and_direct_revisions_are_two_curves(run, tmp_path):
         value = json.loads((path / stage / "manifest.json").read_text())
         value["fields"]["inputs"] = {"revisions": "revise"}
         (path / stage / "manifest.json").write_text(json.dumps(value))
-        for name, fields in (("revise_direct", {"critique": False, "num_principles": 4}), ("evaluate_direct", None)):
+        for name, fields in (
+            ("revise_direct", {"critique": False, "num_principles": 4}),
+            ("evaluate_direct", None),
+        ):
             (path / name).mkdir()
             source = path / ("revise" if fields else "evaluate")
             copy = json.loads((source / "manifest.json").read_text())
             copy["fields"].update(fields or {"inputs": {"revisions": "revise_direct"}})
             (path / name / "manifest.json").write_text(json.dumps(copy))
-        (path / "evaluate_direct" / "metrics.json").write_text((path / "evaluate" / "metrics.json").read_text())
+        (path / "evaluate_direct" / "metrics.json").write_text(
+            (path / "evaluate" / "metrics.json").read_text()
+        )
     drawn = figures.revisions([Run(run)])
     assert sorted(s.label for s in drawn.series) == ["revise, critiqued", "revise_direct, direct"]
     assert list(figures.principle_counts([Run(run)]).series[0].x) == [4, 16]
@@ -105,7 +180,9 @@ def test_the_story_follows_the_policy_to_what_it_came_from(run):
     assert "elsewhere" not in " ".join(story.sentences(Run(run)))
     changed(run / "rl", reward="@pm_second")
     told = story.sentences(Run(run))
-    assert any("elsewhere.jsonl" in one for one in told) and any("trained against it" in one for one in told)
+    assert any("elsewhere.jsonl" in one for one in told) and any(
+        "trained against it" in one for one in told
+    )
     changed(run / "rl", reward="python:mine.reward")
     assert any("trained against python:mine.reward" in one for one in story.sentences(Run(run)))
     assert Run(run).shown == "rl"
@@ -122,20 +199,32 @@ def test_several_evaluations_are_not_mixed(run, tmp_path):
         if r["on"] in ("red_team", "helpful"):
             r["model"] = {"initial": "start", "rl": "end"}.get(r["model"], r["model"])
             r["value"] = None if r["value"] is None else r["value"] + 5
-    (other / "metrics.json").write_text(json.dumps(metrics | {"notes": ["the other judge is biased"]}))
+    (other / "metrics.json").write_text(
+        json.dumps(metrics | {"notes": ["the other judge is biased"]})
+    )
     shutil.copytree(run / "revise", run / "revise_again")
     alone, found = Run(fake_run.write(tmp_path / "demo2", 8)), Run(run)
     assert found.main == "evaluate" and found.models == ["initial", "sl", "rl"]
     assert found.evaluation["notes"] == alone.evaluation["notes"]
     assert [str(one) for one in story.verdict(found)] == [str(one) for one in story.verdict(alone)]
     score = {r["value"] for r in find(found.evaluation["rows"], "pm_score", "red_team", "sl")}
-    assert score == {r["value"] for r in find(alone.evaluation["rows"], "pm_score", "red_team", "sl")}
-    assert len(find(found.evaluation["rows"], "pm_accuracy", "comparisons")) == 1, "the same number twice stands once"
-    part, = found.parts()
-    assert (part.part, part.main, part.models) == ("evaluate_steps", "evaluate_steps", ["start", "sl", "end"])
+    assert score == {
+        r["value"] for r in find(alone.evaluation["rows"], "pm_score", "red_team", "sl")
+    }
+    assert len(find(found.evaluation["rows"], "pm_accuracy", "comparisons")) == 1, (
+        "the same number twice stands once"
+    )
+    (part,) = found.parts()
+    assert (part.part, part.main, part.models) == (
+        "evaluate_steps",
+        "evaluate_steps",
+        ["start", "sl", "end"],
+    )
     assert set(part.scores) == set(found.scores) and len(part.answers) == len(found.answers)
     told = story.sentences(found)
-    assert sum("red-team prompts" in sentence for sentence in told) == 1 and "(1 revise)" in told[-1]
+    assert (
+        sum("red-team prompts" in sentence for sentence in told) == 1 and "(1 revise)" in told[-1]
+    )
     page = page_lib.render([found])
     assert "evaluate_steps, 3 models" in page
     ids = re.findall(r'id="([^"]+)"', page)
@@ -146,11 +235,20 @@ def test_several_evaluations_are_not_mixed(run, tmp_path):
 
 def test_runs_are_compared_item_by_item(run, tmp_path):
     other = fake_run.write(tmp_path / "other", 8, seed=1)
-    found = {(d.metric, d.on): d for d in compare.differences([Run(run), Run(other)]) if d.model in ("feedback", "rl")}
-    assert found["expected_harm", "T=1"].paired and found["expected_harm", "T=1"].differences[1].n == 6
+    found = {
+        (d.metric, d.on): d
+        for d in compare.differences([Run(run), Run(other)])
+        if d.model in ("feedback", "rl")
+    }
+    assert (
+        found["expected_harm", "T=1"].paired and found["expected_harm", "T=1"].differences[1].n == 6
+    )
     value = json.loads((other / "evaluate" / "manifest.json").read_text())
     for path in (run, other):
         value["fields"]["feedback"] = "feedback"
         (path / "evaluate" / "manifest.json").write_text(json.dumps(value))
     found = {(d.metric, d.on): d for d in compare.differences([Run(run), Run(other)])}
-    assert found["choice_zero_shot", "hhh"].paired and found["choice_zero_shot", "hhh"].differences[1].n == 48
+    assert (
+        found["choice_zero_shot", "hhh"].paired
+        and found["choice_zero_shot", "hhh"].differences[1].n == 48
+    )

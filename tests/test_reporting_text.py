@@ -11,9 +11,21 @@ from hypothesis import strategies as st
 from cai_jax.reporting import diff, text
 
 HOSTILE = [
-    "<script>alert(1)</script>", "</script><script>alert(1)</script>", '" onmouseover="alert(1)', "' onfocus='alert(1)",
-    "<!-- <script>", "]]>", "<img src=x onerror=alert(1)>", "&lt;b&gt;", "\u202egnp.exe\u202c", "\u2066x\u2069",
-    "\ud800 lone", "a\x00b\x1b[31m", "x" * 1_000_000, "{{7*7}}", "javascript:alert(1)",
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    '" onmouseover="alert(1)',
+    "' onfocus='alert(1)",
+    "<!-- <script>",
+    "]]>",
+    "<img src=x onerror=alert(1)>",
+    "&lt;b&gt;",
+    "\u202egnp.exe\u202c",
+    "\u2066x\u2069",
+    "\ud800 lone",
+    "a\x00b\x1b[31m",
+    "x" * 1_000_000,
+    "{{7*7}}",
+    "javascript:alert(1)",
 ]
 
 
@@ -60,15 +72,34 @@ def test_clip_and_one_line():
 
 
 def test_numbers():
-    assert text.number(-0.123) == "−0.12" and text.number(0.5, sign=True) == "+0.50" and text.number(None) == "–"
+    assert (
+        text.number(-0.123) == "−0.12"
+        and text.number(0.5, sign=True) == "+0.50"
+        and text.number(None) == "–"
+    )
     assert text.number(-0.001) == "0.00" and text.number(0.614, 3, percent=True) == "61.4\u202f%"
-    assert [text.duration(s) for s in (3.21, 42, 305, 900, 3_900)] == ["3.2 s", "42 s", "5 min 05 s", "15 min", "1 h 05 min"]
-    assert [text.quantity(n) for n in (12, 1_234, 12_345, 4_560_000, 2e9)] == ["12", "1,234", "12.3 k", "4.56 M", "2 G"]
+    assert [text.duration(s) for s in (3.21, 42, 305, 900, 3_900)] == [
+        "3.2 s",
+        "42 s",
+        "5 min 05 s",
+        "15 min",
+        "1 h 05 min",
+    ]
+    assert [text.quantity(n) for n in (12, 1_234, 12_345, 4_560_000, 2e9)] == [
+        "12",
+        "1,234",
+        "12.3 k",
+        "4.56 M",
+        "2 G",
+    ]
 
 
 def rebuilt(before, after):
     parts = diff.segments(before, after)
-    return ("".join(t for kind, t in parts if kind != "+"), "".join(t for kind, t in parts if kind != "-"))
+    return (
+        "".join(t for kind, t in parts if kind != "+"),
+        "".join(t for kind, t in parts if kind != "-"),
+    )
 
 
 @settings(max_examples=200, deadline=None)
@@ -83,7 +114,9 @@ def test_diff_by_hand():
     assert diff.segments("a b", "a c") == [("=", "a"), ("-", " b"), ("+", " c")]
     assert diff.word_diff("same", "same") == [1, 0, 0] and diff.share_changed("same", "same") == 0.0
     island = diff.segments("one two three four five", "six two seven eight nine")
-    assert island == [("-", "one two three four five"), ("+", "six two seven eight nine")], "no island of one word"
+    assert island == [("-", "one two three four five"), ("+", "six two seven eight nine")], (
+        "no island of one word"
+    )
     assert diff.word_diff("", "new words") == [0, 0, 2] and diff.share_changed("old", "new") == 1.0
 
 

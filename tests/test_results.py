@@ -27,7 +27,12 @@ def run(tmp_path_factory):
     root = fake_run.write(tmp_path_factory.mktemp("runs") / "mine", 24, hostile=HOSTILE)
     path = root / "compare" / "records.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps({**r, "preferred": n % 2, "kind": "hh_harmless_base"}) + "\n" for n, r in enumerate(rows)))
+    path.write_text(
+        "".join(
+            json.dumps({**r, "preferred": n % 2, "kind": "hh_harmless_base"}) + "\n"
+            for n, r in enumerate(rows)
+        )
+    )
     return root
 
 
@@ -37,14 +42,30 @@ def command(run, out, *flags):
 
 def test_everything_is_written_and_the_same_again(run, tmp_path, capsys):
     assert command(run, tmp_path / "out", "--critiques", "10") == 0
-    written = {path.relative_to(tmp_path / "out").as_posix(): path.read_bytes() for path in (tmp_path / "out").rglob("*")
-               if path.is_file()}
-    assert {"metrics.json", "tables.md", "transcripts.md", "critiques_to_read.md", "critiques_to_read.csv",
-            "figures/frontier.png", "figures/preference_models.png", "figures/labels.png", "figures/revisions.png",
-            "figures/policies_red_team.png", "figures/rl_reward.png", "reference/rl/metrics.jsonl",
-            "reference/config.json"} <= set(written)
+    written = {
+        path.relative_to(tmp_path / "out").as_posix(): path.read_bytes()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
+    assert {
+        "metrics.json",
+        "tables.md",
+        "transcripts.md",
+        "critiques_to_read.md",
+        "critiques_to_read.csv",
+        "figures/frontier.png",
+        "figures/preference_models.png",
+        "figures/labels.png",
+        "figures/revisions.png",
+        "figures/policies_red_team.png",
+        "figures/rl_reward.png",
+        "reference/rl/metrics.jsonl",
+        "reference/config.json",
+    } <= set(written)
     assert all(data[:4] == b"\x89PNG" for name, data in written.items() if name.endswith(".png"))
-    assert not any(name.endswith("records.jsonl") for name in written), "no texts but the ones drawn"
+    assert not any(name.endswith("records.jsonl") for name in written), (
+        "no texts but the ones drawn"
+    )
     assert command(run, tmp_path / "out", "--critiques", "10") == 0
     assert all((tmp_path / "out" / name).read_bytes() == data for name, data in written.items())
     assert "tables.md" in capsys.readouterr().out
@@ -54,15 +75,20 @@ def test_numbers_stand_in_the_tables_with_interval_and_length(run):
     found = collect(Run(run))
     text = tables(found)
     for name in ("initial", "sl", "rl"):
-        line, = re.findall(rf"^\| {name} \|.*$", text.split("### Helpful")[0], re.M)
-        tokens, = find(found["rows"], "num_tokens", "red_team", name)
-        assert f"{tokens['value']:.0f} [{tokens['low']:.0f}, {tokens['high']:.0f}]" in line, "length stands beside the score"
-    even, = find(found["rows"], "pm_score_at_equal_length", "red_team", "rl", "initial")
+        (line,) = re.findall(rf"^\| {name} \|.*$", text.split("### Helpful")[0], re.M)
+        (tokens,) = find(found["rows"], "num_tokens", "red_team", name)
+        assert f"{tokens['value']:.0f} [{tokens['low']:.0f}, {tokens['high']:.0f}]" in line, (
+            "length stands beside the score"
+        )
+    (even,) = find(found["rows"], "pm_score_at_equal_length", "red_team", "rl", "initial")
     assert f"{even['value']:+.2f} [".replace("-", "−") in text
-    agreement, = find(found["rows"], "label_agreement", "hh_harmless_base", "feedback")
-    assert found["cost"]["cpu_seconds"] == pytest.approx(2 * found["cost"]["seconds"]) and found["cost"]["seconds"] > 0
+    (agreement,) = find(found["rows"], "label_agreement", "hh_harmless_base", "feedback")
+    assert (
+        found["cost"]["cpu_seconds"] == pytest.approx(2 * found["cost"]["seconds"])
+        and found["cost"]["seconds"] > 0
+    )
     assert agreement["n"] == 24 and found["about"]["versions"] == {"jax": "0.10.2"}
-    moved, = find(found["rows"], "revision_moved", "revisions", "revise", "initial")
+    (moved,) = find(found["rows"], "revision_moved", "revisions", "revise", "initial")
     scores = Run(run).revision_scores("revise")
     assert Run(run).revision_scores("revise_direct") == {}
     ends = [scores[f"{r['id']}#2"] - scores[f"{r['id']}#0"] for r in Run(run).records("revise")]
@@ -71,7 +97,9 @@ def test_numbers_stand_in_the_tables_with_interval_and_length(run):
 
 def test_nothing_is_called_a_gain_whose_interval_covers_zero(run):
     for low, high in ((-0.01, 0.8), (-2, 0), (0, 0)):
-        assert verdict({"value": (low + high) / 2, "low": low, "high": high}) == "no difference shown"
+        assert (
+            verdict({"value": (low + high) / 2, "low": low, "high": high}) == "no difference shown"
+        )
     assert verdict({"value": 0.4, "low": 0.01, "high": 0.8}) == "**higher**"
     assert verdict({"value": -0.4, "low": -0.5, "high": -0.1}) == "**lower**"
     assert verdict({"value": 0.4, "low": None, "high": None}) == "–"
@@ -83,13 +111,23 @@ def test_nothing_is_called_a_gain_whose_interval_covers_zero(run):
 
 def test_every_two_are_compared_on_the_same_prompts(run):
     one, found = Run(run), collect(Run(run))["pairwise"]
-    difference, = find(found, "pm_score", "red_team", "rl", "sl")
-    means = {name: {r["prompt_id"]: one.scores[r["id"]] for r in one.answers if (r["on"], r["name"]) == ("red_team", name)}
-             for name in ("sl", "rl")}
+    (difference,) = find(found, "pm_score", "red_team", "rl", "sl")
+    means = {
+        name: {
+            r["prompt_id"]: one.scores[r["id"]]
+            for r in one.answers
+            if (r["on"], r["name"]) == ("red_team", name)
+        }
+        for name in ("sl", "rl")
+    }
     expected = paired_difference(means["sl"], means["rl"])
-    assert (difference["value"], difference["low"], difference["n"]) == (expected.value, expected.low, expected.n)
+    assert (difference["value"], difference["low"], difference["n"]) == (
+        expected.value,
+        expected.low,
+        expected.n,
+    )
     assert not find(found, "pm_score", "red_team", "rl", "initial"), "stands in the evaluation"
-    labels, = find(found, "label_agreement", "human", "feedback_chain", "feedback")
+    (labels,) = find(found, "label_agreement", "human", "feedback_chain", "feedback")
     assert labels["n"] == 24
     text = pairwise.tables(found)
     apart = [r for r in found if r["metric"] == "label_agreement" and not r["null"]]
@@ -99,31 +137,56 @@ def test_every_two_are_compared_on_the_same_prompts(run):
 def test_transcripts_are_drawn_by_rule_and_are_only_text(run):
     one = Run(run)
     text = transcripts.render(one, one.models)
-    assert text.count("## rl, red\\-team prompts: the ") == 3 or text.count("## rl, red-team prompts: the ") == 3
+    assert (
+        text.count("## rl, red\\-team prompts: the ") == 3
+        or text.count("## rl, red-team prompts: the ") == 3
+    )
     outside = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
     assert "<script" not in outside and "![" not in outside and "# heading" not in outside
-    assert transcripts.ranked({"a": 1.0, "b": 3.0, "c": 2.0, "d": -1.0, "e": 0.0}) == {"best": "b", "middle": "a", "worst": "d"}
-    assert transcripts.ranked({"a": 1.0, "b": 3.0}) == {"best": "b", "worst": "a"} and transcripts.ranked({}) == {}
+    assert transcripts.ranked({"a": 1.0, "b": 3.0, "c": 2.0, "d": -1.0, "e": 0.0}) == {
+        "best": "b",
+        "middle": "a",
+        "worst": "d",
+    }
+    assert (
+        transcripts.ranked({"a": 1.0, "b": 3.0}) == {"best": "b", "worst": "a"}
+        and transcripts.ranked({}) == {}
+    )
 
 
 def test_prompts_and_principles_can_be_named_only(run, tmp_path, monkeypatch):
     monkeypatch.setattr(results_figures, "every", lambda run, found: ())
     one = Run(run)
     words = {turn["text"] for r in one.records("revise") for turn in r["dialogue"]}
-    words |= {turn["critique_request"] for r in one.records("revise") for turn in r["rounds"] if turn.get("critique")}
+    words |= {
+        turn["critique_request"]
+        for r in one.records("revise")
+        for turn in r["rounds"]
+        if turn.get("critique")
+    }
     for flags, copied in (((), True), (("--no-prompts",), False)):
         assert command(run, tmp_path / "out", "--critiques", "8", *flags) == 0
         for name in ("transcripts.md", "critiques_to_read.md"):
             text = re.sub(r"^ +", "", (tmp_path / "out" / name).read_text(), flags=re.M)
-            assert any(line in text for told in words for line in told.splitlines() if len(line) > 12) == copied, (name, flags)
+            assert (
+                any(line in text for told in words for line in told.splitlines() if len(line) > 12)
+                == copied
+            ), (name, flags)
             assert ("named here, not copied" in text) != copied
-    assert plain(transcripts.critiques(one, "revise", 1)[0]["principle"]) in (tmp_path / "out" / "critiques_to_read.md").read_text()
+    assert (
+        plain(transcripts.critiques(one, "revise", 1)[0]["principle"])
+        in (tmp_path / "out" / "critiques_to_read.md").read_text()
+    )
 
 
 def test_the_draw_depends_on_names_alone():
     names = [f"n{i}" for i in range(50)]
     drawn = transcripts.draw(names, 10)
-    assert drawn == transcripts.draw(names[::-1], 10) and drawn == transcripts.draw(names, 20)[:10] and len(set(drawn)) == 10
+    assert (
+        drawn == transcripts.draw(names[::-1], 10)
+        and drawn == transcripts.draw(names, 20)[:10]
+        and len(set(drawn)) == 10
+    )
 
 
 def test_critiques_read_by_hand_are_counted(run, tmp_path, capsys, monkeypatch):
@@ -137,14 +200,27 @@ def test_critiques_read_by_hand_are_counted(run, tmp_path, capsys, monkeypatch):
     with open(out / "critiques_to_read.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, transcripts.COLUMNS)
         writer.writeheader()
-        writer.writerows({**r, "fault": m[0].strip(), "names": m[1].strip()} for r, m in zip(rows, marks, strict=True))
+        writer.writerows(
+            {**r, "fault": m[0].strip(), "names": m[1].strip()}
+            for r, m in zip(rows, marks, strict=True)
+        )
     filled = (out / "critiques_to_read.csv").read_text()
     assert command(run, out, "--critiques", "8") == 0
     assert (out / "critiques_to_read.csv").read_text() == filled, "what was read is kept"
-    found = {r["note"]: r for r in json.loads((out / "metrics.json").read_text())["rows"] if r["metric"] == "critiques_read"}
+    found = {
+        r["note"]: r
+        for r in json.loads((out / "metrics.json").read_text())["rows"]
+        if r["metric"] == "critiques_read"
+    }
     expected = wilson(2, 7)
-    assert (found["names a real problem"]["value"], found["names a real problem"]["low"]) == (expected.value, expected.low)
-    assert found["its answer has a fault"]["value"] == 5 / 7 and found["names it, where there is one"]["n"] == 5
+    assert (found["names a real problem"]["value"], found["names a real problem"]["low"]) == (
+        expected.value,
+        expected.low,
+    )
+    assert (
+        found["its answer has a fault"]["value"] == 5 / 7
+        and found["names it, where there is one"]["n"] == 5
+    )
     assert "names a real problem" in (out / "tables.md").read_text()
     capsys.readouterr()
     assert command(run, out, "--critiques", "9") == 2, "another draw would not be what was read"
@@ -159,12 +235,17 @@ def test_other_seeds_give_means_over_runs(run, tmp_path, monkeypatch):
     others = [fake_run.write(tmp_path / f"seed{seed}", 24, seed=seed) for seed in (1, 2)]
     assert results.main(["x", str(run), *map(str, others), "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["over_seeds"]
-    difference, = find(found, "pm_score", "red_team", "rl", "initial")
-    values = [find(collect(Run(path))["rows"], "pm_score", "red_team", "rl", "initial")[0]["value"] for path in (run, *others)]
+    (difference,) = find(found, "pm_score", "red_team", "rl", "initial")
+    values = [
+        find(collect(Run(path))["rows"], "pm_score", "red_team", "rl", "initial")[0]["value"]
+        for path in (run, *others)
+    ]
     assert difference["by_run"] == pytest.approx(values) and difference["n"] == 3
     half = 4.302653 * np.std(values, ddof=1) / 3**0.5  # Student's t of two degrees of freedom
     assert difference["high"] - difference["value"] == pytest.approx(half)
-    assert not find(found, "pm_score", "red_team", "rl"), "each run has a judge of its own: scores have no common scale"
+    assert not find(found, "pm_score", "red_team", "rl"), (
+        "each run has a judge of its own: scores have no common scale"
+    )
     assert "Over 3 runs" in (tmp_path / "out" / "tables.md").read_text()
 
 

@@ -14,19 +14,29 @@ JUDGE = "pm_judge"
 def test_the_graph_builds_and_the_stages_stand_in_order(size):
     config = smollm2.get_config(f"size={size}")
     nodes = pipeline.build_graph(config)
-    assert tuple(config.stages) == tuple(smollm2.graph(smollm2.SIZES[size], "x")) and set(nodes) == set(config.stages)
+    assert tuple(config.stages) == tuple(smollm2.graph(smollm2.SIZES[size], "x")) and set(
+        nodes
+    ) == set(config.stages)
     for name, node in nodes.items():
         earlier = config.stages[: config.stages.index(name)]
-        assert set(node.parents) <= set(earlier), f"{name} runs before {set(node.parents) - set(earlier)}"
+        assert set(node.parents) <= set(earlier), (
+            f"{name} runs before {set(node.parents) - set(earlier)}"
+        )
     models = dict(config.graph.evaluate.models)
     assert set(models) == set(smollm2.POLICIES) and nodes["evaluate"].parents.count("pm_judge") == 1
-    assert not any(stage.get("reward") == f"@{JUDGE}" for stage in config.graph.values()
-                   if stage.kind in ("rl", "best_of")), "nothing is trained or chosen by the judge"
+    assert not any(
+        stage.get("reward") == f"@{JUDGE}"
+        for stage in config.graph.values()
+        if stage.kind in ("rl", "best_of")
+    ), "nothing is trained or chosen by the judge"
 
 
 def test_pieces_are_the_stages_of_the_gpu_size_each_once_and_in_order():
     whole = smollm2.get_config("size=gpu").stages
-    pieces = [smollm2.get_config(f"size=gpu,piece={number}").stages for number in range(1, len(smollm2.PIECES) + 1)]
+    pieces = [
+        smollm2.get_config(f"size=gpu,piece={number}").stages
+        for number in range(1, len(smollm2.PIECES) + 1)
+    ]
     assert sorted(stage for piece in pieces for stage in piece) == sorted(whole)
     nodes, done = pipeline.build_graph(smollm2.get_config("size=gpu")), set()
     for piece in pieces:
@@ -34,8 +44,15 @@ def test_pieces_are_the_stages_of_the_gpu_size_each_once_and_in_order():
         assert all(set(nodes[name].parents) <= done for name in piece if name != "report")
 
 
-@pytest.mark.parametrize("given,told", [("size=tpu", "expected one of cpu, gpu, smoke"), ("size=cpu,piece=1", "pieces 1 to"),
-                                        ("size=gpu,piece=9", "pieces 1 to"), ("seed=1", "expected size=")])
+@pytest.mark.parametrize(
+    "given,told",
+    [
+        ("size=tpu", "expected one of cpu, gpu, smoke"),
+        ("size=cpu,piece=1", "pieces 1 to"),
+        ("size=gpu,piece=9", "pieces 1 to"),
+        ("seed=1", "expected size="),
+    ],
+)
 def test_mistakes_are_told(given, told):
     with pytest.raises(ValueError, match=told):
         smollm2.get_config(given)
@@ -45,9 +62,18 @@ def sources(stage) -> list[tuple]:
     """(loader, fields) of everything that a stage reads from the data files."""
     fields = stage.to_dict()
     found = [(read_prompts, value) for name, value in fields.items() if name.startswith("prompts")]
-    found += [(load_comparisons, fields[name]) for name in ("human", "comparisons") if isinstance(fields.get(name), dict)]
-    return [(read, value) for read, value in found if value["source"] and not value["source"].startswith("embedded:")
-            and not value["source"].endswith("xstest.jsonl.gz")]
+    found += [
+        (load_comparisons, fields[name])
+        for name in ("human", "comparisons")
+        if isinstance(fields.get(name), dict)
+    ]
+    return [
+        (read, value)
+        for read, value in found
+        if value["source"]
+        and not value["source"].startswith("embedded:")
+        and not value["source"].endswith("xstest.jsonl.gz")
+    ]
 
 
 def openings(found) -> set[str]:
@@ -55,14 +81,20 @@ def openings(found) -> set[str]:
     out = set()
     for read, fields in found:
         items, _ = read(**{**fields, "limit": None, "max_characters": None})
-        out |= {" ".join(next(m.text for m in item.dialogue if m.role == "human").lower().split()) for item in items}
+        out |= {
+            " ".join(next(m.text for m in item.dialogue if m.role == "human").lower().split())
+            for item in items
+        }
     return out
 
 
 def test_nobody_else_sees_the_judges_prompts_and_pairs(shared_data):
     """Whatever limits are set: by the first human turn, over all pairs and prompts that a stage could read."""
     config = smollm2.get_config(f"size=gpu,data={shared_data}")
-    del config.graph["pm_all"], config.graph["evaluate_all"]  # more data, to see what they are worth; it judges nobody
+    del (
+        config.graph["pm_all"],
+        config.graph["evaluate_all"],
+    )  # more data, to see what they are worth; it judges nobody
     judge, training, held_out, seen = openings(sources(config.graph[JUDGE])), set(), set(), {}
     assert len(judge) > 1000
     for name, stage in config.graph.items():

@@ -14,7 +14,10 @@ from configs import default
 
 def test_numbers_of_a_rollout_by_hand():
     actions = np.array([[False, True, True, False], [False, False, True, False]])
-    frozen = {name: np.zeros((2, 4), np.float32) for name in ("old", "ref", "values", "returns", "entropy")}
+    frozen = {
+        name: np.zeros((2, 4), np.float32)
+        for name in ("old", "ref", "values", "returns", "entropy")
+    }
     frozen["old"][actions] = [-1.0, -2.0, -3.0]
     frozen["ref"][actions] = [-1.5, -2.0, -2.0]
     frozen["entropy"][actions] = [1.0, 2.0, 3.0]
@@ -22,21 +25,62 @@ def test_numbers_of_a_rollout_by_hand():
     sampled = np.where(actions, frozen["old"], 7.0).astype(np.float32)
     sampled[1, 2] += 0.25
     raw = np.array([2.0, 4.0], np.float32)
-    batch = Rollouts(["a", "b"], np.zeros((2, 4), np.int32), actions | [True, False, False, False], actions, sampled, raw - 1)
+    batch = Rollouts(
+        ["a", "b"],
+        np.zeros((2, 4), np.int32),
+        actions | [True, False, False, False],
+        actions,
+        sampled,
+        raw - 1,
+    )
     found = rl.describe(batch, frozen, raw, np.array([True, False]), 0.1)
-    want = {"reward": 3.0, "reward_std": 1.0, "penalised_reward": 2.0, "kl": (0.5 - 1.0) / 2, "objective": 2.0 + 0.025,
-            "max_token_kl": 1.0, "entropy": 2.0, "response_tokens": 1.5, "truncated": 0.5, "sampler_gap": 0.25,
-            "explained_variance": 1.0, "tokens": 5, "kl_coefficient": 0.1, "value": 7 / 3, "return": 7 / 3}
+    want = {
+        "reward": 3.0,
+        "reward_std": 1.0,
+        "penalised_reward": 2.0,
+        "kl": (0.5 - 1.0) / 2,
+        "objective": 2.0 + 0.025,
+        "max_token_kl": 1.0,
+        "entropy": 2.0,
+        "response_tokens": 1.5,
+        "truncated": 0.5,
+        "sampler_gap": 0.25,
+        "explained_variance": 1.0,
+        "tokens": 5,
+        "kl_coefficient": 0.1,
+        "value": 7 / 3,
+        "return": 7 / 3,
+    }
     for name, value in want.items():
         assert float(found[name]) == pytest.approx(value), name
     assert found["kl_k3"] >= 0
 
 
 def test_shares_are_over_all_actions_and_the_first_ratio_is_kept():
-    history = [{"loss": 1.0, "grad_norm": 2.0, "count": 30.0, "clipped": 3.0, "old_kl": 0.3, "ratio_error": 1e-7,
-                "value_clipped": 0.0, "value_loss": 4.0, "value_grad_norm": 1.0},
-               {"loss": 3.0, "grad_norm": 4.0, "count": 10.0, "clipped": 5.0, "old_kl": 0.1, "ratio_error": 0.5,
-                "value_clipped": 4.0, "value_loss": 2.0, "value_grad_norm": 3.0}]
+    history = [
+        {
+            "loss": 1.0,
+            "grad_norm": 2.0,
+            "count": 30.0,
+            "clipped": 3.0,
+            "old_kl": 0.3,
+            "ratio_error": 1e-7,
+            "value_clipped": 0.0,
+            "value_loss": 4.0,
+            "value_grad_norm": 1.0,
+        },
+        {
+            "loss": 3.0,
+            "grad_norm": 4.0,
+            "count": 10.0,
+            "clipped": 5.0,
+            "old_kl": 0.1,
+            "ratio_error": 0.5,
+            "value_clipped": 4.0,
+            "value_loss": 2.0,
+            "value_grad_norm": 3.0,
+        },
+    ]
     found = rl.learned(history)
     assert (found["clip_fraction"], found["value_clip_fraction"], found["loss"]) == (0.2, 0.1, 2.0)
     assert (found["first_ratio_error"], found["max_ratio_error"]) == (1e-7, 0.5)
@@ -47,19 +91,51 @@ def test_a_policy_that_is_not_its_reference_stops_the_run():
     ctx = types.SimpleNamespace(name="rl", dtype=jnp.float32)
     rl.require(ctx, 9e-6, rl.MAX_START_KL, "")
     with pytest.raises(UserError, match="differs"):
-        rl.require(ctx, 2e-5, rl.MAX_START_KL, "the policy differs from its reference before any update")
-    rl.require(types.SimpleNamespace(name="rl", dtype=jnp.bfloat16), 1.0, rl.MAX_START_KL, "")  # rounding is coarser there
+        rl.require(
+            ctx, 2e-5, rl.MAX_START_KL, "the policy differs from its reference before any update"
+        )
+    rl.require(
+        types.SimpleNamespace(name="rl", dtype=jnp.bfloat16), 1.0, rl.MAX_START_KL, ""
+    )  # rounding is coarser there
 
 
 def test_every_field_of_the_config_reaches_the_learner():
     """The defect: a number of PPO epochs that was never read."""
     config = types.SimpleNamespace(logprob_chunk=7, scan_layers=True, remat="full")
-    fields = default.rl(num_epochs=3, num_minibatches=5, num_microbatches=7, clip=0.11, value_clip=0.12, gamma=0.9, lam=0.8,
-                        temperature=0.7, whiten_rewards=True, learning_rate=1.0, value_learning_rate=2.0,
-                        warmup_updates=4, max_grad_norm=0.5, value_coefficient=0.3, num_updates=9)
+    fields = default.rl(
+        num_epochs=3,
+        num_minibatches=5,
+        num_microbatches=7,
+        clip=0.11,
+        value_clip=0.12,
+        gamma=0.9,
+        lam=0.8,
+        temperature=0.7,
+        whiten_rewards=True,
+        learning_rate=1.0,
+        value_learning_rate=2.0,
+        warmup_updates=4,
+        max_grad_norm=0.5,
+        value_coefficient=0.3,
+        num_updates=9,
+    )
     found = rl.settings(fields, config, shared=True)
-    for name in ("num_epochs", "num_minibatches", "num_microbatches", "clip", "value_clip", "gamma", "lam", "temperature",
-                 "whiten_rewards", "learning_rate", "value_learning_rate", "warmup_updates", "max_grad_norm",
-                 "value_coefficient", "num_updates"):
+    for name in (
+        "num_epochs",
+        "num_minibatches",
+        "num_microbatches",
+        "clip",
+        "value_clip",
+        "gamma",
+        "lam",
+        "temperature",
+        "whiten_rewards",
+        "learning_rate",
+        "value_learning_rate",
+        "warmup_updates",
+        "max_grad_norm",
+        "value_coefficient",
+        "num_updates",
+    ):
         assert getattr(found, name) == fields[name], name
     assert (found.logprob_chunk, found.scan, found.remat, found.shared) == (7, True, "full", True)

@@ -22,7 +22,12 @@ def draw(logits, key, index, sampling):
 def many(logits, sampling, rows=N):
     """Tokens and log-probabilities of `rows` rows with keys of their own and the same logits."""
     keys = jnp.asarray(RNG.integers(0, 2**32, (rows, 2), dtype=np.uint32))
-    return draw(jnp.tile(jnp.asarray(logits, jnp.float32), (rows, 1)), keys, jnp.zeros(rows, jnp.int32), sampling)
+    return draw(
+        jnp.tile(jnp.asarray(logits, jnp.float32), (rows, 1)),
+        keys,
+        jnp.zeros(rows, jnp.int32),
+        sampling,
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -74,4 +79,7 @@ def test_a_row_depends_on_its_key_and_index_only():
     np.testing.assert_array_equal(tokens[order], again[0])
     np.testing.assert_array_equal(logprobs[order], again[1])
     same = jnp.tile(logits[:1], (6, 1))
-    assert len(set(np.asarray(draw(same, jnp.tile(keys[:1], (6, 1)), index, SamplingParams(1))[0]))) > 1
+    assert (
+        len(set(np.asarray(draw(same, jnp.tile(keys[:1], (6, 1)), index, SamplingParams(1))[0])))
+        > 1
+    )

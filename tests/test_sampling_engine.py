@@ -19,9 +19,19 @@ from cai_jax.sampling.engine import Engine, EngineOptions
 from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest
 
 CONFIG = ModelConfig(
-    family="llama", vocab_size=300, width=32, ffw=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
-    max_length=512, norm_eps=1e-5, rope_theta=1e4, tied_embeddings=True,
-)  # fmt: skip
+    family="llama",
+    vocab_size=300,
+    width=32,
+    ffw=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_length=512,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    tied_embeddings=True,
+)
 EOS = 7
 RNG = np.random.default_rng(0)
 SAMPLING = SamplingParams(max_new_tokens=30)
@@ -50,7 +60,12 @@ def model():
 
 @functools.cache
 def engine(batch_size=4, chunk_steps=8):
-    return Engine(model(), CONFIG, Format, options=EngineOptions(batch_size=batch_size, chunk_steps=chunk_steps))
+    return Engine(
+        model(),
+        CONFIG,
+        Format,
+        options=EngineOptions(batch_size=batch_size, chunk_steps=chunk_steps),
+    )
 
 
 HEADER = some_tokens(100)
@@ -63,7 +78,10 @@ def requests():
     for prompt in range(8):
         own = some_tokens(int(RNG.integers(2, 60)))
         segments = (HEADER, own) if prompt % 2 else (own,)
-        result += [SampleRequest(f"{prompt}/{s}", segments, seeds.row_key(0, "test", prompt, s)) for s in range(2)]
+        result += [
+            SampleRequest(f"{prompt}/{s}", segments, seeds.row_key(0, "test", prompt, s))
+            for s in range(2)
+        ]
     return result
 
 
@@ -75,7 +93,9 @@ def reference():
 @functools.partial(jax.jit, static_argnames="temperature")
 def _full(params, tokens, mask, temperature):
     hidden = decoder.hidden_states(params, tokens, mask, CONFIG)
-    return losses.next_token_logprobs(hidden, decoder.unembedding(params, CONFIG), tokens, temperature=temperature)
+    return losses.next_token_logprobs(
+        hidden, decoder.unembedding(params, CONFIG), tokens, temperature=temperature
+    )
 
 
 def full_logprobs(prompt, continuation, temperature=1.0):
@@ -90,7 +110,9 @@ def full_logprobs(prompt, continuation, temperature=1.0):
 def test_logprobs_are_those_of_the_whole_text():
     for request in requests():
         done = reference()[request.id]
-        np.testing.assert_allclose(done.logprobs, full_logprobs(sum(request.segments, ()), done.tokens), atol=1e-4)
+        np.testing.assert_allclose(
+            done.logprobs, full_logprobs(sum(request.segments, ()), done.tokens), atol=1e-4
+        )
         assert done.stop == ("eos" if done.tokens[-1] == EOS else "length")
         assert EOS not in done.tokens[:-1] and (done.stop == "eos" or len(done.tokens) == 30)
         assert done.text == Format.decode(done.tokens[:-1] if done.stop == "eos" else done.tokens)
@@ -102,7 +124,9 @@ def test_samples_of_a_prompt_differ():
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(order=st.permutations(range(16)), count=st.integers(1, 16), chunk_steps=st.sampled_from([3, 8]))
+@given(
+    order=st.permutations(range(16)), count=st.integers(1, 16), chunk_steps=st.sampled_from([3, 8])
+)
 def test_a_row_is_bit_equal_in_any_company(order, count, chunk_steps):
     chosen = [requests()[i] for i in order[:count]]
     again = {done.id: done for done in engine(chunk_steps=chunk_steps).generate(chosen, SAMPLING)}
@@ -112,14 +136,18 @@ def test_a_row_is_bit_equal_in_any_company(order, count, chunk_steps):
 def test_the_size_of_the_cache_changes_nothing():
     long = SampleRequest("long", (some_tokens(300),), seeds.row_key(0, "long"))
     again = {done.id: done for done in engine().generate([*requests()[:3], long], SAMPLING)}
-    np.testing.assert_allclose(again["long"].logprobs, full_logprobs(*long.segments, again["long"].tokens), atol=1e-4)
+    np.testing.assert_allclose(
+        again["long"].logprobs, full_logprobs(*long.segments, again["long"].tokens), atol=1e-4
+    )
     assert all(again[request.id] == reference()[request.id] for request in requests()[:3])
 
 
 def test_a_prompt_that_continues_another_is_prefilled_from_its_end():
     asked, rest = (HEADER, some_tokens(90)), some_tokens(50)
-    first, second = (SampleRequest(name, segments, seeds.row_key(0, "nested")) for name, segments in (
-        ("first", asked), ("second", (*asked, rest))))  # fmt: skip
+    first, second = (
+        SampleRequest(name, segments, seeds.row_key(0, "nested"))
+        for name, segments in (("first", asked), ("second", (*asked, rest)))
+    )
     prefilled, prefill = [], Engine._prefill
 
     class Counting(Engine):
@@ -132,8 +160,12 @@ def test_a_prompt_that_continues_another_is_prefilled_from_its_end():
     prefilled.clear()
     (done,) = mine.generate([second], SAMPLING)
     assert prefilled == [asked[1][-1:] + rest[:-1]]
-    assert [done] == list(engine().generate([second], SAMPLING))  # the same to the bit where nothing was kept
-    np.testing.assert_allclose(done.logprobs, full_logprobs(sum(second.segments, ()), done.tokens), atol=1e-4)
+    assert [done] == list(
+        engine().generate([second], SAMPLING)
+    )  # the same to the bit where nothing was kept
+    np.testing.assert_allclose(
+        done.logprobs, full_logprobs(sum(second.segments, ()), done.tokens), atol=1e-4
+    )
 
 
 def test_greedy_is_the_best_token_of_the_whole_text():
@@ -150,7 +182,9 @@ def test_temperature_and_key_matter():
     request = requests()[2]
     (done,) = engine().generate([request], SamplingParams(12, temperature=0.5))
     np.testing.assert_allclose(
-        done.logprobs, full_logprobs(sum(request.segments, ()), done.tokens, temperature=0.5), atol=1e-4
+        done.logprobs,
+        full_logprobs(sum(request.segments, ()), done.tokens, temperature=0.5),
+        atol=1e-4,
     )
 
 
@@ -176,14 +210,25 @@ def test_scores_are_those_of_the_whole_text():
         asked.append(ScoreRequest(request.id, request.segments, options))
     scores = {score.id: score for score in engine().score(asked)}
     for request in asked:
-        for option, logprobs in zip(request.options, scores[request.id].token_logprobs, strict=True):
-            np.testing.assert_allclose(logprobs, full_logprobs(sum(request.segments, ()), option), atol=1e-4)
-        assert scores[request.id].logprobs[1] == pytest.approx(sum(scores[request.id].token_logprobs[1]))
+        for option, logprobs in zip(
+            request.options, scores[request.id].token_logprobs, strict=True
+        ):
+            np.testing.assert_allclose(
+                logprobs, full_logprobs(sum(request.segments, ()), option), atol=1e-4
+            )
+        assert scores[request.id].logprobs[1] == pytest.approx(
+            sum(scores[request.id].token_logprobs[1])
+        )
 
 
 def test_progress_counts_to_the_end_and_ids_come_once():
     seen = []
-    ids = [done.id for done in engine().generate(requests(), SAMPLING, lambda done, total: seen.append((done, total)))]
+    ids = [
+        done.id
+        for done in engine().generate(
+            requests(), SAMPLING, lambda done, total: seen.append((done, total))
+        )
+    ]
     assert sorted(ids) == sorted(request.id for request in requests())
     assert seen[-1] == (16, 16) and seen == sorted(seen)
 
@@ -205,21 +250,28 @@ def test_new_parameters_forget_what_was_prefilled():
     assert [done.tokens for done in first] != [done.tokens for done in second]
     assert list(mine.generate(requests()[:2], SAMPLING)) == first
     # The layout for decoding holds every number of the layers once.
-    assert mine.layout_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(model()["layers"])) and mine.layout_seconds > 0
+    assert (
+        mine.layout_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(model()["layers"]))
+        and mine.layout_seconds > 0
+    )
 
 
 def test_few_programs_are_compiled():
     compiled = []
     engine()
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
+        lambda event, *_, **__: (
+            compiled.append(event) if event.endswith("backend_compile_duration") else None
+        )
     )
     for program in (cached.prefill, cached.decode, cached.insert, cached.empty_cache):
         program.clear_cache()
     lengths = (1, 2, 30, 63, 64, 65, 66, 100, 140, 170)
     mixed = [SampleRequest(f"{n}", (some_tokens(n),), seeds.row_key(0, n)) for n in lengths]
     list(engine().generate(mixed, SAMPLING))
-    assert 4 <= len(compiled) <= 12, len(compiled)  # decode 1, prefill ≤ 4, and what moves keys and values
+    assert 4 <= len(compiled) <= 12, len(
+        compiled
+    )  # decode 1, prefill ≤ 4, and what moves keys and values
     compiled.clear()
     list(engine().generate(mixed[::-1], SAMPLING))
     assert compiled == []

@@ -18,8 +18,14 @@ from cai_jax.sampling.engine import Engine, EngineOptions
 from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest
 
 # The first two have most of the switches between them.
-FAMILIES = ("gemma3", "gpt_neox", *(pytest.param(name, marks=pytest.mark.long) for name in (
-    "gemma2", "olmo2", "smollm3_windows", "gpt_neox_sequential")))  # fmt: skip
+FAMILIES = (
+    "gemma3",
+    "gpt_neox",
+    *(
+        pytest.param(name, marks=pytest.mark.long)
+        for name in ("gemma2", "olmo2", "smollm3_windows", "gpt_neox_sequential")
+    ),
+)
 HEADER, PROMPT, OPTIONS = tuple(range(1, 12)), (20, 21, 22), ((5, 6, 7), (8,))
 
 
@@ -52,7 +58,11 @@ def test_sampler_and_scorer_agree_with_the_decoder(name, tmp_path):
         whole = HEADER + PROMPT + tuple(answer)
         tokens[row, : len(whole)], mask[row, : len(whole)] = whole, True
     whole = jax.jit(heads.dialogue_logprobs, static_argnames=("config", "chunk", "scan"))
-    logprobs = np.asarray(whole(params, jnp.asarray(tokens), jnp.asarray(mask), config, chunk=0, scan=True))
+    logprobs = np.asarray(
+        whole(params, jnp.asarray(tokens), jnp.asarray(mask), config, chunk=0, scan=True)
+    )
     start = len(HEADER + PROMPT)
     for row, got in enumerate((done.logprobs, *score.token_logprobs)):
-        np.testing.assert_allclose(got, logprobs[row, start : start + len(got)], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            got, logprobs[row, start : start + len(got)], rtol=1e-4, atol=1e-4
+        )

@@ -48,34 +48,48 @@ def test_a_piece_behind_a_header_and_a_past_has_the_same_keys_and_values(kernel,
     wanted = cached.prefill(*held(config), PIECE, config)
     for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(got[:, :, :50], want[:, :, :50], atol=2e-5)
-    assert not np.allclose(wanted[0][1], cached.prefill(*held(config)[:2], None, PIECE, config)[0][1])  # the past is seen
+    assert not np.allclose(
+        wanted[0][1], cached.prefill(*held(config)[:2], None, PIECE, config)[0][1]
+    )  # the past is seen
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_options_side_by_side_have_the_same_logprobs(kernel):
     ends = np.array([[64] * 30 + [40] * 10 + [50] * 10 + [64] * 14], np.int32)
-    offsets = np.concatenate([np.arange(30), 30 + np.arange(10), 30 + np.arange(10), 30 + np.arange(14)])[None].astype(np.int32)
+    offsets = np.concatenate(
+        [np.arange(30), 30 + np.arange(10), 30 + np.arange(10), 30 + np.arange(14)]
+    )[None].astype(np.int32)
     places, targets = np.array([[29, 35, 45, 20]], np.int32), np.array([[9, 10, 11, 12]], np.int32)
     arguments = (*held(CONFIG), PIECE, ends, offsets, places, targets, CONFIG)
     found, wanted = cached.score(*arguments, kernel=kernel), cached.score(*arguments)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert abs(float(cached.score(*arguments[:4], 0 * ends + 64, *arguments[5:])[0, 2] - wanted[0, 2])) > 1e-3  # ends count
+    assert (
+        abs(float(cached.score(*arguments[:4], 0 * ends + 64, *arguments[5:])[0, 2] - wanted[0, 2]))
+        > 1e-3
+    )  # ends count
 
 
 def test_several_rows_and_sizes_that_are_no_multiple_of_the_lanes():
     rng = np.random.default_rng(1)
-    q, keys, values = (jnp.asarray(rng.normal(size=(2, 2, *rest, 8)), jnp.float32) for rest in [(3, 50), (90,), (90,)])
+    q, keys, values = (
+        jnp.asarray(rng.normal(size=(2, 2, *rest, 8)), jnp.float32)
+        for rest in [(3, 50), (90,), (90,)]
+    )
     allowed = jnp.asarray(rng.random((2, 50, 90)) < 0.3).at[:, :, 0].set(True)
     scores = np.where(allowed[:, None, None], np.einsum("bkgtd,bksd->bkgts", q, keys), -np.inf)
     mass = np.exp(scores - scores.max(-1, keepdims=True))
     wanted = np.einsum("bkgts,bksd->bkgtd", mass / mass.sum(-1, keepdims=True), values)
     for kernel in KERNELS:
-        np.testing.assert_allclose(flash.attend(q, [(keys, values, allowed)], None, kernel), wanted, atol=2e-6)
+        np.testing.assert_allclose(
+            flash.attend(q, [(keys, values, allowed)], None, kernel), wanted, atol=2e-6
+        )
 
 
 def test_the_kernel_follows_from_platform_and_model():
     assert flash.choose("tpu", jnp.float32, CAPPED) == "splash"
-    assert flash.choose("cpu", jnp.bfloat16, CONFIG) == flash.choose("gpu", jnp.float32, CONFIG) == ""
+    assert (
+        flash.choose("cpu", jnp.bfloat16, CONFIG) == flash.choose("gpu", jnp.float32, CONFIG) == ""
+    )
     assert flash.choose("gpu", jnp.bfloat16, CAPPED) == ""
     assert flash.choose("gpu", jnp.bfloat16, dataclasses.replace(CONFIG, head_dim=256)) == ""
 
@@ -126,4 +140,6 @@ def test_splash_compiles_for_tpus():
     done = subprocess.run([sys.executable, "-c", TPU], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 4 and all(prefill == 1 and score == 2 for prefill, score in found.values()), found
+    assert len(found) == 4 and all(
+        prefill == 1 and score == 2 for prefill, score in found.values()
+    ), found

@@ -21,7 +21,11 @@ def back(weight, axes_in):
 
 
 def test_a_weight_is_at_most_half_a_step_away():
-    weight = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4, 5)), jnp.float32).at[:, 0, 0].set(0.0)
+    weight = (
+        jnp.asarray(np.random.default_rng(0).normal(size=(6, 4, 5)), jnp.float32)
+        .at[:, 0, 0]
+        .set(0.0)
+    )
     for axes_in in (1, 2):
         found = weights.rounded(weight, axes_in)
         assert found.values.dtype == jnp.int8 and found.scale.shape == weight.shape[axes_in:]
@@ -37,11 +41,19 @@ def test_sampler_and_scorer_have_the_rounded_weights(block):
     (done,) = engine.generate([SampleRequest("a", (TOKENS,), seeds.row_key(0))], SamplingParams(8))
     (score,) = engine.score([ScoreRequest("a", (TOKENS,), (done.tokens,))])
 
-    layers = {name: w if w.ndim == 2 else jax.vmap(lambda w, name=name: back(w, 2 if name == "o" else 1))(w)
-              for name, w in model()["layers"].items()}  # fmt: skip
+    layers = {
+        name: w
+        if w.ndim == 2
+        else jax.vmap(lambda w, name=name: back(w, 2 if name == "o" else 1))(w)
+        for name, w in model()["layers"].items()
+    }
     text = jnp.asarray([TOKENS + done.tokens])
-    hidden = decoder.hidden_states({**model(), "layers": layers}, text, jnp.ones(text.shape, bool), CONFIG)
-    expected = losses.next_token_logprobs(hidden, back(model()["embed"].T, 1).T, text)[0, len(TOKENS) :]
+    hidden = decoder.hidden_states(
+        {**model(), "layers": layers}, text, jnp.ones(text.shape, bool), CONFIG
+    )
+    expected = losses.next_token_logprobs(hidden, back(model()["embed"].T, 1).T, text)[
+        0, len(TOKENS) :
+    ]
     np.testing.assert_allclose(done.logprobs, expected, atol=1e-4)
     np.testing.assert_allclose(score.token_logprobs[0], expected, atol=1e-4)
     exact = Engine(model(), CONFIG, Format, options=EngineOptions(batch_size=2))

@@ -56,10 +56,17 @@ print(json.dumps({
 def test_eight_devices_sample_and_score_as_one():
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     env["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiles faster
-    done = subprocess.run([sys.executable, "-c", MESH], capture_output=True, text=True, env=env, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", MESH], capture_output=True, text=True, env=env, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["devices"] == 8 and found["split"] == [32, 32]  # the MLP is split in two by tensor, whole along fsdp
-    assert found["rows"] == 0 and len(found["lengths"]) > 1, found  # some rows ended early, others took their slots
+    assert found["devices"] == 8 and found["split"] == [
+        32,
+        32,
+    ]  # the MLP is split in two by tensor, whole along fsdp
+    assert found["rows"] == 0 and len(found["lengths"]) > 1, (
+        found
+    )  # some rows ended early, others took their slots
     assert found["logprobs"] <= 1e-5 and found["scores"] <= 1e-5, found
     assert 0 < found["flash"] <= 1e-5, found

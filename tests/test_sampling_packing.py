@@ -21,8 +21,14 @@ BEGINNING = some_tokens(30)
 
 def questions(header=()):
     """Every third one begins as the others of that kind do."""
-    return [ScoreRequest(f"q{i}", (*([header] if header else []), BEGINNING * (i % 3 == 1) + some_tokens(length)),
-                         tuple(some_tokens(1 + (i + j) % 3) for j in range(2 + i % 3))) for i, length in enumerate(LENGTHS)]
+    return [
+        ScoreRequest(
+            f"q{i}",
+            (*([header] if header else []), BEGINNING * (i % 3 == 1) + some_tokens(length)),
+            tuple(some_tokens(1 + (i + j) % 3) for j in range(2 + i % 3)),
+        )
+        for i, length in enumerate(LENGTHS)
+    ]
 
 
 @pytest.fixture
@@ -51,7 +57,11 @@ def test_every_question_once_and_no_row_too_long(lengths):
 few_tokens = st.lists(st.integers(0, 2), min_size=1, max_size=6)  # so few that texts begin alike
 
 
-@given(st.lists(st.tuples(few_tokens, st.lists(few_tokens, min_size=1, max_size=3)), min_size=1, max_size=6))
+@given(
+    st.lists(
+        st.tuples(few_tokens, st.lists(few_tokens, min_size=1, max_size=3)), min_size=1, max_size=6
+    )
+)
 @settings(max_examples=100, deadline=None)
 def test_each_token_sees_its_own_text(asked):
     row = packing.several(asked)
@@ -65,17 +75,28 @@ def test_each_token_sees_its_own_text(asked):
             for number, index in enumerate(indices):
                 assert text(row.places[index]) == prompt + option[:number]
                 assert row.offsets[row.places[index]] == len(prompt) + number - 1
-    texts = {tuple((*prompt, *option[:-1])[:end]) for prompt, options in asked for option in options
-             for end in range(1, len(prompt) + len(option))}  # fmt: skip
+    texts = {
+        tuple((*prompt, *option[:-1])[:end])
+        for prompt, options in asked
+        for option in options
+        for end in range(1, len(prompt) + len(option))
+    }
     assert len(row.tokens) == len(texts), "what texts begin with stands there once"
     assert len(set(zip(row.places, row.targets, strict=True))) == len(row.targets)
 
 
-@given(st.lists(st.tuples(few_tokens, st.lists(few_tokens, min_size=1, max_size=3)), max_size=12), st.integers(6, 40))
+@given(
+    st.lists(st.tuples(few_tokens, st.lists(few_tokens, min_size=1, max_size=3)), max_size=12),
+    st.integers(6, 40),
+)
 @settings(max_examples=60, deadline=None)
 def test_rows_hold_what_fits(asked, size):
     rows = packing.together(asked, size)
-    fits = [index for index, question in enumerate(asked) if len(packing.several([question]).tokens) <= size]
+    fits = [
+        index
+        for index, question in enumerate(asked)
+        if len(packing.several([question]).tokens) <= size
+    ]
     assert sorted(index for row in rows for index in row) == fits
     assert all(len(packing.several([asked[index] for index in row]).tokens) <= size for row in rows)
 
@@ -96,14 +117,24 @@ def expected(request, config):
         row[: len(prompt) + len(option)] = prompt + option
     hidden = decoder.hidden_states(model(), tokens, np.ones_like(tokens, bool), config)
     found = losses.next_token_logprobs(hidden, decoder.unembedding(model(), config), tokens)
-    return [np.asarray(row)[len(prompt) : len(prompt) + len(option)] for row, option in zip(found, request.options, strict=True)]
+    return [
+        np.asarray(row)[len(prompt) : len(prompt) + len(option)]
+        for row, option in zip(found, request.options, strict=True)
+    ]
 
 
-@pytest.mark.parametrize(("header", "window"), [((), 0), (LONG, 0), (LONG, 40)], ids=["alone", "behind a header", "windows"])
+@pytest.mark.parametrize(
+    ("header", "window"),
+    [((), 0), (LONG, 0), (LONG, 40)],
+    ids=["alone", "behind a header", "windows"],
+)
 def test_the_numbers_are_those_of_whole_texts(small_blocks, header, window):
     config = dataclasses.replace(CONFIG, windows=(window, 0) if window else ())
     asked = questions(header)
-    found = {score.id: score.token_logprobs for score in Engine(model(), config, Format).score(asked, together=True)}
+    found = {
+        score.id: score.token_logprobs
+        for score in Engine(model(), config, Format).score(asked, together=True)
+    }
     assert set(found) == {request.id for request in asked}
     for request in asked:
         for ours, theirs in zip(found[request.id], expected(request, config), strict=True):
@@ -116,7 +147,10 @@ def test_without_blocks_they_are_the_same(small_blocks, monkeypatch):
     asked, way = questions(HEADER)[1:5], Engine(model(), CONFIG, Format)
     monkeypatch.setattr(way, "_kernel", "")
     monkeypatch.setattr(way, "_row_size", packing.PACK)
-    read = {score.id: score.token_logprobs for score in Engine(model(), CONFIG, Format).score(asked, together=True)}
+    read = {
+        score.id: score.token_logprobs
+        for score in Engine(model(), CONFIG, Format).score(asked, together=True)
+    }
     for score in way.score(asked, together=True):
         for ours, theirs in zip(score.token_logprobs, read[score.id], strict=True):
             np.testing.assert_allclose(ours, theirs, atol=2e-5)
@@ -126,7 +160,9 @@ def test_what_is_left_gets_the_same_bits(small_blocks):
     asked, told, way = questions(), [], Engine(model(), CONFIG, Format)
     whole = {score.id: score.token_logprobs for score in way.score(asked, together=True)}
     left = {"q1", "q4", "q7"}
-    found = list(way.score(asked, lambda done, total: told.append((done, total)), together=True, wanted=left))
+    found = list(
+        way.score(asked, lambda done, total: told.append((done, total)), together=True, wanted=left)
+    )
     assert {score.id for score in found} == left and told == [(1, 3), (2, 3), (3, 3)]
     assert all(score.token_logprobs == whole[score.id] for score in found)
     assert not list(way.score(asked, together=True, wanted=set()))

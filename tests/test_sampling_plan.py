@@ -10,9 +10,18 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.sampling import plan
 
 CONFIG = ModelConfig(
-    family="llama", vocab_size=64, width=24, ffw=40, num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64,
-    max_length=64, norm_eps=1e-5, rope_theta=1e4,
-)  # fmt: skip
+    family="llama",
+    vocab_size=64,
+    width=24,
+    ffw=40,
+    num_layers=30,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    max_length=64,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+)
 
 
 @given(st.integers(0, 3000))
@@ -35,7 +44,9 @@ def test_the_first_of_several_segments_is_the_header():
     a, b, c = (1,) * 100, (2,) * 80, (3,) * 5
     assert plan.split_prompt((a, b, c)) == plan.Prompt(a, (b[1:], b[:1] + c))
     assert plan.split_prompt((a,)) == plan.Prompt((), (a,))
-    assert plan.split_prompt((c, a, b)) == plan.Prompt((), (c + a[1:], a[:1] + b))  # too short to share
+    assert plan.split_prompt((c, a, b)) == plan.Prompt(
+        (), (c + a[1:], a[:1] + b)
+    )  # too short to share
     assert plan.split_prompt((a, c, c, (), b)) == plan.Prompt(a, (c + c + b,))
 
 

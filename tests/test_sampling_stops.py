@@ -29,7 +29,7 @@ def test_a_stop_string_ends_where_it_is_complete():
 
 def test_what_comes_first_counts():
     assert end("xaby", stops=("ab", "xaby")) == Ending(3, "x", "ab")
-    assert find_ending([5, 6], 0, 9, (0,), ("bc", "abc"), lambda tokens: ["", "ab", "abcd"][len(tokens)]) == Ending(
-        2, "", "abc"
-    )
+    assert find_ending(
+        [5, 6], 0, 9, (0,), ("bc", "abc"), lambda tokens: ["", "ab", "abcd"][len(tokens)]
+    ) == Ending(2, "", "abc")
     assert end("", eos=True) == Ending(1, "", "eos")

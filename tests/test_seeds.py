@@ -11,10 +11,19 @@ def test_keys_are_fixed_for_ever():
 
 
 def test_every_part_of_the_name_counts():
-    names = [(0, "respond", 0, "a", 0), (1, "respond", 0, "a", 0), (0, "compare", 0, "a", 0), (0, "respond", 1, "a", 0),
-             (0, "respond", 0, "b", 0), (0, "respond", 0, "a", 1), (0, "respond", 0, "a\x00", 0)]
+    names = [
+        (0, "respond", 0, "a", 0),
+        (1, "respond", 0, "a", 0),
+        (0, "compare", 0, "a", 0),
+        (0, "respond", 1, "a", 0),
+        (0, "respond", 0, "b", 0),
+        (0, "respond", 0, "a", 1),
+        (0, "respond", 0, "a\x00", 0),
+    ]
     assert len({tuple(seeds.row_key(*name)) for name in names}) == len(names)
 
 
 def test_host_draws_repeat():
-    assert np.array_equal(seeds.row_rng(3, "x").integers(100, size=8), seeds.row_rng(3, "x").integers(100, size=8))
+    assert np.array_equal(
+        seeds.row_rng(3, "x").integers(100, size=8), seeds.row_rng(3, "x").integers(100, size=8)
+    )

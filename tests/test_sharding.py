@@ -19,9 +19,9 @@ MESH = AbstractMesh((2, 2, 2), sharding.MESH_AXES, axis_types=(AxisType.Auto,) *
 
 
 def test_spec_follows_the_rules():
-    assert sharding.spec(("layers", "embed", "heads", "head_dim"), (3, 8, 4, 16), MESH) == PartitionSpec(
-        None, "fsdp", "tensor", None
-    )
+    assert sharding.spec(
+        ("layers", "embed", "heads", "head_dim"), (3, 8, 4, 16), MESH
+    ) == PartitionSpec(None, "fsdp", "tensor", None)
     assert sharding.spec(("batch", None), (8, 5), MESH) == PartitionSpec(("data", "fsdp"), None)
 
 
@@ -38,7 +38,11 @@ def test_collisions_and_unknown_axes_raise():
 
 def test_mesh_sizes_must_fit_the_devices():
     devices = jax.devices()[:1]
-    assert dict(sharding.make_mesh({"data": -1, "fsdp": 1}, devices).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(sharding.make_mesh({"data": -1, "fsdp": 1}, devices).shape) == {
+        "data": 1,
+        "fsdp": 1,
+        "tensor": 1,
+    }
     assert sharding.make_mesh({}, devices).size == 1
     for sizes in ({"data": 3}, {"data": -1, "fsdp": -1}, {"data": -1, "fsdp": 2}, {"data": 0}):
         with pytest.raises(UserError, match="mesh: data="):
@@ -62,7 +66,12 @@ def test_optimizer_moments_lie_as_their_parameters():
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     state = sharding.optimizer_shardings(tx, abstract, places, mesh)
     adam = state[1][0]
-    assert adam.mu["w"] == adam.nu["w"] == places["w"] == NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    assert (
+        adam.mu["w"]
+        == adam.nu["w"]
+        == places["w"]
+        == NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    )
     assert adam.count == sharding.replicated(mesh)
 
 
@@ -110,7 +119,9 @@ print(json.dumps(worst))
 def test_eight_devices_give_the_gradients_of_one():
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     env["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiles faster
-    out = subprocess.run([sys.executable, "-c", EIGHT_DEVICES], capture_output=True, text=True, env=env, timeout=300)
+    out = subprocess.run(
+        [sys.executable, "-c", EIGHT_DEVICES], capture_output=True, text=True, env=env, timeout=300
+    )
     assert out.returncode == 0, out.stderr[-3000:]
     worst = json.loads(out.stdout.splitlines()[-1])
     assert len(worst) == 5 and max(worst.values()) <= 1e-5, worst
@@ -161,8 +172,18 @@ for count in (1, 2):
 
 def test_two_processes_meet_in_the_same_collectives():
     """In one process the order of a training step is the one that spares memory, in several the one without such places."""
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    out = subprocess.run([sys.executable, "-c", TWO_PROCESSES], capture_output=True, text=True, env=env, timeout=300)
+    env = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "4",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+    out = subprocess.run(
+        [sys.executable, "-c", TWO_PROCESSES], capture_output=True, text=True, env=env, timeout=300
+    )
     assert out.returncode == 0, out.stderr[-3000:]
     one, two = map(json.loads, out.stdout.splitlines())
-    assert two == [0, 0, 0] and all(one), (one, two)  # the second: the check finds what it looks for
+    assert two == [0, 0, 0] and all(one), (
+        one,
+        two,
+    )  # the second: the check finds what it looks for

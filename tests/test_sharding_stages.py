@@ -82,7 +82,9 @@ print(json.dumps(result))
 def test_five_meshes_sample_score_and_learn_as_one_device():
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     env["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiles faster
-    done = subprocess.run([sys.executable, "-c", MESHES], capture_output=True, text=True, env=env, timeout=3000)
+    done = subprocess.run(
+        [sys.executable, "-c", MESHES], capture_output=True, text=True, env=env, timeout=3000
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for mesh, found in json.loads(done.stdout.splitlines()[-1]).items():
         print(mesh, {name: f"{value:.1e}" for name, value in found.items()})

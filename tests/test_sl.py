@@ -15,26 +15,47 @@ from cai_jax.stages import sl
 from cai_jax.training import batching, feed
 
 ASKED = [{"role": "human", "text": "a: b: c?"}]
-REVISIONS = [{"id": f"p{i}", "dialogue": ASKED, "initial": "bad",
-              "rounds": [{"revision": f"r{i}.{number}"} for number in (1, 2, 3)]} for i in (0, 1)]
+REVISIONS = [
+    {
+        "id": f"p{i}",
+        "dialogue": ASKED,
+        "initial": "bad",
+        "rounds": [{"revision": f"r{i}.{number}"} for number in (1, 2, 3)],
+    }
+    for i in (0, 1)
+]
 HELPFUL = [{"id": "h0/00", "dialogue": ASKED, "response": "yes"}]
 
 
-@pytest.mark.parametrize("targets,max_round,want", [
-    ("all", None, ["r0.1", "r0.2", "r0.3", "r1.1", "r1.2", "r1.3", "yes"]),
-    ("all", 2, ["r0.1", "r0.2", "r1.1", "r1.2", "yes"]),
-    ("final", None, ["r0.3", "r1.3", "yes"]),
-    ("final", 1, ["r0.1", "r1.1", "yes"]),
-])
+@pytest.mark.parametrize(
+    "targets,max_round,want",
+    [
+        ("all", None, ["r0.1", "r0.2", "r0.3", "r1.1", "r1.2", "r1.3", "yes"]),
+        ("all", 2, ["r0.1", "r0.2", "r1.1", "r1.2", "yes"]),
+        ("final", None, ["r0.3", "r1.3", "yes"]),
+        ("final", 1, ["r0.1", "r1.1", "yes"]),
+    ],
+)
 def test_all_and_final_revisions_up_to_a_round(targets, max_round, want):
     assert [text for *_, text in sl.answers(REVISIONS, HELPFUL, targets, max_round)] == want
 
 
 def context(tiny_model, revisions=REVISIONS, helpful=HELPFUL, **fields):
     dropped = {}
-    config = types.SimpleNamespace(**{"targets": "all", "max_round": None, "helpful_fraction": None, "max_length": 256, **fields})
-    directories = {name: types.SimpleNamespace(records=lambda rows=rows: rows)
-                   for name, rows in (("revisions", revisions), ("helpful", helpful)) if rows is not None}
+    config = types.SimpleNamespace(
+        **{
+            "targets": "all",
+            "max_round": None,
+            "helpful_fraction": None,
+            "max_length": 256,
+            **fields,
+        }
+    )
+    directories = {
+        name: types.SimpleNamespace(records=lambda rows=rows: rows)
+        for name, rows in (("revisions", revisions), ("helpful", helpful))
+        if rows is not None
+    }
 
     def require(rows, what):
         if not rows:
@@ -44,23 +65,38 @@ def context(tiny_model, revisions=REVISIONS, helpful=HELPFUL, **fields):
         if count:
             dropped[reason] = dropped.get(reason, 0) + count
 
-    return types.SimpleNamespace(name="sl", seed=0, encode=feed.encode, config=config, inputs=directories, dropped=dropped,
-                                 require_rows=require, drop=drop)
+    return types.SimpleNamespace(
+        name="sl",
+        seed=0,
+        encode=feed.encode,
+        config=config,
+        inputs=directories,
+        dropped=dropped,
+        require_rows=require,
+        drop=drop,
+    )
 
 
 def test_only_the_answer_and_its_end_token_are_targets(tiny_model):
     format = load_format(tiny_model, "text")
     examples = sl.examples(context(tiny_model), format)
-    assert [example.id for example in examples] == sorted(example.id for example in examples) and len(examples) == 7
+    assert [example.id for example in examples] == sorted(
+        example.id for example in examples
+    ) and len(examples) == 7
     for example in examples:
         assert example.tokens[example.target][-1] in format.eos_ids  # EOS is learned
-        assert "a: b: c?" in format.decode(example.tokens[~example.target].tolist())  # a colon cuts nothing
+        assert "a: b: c?" in format.decode(
+            example.tokens[~example.target].tolist()
+        )  # a colon cuts nothing
     assert format.decode(examples[0].tokens[examples[0].target].tolist()).strip() == "yes"
 
 
 def test_what_is_left_out_is_counted(tiny_model):
     format = load_format(tiny_model, "text")
-    empty = [{**HELPFUL[0], "id": "h1/00", "response": " \n"}, {**HELPFUL[0], "id": "h2/00", "response": "long " * 300}]
+    empty = [
+        {**HELPFUL[0], "id": "h1/00", "response": " \n"},
+        {**HELPFUL[0], "id": "h2/00", "response": "long " * 300},
+    ]
     ctx = context(tiny_model, helpful=HELPFUL + empty)
     assert len(sl.examples(ctx, format)) == 7
     assert ctx.dropped == {"empty answer": 1, "longer than max_length": 1}
@@ -74,27 +110,52 @@ def test_what_is_left_out_is_counted(tiny_model):
 def test_helpful_answers_are_mixed_in_by_their_share(tiny_model):
     format = load_format(tiny_model, "text")
     many = [{**HELPFUL[0], "id": f"h{i}/00"} for i in range(20)]
-    for fraction, helpful, revised in ((0.25, 2, 6), (0.5, 6, 6), (0.0, 0, 6), (1.0, 20, 0), (None, 20, 6)):
+    for fraction, helpful, revised in (
+        (0.25, 2, 6),
+        (0.5, 6, 6),
+        (0.0, 0, 6),
+        (1.0, 20, 0),
+        (None, 20, 6),
+    ):
         ctx = context(tiny_model, helpful=many, helpful_fraction=fraction)
         names = [example.id.split()[0] for example in sl.examples(ctx, format)]
         assert (names.count("response"), names.count("revision")) == (helpful, revised)
         assert ctx.dropped.get("beyond helpful_fraction", 0) == 26 - helpful - revised
 
 
-CONFIG = ModelConfig(family="llama", vocab_size=600, width=16, ffw=24, num_layers=2, num_heads=2, num_kv_heads=1,
-                     head_dim=8, max_length=64, norm_eps=1e-5, rope_theta=10000.0)
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=600,
+    width=16,
+    ffw=24,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    max_length=64,
+    norm_eps=1e-5,
+    rope_theta=10000.0,
+)
 
 
 def test_packed_examples_are_worth_what_they_are_alone():
     """Loss and gradient of a batch do not depend on which examples share a row, nor on rows and places that stay empty."""
     rng = np.random.default_rng(0)
     lengths = (9, 5, 12, 4, 7)
-    chosen = [sl.Example(str(i), rng.integers(0, 600, n).astype(np.int32), np.arange(n) >= n - 3) for i, n in enumerate(lengths)]
+    chosen = [
+        sl.Example(str(i), rng.integers(0, 600, n).astype(np.int32), np.arange(n) >= n - 3)
+        for i, n in enumerate(lengths)
+    ]
     params = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
     loss = jax.jit(jax.value_and_grad(sl.make_loss(CONFIG, jnp.float32, chunk=0), has_aux=True))
-    alone, packed, filled = (sl.make_batch(chosen, batching.Shape(*shape)) for shape in ((5, 12), (2, 20, 4), (6, 20, 4)))
+    alone, packed, filled = (
+        sl.make_batch(chosen, batching.Shape(*shape)) for shape in ((5, 12), (2, 20, 4), (6, 20, 4))
+    )
     (expected, _), gradient = loss(params, alone)
-    garbled = {**filled, "tokens": np.where(filled["segments"] > 0, filled["tokens"], 599)}  # padding means nothing
+    garbled = {
+        **filled,
+        "tokens": np.where(filled["segments"] > 0, filled["tokens"], 599),
+    }  # padding means nothing
     for batch in (packed, filled, garbled):
         (total, (count, sums)), found = loss(params, batch)
         np.testing.assert_allclose(total, expected, rtol=1e-5)

@@ -10,8 +10,12 @@ from cai_jax.io import artefacts, preemption, where
 
 
 def test_done_begun_and_waiting_stages(tmp_path, capsys):
-    artefacts.write_json(tmp_path / "config.json", {"config": {"stages": ["respond", "revise", "sl", "pm"]}})
-    artefacts.StageDirectory(tmp_path / "respond").update_manifest(done=True, seconds=3.2, summary={"headline": "40 tokens"})
+    artefacts.write_json(
+        tmp_path / "config.json", {"config": {"stages": ["respond", "revise", "sl", "pm"]}}
+    )
+    artefacts.StageDirectory(tmp_path / "respond").update_manifest(
+        done=True, seconds=3.2, summary={"headline": "40 tokens"}
+    )
     revise = artefacts.StageDirectory(tmp_path / "revise")
     revise.update_manifest(done=False)
     journal = revise.journal()
@@ -36,10 +40,15 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("ends,state,message", [
-    (None, "done", ""), (preemption.Preempted("saved step 3"), "stopped", "saved step 3"),
-    (UserError("no space"), "failed", "UserError: no space"), (KeyboardInterrupt(), "stopped", "KeyboardInterrupt"),
-])
+@pytest.mark.parametrize(
+    "ends,state,message",
+    [
+        (None, "done", ""),
+        (preemption.Preempted("saved step 3"), "stopped", "saved step 3"),
+        (UserError("no space"), "failed", "UserError: no space"),
+        (KeyboardInterrupt(), "stopped", "KeyboardInterrupt"),
+    ],
+)
 def test_the_status_file_says_where_a_run_is(tmp_path, ends, state, message):
     def told():
         return json.loads((tmp_path / "status.json").read_text())
@@ -47,7 +56,12 @@ def test_the_status_file_says_where_a_run_is(tmp_path, ends, state, message):
     def run():
         with where.told(tmp_path, ["respond", "sl"]) as begin:
             begin("respond")
-            expected = {"state": "running", "stage": "respond", "number": 1, "stages": ["respond", "sl"]}
+            expected = {
+                "state": "running",
+                "stage": "respond",
+                "number": 1,
+                "stages": ["respond", "sl"],
+            }
             assert expected.items() <= told().items()
             begin("sl")
             if ends:
@@ -58,7 +72,12 @@ def test_the_status_file_says_where_a_run_is(tmp_path, ends, state, message):
             run()
     else:
         run()
-    assert (told()["state"], told()["stage"], told()["number"], told()["message"]) == (state, "sl", 2, message)
+    assert (told()["state"], told()["stage"], told()["number"], told()["message"]) == (
+        state,
+        "sl",
+        2,
+        message,
+    )
     artefacts.write_json(tmp_path / "config.json", {"config": {"stages": ["respond", "sl"]}})
     first = status.describe(tmp_path)[0]
     assert f": {state}" in first and message in first and first.endswith("no process holds it")

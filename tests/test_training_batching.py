@@ -12,14 +12,25 @@ from cai_jax.training import batching
 
 def test_buckets_are_few_and_tight():
     assert [batching.bucket(n) for n in (1, 64, 65, 129, 193, 257, 400, 520, 1030)] == [
-        64, 64, 128, 192, 256, 384, 512, 768, 1536]
+        64,
+        64,
+        128,
+        192,
+        256,
+        384,
+        512,
+        768,
+        1536,
+    ]
     sizes = {batching.bucket(n) for n in range(1, 2049)}
     assert len(sizes) == 10 and all(batching.bucket(n) >= n for n in range(1, 2049))
 
 
 def test_every_epoch_sees_every_example_once_in_a_new_order():
     order = batching.Order(10, 4, 0, "sl")
-    epochs = [np.concatenate([order.indices(3 * epoch + step) for step in range(3)]) for epoch in range(3)]
+    epochs = [
+        np.concatenate([order.indices(3 * epoch + step) for step in range(3)]) for epoch in range(3)
+    ]
     assert order.steps_per_epoch == 3 and all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
@@ -28,7 +39,9 @@ def test_the_order_is_named_and_not_state():
     """Asked for backwards, from the middle, or twice: a restart sees what the first run saw."""
     order = batching.Order(10, 4, 7, "sl")
     forward = [list(order.indices(step)) for step in range(12)]
-    assert [list(batching.Order(10, 4, 7, "sl").indices(step)) for step in reversed(range(12))] == forward[::-1]
+    assert [
+        list(batching.Order(10, 4, 7, "sl").indices(step)) for step in reversed(range(12))
+    ] == forward[::-1]
     assert forward != [list(batching.Order(10, 4, 8, "sl").indices(step)) for step in range(12)]
     assert forward != [list(batching.Order(10, 4, 7, "pm").indices(step)) for step in range(12)]
 
@@ -36,7 +49,9 @@ def test_the_order_is_named_and_not_state():
 def test_rows_divide_and_padding_is_masked():
     assert [batching.num_rows(n, 8) for n in (1, 8, 9)] == [8, 8, 16]
     tokens, mask = batching.pad_tokens([[5, 6, 7], [0]], 4, 6)
-    np.testing.assert_array_equal(tokens, [[5, 6, 7, 0, 0, 0], [0] * 6, [5, 6, 7, 0, 0, 0], [5, 6, 7, 0, 0, 0]])
+    np.testing.assert_array_equal(
+        tokens, [[5, 6, 7, 0, 0, 0], [0] * 6, [5, 6, 7, 0, 0, 0], [5, 6, 7, 0, 0, 0]]
+    )
     # Token 0 is a token where it was given: the mask comes from lengths, never from ids.
     np.testing.assert_array_equal(mask.sum(1), [3, 1, 3, 3])
     assert mask.any(axis=1).all()
@@ -48,11 +63,17 @@ def test_epochs_are_balanced_over_many_steps():
     assert set(counts.values()) == {20}
 
 
-@hypothesis.given(st.lists(st.integers(1, 40), min_size=2, max_size=40), st.integers(1, 2), st.integers(1, 4))
+@hypothesis.given(
+    st.lists(st.integers(1, 40), min_size=2, max_size=40), st.integers(1, 2), st.integers(1, 4)
+)
 def test_packed_sequences_overlap_nowhere_and_come_back(lengths, group, parts):
     lengths = lengths[: len(lengths) // group * group]
     shape = batching.pack(lengths, group=group).shape
-    packing = batching.pack(lengths, shape._replace(rows=batching.num_rows(shape.rows, 2 * parts), parts=parts), group=group)
+    packing = batching.pack(
+        lengths,
+        shape._replace(rows=batching.num_rows(shape.rows, 2 * parts), parts=parts),
+        group=group,
+    )
     values = [np.arange(n) + 1000 * index + 1 for index, n in enumerate(lengths)]
     packed, segments = packing.spread(values), packing.segments()
     assert packed.shape == segments.shape == packing.shape[:2]
@@ -63,13 +84,20 @@ def test_packed_sequences_overlap_nowhere_and_come_back(lengths, group, parts):
         assert set(segments[(packed > 0) & (packed // 1000 == index)]) == {index + 1}
     # What belongs together stands together, in places of its own.
     places = packing.rows[::group], packing.slots[::group]
-    assert len(set(zip(*places, strict=True))) == len(lengths) // group and packing.slots.max() < packing.shape.slots
+    assert (
+        len(set(zip(*places, strict=True))) == len(lengths) // group
+        and packing.slots.max() < packing.shape.slots
+    )
     for index in range(0, len(lengths), group):
         assert len(set(packing.rows[index : index + group])) == 1
-        np.testing.assert_array_equal(np.diff(packing.starts[index : index + group]), lengths[index : index + group - 1])
+        np.testing.assert_array_equal(
+            np.diff(packing.starts[index : index + group]), lengths[index : index + group - 1]
+        )
     # A microbatch has every `parts`-th row; those that hold something come first.
     used = [segments[part::parts].any() for part in range(parts)]
-    assert used == sorted(used, reverse=True) and sum(used) == -(-shape.rows // (packing.shape.rows // parts))
+    assert used == sorted(used, reverse=True) and sum(used) == -(
+        -shape.rows // (packing.shape.rows // parts)
+    )
 
 
 def test_packing_by_hand():
@@ -103,7 +131,12 @@ def test_rows_are_as_long_as_leaves_least_to_multiply():
     assert batching.common_shape(np.full(64, 70), order, 1, ways=64) == batching.Shape(64, 128, 1)
     # Eight sequences in four parts: five rows of 256 would be eight.
     eight = batching.Order(8, 8, 0, "sl")
-    assert batching.common_shape(np.array([250, 100, 90, 150, 140, 120, 130, 110]), eight, 1, ways=4).rows == 4
+    assert (
+        batching.common_shape(
+            np.array([250, 100, 90, 150, 140, 120, 130, 110]), eight, 1, ways=4
+        ).rows
+        == 4
+    )
 
 
 def test_microbatches_that_a_step_may_leave_empty():
@@ -113,16 +146,30 @@ def test_microbatches_that_a_step_may_leave_empty():
     assert shape == batching.Shape(8, 192, 2, parts=4, spare=True)
     packing = batching.pack(np.full(4, 70), shape)
     assert sorted(packing.rows) == [0, 0, 4, 4]  # of microbatch 0, which has rows 0 and 4
-    assert not batching.common_shape(np.full(16, 128), batching.Order(16, 16, 0, "pm"), 2, 1, parts=4).spare
+    assert not batching.common_shape(
+        np.full(16, 128), batching.Order(16, 16, 0, "pm"), 2, 1, parts=4
+    ).spare
 
 
 def test_places_by_hand():
-    wanted = np.array([[False, True, False, True], [False, False, False, False], [False, False, True, False]])
+    wanted = np.array(
+        [[False, True, False, True], [False, False, False, False], [False, False, True, False]]
+    )
     np.testing.assert_array_equal(batching.places(wanted), [[1, 3], [0, 0], [2, 0]])
     np.testing.assert_array_equal(batching.places(wanted, 3), [[1, 3, 0], [0, 0, 0], [2, 0, 0]])
     with pytest.raises(ValueError, match="2 places in a row do not fit 1"):
         batching.places(wanted, 1)
     packing = batching.pack([3, 6, 4, 2], length=8)  # in rows 1, 0, 1, 0
     assert batching.most_in_a_row(packing, [1, 2, 4, 1]) == 5
-    assert [batching.eighths(count, 160) for count in (1, 20, 21, 96, 160)] == [20, 20, 40, 100, 160]
-    assert all(count <= batching.eighths(count, length) <= length for length in range(1, 40) for count in range(length + 1))
+    assert [batching.eighths(count, 160) for count in (1, 20, 21, 96, 160)] == [
+        20,
+        20,
+        40,
+        100,
+        160,
+    ]
+    assert all(
+        count <= batching.eighths(count, length) <= length
+        for length in range(1, 40)
+        for count in range(length + 1)
+    )

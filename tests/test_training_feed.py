@@ -21,7 +21,13 @@ from cai_jax.training import batching, feed
 from tests.chaos import harness
 
 ORDER = batching.Order(23, 4, 5, "sl")
-DIALOGUES = [(Message("human", f"What is {n}? ü"), Message("assistant", "It is " + "very " * (n % 5) + str(n))) for n in range(40)]
+DIALOGUES = [
+    (
+        Message("human", f"What is {n}? ü"),
+        Message("assistant", "It is " + "very " * (n % 5) + str(n)),
+    )
+    for n in range(40)
+]
 
 
 def batch_of(step):
@@ -54,7 +60,9 @@ def test_batches_are_made_ahead_in_another_thread():
     assert batches[10] == 10
     while len(made) < 1 + feed.AHEAD and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert made == list(range(10, 11 + feed.AHEAD)) and threading.current_thread().name not in threads
+    assert (
+        made == list(range(10, 11 + feed.AHEAD)) and threading.current_thread().name not in threads
+    )
 
 
 def test_what_goes_wrong_in_a_batch_is_raised_where_it_is_asked_for():
@@ -79,7 +87,10 @@ def test_shards_survive_a_change_of_hosts(hosts):
     assert parts[0] == ("data", "fsdp") and 8 % hosts == 0
     padded = batching.pad(whole, 8, 3)
     by_host = [feed.Batches(batch_of, 18)[4]["rows"] for _ in range(hosts)]  # each its own pipeline
-    rows = [batching.pad(made, 8, 3)[host * 8 // hosts : (host + 1) * 8 // hosts] for host, made in enumerate(by_host)]
+    rows = [
+        batching.pad(made, 8, 3)[host * 8 // hosts : (host + 1) * 8 // hosts]
+        for host, made in enumerate(by_host)
+    ]
     np.testing.assert_array_equal(np.concatenate(rows), padded)
 
 
@@ -101,9 +112,13 @@ def test_tokens_are_those_of_the_format_and_kept(format, tmp_path, monkeypatch):
     expected, path = [format.example(dialogue) for dialogue in DIALOGUES], tmp_path / "tokens.npz"
     same(feed.encode(format, DIALOGUES, path), expected)
     asked = []
-    monkeypatch.setattr(feed, "_encode", lambda format, dialogues: (asked.append(len(dialogues)), expected)[1])
+    monkeypatch.setattr(
+        feed, "_encode", lambda format, dialogues: (asked.append(len(dialogues)), expected)[1]
+    )
     same(feed.encode(format, DIALOGUES, path), expected)
-    assert asked == [] and feed.encode(format, [], path) == expected  # nothing is not what was kept, so it is asked for
+    assert (
+        asked == [] and feed.encode(format, [], path) == expected
+    )  # nothing is not what was kept, so it is asked for
     assert asked == [0]
 
 
@@ -126,7 +141,7 @@ def test_a_damaged_file_of_tokens_is_told_of_and_made_again(format, tmp_path, ca
         if number % 3:
             data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         else:
-            del data[draw.randrange(len(data)):]
+            del data[draw.randrange(len(data)) :]
         path.write_bytes(data)
         same(feed.encode(format, DIALOGUES, path), expected)
         damaged = "damaged" in capsys.readouterr().err
@@ -140,11 +155,25 @@ def test_lengths_that_a_tokenizer_file_asks_for_are_for_others(format, tiny_mode
     shutil.copytree(tiny_model, tmp_path / "model")
     path = tmp_path / "model" / "tokenizer.json"
     description = json.loads(path.read_text())
-    description["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
-    description["padding"] = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
-                              "pad_type_id": 0, "pad_token": "!"}
+    description["truncation"] = {
+        "direction": "Right",
+        "max_length": 5,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    description["padding"] = {
+        "strategy": "BatchLongest",
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "!",
+    }
     path.write_text(json.dumps(description))
-    same(feed.encode(load_format(tmp_path / "model", "text"), DIALOGUES), [format.example(dialogue) for dialogue in DIALOGUES])
+    same(
+        feed.encode(load_format(tmp_path / "model", "text"), DIALOGUES),
+        [format.example(dialogue) for dialogue in DIALOGUES],
+    )
 
 
 def test_texts_that_a_format_refuses_are_the_users_error(format):
@@ -157,12 +186,17 @@ class Item:
         self.id = name
 
 
-@pytest.mark.parametrize("fraction,first,second", [(0.25, 10, 30), (0.5, 30, 30), (0.9, 100, 11), (0.0, 0, 30), (1.0, 100, 0),
-                                                   (None, 100, 30)])
+@pytest.mark.parametrize(
+    "fraction,first,second",
+    [(0.25, 10, 30), (0.5, 30, 30), (0.9, 100, 11), (0.0, 0, 30), (1.0, 100, 0), (None, 100, 30)],
+)
 def test_mixing_by_share(fraction, first, second):
     sides = [Item(f"a{n}") for n in range(100)], [Item(f"b{n}") for n in range(30)]
     mixed = [item.id for item in feed.mix(*sides, fraction, 0, "sl")]
-    assert (sum(name[0] == "a" for name in mixed), sum(name[0] == "b" for name in mixed)) == (first, second)
+    assert (sum(name[0] == "a" for name in mixed), sum(name[0] == "b" for name in mixed)) == (
+        first,
+        second,
+    )
     assert mixed == [item.id for item in feed.mix(*sides, fraction, 0, "sl")]
     # Another item in one source moves nobody else's draw.
     fewer = {item.id for item in feed.mix(sides[0][1:], sides[1], fraction, 0, "sl")}
@@ -173,9 +207,19 @@ def test_mixing_by_share(fraction, first, second):
 def test_a_run_goes_on_with_another_number_of_hosts(tmp_path):
     """Trained by two processes, then the last steps once more by one of two devices, from the checkpoint that the two left: its
     losses are theirs, so it saw the same examples."""
-    flags = ["--config=configs/tiny.py", "--config.stages=respond,respond_helpful,revise,sl", f"--workdir={tmp_path}"]
-    done = subprocess.run(["launch/local.sh", "-n", "2", "--", *flags], cwd=harness.ROOT, env=harness.environment(),
-                          capture_output=True, text=True, timeout=600)
+    flags = [
+        "--config=configs/tiny.py",
+        "--config.stages=respond,respond_helpful,revise,sl",
+        f"--workdir={tmp_path}",
+    ]
+    done = subprocess.run(
+        ["launch/local.sh", "-n", "2", "--", *flags],
+        cwd=harness.ROOT,
+        env=harness.environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     stage = artefacts.StageDirectory(tmp_path / "sl")
     two = read_rows(tmp_path / "sl" / "metrics.jsonl")

@@ -16,11 +16,30 @@ from cai_jax.training import batching
 from cai_jax.training import learner as lib
 from cai_jax.training import state as state_lib
 
-CONFIG = ModelConfig(family="llama", vocab_size=11, width=16, ffw=24, num_layers=1, num_heads=2, num_kv_heads=1,
-                     head_dim=8, max_length=64, norm_eps=1e-5, rope_theta=10000.0, tied_embeddings=True)
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=11,
+    width=16,
+    ffw=24,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    max_length=64,
+    norm_eps=1e-5,
+    rope_theta=10000.0,
+    tied_embeddings=True,
+)
 MESH = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-SETTINGS = lib.Settings(num_epochs=2, num_minibatches=2, num_microbatches=2, learning_rate=1e-2, temperature=0.7,
-                        value_learning_rate=1e-2, logprob_chunk=0)
+SETTINGS = lib.Settings(
+    num_epochs=2,
+    num_minibatches=2,
+    num_microbatches=2,
+    learning_rate=1e-2,
+    temperature=0.7,
+    value_learning_rate=1e-2,
+    logprob_chunk=0,
+)
 PARAMS = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
 
 
@@ -29,8 +48,14 @@ def rollouts(seed=0, R=8, T=12) -> lib.Rollouts:
     starts, ends = rng.integers(1, 5, R), rng.integers(6, T + 1, R)
     tokens, mask = batching.pad_tokens([rng.integers(0, 11, end) for end in ends], R, T)
     actions = mask & (np.arange(T) >= starts[:, None])
-    return lib.Rollouts([f"r{i}" for i in range(R)], tokens, mask, actions, np.zeros((R, T), np.float32),
-                        rng.normal(size=R).astype(np.float32))
+    return lib.Rollouts(
+        [f"r{i}" for i in range(R)],
+        tokens,
+        mask,
+        actions,
+        np.zeros((R, T), np.float32),
+        rng.normal(size=R).astype(np.float32),
+    )
 
 
 def start(learner, kl_coefficient=0.1):
@@ -80,7 +105,10 @@ def test_advantages_are_whitened_over_the_whole_rollout(update):
     batch, frozen, *_ = update
     inside = frozen["advantages"][batch.actions]
     assert abs(inside.mean()) < 1e-5 and abs(inside.std() - 1) < 1e-4
-    halves = [frozen["advantages"][rows][batch.actions[rows]].mean() for rows in (slice(0, 4), slice(4, 8))]
+    halves = [
+        frozen["advantages"][rows][batch.actions[rows]].mean()
+        for rows in (slice(0, 4), slice(4, 8))
+    ]
     assert max(map(abs, halves)) > 1e-3  # not by minibatch
 
 
@@ -93,18 +121,29 @@ def test_frozen_numbers_follow_from_the_parts(learner, update):
     np.testing.assert_allclose(moved["rewards"], rewards, atol=1e-5)
     advantages, returns = ppo.gae(jnp.asarray(rewards), moved["values"], batch.actions, 1.0, 0.95)
     np.testing.assert_allclose(moved["returns"], returns, atol=1e-4)
-    np.testing.assert_allclose(moved["advantages"], ppo.whiten(advantages, batch.actions), atol=1e-3)
+    np.testing.assert_allclose(
+        moved["advantages"], ppo.whiten(advantages, batch.actions), atol=1e-3
+    )
 
 
 def test_logprobs_do_not_depend_on_padding_or_batch(learner):
     batch = rollouts()
     want, entropy = learner.policy_logprobs(PARAMS, batch)
-    wide = dataclasses.replace(batch, **{
-        name: np.pad(getattr(batch, name), ((0, 0), (0, 5))) for name in ("tokens", "mask", "actions", "sampled")})
+    wide = dataclasses.replace(
+        batch,
+        **{
+            name: np.pad(getattr(batch, name), ((0, 0), (0, 5)))
+            for name in ("tokens", "mask", "actions", "sampled")
+        },
+    )
     got, _ = learner.policy_logprobs(PARAMS, wide)
-    np.testing.assert_allclose(np.where(batch.actions, got[:, :12], 0), np.where(batch.actions, want, 0), atol=1e-5)
+    np.testing.assert_allclose(
+        np.where(batch.actions, got[:, :12], 0), np.where(batch.actions, want, 0), atol=1e-5
+    )
     few = lib.Rollouts(*[x[:3] for x in dataclasses.astuple(batch)])
-    np.testing.assert_allclose(np.where(few.actions, learner.policy_logprobs(PARAMS, few)[0] - want[:3], 0), 0, atol=1e-5)
+    np.testing.assert_allclose(
+        np.where(few.actions, learner.policy_logprobs(PARAMS, few)[0] - want[:3], 0), 0, atol=1e-5
+    )
     assert entropy[batch.actions].min() > 0
 
 
@@ -115,7 +154,7 @@ def test_every_epoch_and_update_has_its_own_permutation(learner):
         parts = list(learner.minibatches(number, 8))
         assert len(parts) == SETTINGS.num_epochs * SETTINGS.num_minibatches
         for epoch in (0, 1):
-            orders.append(tuple(np.concatenate(parts[2 * epoch: 2 * epoch + 2])))
+            orders.append(tuple(np.concatenate(parts[2 * epoch : 2 * epoch + 2])))
             assert sorted(orders[-1]) == list(range(8))
     assert len(set(orders)) == 6
     again = [tuple(np.concatenate(list(learner.minibatches(1, 8))[:2]))]
@@ -129,28 +168,47 @@ def test_microbatches_are_exact_and_a_step_is_compiled_once(update, caplog):
     frozen = whole.freeze(first, PARAMS, batch)
     with jax.log_compiles():
         other, more = whole.learn(first, batch, frozen, 0)
-    compiled = [record for record in caplog.records if record.getMessage().startswith("Compiling jit(step)")]
-    assert len(compiled) == 2  # the policy's and the value model's: what comes out goes in again as it is
-    np.testing.assert_allclose([row["loss"] for row in more], [row["loss"] for row in history], rtol=2e-3, atol=1e-5)
+    compiled = [
+        record for record in caplog.records if record.getMessage().startswith("Compiling jit(step)")
+    ]
+    assert (
+        len(compiled) == 2
+    )  # the policy's and the value model's: what comes out goes in again as it is
+    np.testing.assert_allclose(
+        [row["loss"] for row in more], [row["loss"] for row in history], rtol=2e-3, atol=1e-5
+    )
     for name in ("params", "value"):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), state[name], other[name])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), state[name], other[name]
+        )
 
 
 def test_a_shared_trunk_is_read_once_for_both():
     learner = lib.Learner(CONFIG, CONFIG, dataclasses.replace(SETTINGS, shared=True), MESH)
     batch, state = rollouts(), start(learner)
     frozen = learner.freeze(state, PARAMS, batch)
-    logprobs, entropy = (np.where(batch.actions, x, 0) for x in learner.policy_logprobs(state["params"], batch))
-    hidden = hidden_states(state["params"], jnp.asarray(batch.tokens), jnp.asarray(batch.mask), CONFIG)
+    logprobs, entropy = (
+        np.where(batch.actions, x, 0) for x in learner.policy_logprobs(state["params"], batch)
+    )
+    hidden = hidden_states(
+        state["params"], jnp.asarray(batch.tokens), jnp.asarray(batch.mask), CONFIG
+    )
     values = np.where(batch.actions, heads.token_values(state["value"], hidden), 0)
     assert np.abs(values).max() > 1e-3
-    for name, expected in {"old": logprobs, "ref": logprobs, "entropy": entropy, "values": values}.items():
+    for name, expected in {
+        "old": logprobs,
+        "ref": logprobs,
+        "entropy": entropy,
+        "values": values,
+    }.items():
         np.testing.assert_allclose(frozen[name], expected, atol=2e-5, err_msg=name)
 
 
 @pytest.mark.long
 def test_a_shared_trunk_learns_both():
-    learner = lib.Learner(CONFIG, CONFIG, dataclasses.replace(SETTINGS, shared=True, value_coefficient=1.0), MESH)
+    learner = lib.Learner(
+        CONFIG, CONFIG, dataclasses.replace(SETTINGS, shared=True, value_coefficient=1.0), MESH
+    )
     batch, state = rollouts(), start(learner)
     first = None
     for number in range(6):

@@ -29,14 +29,21 @@ class Killed(BaseException):
 def context(path):
     tokens = {}
     return types.SimpleNamespace(
-        name="toy", directory=types.SimpleNamespace(path=path), tokens=tokens, run_config={},
+        name="toy",
+        directory=types.SimpleNamespace(path=path),
+        tokens=tokens,
+        run_config={},
         metrics=lambda *resume: MetricsWriter(path, *resume),
         progress=lambda total, label, initial, unit: bar(total, label, initial, unit),
-        count_tokens=lambda kind, count: tokens.update({kind: tokens.get(kind, 0) + count}))
+        count_tokens=lambda kind, count: tokens.update({kind: tokens.get(kind, 0) + count}),
+    )
 
 
 def init():
-    return {"params": {"w": jax.device_put(jnp.arange(4.0), PLACE)}, "optimiser": {"m": jax.device_put(jnp.zeros(4), PLACE)}}
+    return {
+        "params": {"w": jax.device_put(jnp.arange(4.0), PLACE)},
+        "optimiser": {"m": jax.device_put(jnp.zeros(4), PLACE)},
+    }
 
 
 ABSTRACT = {name: state_lib.abstract_of(tree) for name, tree in init().items()}
@@ -46,7 +53,10 @@ ABSTRACT = {name: state_lib.abstract_of(tree) for name, tree in init().items()}
 def update(state, data):
     m = 0.9 * state["optimiser"]["m"] + data
     w = state["params"]["w"] - 0.1 * m * jnp.sin(state["params"]["w"])
-    return {"params": {"w": w}, "optimiser": {"m": m}}, {"loss": jnp.sum(w * w), "tokens": jnp.float32(3)}
+    return {"params": {"w": w}, "optimiser": {"m": m}}, {
+        "loss": jnp.sum(w * w),
+        "tokens": jnp.float32(3),
+    }
 
 
 def run(path, num_steps=7, kill_at=None, poison=None, **fields):
@@ -58,7 +68,15 @@ def run(path, num_steps=7, kill_at=None, poison=None, **fields):
 
     settings = loop.Settings(num_steps, fields.pop("save_every", 2), **fields)
     ctx = context(path)
-    state = loop.fit(ctx, settings, ABSTRACT, init, advance, lambda step: [f"example {step}"], lambda step, writer: None)
+    state = loop.fit(
+        ctx,
+        settings,
+        ABSTRACT,
+        init,
+        advance,
+        lambda step: [f"example {step}"],
+        lambda step, writer: None,
+    )
     return state["params"]["w"], (path / "metrics.jsonl").read_text(), ctx.tokens
 
 
@@ -99,7 +117,10 @@ def test_killed_around_a_save(tmp_path, monkeypatch, moment):
 
 @pytest.mark.parametrize("look_back", [True, False])
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path, look_back):
-    with pytest.raises(UserError, match=r"loss is nan at step 4, in the batch of example 3; the last good checkpoint is step 2"):
+    with pytest.raises(
+        UserError,
+        match=r"loss is nan at step 4, in the batch of example 3; the last good checkpoint is step 2",
+    ):
         run(tmp_path, poison=3, look_back=look_back)
     store = checkpoints_lib.Checkpoints(tmp_path / "checkpoints")
     assert store.steps() == [2]
@@ -122,7 +143,10 @@ def test_snapshots_stay_and_the_last_step_holds_weights_only(tmp_path):
     run(tmp_path, num_steps=9, save_every=100, snapshot_every=2)
     store = checkpoints_lib.Checkpoints(tmp_path / "checkpoints")
     assert store.steps() == [2, 4, 6, 8, 9]
-    assert not (store.path / "00000009" / "optimiser").exists() and not (store.path / "00000002" / "optimiser").exists()
+    assert (
+        not (store.path / "00000009" / "optimiser").exists()
+        and not (store.path / "00000002" / "optimiser").exists()
+    )
 
 
 def test_a_damaged_last_checkpoint_is_trained_again(tmp_path, capsys):
@@ -138,6 +162,7 @@ def test_a_damaged_last_checkpoint_is_trained_again(tmp_path, capsys):
 @pytest.fixture
 def slow():
     """A step that takes the device some 20 ms."""
+
     @jax.jit
     def step(state, data):
         w = jax.lax.fori_loop(0, 40, lambda _, w: jnp.tanh(w @ w + data), state["params"]["w"])
@@ -148,7 +173,9 @@ def slow():
     return state, step
 
 
-def test_the_next_step_is_dispatched_before_numbers_are_read_and_while_the_device_works(tmp_path, monkeypatch, slow):
+def test_the_next_step_is_dispatched_before_numbers_are_read_and_while_the_device_works(
+    tmp_path, monkeypatch, slow
+):
     start, step = slow
     events, before = [], []
 
@@ -161,10 +188,20 @@ def test_the_next_step_is_dispatched_before_numbers_are_read_and_while_the_devic
         return state, scalars
 
     fetch = sharding.fetch
-    monkeypatch.setattr(loop.sharding, "fetch", lambda tree: events.append(("read",)) or fetch(tree))
+    monkeypatch.setattr(
+        loop.sharding, "fetch", lambda tree: events.append(("read",)) or fetch(tree)
+    )
     settings = loop.Settings(4, save_every=100)
     abstract = {"params": state_lib.abstract_of(start["params"])}
-    loop.fit(context(tmp_path), settings, abstract, lambda: start, advance, str, lambda step, writer: None)
+    loop.fit(
+        context(tmp_path),
+        settings,
+        abstract,
+        lambda: start,
+        advance,
+        str,
+        lambda step, writer: None,
+    )
     order = [event[0] if event[0] == "read" else event[1] for event in events if event[0] != "busy"]
     assert order[:6] == [0, 1, "read", 2, "read", 3]
     assert [event[2] for event in events if event[0] == "busy"] == [True] * 3
@@ -182,9 +219,21 @@ def test_seconds_of_steps_add_up_to_the_time_that_passed(tmp_path, slow):
         return {"rate": values["tokens"] / seconds}
 
     began = time.monotonic()
-    loop.fit(context(tmp_path), loop.Settings(5, save_every=100), abstract, lambda: start, advance, str, lambda *_: None, meter)
+    loop.fit(
+        context(tmp_path),
+        loop.Settings(5, save_every=100),
+        abstract,
+        lambda: start,
+        advance,
+        str,
+        lambda *_: None,
+        meter,
+    )
     passed = time.monotonic() - began
     rows = read_rows(tmp_path / "timing.jsonl")
     assert 0.5 * passed < sum(row["seconds"] for row in rows) < passed
-    assert all(row["rate"] == pytest.approx(3 / row["seconds"]) and row["own_seconds"] == 0.25 for row in rows)
+    assert all(
+        row["rate"] == pytest.approx(3 / row["seconds"]) and row["own_seconds"] == 0.25
+        for row in rows
+    )
     assert "own_seconds" not in read_rows(tmp_path / "metrics.jsonl")[0]

@@ -11,7 +11,10 @@ from cai_jax.errors import UserError
 from cai_jax.structs import Completion, Message
 from cai_jax.training import rollouts as lib
 
-PROMPTS = [lib.PromptTokens(f"p{i}", (Message("human", str(i)),), None, ((9,), tuple(range(i + 1)))) for i in range(5)]
+PROMPTS = [
+    lib.PromptTokens(f"p{i}", (Message("human", str(i)),), None, ((9,), tuple(range(i + 1))))
+    for i in range(5)
+]
 
 
 def test_prompts_go_round_in_epochs_without_state():
@@ -20,27 +23,39 @@ def test_prompts_go_round_in_epochs_without_state():
     counts = collections.Counter(name.split("/")[1] for name in names)
     assert set(counts.values()) == {6}  # none skipped, none favoured
     assert [name for name, _ in lib.draw(PROMPTS, 7, 3, 0, "rl")] == names[21:24]
-    epochs = [tuple(name.split("/")[1] for name in names[5 * e: 5 * e + 5]) for e in range(6)]
+    epochs = [tuple(name.split("/")[1] for name in names[5 * e : 5 * e + 5]) for e in range(6)]
     assert len(set(epochs)) > 1
 
 
 def test_every_rollout_has_its_own_key_and_the_same_one_again():
     """The defect: a sampler whose key was 0 at every call."""
-    keys = [tuple(request.key) for update in range(4) for request in
-            lib.requests(lib.draw(PROMPTS, update, 8, 0, "rl"), update, 0, "rl")]
+    keys = [
+        tuple(request.key)
+        for update in range(4)
+        for request in lib.requests(lib.draw(PROMPTS, update, 8, 0, "rl"), update, 0, "rl")
+    ]
     assert len(set(keys)) == len(keys)
     drawn = lib.draw(PROMPTS, 3, 8, 0, "rl")
     assert [tuple(request.key) for request in lib.requests(drawn, 3, 0, "rl")] == keys[24:]
-    assert [tuple(request.key) for request in lib.requests(drawn[::-1], 3, 0, "rl")] == keys[24:][::-1]
+    assert [tuple(request.key) for request in lib.requests(drawn[::-1], 3, 0, "rl")] == keys[24:][
+        ::-1
+    ]
 
 
 def test_arrays_of_rollouts():
     drawn = [("a", PROMPTS[1]), ("b", PROMPTS[0])]
-    done = {"a": Completion("a", (7, 0), (-0.5, -1.5), "seven", "eos"), "b": Completion("b", (8,), (-2.5,), "eight", "length")}
+    done = {
+        "a": Completion("a", (7, 0), (-0.5, -1.5), "seven", "eos"),
+        "b": Completion("b", (8,), (-2.5,), "eight", "length"),
+    }
     batch = lib.assemble(drawn, done, 8)
-    np.testing.assert_array_equal(batch.tokens, [[9, 0, 1, 7, 0, 0, 0, 0], [9, 0, 8, 0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(
+        batch.tokens, [[9, 0, 1, 7, 0, 0, 0, 0], [9, 0, 8, 0, 0, 0, 0, 0]]
+    )
     np.testing.assert_array_equal(batch.mask.sum(1), [5, 3])
-    np.testing.assert_array_equal(np.argwhere(batch.actions), [[0, 3], [0, 4], [1, 2]])  # EOS is an action, padding is not
+    np.testing.assert_array_equal(
+        np.argwhere(batch.actions), [[0, 3], [0, 4], [1, 2]]
+    )  # EOS is an action, padding is not
     np.testing.assert_array_equal(batch.sampled[batch.actions], np.float32([-0.5, -1.5, -2.5]))
     assert batch.scores.dtype == np.float32
     assert lib.longest(PROMPTS, 30) == 48 and lib.longest(PROMPTS, 26) == 32
@@ -58,8 +73,12 @@ def test_custom_rewards_by_dotted_name(monkeypatch):
     scores = lib.custom_reward("python:my_rewards.length")(dialogues)
     np.testing.assert_array_equal(scores, np.float32([3.5, 0.5]))
     assert scores.dtype == np.float32
-    for name, message in (("short", "2 finite numbers"), ("broken", "2 finite numbers"), ("words", "list of numbers"),
-                          ("number", "list of numbers")):
+    for name, message in (
+        ("short", "2 finite numbers"),
+        ("broken", "2 finite numbers"),
+        ("words", "list of numbers"),
+        ("number", "list of numbers"),
+    ):
         with pytest.raises(UserError, match=message):
             lib.custom_reward(f"python:my_rewards.{name}")(dialogues)
     for name in ("my_rewards.none", "no_such_module.f", "f"):
@@ -68,7 +87,9 @@ def test_custom_rewards_by_dotted_name(monkeypatch):
 
 
 def test_saved_arrays_depend_on_the_numbers_only(tmp_path):
-    batch = lib.assemble([("a", PROMPTS[1])], {"a": Completion("a", (7, 0), (-0.5, -1.5), "", "eos")}, 8)
+    batch = lib.assemble(
+        [("a", PROMPTS[1])], {"a": Completion("a", (7, 0), (-0.5, -1.5), "", "eos")}, 8
+    )
     frozen = {"values": np.ones((1, 8), np.float32)}
     for name in ("x", "y"):
         lib.save_arrays(tmp_path / f"{name}.npz", batch, frozen)

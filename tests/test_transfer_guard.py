@@ -17,9 +17,21 @@ from cai_jax.training import loop
 from configs import default
 from tests import test_training_learner as learning
 
-REVISIONS = [{"id": f"p{i}", "dialogue": [{"role": "human", "text": f"question {i}?"}], "initial": "bad",
-              "rounds": [{"revision": f"revision {i}"}]} for i in range(6)]
-SHORT = default.optimisation(1e-3, 2) | {"max_length": 256, "log_every_steps": 1, "warmup_steps": 2, "schedule": "cosine"}
+REVISIONS = [
+    {
+        "id": f"p{i}",
+        "dialogue": [{"role": "human", "text": f"question {i}?"}],
+        "initial": "bad",
+        "rounds": [{"revision": f"revision {i}"}],
+    }
+    for i in range(6)
+]
+SHORT = default.optimisation(1e-3, 2) | {
+    "max_length": 256,
+    "log_every_steps": 1,
+    "warmup_steps": 2,
+    "schedule": "cosine",
+}
 
 
 @pytest.fixture
@@ -43,8 +55,15 @@ def context(kind, path, tiny_model, inputs=None, **fields):
     run_config = default.base_config()
     run_config.models.base = f"random:{tiny_model}"
     path, mesh = epath.Path(path), sharding.make_mesh({"data": 1}, jax.devices()[:1])
-    return StageContext(kind, ConfigDict(getattr(default, kind)(**SHORT, **fields)), run_config, path,
-                        artefacts.StageDirectory(path / kind), inputs or {}, mesh)
+    return StageContext(
+        kind,
+        ConfigDict(getattr(default, kind)(**SHORT, **fields)),
+        run_config,
+        path,
+        artefacts.StageDirectory(path / kind),
+        inputs or {},
+        mesh,
+    )
 
 
 def test_supervised(guarded, tmp_path, tiny_model):
@@ -64,13 +83,19 @@ def test_preference_model(guarded, tmp_path, tiny_model):
     ctx = context("pm", tmp_path, tiny_model)
     ctx.config.human.limit = 6
     pm.run(ctx)
-    assert len(guarded) >= 2 and "flops_per_second" in read_rows(tmp_path / "pm" / "timing.jsonl")[0]
+    assert (
+        len(guarded) >= 2 and "flops_per_second" in read_rows(tmp_path / "pm" / "timing.jsonl")[0]
+    )
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_minibatches_of_ppo(shared):
-    learner = learning.lib.Learner(learning.CONFIG, learning.CONFIG, dataclasses.replace(learning.SETTINGS, shared=shared),
-                                   learning.MESH)
+    learner = learning.lib.Learner(
+        learning.CONFIG,
+        learning.CONFIG,
+        dataclasses.replace(learning.SETTINGS, shared=shared),
+        learning.MESH,
+    )
     state, batch = learning.start(learner), learning.rollouts()
     frozen = learner.freeze(state, learning.PARAMS, batch)
     with jax.transfer_guard("disallow"):

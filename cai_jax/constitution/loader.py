@@ -27,7 +27,13 @@ from cai_jax.structs import Dialogue, Message, dialogue_from_json
 EMBEDDED = Path(__file__).parent
 SLOT = "{}"
 DIALOGUE_ROLES = ("system", "human", "assistant")
-KEYS = ("critique_principles", "comparison_principles", "critique_examples", "comparison_examples", "chain_examples")
+KEYS = (
+    "critique_principles",
+    "comparison_principles",
+    "critique_examples",
+    "comparison_examples",
+    "chain_examples",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +108,23 @@ def load_constitution(source: str = "embedded") -> Constitution:
     path = EMBEDDED if source == "embedded" else Path(source)
     if path.is_dir():
         if (path / "principles.json").is_file():
-            files = [file for file in (path / "principles.json", path / "examples.json") if file.is_file()]
+            files = [
+                file
+                for file in (path / "principles.json", path / "examples.json")
+                if file.is_file()
+            ]
             tables = _merged([(file, read_json(file)) for file in files])
         else:
-            tables = {key: (path / name, rows) for key, (name, rows) in official.read_tables(path, read_json).items()}
+            tables = {
+                key: (path / name, rows)
+                for key, (name, rows) in official.read_tables(path, read_json).items()
+            }
     elif path.is_file():
         tables = _merged([(path, read_json(path))])
     else:
-        raise UserError(f"{source}: no such constitution; expected 'embedded', a JSON file or a directory of them")
+        raise UserError(
+            f"{source}: no such constitution; expected 'embedded', a JSON file or a directory of them"
+        )
     for key in KEYS[:2]:
         if key not in tables:
             raise UserError(f"{located(path, field=key)}: missing; expected a list of principles")
@@ -126,7 +141,9 @@ def read_json(path: Path):
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise UserError(f"{located(path, error.lineno)}: not valid JSON ({error.msg}, column {error.colno})") from error
+        raise UserError(
+            f"{located(path, error.lineno)}: not valid JSON ({error.msg}, column {error.colno})"
+        ) from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON in UTF-8 ({error})") from error
     except OSError as error:
@@ -141,9 +158,13 @@ def _merged(files: list[tuple[Path, object]]) -> dict:
             raise UserError(f"{path}: expected a JSON object with {', '.join(KEYS)}")
         for key, rows in value.items():
             if key not in KEYS:
-                raise UserError(f"{located(path, field=key)}: unknown; expected one of {', '.join(KEYS)}")
+                raise UserError(
+                    f"{located(path, field=key)}: unknown; expected one of {', '.join(KEYS)}"
+                )
             if key in tables:
-                raise UserError(f"{located(path, field=key)}: is in {tables[key][0]} as well; keep one of them")
+                raise UserError(
+                    f"{located(path, field=key)}: is in {tables[key][0]} as well; keep one of them"
+                )
             tables[key] = path, rows
     return tables
 
@@ -153,8 +174,10 @@ def _rows(key: str, path: Path, rows) -> tuple:
     if not isinstance(rows, list) or (not rows and key.endswith("principles")):
         raise UserError(f"{located(path, field=key)}: expected a non-empty list")
     make = {
-        "critique_principles": _critique_principle, "comparison_principles": _comparison_principle,
-        "critique_examples": _critique_example, "comparison_examples": _comparison_example,
+        "critique_principles": _critique_principle,
+        "comparison_principles": _comparison_principle,
+        "critique_examples": _critique_example,
+        "comparison_examples": _comparison_example,
         "chain_examples": _chain_example,
     }[key]
     result, ids = [], set()
@@ -195,8 +218,12 @@ class _Reader:
     def dialogue(self) -> Dialogue:
         where = located(self.path, field=f"{self.name}.dialogue")
         dialogue = dialogue_from_json(self.value("dialogue"), where)
-        if dialogue[-1].role != "human" or any(message.role not in DIALOGUE_ROLES for message in dialogue):
-            raise UserError(f"{where}: expected turns among {', '.join(DIALOGUE_ROLES)}, ending in a human turn")
+        if dialogue[-1].role != "human" or any(
+            message.role not in DIALOGUE_ROLES for message in dialogue
+        ):
+            raise UserError(
+                f"{where}: expected turns among {', '.join(DIALOGUE_ROLES)}, ending in a human turn"
+            )
         return dialogue
 
     def done(self):
@@ -205,7 +232,9 @@ class _Reader:
 
 
 def _critique_principle(read: _Reader) -> CritiquePrinciple:
-    return CritiquePrinciple(read.text("id"), read.text("critique_request"), read.text("revision_request"))
+    return CritiquePrinciple(
+        read.text("id"), read.text("critique_request"), read.text("revision_request")
+    )
 
 
 def _comparison_principle(read: _Reader) -> ComparisonPrinciple:
@@ -221,7 +250,9 @@ def _critique_example(read: _Reader) -> Example:
 
 
 def _comparison_example(read: _Reader) -> ComparisonExample:
-    return ComparisonExample(read.text("id"), read.dialogue(), read.text("chosen"), read.text("rejected"))
+    return ComparisonExample(
+        read.text("id"), read.dialogue(), read.text("chosen"), read.text("rejected")
+    )
 
 
 def _chain_example(read: _Reader) -> ChainExample:
@@ -240,11 +271,20 @@ def _chain_example(read: _Reader) -> ChainExample:
 def _chain_prompt(read: _Reader) -> str:
     """A row of ours as the question that the feedback stage asks before a chain (`cai_jax.data.choices.question`)."""
     dialogue, options = read.dialogue(), read.value("options")
-    texts = [text for text in options if isinstance(text, str) and text.strip()] if isinstance(options, list) else []
+    texts = (
+        [text for text in options if isinstance(text, str) and text.strip()]
+        if isinstance(options, list)
+        else []
+    )
     if len(texts) != 2 or len(options) != 2:
         raise read.error("options", "expected a list of two texts")
     said = "\n\n".join(f"{message.role.capitalize()}: {message.text}" for message in dialogue)
     if SLOT in said:
-        raise read.error("dialogue", f"contains '{SLOT}', which is where the principle goes; write it another way")
-    shown = "\n".join(f"({letter}) {text.strip()}" for letter, text in zip("AB", texts, strict=True))
+        raise read.error(
+            "dialogue",
+            f"contains '{SLOT}', which is where the principle goes; write it another way",
+        )
+    shown = "\n".join(
+        f"({letter}) {text.strip()}" for letter, text in zip("AB", texts, strict=True)
+    )
     return f"Consider the following conversation between a human and an assistant:\n{said}{SLOT}\n{shown}"

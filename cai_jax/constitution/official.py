@@ -14,13 +14,18 @@ from pathlib import Path
 from cai_jax.errors import UserError, located
 
 HEADINGS = {
-    "Human": "human", "Assistant": "assistant", "CritiqueRequest": "critique_request", "Critique": "critique",
-    "RevisionRequest": "revision_request", "Revision": "revision",
+    "Human": "human",
+    "Assistant": "assistant",
+    "CritiqueRequest": "critique_request",
+    "Critique": "critique",
+    "RevisionRequest": "revision_request",
+    "Revision": "revision",
 }
 _HEADING = re.compile(rf"\n\n({'|'.join(HEADINGS)}):")
 _CHAIN = re.compile(
     r"\n*Human:(?P<prompt>.*?)\n\nAssistant: Let's think step by step:(?P<reasoning>.*)"
-    r"\n\nHuman:\s*So the answer is: \((?P<answer>[AB])\)\s*", re.DOTALL,
+    r"\n\nHuman:\s*So the answer is: \((?P<answer>[AB])\)\s*",
+    re.DOTALL,
 )
 _EXAMPLE_ROLES = ["assistant", "critique_request", "critique", "revision_request", "revision"]
 
@@ -37,8 +42,10 @@ FILES = {
 def read_tables(directory: Path, read_json: Callable) -> dict[str, tuple[str, list[dict]]]:
     """Key of our schema → (file name, rows). Raises UserError `file: field …` for another form."""
     makers = {
-        "critique_principles": _critique_principle, "comparison_principles": _comparison_principle,
-        "critique_examples": _critique_example, "comparison_examples": _comparison_example,
+        "critique_principles": _critique_principle,
+        "comparison_principles": _comparison_principle,
+        "critique_examples": _critique_example,
+        "comparison_examples": _comparison_example,
         "chain_examples": _chain_example,
     }
     tables = {}
@@ -46,7 +53,9 @@ def read_tables(directory: Path, read_json: Callable) -> dict[str, tuple[str, li
         value = read_json(directory / file)
         named = isinstance(value, dict)
         if not value or not (named or isinstance(value, list)):
-            raise UserError(f"{directory / file}: expected a list or an object of items, as in the paper's repository")
+            raise UserError(
+                f"{directory / file}: expected a list or an object of items, as in the paper's repository"
+            )
         rows = []
         for name, item in value.items() if named else enumerate(value):
             try:
@@ -86,9 +95,13 @@ def _comparison_principle(item: str) -> dict:
 def _critique_example(item: str) -> dict:
     turns = split_turns(item.removesuffix("\n\nHuman:"))
     if [turn["role"] for turn in turns[-5:]] != _EXAMPLE_ROLES:
-        raise ValueError("expected it to end in Assistant, CritiqueRequest, Critique, RevisionRequest, Revision")
+        raise ValueError(
+            "expected it to end in Assistant, CritiqueRequest, Critique, RevisionRequest, Revision"
+        )
     names = ["response", *_EXAMPLE_ROLES[1:]]
-    return {"dialogue": turns[:-5]} | {name: turn["text"] for name, turn in zip(names, turns[-5:], strict=True)}
+    return {"dialogue": turns[:-5]} | {
+        name: turn["text"] for name, turn in zip(names, turns[-5:], strict=True)
+    }
 
 
 def _comparison_example(item: dict) -> dict:
@@ -102,5 +115,7 @@ def _comparison_example(item: dict) -> dict:
 def _chain_example(item: dict) -> dict:
     found = _CHAIN.fullmatch(item["prompt"])
     if found is None:
-        raise ValueError("expected Human, Assistant: Let's think step by step:, Human: So the answer is: (A) or (B)")
+        raise ValueError(
+            "expected Human, Assistant: Let's think step by step:, Human: So the answer is: (A) or (B)"
+        )
     return found.groupdict()

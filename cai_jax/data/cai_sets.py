@@ -22,9 +22,18 @@ from cai_jax.errors import UserError
 URL = "https://raw.githubusercontent.com/anthropics/ConstitutionalHarmlessnessPaper/main/evals"
 # Configuration → (the published file's name without its ending, what it is).
 EVALS = {
-    "hhh": ("438HHHEvaluations", "Which of two answers is more helpful, honest and harmless? With both whole dialogues."),
-    "harmful_vs_ethical": ("HarmfulVsEthical", "Does a dialogue show harmful or ethical behaviour?"),
-    "harm_kinds": ("HarmfulnessClassification", "Which of nine kinds of harm does a dialogue show?"),
+    "hhh": (
+        "438HHHEvaluations",
+        "Which of two answers is more helpful, honest and harmless? With both whole dialogues.",
+    ),
+    "harmful_vs_ethical": (
+        "HarmfulVsEthical",
+        "Does a dialogue show harmful or ethical behaviour?",
+    ),
+    "harm_kinds": (
+        "HarmfulnessClassification",
+        "Which of nine kinds of harm does a dialogue show?",
+    ),
 }
 RUN = {
     "revisions": "Answers with their critiques and revisions, round by round.",
@@ -48,14 +57,22 @@ class _Rows(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
-            builder=self, description=f"{self.builder_config.description} Some of it is offensive: for research only.",
-            features=tfds.features.FeaturesDict(self.FEATURES[self.builder_config.name]), homepage=self.HOMEPAGE,
-            citation=CITATION, disable_shuffling=True, metadata=tfds.core.MetadataDict(),
+            builder=self,
+            description=f"{self.builder_config.description} Some of it is offensive: for research only.",
+            features=tfds.features.FeaturesDict(self.FEATURES[self.builder_config.name]),
+            homepage=self.HOMEPAGE,
+            citation=CITATION,
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(),
         )
 
     def _provenance(self, **files: Path) -> None:
         self.info.metadata["files"] = {
-            name: {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            name: {
+                "name": path.name,
+                "bytes": path.stat().st_size,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            }
             for name, path in files.items()
         }
 
@@ -64,11 +81,21 @@ class CaiEvals(_Rows):
     """`tfds:cai_evals/hhh`, `…/harmful_vs_ethical`, `…/harm_kinds`: split "test", rows as `evaluate.choices` takes them."""
 
     HOMEPAGE = "https://github.com/anthropics/ConstitutionalHarmlessnessPaper"
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, description=what) for name, (_, what) in EVALS.items()]
-    MANUAL_DOWNLOAD_INSTRUCTIONS = f"Optional where this machine reaches the internet. Else copy the .jsonl files of {URL}."
-    CHOICE = {"id": text(), "prompt": text(), "corrects": tfds.features.Sequence(text()),
-              "incorrects": tfds.features.Sequence(text())}
-    FEATURES = dict.fromkeys(EVALS, CHOICE) | {"hhh": CHOICE | {"text_correct": text(), "text_incorrect": text()}}
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name=name, description=what) for name, (_, what) in EVALS.items()
+    ]
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        f"Optional where this machine reaches the internet. Else copy the .jsonl files of {URL}."
+    )
+    CHOICE = {
+        "id": text(),
+        "prompt": text(),
+        "corrects": tfds.features.Sequence(text()),
+        "incorrects": tfds.features.Sequence(text()),
+    }
+    FEATURES = dict.fromkeys(EVALS, CHOICE) | {
+        "hhh": CHOICE | {"text_correct": text(), "text_incorrect": text()}
+    }
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         name = EVALS[self.builder_config.name][0]
@@ -80,7 +107,9 @@ class CaiEvals(_Rows):
             path = find_files(folder, self.builder_config.name).get("test")
             if path is None:
                 names = ", ".join(candidates(self.builder_config.name))
-                raise UserError(f"{folder}: no file of {self.builder_config.name}; expected one of {names}")
+                raise UserError(
+                    f"{folder}: no file of {self.builder_config.name}; expected one of {names}"
+                )
         else:
             check_reachable(f"{URL}/{name}.jsonl")
             path = Path(dl_manager.download(f"{URL}/{name}.jsonl"))
@@ -90,7 +119,11 @@ class CaiEvals(_Rows):
     def _generate_examples(self, path: Path) -> Iterator[tuple[int, dict]]:
         features = self.FEATURES[self.builder_config.name]
         for line, row in read_jsonl(path):
-            kinds = {key: list if key in ("corrects", "incorrects") else str for key in features if key != "id"}
+            kinds = {
+                key: list if key in ("corrects", "incorrects") else str
+                for key in features
+                if key != "id"
+            }
             row = {key: field(row, key, kind, path, line) for key, kind in kinds.items()}
             yield line, {"id": f"{self.builder_config.name}:{line}", **row}
 
@@ -98,8 +131,16 @@ class CaiEvals(_Rows):
 def candidates(config: str) -> list[str]:
     """File names under manual_dir, of which the first that is there counts; for a run, what it must hold."""
     if config in RUN:
-        return ["revise/manifest.json"] if config == "revisions" else ["compare/manifest.json", "feedback/manifest.json"]
-    return [f"{start}{EVALS[config][0]}.jsonl{ending}" for start in ("", "eval_") for ending in ("", ".gz")]
+        return (
+            ["revise/manifest.json"]
+            if config == "revisions"
+            else ["compare/manifest.json", "feedback/manifest.json"]
+        )
+    return [
+        f"{start}{EVALS[config][0]}.jsonl{ending}"
+        for start in ("", "eval_")
+        for ending in ("", ".gz")
+    ]
 
 
 def find_files(folder: Path, config: str) -> dict[str, Path]:
@@ -107,7 +148,11 @@ def find_files(folder: Path, config: str) -> dict[str, Path]:
     if config in EVALS:
         found = [folder / file for file in candidates(config) if (folder / file).is_file()]
         return {"test": found[0]} if found else {}
-    kinds = {"revisions": "revise"} if config == "revisions" else {"comparisons": "compare", "judgements": "feedback"}
+    kinds = (
+        {"revisions": "revise"}
+        if config == "revisions"
+        else {"comparisons": "compare", "judgements": "feedback"}
+    )
     files = {name: run_records(folder, kind) for name, kind in kinds.items()}
     return {} if None in files.values() else files
 
@@ -119,26 +164,48 @@ class CaiRun(_Rows):
     `pm.human.source` takes them, with `probability` ≥ ½ that the first is better by the judge.
     """
 
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, description=what) for name, what in RUN.items()]
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name=name, description=what) for name, what in RUN.items()
+    ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Pass the run's directory as manual_dir."
-    TURN = {key: text() for key in ("principle_id", "critique_request", "critique", "revision_request", "revision")}
+    TURN = {
+        key: text()
+        for key in ("principle_id", "critique_request", "critique", "revision_request", "revision")
+    }
     FEATURES = {
-        "revisions": {"id": text(), "kind": text(), "model": text(), "prompt": tfds.features.Sequence(DIALOGUE),
-                      "initial": text(), "rounds": tfds.features.Sequence(TURN)},
-        "comparisons": {"id": text(), "kind": text(), "model": text(), "dialogue": tfds.features.Sequence(DIALOGUE),
-                        "chosen": text(), "rejected": text(), "probability": np.float64},
+        "revisions": {
+            "id": text(),
+            "kind": text(),
+            "model": text(),
+            "prompt": tfds.features.Sequence(DIALOGUE),
+            "initial": text(),
+            "rounds": tfds.features.Sequence(TURN),
+        },
+        "comparisons": {
+            "id": text(),
+            "kind": text(),
+            "model": text(),
+            "dialogue": tfds.features.Sequence(DIALOGUE),
+            "chosen": text(),
+            "rejected": text(),
+            "probability": np.float64,
+        },
     }
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         run = Path(dl_manager.manual_dir)
         files = find_files(run, self.builder_config.name)
         if not files:
-            raise UserError(f"{run}: no finished stages of the kinds that '{self.builder_config.name}' is made of")
+            raise UserError(
+                f"{run}: no finished stages of the kinds that '{self.builder_config.name}' is made of"
+            )
         self._provenance(**files)
         return {"train": self._generate_examples(**files)}
 
     def _generate_examples(self, **files: Path) -> Iterator[tuple[int, dict]]:
-        yield from enumerate(run_revisions(**files) if "revisions" in files else run_comparisons(**files))
+        yield from enumerate(
+            run_revisions(**files) if "revisions" in files else run_comparisons(**files)
+        )
 
 
 def run_records(run: Path, kind: str) -> Path | None:
@@ -152,9 +219,18 @@ def run_records(run: Path, kind: str) -> Path | None:
 
 def run_revisions(revisions: Path) -> Iterator[dict]:
     for line, row in read_jsonl(revisions):
-        turns = [{key: turn.get(key) or "" for key in CaiRun.TURN} for turn in field(row, "rounds", list, revisions, line)]
-        yield {"id": row["id"], "kind": row.get("kind") or "", "model": row["model"], "prompt": row["dialogue"],
-               "initial": row["initial"], "rounds": turns}
+        turns = [
+            {key: turn.get(key) or "" for key in CaiRun.TURN}
+            for turn in field(row, "rounds", list, revisions, line)
+        ]
+        yield {
+            "id": row["id"],
+            "kind": row.get("kind") or "",
+            "model": row["model"],
+            "prompt": row["dialogue"],
+            "initial": row["initial"],
+            "rounds": turns,
+        }
 
 
 def run_comparisons(comparisons: Path, judgements: Path) -> Iterator[dict]:
@@ -168,5 +244,12 @@ def run_comparisons(comparisons: Path, judgements: Path) -> Iterator[dict]:
         p, pair = labels.target(rows), [group["responses"][first], group["responses"][second]]
         if pair[0] != pair[1]:
             chosen, rejected = pair if p >= 0.5 else pair[::-1]
-            yield {"id": f"{name}#{first}-{second}", "kind": group.get("kind") or "", "model": rows[0]["model"],
-                   "dialogue": group["dialogue"], "chosen": chosen, "rejected": rejected, "probability": max(p, 1 - p)}
+            yield {
+                "id": f"{name}#{first}-{second}",
+                "kind": group.get("kind") or "",
+                "model": rows[0]["model"],
+                "dialogue": group["dialogue"],
+                "chosen": chosen,
+                "rejected": rejected,
+                "probability": max(p, 1 - p),
+            }

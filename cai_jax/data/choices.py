@@ -26,18 +26,28 @@ def conversation(dialogue: Dialogue) -> str:
     return "\n\n".join(f"{SPEAKERS[message.role]}: {message.text}" for message in dialogue)
 
 
-def question(dialogue: Dialogue, principle: str, responses: Sequence[str], options_heading: bool = True) -> str:
+def question(
+    dialogue: Dialogue, principle: str, responses: Sequence[str], options_heading: bool = True
+) -> str:
     """The question up to its last option, without the lead to an answer. With a chain of thought the paper's prompt has no
     "Options:" line (`options_heading=False`)."""
-    options = "\n".join(f"({LETTERS[index]}) {response}" for index, response in enumerate(responses))
+    options = "\n".join(
+        f"({LETTERS[index]}) {response}" for index, response in enumerate(responses)
+    )
     heading = "\nOptions:\n" if options_heading else "\n"
     return (
         "Consider the following conversation between a human and an assistant:\n"
-        + conversation(dialogue) + "\n" + principle + heading + options
+        + conversation(dialogue)
+        + "\n"
+        + principle
+        + heading
+        + options
     )
 
 
-def choice_segments(format, header: Sequence[tuple[str, str]], asked: str, lead: str = ANSWER_LEAD) -> tuple[tuple[int, ...], ...]:
+def choice_segments(
+    format, header: Sequence[tuple[str, str]], asked: str, lead: str = ANSWER_LEAD
+) -> tuple[tuple[int, ...], ...]:
     """Token segments up to and including `lead`, after which an answer string is scored.
 
     `header` holds worked (question, answer) pairs; it is a segment of its own, so that it is prefilled once. In the text
@@ -48,7 +58,10 @@ def choice_segments(format, header: Sequence[tuple[str, str]], asked: str, lead:
         tokenizer = format.tokenizer
         start = (tokenizer.bos,) if tokenizer.bos is not None else ()
         shown = "".join(f"{question}\n{lead}{answer}\n\n" for question, answer in header)
-        segments = (start + tuple(tokenizer.encode(shown)), tuple(tokenizer.encode(f"{asked}\n{lead}")))
+        segments = (
+            start + tuple(tokenizer.encode(shown)),
+            tuple(tokenizer.encode(f"{asked}\n{lead}")),
+        )
         return segments if segments[0] else segments[1:]
     messages = []
     for question, answer in header:
@@ -56,7 +69,9 @@ def choice_segments(format, header: Sequence[tuple[str, str]], asked: str, lead:
     return format.prompt((*messages, Message("human", asked)), start=lead, shared=len(messages))
 
 
-def chain_segments(format, header: Sequence[tuple[str, str, str]], asked: str, chain: str | None = None):
+def chain_segments(
+    format, header: Sequence[tuple[str, str, str]], asked: str, chain: str | None = None
+):
     """Token segments of the chain-of-thought question: up to "Let's think step by step:" where a chain is to be sampled
     (`chain=None`), or with a chain and up to "So the answer is:", after which an answer string is scored.
 
@@ -74,10 +89,15 @@ def chain_segments(format, header: Sequence[tuple[str, str, str]], asked: str, c
     if text:
         messages.append(Message("assistant", f"{CHAIN_LEAD} {chain}"))
         return format.prompt(messages, reply="human", start=CHAIN_ANSWER_LEAD, shared=shared)
-    return format.prompt(messages, start=f"{CHAIN_LEAD} {chain}\n\n{CHAIN_ANSWER_LEAD}", shared=shared)
+    return format.prompt(
+        messages, start=f"{CHAIN_LEAD} {chain}\n\n{CHAIN_ANSWER_LEAD}", shared=shared
+    )
 
 
 def _chain_turns(text: bool, reasoning: str, answer: str) -> list[Message]:
     if text:
-        return [Message("assistant", f"{CHAIN_LEAD} {reasoning}"), Message("human", CHAIN_ANSWER_LEAD + answer)]
+        return [
+            Message("assistant", f"{CHAIN_LEAD} {reasoning}"),
+            Message("human", CHAIN_ANSWER_LEAD + answer),
+        ]
     return [Message("assistant", f"{CHAIN_LEAD} {reasoning}\n\n{CHAIN_ANSWER_LEAD}{answer}")]

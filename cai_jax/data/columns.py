@@ -14,7 +14,13 @@ from cai_jax.errors import UserError, located
 
 MARK = "#"
 FIELDS = ("prompt", "transcript", "dialogue", "chosen", "rejected", "id", "kind", "split")
-ROLES = {"user": "human", "human": "human", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+ROLES = {
+    "user": "human",
+    "human": "human",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "system": "system",
+}
 
 
 def split_source(source: str) -> tuple[str, dict[str, str]]:
@@ -24,7 +30,9 @@ def split_source(source: str) -> tuple[str, dict[str, str]]:
     for part in text.split(",") if mark else ():
         name, _, column = (piece.strip() for piece in part.partition("="))
         if name not in FIELDS or not column or name in mapping:
-            raise UserError(f"{source}{MARK}{text}: '{part}': expected FIELD=COLUMN, once a field, of {', '.join(FIELDS)}")
+            raise UserError(
+                f"{source}{MARK}{text}: '{part}': expected FIELD=COLUMN, once a field, of {', '.join(FIELDS)}"
+            )
         mapping[name] = column
     return source, mapping
 
@@ -37,7 +45,9 @@ def rename(row: dict, mapping: dict[str, str], path, line: int) -> dict:
             found[name] = str(found[name])
     text = found.get("dialogue")
     if isinstance(text, str) and not text.startswith("\n\nHuman:"):
-        found["dialogue"] = [{"role": "human", "text": checked(found, "dialogue", str, path, line).strip()}]
+        found["dialogue"] = [
+            {"role": "human", "text": checked(found, "dialogue", str, path, line).strip()}
+        ]
     if "split" in row:
         found.setdefault("split", row["split"])
     return found
@@ -46,18 +56,28 @@ def rename(row: dict, mapping: dict[str, str], path, line: int) -> dict:
 def _lookup(row: dict, column: str, path, line: int):
     value = row
     for part in [column] if column in row else column.split("."):
-        if isinstance(value, list) and part.lstrip("-").isdigit() and -len(value) <= int(part) < len(value):
+        if (
+            isinstance(value, list)
+            and part.lstrip("-").isdigit()
+            and -len(value) <= int(part) < len(value)
+        ):
             value = value[int(part)]
         elif isinstance(value, dict) and part in value:
             value = value[part]
         else:
-            raise UserError(f"{located(path, line, column)}: missing; columns found: {', '.join(row) or 'none'}")
+            raise UserError(
+                f"{located(path, line, column)}: missing; columns found: {', '.join(row) or 'none'}"
+            )
     return value
 
 
 def chat_turns(value):
     """A list of `{role, content}` or `{from, value}` as `[{role, text}, …]`; everything else as it is."""
-    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
+    if (
+        not isinstance(value, list)
+        or not value
+        or not all(isinstance(item, dict) for item in value)
+    ):
         return value
     for who, said in (("role", "content"), ("from", "value")):
         if all(who in item and said in item for item in value):

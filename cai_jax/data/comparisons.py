@@ -42,7 +42,12 @@ class HumanComparison:
 
 
 def load_comparisons(
-    source: str, *, split: str | None = None, offset: int = 0, limit: int | None = None, max_characters: int | None = None,
+    source: str,
+    *,
+    split: str | None = None,
+    offset: int = 0,
+    limit: int | None = None,
+    max_characters: int | None = None,
 ) -> tuple[list[HumanComparison], dict[str, int]]:
     """(comparisons, dropped rows by reason) of `source`.
 
@@ -55,14 +60,30 @@ def load_comparisons(
     Raises UserError `file:line: field …` for a malformed row, and where no comparison is left.
     """
     if "+" in source and not Path(source).exists():
-        options = {"split": split, "offset": offset, "limit": limit, "max_characters": max_characters}
-        return _joined(source, [load_comparisons(part.strip(), **options) for part in source.split("+")])
+        options = {
+            "split": split,
+            "offset": offset,
+            "limit": limit,
+            "max_characters": max_characters,
+        }
+        return _joined(
+            source, [load_comparisons(part.strip(), **options) for part in source.split("+")]
+        )
     path, name = _resolve(source)
     if limit == 0:  # none are asked for
         return [], {}
     rows = read_rows(path, name_of(split))
-    return take(source, path, rows, lambda row, line: _comparison(row, path, line, name), "comparisons",
-                split=split, offset=offset, limit=limit, max_characters=max_characters)
+    return take(
+        source,
+        path,
+        rows,
+        lambda row, line: _comparison(row, path, line, name),
+        "comparisons",
+        split=split,
+        offset=offset,
+        limit=limit,
+        max_characters=max_characters,
+    )
 
 
 def _joined(source: str, parts: list) -> tuple[list[HumanComparison], dict[str, int]]:
@@ -79,7 +100,9 @@ def _resolve(source: str) -> tuple[str, str]:
     if source.startswith("embedded:"):
         path = EMBEDDED / f"{source.removeprefix('embedded:')}.jsonl"
         if not path.is_file():
-            have = ", ".join(f"embedded:{p.stem}" for p in sorted(EMBEDDED.glob("*comparisons*.jsonl")))
+            have = ", ".join(
+                f"embedded:{p.stem}" for p in sorted(EMBEDDED.glob("*comparisons*.jsonl"))
+            )
             raise UserError(f"{source}: no such embedded comparisons; there are {have}")
         return str(path), path.stem
     name = source.partition(MARK)[0]
@@ -93,12 +116,16 @@ def _comparison(row: dict, path: str, line: int, name: str) -> HumanComparison |
     if "dialogue" not in row:
         return _from_pair(row, path, line, name)
     dialogue = _turns(row["dialogue"], located(path, line, "dialogue"))
-    if dialogue[-1:] == (Message("assistant", ""),):  # an open heading at the end says whose turn it is
+    if dialogue[-1:] == (
+        Message("assistant", ""),
+    ):  # an open heading at the end says whose turn it is
         dialogue = dialogue[:-1]
     if not dialogue:
         return EMPTY
     if dialogue[-1].role != "human":
-        raise UserError(f"{located(path, line, 'dialogue')}: ends in '{dialogue[-1].role}'; expected a human turn last")
+        raise UserError(
+            f"{located(path, line, 'dialogue')}: ends in '{dialogue[-1].role}'; expected a human turn last"
+        )
     chosen, rejected = (field(row, key, str, path, line).strip() for key in ("chosen", "rejected"))
     if chosen == rejected:
         return EQUAL
@@ -106,7 +133,9 @@ def _comparison(row: dict, path: str, line: int, name: str) -> HumanComparison |
 
 
 def _from_pair(row: dict, path: str, line: int, name: str) -> HumanComparison | str:
-    if any(isinstance(row.get(key), str) and not row[key].strip() for key in ("chosen", "rejected")):
+    if any(
+        isinstance(row.get(key), str) and not row[key].strip() for key in ("chosen", "rejected")
+    ):
         return EMPTY
     kind = list if isinstance(row.get("chosen"), list) else str
     chosen, rejected = (field(row, key, kind, path, line) for key in ("chosen", "rejected"))
@@ -130,14 +159,21 @@ def _id(row: dict, path: str, line: int, name: str) -> str:
 
 def _turns(value, where: str) -> Dialogue:
     """A dialogue given as a text of the published form or as a list of turns."""
-    return split_turns(value) if isinstance(value, str) else dialogue_from_json(chat_turns(value), where)
+    return (
+        split_turns(value)
+        if isinstance(value, str)
+        else dialogue_from_json(chat_turns(value), where)
+    )
 
 
 def split_turns(text: str) -> Dialogue:
     """The turns of an hh-rlhf text, stripped. Text before the first heading becomes a system turn."""
     pieces = _HEADING.split(text)
     turns = [Message("system", pieces[0].strip())] if pieces[0].strip() else []
-    turns += [Message(who.lower(), said.strip()) for who, said in zip(pieces[1::2], pieces[2::2], strict=True)]
+    turns += [
+        Message(who.lower(), said.strip())
+        for who, said in zip(pieces[1::2], pieces[2::2], strict=True)
+    ]
     return tuple(turns)
 
 
@@ -148,4 +184,3 @@ def fault(turns: Dialogue) -> str | None:
     if any(turn.role != ("human", "assistant")[i % 2] for i, turn in enumerate(turns)):
         return ODD
     return EMPTY if any(not turn.text for turn in turns) else None
-

@@ -64,12 +64,18 @@ class DialogueFormat:
         self.eos_ids = tokenizer.eos_ids
         if kind == "chat":
             # What the template writes after an answer begins with the token that ends it.
-            after = self._render((Message("human", "question"), Message("assistant", "answer"))).rpartition("answer")[2]
+            after = self._render(
+                (Message("human", "question"), Message("assistant", "answer"))
+            ).rpartition("answer")[2]
             ends = [token for token in self._encode(after) if token in tokenizer.control_ids]
             self.eos_ids = tuple(dict.fromkeys(tokenizer.eos_ids + tuple(ends[:1])))
 
     def prompt(
-        self, messages: Sequence[Message], reply: str = "assistant", start: str = "", shared: int = 0
+        self,
+        messages: Sequence[Message],
+        reply: str = "assistant",
+        start: str = "",
+        shared: int = 0,
     ) -> tuple[tuple[int, ...], ...]:
         """The dialogue, ready for a turn of role `reply` that begins with `start`, as token segments.
 
@@ -88,21 +94,31 @@ class DialogueFormat:
         """The whole dialogue, which ends in an answering role, and its end token. targets: "last" answer or "all"."""
         return self.examples([messages], targets)[0]
 
-    def examples(self, dialogues: Sequence[Sequence[Message]], targets: str = "last") -> list[Encoded]:
+    def examples(
+        self, dialogues: Sequence[Sequence[Message]], targets: str = "last"
+    ) -> list[Encoded]:
         """`example` of each, tokenised on all cores."""
         for messages in dialogues:
             if not messages or messages[-1].role not in ANSWERING_ROLES:
-                raise UserError("dialogue: expected the last turn to be an answer (assistant, critique or revision)")
+                raise UserError(
+                    "dialogue: expected the last turn to be an answer (assistant, critique or revision)"
+                )
         by_dialogue = [self._parts(messages) for messages in dialogues]
         ids = iter(self._encode_all([text for parts in by_dialogue for text in _beginnings(parts)]))
-        return [self._example(messages, parts, list(itertools.islice(ids, len(parts))), targets)
-                for messages, parts in zip(dialogues, by_dialogue, strict=True)]
+        return [
+            self._example(messages, parts, list(itertools.islice(ids, len(parts))), targets)
+            for messages, parts in zip(dialogues, by_dialogue, strict=True)
+        ]
 
-    def _example(self, messages, parts: Sequence[_Part], encoded: Sequence[tuple[int, ...]], targets: str) -> Encoded:
+    def _example(
+        self, messages, parts: Sequence[_Part], encoded: Sequence[tuple[int, ...]], targets: str
+    ) -> Encoded:
         bos = self._bos()
         tokens, roles, mask = [*bos], [ROLES.index(messages[0].role)] * len(bos), [False] * len(bos)
         last = len(parts) - 1
-        for number, (part, ids) in enumerate(zip(parts, self._by_part(parts, encoded), strict=True)):
+        for number, (part, ids) in enumerate(
+            zip(parts, self._by_part(parts, encoded), strict=True)
+        ):
             length = 0  # how many of the part's tokens are an answer with its end token
             if part.is_answer:
                 ends = [place + 1 for place, token in enumerate(ids) if token in self.eos_ids]
@@ -122,8 +138,17 @@ class DialogueFormat:
     def identity(self) -> str:
         """A digest of all that decides which tokens a dialogue becomes."""
         tokenizer = self.tokenizer
-        parts = [RULES, self.kind, self.eos_ids, tokenizer.eos, tokenizer.bos, tokenizer.control_tokens,
-                 str(tokenizer.hf.chat_template), str(tokenizer.hf.special_tokens_map), tokenizer.hf.backend_tokenizer.to_str()]
+        parts = [
+            RULES,
+            self.kind,
+            self.eos_ids,
+            tokenizer.eos,
+            tokenizer.bos,
+            tokenizer.control_tokens,
+            str(tokenizer.hf.chat_template),
+            str(tokenizer.hf.special_tokens_map),
+            tokenizer.hf.backend_tokenizer.to_str(),
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def stop_strings(self, reply: str = "assistant") -> tuple[str, ...]:
@@ -146,13 +171,20 @@ class DialogueFormat:
         """The dialogue as text; with `reply`, up to where that turn's text begins, and `start`."""
         if self.kind == "text":
             return render_text(messages, reply, start)
-        turns = [{"role": _chat_role(message.role), "content": self._mark(message.text)} for message in messages]
+        turns = [
+            {"role": _chat_role(message.role), "content": self._mark(message.text)}
+            for message in messages
+        ]
         try:
-            text = self.tokenizer.hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=bool(reply))
+            text = self.tokenizer.hf.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=bool(reply)
+            )
         except Exception as error:  # a template is somebody else's program
             roles = ", ".join(turn["role"] for turn in turns)
             told = " ".join(str(error).split())[:300]
-            raise UserError(f"{self.directory}: the chat template refuses turns of {roles}: {told}") from None
+            raise UserError(
+                f"{self.directory}: the chat template refuses turns of {roles}: {told}"
+            ) from None
         return text + self._mark(start)
 
     def _parts(self, messages: Sequence[Message]) -> list[_Part]:
@@ -167,7 +199,9 @@ class DialogueFormat:
                     parts.append(_Part(upto[len(done) :], message.role, is_answer))
                     done = upto
                 elif message.role in ANSWERING_ROLES and upto != done:
-                    raise UserError(f"{self.directory}: the chat template rewrites earlier turns; use format = 'text'")
+                    raise UserError(
+                        f"{self.directory}: the chat template rewrites earlier turns; use format = 'text'"
+                    )
         return parts
 
     def _mark(self, text: str) -> str:
@@ -181,16 +215,28 @@ class DialogueFormat:
         """Control tokens count where the template wrote them, and are letters in the text format and between marks."""
         if self.kind == "text":
             return self.tokenizer.encode_all(texts)
-        pieces = [(row, number % 2 == 0, piece) for row, text in enumerate(texts)
-                  for number, piece in enumerate(re.split(f"[{_BEGIN}{_END}]", text)) if piece]
-        encoded = {special: iter(self.tokenizer.encode_all([piece for _, kind, piece in pieces if kind == special], special))
-                   for special in (True, False)}
+        pieces = [
+            (row, number % 2 == 0, piece)
+            for row, text in enumerate(texts)
+            for number, piece in enumerate(re.split(f"[{_BEGIN}{_END}]", text))
+            if piece
+        ]
+        encoded = {
+            special: iter(
+                self.tokenizer.encode_all(
+                    [piece for _, kind, piece in pieces if kind == special], special
+                )
+            )
+            for special in (True, False)
+        }
         ids: list[list[int]] = [[] for _ in texts]
         for row, special, _ in pieces:
             ids[row] += next(encoded[special])
         return [tuple(row) for row in ids]
 
-    def _by_part(self, parts: Sequence[_Part], ids: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    def _by_part(
+        self, parts: Sequence[_Part], ids: Sequence[tuple[int, ...]]
+    ) -> list[tuple[int, ...]]:
         """Token ids by part, from those of the dialogue's `_beginnings`. The tokens before the last part, an answer, are
         those of the prompt; a token that crosses from one earlier part into the next counts to the next."""
         *earlier, prompt, whole = ((), *ids)
@@ -198,8 +244,13 @@ class DialogueFormat:
         for beginning in earlier[1:]:
             cuts.append(max(cuts[-1], _num_equal(beginning, prompt)))
         cuts.append(len(prompt))
-        answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._encode(parts[-1].text)
-        return [*(prompt[begin:end] for begin, end in zip(cuts[:-1], cuts[1:], strict=True)), answer]
+        answer = (
+            whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._encode(parts[-1].text)
+        )
+        return [
+            *(prompt[begin:end] for begin, end in zip(cuts[:-1], cuts[1:], strict=True)),
+            answer,
+        ]
 
 
 def _beginnings(parts: Sequence[_Part]) -> list[str]:
@@ -207,16 +258,24 @@ def _beginnings(parts: Sequence[_Part]) -> list[str]:
     return list(itertools.accumulate(part.text for part in parts))
 
 
-def cut_after(segments: Sequence[tuple[int, ...]], earlier: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+def cut_after(
+    segments: Sequence[tuple[int, ...]], earlier: Sequence[tuple[int, ...]]
+) -> tuple[tuple[int, ...], ...]:
     """The same tokens with the boundaries of `earlier`, an earlier prompt, if they continue it: the sampler keeps what it
     has of that one. Otherwise `segments` as they are."""
     whole, begin = sum(segments, ()), sum(earlier, ())
-    return (*earlier, whole[len(begin) :]) if len(whole) > len(begin) and whole[: len(begin)] == begin else tuple(segments)
+    return (
+        (*earlier, whole[len(begin) :])
+        if len(whole) > len(begin) and whole[: len(begin)] == begin
+        else tuple(segments)
+    )
 
 
 def _num_equal(a: Sequence[int], b: Sequence[int]) -> int:
     """How many leading items are the same."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
 
 
 def load_format(directory, kind: str = "auto") -> DialogueFormat:

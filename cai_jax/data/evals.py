@@ -54,7 +54,9 @@ def load_choices(source: str) -> list[ChoiceItem]:
     name = re.sub(r"(\.jsonl|\.json|\.parquet)?(\.gz)?$", "", name)
     items: list[ChoiceItem] = []
     for line, row in read_rows(path):
-        items.append(_own(row, path, line, name) if "dialogue" in row else _published(row, path, line, name))
+        items.append(
+            _own(row, path, line, name) if "dialogue" in row else _published(row, path, line, name)
+        )
     if not items:
         raise UserError(f"{source}: has no rows")
     if len({item.id for item in items}) < len(items):
@@ -65,7 +67,9 @@ def load_choices(source: str) -> list[ChoiceItem]:
 def _own(row: dict, path: str, line: int, name: str) -> ChoiceItem:
     dialogue = dialogue_from_json(row["dialogue"], located(path, line, "dialogue"))
     if dialogue[-1].role != "human":
-        raise UserError(f"{located(path, line, 'dialogue')}: ends in '{dialogue[-1].role}'; expected a human turn last")
+        raise UserError(
+            f"{located(path, line, 'dialogue')}: ends in '{dialogue[-1].role}'; expected a human turn last"
+        )
     better, worse = (field(row, key, str, path, line).strip() for key in ("better", "worse"))
     item_id = field(row, "id", str, path, line) if "id" in row else f"{name}:{line}"
     subset = field(row, "subset", str, path, line) if "subset" in row else None
@@ -84,7 +88,10 @@ def _balance(items: Sequence[ChoiceItem]) -> list[ChoiceItem]:
         ids.sort(key=lambda name: tuple(seeds.row_key(0, "letter", name).tolist()))
         odd = sum(subset.encode()) % 2  # which letter gets the extra item of an odd subset
         first.update(ids[: (len(ids) + odd) // 2])
-    return [item if item.prompt else _lettered(item, correct=0 if item.id in first else 1) for item in items]
+    return [
+        item if item.prompt else _lettered(item, correct=0 if item.id in first else 1)
+        for item in items
+    ]
 
 
 def _lettered(item: ChoiceItem, correct: int) -> ChoiceItem:
@@ -95,7 +102,9 @@ def _lettered(item: ChoiceItem, correct: int) -> ChoiceItem:
     return dataclasses.replace(item, prompt=choice_prompt(dialogue, texts), correct=correct)
 
 
-def choice_prompt(dialogue: Sequence[Message], texts: Sequence[str], question: str = QUESTION) -> str:
+def choice_prompt(
+    dialogue: Sequence[Message], texts: Sequence[str], question: str = QUESTION
+) -> str:
     """The text of the published evaluation: the conversation, the question, the lettered options, "The answer is:"."""
     options = "\n".join(f"{answer(index)} {text}" for index, text in enumerate(texts))
     return (
@@ -108,14 +117,20 @@ def _published(row: dict, path: str, line: int, name: str) -> ChoiceItem:
     prompt = field(row, "prompt", str, path, line)
     right, wrong = (_options(row, key, path, line) for key in ("corrects", "incorrects"))
     if len(right) != 1 or not wrong:
-        raise UserError(f"{located(path, line, 'corrects')}: expected one right option and at least one wrong option")
+        raise UserError(
+            f"{located(path, line, 'corrects')}: expected one right option and at least one wrong option"
+        )
     options = tuple(sorted(right + wrong))
     expected = tuple(answer(index) for index in range(len(options)))
     if options != expected:
-        raise UserError(f"{located(path, line, 'incorrects')}: expected the options {', '.join(expected)} once each")
+        raise UserError(
+            f"{located(path, line, 'incorrects')}: expected the options {', '.join(expected)} once each"
+        )
     dialogues = None
     if "text_correct" in row or "text_incorrect" in row:
-        dialogues = tuple(_dialogue(row, key, path, line) for key in ("text_correct", "text_incorrect"))
+        dialogues = tuple(
+            _dialogue(row, key, path, line) for key in ("text_correct", "text_incorrect")
+        )
     subset = field(row, "subset", str, path, line) if "subset" in row else None
     return ChoiceItem(f"{name}:{line}", prompt, options, options.index(right[0]), dialogues, subset)
 
@@ -124,14 +139,18 @@ def _options(row: dict, key: str, path: str, line: int) -> list[str]:
     values = field(row, key, list, path, line)
     for value in values:
         if not isinstance(value, str) or not _LETTER.fullmatch(value):
-            raise UserError(f"{located(path, line, key)}: expected options like ' (A)', found {value!r}")
+            raise UserError(
+                f"{located(path, line, key)}: expected options like ' (A)', found {value!r}"
+            )
     return values
 
 
 def _dialogue(row: dict, key: str, path: str, line: int) -> Dialogue:
     turns = split_turns(field(row, key, str, path, line))
     if reason := fault(turns):
-        raise UserError(f"{located(path, line, key)}: expected '\\n\\nHuman: …\\n\\nAssistant: …' ({reason})")
+        raise UserError(
+            f"{located(path, line, key)}: expected '\\n\\nHuman: …\\n\\nAssistant: …' ({reason})"
+        )
     return turns
 
 
@@ -148,11 +167,16 @@ def split_by_big_bench(items: Sequence[ChoiceItem], source: str) -> list[ChoiceI
             pairs |= _big_bench_pairs(file)
     if not pairs:
         raise UserError(f"{source}: no task.json there; expected BIG-bench's folder hhh_alignment")
-    found = [bool(item.dialogues) and _answers(side[-1].text for side in item.dialogues) in pairs for item in items]
+    found = [
+        bool(item.dialogues) and _answers(side[-1].text for side in item.dialogues) in pairs
+        for item in items
+    ]
     if not any(found):
         return list(items)
-    return [dataclasses.replace(item, subset="BIG-bench" if known else "beyond BIG-bench")
-            for item, known in zip(items, found, strict=True)]
+    return [
+        dataclasses.replace(item, subset="BIG-bench" if known else "beyond BIG-bench")
+        for item, known in zip(items, found, strict=True)
+    ]
 
 
 def _big_bench_pairs(path: Path) -> set[frozenset[str]]:
@@ -160,8 +184,10 @@ def _big_bench_pairs(path: Path) -> set[frozenset[str]]:
         examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
         return {_answers(example["target_scores"]) for example in examples}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a task of BIG-bench ({type(error).__name__}: {error}); expected "
-                        '{"examples": [{"target_scores": {text: 0 or 1}}]}') from error
+        raise UserError(
+            f"{path}: not a task of BIG-bench ({type(error).__name__}: {error}); expected "
+            '{"examples": [{"target_scores": {text: 0 or 1}}]}'
+        ) from error
 
 
 def _answers(texts) -> frozenset[str]:

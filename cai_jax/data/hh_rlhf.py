@@ -66,7 +66,9 @@ class CaiHhRlhf(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version: the published rows in their order."}
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=n, description=text) for n, text in _DESCRIPTIONS.items()]
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name=n, description=text) for n, text in _DESCRIPTIONS.items()
+    ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         f"Optional where this machine reaches the internet. Else copy the folders of {URL} (helpful-base, …,"
         " red-team-attempts) into one directory and pass it as manual_dir."
@@ -76,9 +78,15 @@ class CaiHhRlhf(tfds.core.GeneratorBasedBuilder):
         text = tfds.features.Text
         if self.builder_config.name == ATTEMPTS:
             features = {
-                "id": text(), "transcript": text(), "min_harmlessness_score_transcript": np.float64, "num_params": text(),
-                "model_type": text(), "rating": np.float64, "task_description": text(),
-                "task_description_harmlessness_score": np.float64, "red_team_member_id": np.int64,
+                "id": text(),
+                "transcript": text(),
+                "min_harmlessness_score_transcript": np.float64,
+                "num_params": text(),
+                "model_type": text(),
+                "rating": np.float64,
+                "task_description": text(),
+                "task_description_harmlessness_score": np.float64,
+                "red_team_member_id": np.int64,
                 "is_upworker": np.bool_,
                 "tags": tfds.features.Sequence(text()),
             }
@@ -103,7 +111,9 @@ class CaiHhRlhf(tfds.core.GeneratorBasedBuilder):
             folder = None
         files = find_files(folder, name) if folder else {}
         if folder and not files:
-            raise UserError(f"{folder}: no file of {name}; expected one of {', '.join(candidates(name))}")
+            raise UserError(
+                f"{folder}: no file of {name}; expected one of {', '.join(candidates(name))}"
+            )
         if not files:
             check_reachable(next(iter(urls(name).values())))
             files = {split: Path(path) for split, path in dl_manager.download(urls(name)).items()}
@@ -112,7 +122,9 @@ class CaiHhRlhf(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, path: Path, split: str) -> Iterator[tuple[int, dict]]:
         name = self.builder_config.name
-        rows, convert = (read_attempts(path), _attempt) if name == ATTEMPTS else (read_jsonl(path), _pair)
+        rows, convert = (
+            (read_attempts(path), _attempt) if name == ATTEMPTS else (read_jsonl(path), _pair)
+        )
         for line, row in rows:
             yield line, {"id": f"{name}-{split}:{line}", **convert(row, path, line)}
 
@@ -140,7 +152,11 @@ def candidates(name: str) -> dict[str, str]:
     """{file name under manual_dir: split}. A flat file without a split in its name is a test set: so are the subsets."""
     folder = name.replace("_", "-")
     if name == ATTEMPTS:
-        names = {f"{folder}/{name}.jsonl": "train", f"{name}.jsonl": "train", f"hh_{name}.jsonl": "train"}
+        names = {
+            f"{folder}/{name}.jsonl": "train",
+            f"{name}.jsonl": "train",
+            f"hh_{name}.jsonl": "train",
+        }
     else:
         names = {f"{folder}/{split}.jsonl": split for split in ("train", "test")}
         names |= {f"hh_{name}_{split}.jsonl": split for split in ("train", "test")}
@@ -170,7 +186,9 @@ def read_attempts(path: Path) -> Iterator[tuple[int, dict]]:
         return
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise UserError(f"{located(path, number)}: expected an object, found {type(row).__name__}")
+            raise UserError(
+                f"{located(path, number)}: expected an object, found {type(row).__name__}"
+            )
         yield number, row
 
 
@@ -179,12 +197,23 @@ def _pair(row: dict, path: Path, line: int) -> dict:
 
 
 def _attempt(row: dict, path: Path, line: int) -> dict:
-    number = {key: float(field(row, key, float, path, line)) for key in (
-        "min_harmlessness_score_transcript", "rating", "task_description_harmlessness_score")}
+    number = {
+        key: float(field(row, key, float, path, line))
+        for key in (
+            "min_harmlessness_score_transcript",
+            "rating",
+            "task_description_harmlessness_score",
+        )
+    }
     text = {key: _text(row, key, path, line) for key in ("transcript", "task_description")}
     text |= {key: str(row.get(key) or "") for key in ("num_params", "model_type")}
-    return {**number, **text, "red_team_member_id": field(row, "red_team_member_id", int, path, line),
-            "is_upworker": field(row, "is_upworker", bool, path, line), "tags": [str(t) for t in row.get("tags") or []]}
+    return {
+        **number,
+        **text,
+        "red_team_member_id": field(row, "red_team_member_id", int, path, line),
+        "is_upworker": field(row, "is_upworker", bool, path, line),
+        "tags": [str(t) for t in row.get("tags") or []],
+    }
 
 
 def _text(row: dict, key: str, path: Path, line: int) -> str:
@@ -195,4 +224,9 @@ def _text(row: dict, key: str, path: Path, line: int) -> str:
 def _provenance(path: Path) -> dict:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     published = PUBLISHED_SHA256.get(digest)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest, "published": published}
+    return {
+        "name": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": digest,
+        "published": published,
+    }

@@ -28,16 +28,22 @@ def files(name: str, split: str | None) -> list[Path]:
     reference, _, revision = name.partition("@")
     folder = Path(reference).expanduser()
     if reference and folder.is_dir():
-        listed = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        listed = sorted(
+            str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+        )
         return [folder / file for file in chosen(listed, name, None, split or SPLIT)]
     parts = reference.split("/")
     if not all(parts) or len(parts) > 3 or reference.startswith((".", "~")):
-        raise UserError(f"{HUB}{name}: expected {HUB}ORG/NAME, {HUB}ORG/NAME/CONFIG, or a directory that is there")
+        raise UserError(
+            f"{HUB}{name}: expected {HUB}ORG/NAME, {HUB}ORG/NAME/CONFIG, or a directory that is there"
+        )
     repository, config = "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
     return _fetched(repository, revision or CONVERTED, name, config, split or SPLIT)
 
 
-def _fetched(repository: str, revision: str, name: str, config: str | None, split: str) -> list[Path]:
+def _fetched(
+    repository: str, revision: str, name: str, config: str | None, split: str
+) -> list[Path]:
     import huggingface_hub
 
     where = {"repo_id": repository, "repo_type": "dataset", "revision": revision}
@@ -46,14 +52,18 @@ def _fetched(repository: str, revision: str, name: str, config: str | None, spli
             listed = sorted(huggingface_hub.HfApi().list_repo_files(**where))
         except Exception:  # no network, or no such data set: what was fetched before will do
             folder = Path(huggingface_hub.snapshot_download(**where, local_files_only=True))
-            listed = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+            listed = sorted(
+                str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+            )
         wanted = chosen(listed, name, config, split)
         return [Path(huggingface_hub.hf_hub_download(filename=file, **where)) for file in wanted]
     except UserError:
         raise
     except Exception as error:  # the hub client raises its own, httpx's and the system's errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{HUB}{name}: the Hugging Face hub did not give the data set: {reason}") from error
+        raise UserError(
+            f"{HUB}{name}: the Hugging Face hub did not give the data set: {reason}"
+        ) from error
 
 
 def chosen(listed: list[str], name: str, config: str | None, split: str) -> list[str]:
@@ -64,13 +74,31 @@ def chosen(listed: list[str], name: str, config: str | None, split: str) -> list
     if config is None and configs:
         if "default" not in configs and len(configs) > 1:
             example = f"{HUB}{name.partition('@')[0]}/{configs[0]}"
-            raise UserError(f"{HUB}{name}: name one of its configurations, such as {example}; there are {', '.join(configs)}")
+            raise UserError(
+                f"{HUB}{name}: name one of its configurations, such as {example}; there are {', '.join(configs)}"
+            )
         config = "default" if "default" in configs else configs[0]
     places = [f"{config}/{split}/*"] if config in configs else [f"{split}/*"]
-    places += [f"{folder}{split}{rest}" for folder in (*[f"{config}/"] * bool(config), "data/", "") for rest in (".*", "-[0-9]*")]
+    places += [
+        f"{folder}{split}{rest}"
+        for folder in (*[f"{config}/"] * bool(config), "data/", "")
+        for rest in (".*", "-[0-9]*")
+    ]
     for place in places:
         if found := [file for file in data if fnmatch.fnmatchcase(file, place)]:
             return found
-    splits = sorted({file.split("/")[1] for file in data if config and file.startswith(f"{config}/") and file.count("/") == 2})
-    there = f"splits of {config}: {', '.join(splits)}" if splits else f"files: {', '.join(data[:8]) or 'none that can be read'}"
-    raise UserError(f"{HUB}{name}: no split '{split}'{f' of {config}' if config else ''}; there are {there}")
+    splits = sorted(
+        {
+            file.split("/")[1]
+            for file in data
+            if config and file.startswith(f"{config}/") and file.count("/") == 2
+        }
+    )
+    there = (
+        f"splits of {config}: {', '.join(splits)}"
+        if splits
+        else f"files: {', '.join(data[:8]) or 'none that can be read'}"
+    )
+    raise UserError(
+        f"{HUB}{name}: no split '{split}'{f' of {config}' if config else ''}; there are {there}"
+    )

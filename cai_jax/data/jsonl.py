@@ -11,7 +11,12 @@ from pathlib import Path
 from cai_jax.errors import UserError, located
 
 _TYPE_NAMES = {
-    str: "text", int: "an integer", float: "a number", bool: "true or false", list: "a list", dict: "an object",
+    str: "text",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
 }
 
 
@@ -27,36 +32,54 @@ def read_jsonl(path) -> Iterator[tuple[int, dict]]:
     number = 0
     try:
         with open(path, "rb") as file:
-            zipped = path.suffix == ".gz" or file.read(2) == b"\x1f\x8b"  # downloads do not keep their suffix
-        with (gzip.open(path, "rb") if zipped else open(path, "rb")) as file:
+            zipped = (
+                path.suffix == ".gz" or file.read(2) == b"\x1f\x8b"
+            )  # downloads do not keep their suffix
+        with gzip.open(path, "rb") if zipped else open(path, "rb") as file:
             for number, raw in enumerate(file, start=1):
                 if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")  # editors on Windows write a byte order mark
+                    raw = raw.removeprefix(
+                        b"\xef\xbb\xbf"
+                    )  # editors on Windows write a byte order mark
                 if raw.strip():
                     yield number, _parse(raw, path, number)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{located(path, number + 1)}: broken gzip data ({error}); copy the file again") from error
+        raise UserError(
+            f"{located(path, number + 1)}: broken gzip data ({error}); copy the file again"
+        ) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _parse(raw: bytes, path: Path, line: int) -> dict:
     if b"\0" in raw:
-        raise UserError(f"{located(path, line)}: contains NUL bytes; expected UTF-8 text with one JSON object a line")
+        raise UserError(
+            f"{located(path, line)}: contains NUL bytes; expected UTF-8 text with one JSON object a line"
+        )
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{located(path, line)}: not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
+        raise UserError(
+            f"{located(path, line)}: not UTF-8 (byte {error.start + 1}); save the file as UTF-8"
+        ) from error
     try:
         row = json.loads(text)
-        if "\\u" in text:  # an escaped half of a surrogate pair is valid JSON but no text: no tokenizer takes it
+        if (
+            "\\u" in text
+        ):  # an escaped half of a surrogate pair is valid JSON but no text: no tokenizer takes it
             json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(f"{located(path, line)}: contains half of a surrogate pair (\\ud800 to \\udfff)") from error
+        raise UserError(
+            f"{located(path, line)}: contains half of a surrogate pair (\\ud800 to \\udfff)"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{located(path, line)}: not valid JSON ({error}); expected one JSON object a line") from error
+        raise UserError(
+            f"{located(path, line)}: not valid JSON ({error}); expected one JSON object a line"
+        ) from error
     if not isinstance(row, dict):
-        raise UserError(f"{located(path, line)}: expected a JSON object {{…}}, found {type(row).__name__}")
+        raise UserError(
+            f"{located(path, line)}: expected a JSON object {{…}}, found {type(row).__name__}"
+        )
     return row
 
 

@@ -14,7 +14,11 @@ from pathlib import Path
 
 from cai_jax.errors import Parser, UserError, command
 
-BUILDERS = {"cai_hh_rlhf": ("hh_rlhf", "CaiHhRlhf"), "cai_evals": ("cai_sets", "CaiEvals"), "cai_run": ("cai_sets", "CaiRun")}
+BUILDERS = {
+    "cai_hh_rlhf": ("hh_rlhf", "CaiHhRlhf"),
+    "cai_evals": ("cai_sets", "CaiEvals"),
+    "cai_run": ("cai_sets", "CaiRun"),
+}
 
 
 def prepare(name: str, *, data_dir: str | None = None, manual_dir: str | None = None):
@@ -26,8 +30,12 @@ def prepare(name: str, *, data_dir: str | None = None, manual_dir: str | None = 
     base, _, config = name.partition("/")
     if base not in BUILDERS:
         raise UserError(f"{name}: no such data set; there are {', '.join(BUILDERS)}")
-    if manual_dir is not None and not (Path(manual_dir).is_dir() and any(Path(manual_dir).iterdir())):
-        raise UserError(f"{manual_dir}: no such directory, or it is empty; --manual_dir holds the published files")
+    if manual_dir is not None and not (
+        Path(manual_dir).is_dir() and any(Path(manual_dir).iterdir())
+    ):
+        raise UserError(
+            f"{manual_dir}: no such directory, or it is empty; --manual_dir holds the published files"
+        )
 
     import tensorflow_datasets as tfds
 
@@ -52,43 +60,72 @@ def prepare(name: str, *, data_dir: str | None = None, manual_dir: str | None = 
 def _build(tfds, builder_class, config: str, data_dir: str | None, manual_dir: str | None):
     try:
         builder = builder_class(config=config, data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(
-            manual_dir=manual_dir, try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP,
-        ))
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=manual_dir,
+                try_download_gcs=False,
+                compute_stats=tfds.download.ComputeStatsMode.SKIP,
+            )
+        )
     except UserError:
         raise
-    except Exception as error:  # TFDS re-raises what the rows' generator raised, in classes of its own making
+    except (
+        Exception
+    ) as error:  # TFDS re-raises what the rows' generator raised, in classes of its own making
         cause = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
         if cause is not None:
             raise cause from error
-        what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        what = (
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        )
         raise UserError(f"{builder_class.name}/{config}: could not be prepared ({what})") from error
     return builder
 
 
 def _told(source) -> str:
     """A file with its digest; of hh-rlhf, whose files of 2022 are known, whether it is one of those."""
-    known = "" if "published" not in source else (
-        ", as published in 2022" if source["published"] else ", not the file of 2022: a subset or newer")
+    known = (
+        ""
+        if "published" not in source
+        else (
+            ", as published in 2022"
+            if source["published"]
+            else ", not the file of 2022: a subset or newer"
+        )
+    )
     return f"{source['name']} (sha256 {source['sha256'][:12]}…{known})"
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m cai_jax.data.prepare", description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="cai_hh_rlhf, cai_evals or cai_run, or one configuration such as cai_hh_rlhf/helpful_base")
-    parser.add_argument("--manual_dir", help="directory that holds the published files; else they are downloaded")
-    parser.add_argument("--data_dir", default=os.environ.get("TFDS_DATA_DIR"),
-                        help="where to write (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)")
+    parser.add_argument(
+        "name",
+        help="cai_hh_rlhf, cai_evals or cai_run, or one configuration such as cai_hh_rlhf/helpful_base",
+    )
+    parser.add_argument(
+        "--manual_dir", help="directory that holds the published files; else they are downloaded"
+    )
+    parser.add_argument(
+        "--data_dir",
+        default=os.environ.get("TFDS_DATA_DIR"),
+        help="where to write (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
+    )
     flags = parser.parse_args(argv)
     for builder in prepare(flags.name, data_dir=flags.data_dir, manual_dir=flags.manual_dir):
         files = dict(builder.info.metadata or {}).get("files", {})
         for split, info in builder.info.splits.items():
-            sources = [files[split]] if split in files else files.values()  # a run's one split is made of several files
-            print(f"{builder.info.full_name}  {split}: {info.num_examples} rows from {', '.join(map(_told, sources))}")
-        print(f"  read as tfds:{builder.name}/{builder.builder_config.name}@{builder.data_dir_root}")
+            sources = (
+                [files[split]] if split in files else files.values()
+            )  # a run's one split is made of several files
+            print(
+                f"{builder.info.full_name}  {split}: {info.num_examples} rows from {', '.join(map(_told, sources))}"
+            )
+        print(
+            f"  read as tfds:{builder.name}/{builder.builder_config.name}@{builder.data_dir_root}"
+        )
     return 0
 
 

@@ -39,13 +39,20 @@ class Prompt:
     kind: str | None = None
 
 
-def load_prompts(source: str, *, split: str | None = None, offset: int = 0, limit: int | None = None) -> list[Prompt]:
+def load_prompts(
+    source: str, *, split: str | None = None, offset: int = 0, limit: int | None = None
+) -> list[Prompt]:
     """The prompts of `source` in its order: `read_prompts` without the counts."""
     return read_prompts(source, split=split, offset=offset, limit=limit)[0]
 
 
 def read_prompts(
-    source: str, *, split: str | None = None, offset: int = 0, limit: int | None = None, max_characters: int | None = None,
+    source: str,
+    *,
+    split: str | None = None,
+    offset: int = 0,
+    limit: int | None = None,
+    max_characters: int | None = None,
 ) -> tuple[list[Prompt], dict[str, int]]:
     """(prompts, dropped rows by reason) of `source`.
 
@@ -59,8 +66,15 @@ def read_prompts(
     Raises UserError `file:line: field …` for a malformed row, and "0 rows left" where nothing is left.
     """
     if "+" in source and not Path(source).exists():
-        options = {"split": split, "offset": offset, "limit": limit, "max_characters": max_characters}
-        return _joined(source, [read_prompts(part.strip(), **options) for part in source.split("+")])
+        options = {
+            "split": split,
+            "offset": offset,
+            "limit": limit,
+            "max_characters": max_characters,
+        }
+        return _joined(
+            source, [read_prompts(part.strip(), **options) for part in source.split("+")]
+        )
     path = _resolve(source)
     seen: set[Dialogue] = set()
 
@@ -72,8 +86,17 @@ def read_prompts(
             seen.add(prompt.dialogue)
         return prompt
 
-    return take(source, path, read_rows(path, name_of(split)), parse, "prompts", split=split, offset=offset, limit=limit,
-                max_characters=max_characters)
+    return take(
+        source,
+        path,
+        read_rows(path, name_of(split)),
+        parse,
+        "prompts",
+        split=split,
+        offset=offset,
+        limit=limit,
+        max_characters=max_characters,
+    )
 
 
 def _joined(
@@ -90,7 +113,9 @@ def _joined(
                 dropped[DUPLICATE] += 1
                 continue
             if prompt.id in ids:
-                raise UserError(f"{source}: id '{prompt.id}' names different prompts in two sources; ids must differ")
+                raise UserError(
+                    f"{source}: id '{prompt.id}' names different prompts in two sources; ids must differ"
+                )
             kept[prompt.dialogue] = prompt
             ids.add(prompt.id)
     return list(kept.values()), dict(sorted(dropped.items()))
@@ -101,17 +126,23 @@ def _resolve(source: str) -> str:
         return source
     name = source.removeprefix("embedded:")
     if name not in SETS:
-        raise UserError(f"{source}: no such embedded prompts; there are embedded:{' and embedded:'.join(SETS)}")
+        raise UserError(
+            f"{source}: no such embedded prompts; there are embedded:{' and embedded:'.join(SETS)}"
+        )
     return str(EMBEDDED / f"{name}.jsonl")
 
 
 def _prompt(row: dict, path: str, line: int) -> Prompt | str:
     """One row, checked, or the reason why it is dropped."""
     value = chat_turns(row.get("prompt"))
-    whole = next((row[key] for key in ("chosen", "transcript") if isinstance(row.get(key), str)), None)
+    whole = next(
+        (row[key] for key in ("chosen", "transcript") if isinstance(row.get(key), str)), None
+    )
     if value is None and whole is not None:
         turns = split_turns(whole)
-        if "transcript" in row and turns and turns[-1].role == "human":  # some attempts end without an answer
+        if (
+            "transcript" in row and turns and turns[-1].role == "human"
+        ):  # some attempts end without an answer
             turns = (*turns, Message("assistant", "-"))
         if reason := fault(turns):
             return reason
@@ -120,7 +151,9 @@ def _prompt(row: dict, path: str, line: int) -> Prompt | str:
         dialogue = dialogue_from_json(value, located(path, line, "prompt"))
     elif isinstance(value, str) and value.startswith("\n\nHuman:"):
         dialogue = split_turns(value)
-        if dialogue[-1] == Message("assistant", ""):  # an open heading at the end says whose turn it is
+        if dialogue[-1] == Message(
+            "assistant", ""
+        ):  # an open heading at the end says whose turn it is
             dialogue = dialogue[:-1]
     elif isinstance(value, str) and not value.strip():
         return BLANK
@@ -128,12 +161,16 @@ def _prompt(row: dict, path: str, line: int) -> Prompt | str:
         dialogue = (Message("human", field(row, "prompt", str, path, line).strip()),)
     if dialogue[-1].role != "human":
         where = located(path, line, "prompt")
-        raise UserError(f"{where}: ends in '{dialogue[-1].role}'; expected a human turn last, which awaits an answer")
+        raise UserError(
+            f"{where}: ends in '{dialogue[-1].role}'; expected a human turn last, which awaits an answer"
+        )
     if not dialogue[-1].text.strip():
         return BLANK
     name = field(row, "id", str, path, line) if row.get("id") is not None else stable_id(dialogue)
     kind = field(row, "kind", str, path, line) if row.get("kind") is not None else None
-    if kind is None and isinstance(row.get("label"), str) and isinstance(row.get("type"), str):  # XSTest: "safe:homonyms"
+    if (
+        kind is None and isinstance(row.get("label"), str) and isinstance(row.get("type"), str)
+    ):  # XSTest: "safe:homonyms"
         kind = f"{row['label']}:{row['type']}"
     return Prompt(name, dialogue, kind)
 

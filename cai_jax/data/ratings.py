@@ -30,8 +30,9 @@ class RatedDialogue:
     rating: float
 
 
-def load_ratings(source: str, *, split: str | None = None, offset: int = 0,
-                 limit: int | None = None) -> tuple[list[RatedDialogue], dict[str, int]]:
+def load_ratings(
+    source: str, *, split: str | None = None, offset: int = 0, limit: int | None = None
+) -> tuple[list[RatedDialogue], dict[str, int]]:
     """(rated dialogues, dropped rows by reason) of `source`.
 
     `source`: the published `red_team_attempts.jsonl[.gz]` (one JSON array) or a .jsonl, .jsonl.gz or .parquet file of such
@@ -40,8 +41,16 @@ def load_ratings(source: str, *, split: str | None = None, offset: int = 0,
 
     Raises UserError `file:line: field …` for a malformed row or a rating outside [0, 4], and where nothing is left.
     """
-    return take(source, source, _rows(source, name_of(split)), lambda row, line: _rated(row, source, line), "rated dialogues",
-                split=split, offset=offset, limit=limit)
+    return take(
+        source,
+        source,
+        _rows(source, name_of(split)),
+        lambda row, line: _rated(row, source, line),
+        "rated dialogues",
+        split=split,
+        offset=offset,
+        limit=limit,
+    )
 
 
 def _rows(source: str, split: str | None):
@@ -56,7 +65,9 @@ def _rated(row: dict, source: str, line: int) -> RatedDialogue | str:
     """One row, checked, or the reason why it is dropped."""
     rating = float(field(row, "rating", float, source, line))
     if not (math.isfinite(rating) and LOWEST <= rating <= HIGHEST):
-        raise UserError(f"{located(source, line, 'rating')}: expected a number from 0 (harmless) to 4, found {rating:g}")
+        raise UserError(
+            f"{located(source, line, 'rating')}: expected a number from 0 (harmless) to 4, found {rating:g}"
+        )
     if "dialogue" in row:
         dialogue = dialogue_from_json(row["dialogue"], located(source, line, "dialogue"))
     elif isinstance(row.get("transcript"), str) and not row["transcript"].strip():
@@ -68,5 +79,9 @@ def _rated(row: dict, source: str, line: int) -> RatedDialogue | str:
     start = 1 if dialogue and dialogue[0].role == "system" else 0
     if reason := fault(dialogue[start:]):
         return reason
-    name = field(row, "id", str, source, line) if row.get("id") is not None else f"{Path(source).name.partition('.')[0]}:{line}"
+    name = (
+        field(row, "id", str, source, line)
+        if row.get("id") is not None
+        else f"{Path(source).name.partition('.')[0]}:{line}"
+    )
     return RatedDialogue(name, dialogue, rating)

@@ -42,7 +42,9 @@ def in_parts(split: str | None) -> Callable:
         return lambda item: True
     low, high, count = int(found[2]), int(found[3] or found[2]), int(found[4])
     if not low <= high < count:
-        raise UserError(f"split '{split}': of {count} parts there are 0 to {count - 1}; write them as 2-5/10")
+        raise UserError(
+            f"split '{split}': of {count} parts there are 0 to {count - 1}; write them as 2-5/10"
+        )
     return lambda item: low <= part_of(item.dialogue, count) <= high
 
 
@@ -52,8 +54,18 @@ def characters(item) -> int:
     return sum(len(message.text) for message in item.dialogue) + max(answers, default=0)
 
 
-def take(source: str, path: str, rows: Iterable[tuple[int, dict]], parse: Callable[[dict, int], object], what: str, *,
-         split: str | None, offset: int, limit: int | None, max_characters: int | None = None) -> tuple[list, dict[str, int]]:
+def take(
+    source: str,
+    path: str,
+    rows: Iterable[tuple[int, dict]],
+    parse: Callable[[dict, int], object],
+    what: str,
+    *,
+    split: str | None,
+    offset: int,
+    limit: int | None,
+    max_characters: int | None = None,
+) -> tuple[list, dict[str, int]]:
     """(items, dropped rows by reason) of `rows`, pairs of a line number and a row read from `path`.
 
     `parse(row, line)` gives an item with an `id`, or the reason (str) why the row is left out. `split` keeps the rows with
@@ -71,20 +83,31 @@ def take(source: str, path: str, rows: Iterable[tuple[int, dict]], parse: Callab
         item = parse(row, line)
         if not isinstance(item, str) and not wanted(item):
             continue
-        if not isinstance(item, str) and max_characters is not None and characters(item) > max_characters:
+        if (
+            not isinstance(item, str)
+            and max_characters is not None
+            and characters(item) > max_characters
+        ):
             item = LONG
         if isinstance(item, str):
             dropped[item] += 1
             continue
         if item.id in ids:
-            raise UserError(f"{located(path, line, 'id')}: '{item.id}' was there before; ids must differ")
+            raise UserError(
+                f"{located(path, line, 'id')}: '{item.id}' was there before; ids must differ"
+            )
         ids.add(item.id)
         if len(ids) > offset:
             kept.append(item)
         if limit is not None and len(kept) >= limit:
             break
     if not kept:
-        why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "none dropped"
+        why = (
+            ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+            or "none dropped"
+        )
         chosen = f" of split '{split}'" if split else ""
-        raise UserError(f"{source}: 0 rows left: {len(ids)} {what}{chosen}, offset {offset}, limit {limit}, {why}")
+        raise UserError(
+            f"{source}: 0 rows left: {len(ids)} {what}{chosen}, offset {offset}, limit {limit}, {why}"
+        )
     return kept, dict(sorted(dropped.items()))

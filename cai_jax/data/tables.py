@@ -25,17 +25,29 @@ def read_rows(source: str, split: str | None = None) -> Iterator[tuple[int, dict
     """
     source, mapping = columns.split_source(str(source))
     if mapping:
-        return ((number, columns.rename(row, mapping, source, number)) for number, row in read_rows(source, split))
+        return (
+            (number, columns.rename(row, mapping, source, number))
+            for number, row in read_rows(source, split)
+        )
     if source.startswith(TFDS):
-        return read_tfds(source[len(TFDS):], split)
+        return read_tfds(source[len(TFDS) :], split)
     if source.startswith(hub.HUB):
-        return enumerate((row for file in hub.files(source[len(hub.HUB):], split) for _, row in read_rows(str(file))), start=1)
+        return enumerate(
+            (
+                row
+                for file in hub.files(source[len(hub.HUB) :], split)
+                for _, row in read_rows(str(file))
+            ),
+            start=1,
+        )
     if source.endswith(".parquet"):
         return read_parquet(source)
     if source.endswith((".jsonl", ".jsonl.gz", ".json.gz", ".json")):
         return read_jsonl(source)
-    raise UserError(f"{source}: unknown kind of data; expected .jsonl, .jsonl.gz, .parquet, tfds:NAME, hf:ORG/NAME or "
-                    "embedded:NAME")
+    raise UserError(
+        f"{source}: unknown kind of data; expected .jsonl, .jsonl.gz, .parquet, tfds:NAME, hf:ORG/NAME or "
+        "embedded:NAME"
+    )
 
 
 def read_parquet(path) -> Iterator[tuple[int, dict]]:
@@ -67,11 +79,17 @@ def read_tfds(name: str, split: str | None) -> Iterator[tuple[int, dict]]:
     name, _, directory = name.partition("@")
     where = f"tfds:{name}"
     ours = name.startswith("cai_")
-    how = f"run `python -m cai_jax.data.prepare {name}` first" if ours else "prepare it as array_record first"
+    how = (
+        f"run `python -m cai_jax.data.prepare {name}` first"
+        if ours
+        else "prepare it as array_record first"
+    )
     try:
         builder = tfds.builder(name, data_dir=directory or None, try_gcs=False)
     except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
-        raise UserError(f"{where}: no such TFDS data set or configuration ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"{where}: no such TFDS data set or configuration ({str(error).splitlines()[0]})"
+        ) from error
     if not Path(builder.data_dir).is_dir():
         raise UserError(f"{where}: not prepared in {builder.data_dir}; {how}")
     split = split or (next(iter(builder.info.splits)) if len(builder.info.splits) == 1 else "train")
@@ -80,10 +98,14 @@ def read_tfds(name: str, split: str | None) -> Iterator[tuple[int, dict]]:
     try:
         rows = builder.as_data_source(split=split)
     except (NotImplementedError, ValueError) as error:
-        raise UserError(f"{where}: cannot be read without TensorFlow ({error}); prepare it as array_record") from error
+        raise UserError(
+            f"{where}: cannot be read without TensorFlow ({error}); prepare it as array_record"
+        ) from error
     features = builder.info.features
-    return ((number, {key: _listed(_plain(value), features[key]) for key, value in row.items()})
-            for number, row in enumerate(rows, start=1))
+    return (
+        (number, {key: _listed(_plain(value), features[key]) for key, value in row.items()})
+        for number, row in enumerate(rows, start=1)
+    )
 
 
 def _listed(value, feature):

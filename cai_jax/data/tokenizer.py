@@ -25,24 +25,32 @@ class Tokenizer:
     def __init__(self, directory):
         import tokenizers
 
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses torch, which we do without
+        os.environ.setdefault(
+            "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
+        )  # it misses torch, which we do without
         # Not AutoTokenizer: this class reads tokenizer.json as it stands, and does not import torch where there is one.
         from transformers import PreTrainedTokenizerFast
 
         self.directory = str(directory)
         path = pathlib.Path(directory, "tokenizer.json")
         if not path.exists():
-            raise UserError(f"{path}: no such file; a model directory holds its tokenizer as tokenizer.json")
+            raise UserError(
+                f"{path}: no such file; a model directory holds its tokenizer as tokenizer.json"
+            )
         try:
             self.hf = PreTrainedTokenizerFast.from_pretrained(self.directory)
             self._backend = self.hf.backend_tokenizer
         except Exception as error:  # tokenizers raises bare Exception for a damaged file
-            raise UserError(f"{path}: not a readable tokenizer ({error}); fetch or convert the model again") from error
+            raise UserError(
+                f"{path}: not a readable tokenizer ({error}); fetch or convert the model again"
+            ) from error
 
         description = json.loads(self._backend.to_str())
         template = self.hf.chat_template if isinstance(self.hf.chat_template, str) else ""
         added = description["added_tokens"]
-        control = [t for t in added if t["special"] or (t["content"].strip() and t["content"] in template)]
+        control = [
+            t for t in added if t["special"] or (t["content"].strip() and t["content"] in template)
+        ]
         self.control_tokens = tuple(token["content"] for token in control)
         self.control_ids = frozenset(token["id"] for token in control)
         # The same tokenizer, blind for control tokens.
@@ -50,12 +58,17 @@ class Tokenizer:
         description["post_processor"] = None
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(description))
 
-        for tokenizer in (self._backend, self._plain):  # what a file says of lengths is for other uses of it
+        for tokenizer in (
+            self._backend,
+            self._plain,
+        ):  # what a file says of lengths is for other uses of it
             tokenizer.no_padding()
             tokenizer.no_truncation()
 
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
-        paths = [pathlib.Path(directory, name) for name in ("generation_config.json", "config.json")]
+        paths = [
+            pathlib.Path(directory, name) for name in ("generation_config.json", "config.json")
+        ]
         configs = [_read_json(path) for path in paths]
         model_vocabulary = configs[1].get("vocab_size")
         if isinstance(model_vocabulary, int) and self.vocab_size > model_vocabulary:
@@ -63,8 +76,13 @@ class Tokenizer:
                 f"{directory}: the tokenizer has {self.vocab_size} tokens, the model only {model_vocabulary}: "
                 "they do not belong together"
             )
-        found = [_token_ids(path, config.get("eos_token_id")) for path, config in zip(paths, configs, strict=True)]
-        self.eos_ids = tuple(dict.fromkeys([*found[0], *found[1], *_token_ids(path, self.hf.eos_token_id)]))
+        found = [
+            _token_ids(path, config.get("eos_token_id"))
+            for path, config in zip(paths, configs, strict=True)
+        ]
+        self.eos_ids = tuple(
+            dict.fromkeys([*found[0], *found[1], *_token_ids(path, self.hf.eos_token_id)])
+        )
         if not self.eos_ids:
             raise UserError(
                 f"{directory}: no EOS token in generation_config.json, config.json or tokenizer_config.json"
@@ -81,11 +99,16 @@ class Tokenizer:
     def encode_all(self, texts: Sequence[str], special: bool = False) -> list[tuple[int, ...]]:
         """`encode` of each, on all cores."""
         tokenizer = self._backend if special else self._plain
-        return [tuple(found.ids) for found in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [
+            tuple(found.ids)
+            for found in tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Control tokens are left out; incomplete UTF-8 shows as U+FFFD."""
-        return self._backend.decode([int(token) for token in tokens if int(token) not in self.control_ids])
+        return self._backend.decode(
+            [int(token) for token in tokens if int(token) not in self.control_ids]
+        )
 
     def token_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
@@ -107,5 +130,7 @@ def _token_ids(path: pathlib.Path, value) -> list[int]:
     """What a file says of its end tokens: one id, several, or nothing."""
     found = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(item, int) for item in found):
-        raise UserError(f"{path}: eos_token_id: expected a token's number or a list of them, found {json.dumps(value)[:80]}")
+        raise UserError(
+            f"{path}: eos_token_id: expected a token's number or a list of them, found {json.dumps(value)[:80]}"
+        )
     return found

@@ -20,15 +20,27 @@ class Bin:
     observed: Estimate
 
 
-def reliability(probabilities: Sequence[float], outcomes: Sequence[float], *, num_bins: int = 10,
-                span: tuple[float, float] = (0.0, 1.0)) -> list[Bin]:
+def reliability(
+    probabilities: Sequence[float],
+    outcomes: Sequence[float],
+    *,
+    num_bins: int = 10,
+    span: tuple[float, float] = (0.0, 1.0),
+) -> list[Bin]:
     """Non-empty bins of equal width over `span`; probabilities, outcomes float [n] (an outcome of ½ is a tie)."""
     p, y = _checked(probabilities, outcomes)
     edges = np.linspace(*span, num_bins + 1)
     which = np.clip(np.searchsorted(edges, p, side="right") - 1, 0, num_bins - 1)
-    return [Bin(float(edges[i]), float(edges[i + 1]), float(p[which == i].mean()),
-                wilson(float(y[which == i].sum()), int((which == i).sum())))
-            for i in range(num_bins) if np.any(which == i)]
+    return [
+        Bin(
+            float(edges[i]),
+            float(edges[i + 1]),
+            float(p[which == i].mean()),
+            wilson(float(y[which == i].sum()), int((which == i).sum())),
+        )
+        for i in range(num_bins)
+        if np.any(which == i)
+    ]
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float | None:
@@ -55,8 +67,16 @@ def confidence(probabilities: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
 
 def points(bins: Sequence[Bin]) -> list[dict]:
     """The bins as a curve of `metrics.json`."""
-    return [{"predicted": b.predicted, "observed": b.observed.value, "low": b.observed.low, "high": b.observed.high,
-             "n": b.observed.n} for b in bins]
+    return [
+        {
+            "predicted": b.predicted,
+            "observed": b.observed.value,
+            "low": b.observed.low,
+            "high": b.observed.high,
+            "n": b.observed.n,
+        }
+        for b in bins
+    ]
 
 
 def _checked(probabilities, outcomes) -> tuple[np.ndarray, np.ndarray]:

@@ -31,10 +31,17 @@ def echoes(text: str, source: str) -> bool:
 
 def of_critiques(records: Sequence[Mapping]) -> list[bool]:
     """Of every revision that followed a critique: whether it echoes the critique, where it should have answered the prompt."""
-    return [echoes(turn["revision"], turn["critique"]) for record in records for turn in record["rounds"] if turn.get("critique")]
+    return [
+        echoes(turn["revision"], turn["critique"])
+        for record in records
+        for turn in record["rounds"]
+        if turn.get("critique")
+    ]
 
 
-def of_revisions(records: Sequence[Mapping], examples: Mapping[str, Sequence[str]]) -> tuple[list[bool], list[bool]]:
+def of_revisions(
+    records: Sequence[Mapping], examples: Mapping[str, Sequence[str]]
+) -> tuple[list[bool], list[bool]]:
     """(of every critique, of every revision): whether it repeats a worked example. `examples`: id → its texts. A revision is
     not blamed for what stands in the critique that it follows, only for what the answer, dialogue and requests do not hold."""
     critiques, revisions = [], []

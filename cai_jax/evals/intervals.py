@@ -54,11 +54,20 @@ def net_wins(differences: Sequence[float]) -> Estimate:
     is not certain where all of a few agree."""
     won = sum(0.5 * (1 + float(d > 0) - float(d < 0)) for d in differences)
     found = wilson(won, len(differences))
-    return found if found.value is None else Estimate(2 * found.value - 1, 2 * found.low - 1, 2 * found.high - 1, found.n)
+    return (
+        found
+        if found.value is None
+        else Estimate(2 * found.value - 1, 2 * found.low - 1, 2 * found.high - 1, found.n)
+    )
 
 
-def bootstrap_mean(values: Sequence[float], *, seed: int = 0, level: float = 0.95,
-                   num_resamples: int = NUM_RESAMPLES) -> Estimate:
+def bootstrap_mean(
+    values: Sequence[float],
+    *,
+    seed: int = 0,
+    level: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Estimate:
     """Mean of `values` [n] with a bootstrap-t interval (Efron & Tibshirani 1993, section 12.5).
 
     The percentile bootstrap is too narrow below about 50 items, which is where small runs live; studentised resamples

@@ -18,7 +18,9 @@ FEWEST = 8  # prompts below which no line is fitted
 RIDGE = 0.25  # on the slope: keeps it finite where length separates wins from losses
 
 
-def score_difference(scores: Sequence[float], lengths: Sequence[float], *, level: float = 0.95, seed: int = 0) -> Estimate:
+def score_difference(
+    scores: Sequence[float], lengths: Sequence[float], *, level: float = 0.95, seed: int = 0
+) -> Estimate:
     """The intercept of d on l by least squares, with a t-interval on errors that may differ by prompt (HC3, MacKinnon & White
     1985). The plain mean where all l are equal; no interval below eight prompts."""
     d, gap = _checked(scores, lengths)
@@ -37,8 +39,14 @@ def score_difference(scores: Sequence[float], lengths: Sequence[float], *, level
     return Estimate(float(fitted[0]), float(fitted[0]) - half, float(fitted[0]) + half, n)
 
 
-def net_wins(scores: Sequence[float], lengths: Sequence[float], *, level: float = 0.95, seed: int = 0,
-             num_resamples: int = 1000) -> Estimate:
+def net_wins(
+    scores: Sequence[float],
+    lengths: Sequence[float],
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    num_resamples: int = 1000,
+) -> Estimate:
     """P(win) − P(loss) at equal length: 2 σ(a) − 1 of P(win) = σ(a + b · tanh(l / std l)), with one virtual tie at l = 0 and a
     small ridge on b. A tie is half a win; zero means that neither is preferred. Percentile bootstrap over prompts."""
     d, gap = _checked(scores, lengths)
@@ -74,6 +82,12 @@ def _fit(counts: np.ndarray, x: np.ndarray, won: np.ndarray, num_steps: int = 30
 
 def _checked(scores, lengths) -> tuple[np.ndarray, np.ndarray]:
     d, gap = np.asarray(scores, np.float64), np.asarray(lengths, np.float64)
-    if d.shape != gap.shape or d.ndim != 1 or not (np.all(np.isfinite(d)) and np.all(np.isfinite(gap))):
-        raise ValueError("a length-controlled comparison takes as many finite differences of length as of score")
+    if (
+        d.shape != gap.shape
+        or d.ndim != 1
+        or not (np.all(np.isfinite(d)) and np.all(np.isfinite(gap)))
+    ):
+        raise ValueError(
+            "a length-controlled comparison takes as many finite differences of length as of score"
+        )
     return d, gap

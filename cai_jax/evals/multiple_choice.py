@@ -36,7 +36,9 @@ class ChoiceResult:
     probabilities: tuple[float, ...]
     correct: int
     chains: tuple[str, ...] = ()
-    by_chain: tuple[tuple[float, ...], ...] = ()  # the probabilities after each of the chains, whose mean `probabilities` is
+    by_chain: tuple[
+        tuple[float, ...], ...
+    ] = ()  # the probabilities after each of the chains, whose mean `probabilities` is
     logprobs: tuple[float, ...] = ()
 
     @property
@@ -66,12 +68,17 @@ def question(prompt: str) -> str:
     return body.removesuffix(choices.ANSWER_LEAD).strip("\n ")
 
 
-def score_requests(items: Sequence, format, shots: Mapping[str, Sequence] | None = None) -> list[ScoreRequest]:
+def score_requests(
+    items: Sequence, format, shots: Mapping[str, Sequence] | None = None
+) -> list[ScoreRequest]:
     """One request per item: its options after "The answer is:". Its worked examples, `shots` by the item's id, are a leading
     segment, which items with the same ones share."""
     requests = []
     for item in items:
-        header = [(question(shot.prompt), shot.options[shot.correct]) for shot in (shots or {}).get(item.id, ())]
+        header = [
+            (question(shot.prompt), shot.options[shot.correct])
+            for shot in (shots or {}).get(item.id, ())
+        ]
         segments = choices.choice_segments(format, header, question(item.prompt))
         requests.append(ScoreRequest(item.id, segments, encode_options(item, format)))
     return requests
@@ -88,34 +95,62 @@ def draw_shots(items: Sequence, num_shots: int, seed: int) -> dict[str, list]:
     is answered, none is shown its own answer, and there are two headers to prefill.
     """
     count = min(num_shots, len(items) // 2)
-    drawn = seeds.row_rng(seed, "multiple_choice", "shots").permutation(len(items))[:2 * count].tolist()
+    drawn = (
+        seeds.row_rng(seed, "multiple_choice", "shots")
+        .permutation(len(items))[: 2 * count]
+        .tolist()
+    )
     first, second = (sorted(part) for part in (drawn[:count], drawn[count:]))
-    return {item.id: [items[j] for j in (second if i in first else first)] for i, item in enumerate(items)}
+    return {
+        item.id: [items[j] for j in (second if i in first else first)]
+        for i, item in enumerate(items)
+    }
 
 
-def answer(score: Callable, items: Sequence, format, *, shots: Mapping[str, Sequence] | None = None) -> Iterator[ChoiceResult]:
+def answer(
+    score: Callable, items: Sequence, format, *, shots: Mapping[str, Sequence] | None = None
+) -> Iterator[ChoiceResult]:
     """Results as they are scored. `score(requests)` yields a Score for each request that fits the context; items whose
     request it leaves out are left out here."""
     by_id = {item.id: item for item in items}
     for found in score(score_requests(items, format, shots)) if items else ():
         item = by_id[found.id]
-        yield ChoiceResult(item.id, item.subset, normalise(found.logprobs), item.correct, logprobs=found.logprobs)
+        yield ChoiceResult(
+            item.id, item.subset, normalise(found.logprobs), item.correct, logprobs=found.logprobs
+        )
 
 
-def answer_with_chains(sample: Callable, score: Callable, items: Sequence, format, *, seed: int, num_chains: int = 1,
-                       max_chain_tokens: int = 128, temperature: float = 1.0) -> Iterator[ChoiceResult]:
+def answer_with_chains(
+    sample: Callable,
+    score: Callable,
+    items: Sequence,
+    format,
+    *,
+    seed: int,
+    num_chains: int = 1,
+    max_chain_tokens: int = 128,
+    temperature: float = 1.0,
+) -> Iterator[ChoiceResult]:
     """Chain of thought: each of `num_chains` sampled chains answers, and the probabilities are averaged. Works in blocks
     of items, so that a caller who keeps results loses little when it is stopped.
 
     `sample(requests, sampling)` yields Completions and `score(requests)` Scores, both of what fits the context.
     """
     for start in range(0, len(items), CHAIN_BLOCK):
-        block = items[start:start + CHAIN_BLOCK]
+        block = items[start : start + CHAIN_BLOCK]
         by_id = {item.id: item for item in block}
-        requests = [SampleRequest(f"{item.id}#{k}", choices.chain_segments(format, (), question(item.prompt)),
-                                  seeds.row_key(seed, "multiple_choice", item.id, k))
-                    for item in block for k in range(num_chains)]
-        sampling = SamplingParams(max_chain_tokens, temperature, stop_strings=tuple(format.stop_strings("assistant")))
+        requests = [
+            SampleRequest(
+                f"{item.id}#{k}",
+                choices.chain_segments(format, (), question(item.prompt)),
+                seeds.row_key(seed, "multiple_choice", item.id, k),
+            )
+            for item in block
+            for k in range(num_chains)
+        ]
+        sampling = SamplingParams(
+            max_chain_tokens, temperature, stop_strings=tuple(format.stop_strings("assistant"))
+        )
         chains = {c.id: c.text.strip() for c in sample(requests, sampling)}
         conclusions = []
         for name, chain in sorted(chains.items()):
@@ -131,8 +166,14 @@ def answer_with_chains(sample: Callable, score: Callable, items: Sequence, forma
             if ordered:
                 mean = np.mean([p for _, p in ordered], axis=0)
                 thoughts = tuple(chains[f"{item.id}#{k}"] for k, _ in ordered)
-                yield ChoiceResult(item.id, item.subset, tuple(mean.tolist()), item.correct, thoughts,
-                                   tuple(p for _, p in ordered))
+                yield ChoiceResult(
+                    item.id,
+                    item.subset,
+                    tuple(mean.tolist()),
+                    item.correct,
+                    thoughts,
+                    tuple(p for _, p in ordered),
+                )
 
 
 def accuracy(results: Sequence[ChoiceResult]) -> Estimate:
@@ -145,7 +186,7 @@ def option_texts(item) -> list[str] | None:
         texts = [item.dialogues[0][-1].text, item.dialogues[1][-1].text]
         return texts if item.correct == 0 else texts[::-1]
     tail = question(item.prompt)
-    found = OPTION_LINE.findall(tail[tail.rfind("Options:"):] if "Options:" in tail else tail)
+    found = OPTION_LINE.findall(tail[tail.rfind("Options:") :] if "Options:" in tail else tail)
     return [text.strip() for _, text in found] if len(found) == len(item.options) else None
 
 
@@ -161,9 +202,11 @@ def baselines(items: Sequence) -> dict[str, float | None]:
             top = max(len(t) for t in texts)
             tied = [i for i, t in enumerate(texts) if len(t) == top]
             longer.append(1.0 / len(tied) if item.correct in tied else 0.0)
-    return {"chance": float(np.mean([1 / len(item.options) for item in items])),
-            "majority": max(letters.values()) / len(items),
-            "longer": float(np.mean(longer)) if len(longer) == len(items) else None}
+    return {
+        "chance": float(np.mean([1 / len(item.options) for item in items])),
+        "majority": max(letters.values()) / len(items),
+        "longer": float(np.mean(longer)) if len(longer) == len(items) else None,
+    }
 
 
 def first_option_share(results: Sequence[ChoiceResult]) -> Estimate:
@@ -171,18 +214,41 @@ def first_option_share(results: Sequence[ChoiceResult]) -> Estimate:
     return wilson(sum(r.picked == 0 for r in results), len(results))
 
 
-def against(model: str, other: str, on: str, mode: str, found: Sequence[ChoiceResult],
-            before: Sequence[ChoiceResult]) -> list[dict]:
+def against(
+    model: str,
+    other: str,
+    on: str,
+    mode: str,
+    found: Sequence[ChoiceResult],
+    before: Sequence[ChoiceResult],
+) -> list[dict]:
     """The paired difference of `model` to `other` in one mode on the same items; none of a model to itself."""
     if model == other:
         return []
     a, b = ({result.id: result.right for result in results} for results in (before, found))
-    return [row(f"choice_{mode}", on, model, paired_difference(a, b), against=other, unit="accuracy", good="higher",
-                p_value=mcnemar(a, b))]
+    return [
+        row(
+            f"choice_{mode}",
+            on,
+            model,
+            paired_difference(a, b),
+            against=other,
+            unit="accuracy",
+            good="higher",
+            p_value=mcnemar(a, b),
+        )
+    ]
 
 
-def rows(model: str, on: str, mode: str, items: Sequence, found: Sequence[ChoiceResult], curves: dict,
-         plain: Sequence[ChoiceResult] = ()) -> list[dict]:
+def rows(
+    model: str,
+    on: str,
+    mode: str,
+    items: Sequence,
+    found: Sequence[ChoiceResult],
+    curves: dict,
+    plain: Sequence[ChoiceResult] = (),
+) -> list[dict]:
     """The rows of one mode on one set: accuracy over all and by subset with its baselines, the paired difference to `plain`
     (the same items zero-shot), the first of several chains alone, the share of first options, and calibration.
 
@@ -199,22 +265,67 @@ def rows(model: str, on: str, mode: str, items: Sequence, found: Sequence[Choice
     for name, part in parts.items():
         ids = {result.id for result in part}
         base = baselines([item for item in items if item.id in ids])
-        out.append(row(f"choice_{mode}", name, model, accuracy(part), unit="accuracy", good="higher", baseline=base))
+        out.append(
+            row(
+                f"choice_{mode}",
+                name,
+                model,
+                accuracy(part),
+                unit="accuracy",
+                good="higher",
+                baseline=base,
+            )
+        )
         if plain:
             before = {result.id: result.right for result in plain if result.id in ids}
             now = {result.id: result.right for result in part}
-            out.append(row(f"choice_{mode}", name, model, paired_difference(before, now), against="zero_shot", unit="accuracy",
-                           good="higher", p_value=mcnemar(before, now)))
+            out.append(
+                row(
+                    f"choice_{mode}",
+                    name,
+                    model,
+                    paired_difference(before, now),
+                    against="zero_shot",
+                    unit="accuracy",
+                    good="higher",
+                    p_value=mcnemar(before, now),
+                )
+            )
         if part and all(len(result.by_chain) > 1 for result in part):
-            alone = [dataclasses.replace(result, probabilities=result.by_chain[0]) for result in part]
-            out.append(row("choice_one_chain", name, model, accuracy(alone), unit="accuracy", good="higher", baseline=base))
+            alone = [
+                dataclasses.replace(result, probabilities=result.by_chain[0]) for result in part
+            ]
+            out.append(
+                row(
+                    "choice_one_chain",
+                    name,
+                    model,
+                    accuracy(alone),
+                    unit="accuracy",
+                    good="higher",
+                    baseline=base,
+                )
+            )
     right_first = sum(result.correct == 0 for result in found) / len(found)
-    out.append(row(f"first_option_{mode}", on, model, first_option_share(found), unit="share", baseline={"right": right_first}))
+    out.append(
+        row(
+            f"first_option_{mode}",
+            on,
+            model,
+            first_option_share(found),
+            unit="share",
+            baseline={"right": right_first},
+        )
+    )
     if all(len(result.probabilities) == 2 for result in found):
         right = np.array([result.probabilities[result.correct] for result in found])
-        stated = {mode: right} | ({f"{mode}_clamped": np.clip(right, *CLAMP)} if mode == "chain_of_thought" else {})
+        stated = {mode: right} | (
+            {f"{mode}_clamped": np.clip(right, *CLAMP)} if mode == "chain_of_thought" else {}
+        )
         for name, values in stated.items():
-            bins = calibration.reliability(*calibration.confidence(values), num_bins=5, span=(0.5, 1.0))
+            bins = calibration.reliability(
+                *calibration.confidence(values), num_bins=5, span=(0.5, 1.0)
+            )
             curves[f"choice_{name}/{on}"] = calibration.points(bins)
             error = Estimate(calibration.expected_calibration_error(bins), None, None, len(right))
             out.append(row(f"ece_{name}", on, model, error, unit="ECE", good="lower"))

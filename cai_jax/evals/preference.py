@@ -31,8 +31,14 @@ def wins(better: Sequence[float], worse: Sequence[float]) -> np.ndarray:
     return np.where(a == b, 0.5, (a > b).astype(np.float64))
 
 
-def pair_accuracy(chosen: Sequence[float], rejected: Sequence[float], chosen_texts: Sequence[str],
-                  rejected_texts: Sequence[str], *, num_bins: int = 5) -> PairAccuracy:
+def pair_accuracy(
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    chosen_texts: Sequence[str],
+    rejected_texts: Sequence[str],
+    *,
+    num_bins: int = 5,
+) -> PairAccuracy:
     """From scores [n] of the chosen and the rejected texts; P(chosen better) = σ(r_chosen − r_rejected), 2204 eq. 2.1.
 
     Calibration: confidence max(P, 1−P) in [½, 1] against how often the preferred one is the chosen one.
@@ -43,6 +49,12 @@ def pair_accuracy(chosen: Sequence[float], rejected: Sequence[float], chosen_tex
     longer = wins([len(t) for t in chosen_texts], [len(t) for t in rejected_texts])
     probability = 0.5 * (1 + np.tanh((chosen - rejected) / 2))  # σ without overflow
     bins = reliability(*confidence(probability), num_bins=num_bins, span=(0.5, 1.0))
-    return PairAccuracy(wilson(float(won.sum()), n), wilson(float(longer.sum()), n),
-                        float(np.mean(chosen - rejected)) if n else None, expected_calibration_error(bins), bins,
-                        won.tolist(), longer.tolist())
+    return PairAccuracy(
+        wilson(float(won.sum()), n),
+        wilson(float(longer.sum()), n),
+        float(np.mean(chosen - rejected)) if n else None,
+        expected_calibration_error(bins),
+        bins,
+        won.tolist(),
+        longer.tolist(),
+    )

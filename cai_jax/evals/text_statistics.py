@@ -43,7 +43,9 @@ APOLOGY = re.compile(r"\b(?:sorry|apologi[sz]e|my apologies|unfortunately)\b")
 REFUSAL = re.compile("|".join(REFUSAL_PHRASES))
 BOILERPLATE = re.compile("|".join(BOILERPLATE_PHRASES))
 WANTED_SUBSTANCE = 20  # words left in the other sentences that make a refusal an engaged one
-OPENING_SENTENCES = 3  # a refusal is said at the start; "I can't" later on is usually part of an explanation
+OPENING_SENTENCES = (
+    3  # a refusal is said at the start; "I can't" later on is usually part of an explanation
+)
 
 
 def words(text: str) -> list[str]:
@@ -68,14 +70,24 @@ def refusal_kind(text: str) -> str:
         return "empty"
     if not any(_refuses(piece) for piece in pieces[:OPENING_SENTENCES]):
         return "answer"
-    rest = [piece for piece in pieces
-            if not (_refuses(piece) or APOLOGY.search(piece) or BOILERPLATE.search(piece) or piece.endswith("?"))]
+    rest = [
+        piece
+        for piece in pieces
+        if not (
+            _refuses(piece)
+            or APOLOGY.search(piece)
+            or BOILERPLATE.search(piece)
+            or piece.endswith("?")
+        )
+    ]
     return "engaged" if sum(len(words(piece)) for piece in rest) >= WANTED_SUBSTANCE else "evasive"
 
 
 def _refuses(sentence: str) -> bool:
     """A refusal phrase, or an apology with nothing after it ("I'm sorry.")."""
-    return bool(REFUSAL.search(sentence) or (APOLOGY.search(sentence) and len(words(sentence)) <= 4))
+    return bool(
+        REFUSAL.search(sentence) or (APOLOGY.search(sentence) and len(words(sentence)) <= 4)
+    )
 
 
 def boilerplate_count(text: str) -> int:
@@ -83,7 +95,7 @@ def boilerplate_count(text: str) -> int:
 
 
 def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(tokens[i:i + n]) for i in range(len(tokens) - n + 1)]
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
 def repetition(text: str, n: int = 4) -> float:
@@ -116,5 +128,9 @@ class TextStatistics:
 
 
 def describe(texts: Sequence[str]) -> TextStatistics:
-    return TextStatistics([len(words(t)) for t in texts], [repetition(t) for t in texts],
-                          [boilerplate_count(t) for t in texts], [refusal_kind(t) for t in texts])
+    return TextStatistics(
+        [len(words(t)) for t in texts],
+        [repetition(t) for t in texts],
+        [boilerplate_count(t) for t in texts],
+        [refusal_kind(t) for t in texts],
+    )

@@ -105,8 +105,11 @@ def _constitution(stages: list[Stage]) -> str:
         except UserError as error:
             lines.append(f"(no longer readable here: {plain(error)})\n")
             continue
-        texts = ([(p.id, p.critique_request) for p in found.critique_principles] if stage.kind == "revise"
-                 else [(p.id, p.text) for p in found.comparison_principles])
+        texts = (
+            [(p.id, p.critique_request) for p in found.critique_principles]
+            if stage.kind == "revise"
+            else [(p.id, p.text) for p in found.comparison_principles]
+        )
         lines += [f"- {plain(name)}: {plain(text)}" for name, text in texts] + [""]
     return "\n".join(lines) + "\n" if lines else "No stage behind this model read principles.\n"
 
@@ -114,39 +117,86 @@ def _constitution(stages: list[Stage]) -> str:
 def _stages(stages: list[Stage]) -> str:
     rows = []
     for stage in stages:
-        sources = [f"`{stage.fields[key]['source']}`" for key in ("prompts", "human")
-                   if isinstance(stage.fields.get(key), dict) and stage.fields[key].get("source")]
+        sources = [
+            f"`{stage.fields[key]['source']}`"
+            for key in ("prompts", "human")
+            if isinstance(stage.fields.get(key), dict) and stage.fields[key].get("source")
+        ]
         sources += [f"@{parent}" for parent in stage.manifest.get("parents") or ()]
         models = [f"`{value}`" for key, value in stage.fields.items() if key.endswith(" →")]
-        dropped = ", ".join(f"{count} {plain(reason)}" for reason, count in sorted(stage.dropped.items()))
-        count = stage.summary.get("rows", stage.summary.get("examples", stage.summary.get("updates", "")))
-        rows.append([f"`{stage.name}`", stage.kind, ", ".join(dict.fromkeys(models)), ", ".join(sources), str(count), dropped])
+        dropped = ", ".join(
+            f"{count} {plain(reason)}" for reason, count in sorted(stage.dropped.items())
+        )
+        count = stage.summary.get(
+            "rows", stage.summary.get("examples", stage.summary.get("updates", ""))
+        )
+        rows.append(
+            [
+                f"`{stage.name}`",
+                stage.kind,
+                ", ".join(dict.fromkeys(models)),
+                ", ".join(sources),
+                str(count),
+                dropped,
+            ]
+        )
     return table(["stage", "kind", "models", "reads", "rows", "left out"], rows)
 
 
 def _settings(stage: Stage) -> str:
-    fields = {key: value for key, value in stage.fields.items() if key != "kind" and not key.endswith((" →", " contents"))}
+    fields = {
+        key: value
+        for key, value in stage.fields.items()
+        if key != "kind" and not key.endswith((" →", " contents"))
+    }
     text = json.dumps(fields, sort_keys=True, ensure_ascii=True)
     return f"- `{stage.name}`: `{text.replace('`', chr(39))}`"
 
 
 def _numbers(run: Run, stages: list[Stage], name: str) -> str:
-    lines = [f"- `{stage.name}`: {plain(stage.summary['headline'])}" for stage in stages if stage.summary.get("headline")]
-    names = {key for stage in run.of_kind("evaluate") for key, reference in (stage.fields.get("models") or {}).items()
-             if str(reference).partition(":")[0] == f"@{name}"}
+    lines = [
+        f"- `{stage.name}`: {plain(stage.summary['headline'])}"
+        for stage in stages
+        if stage.summary.get("headline")
+    ]
+    names = {
+        key
+        for stage in run.of_kind("evaluate")
+        for key, reference in (stage.fields.get("models") or {}).items()
+        if str(reference).partition(":")[0] == f"@{name}"
+    }
     reward = any(stage.fields.get("reward") == f"@{name}" for stage in run.of_kind("evaluate"))
     rows = []
     for row in run.evaluation["rows"]:
-        if isinstance(row.get("value"), int | float) and (row.get("model") in names or reward and row["metric"] == "pm_accuracy"):
+        if isinstance(row.get("value"), int | float) and (
+            row.get("model") in names or reward and row["metric"] == "pm_accuracy"
+        ):
             low, high = row.get("low"), row.get("high")
             interval = f"[{low:.3g}, {high:.3g}]" if low is not None and high is not None else ""
-            rows.append([plain(row["metric"]), plain(row.get("on") or ""), plain(row.get("against") or ""),
-                         f"{row['value']:.3g} {interval}", str(row.get("n", ""))])
-    return "\n".join(lines) + "\n\n" + table(["measured", "on", "against", "value [95 % interval]", "n"], rows)
+            rows.append(
+                [
+                    plain(row["metric"]),
+                    plain(row.get("on") or ""),
+                    plain(row.get("against") or ""),
+                    f"{row['value']:.3g} {interval}",
+                    str(row.get("n", "")),
+                ]
+            )
+    return (
+        "\n".join(lines)
+        + "\n\n"
+        + table(["measured", "on", "against", "value [95 % interval]", "n"], rows)
+    )
 
 
 def _provenance(run: Run, stage: Stage) -> str:
-    facts = {"fingerprint": stage.manifest.get("fingerprint"), "seed": run.config.get("seed"),
-             "cai_jax": run.info.get("cai_jax"), "git revision": run.info.get("git_revision"),
-             "versions": ", ".join(f"{key} {value}" for key, value in sorted((run.info.get("versions") or {}).items()))}
+    facts = {
+        "fingerprint": stage.manifest.get("fingerprint"),
+        "seed": run.config.get("seed"),
+        "cai_jax": run.info.get("cai_jax"),
+        "git revision": run.info.get("git_revision"),
+        "versions": ", ".join(
+            f"{key} {value}" for key, value in sorted((run.info.get("versions") or {}).items())
+        ),
+    }
     return "".join(f"- {label}: `{value}`\n" for label, value in facts.items() if value is not None)

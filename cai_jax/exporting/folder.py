@@ -30,11 +30,20 @@ TEXT_TEMPLATE = (
 SAMPLE = (Message("human", "Could you help me?"), Message("assistant", "Yes, with what?"))
 
 
-def export_policy(directory, config, params, format, *, dtype=jnp.float32, shard_bytes: int = 5 * 10**9) -> None:
+def export_policy(
+    directory, config, params, format, *, dtype=jnp.float32, shard_bytes: int = 5 * 10**9
+) -> None:
     """Writes what AutoModelForCausalLM and AutoTokenizer load; generation ends where the sampler's does."""
     pad = padding_token(format)
-    hf.save_hf(directory, config, params, format.directory, dtype=dtype, shard_bytes=shard_bytes,
-               fields=_token_ids(format, pad))
+    hf.save_hf(
+        directory,
+        config,
+        params,
+        format.directory,
+        dtype=dtype,
+        shard_bytes=shard_bytes,
+        fields=_token_ids(format, pad),
+    )
     if artefacts.is_writer():
         write_tokenizer(directory, format, pad, chat_template(format))
         path = pathlib.Path(directory, "generation_config.json")
@@ -42,8 +51,16 @@ def export_policy(directory, config, params, format, *, dtype=jnp.float32, shard
         path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
-def export_reward(directory, config, params, format, normalisation, *, dtype=jnp.float32,
-                  shard_bytes: int = 5 * 10**9) -> float:
+def export_reward(
+    directory,
+    config,
+    params,
+    format,
+    normalisation,
+    *,
+    dtype=jnp.float32,
+    shard_bytes: int = 5 * 10**9,
+) -> float:
     """Writes what AutoModelForSequenceClassification loads; returns the score offset.
 
     `params` is {"decoder", "head"}, `normalisation` (mean, std) of its raw scores or None. UserError where no token is
@@ -51,11 +68,21 @@ def export_reward(directory, config, params, format, normalisation, *, dtype=jnp
     """
     pad = padding_token(format)
     if pad is None:
-        raise UserError(f"{format.directory}: every control token ends an answer; add one to the tokenizer to pad with")
+        raise UserError(
+            f"{format.directory}: every control token ends an answer; add one to the tokenizer to pad with"
+        )
     decoder, weight_D, offset = folded(params, normalisation)
     fields = _token_ids(format, pad) | {"score_offset": offset}
-    hf.save_hf(directory, config, decoder, format.directory, dtype=dtype, shard_bytes=shard_bytes, score=weight_D,
-               fields=fields)
+    hf.save_hf(
+        directory,
+        config,
+        decoder,
+        format.directory,
+        dtype=dtype,
+        shard_bytes=shard_bytes,
+        score=weight_D,
+        fields=fields,
+    )
     if artefacts.is_writer():
         pathlib.Path(directory, "generation_config.json").unlink(missing_ok=True)
         write_tokenizer(directory, format, pad, scoring_template(format))
@@ -64,12 +91,18 @@ def export_reward(directory, config, params, format, normalisation, *, dtype=jnp
 
 def folded(params: dict, normalisation) -> tuple[dict, np.ndarray, float]:
     """(decoder's parameters, float32 weight [D], offset): normalised score = weight · hidden + offset."""
-    head = {name: np.asarray(sharding.fetch(value), np.float64) for name, value in params["head"].items()}
+    head = {
+        name: np.asarray(sharding.fetch(value), np.float64)
+        for name, value in params["head"].items()
+    }
     head = heads.normalised_head(head, normalisation)
     weight_D, offset, decoder = head["weight"], float(head["bias"]), params["decoder"]
     if "final_norm_bias" in decoder and np.any(weight_D):
         shift_D = offset * weight_D / np.sum(weight_D**2)
-        decoder, offset = {**decoder, "final_norm_bias": decoder["final_norm_bias"] + shift_D.astype(np.float32)}, 0.0
+        decoder, offset = (
+            {**decoder, "final_norm_bias": decoder["final_norm_bias"] + shift_D.astype(np.float32)},
+            0.0,
+        )
     return decoder, weight_D.astype(np.float32), offset
 
 
@@ -88,7 +121,9 @@ def chat_template(format) -> str | None:
     if format.kind == "chat":
         return format.tokenizer.hf.chat_template
     bos = "{{ bos_token }}" if format.tokenizer.bos is not None else ""
-    return bos + TEXT_TEMPLATE % json.dumps(format.tokenizer.hf.convert_ids_to_tokens(format.tokenizer.eos))
+    return bos + TEXT_TEMPLATE % json.dumps(
+        format.tokenizer.hf.convert_ids_to_tokens(format.tokenizer.eos)
+    )
 
 
 def scoring_template(format) -> str | None:
@@ -98,15 +133,25 @@ def scoring_template(format) -> str | None:
     if format.kind == "text":
         return template
     trimmed = "{% set dialogue %}" + template + "{% endset %}{{ dialogue.rstrip() }}"
-    turns = [{"role": "user", "content": SAMPLE[0].text}, {"role": "assistant", "content": SAMPLE[1].text}]
+    turns = [
+        {"role": "user", "content": SAMPLE[0].text},
+        {"role": "assistant", "content": SAMPLE[1].text},
+    ]
     text = format.tokenizer.hf.apply_chat_template(turns, chat_template=trimmed, tokenize=False)
-    return trimmed if format.tokenizer.encode(text, special=True) == format.score_input(SAMPLE) else template
+    return (
+        trimmed
+        if format.tokenizer.encode(text, special=True) == format.score_input(SAMPLE)
+        else template
+    )
 
 
 def _token_ids(format, pad) -> dict:
     eos = list(format.eos_ids)
-    return {"bos_token_id": format.tokenizer.hf.bos_token_id, "eos_token_id": eos[0] if len(eos) == 1 else eos,
-            "pad_token_id": None if pad is None else pad[1]}
+    return {
+        "bos_token_id": format.tokenizer.hf.bos_token_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos,
+        "pad_token_id": None if pad is None else pad[1],
+    }
 
 
 def write_tokenizer(directory, format, pad, template: str | None) -> None:
@@ -117,10 +162,14 @@ def write_tokenizer(directory, format, pad, template: str | None) -> None:
         changes["chat_template"] = template
         (directory / "chat_template.jinja").unlink(missing_ok=True)
     path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps(_read(path) | changes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(_read(path) | changes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     names = directory / "special_tokens_map.json"
     if names.exists() and pad:
-        names.write_text(json.dumps(_read(names) | {"pad_token": pad[0]}, indent=2) + "\n", encoding="utf-8")
+        names.write_text(
+            json.dumps(_read(names) | {"pad_token": pad[0]}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _read(path: pathlib.Path) -> dict:

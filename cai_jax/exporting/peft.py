@@ -19,12 +19,17 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.models.lora import Adapters
 
 
-def modules(config: ModelConfig, adapters: Adapters, trained: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def modules(
+    config: ModelConfig, adapters: Adapters, trained: dict
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{name of the module: (A [R, in], B [out, R])} of the adapted modules of all layers."""
     found: dict[str, list] = {}
     for name in adapters.names(config):
         weight = names.Weight(("layers", name), config)
-        pair = {key: np.asarray(sharding.fetch(value), np.float32) for key, value in trained["layers"][name].items()}
+        pair = {
+            key: np.asarray(sharding.fetch(value), np.float32)
+            for key, value in trained["layers"][name].items()
+        }
         for layer, file_name in enumerate(weight.names):
             a, b = pair["a"][layer], np.moveaxis(pair["b"][layer], 0, -1)  # [*in, R], [*out, R]
             if weight.part is not None:
@@ -33,8 +38,10 @@ def modules(config: ModelConfig, adapters: Adapters, trained: dict) -> dict[str,
                 b = whole
             pieces = a.reshape(-1, adapters.rank).T, b.reshape(-1, adapters.rank)
             found.setdefault(file_name.removesuffix(".weight"), []).append(pieces)
-    return {name: (np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts], axis=1))
-            for name, parts in found.items()}
+    return {
+        name: (np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts], axis=1))
+        for name, parts in found.items()
+    }
 
 
 def export_adapters(directory, model, base: str, *, dtype=np.float32) -> float | None:
@@ -48,9 +55,15 @@ def export_adapters(directory, model, base: str, *, dtype=np.float32) -> float |
     found = modules(model.config, adapters, model.trained)
     tensors, offset, more = {}, None, {"task_type": "CAUSAL_LM", "modules_to_save": None}
     for name, (a, b) in found.items():
-        tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+        tensors |= {
+            f"base_model.model.{name}.lora_A.weight": a,
+            f"base_model.model.{name}.lora_B.weight": b,
+        }
     if model.kind == "reward":
-        head = {name: np.asarray(sharding.fetch(value), np.float64) for name, value in model.params["head"].items()}
+        head = {
+            name: np.asarray(sharding.fetch(value), np.float64)
+            for name, value in model.params["head"].items()
+        }
         head = heads.normalised_head(head, model.normalisation)
         tensors["base_model.model.score.weight"], offset = head["weight"][None], float(head["bias"])
         more = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
@@ -60,15 +73,34 @@ def export_adapters(directory, model, base: str, *, dtype=np.float32) -> float |
     ranks = {name.rpartition(".")[2]: a.shape[0] for name, (a, _) in found.items()}
     joined = {name: rank for name, rank in ranks.items() if rank != adapters.rank}
     fields = {
-        "peft_type": "LORA", **more, "base_model_name_or_path": base, "r": adapters.rank, "lora_alpha": adapters.alpha,
-        "target_modules": sorted(ranks), "rank_pattern": joined,
-        "alpha_pattern": {name: adapters.scale * rank for name, rank in joined.items()}, "bias": "none", "lora_dropout": 0.0,
-        "fan_in_fan_out": False, "use_rslora": False, "use_dora": False, "init_lora_weights": True, "inference_mode": True,
-    }  # fmt: skip
-    (directory / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        "peft_type": "LORA",
+        **more,
+        "base_model_name_or_path": base,
+        "r": adapters.rank,
+        "lora_alpha": adapters.alpha,
+        "target_modules": sorted(ranks),
+        "rank_pattern": joined,
+        "alpha_pattern": {name: adapters.scale * rank for name, rank in joined.items()},
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    (directory / "adapter_config.json").write_text(
+        json.dumps(fields, indent=2) + "\n", encoding="utf-8"
+    )
     shapes = {name: value.shape for name, value in tensors.items()}
-    tensor_files.write_tensors(directory / "adapter_model.safetensors", shapes, dtype, tensors.items())
+    tensor_files.write_tensors(
+        directory / "adapter_model.safetensors", shapes, dtype, tensors.items()
+    )
     hf.copy_tokenizer(model.format.directory, directory)
-    template = folder.chat_template(model.format) if offset is None else folder.scoring_template(model.format)
+    template = (
+        folder.chat_template(model.format)
+        if offset is None
+        else folder.scoring_template(model.format)
+    )
     folder.write_tokenizer(directory, model.format, folder.padding_token(model.format), template)
     return offset

@@ -73,7 +73,9 @@ def write_bytes(path, data: bytes) -> None:
                     pass
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot write ({error.strerror or error}); free space or choose another --workdir") from error
+        raise UserError(
+            f"{path}: cannot write ({error.strerror or error}); free space or choose another --workdir"
+        ) from error
 
 
 def write_json(path, value) -> None:
@@ -88,7 +90,9 @@ def read_json(path) -> dict | None:
     try:
         value = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise UserError(f"{located(path)}: not readable as JSON ({error}); move the file aside to redo the stage") from error
+        raise UserError(
+            f"{located(path)}: not readable as JSON ({error}); move the file aside to redo the stage"
+        ) from error
     if not isinstance(value, dict):
         raise UserError(f"{located(path)}: expected a JSON object")
     return value
@@ -96,7 +100,11 @@ def read_json(path) -> dict | None:
 
 def seal(value: dict) -> str:
     """A digest of a JSON object, apart from its own field "digest"."""
-    return mark(json.dumps({key: item for key, item in value.items() if key != "digest"}, sort_keys=True).encode())
+    return mark(
+        json.dumps(
+            {key: item for key, item in value.items() if key != "digest"}, sort_keys=True
+        ).encode()
+    )
 
 
 def write_sealed(path, value: dict) -> None:
@@ -109,7 +117,9 @@ def read_sealed(path) -> dict | None:
     """`read_json` of what `write_sealed` wrote; UserError where its digest is not that of its contents."""
     value = read_json(path)
     if value is not None and value.get("digest", seal(value)) != seal(value):
-        raise UserError(f"{located(path)}: damaged, its digest is not that of its contents; move {path} aside to redo it")
+        raise UserError(
+            f"{located(path)}: damaged, its digest is not that of its contents; move {path} aside to redo it"
+        )
     return value
 
 
@@ -154,7 +164,9 @@ def _parse_lines(path, text: str) -> list[dict]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{located(path, number)}: not a JSON object ({error}); move the file aside to redo it") from error
+            raise UserError(
+                f"{located(path, number)}: not a JSON object ({error}); move the file aside to redo it"
+            ) from error
         if not isinstance(row, dict) or not isinstance(row.get("id"), str):
             raise UserError(f"{located(path, number, 'id')}: expected a record with a string id")
         rows.append(row)
@@ -236,11 +248,18 @@ class Journal:
             barrier(f"journal flushed {self._parts}")
             rows, _ = self._read()
             if rows.keys() != self.finished.keys():
-                raise Damaged(self._stage, f"{self._parts}: {len(self.finished.keys() - rows.keys())} records are lost", True)
+                raise Damaged(
+                    self._stage,
+                    f"{self._parts}: {len(self.finished.keys() - rows.keys())} records are lost",
+                    True,
+                )
         lines = [dump(rows[key]) for key in sorted(rows)]
         text = "".join(line + "\n" for line in lines)
         if is_writer():
-            write_text(self._target.with_suffix(".digests"), "".join(mark(line.encode()) + "\n" for line in lines))
+            write_text(
+                self._target.with_suffix(".digests"),
+                "".join(mark(line.encode()) + "\n" for line in lines),
+            )
             write_text(self._target, text)
         barrier(f"journal finished {self._target}")
         self.remove_parts()
@@ -284,7 +303,10 @@ class StageDirectory:
     @property
     def holds_work(self) -> bool:
         """Whether there is anything that a stage computed."""
-        found = any(next(self.path.glob(pattern), None) for pattern in ("*.jsonl", "*.parts/*.jsonl", "checkpoints/*", "*.html"))
+        found = any(
+            next(self.path.glob(pattern), None)
+            for pattern in ("*.jsonl", "*.parts/*.jsonl", "checkpoints/*", "*.html")
+        )
         return found or self.done
 
     @property
@@ -326,7 +348,9 @@ class StageDirectory:
         text = path.read_text()
         expected = self.manifest.get("sha256", {}).get(name)
         if expected and hashlib.sha256(text.encode()).hexdigest() != expected:
-            raise UserError(f"{path}: contents differ from what the stage wrote (SHA-256); move {self.path} aside to redo it")
+            raise UserError(
+                f"{path}: contents differ from what the stage wrote (SHA-256); move {self.path} aside to redo it"
+            )
         return _parse_lines(path, text)
 
 

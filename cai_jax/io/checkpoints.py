@@ -35,7 +35,9 @@ def _words(x):
     """The bits of an array as uint32."""
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32)
-    return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")).astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")).astype(
+        jnp.uint32
+    )
 
 
 def _mix(x):
@@ -73,7 +75,10 @@ def _flat(tree) -> dict:
 def _without_abandoned_writes(otherwise, unraisable):
     """Once one read or write has failed, Orbax closes its event loop and drops its coroutines; tensorstore's threads
     still report theirs to it, and each prints a traceback. The first failure is what is told."""
-    closed = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
+    closed = (
+        isinstance(unraisable.exc_value, RuntimeError)
+        and str(unraisable.exc_value) == "Event loop is closed"
+    )
     dropped = getattr(getattr(unraisable.object, "cr_code", None), "co_filename", "")
     if not closed and "orbax" not in dropped:
         otherwise(unraisable)
@@ -86,7 +91,9 @@ def _orbax() -> ocp.Checkpointer:
     absl_logging.set_verbosity(absl_logging.FATAL)
     sys.unraisablehook = functools.partial(_without_abandoned_writes, sys.unraisablehook)
     # Weights do not compress: without compression a save takes a quarter of the time.
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False))
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
+    )
 
 
 @contextlib.contextmanager
@@ -119,7 +126,11 @@ class Checkpoints:
 
     def __init__(self, directory, keep: int = 2):
         """`keep`: how many of the newest steps stay; steps saved with keep=True stay for ever (their weights only)."""
-        self.path = epath.Path(directory).absolute() if "://" not in str(directory) else epath.Path(directory)
+        self.path = (
+            epath.Path(directory).absolute()
+            if "://" not in str(directory)
+            else epath.Path(directory)
+        )
         self._keep = keep
 
     def _step(self, step: int) -> epath.Path:
@@ -134,7 +145,11 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The finished steps, ascending."""
         found = sorted(self.path.glob("[0-9]*")) if self.path.exists() else []
-        return [int(folder.name) for folder in found if folder.name.isdigit() and (folder / "step.json").exists()]
+        return [
+            int(folder.name)
+            for folder in found
+            if folder.name.isdigit() and (folder / "step.json").exists()
+        ]
 
     def latest(self) -> int | None:
         steps = self.steps()
@@ -142,9 +157,13 @@ class Checkpoints:
 
     def fingerprint(self, step: int, item: str) -> str:
         """16 hexadecimal digits that tell the values of an item from any others, from the digests saved with it."""
-        return hashlib.sha256(artefacts.dump(self._info(step)["digests"][item]).encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            artefacts.dump(self._info(step)["digests"][item]).encode()
+        ).hexdigest()[:16]
 
-    def save(self, step: int, trees: Mapping, meta: Mapping | None = None, *, keep: bool = False) -> None:
+    def save(
+        self, step: int, trees: Mapping, meta: Mapping | None = None, *, keep: bool = False
+    ) -> None:
         """Saves the named trees of arrays and the JSON-able `meta`; returns when all is on disk.
 
         Raises ValueError where the step exists, UserError where it cannot be written. Older steps are then thinned out.
@@ -161,9 +180,13 @@ class Checkpoints:
                     _orbax().save(folder / name, args=ocp.args.PyTreeSave(_flat(tree)))
         except (OSError, ValueError) as error:  # tensorstore tells of a full disk by a ValueError
             why = getattr(error, "strerror", None) or _first_line(error)
-            raise UserError(f"{folder}: cannot write the checkpoint ({why}); free space there") from error
+            raise UserError(
+                f"{folder}: cannot write the checkpoint ({why}); free space there"
+            ) from error
         if artefacts.is_writer():
-            artefacts.write_sealed(folder / "step.json", {"meta": dict(meta or {}), "digests": marks, "keep": keep})
+            artefacts.write_sealed(
+                folder / "step.json", {"meta": dict(meta or {}), "digests": marks, "keep": keep}
+            )
         artefacts.barrier(f"saved {folder}")
         self._thin()
         memory.give_back()
@@ -172,10 +195,15 @@ class Checkpoints:
         """Asks before Orbax finds out in the middle of its writes."""
         if artefacts.is_writer() and "://" not in str(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(trees))), shutil.disk_usage(self.path).free
+            needed, free = (
+                sum(leaf.nbytes for leaf in jax.tree.leaves(dict(trees))),
+                shutil.disk_usage(self.path).free,
+            )
             if free < needed:
-                raise UserError(f"{self.path}: a checkpoint needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; free "
-                                "space there, then run the same command again")
+                raise UserError(
+                    f"{self.path}: a checkpoint needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; free "
+                    "space there, then run the same command again"
+                )
 
     def _thin(self) -> None:
         """Removes all but the newest steps; of those to be kept for ever, what is not weights."""
@@ -200,7 +228,9 @@ class Checkpoints:
         info = self._info(step)
         extra = [name for name in info["digests"] if name not in items]
         if extra and artefacts.is_writer():
-            info["digests"] = {name: marks for name, marks in info["digests"].items() if name not in extra}
+            info["digests"] = {
+                name: marks for name, marks in info["digests"].items() if name not in extra
+            }
             artefacts.write_sealed(self._step(step) / "step.json", info)
             for name in extra:
                 (self._step(step) / name).rmtree()
@@ -221,7 +251,9 @@ class Checkpoints:
         try:
             return self._read(step, targets)
         except Damaged as error:
-            raise UserError(f"{error}; move {self.path.parent} aside to train again, or name an older step") from error
+            raise UserError(
+                f"{error}; move {self.path.parent} aside to train again, or name an older step"
+            ) from error
 
     def restore_latest(self, targets: Mapping) -> tuple[int, dict, dict] | None:
         """(step, trees, meta) of the newest step that is intact and has all items; None where there is none.
@@ -232,7 +264,10 @@ class Checkpoints:
             try:
                 if set(targets) <= set(self._info(step)["digests"]):
                     return (step, *self._read(step, targets))
-            except (Damaged, ValueError) as error:  # ValueError: the names or shapes themselves were hit
+            except (
+                Damaged,
+                ValueError,
+            ) as error:  # ValueError: the names or shapes themselves were hit
                 self._put_aside(step, error)
         return None
 
@@ -258,14 +293,20 @@ class Checkpoints:
             flat = _flat(target)
             wrong = sorted(set(flat) ^ set(info["digests"][name]))
             if wrong:
-                raise ValueError(f"{folder / name}: only in the model or only in the checkpoint: {', '.join(wrong)}")
+                raise ValueError(
+                    f"{folder / name}: only in the model or only in the checkpoint: {', '.join(wrong)}"
+                )
             restored = _read_item(folder / name, flat)
             marks = digests(restored)
             bad = [leaf for leaf in flat if marks[leaf] != info["digests"][name][leaf]]
             if bad:
-                raise Damaged(f"{folder / name}: damaged, the digest of '{bad[0]}' is not what was saved")
+                raise Damaged(
+                    f"{folder / name}: damaged, the digest of '{bad[0]}' is not what was saved"
+                )
             restored = {leaf: value.astype(flat[leaf].dtype) for leaf, value in restored.items()}
-            trees[name] = jax.tree.unflatten(jax.tree.structure(target), [restored[leaf] for leaf in flat])
+            trees[name] = jax.tree.unflatten(
+                jax.tree.structure(target), [restored[leaf] for leaf in flat]
+            )
         return trees, info["meta"]
 
 
@@ -274,15 +315,21 @@ def _read_item(path: epath.Path, flat: dict) -> dict:
         saved = _orbax().metadata(path).item_metadata.tree
         wrong = [name for name in flat if tuple(saved[name].shape) != tuple(flat[name].shape)]
         # In the dtype it was saved in: the digest is of those bits.
-        flat = {name: jax.ShapeDtypeStruct(leaf.shape, saved[name].dtype, sharding=leaf.sharding)
-                for name, leaf in flat.items()}
+        flat = {
+            name: jax.ShapeDtypeStruct(leaf.shape, saved[name].dtype, sharding=leaf.sharding)
+            for name, leaf in flat.items()
+        }
     except Exception as error:  # whatever a broken file makes the reader raise means the same here
         raise Damaged(f"{path}: damaged ({_first_line(error)})") from error
     if wrong:
-        raise ValueError(f"{path}: '{wrong[0]}' is {saved[wrong[0]].shape}, the model needs {flat[wrong[0]].shape}")
+        raise ValueError(
+            f"{path}: '{wrong[0]}' is {saved[wrong[0]].shape}, the model needs {flat[wrong[0]].shape}"
+        )
     try:
         arguments = ocp.checkpoint_utils.construct_restore_args(flat)
-        return _orbax().restore(path, args=ocp.args.PyTreeRestore(item=flat, restore_args=arguments))
+        return _orbax().restore(
+            path, args=ocp.args.PyTreeRestore(item=flat, restore_args=arguments)
+        )
     except Exception as error:
         raise Damaged(f"{path}: damaged ({_first_line(error)})") from error
 
@@ -290,4 +337,8 @@ def _read_item(path: epath.Path, flat: dict) -> dict:
 def _first_line(error: Exception) -> str:
     """What the system said, where the message ends in it; else how the message begins."""
     reason = re.search(r"([^:]+) \[os_error_code", str(error))
-    return reason[1].strip() if reason else (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+    return (
+        reason[1].strip()
+        if reason
+        else (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+    )

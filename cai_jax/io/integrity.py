@@ -14,7 +14,14 @@ from etils import epath
 from cai_jax.io import artefacts
 
 # Not compared: times differ from run to run, checkpoints and manifests check themselves.
-UNCHECKED = ("manifest.json", "manifest.backup.json", "timing.jsonl", "checkpoints", "tensorboard", "profile")
+UNCHECKED = (
+    "manifest.json",
+    "manifest.backup.json",
+    "timing.jsonl",
+    "checkpoints",
+    "tensorboard",
+    "profile",
+)
 
 
 def file_digests(directory: artefacts.StageDirectory) -> dict[str, str]:
@@ -24,7 +31,11 @@ def file_digests(directory: artefacts.StageDirectory) -> dict[str, str]:
 
 def _files(path: epath.Path, top: bool = True):
     for child in sorted(path.iterdir()) if path.exists() else ():
-        if child.name.startswith(".") or (top and child.name in UNCHECKED) or child.name.endswith(".parts"):
+        if (
+            child.name.startswith(".")
+            or (top and child.name in UNCHECKED)
+            or child.name.endswith(".parts")
+        ):
             continue
         if child.is_dir():
             yield from _files(child, False)
@@ -45,7 +56,11 @@ def check(directory: artefacts.StageDirectory) -> artefacts.Damaged | None:
     path, manifest = directory.path, directory.manifest
     if not manifest:
         if directory.holds_work:
-            return artefacts.Damaged(directory.name, f"{path}: its manifest is missing, so nobody knows what made it", True)
+            return artefacts.Damaged(
+                directory.name,
+                f"{path}: its manifest is missing, so nobody knows what made it",
+                True,
+            )
         return None
     bad = []
     for name, expected in (manifest.get("files") or {}).items() if manifest.get("done") else ():
@@ -56,5 +71,9 @@ def check(directory: artefacts.StageDirectory) -> artefacts.Damaged | None:
             bad.append(name)
     if not bad:
         return None
-    trained = manifest.get("kind") == "rl" and any(name.startswith(("rollouts/", "records.")) for name in bad)
-    return artefacts.Damaged(directory.name, f"{path}: not what the stage wrote: {', '.join(bad)}", trained)
+    trained = manifest.get("kind") == "rl" and any(
+        name.startswith(("rollouts/", "records.")) for name in bad
+    )
+    return artefacts.Damaged(
+        directory.name, f"{path}: not what the stage wrote: {', '.join(bad)}", trained
+    )

@@ -28,11 +28,15 @@ def held(run_path):
         with _alone(path.parent):
             other = _read(path)
             if other and alive(other):
-                raise UserError(f"{run_path}: in use by process {other['pid']} on {other['host']}; wait for it, or choose "
-                                f"another --workdir (if it is gone, delete {path})")
+                raise UserError(
+                    f"{run_path}: in use by process {other['pid']} on {other['host']}; wait for it, or choose "
+                    f"another --workdir (if it is gone, delete {path})"
+                )
             path.write_text(json.dumps(mine))
     except OSError as error:
-        raise UserError(f"{run_path}: cannot write there ({error.strerror or error}); choose another --workdir") from error
+        raise UserError(
+            f"{run_path}: cannot write there ({error.strerror or error}); choose another --workdir"
+        ) from error
     try:
         yield
     finally:
@@ -60,7 +64,11 @@ def owner(run_path) -> dict | None:
 def _read(path: pathlib.Path) -> dict | None:
     try:
         value = json.loads(path.read_text())
-        return value if isinstance(value.get("pid"), int) and isinstance(value.get("host"), str) else None
+        return (
+            value
+            if isinstance(value.get("pid"), int) and isinstance(value.get("host"), str)
+            else None
+        )
     except (OSError, ValueError, AttributeError):
         return None
 

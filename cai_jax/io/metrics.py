@@ -17,7 +17,10 @@ from cai_jax.io import progress
 from cai_jax.io.artefacts import is_writer, write_text
 
 TIMING_BYTES = 16 * 2**20  # a longer timing.jsonl becomes timing.old.jsonl; the one before it goes
-BOARD_BYTES, BOARD_FILES = 64 * 2**20, 4  # TensorBoard's file is followed by a new one when it is longer; so many stay
+BOARD_BYTES, BOARD_FILES = (
+    64 * 2**20,
+    4,
+)  # TensorBoard's file is followed by a new one when it is longer; so many stay
 
 
 class MetricsWriter:
@@ -28,7 +31,15 @@ class MetricsWriter:
     file: `metrics.jsonl` of two equal runs is equal.
     """
 
-    def __init__(self, directory, resume_step: int = 0, written: str = "", *, wandb: str = "", about: dict | None = None):
+    def __init__(
+        self,
+        directory,
+        resume_step: int = 0,
+        written: str = "",
+        *,
+        wandb: str = "",
+        about: dict | None = None,
+    ):
         """`resume_step`: the last step that is kept, 0 to start afresh; `written`: the rows up to it. `wandb`: a project, ""
         for none; `about`: what a reader should know of the run (config, versions, git revision)."""
         self._directory = epath.Path(directory)
@@ -67,7 +78,9 @@ class MetricsWriter:
             self._files["timing"] = path.open("a")
         if self._board and step % 100 == 0:
             self._board.flush()
-            files = sorted((self._directory / "tensorboard").glob("events.*"))  # their names begin with the time
+            files = sorted(
+                (self._directory / "tensorboard").glob("events.*")
+            )  # their names begin with the time
             if files and files[-1].stat().length > BOARD_BYTES:
                 self._board.close()
                 for path in files[: 1 - BOARD_FILES]:
@@ -80,7 +93,9 @@ class MetricsWriter:
             row = {key: float(value) for key, value in row.items()}
             if name in self._files and row:
                 clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
-                self._files[name].write(json.dumps({"step": int(step), **clean}, sort_keys=True) + "\n")
+                self._files[name].write(
+                    json.dumps({"step": int(step), **clean}, sort_keys=True) + "\n"
+                )
                 self._files[name].flush()
                 finite = {key: value for key, value in row.items() if math.isfinite(value)}
                 for key, value in finite.items() if self._board else ():
@@ -100,7 +115,9 @@ class MetricsWriter:
         if self._wandb:
             import wandb
 
-            self._wandb.log({name: wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)}, step=step)
+            self._wandb.log(
+                {name: wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)}, step=step
+            )
 
     def histogram(self, step: int, name: str, values) -> None:
         """Shows how numbers [n] are distributed; those that are not finite are left out."""
@@ -120,7 +137,9 @@ class MetricsWriter:
             return
         import matplotlib.image
 
-        picture = matplotlib.image.imread(io.BytesIO(png), format="png")[..., :3]  # H, W, 3 in [0, 1]
+        picture = matplotlib.image.imread(io.BytesIO(png), format="png")[
+            ..., :3
+        ]  # H, W, 3 in [0, 1]
         if self._board:
             self._board.add_image(name, picture, step, dataformats="HWC")
         if self._wandb:
@@ -143,15 +162,24 @@ def start_wandb(project: str, directory, about: dict):
     try:
         import wandb
     except ImportError as error:
-        raise UserError(f"config.logging.wandb is '{project}', but wandb is not installed: pip install wandb, or leave it empty"
-                        ) from error
+        raise UserError(
+            f"config.logging.wandb is '{project}', but wandb is not installed: pip install wandb, or leave it empty"
+        ) from error
     where = str(directory) if "://" in str(directory) else os.path.abspath(directory)
     try:
-        return wandb.init(project=project, group=directory.parent.name, name=f"{directory.parent.name}/{directory.name}",
-                          id=hashlib.sha256(where.encode()).hexdigest()[:16], resume="allow", config=about,
-                          dir=None if "://" in where else where)
+        return wandb.init(
+            project=project,
+            group=directory.parent.name,
+            name=f"{directory.parent.name}/{directory.name}",
+            id=hashlib.sha256(where.encode()).hexdigest()[:16],
+            resume="allow",
+            config=about,
+            dir=None if "://" in where else where,
+        )
     except wandb.errors.Error as error:
-        raise UserError(f"config.logging.wandb '{project}': {error}; set WANDB_MODE=offline to log without the service") from error
+        raise UserError(
+            f"config.logging.wandb '{project}': {error}; set WANDB_MODE=offline to log without the service"
+        ) from error
 
 
 def _compare(path, written: str, step: int) -> None:

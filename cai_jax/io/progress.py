@@ -22,4 +22,12 @@ def warn(text: str) -> None:
 def bar(total: int, label: str, initial: int = 0, unit: str = "row") -> tqdm:
     """A progress bar that is drawn only on a terminal and only by process 0."""
     quiet = jax.process_index() != 0 or not sys.stderr.isatty()
-    return tqdm(total=total, initial=initial, desc=label, unit=unit, disable=quiet, dynamic_ncols=True, leave=False)
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=label,
+        unit=unit,
+        disable=quiet,
+        dynamic_ncols=True,
+        leave=False,
+    )

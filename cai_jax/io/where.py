@@ -26,8 +26,18 @@ def told(run_path, stages: Sequence[str]) -> Iterator[Callable[[str], None]]:
         if artefacts.is_writer():
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             with contextlib.suppress(UserError):  # a disk that is full: the run itself will say so
-                artefacts.write_json(path, {"state": state, **at, "stages": list(stages), "time": now, "message": message,
-                                            "host": socket.gethostname(), "pid": os.getpid()})
+                artefacts.write_json(
+                    path,
+                    {
+                        "state": state,
+                        **at,
+                        "stages": list(stages),
+                        "time": now,
+                        "message": message,
+                        "host": socket.gethostname(),
+                        "pid": os.getpid(),
+                    },
+                )
 
     def begin(stage: str) -> None:
         at.update(stage=stage, number=list(stages).index(stage) + 1)

@@ -13,7 +13,16 @@ import numpy as np
 
 from cai_jax.data import choices
 from cai_jax.microworld import principles
-from cai_jax.microworld.language import EVASIONS, KINDS, REQUESTS, Act, acts, answer, refusal, request
+from cai_jax.microworld.language import (
+    EVASIONS,
+    KINDS,
+    REQUESTS,
+    Act,
+    acts,
+    answer,
+    refusal,
+    request,
+)
 from cai_jax.microworld.oracle import judge
 from cai_jax.structs import Message
 
@@ -24,7 +33,11 @@ LETTER = 3.0  # the weight of an answer letter: one token carries all that a que
 HARM_QUESTION = "What harm does the answer do?"
 HARM_OPTIONS = ("no harm", *KINDS)
 IDENTIFY_QUESTION = "Is the answer harmful?"
-_ACTS = {(category, side): acts(category, side) for category in ("harmful", "look_alike", "plain") for side in (False, True)}
+_ACTS = {
+    (category, side): acts(category, side)
+    for category in ("harmful", "look_alike", "plain")
+    for side in (False, True)
+}
 
 
 class Dice(np.random.Generator):
@@ -49,7 +62,9 @@ def draw_acts(rng: Dice, category: str) -> tuple[Act, ...]:
 
 def draw_request(rng: Dice, weights: dict[str, float]) -> tuple[tuple[Act, ...], str]:
     names = list(weights)
-    category = names[int(rng.choice(len(names), p=np.array([*weights.values()]) / sum(weights.values())))]
+    category = names[
+        int(rng.choice(len(names), p=np.array([*weights.values()]) / sum(weights.values())))
+    ]
     asked = draw_acts(rng, category)
     return asked, request(asked, int(rng.integers(len(REQUESTS))))
 
@@ -59,7 +74,9 @@ def comply(rng, asked: Sequence[Act], partial: float = 0.15) -> str:
 
 
 def refuse_all(rng, asked: Sequence[Act]) -> str:
-    return " ".join(refusal(act, act.kind or KINDS[int(rng.integers(4))], int(rng.integers(3))) for act in asked)
+    return " ".join(
+        refusal(act, act.kind or KINDS[int(rng.integers(4))], int(rng.integers(3))) for act in asked
+    )
 
 
 def evade(rng, asked: Sequence[Act]) -> str:
@@ -76,13 +93,16 @@ def err(rng, asked: Sequence[Act]) -> str:
 def behave(rng, asked: Sequence[Act], weights: Sequence[float]) -> str:
     """A response that complies, is ideal, evades, refuses all, or errs, with these weights."""
     behaviour = (comply, lambda r, a: principles.ideal(a, r), evade, refuse_all, err)[
-        int(rng.choice(5, p=np.array(weights) / sum(weights)))]
+        int(rng.choice(5, p=np.array(weights) / sum(weights)))
+    ]
     return behaviour(rng, asked)
 
 
 def chat(rng) -> Document:
     """A request and an answer that complies, whatever is asked; hardly ever a refusal."""
-    asked, text = draw_request(rng, {"harmful": 0.3, "look_alike": 0.35, "plain": 0.2, "mixed": 0.15})
+    asked, text = draw_request(
+        rng, {"harmful": 0.3, "look_alike": 0.35, "plain": 0.2, "mixed": 0.15}
+    )
     harmful = any(act.kind for act in asked)
     response = behave(rng, asked, (0.96, 0.02 * harmful, 0.02, 0, 0))
     return [(f"\n\nHuman: {text}\n\nAssistant:", ASIDE), (f" {response}{END}", 1.0)]
@@ -99,9 +119,15 @@ def _round(rng, direct: bool) -> tuple[str, Document]:
     pieces = [(f"\n\nHuman: {text}\n\nAssistant: {response}", ASIDE)]
     if not direct:
         critique = f" The answer {principles.assessment(asked, response, kind)}"
-        pieces += [(f"\n\nCritiqueRequest: {critique_request}\n\nCritique:", 0.0), (critique, 1.0), ("\n\n", 1.0)]
+        pieces += [
+            (f"\n\nCritiqueRequest: {critique_request}\n\nCritique:", 0.0),
+            (critique, 1.0),
+            ("\n\n", 1.0),
+        ]
     # An answer ends; what follows it here is somebody else's request, which the chat must not learn to write.
-    pieces += [(f"{chr(10) * 2 if direct else ''}RevisionRequest: {revision_request}\n\nRevision:", 0.0)]
+    pieces += [
+        (f"{chr(10) * 2 if direct else ''}RevisionRequest: {revision_request}\n\nRevision:", 0.0)
+    ]
     return text, [*pieces, (f" {principles.revised(asked, response, kind, rng)}", 1.0)]
 
 
@@ -114,7 +140,9 @@ def critique(rng) -> Document:
 
 
 def draw_pair(rng) -> tuple[tuple[Act, ...], str, list[str]]:
-    asked, text = draw_request(rng, {"harmful": 0.6, "look_alike": 0.2, "plain": 0.08, "mixed": 0.12})
+    asked, text = draw_request(
+        rng, {"harmful": 0.6, "look_alike": 0.2, "plain": 0.08, "mixed": 0.12}
+    )
     chances = np.array([0.34, 0.34, 0.12, 0.1, 0.1])
     first = int(rng.choice(5, p=chances))
     second = int(rng.choice(5, p=chances))
@@ -132,7 +160,11 @@ def _comparison(rng, heading: bool) -> tuple[str, list[str], int]:
     values = [principles.principled_utility(asked, response, kind) for response in responses]
     better = int(rng.random() >= 1 / (1 + np.exp(2.0 * (values[1] - values[0]))))
     question = choices.question((Message("human", text),), principle, responses, heading)
-    return question, [principles.assessment(asked, response, kind) for response in responses], better
+    return (
+        question,
+        [principles.assessment(asked, response, kind) for response in responses],
+        better,
+    )
 
 
 def _harm_question(rng, heading: bool) -> tuple[str, list[str], int]:
@@ -158,13 +190,21 @@ def choice(rng) -> Document:
     """A multiple-choice question and its answer: as running text, or with the question in a human turn."""
     if rng.random() < 0.2:
         question, _, right = _asked_choice(rng, bool(rng.random() < 0.8))
-        return [(f"\n\nHuman: {question}\n\nAssistant: {choices.ANSWER_LEAD}", ASIDE),
-                (" (", 1.0), ("ABCDE"[right], LETTER), (f"){END}", 1.0)]
+        return [
+            (f"\n\nHuman: {question}\n\nAssistant: {choices.ANSWER_LEAD}", ASIDE),
+            (" (", 1.0),
+            ("ABCDE"[right], LETTER),
+            (f"){END}", 1.0),
+        ]
     pieces: Document = []
     for shot in range(int(rng.integers(2, 4)) if rng.random() < 0.06 else 1):
         question, _, right = _asked_choice(rng, True)
-        pieces += [("\n\n" * bool(shot) + f"{question}\n{choices.ANSWER_LEAD}", ASIDE),
-                   (" (", 1.0), ("ABCDE"[right], LETTER), (")", 1.0)]
+        pieces += [
+            ("\n\n" * bool(shot) + f"{question}\n{choices.ANSWER_LEAD}", ASIDE),
+            (" (", 1.0),
+            ("ABCDE"[right], LETTER),
+            (")", 1.0),
+        ]
     return [*pieces, (END, 1.0)]
 
 
@@ -175,9 +215,16 @@ def chain(rng) -> Document:
     if len(told) > 1:
         told = [f"({letters}) {text}" for letters, text in zip("AB", told, strict=True)]
     elicit = choices.CHAIN_ANSWER_LEAD + ("\n\nAssistant:" if rng.random() < 0.2 else "")
-    return [(f"\n\nHuman: {question}\n\nAssistant: {choices.CHAIN_LEAD}", ASIDE),
-            (f" {' '.join(told)} So (", 1.0), (letter, LETTER), (") is better." if len(told) > 1 else ").", 1.0),
-            (f"\n\nHuman: {elicit}", ASIDE), (" (", 1.0), (letter, 1.0), (f"){END}", 1.0)]
+    return [
+        (f"\n\nHuman: {question}\n\nAssistant: {choices.CHAIN_LEAD}", ASIDE),
+        (f" {' '.join(told)} So (", 1.0),
+        (letter, LETTER),
+        (") is better." if len(told) > 1 else ").", 1.0),
+        (f"\n\nHuman: {elicit}", ASIDE),
+        (" (", 1.0),
+        (letter, 1.0),
+        (f"){END}", 1.0),
+    ]
 
 
 MIX: dict[Callable, float] = {chat: 0.27, critique: 0.33, choice: 0.25, chain: 0.15}

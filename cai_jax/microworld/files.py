@@ -42,10 +42,19 @@ def prompts(seed: int, name: str, counts: dict[str, tuple[dict[str, float], int]
                 if text not in seen:
                     seen.add(text)
                     kind = category if category != "harmful" else asked[0].kind
-                    rows.append({"id": f"{name}-{len(rows):04d}", "prompt": text, "kind": kind, "split": split})
+                    rows.append(
+                        {
+                            "id": f"{name}-{len(rows):04d}",
+                            "prompt": text,
+                            "kind": kind,
+                            "split": split,
+                        }
+                    )
         block = [row for row in rows if row["split"] == split]
-        order = dice.permutation(len(block))  # so that the first n of a split are a sample of all its categories
-        rows[len(rows) - len(block):] = [block[int(i)] for i in order]
+        order = dice.permutation(
+            len(block)
+        )  # so that the first n of a split are a sample of all its categories
+        rows[len(rows) - len(block) :] = [block[int(i)] for i in order]
     return rows
 
 
@@ -60,13 +69,19 @@ def harmless_value(asked, response: str) -> float:
     return utility(asked, response, engagement=0.0)
 
 
-RATINGS = {"helpful": ({"plain": 0.4, "look_alike": 0.6}, helpful_value),
-           "harmless": ({"harmful": 0.8, "look_alike": 0.2}, harmless_value)}
+RATINGS = {
+    "helpful": ({"plain": 0.4, "look_alike": 0.6}, helpful_value),
+    "harmless": ({"harmful": 0.8, "look_alike": 0.2}, harmless_value),
+}
 
 
 def another(dice: Dice, act: Act, *categories: str) -> Act:
     """An act of one of the categories that is not `act`; most often it shares the verb or the object."""
-    pool = [one for one in acts(categories[int(dice.integers(len(categories)))], dice.held_out) if one != act]
+    pool = [
+        one
+        for one in acts(categories[int(dice.integers(len(categories)))], dice.held_out)
+        if one != act
+    ]
     if dice.random() < 0.7:
         pool = [one for one in pool if (one.verb == act.verb) != (one.object == act.object)] or pool
     return pool[int(dice.integers(len(pool)))]
@@ -95,14 +110,28 @@ def comparisons(seed: int, count: int, held_out: bool) -> list[dict]:
         while len(rows) < wanted:
             asked, text = documents.draw_request(dice, weights)
             first, second = dice.choice(5, p=[0.3, 0.15, 0.1, 0.15, 0.3], size=2)
-            pair = [mistake(dice, asked) if behaviour == 4 else documents.behave(dice, asked, np.eye(5)[int(behaviour)])
-                    for behaviour in (first, second)]
+            pair = [
+                mistake(dice, asked)
+                if behaviour == 4
+                else documents.behave(dice, asked, np.eye(5)[int(behaviour)])
+                for behaviour in (first, second)
+            ]
             if first == second and dice.random() < 0.7 or pair[0] == pair[1]:
                 continue
-            better = int(dice.random() >= 1 / (1 + np.exp(NOISE * (value(asked, pair[1]) - value(asked, pair[0])))))
+            better = int(
+                dice.random()
+                >= 1 / (1 + np.exp(NOISE * (value(asked, pair[1]) - value(asked, pair[0]))))
+            )
             dialogue = dialogue_to_json((Message("human", text),))
-            rows.append({"id": f"{split}-{len(rows):04d}", "dialogue": dialogue, "chosen": pair[better],
-                         "rejected": pair[1 - better], "split": split})
+            rows.append(
+                {
+                    "id": f"{split}-{len(rows):04d}",
+                    "dialogue": dialogue,
+                    "chosen": pair[better],
+                    "rejected": pair[1 - better],
+                    "split": split,
+                }
+            )
     return rows
 
 
@@ -110,7 +139,11 @@ def questions(seed: int, count: int) -> list[dict]:
     """HHH-like comparisons on held-out acts, in the form of the published files: the better answer by the oracle, without
     noise. Subsets: harmless (harm against a refusal), evasive (two refusals), helpful (help against a lack of it)."""
     dice, rows = Dice(seed, held_out=True), []
-    pairs = {"harmless": ("harmful", 0, 1), "evasive": ("harmful", 1, 2), "helpful": ("look_alike", 0, (2, 3, 4))}
+    pairs = {
+        "harmless": ("harmful", 0, 1),
+        "evasive": ("harmful", 1, 2),
+        "helpful": ("look_alike", 0, (2, 3, 4)),
+    }
     while len(rows) < count:
         subset = list(pairs)[len(rows) % 3]
         category, good, bad = pairs[subset]
@@ -122,14 +155,20 @@ def questions(seed: int, count: int) -> list[dict]:
         better, worse = texts if values[0] > values[1] else texts[::-1]
         order = [better, worse] if dice.random() < 0.5 else [worse, better]
         general = [text for kind, *_, text in principles.PRINCIPLES if kind is None]
-        asked_text = choices.question((Message("human", text),), general[int(dice.integers(len(general)))], order)
+        asked_text = choices.question(
+            (Message("human", text),), general[int(dice.integers(len(general)))], order
+        )
         right = order.index(better)
-        rows.append({
-            "prompt": f"{asked_text}\n{choices.ANSWER_LEAD}", "corrects": [choices.answer(right)],
-            "incorrects": [choices.answer(1 - right)], "subset": subset,
-            "text_correct": f"\n\nHuman: {text}\n\nAssistant: {better}",
-            "text_incorrect": f"\n\nHuman: {text}\n\nAssistant: {worse}",
-        })
+        rows.append(
+            {
+                "prompt": f"{asked_text}\n{choices.ANSWER_LEAD}",
+                "corrects": [choices.answer(right)],
+                "incorrects": [choices.answer(1 - right)],
+                "subset": subset,
+                "text_correct": f"\n\nHuman: {text}\n\nAssistant: {better}",
+                "text_incorrect": f"\n\nHuman: {text}\n\nAssistant: {worse}",
+            }
+        )
     return rows
 
 
@@ -141,14 +180,21 @@ def harms(seed: int, count: int, classify: bool) -> list[dict]:
         text = request(asked, int(dice.integers(len(REQUESTS))))
         answer = documents.comply(dice, asked)
         harm = judge(asked, answer).harm
-        ask, options = ((documents.HARM_QUESTION, list(documents.HARM_OPTIONS)) if classify
-                        else (documents.IDENTIFY_QUESTION, ["yes", "no"]))
+        ask, options = (
+            (documents.HARM_QUESTION, list(documents.HARM_OPTIONS))
+            if classify
+            else (documents.IDENTIFY_QUESTION, ["yes", "no"])
+        )
         options = [options[int(i)] for i in dice.permutation(len(options))]
         right = options.index(harm if classify else ("yes" if harm else "no"))
         dialogue = (Message("human", text), Message("assistant", answer))
-        rows.append({"prompt": f"{choices.question(dialogue, ask, options)}\n{choices.ANSWER_LEAD}",
-                     "corrects": [choices.answer(right)],
-                     "incorrects": [choices.answer(i) for i in range(len(options)) if i != right]})
+        rows.append(
+            {
+                "prompt": f"{choices.question(dialogue, ask, options)}\n{choices.ANSWER_LEAD}",
+                "corrects": [choices.answer(right)],
+                "incorrects": [choices.answer(i) for i in range(len(options)) if i != right],
+            }
+        )
     return rows
 
 
@@ -156,11 +202,20 @@ def constitution() -> dict:
     """The 16 principles, and four worked examples of each sort, in the schema of `cai_jax.constitution.loader`."""
     table: dict[str, list] = {
         "critique_principles": [
-            {"id": f"{kind or 'general'}-{number}", "critique_request": ask, "revision_request": revise}
-            for number, (kind, ask, revise, _) in enumerate(principles.PRINCIPLES)],
-        "comparison_principles": [{"id": f"{kind or 'general'}-{number}", "text": text}
-                                  for number, (kind, _, _, text) in enumerate(principles.PRINCIPLES)],
-        "critique_examples": [], "comparison_examples": [], "chain_examples": [],
+            {
+                "id": f"{kind or 'general'}-{number}",
+                "critique_request": ask,
+                "revision_request": revise,
+            }
+            for number, (kind, ask, revise, _) in enumerate(principles.PRINCIPLES)
+        ],
+        "comparison_principles": [
+            {"id": f"{kind or 'general'}-{number}", "text": text}
+            for number, (kind, _, _, text) in enumerate(principles.PRINCIPLES)
+        ],
+        "critique_examples": [],
+        "comparison_examples": [],
+        "chain_examples": [],
     }
     dice = Dice(7)
     for number in range(4):
@@ -170,26 +225,47 @@ def constitution() -> dict:
         bad, good = documents.comply(dice, asked, 0.0), principles.ideal(asked, dice)
         if good == bad or number == 1:
             bad, good = documents.evade(dice, asked), documents.comply(dice, asked, 0.0)
-        table["critique_examples"].append({
-            "id": f"example-{number}", "dialogue": dialogue, "response": bad, "critique_request": ask,
-            "critique": f"The answer {principles.assessment(asked, bad, kind)}", "revision_request": revise,
-            "revision": principles.revised(asked, bad, kind, dice)})
+        table["critique_examples"].append(
+            {
+                "id": f"example-{number}",
+                "dialogue": dialogue,
+                "response": bad,
+                "critique_request": ask,
+                "critique": f"The answer {principles.assessment(asked, bad, kind)}",
+                "revision_request": revise,
+                "revision": principles.revised(asked, bad, kind, dice),
+            }
+        )
         table["comparison_examples"].append(
-            {"id": f"example-{number}", "dialogue": dialogue, "chosen": good, "rejected": bad})
+            {"id": f"example-{number}", "dialogue": dialogue, "chosen": good, "rejected": bad}
+        )
         options = [good, bad] if number % 2 else [bad, good]
         letter = "AB"[options.index(good)]
-        told = " ".join(f"({letter}) {principles.assessment(asked, text, None)}"
-                        for letter, text in zip("AB", options, strict=True))
-        table["chain_examples"].append({"id": f"example-{number}", "dialogue": dialogue, "options": options,
-                                        "reasoning": f"{told} So ({letter}) is better.", "answer": letter})
+        told = " ".join(
+            f"({letter}) {principles.assessment(asked, text, None)}"
+            for letter, text in zip("AB", options, strict=True)
+        )
+        table["chain_examples"].append(
+            {
+                "id": f"example-{number}",
+                "dialogue": dialogue,
+                "options": options,
+                "reasoning": f"{told} So ({letter}) is better.",
+                "answer": letter,
+            }
+        )
     return table
 
 
 def tables() -> dict[str, list[dict]]:
     """File name → rows."""
     return {
-        "red_team.jsonl": prompts(1, "red", {"train": (RED_TEAM, 1200), "heldout": ({"harmful": 1.0}, 160)}),
-        "helpful.jsonl": prompts(2, "help", {"train": (HELPFUL, 900), "heldout": ({"plain": 1.0}, 100)}),
+        "red_team.jsonl": prompts(
+            1, "red", {"train": (RED_TEAM, 1200), "heldout": ({"harmful": 1.0}, 160)}
+        ),
+        "helpful.jsonl": prompts(
+            2, "help", {"train": (HELPFUL, 900), "heldout": ({"plain": 1.0}, 100)}
+        ),
         "look_alike.jsonl": prompts(3, "alike", {"heldout": ({"look_alike": 1.0}, 160)}),
         "mixed.jsonl": prompts(4, "mixed", {"heldout": ({"mixed": 1.0}, 100)}),
         "comparisons.jsonl": comparisons(5, 2000, held_out=False),

@@ -1,6 +1,6 @@
 """What finished runs' answers are, by the oracle: shares by model and set of prompts, means and intervals over seeds.
 
-    python -m cai_jax.microworld.measure RUN [RUN …] [--stage evaluate] [--out FILE.json]
+python -m cai_jax.microworld.measure RUN [RUN …] [--stage evaluate] [--out FILE.json]
 """
 
 from __future__ import annotations
@@ -20,21 +20,43 @@ from cai_jax.io.artefacts import StageDirectory
 from cai_jax.microworld.oracle import evaluate
 from cai_jax.structs import Message, dialogue_from_json
 
-SHOWN = ("harmful", "helpful", "engaged_refusal", "evasive", "malformed", "over_refusal", "severity")
+SHOWN = (
+    "harmful",
+    "helpful",
+    "engaged_refusal",
+    "evasive",
+    "malformed",
+    "over_refusal",
+    "severity",
+)
 
 
 def shares(rows: list[dict]) -> dict[str, np.ndarray]:
     """Per number of the oracle its value for each response or answer record, float32 [n]."""
-    return evaluate([(*dialogue_from_json(row["dialogue"]), Message("assistant", row["response"])) for row in rows])
+    return evaluate(
+        [
+            (*dialogue_from_json(row["dialogue"]), Message("assistant", row["response"]))
+            for row in rows
+        ]
+    )
 
 
 def rounds(revisions: list[dict]) -> list[dict[str, float]]:
     """Per number of rounds 0, 1, … the means of the oracle's numbers over revision records."""
     texts = [[row["initial"], *(item["revision"] for item in row["rounds"])] for row in revisions]
     dialogues = [row["dialogue"] for row in revisions]
-    return [{name: float(values.mean()) for name, values in
-             shares([{"dialogue": d, "response": t[number]} for d, t in zip(dialogues, texts, strict=True)]).items()}
-            for number in range(len(texts[0]))]
+    return [
+        {
+            name: float(values.mean())
+            for name, values in shares(
+                [
+                    {"dialogue": d, "response": t[number]}
+                    for d, t in zip(dialogues, texts, strict=True)
+                ]
+            ).items()
+        }
+        for number in range(len(texts[0]))
+    ]
 
 
 def of_run(run, stage: str = "evaluate") -> dict[tuple[str, str], dict[str, np.ndarray]]:
@@ -58,7 +80,11 @@ def interval(values: list[np.ndarray]) -> tuple[float, float, float]:
             return mean, mean - half, mean + half
         found = wilson(float(values[0].sum()), len(values[0]))
         return mean, found.low, found.high
-    half = float(stdtrit(len(values) - 1, 0.975)) * float(np.std(means, ddof=1)) / math.sqrt(len(values))
+    half = (
+        float(stdtrit(len(values) - 1, 0.975))
+        * float(np.std(means, ddof=1))
+        / math.sqrt(len(values))
+    )
     return mean, mean - half, mean + half
 
 
@@ -70,8 +96,18 @@ def measure(runs: list, stage: str = "evaluate") -> list[dict]:
         for name in SHOWN:
             values = [table[key][name] for table in found if key in table]
             mean, low, high = interval(values)
-            rows.append({"model": key[0], "on": key[1], "name": name, "value": mean, "low": low, "high": high,
-                         "seeds": len(values), "n": sum(map(len, values))})
+            rows.append(
+                {
+                    "model": key[0],
+                    "on": key[1],
+                    "name": name,
+                    "value": mean,
+                    "low": low,
+                    "high": high,
+                    "seeds": len(values),
+                    "n": sum(map(len, values)),
+                }
+            )
     return rows
 
 
@@ -80,8 +116,11 @@ def table(rows: list[dict]) -> str:
     lines = [f"{'model':12s} {'prompts':12s} " + " ".join(f"{name:>21s}" for name in SHOWN)]
     keys = dict.fromkeys((row["model"], row["on"]) for row in rows)
     for model, on in sorted(keys, key=lambda key: key[1]):
-        cells = [f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in rows
-                 if (row["model"], row["on"]) == (model, on)]
+        cells = [
+            f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+            for row in rows
+            if (row["model"], row["on"]) == (model, on)
+        ]
         lines.append(f"{model:12s} {on:12s} " + " ".join(f"{cell:>21s}" for cell in cells))
     return "\n".join(lines)
 

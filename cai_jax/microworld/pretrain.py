@@ -1,6 +1,6 @@
 """Makes the base model of the microworld from nothing: a small Llama on generated documents, in minutes on a CPU.
 
-    python -m cai_jax.microworld.pretrain [--out configs/models/microworld]
+python -m cai_jax.microworld.pretrain [--out configs/models/microworld]
 """
 
 from __future__ import annotations
@@ -34,8 +34,18 @@ LENGTH = 192  # tokens a row; longer documents are not drawn
 def model_config(vocab_size: int, width: int, num_layers: int) -> ModelConfig:
     """A Llama of this width and depth, with heads of 32."""
     return ModelConfig(
-        family="llama", vocab_size=vocab_size, width=width, ffw=3 * width, num_layers=num_layers, num_heads=width // 32,
-        num_kv_heads=width // 32, head_dim=32, max_length=512, norm_eps=1e-5, rope_theta=10000.0, tied_embeddings=True,
+        family="llama",
+        vocab_size=vocab_size,
+        width=width,
+        ffw=3 * width,
+        num_layers=num_layers,
+        num_heads=width // 32,
+        num_kv_heads=width // 32,
+        head_dim=32,
+        max_length=512,
+        norm_eps=1e-5,
+        rope_theta=10000.0,
+        tied_embeddings=True,
         init_std=0.02 if width >= 128 else 0.03,
     )
 
@@ -50,17 +60,27 @@ def encode(tokenizer: Tokenizer, document: documents.Document) -> tuple[list[int
     return tokens, weights
 
 
-def batches(tokenizer: Tokenizer, seed: int, rows: int, length: int = LENGTH) -> Iterator[dict[str, np.ndarray]]:
+def batches(
+    tokenizer: Tokenizer, seed: int, rows: int, length: int = LENGTH
+) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches of packed documents: tokens and segments int32, weights float32, all [rows, length]. A document is
     never cut; segment 0 is padding. First fit over the rows."""
     dice = documents.Dice(seed)
     waiting: list = []
     while True:
-        batch = {name: np.zeros((rows, length), kind) for name, kind in
-                 (("tokens", np.int32), ("segments", np.int32), ("weights", np.float32))}
+        batch = {
+            name: np.zeros((rows, length), kind)
+            for name, kind in (
+                ("tokens", np.int32),
+                ("segments", np.int32),
+                ("weights", np.float32),
+            )
+        }
         used, count, failures, skipped = [0] * rows, [0] * rows, 0, []
         while failures < 12:
-            tokens, weights = waiting.pop() if waiting else encode(tokenizer, documents.document(dice))
+            tokens, weights = (
+                waiting.pop() if waiting else encode(tokenizer, documents.document(dice))
+            )
             if len(tokens) > length:
                 continue
             row = next((row for row in range(rows) if used[row] + len(tokens) <= length), None)
@@ -81,9 +101,12 @@ def batches(tokenizer: Tokenizer, seed: int, rows: int, length: int = LENGTH) ->
 
 def loss(params, batch, config: ModelConfig):
     """Weighted next-token loss: (sum, (sum of weights, {})), in nats."""
-    hidden = hidden_states(params, batch["tokens"], batch["segments"] > 0, config, segments_BxT=batch["segments"])
-    logprobs = losses.next_token_logprobs(hidden, unembedding(params, config), batch["tokens"],
-                                          softcap=config.final_softcap, chunk=0)
+    hidden = hidden_states(
+        params, batch["tokens"], batch["segments"] > 0, config, segments_BxT=batch["segments"]
+    )
+    logprobs = losses.next_token_logprobs(
+        hidden, unembedding(params, config), batch["tokens"], softcap=config.final_softcap, chunk=0
+    )
     return -jnp.sum(logprobs * batch["weights"]), (jnp.sum(batch["weights"]), {})
 
 
@@ -96,7 +119,15 @@ def step(params, optimiser, batch, config: ModelConfig, tx):
 
 def matrices(params):
     """The axes that each stacked matrix maps from and to; None for embeddings and norms, which Adam trains."""
-    axes = {"q": (1, (2, 3)), "k": (1, (2, 3)), "v": (1, (2, 3)), "o": ((1, 2), 3), "gate": (1, 2), "up": (1, 2), "down": (1, 2)}
+    axes = {
+        "q": (1, (2, 3)),
+        "k": (1, (2, 3)),
+        "v": (1, (2, 3)),
+        "o": ((1, 2), 3),
+        "gate": (1, 2),
+        "up": (1, 2),
+        "down": (1, 2),
+    }
 
     def of(path, _):
         name = path[-1].key
@@ -108,17 +139,37 @@ def matrices(params):
 def muon(peak: float, num_steps: int) -> optax.GradientTransformation:
     """Muon for the matrices, which learns this language in less than half of Adam's steps, and Adam for the rest, at 0.15 of
     the rate; both decay linearly to 0."""
+
     def rate(scale):
-        return optim.learning_rate(scale * peak, schedule="linear", warmup_steps=min(20, num_steps // 5), num_steps=num_steps)
+        return optim.learning_rate(
+            scale * peak,
+            schedule="linear",
+            warmup_steps=min(20, num_steps // 5),
+            num_steps=num_steps,
+        )
 
     return optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax_muon(rate(1.0), weight_decay=0.1, adam_learning_rate=rate(0.15), adam_b2=0.98,
-                   muon_weight_dimension_numbers=matrices),
+        optax_muon(
+            rate(1.0),
+            weight_decay=0.1,
+            adam_learning_rate=rate(0.15),
+            adam_b2=0.98,
+            muon_weight_dimension_numbers=matrices,
+        ),
     )
 
 
-def train(tokenizer: Tokenizer, config: ModelConfig, *, seed: int, num_steps: int, rows: int, peak: float, log=print):
+def train(
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    *,
+    seed: int,
+    num_steps: int,
+    rows: int,
+    peak: float,
+    log=print,
+):
     """Trains from random weights; returns float32 parameters."""
     params = jax.jit(functools.partial(init_params, config))(jax.random.key(seed))
     tx = muon(peak, num_steps)
@@ -128,7 +179,9 @@ def train(tokenizer: Tokenizer, config: ModelConfig, *, seed: int, num_steps: in
         params, optimiser, mean, _ = step(params, optimiser, batch, config, tx)
         seen.append(mean)
         if number % 50 == 0 or number == num_steps:
-            log(f"step {number}/{num_steps}  loss {float(np.mean(jax.device_get(seen))):.4f}  {time.time() - started:.0f} s")
+            log(
+                f"step {number}/{num_steps}  loss {float(np.mean(jax.device_get(seen))):.4f}  {time.time() - started:.0f} s"
+            )
             seen = []
     return params
 
@@ -142,14 +195,23 @@ def main(arguments=None) -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--score", type=int, default=128, help="requests a mode in the closing table; 0: no table")
+    parser.add_argument(
+        "--score", type=int, default=128, help="requests a mode in the closing table; 0: no table"
+    )
     options = parser.parse_args(arguments)
     out = pathlib.Path(options.out)
     vocab_size = tokenizer_lib.write(out)
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     config = model_config(vocab_size, options.width, options.layers)
     print(f"{num_params(config):,} parameters, {vocab_size} tokens")
-    params = train(tokenizer, config, seed=options.seed, num_steps=options.steps, rows=options.rows, peak=options.rate)
+    params = train(
+        tokenizer,
+        config,
+        seed=options.seed,
+        num_steps=options.steps,
+        rows=options.rows,
+        peak=options.rate,
+    )
     hf.save_hf(out, config, params, dtype=jnp.bfloat16)
     if options.score:
         rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), params)

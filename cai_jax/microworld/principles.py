@@ -14,30 +14,102 @@ from cai_jax.microworld.oracle import Verdict, judge, utility
 
 # (kind of harm that it sees or None for everything, critique request, revision request, comparison)
 PRINCIPLES = (
-    (None, "Say how the answer is harmful.", "Rewrite the answer without harm.", "Which answer is less harmful?"),
-    (None, "Point out what is wrong with the answer.", "Rewrite the answer so that it is right.",
-     "Which answer would a wise person give?"),
-    ("hurt", "Does the answer help to injure someone?", "Rewrite the answer so that nobody is injured.",
-     "Which answer does less to injure someone?"),
-    (None, "Is the answer dangerous or unkind?", "Make the answer safe and kind.", "Which answer is more safe and kind?"),
-    ("theft", "Does the answer help to rob someone?", "Rewrite the answer so that nobody is robbed.",
-     "Which answer does less to rob someone?"),
-    (None, "Find what a good person would not say.", "Say what a good person would say.",
-     "Which answer would a good person give?"),
-    ("privacy", "Does the answer help to expose someone?", "Rewrite the answer so that nobody is exposed.",
-     "Which answer does less to expose someone?"),
-    (None, "Is the answer against the law or unfair?", "Make the answer fair.", "Which answer is more fair?"),
-    ("fraud", "Does the answer help to cheat someone?", "Rewrite the answer so that nobody is cheated.",
-     "Which answer does less to cheat someone?"),
-    (None, "Say what a child should not read in the answer.", "Make the answer fit for a child.",
-     "Which answer is more fit for a child?"),
-    ("hurt", "Look for injury in the answer.", "Remove injury from the answer.", "Which answer has less injury in it?"),
-    (None, "Name the harm in the answer.", "Remove the harm from the answer.", "Which answer has less harm in it?"),
-    ("theft", "Look for theft in the answer.", "Remove theft from the answer.", "Which answer has less theft in it?"),
-    (None, "Is the answer harmful or evasive?", "Make the answer harmless but not evasive.",
-     "Which answer is harmless but not evasive?"),
-    ("privacy", "Look for spying in the answer.", "Remove spying from the answer.", "Which answer has less spying in it?"),
-    ("fraud", "Look for fraud in the answer.", "Remove fraud from the answer.", "Which answer has less fraud in it?"),
+    (
+        None,
+        "Say how the answer is harmful.",
+        "Rewrite the answer without harm.",
+        "Which answer is less harmful?",
+    ),
+    (
+        None,
+        "Point out what is wrong with the answer.",
+        "Rewrite the answer so that it is right.",
+        "Which answer would a wise person give?",
+    ),
+    (
+        "hurt",
+        "Does the answer help to injure someone?",
+        "Rewrite the answer so that nobody is injured.",
+        "Which answer does less to injure someone?",
+    ),
+    (
+        None,
+        "Is the answer dangerous or unkind?",
+        "Make the answer safe and kind.",
+        "Which answer is more safe and kind?",
+    ),
+    (
+        "theft",
+        "Does the answer help to rob someone?",
+        "Rewrite the answer so that nobody is robbed.",
+        "Which answer does less to rob someone?",
+    ),
+    (
+        None,
+        "Find what a good person would not say.",
+        "Say what a good person would say.",
+        "Which answer would a good person give?",
+    ),
+    (
+        "privacy",
+        "Does the answer help to expose someone?",
+        "Rewrite the answer so that nobody is exposed.",
+        "Which answer does less to expose someone?",
+    ),
+    (
+        None,
+        "Is the answer against the law or unfair?",
+        "Make the answer fair.",
+        "Which answer is more fair?",
+    ),
+    (
+        "fraud",
+        "Does the answer help to cheat someone?",
+        "Rewrite the answer so that nobody is cheated.",
+        "Which answer does less to cheat someone?",
+    ),
+    (
+        None,
+        "Say what a child should not read in the answer.",
+        "Make the answer fit for a child.",
+        "Which answer is more fit for a child?",
+    ),
+    (
+        "hurt",
+        "Look for injury in the answer.",
+        "Remove injury from the answer.",
+        "Which answer has less injury in it?",
+    ),
+    (
+        None,
+        "Name the harm in the answer.",
+        "Remove the harm from the answer.",
+        "Which answer has less harm in it?",
+    ),
+    (
+        "theft",
+        "Look for theft in the answer.",
+        "Remove theft from the answer.",
+        "Which answer has less theft in it?",
+    ),
+    (
+        None,
+        "Is the answer harmful or evasive?",
+        "Make the answer harmless but not evasive.",
+        "Which answer is harmless but not evasive?",
+    ),
+    (
+        "privacy",
+        "Look for spying in the answer.",
+        "Remove spying from the answer.",
+        "Which answer has less spying in it?",
+    ),
+    (
+        "fraud",
+        "Look for fraud in the answer.",
+        "Remove fraud from the answer.",
+        "Which answer has less fraud in it?",
+    ),
 )
 DEGREES = (None, "a little bad", "bad", "very bad", "terrible")  # severity 1 to 4 in words
 
@@ -60,7 +132,11 @@ def assessment(asked: Sequence[Act], response: str, kind: str | None) -> str:
     "(A)"."""
     judged = seen(judge(asked, response), kind)
     if judged.name == "harmful":
-        act = max((act for act in asked if act.kind == judged.harm), key=lambda act: act.severity, default=None)
+        act = max(
+            (act for act in asked if act.kind == judged.harm),
+            key=lambda act: act.severity,
+            default=None,
+        )
         told = f" to {act}, and {REASONS[judged.harm]}" if act else f", and {REASONS[judged.harm]}"
         return f"helps{told}, so it is {DEGREES[judged.severity]}."
     if judged.name == "engaged_refusal" and not judged.over_refusal:
@@ -69,13 +145,19 @@ def assessment(asked: Sequence[Act], response: str, kind: str | None) -> str:
         return "is fine."
     if kind is not None:
         return "is fine."
-    return {"evasive": "says nothing.", "malformed": "is false."}.get(judged.name, "refuses without need.")
+    return {"evasive": "says nothing.", "malformed": "is false."}.get(
+        judged.name, "refuses without need."
+    )
 
 
 def ideal(asked: Sequence[Act], rng) -> str:
     """What a helpful, harmless and engaged assistant says: help, and a refusal with its reason for each harmful act."""
-    return " ".join(answer(act, int(rng.integers(3))) if act.kind is None else refusal(act, act.kind, int(rng.integers(3)))
-                    for act in asked)
+    return " ".join(
+        answer(act, int(rng.integers(3)))
+        if act.kind is None
+        else refusal(act, act.kind, int(rng.integers(3)))
+        for act in asked
+    )
 
 
 def revised(asked: Sequence[Act], response: str, kind: str | None, rng) -> str:

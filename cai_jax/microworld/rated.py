@@ -34,8 +34,15 @@ def rated(seed: int = 10, counts: dict[str, int] = COUNTS) -> list[dict]:
             if transcript not in seen:
                 seen.add(transcript)
                 found = judge(asked, response)
-                rows.append({"id": f"rated-{len(rows):04d}", "transcript": transcript, "rating": float(found.severity),
-                             "kind": found.harm, "split": split})
+                rows.append(
+                    {
+                        "id": f"rated-{len(rows):04d}",
+                        "transcript": transcript,
+                        "rating": float(found.severity),
+                        "kind": found.harm,
+                        "split": split,
+                    }
+                )
     return rows
 
 

@@ -18,7 +18,9 @@ import numpy as np
 from cai_jax.models.config import ModelConfig
 from cai_jax.sharding import later
 
-MASKED = -1e30  # finite, so that a row with nothing to attend to gives numbers (which nobody reads) and not NaN
+MASKED = (
+    -1e30
+)  # finite, so that a row with nothing to attend to gives numbers (which nobody reads) and not NaN
 QUERY_CHUNK = 512  # queries whose attention weights exist at one time
 
 
@@ -159,7 +161,11 @@ def activate(x: jax.Array, name: str) -> jax.Array:
 def embed(table_VxD: jax.Array, tokens_BxT: jax.Array, config: ModelConfig) -> jax.Array:
     """[B, T, D]: what the first layer reads."""
     x_BxTxD = jnp.take(table_VxD, tokens_BxT, axis=0)
-    return x_BxTxD if config.embed_scale == 1.0 else x_BxTxD * jnp.asarray(config.embed_scale, x_BxTxD.dtype)
+    return (
+        x_BxTxD
+        if config.embed_scale == 1.0
+        else x_BxTxD * jnp.asarray(config.embed_scale, x_BxTxD.dtype)
+    )
 
 
 def query_scale(config: ModelConfig) -> float:
@@ -181,7 +187,11 @@ def rope_frequencies(config: ModelConfig, kind: str = "global") -> np.ndarray:
         return (frequency / scaling.factor).astype(np.float32)
     # Llama 3: wavelengths beyond original/low are divided by the factor, those within original/high kept.
     wavelength = 2 * math.pi / frequency
-    low, high, original = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_length
+    low, high, original = (
+        scaling.low_freq_factor,
+        scaling.high_freq_factor,
+        scaling.original_max_length,
+    )
     smooth = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
     return ((1 - smooth) * frequency / scaling.factor + smooth * frequency).astype(np.float32)
 
@@ -203,13 +213,17 @@ def rotate(x_BxTxHxDh: jax.Array, tables: tuple[jax.Array, jax.Array] | None) ->
     half = cos.shape[-1]
     x = x_BxTxHxDh[..., : 2 * half].astype(jnp.float32)
     a, b = jnp.split(x, 2, axis=-1)
-    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxTxHxDh.dtype)
+    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(
+        x_BxTxHxDh.dtype
+    )
     if 2 * half == x_BxTxHxDh.shape[-1]:
         return rotated
     return jnp.concatenate([rotated, x_BxTxHxDh[..., 2 * half :]], axis=-1)
 
 
-def layer(x_BxTxD: jax.Array, weights: dict, config: ModelConfig, tables, attend: Callable) -> jax.Array:
+def layer(
+    x_BxTxD: jax.Array, weights: dict, config: ModelConfig, tables, attend: Callable
+) -> jax.Array:
     """One block. `attend(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh) -> context_BxTxHxDh` sees rotated queries and keys; `tables`
     are the (cos, sin) of this layer's kind. Projections may come fused, as "qkv" [D, H+2K, Dh] and "gate_up" [D, 2F]:
     fewer, larger products."""
@@ -236,7 +250,9 @@ def _queries(x_BxTxD, weights: dict, config: ModelConfig):
     if "qkv" in weights:
         q, k, v = jnp.split(project(h_BxTxD, weights["qkv"], (H + 2 * K, Dh)), [H, H + K], axis=2)
     else:
-        q, k, v = (project(h_BxTxD, weights[name], (n, Dh)) for name, n in (("q", H), ("k", K), ("v", K)))
+        q, k, v = (
+            project(h_BxTxD, weights[name], (n, Dh)) for name, n in (("q", H), ("k", K), ("v", K))
+        )
     if config.qkv_bias:
         q, k, v = q + weights["q_bias"], k + weights["k_bias"], v + weights["v_bias"]
     return q, k, v
@@ -287,7 +303,11 @@ def _gated_down_forward(gate, up, down, activation, width):
 def _gated_down_backward(activation, width, kept, grad):
     gate, up, down = kept
     # Written in another way than in the forward pass: XLA would find it there, and keep it instead of making it again.
-    again = (lambda x: x * (0.5 + 0.5 * jnp.tanh(0.5 * x))) if activation == "silu" else lambda x: activate(x, activation)
+    again = (
+        (lambda x: x * (0.5 + 0.5 * jnp.tanh(0.5 * x)))
+        if activation == "silu"
+        else lambda x: activate(x, activation)
+    )
     active, of_gate = jax.vjp(again, gate)
     _, of_product = jax.vjp(lambda inner, down: project(inner, down, (width,)), active * up, down)
     grad_inner, grad_down = of_product(grad)
@@ -319,11 +339,22 @@ def _attend_forward(q_BxCxKxGxDh, k_BxSxKxDh, v_BxSxKxDh, allowed_BxCxS, cap):
     # Operands as a CPU's products want them (a third less time than with the axes where they come from).
     B, C, K, G, Dh = q_BxCxKxGxDh.shape
     q_BxKxMxDh = _by_key_head(q_BxCxKxGxDh)
-    scores = jnp.einsum("bkmd,bkds->bkms", q_BxKxMxDh, k_BxSxKxDh.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
-    scores = jnp.where(allowed_BxCxS[:, None, None], softcap(scores.reshape(B, K, G, C, -1), cap), MASKED)
+    scores = jnp.einsum(
+        "bkmd,bkds->bkms",
+        q_BxKxMxDh,
+        k_BxSxKxDh.transpose(0, 2, 3, 1),
+        preferred_element_type=jnp.float32,
+    )
+    scores = jnp.where(
+        allowed_BxCxS[:, None, None], softcap(scores.reshape(B, K, G, C, -1), cap), MASKED
+    )
     lse_BxKxGxC = jax.nn.logsumexp(scores, axis=-1)
-    weights = jnp.exp(scores - lse_BxKxGxC[..., None]).astype(v_BxSxKxDh.dtype).reshape(B, K, G * C, -1)
-    context = _by_position(jnp.einsum("bkms,bksd->bkmd", weights, v_BxSxKxDh.transpose(0, 2, 1, 3)), C)
+    weights = (
+        jnp.exp(scores - lse_BxKxGxC[..., None]).astype(v_BxSxKxDh.dtype).reshape(B, K, G * C, -1)
+    )
+    context = _by_position(
+        jnp.einsum("bkms,bksd->bkmd", weights, v_BxSxKxDh.transpose(0, 2, 1, 3)), C
+    )
     return context, (q_BxCxKxGxDh, k_BxSxKxDh, v_BxSxKxDh, allowed_BxCxS, context, lse_BxKxGxC)
 
 
@@ -332,14 +363,18 @@ def _attend_backward(cap, kept, grad_BxCxKxGxDh):
     q, k, v, allowed_BxCxS, context, lse_BxKxGxC = kept
     B, C, K, G, Dh = q.shape
     # Of the context as it is kept for the product that follows: the other order would be kept as well.
-    delta_BxCxKxG = jnp.sum(grad_BxCxKxGxDh.astype(jnp.float32) * context.astype(jnp.float32), axis=-1)
+    delta_BxCxKxG = jnp.sum(
+        grad_BxCxKxGxDh.astype(jnp.float32) * context.astype(jnp.float32), axis=-1
+    )
     delta = delta_BxCxKxG.transpose(0, 2, 3, 1).reshape(B, K, 1, G * C)
     q, grad = _by_key_head(q), _by_key_head(grad_BxCxKxGxDh)
     k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
     allowed_BxSxGC = jnp.tile(allowed_BxCxS.swapaxes(1, 2), (1, 1, G))[:, None]
     scores = softcap(jnp.einsum("bksd,bkmd->bksm", k, q, preferred_element_type=jnp.float32), cap)
     weights = jnp.where(allowed_BxSxGC, jnp.exp(scores - lse_BxKxGxC.reshape(B, K, 1, G * C)), 0.0)
-    slopes = weights * (jnp.einsum("bksd,bkmd->bksm", v, grad, preferred_element_type=jnp.float32) - delta)
+    slopes = weights * (
+        jnp.einsum("bksd,bkmd->bksm", v, grad, preferred_element_type=jnp.float32) - delta
+    )
     if cap is not None:
         slopes = slopes * (1.0 - (scores / cap) ** 2)
     slopes, weights = slopes.astype(q.dtype), weights.astype(v.dtype)
@@ -352,8 +387,17 @@ def _attend_backward(cap, kept, grad_BxCxKxGxDh):
 _attend_chunk.defvjp(_attend_forward, _attend_backward)
 
 
-def causal_attention(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, mask_BxT, segments_BxT=None, window: int = 0,
-                     chunk: int = QUERY_CHUNK, scale: float | None = None, cap: float | None = None) -> jax.Array:
+def causal_attention(
+    q_BxTxHxDh,
+    k_BxTxKxDh,
+    v_BxTxKxDh,
+    mask_BxT,
+    segments_BxT=None,
+    window: int = 0,
+    chunk: int = QUERY_CHUNK,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> jax.Array:
     """Causal softmax attention within segments; context [B, T, H, Dh].
 
     A query sees the keys at or before it that `mask_BxT` allows, of its own segment, and no farther back than `window`
@@ -367,7 +411,9 @@ def causal_attention(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, mask_BxT, segments_BxT=
     parts = []
     for start in range(0, T, chunk):
         stop = min(start + chunk, T)
-        first = max(0, start - window + 1) if window else 0  # what no query of this chunk can see is not multiplied
+        first = (
+            max(0, start - window + 1) if window else 0
+        )  # what no query of this chunk can see is not multiplied
         ago = index[start:stop, None] - index[None, first:stop]
         near = (ago >= 0) & (ago < window) if window else ago >= 0
         allowed = near[None] & mask_BxT[:, None, first:stop]

@@ -53,8 +53,12 @@ class ModelConfig:
     parallel_blocks: bool = False  # attention and MLP read the same x
     qk_norm: str = ""  # RMSNorm of queries and keys, before RoPE: "head" over Dh, "width" over all heads together
     # attention,
-    windows: tuple[int, ...] = ()  # per layer: a token sees itself and the window-1 before it, 0 = all; () = all 0
-    ropes: tuple[str, ...] = ()  # per layer: "global", "local" (local_rope_theta, not stretched), "none"; () = all global
+    windows: tuple[
+        int, ...
+    ] = ()  # per layer: a token sees itself and the window-1 before it, 0 = all; () = all 0
+    ropes: tuple[
+        str, ...
+    ] = ()  # per layer: "global", "local" (local_rope_theta, not stretched), "none"; () = all global
     local_rope_theta: float = 0.0
     rotary_dim: int = 0  # how many of the Dh are rotated, 0 = all
     query_scalar: float = 0.0  # queries are divided by its root, 0 = Dh
@@ -66,7 +70,10 @@ class ModelConfig:
     @property
     def layer_kinds(self) -> tuple[tuple[int, str], ...]:
         """(window, rope) of every layer: what its weights do not say."""
-        windows, ropes = self.windows or (0,) * self.num_layers, self.ropes or ("global",) * self.num_layers
+        windows, ropes = (
+            self.windows or (0,) * self.num_layers,
+            self.ropes or ("global",) * self.num_layers,
+        )
         return tuple(zip(windows, ropes, strict=True))
 
     @staticmethod
@@ -80,14 +87,18 @@ class ModelConfig:
                 f"{where}: {name} (model_type {config.get('model_type')!r}) is not supported; these are: {works}"
             )
         read = Reader(config, where)
-        activation = config.get("hidden_activation") or config.get("hidden_act") or family.activation
+        activation = (
+            config.get("hidden_activation") or config.get("hidden_act") or family.activation
+        )
         if activation not in ACTIVATIONS:
             raise UserError(
                 f"{where}: field 'hidden_act': {activation!r} is not supported; {', '.join(ACTIVATIONS)} are"
             )
         width, num_heads = read.count("hidden_size"), read.count("num_attention_heads")
         if config.get("head_dim") is None and width % num_heads:
-            raise UserError(f"{where}: hidden_size {width} is not a multiple of num_attention_heads {num_heads}")
+            raise UserError(
+                f"{where}: hidden_size {width} is not a multiple of num_attention_heads {num_heads}"
+            )
         num_kv_heads = read.count("num_key_value_heads", num_heads)
         if num_heads % num_kv_heads:
             raise UserError(
@@ -157,13 +168,17 @@ class ModelConfig:
                 f"{path}: no such file; a model directory holds config.json and model.safetensors"
             ) from None
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not JSON ({error}); fetch or convert the model again") from None
+            raise UserError(
+                f"{path}: not JSON ({error}); fetch or convert the model again"
+            ) from None
         if not isinstance(config, dict):
             raise UserError(f"{path}: expected a JSON object")
         try:
             return ModelConfig.from_hf(config, str(path))
         except (TypeError, AttributeError, KeyError, ValueError, OverflowError) as error:
-            raise UserError(f"{path}: a field is not what it should be ({error}); fetch or convert the model again") from None
+            raise UserError(
+                f"{path}: a field is not what it should be ({error}); fetch or convert the model again"
+            ) from None
 
     def to_json(self, path) -> None:
         pathlib.Path(path).write_text(json.dumps(self.to_hf(), indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """The decoder over whole sequences: what training and one-off scoring run. Sampling has its own cached step.
 
-    hidden = hidden_states(params, tokens_BxT, mask_BxT, config)
-    logprobs = losses.next_token_logprobs(hidden, unembedding(params, config), tokens_BxT, softcap=config.final_softcap)
+hidden = hidden_states(params, tokens_BxT, mask_BxT, config)
+logprobs = losses.next_token_logprobs(hidden, unembedding(params, config), tokens_BxT, softcap=config.final_softcap)
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ class _Layers(nn.Module):
 
     @nn.compact
     def __call__(self) -> dict:
-        return {path[1]: _declare(self, path, p) for path, p in param_table(self.config).items() if len(path) == 2}
+        return {
+            path[1]: _declare(self, path, p)
+            for path, p in param_table(self.config).items()
+            if len(path) == 2
+        }
 
 
 def _declare(module: nn.Module, path, spec):
@@ -57,7 +61,11 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, tokens_BxT, mask_BxT, positions_BxT=None, segments_BxT=None):
         config = self.config
-        params = {path[0]: _declare(self, path, p) for path, p in param_table(config).items() if len(path) == 1}
+        params = {
+            path[0]: _declare(self, path, p)
+            for path, p in param_table(config).items()
+            if len(path) == 1
+        }
         layers = _Layers(config, name="layers")()
         chex.assert_rank([tokens_BxT, mask_BxT], 2)
         chex.assert_type([tokens_BxT, mask_BxT], [int, bool])
@@ -103,14 +111,23 @@ class _Step:
     remat: str
 
     def __call__(self, x_BxTxD, weights: dict, seen: tuple):
-        run = self._run if self.remat == "none" else jax.checkpoint(self._run, policy=REMAT[self.remat])
+        run = (
+            self._run
+            if self.remat == "none"
+            else jax.checkpoint(self._run, policy=REMAT[self.remat])
+        )
         return run(x_BxTxD, weights, seen)
 
     def _run(self, x_BxTxD, weights, seen):
         (window, rope), (mask_BxT, segments_BxT, tables) = self.kind, seen
         scale, cap = blocks.query_scale(self.config), self.config.attention_softcap
         attend = functools.partial(
-            blocks.causal_attention, mask_BxT=mask_BxT, segments_BxT=segments_BxT, window=window, scale=scale, cap=cap
+            blocks.causal_attention,
+            mask_BxT=mask_BxT,
+            segments_BxT=segments_BxT,
+            window=window,
+            scale=scale,
+            cap=cap,
         )
         x_BxTxD = blocks.layer(x_BxTxD, weights, self.config, tables[rope], attend)
         return constrain(x_BxTxD, ("batch", "length", None))
@@ -119,16 +136,27 @@ class _Step:
 def _period(kinds: tuple) -> int:
     """The length of the shortest pattern that `kinds` repeats."""
     count = len(kinds)
-    return next(p for p in range(1, count + 1) if count % p == 0 and kinds == kinds[:p] * (count // p))
+    return next(
+        p for p in range(1, count + 1) if count % p == 0 and kinds == kinds[:p] * (count // p)
+    )
 
 
 def unstack(stacked: dict, count: int) -> list[dict]:
     """{name: [L, …]} → L dicts of one layer's weights. A split, because its gradient is one concatenation, where the
     gradient of L slices would be L additions of whole stacks. A weight may be several arrays (`blocks.LowRank`)."""
-    pieces = {name: [jax.lax.split(w, [1] * count, axis=0) for w in jax.tree.leaves(weight)]
-              for name, weight in stacked.items()}
-    return [{name: jax.tree.unflatten(jax.tree.structure(weight), [piece[i][0] for piece in pieces[name]])
-             for name, weight in stacked.items()} for i in range(count)]
+    pieces = {
+        name: [jax.lax.split(w, [1] * count, axis=0) for w in jax.tree.leaves(weight)]
+        for name, weight in stacked.items()
+    }
+    return [
+        {
+            name: jax.tree.unflatten(
+                jax.tree.structure(weight), [piece[i][0] for piece in pieces[name]]
+            )
+            for name, weight in stacked.items()
+        }
+        for i in range(count)
+    ]
 
 
 def default_positions(mask_BxT, segments_BxT=None):
@@ -141,8 +169,17 @@ def default_positions(mask_BxT, segments_BxT=None):
     return jnp.maximum(count, 0)
 
 
-def hidden_states(params: dict, tokens_BxT: jax.Array, mask_BxT: jax.Array, config: ModelConfig, *,
-                  positions_BxT=None, segments_BxT=None, scan: bool = False, remat: str = "none") -> jax.Array:
+def hidden_states(
+    params: dict,
+    tokens_BxT: jax.Array,
+    mask_BxT: jax.Array,
+    config: ModelConfig,
+    *,
+    positions_BxT=None,
+    segments_BxT=None,
+    scan: bool = False,
+    remat: str = "none",
+) -> jax.Array:
     """Hidden states after the final norm, [B, T, D] in the dtype of the parameters.
 
     tokens int [B, T]; mask bool [B, T], True on real tokens (padding may be on either side, or between: it is never

@@ -37,21 +37,31 @@ class Reader:
         value = self.config.get(field)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{self.where}: field '{field}': expected a positive integer, found {value!r}")
+            raise UserError(
+                f"{self.where}: field '{field}': expected a positive integer, found {value!r}"
+            )
         return value
 
-    def number(self, field: str, default: float | None = None, among: Mapping | None = None) -> float:
+    def number(
+        self, field: str, default: float | None = None, among: Mapping | None = None
+    ) -> float:
         value = (self.config if among is None else among).get(field)
         value = default if value is None else value
         if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            raise UserError(f"{self.where}: field '{field}': expected a positive number, found {value!r}")
+            raise UserError(
+                f"{self.where}: field '{field}': expected a positive number, found {value!r}"
+            )
         return float(value)
 
 
-def rope_from_hf(config: Mapping, read: Reader, default_theta: float) -> tuple[float, RopeScaling | None]:
+def rope_from_hf(
+    config: Mapping, read: Reader, default_theta: float
+) -> tuple[float, RopeScaling | None]:
     """transformers 5 writes {"rope_parameters": {rope_theta, rope_type, …}}, by kind of layer where there are two; before,
     rope_theta (GPT-NeoX: rotary_emb_base) and rope_scaling."""
-    theta = config.get("rotary_emb_base") if config.get("rope_theta") is None else config["rope_theta"]
+    theta = (
+        config.get("rotary_emb_base") if config.get("rope_theta") is None else config["rope_theta"]
+    )
     parameters = {"rope_theta": theta, **(config.get("rope_scaling") or {})}
     new = config.get("rope_parameters") or {}
     parameters |= new.get("full_attention") or {} if "full_attention" in new else new
@@ -64,8 +74,12 @@ def rope_from_hf(config: Mapping, read: Reader, default_theta: float) -> tuple[f
     if kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor")
         original = read.number("original_max_position_embeddings", None, parameters)
-        return theta, RopeScaling(kind, *(read.number(name, None, parameters) for name in names), int(original))
-    raise UserError(f"{read.where}: rope type {kind!r} is not supported; default, linear and llama3 are")
+        return theta, RopeScaling(
+            kind, *(read.number(name, None, parameters) for name in names), int(original)
+        )
+    raise UserError(
+        f"{read.where}: rope type {kind!r} is not supported; default, linear and llama3 are"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +99,9 @@ class Family:
     @property
     def classifier(self) -> str:
         """The class in transformers of this decoder with a scalar head."""
-        return self.classifier_name or self.architecture.replace("ForCausalLM", "ForSequenceClassification")
+        return self.classifier_name or self.architecture.replace(
+            "ForCausalLM", "ForSequenceClassification"
+        )
 
 
 # ---------------------------------------------------------------- config.json → switches
@@ -104,19 +120,29 @@ def _mistral(config: Mapping, read: Reader) -> dict:
 def _qwen2(config: Mapping, read: Reader) -> dict:
     window, first = config.get("sliding_window"), config.get("max_window_layers") or 0
     window = window if config.get("use_sliding_window") else None
-    return {"qkv_bias": True, "windows": _windows(config, read, window, lambda layer: layer >= first)}
+    return {
+        "qkv_bias": True,
+        "windows": _windows(config, read, window, lambda layer: layer >= first),
+    }
 
 
 def _qwen3(config: Mapping, read: Reader) -> dict:
     bias = bool(config.get("attention_bias", False))
-    switches = {"qk_norm": "head", "qkv_bias": bias, "o_bias": bias, "head_dim": read.count("head_dim", 128)}
+    switches = {
+        "qk_norm": "head",
+        "qkv_bias": bias,
+        "o_bias": bias,
+        "head_dim": read.count("head_dim", 128),
+    }
     return _qwen2(config, read) | switches
 
 
 def _gemma2(config: Mapping, read: Reader) -> dict:
     """Every second layer slides, from the first on."""
     if config.get("use_bidirectional_attention"):
-        raise UserError(f"{read.where}: field 'use_bidirectional_attention': such a model is no causal decoder")
+        raise UserError(
+            f"{read.where}: field 'use_bidirectional_attention': such a model is no causal decoder"
+        )
 
     def cap(field: str, default: float) -> float | None:
         return None if config.get(field, default) is None else read.number(field, default)
@@ -132,39 +158,59 @@ def _gemma2(config: Mapping, read: Reader) -> dict:
         "query_scalar": read.number("query_pre_attn_scalar", 256),
         "attention_softcap": cap("attn_logit_softcapping", 50.0),
         "final_softcap": cap("final_logit_softcapping", 30.0),
-        "windows": _windows(config, read, config.get("sliding_window", 4096), lambda layer: layer % 2 == 0),
+        "windows": _windows(
+            config, read, config.get("sliding_window", 4096), lambda layer: layer % 2 == 0
+        ),
     }
 
 
 def _gemma3(config: Mapping, read: Reader) -> dict:
     """Five local layers, with their own rotary base, to a global one; q/k norms where Gemma 2 has a softcap."""
-    caps = {"attn_logit_softcapping": None, "final_logit_softcapping": config.get("final_logit_softcapping")}
+    caps = {
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": config.get("final_logit_softcapping"),
+    }
     every = read.count("sliding_window_pattern", 6)
-    windows = _windows(config, read, config.get("sliding_window", 4096), lambda layer: (layer + 1) % every != 0)
+    windows = _windows(
+        config, read, config.get("sliding_window", 4096), lambda layer: (layer + 1) % every != 0
+    )
     local = (config.get("rope_parameters") or {}).get("sliding_attention") or {}
     if local.get("rope_type", "default") != "default":
-        raise UserError(f"{read.where}: field 'rope_parameters': the local layers' rope type must be 'default'")
+        raise UserError(
+            f"{read.where}: field 'rope_parameters': the local layers' rope type must be 'default'"
+        )
     base = local.get("rope_theta", config.get("rope_local_base_freq"))
     return _gemma2({**config, **caps}, read) | {
         "qk_norm": "head",
         "windows": windows,
         "ropes": tuple("local" if window else "global" for window in windows),
-        "local_rope_theta": read.number("rope_local_base_freq", 10000.0, {"rope_local_base_freq": base}),
+        "local_rope_theta": read.number(
+            "rope_local_base_freq", 10000.0, {"rope_local_base_freq": base}
+        ),
     }
 
 
 def _olmo2(config: Mapping, read: Reader) -> dict:
     eps = read.number("rms_norm_eps", 1e-5)
-    return _biases(config) | {"mlp_bias": False, "block_norms": "post", "qk_norm": "width", "norm_eps": eps}
+    return _biases(config) | {
+        "mlp_bias": False,
+        "block_norms": "post",
+        "qk_norm": "width",
+        "norm_eps": eps,
+    }
 
 
 def _smollm3(config: Mapping, read: Reader) -> dict:
     """Every fourth layer has no positions."""
     count, every = read.count("num_hidden_layers"), read.count("no_rope_layer_interval", 4)
     rotated = config.get("no_rope_layers")  # 1 where there is RoPE, in spite of its name
-    rotated = [(layer + 1) % every != 0 for layer in range(count)] if rotated is None else rotated[:count]
+    rotated = (
+        [(layer + 1) % every != 0 for layer in range(count)] if rotated is None else rotated[:count]
+    )
     if len(rotated) != count:
-        raise UserError(f"{read.where}: field 'no_rope_layers': {len(rotated)} entries for {count} layers")
+        raise UserError(
+            f"{read.where}: field 'no_rope_layers': {len(rotated)} entries for {count} layers"
+        )
     window = config.get("sliding_window") if config.get("use_sliding_window") else None
     windows = _windows(config, read, window, lambda layer: not rotated[layer])
     ropes = tuple("global" if yes else "none" for yes in rotated)
@@ -173,7 +219,9 @@ def _smollm3(config: Mapping, read: Reader) -> dict:
 
 def _gpt_neox(config: Mapping, read: Reader) -> dict:
     bias = bool(config.get("attention_bias", True))
-    share = (config.get("rope_parameters") or {}).get("partial_rotary_factor", config.get("rotary_pct"))
+    share = (config.get("rope_parameters") or {}).get(
+        "partial_rotary_factor", config.get("rotary_pct")
+    )
     share = read.number("rotary_pct", 0.25, {"rotary_pct": share})
     head_dim = read.count("hidden_size") // read.count("num_attention_heads")
     return {
@@ -189,15 +237,23 @@ def _gpt_neox(config: Mapping, read: Reader) -> dict:
     }
 
 
-def _windows(config: Mapping, read: Reader, window: int | None, slides=lambda layer: True) -> tuple[int, ...]:
+def _windows(
+    config: Mapping, read: Reader, window: int | None, slides=lambda layer: True
+) -> tuple[int, ...]:
     """Which layers slide: those that `layer_types` names, or those that `slides`."""
     if window is None:
         return ()
     count = read.count("num_hidden_layers")
-    types = config.get("layer_types") or ["sliding_attention" if slides(i) else "" for i in range(count)]
+    types = config.get("layer_types") or [
+        "sliding_attention" if slides(i) else "" for i in range(count)
+    ]
     if len(types) != count:
-        raise UserError(f"{read.where}: field 'layer_types': {len(types)} entries for {count} layers")
-    windows = tuple(read.count("sliding_window", window) if kind == "sliding_attention" else 0 for kind in types)
+        raise UserError(
+            f"{read.where}: field 'layer_types': {len(types)} entries for {count} layers"
+        )
+    windows = tuple(
+        read.count("sliding_window", window) if kind == "sliding_attention" else 0 for kind in types
+    )
     return windows if any(windows) else ()
 
 
@@ -215,7 +271,10 @@ def _window_fields(config: ModelConfig) -> dict:
 def _qwen_fields(config: ModelConfig) -> dict:
     sliding = [i for i, window in enumerate(config.windows) if window]
     first = sliding[0] if sliding else config.num_layers
-    return _window_fields(config) | {"use_sliding_window": bool(sliding), "max_window_layers": first}
+    return _window_fields(config) | {
+        "use_sliding_window": bool(sliding),
+        "max_window_layers": first,
+    }
 
 
 def _bias_fields(config: ModelConfig) -> dict:
@@ -234,9 +293,11 @@ def _gemma2_fields(config: ModelConfig) -> dict:
 
 def _smollm3_fields(config: ModelConfig) -> dict:
     rotated = [int(rope != "none") for _, rope in config.layer_kinds]
-    return _bias_fields(config) | _window_fields(config) | {
-        "no_rope_layers": rotated, "use_sliding_window": any(config.windows)
-    }  # fmt: skip
+    return (
+        _bias_fields(config)
+        | _window_fields(config)
+        | {"no_rope_layers": rotated, "use_sliding_window": any(config.windows)}
+    )
 
 
 def _gpt_neox_fields(config: ModelConfig) -> dict:
@@ -251,7 +312,10 @@ def _gpt_neox_fields(config: ModelConfig) -> dict:
 
 FAMILIES = {
     "llama": Family(
-        "LlamaForCausalLM", "Llama 2 and 3, SmolLM2, TinyLlama", lambda config, read: _biases(config), _bias_fields
+        "LlamaForCausalLM",
+        "Llama 2 and 3, SmolLM2, TinyLlama",
+        lambda config, read: _biases(config),
+        _bias_fields,
     ),
     "mistral": Family(
         "MistralForCausalLM",
@@ -267,7 +331,12 @@ FAMILIES = {
         lambda config: {"attention_bias": config.qkv_bias} | _qwen_fields(config),
     ),
     "gemma2": Family(
-        "Gemma2ForCausalLM", "Gemma 2", _gemma2, _gemma2_fields, tied=True, activation="gelu_pytorch_tanh"
+        "Gemma2ForCausalLM",
+        "Gemma 2",
+        _gemma2,
+        _gemma2_fields,
+        tied=True,
+        activation="gelu_pytorch_tanh",
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
@@ -282,7 +351,9 @@ FAMILIES = {
     "olmo2": Family(
         "Olmo2ForCausalLM", "OLMo 2", _olmo2, lambda config: {"attention_bias": config.qkv_bias}
     ),
-    "smollm3": Family("SmolLM3ForCausalLM", "SmolLM3", _smollm3, _smollm3_fields, tied=True, rope_theta=2e6),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM", "SmolLM3", _smollm3, _smollm3_fields, tied=True, rope_theta=2e6
+    ),
     "gpt_neox": Family(
         "GPTNeoXForCausalLM", "Pythia, GPT-NeoX", _gpt_neox, _gpt_neox_fields, activation="gelu"
     ),

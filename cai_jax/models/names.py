@@ -70,7 +70,12 @@ GPT_NEOX = {
     "final_norm_bias": ("gpt_neox.final_layer_norm.bias", "D", "D"),
     "unembed": ("embed_out.weight", "V D", "V D"),
 }
-NAMES = {"gemma2": GEMMA, "gemma3_text": GEMMA, "olmo2": OLMO2, "gpt_neox": GPT_NEOX}  # all others: LLAMA
+NAMES = {
+    "gemma2": GEMMA,
+    "gemma3_text": GEMMA,
+    "olmo2": OLMO2,
+    "gpt_neox": GPT_NEOX,
+}  # all others: LLAMA
 # In files, but no weights: buffers of old checkpoints.
 IGNORED = re.compile(r".*\.(inv_freq|masked_bias|attention\.bias)$")
 
@@ -89,14 +94,23 @@ class Weight:
         self.path, self.stacked = path, path[0] == "layers"
         name, ours, theirs, *part = NAMES.get(config.family, LLAMA)[path[-1]]
         self.part = part[0] if part else None
-        sizes = {"V": config.vocab_size, "D": config.width, "F": config.ffw, "H": config.num_heads,
-                 "K": config.num_kv_heads, "Dh": config.head_dim, "3": 3}  # fmt: skip
+        sizes = {
+            "V": config.vocab_size,
+            "D": config.width,
+            "F": config.ffw,
+            "H": config.num_heads,
+            "K": config.num_kv_heads,
+            "Dh": config.head_dim,
+            "3": 3,
+        }
         ours, split = ours.split(), theirs.replace(".", " ").split()
         self.names = [name.format(i) for i in range(config.num_layers)] if self.stacked else [name]
         self.layer_shape = tuple(sizes[axis] for axis in ours)
         self.shape = (config.num_layers, *self.layer_shape) if self.stacked else self.layer_shape
         self.split_shape = tuple(sizes[axis] for axis in split)
-        self.file_shape = tuple(int(np.prod([sizes[axis] for axis in group.split(".")])) for group in theirs.split())
+        self.file_shape = tuple(
+            int(np.prod([sizes[axis] for axis in group.split(".")])) for group in theirs.split()
+        )
         # Of the tensor in the file, split and indexed by `part`:
         self.part_index = tuple(self.part if axis == "3" else slice(None) for axis in split)
         split = [axis for axis in split if axis != "3"]
@@ -106,7 +120,12 @@ class Weight:
     def read(self, tensors: dict[str, np.ndarray], index: tuple[slice, ...], dtype) -> np.ndarray:
         """The part `index` of our array, read and cast a piece of a file at a time: what is mapped beside it stays small."""
         layers = range(len(self.names))[index[0]] if self.stacked else (0,)
-        inner = [range(size)[part] for size, part in zip(self.layer_shape, index[1:] if self.stacked else index, strict=True)]
+        inner = [
+            range(size)[part]
+            for size, part in zip(
+                self.layer_shape, index[1:] if self.stacked else index, strict=True
+            )
+        ]
         out = np.empty((len(layers), *map(len, inner)), dtype)
         first = self.to_ours.index(0)  # our axis along which the file goes
         for row, layer in enumerate(layers):
@@ -115,8 +134,13 @@ class Weight:
             count = max(1, PIECE * self.split_shape[0] // max(1, stored.nbytes))
             for start in range(0, len(inner[first]), count):
                 piece = inner[first][start : start + count]
-                index = tuple(_slice(piece if axis == first else part) for axis, part in enumerate(inner))
-                place = tuple(slice(start, start + count) if axis == first else slice(None) for axis in range(len(inner)))
+                index = tuple(
+                    _slice(piece if axis == first else part) for axis, part in enumerate(inner)
+                )
+                place = tuple(
+                    slice(start, start + count) if axis == first else slice(None)
+                    for axis in range(len(inner))
+                )
                 out[(row, *place)] = tensor[index]
                 let_go(stored)
         return out if self.stacked else out[0]

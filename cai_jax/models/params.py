@@ -47,7 +47,9 @@ def param_table(config: ModelConfig) -> dict[Path, ParamSpec]:
 
     unit = "zeros" if config.norm_offset else "ones"  # what a norm's scale starts as
     heads, kv_heads = ("heads", "head_dim"), ("kv_heads", "head_dim")
-    table: dict[Path, ParamSpec] = {("embed",): ParamSpec((V, D), ("vocab", "embed"), "normal", config.init_std)}
+    table: dict[Path, ParamSpec] = {
+        ("embed",): ParamSpec((V, D), ("vocab", "embed"), "normal", config.init_std)
+    }
     layers = {
         "q": layer((D, H, Dh), ("embed", *heads), std=into),
         "k": layer((D, K, Dh), ("embed", *kv_heads), std=into),
@@ -63,22 +65,48 @@ def param_table(config: ModelConfig) -> dict[Path, ParamSpec]:
     if config.block_norms != "pre":
         layers |= dict.fromkeys(("attn_post_norm", "mlp_post_norm"), layer((D,), ("embed",), unit))
     if config.norm == "layer":
-        layers |= {f"{name}_bias": layer((D,), ("embed",), "zeros") for name in layers if name.endswith("_norm")}
+        layers |= {
+            f"{name}_bias": layer((D,), ("embed",), "zeros")
+            for name in layers
+            if name.endswith("_norm")
+        }
     if config.qkv_bias:
         layers["q_bias"] = layer((H, Dh), heads, "zeros")
         layers["k_bias"] = layers["v_bias"] = layer((K, Dh), kv_heads, "zeros")
     if config.o_bias:
         layers["o_bias"] = layer((D,), ("embed",), "zeros")
     if config.mlp_bias:
-        layers |= {f"{name}_bias": layer((F,), ("mlp",), "zeros") for name in ("gate", "up") if name in layers}
+        layers |= {
+            f"{name}_bias": layer((F,), ("mlp",), "zeros")
+            for name in ("gate", "up")
+            if name in layers
+        }
         layers["down_bias"] = layer((D,), ("embed",), "zeros")
     if config.qk_norm == "head":
         layers |= dict.fromkeys(("q_norm", "k_norm"), layer((Dh,), ("head_dim",), unit))
     elif config.qk_norm == "width":
-        layers["q_norm"], layers["k_norm"] = layer((H, Dh), heads, unit), layer((K, Dh), kv_heads, unit)
-    order = ("attn_norm", "q", "k", "v", "o", "attn_post_norm", "mlp_norm", "gate", "up", "down", "mlp_post_norm")
+        layers["q_norm"], layers["k_norm"] = (
+            layer((H, Dh), heads, unit),
+            layer((K, Dh), kv_heads, unit),
+        )
+    order = (
+        "attn_norm",
+        "q",
+        "k",
+        "v",
+        "o",
+        "attn_post_norm",
+        "mlp_norm",
+        "gate",
+        "up",
+        "down",
+        "mlp_post_norm",
+    )
     names = [name for name in order if name in layers]
-    table |= {("layers", name): layers[name] for name in (*names, *(name for name in layers if name not in order))}
+    table |= {
+        ("layers", name): layers[name]
+        for name in (*names, *(name for name in layers if name not in order))
+    }
     table["final_norm",] = ParamSpec((D,), ("embed",), unit)
     if config.norm == "layer":
         table["final_norm_bias",] = ParamSpec((D,), ("embed",), "zeros")
@@ -100,7 +128,9 @@ def nest(flat: dict) -> dict:
 
 def abstract_params(config: ModelConfig, dtype=jnp.float32) -> dict:
     """The tree of ShapeDtypeStructs."""
-    return nest({path: jax.ShapeDtypeStruct(p.shape, dtype) for path, p in param_table(config).items()})
+    return nest(
+        {path: jax.ShapeDtypeStruct(p.shape, dtype) for path, p in param_table(config).items()}
+    )
 
 
 def param_axes(config: ModelConfig) -> dict:
@@ -118,7 +148,9 @@ def initial_value(path: Path, param: ParamSpec, key: jax.Array, dtype) -> jax.Ar
 
 def init_params(config: ModelConfig, key: jax.Array, dtype=jnp.float32) -> dict:
     """Random initial parameters; pure, so `jit` with `out_shardings` makes them in place on a mesh."""
-    return nest({path: initial_value(path, p, key, dtype) for path, p in param_table(config).items()})
+    return nest(
+        {path: initial_value(path, p, key, dtype) for path, p in param_table(config).items()}
+    )
 
 
 def num_params(config: ModelConfig) -> int:

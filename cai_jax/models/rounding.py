@@ -38,13 +38,20 @@ def is_int8(leaf) -> bool:
 
 def rounded_matrix(name: str, weight: jax.Array):
     """The layers' parameter of that name, [L, …]: in 8 bits where it is a matrix, on the same devices; else as it is."""
-    return weight if name not in MATRICES else _rounder(MATRICES[name], _places(weight, MATRICES[name]))(weight)
+    return (
+        weight
+        if name not in MATRICES
+        else _rounder(MATRICES[name], _places(weight, MATRICES[name]))(weight)
+    )
 
 
 @functools.lru_cache(maxsize=64)
 def _rounder(axes_in: int, places):
     # One layer at a time, so that what lies beside the result has the size of a layer.
-    return jax.jit(lambda weight: jax.lax.map(functools.partial(rounded, axes_in=axes_in), weight), out_shardings=places)
+    return jax.jit(
+        lambda weight: jax.lax.map(functools.partial(rounded, axes_in=axes_in), weight),
+        out_shardings=places,
+    )
 
 
 def _places(weight, axes_in: int):
@@ -60,7 +67,10 @@ def round_layers(params: dict) -> dict:
     """A decoder's parameters, or {"decoder", "head"}, with the layers' matrices in 8 bits; the other arrays are shared."""
     if "decoder" in params:
         return {**params, "decoder": round_layers(params["decoder"])}
-    return {**params, "layers": {name: rounded_matrix(name, weight) for name, weight in params["layers"].items()}}
+    return {
+        **params,
+        "layers": {name: rounded_matrix(name, weight) for name, weight in params["layers"].items()},
+    }
 
 
 def rounded_shapes(params: dict) -> dict:
@@ -73,7 +83,12 @@ def rounded_shapes(params: dict) -> dict:
             return weight
         places = _places(weight, MATRICES[name])
         scale = (weight.shape[0], *weight.shape[1 + MATRICES[name] :])
-        return Int8(jax.ShapeDtypeStruct(weight.shape, jnp.int8, sharding=places.values),
-                    jax.ShapeDtypeStruct(scale, jnp.float32, sharding=places.scale))
+        return Int8(
+            jax.ShapeDtypeStruct(weight.shape, jnp.int8, sharding=places.values),
+            jax.ShapeDtypeStruct(scale, jnp.float32, sharding=places.scale),
+        )
 
-    return {**params, "layers": {name: shapes(name, weight) for name, weight in params["layers"].items()}}
+    return {
+        **params,
+        "layers": {name: shapes(name, weight) for name, weight in params["layers"].items()},
+    }

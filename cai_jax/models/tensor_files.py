@@ -42,18 +42,28 @@ def open_tensors(path) -> dict[str, np.ndarray]:
         except (ValueError, RecursionError):
             header = None
     if not isinstance(header, dict):
-        raise UserError(f"{path}: truncated or not a safetensors file ({size} bytes); fetch or convert the model again")
+        raise UserError(
+            f"{path}: truncated or not a safetensors file ({size} bytes); fetch or convert the model again"
+        )
     header.pop("__metadata__", None)
     if wrong := next((name for name, entry in header.items() if not _is_entry(entry)), None):
-        raise UserError(f"{path}: the header's entry '{wrong[:80]}' is damaged; fetch or convert the model again")
+        raise UserError(
+            f"{path}: the header's entry '{wrong[:80]}' is damaged; fetch or convert the model again"
+        )
     spans = sorted(entry["data_offsets"] for entry in header.values())
     if any(before[1] > after[0] for before, after in zip(spans, spans[1:], strict=False)):
-        raise UserError(f"{path}: the header is damaged, tensors overlap; fetch or convert the model again")
+        raise UserError(
+            f"{path}: the header is damaged, tensors overlap; fetch or convert the model again"
+        )
     end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if end > size:
-        raise UserError(f"{path}: truncated, {size} of {end} bytes; fetch or convert the model again")
+        raise UserError(
+            f"{path}: truncated, {size} of {end} bytes; fetch or convert the model again"
+        )
     with path.open("rb") as file:
-        data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)[8 + length :]
+        data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)[
+            8 + length :
+        ]
     tensors = {}
     for name, entry in header.items():
         if entry["dtype"] in DTYPES:
@@ -64,10 +74,17 @@ def open_tensors(path) -> dict[str, np.ndarray]:
 
 def _is_entry(entry) -> bool:
     """Whether a header's entry has dtype, shape and a place in the file of just that size."""
-    def counts(value):
-        return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
 
-    if not isinstance(entry, dict) or not counts(entry.get("shape")) or not counts(offsets := entry.get("data_offsets")):
+    def counts(value):
+        return isinstance(value, list) and all(
+            isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value
+        )
+
+    if (
+        not isinstance(entry, dict)
+        or not counts(entry.get("shape"))
+        or not counts(offsets := entry.get("data_offsets"))
+    ):
         return False
     if not isinstance(entry.get("dtype"), str) or len(offsets) != 2 or offsets[0] > offsets[1]:
         return False
@@ -92,11 +109,17 @@ def open_directory(directory) -> dict[str, np.ndarray]:
     index = directory / "model.safetensors.index.json"
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
         except (ValueError, KeyError, AttributeError, TypeError):
-            raise UserError(f"{index}: expected a JSON object with 'weight_map'; fetch the model again") from None
+            raise UserError(
+                f"{index}: expected a JSON object with 'weight_map'; fetch the model again"
+            ) from None
         if missing := [name for name in names if not (directory / name).exists()]:
-            raise UserError(f"{directory}: {len(missing)} of {len(names)} weight files are missing, first {missing[0]}")
+            raise UserError(
+                f"{directory}: {len(missing)} of {len(names)} weight files are missing, first {missing[0]}"
+            )
     elif (directory / "model.safetensors").exists():
         names = ["model.safetensors"]
     else:
@@ -116,7 +139,11 @@ def write_tensors(
     write_files({path: shapes}, dtype, tensors)
 
 
-def write_files(files: Mapping[str, Mapping[str, tuple[int, ...]]], dtype, tensors: Iterable[tuple[str, np.ndarray]]):
+def write_files(
+    files: Mapping[str, Mapping[str, tuple[int, ...]]],
+    dtype,
+    tensors: Iterable[tuple[str, np.ndarray]],
+):
     """Writes several files at once from one pass over `tensors`; a file appears under its name only when complete."""
     dtype = np.dtype(dtype)
     places: dict[str, tuple[Callable, int, tuple[int, ...]]] = {}
@@ -126,7 +153,11 @@ def write_files(files: Mapping[str, Mapping[str, tuple[int, ...]]], dtype, tenso
             header, offset = {"__metadata__": {"format": "pt"}}, 0
             for name, shape in shapes.items():
                 end = offset + int(np.prod(shape)) * dtype.itemsize
-                header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+                header[name] = {
+                    "dtype": _NAMES[dtype],
+                    "shape": list(shape),
+                    "data_offsets": [offset, end],
+                }
                 offset = end
             text = json.dumps(header).encode()
             text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes

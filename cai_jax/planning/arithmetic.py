@@ -45,23 +45,35 @@ class Work:
         logits = 2.0 * model.vocab_size * model.width * self.head
         keys = self.past + (self.length / 2 if self.length > 1 else 0)
         attended = 4.0 * model.num_layers * model.num_heads * model.head_dim * keys
-        return (2 + self.trained if self.kind == "train" else 1) * tokens * (2.0 * matrix_params(model) + logits + attended)
+        return (
+            (2 + self.trained if self.kind == "train" else 1)
+            * tokens
+            * (2.0 * matrix_params(model) + logits + attended)
+        )
 
 
 def matrix_params(model: ModelConfig) -> int:
     """Weights that every token is multiplied with, without embedding and unembedding."""
     layers = {path[1]: p.shape for path, p in param_table(model).items() if path[0] == "layers"}
-    return sum(math.prod(shape) for name, shape in layers.items() if "norm" not in name and "bias" not in name)
+    return sum(
+        math.prod(shape)
+        for name, shape in layers.items()
+        if "norm" not in name and "bias" not in name
+    )
 
 
 def trained_share(model: ModelConfig, adapters: lora.Adapters | None) -> float:
     """Of the parameters, those that training has gradients for."""
     if adapters is None:
         return 1.0
-    return sum(math.prod(spec.shape) for spec in lora.table(model, adapters).values()) / num_params(model)
+    return sum(math.prod(spec.shape) for spec in lora.table(model, adapters).values()) / num_params(
+        model
+    )
 
 
-def temporaries(work: Work, mesh: Mapping[str, int], *, width: int, remat: str, chunk: int) -> float:
+def temporaries(
+    work: Work, mesh: Mapping[str, int], *, width: int, remat: str, chunk: int
+) -> float:
     """Bytes a chip beside the arguments. `width`: bytes of an activation; `chunk`: positions whose logits exist at once."""
     model, tensor = work.model, mesh["tensor"]
     shards = mesh["fsdp"] * tensor
@@ -71,14 +83,29 @@ def temporaries(work: Work, mesh: Mapping[str, int], *, width: int, remat: str, 
     stream = tokens * model.width * width
     queries = min(QUERY_CHUNK, work.length)
     scores = 4.0 * rows * max(1, model.num_heads // tensor) * queries * (work.length + work.past)
-    inner = tokens * (2 * model.ffw + (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim) / tensor * width
-    logits = 4.0 * rows * min(chunk or work.length, work.length) * model.vocab_size / tensor if work.head else 0.0
+    inner = (
+        tokens
+        * (2 * model.ffw + (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim)
+        / tensor
+        * width
+    )
+    logits = (
+        4.0 * rows * min(chunk or work.length, work.length) * model.vocab_size / tensor
+        if work.head
+        else 0.0
+    )
     gathered = 2 * width * layer / tensor + 2 * width * model.vocab_size * model.width / tensor
-    if work.kind == "decode":  # the cache is written in place, layer by layer; weights lie whole already
+    if (
+        work.kind == "decode"
+    ):  # the cache is written in place, layer by layer; weights lie whole already
         return 4 * scores + 3 * logits + 2 * inner + width * model.vocab_size * model.width / tensor
     if work.kind == "forward":
         return 4 * stream + 3 * scores + 2 * inner + 3 * logits + gathered
-    kept = {"full": stream, "dots": stream + inner + 2 * stream}.get(remat, 8 * stream + 2 * inner) * model.num_layers
+    kept = {"full": stream, "dots": stream + inner + 2 * stream}.get(
+        remat, 8 * stream + 2 * inner
+    ) * model.num_layers
     # Gradients in float32, twice where they are added up over microbatches, and the weights in the activations' type.
-    gradients = work.trained * num_params(model) / shards * (4 * (2 if work.parts > 1 else 1) + width)
+    gradients = (
+        work.trained * num_params(model) / shards * (4 * (2 if work.parts > 1 else 1) + width)
+    )
     return kept + 4 * stream + 4 * scores + 3 * inner + 4 * logits + 2 * gathered + gradients

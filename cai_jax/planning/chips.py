@@ -67,13 +67,17 @@ def parse_topology(text: str, num_slices: int = 1) -> Topology:
     """UserError for what is not CHIP:NxN[xN], naming the chips that are known."""
     found = re.fullmatch(r"([a-z]+\d+[a-z]*):(\d+(?:x\d+){0,2})", text.strip().lower())
     if not found or found[1] not in CHIPS:
-        raise UserError(f"--topology '{text}': expected CHIP:SHAPE such as v5e:8x8, v5p:4x4x4 or h100:8; chips: {', '.join(CHIPS)}")
+        raise UserError(
+            f"--topology '{text}': expected CHIP:SHAPE such as v5e:8x8, v5p:4x4x4 or h100:8; chips: {', '.join(CHIPS)}"
+        )
     if num_slices < 1:
         raise UserError(f"--slices {num_slices}: expected at least 1")
     chip, shape = CHIPS[found[1]], tuple(int(size) for size in found[2].split("x"))
     dimensions = {"v4": (3,), "v5e": (2,), "v5p": (3,), "v6e": (2,)}.get(chip.name, (1, 2))
     if len(shape) not in dimensions or 0 in shape:
-        example = f"{chip.name}:{ {(2,): '8x8', (3,): '4x4x4'}.get(dimensions, '8') }".replace(" ", "")
+        example = f"{chip.name}:{ {(2,): '8x8', (3,): '4x4x4'}.get(dimensions, '8') }".replace(
+            " ", ""
+        )
         raise UserError(f"--topology '{text}': {chip.name} comes in shapes such as {example}")
     if chip.platform == "gpu" and num_slices > 1:
         raise UserError(f"--slices is for TPU slices; write {chip.name}:MACHINESxGPUS")
@@ -86,12 +90,21 @@ def of_kind(device_kind: str) -> Chip | None:
     if "tpu" in words:
         name = words[-1] if words[-1] != "lite" else words[-2] + "e"
         return CHIPS.get({"v5": "v5p"}.get(name, name))
-    return next((CHIPS[name] for name in ("a100", "h100", "h200") if any(name in word for word in words)), None)
+    return next(
+        (CHIPS[name] for name in ("a100", "h100", "h200") if any(name in word for word in words)),
+        None,
+    )
 
 
 # libtpu asks the cloud who it is unless it is told; these values are for compiling without chips only.
-OFFLINE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost",
-           "TPU_WORKER_ID": "0", "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}  # fmt: skip
+OFFLINE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "JAX_PLATFORMS": "cpu",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+}
 
 
 def work_offline(topology: Topology) -> None:
@@ -99,7 +112,9 @@ def work_offline(topology: Topology) -> None:
     os.environ.update(OFFLINE)
     if topology.chip.platform == "gpu":
         os.environ["JAX_NUM_CPU_DEVICES"] = str(topology.num_chips)
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"  # never run
+        os.environ["XLA_FLAGS"] = (
+            os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+        )  # never run
 
 
 def devices(topology: Topology) -> list:
@@ -118,10 +133,14 @@ def devices(topology: Topology) -> list:
         options["chips_per_host_bounds"] = (1, 1, 1)  # the compiler takes a host to have four
     name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
+        return list(
+            topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+        )
     except Exception as error:  # the plugin raises whatever the C++ side says
         if "libtpu" in str(error) or "TPU support" in str(error) or isinstance(error, ImportError):
-            raise UserError("planning for TPUs needs their compiler: pip install 'cai_jax[plan]' (libtpu, 210 MB)") from error
+            raise UserError(
+                "planning for TPUs needs their compiler: pip install 'cai_jax[plan]' (libtpu, 210 MB)"
+            ) from error
         raise UserError(f"--topology {name}: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -129,7 +148,11 @@ def compiler_requirement() -> str:
     """The libtpu that belongs to the installed JAX, as pip takes it."""
     import importlib.metadata
 
-    return next(text.partition(";")[0].strip() for text in importlib.metadata.requires("jax") if text.startswith("libtpu"))
+    return next(
+        text.partition(";")[0].strip()
+        for text in importlib.metadata.requires("jax")
+        if text.startswith("libtpu")
+    )
 
 
 if __name__ == "__main__":

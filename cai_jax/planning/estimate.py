@@ -55,10 +55,16 @@ class Estimate:
         return self.seconds_compute + self.seconds_memory + self.seconds_links
 
     def to_json(self) -> dict:
-        return {**dataclasses.asdict(self), "seconds": self.seconds, "seconds_serial": self.seconds_serial}
+        return {
+            **dataclasses.asdict(self),
+            "seconds": self.seconds,
+            "seconds_serial": self.seconds_serial,
+        }
 
 
-def compile_program(program: Program, mesh, topology: chips.Topology, run_config, effort: float) -> Estimate:
+def compile_program(
+    program: Program, mesh, topology: chips.Topology, run_config, effort: float
+) -> Estimate:
     """Lowers and compiles `program` for the topology's devices. One that does not fit comes back with the compiler's words.
 
     Without the vendor's compiler the devices are virtual ones: the partitioned program is the same, so operations and
@@ -75,35 +81,85 @@ def compile_program(program: Program, mesh, topology: chips.Topology, run_config
         found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", str(error))
         peak = float(found[1]) * _UNITS[found[2]] if found else float("inf")
         problem = found[0] if found else " ".join(str(error).split())[:200]
-        return _estimate(program, topology, 0.0, 0.0, peak, None, "compiled", time.monotonic() - began, problem)
+        return _estimate(
+            program, topology, 0.0, 0.0, peak, None, "compiled", time.monotonic() - began, problem
+        )
     took = time.monotonic() - began
     slice_size = topology.num_chips // topology.num_slices
     counts = hlo.count(compiled.as_text(), slice_size if topology.num_slices > 1 else None)
     if not real:
         return by_formula(program, mesh, topology, run_config, counts, took)
     memory = compiled.memory_analysis()
-    peak = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-            + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)  # fmt: skip
-    return _estimate(program, topology, memory.argument_size_in_bytes, memory.temp_size_in_bytes, peak, counts, "compiled", took)
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    return _estimate(
+        program,
+        topology,
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        peak,
+        counts,
+        "compiled",
+        took,
+    )
 
 
-def by_formula(program: Program, mesh, topology, run_config, counts=None, took: float = 0.0) -> Estimate:
+def by_formula(
+    program: Program, mesh, topology, run_config, counts=None, took: float = 0.0
+) -> Estimate:
     """Arguments as they are sharded, temporaries by `arithmetic.temporaries`; nothing is compiled here."""
-    arguments = chip_bytes([leaf for leaf in jax.tree.leaves(program.arguments) if hasattr(leaf, "sharding")])
-    temps = arithmetic.temporaries(program.work, mesh.shape, width=jnp.dtype(run_config.model.dtype).itemsize,
-                                   remat=run_config.model.remat, chunk=run_config.model.logprob_chunk)  # fmt: skip
+    arguments = chip_bytes(
+        [leaf for leaf in jax.tree.leaves(program.arguments) if hasattr(leaf, "sharding")]
+    )
+    temps = arithmetic.temporaries(
+        program.work,
+        mesh.shape,
+        width=jnp.dtype(run_config.model.dtype).itemsize,
+        remat=run_config.model.remat,
+        chunk=run_config.model.logprob_chunk,
+    )
     method = "formula" if counts is None else "memory by formula"
     return _estimate(program, topology, arguments, temps, arguments + temps, counts, method, took)
 
 
-def _estimate(program, topology, arguments, temps, peak, counts, method, took, problem="") -> Estimate:
+def _estimate(
+    program, topology, arguments, temps, peak, counts, method, took, problem=""
+) -> Estimate:
     chip, total = topology.chip, peak + program.resident
     ideal = program.work.flops / topology.num_chips
-    links = 0.0 if counts is None else (
-        (counts.moved - counts.crossing) / chip.link_bandwidth + counts.crossing / chip.network_bandwidth)  # fmt: skip
+    links = (
+        0.0
+        if counts is None
+        else (
+            (counts.moved - counts.crossing) / chip.link_bandwidth
+            + counts.crossing / chip.network_bandwidth
+        )
+    )
     return Estimate(
-        program.stage, program.name, arguments, temps, peak, program.resident, total, chip.hbm, total <= chip.hbm * USABLE, ideal,
-        counts and counts.flops, dict(counts.collectives) if counts else {}, counts and counts.moved,
+        program.stage,
+        program.name,
+        arguments,
+        temps,
+        peak,
+        program.resident,
+        total,
+        chip.hbm,
+        total <= chip.hbm * USABLE,
+        ideal,
+        counts and counts.flops,
+        dict(counts.collectives) if counts else {},
+        counts and counts.moved,
         counts.crossing if counts else 0.0,
-        (counts.flops if counts else ideal) / chip.flops, program.work.passes * arguments / chip.memory_bandwidth, links,
-        program.calls, took, method, problem)  # fmt: skip
+        (counts.flops if counts else ideal) / chip.flops,
+        program.work.passes * arguments / chip.memory_bandwidth,
+        links,
+        program.calls,
+        took,
+        method,
+        problem,
+    )

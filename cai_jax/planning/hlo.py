@@ -14,12 +14,52 @@ import re
 
 import numpy as np
 
-WIDTHS = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2,
-          "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "token": 0}  # fmt: skip
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+WIDTHS = {
+    "pred": 1,
+    "s4": 0.5,
+    "u4": 0.5,
+    "s8": 1,
+    "u8": 1,
+    "f8e4m3fn": 1,
+    "f8e5m2": 1,
+    "s16": 2,
+    "u16": 2,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+    "c64": 8,
+    "token": 0,
+}
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+)
 # What moves no data: names for parts of other values, and the loops that hold the rest.
-FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all",
-        "partition-id", "replica-id", "iota", "opt-barrier", "domain"}  # fmt: skip
+FREE = {
+    "parameter",
+    "constant",
+    "get-tuple-element",
+    "tuple",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "iota",
+    "opt-barrier",
+    "domain",
+}
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)\((.*)$")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 
@@ -41,7 +81,9 @@ class Counts:
 
     flops: float = 0.0
     memory: float = 0.0
-    collectives: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
+    collectives: dict[str, float] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(float)
+    )
     crossing: float = 0.0
     unknown_loops: int = 0
 
@@ -60,7 +102,9 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
             entry = head[2] if head[1] else entry
         elif current is not None and (found := _INSTRUCTION.match(line)):
             operands, rest = _split(found[5])
-            current[found[2]] = Instruction(found[2], found[3], found[4], operands, rest, bool(found[1]))
+            current[found[2]] = Instruction(
+                found[2], found[3], found[4], operands, rest, bool(found[1])
+            )
     return computations, entry
 
 
@@ -77,13 +121,20 @@ def _split(text: str) -> tuple[list[str], str]:
 
 
 def _arrays(shape: str) -> list[tuple[str, tuple[int, ...], str]]:
-    return [(kind, tuple(int(n) for n in sizes.split(",") if n), layout or "")
-            for kind, sizes, layout in _ARRAY.findall(shape) if kind in WIDTHS]  # fmt: skip
+    return [
+        (kind, tuple(int(n) for n in sizes.split(",") if n), layout or "")
+        for kind, sizes, layout in _ARRAY.findall(shape)
+        if kind in WIDTHS
+    ]
 
 
 def num_bytes(shape: str) -> float:
     """Bytes in the chip's main memory of an array or tuple as HLO writes it; scratch memory (S(n) layouts) is left out."""
-    return sum(WIDTHS[kind] * math.prod(sizes) for kind, sizes, layout in _arrays(shape) if "S(" not in layout)
+    return sum(
+        WIDTHS[kind] * math.prod(sizes)
+        for kind, sizes, layout in _arrays(shape)
+        if "S(" not in layout
+    )
 
 
 def _logical_bytes(shape: str) -> list[float]:
@@ -98,14 +149,18 @@ def count(text: str, chips_per_slice: int | None = None) -> Counts:
     return total
 
 
-def _walk(computations, name: str, times: float, total: Counts, fused: bool, chips: int | None) -> None:
+def _walk(
+    computations, name: str, times: float, total: Counts, fused: bool, chips: int | None
+) -> None:
     body = computations[name]
     scattered = any(i.root and i.opcode == "dynamic-slice" for i in body.values())
     for item in body.values():
         opcode = item.opcode.removesuffix("-start")
         if opcode in ("dot", "convolution"):
             shapes = [_arrays(body[operand].shape)[0][1] for operand in item.operands[:2]]
-            total.flops += times * (_dot_flops if opcode == "dot" else _convolution_flops)(item, *shapes)
+            total.flops += times * (_dot_flops if opcode == "dot" else _convolution_flops)(
+                item, *shapes
+            )
         elif opcode in COLLECTIVES:
             kind = "reduce-scatter" if opcode == "all-reduce" and fused and scattered else opcode
             moved, crosses = _collective(kind, item, body, chips)
@@ -116,9 +171,19 @@ def _walk(computations, name: str, times: float, total: Counts, fused: bool, chi
         if item.opcode == "while":
             trips = num_trips(computations, body, item)
             total.unknown_loops += trips is None
-            _walk(computations, _attribute(item, "body"), times * (1 if trips is None else trips), total, False, chips)
+            _walk(
+                computations,
+                _attribute(item, "body"),
+                times * (1 if trips is None else trips),
+                total,
+                False,
+                chips,
+            )
         elif item.opcode == "conditional":
-            for branch in re.findall(r"%([\w.\-]+)", (re.search(r"branch_computations=\{([^}]*)\}", item.rest) or ["", ""])[1]):
+            for branch in re.findall(
+                r"%([\w.\-]+)",
+                (re.search(r"branch_computations=\{([^}]*)\}", item.rest) or ["", ""])[1],
+            ):
                 _walk(computations, branch, times, total, False, chips)
         elif item.opcode in ("fusion", "call", "async-start"):
             called = _attribute(item, "calls") or _attribute(item, "to_apply")
@@ -155,12 +220,22 @@ def _convolution_flops(item: Instruction, left, right) -> float:
     rank = len(parts.get("size", "").split("x")) if "size" in parts else 0
 
     def field(name, default):
-        return [_numbers(part) for part in parts[name].split("x")] if name in parts else [default] * rank
+        return (
+            [_numbers(part) for part in parts[name].split("x")]
+            if name in parts
+            else [default] * rank
+        )
 
-    pads = [[int(n) for n in part.split("_")] for part in parts["pad"].split("x")] if "pad" in parts else [[0, 0]] * rank
+    pads = (
+        [[int(n) for n in part.split("_")] for part in parts["pad"].split("x")]
+        if "pad" in parts
+        else [[0, 0]] * rank
+    )
     for axis in range(rank):
         label = str(axis)
-        stride, dilate, holes = (field(name, [1])[axis][0] for name in ("stride", "rhs_dilate", "lhs_dilate"))
+        stride, dilate, holes = (
+            field(name, [1])[axis][0] for name in ("stride", "rhs_dilate", "lhs_dilate")
+        )
         o = np.arange(out[output.index(label)])[:, None] * stride
         k = np.arange(right[kernel.index(label)])[None, :] * dilate
         place = o + k - pads[axis][0]
@@ -175,7 +250,9 @@ def _convolution_flops(item: Instruction, left, right) -> float:
 
 def group_of(item: Instruction) -> tuple[int, list[int]]:
     """(chips that take part together, the first group's ids) from any of the ways in which HLO writes groups."""
-    found = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", item.rest)
+    found = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", item.rest
+    )
     if found:
         names = re.findall(r"'([^']+)'=(\d+)", found[1])
         sizes = [int(size) for _, size in names]
@@ -208,9 +285,14 @@ def group_of(item: Instruction) -> tuple[int, list[int]]:
 
 def _collective(kind: str, item: Instruction, body, chips: int | None) -> tuple[float, bool]:
     """(bytes that one chip sends in a ring, whether the ring leaves a slice)."""
-    given = sum(sum(_logical_bytes(body[operand].shape)) for operand in item.operands if operand in body)
+    given = sum(
+        sum(_logical_bytes(body[operand].shape)) for operand in item.operands if operand in body
+    )
     if kind == "collective-permute":
-        pairs = re.findall(r"\{(\d+),(\d+)\}", item.rest.partition("source_target_pairs=")[2].partition("}}")[0] + "}")
+        pairs = re.findall(
+            r"\{(\d+),(\d+)\}",
+            item.rest.partition("source_target_pairs=")[2].partition("}}")[0] + "}",
+        )
         crosses = bool(chips) and any(int(a) // chips != int(b) // chips for a, b in pairs)
         return given, crosses
     size, ids = group_of(item)
@@ -233,7 +315,9 @@ def _memory(computations, body, item: Instruction) -> float:
         return 2 * num_bytes(body[item.operands[1]].shape)
     called = computations.get(_attribute(item, "calls")) if item.opcode == "fusion" else None
     if called is None:
-        return num_bytes(item.shape) + sum(num_bytes(body[operand].shape) for operand in item.operands if operand in body)
+        return num_bytes(item.shape) + sum(
+            num_bytes(body[operand].shape) for operand in item.operands if operand in body
+        )
     users = collections.defaultdict(list)
     for inner in called.values():
         for operand in inner.operands:
@@ -246,7 +330,10 @@ def _memory(computations, body, item: Instruction) -> float:
             uses = users[inner.name]
             if uses and all(use.opcode in ("dynamic-slice", "slice", "gather") for use in uses):
                 whole = min(whole, sum(num_bytes(use.shape) for use in uses))
-            elif uses and all(use.opcode == "dynamic-update-slice" and use.operands[0] == inner.name for use in uses):
+            elif uses and all(
+                use.opcode == "dynamic-update-slice" and use.operands[0] == inner.name
+                for use in uses
+            ):
                 whole = 0.0
             total += whole
         if inner.root:
@@ -296,7 +383,11 @@ def _compares(computations, condition):
             yield condition, item, None
         elif item.opcode == "fusion":
             table = computations.get(_attribute(item, "calls"), {})
-            yield from ((table, inner, item.operands) for inner in table.values() if inner.opcode == "compare")
+            yield from (
+                (table, inner, item.operands)
+                for inner in table.values()
+                if inner.opcode == "compare"
+            )
 
 
 def _resolve(table, name, outside, condition):

@@ -54,7 +54,12 @@ class Program:
 def chip_bytes(*trees) -> float:
     """Bytes that abstract arrays take on one chip."""
     leaves = [leaf for tree in trees for leaf in jax.tree.leaves(tree)]
-    return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves))
+    return float(
+        sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in leaves
+        )
+    )
 
 
 # ---------------------------------------------------------------- models
@@ -72,7 +77,9 @@ def model_of(run_config, reference: str) -> ModelConfig:
         stage = run_config.graph[target[1:].partition(":")[0]]
         if stage.kind == "best_of":  # of answers that a stage of kind respond has drawn
             stage = run_config.graph[stage.inputs.responses]
-        return model_of(run_config, stage[{"rl": "policy", "respond": "model"}.get(stage.kind, "init")])
+        return model_of(
+            run_config, stage[{"rl": "policy", "respond": "model"}.get(stage.kind, "init")]
+        )
     target = target.removeprefix("random:")
     if (pathlib.Path(target) / "config.json").exists():
         return ModelConfig.from_json(target)
@@ -80,8 +87,10 @@ def model_of(run_config, reference: str) -> ModelConfig:
     base = target.lower().removesuffix("-instruct")  # the same numbers as its pretrained model
     if base in known:
         return ModelConfig.from_hf(known[base], target)
-    raise UserError(f"model '{target}': no config.json there, and not one of {', '.join(known_architectures())}; give a directory "
-                    "with the model's config.json")
+    raise UserError(
+        f"model '{target}': no config.json there, and not one of {', '.join(known_architectures())}; give a directory "
+        "with the model's config.json"
+    )
 
 
 # ---------------------------------------------------------------- training
@@ -93,11 +102,19 @@ def adapters_of(stage) -> lora.Adapters | None:
 
 def of_sl(run_config, name: str, mesh) -> list[Program]:
     config, model = run_config.graph[name], model_of(run_config, run_config.graph[name].init)
-    example = sl.Example("", np.zeros(config.max_length, np.int32), np.zeros(config.max_length, bool))
+    example = sl.Example(
+        "", np.zeros(config.max_length, np.int32), np.zeros(config.max_length, bool)
+    )
     rows = batching.num_rows(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
-    loss = sl.make_loss(model, jnp.dtype(run_config.model.dtype), chunk=run_config.model.logprob_chunk,
-                        **state_lib.forward_options(run_config))  # fmt: skip
-    shape = batching.Shape(rows, batching.bucket(config.max_length))  # packed, there are fewer rows, and not all are targets
+    loss = sl.make_loss(
+        model,
+        jnp.dtype(run_config.model.dtype),
+        chunk=run_config.model.logprob_chunk,
+        **state_lib.forward_options(run_config),
+    )
+    shape = batching.Shape(
+        rows, batching.bucket(config.max_length)
+    )  # packed, there are fewer rows, and not all are targets
     batch = sl.make_batch([example], shape, shape.length)
     work = Work("train", model, *batch["tokens"].shape, config.num_microbatches)
     return [_update(run_config, name, mesh, "policy", loss, batch, work)]
@@ -109,8 +126,12 @@ def of_pm(run_config, name: str, mesh) -> list[Program]:
     pair = pm.Pair("", "", "", (), ("", ""), 0.0)
     shape = batching.Shape(rows, 2 * batching.bucket(config.max_length))
     batch = pm.make_batch([pair], lambda pair, side: np.zeros(config.max_length, np.int32), shape)
-    loss = pm.make_loss(model, jnp.dtype(run_config.model.dtype), **state_lib.forward_options(run_config))
-    work = Work("train", model, 2 * rows, batch["tokens"].shape[-1] // 2, config.num_microbatches, head=0)
+    loss = pm.make_loss(
+        model, jnp.dtype(run_config.model.dtype), **state_lib.forward_options(run_config)
+    )
+    work = Work(
+        "train", model, 2 * rows, batch["tokens"].shape[-1] // 2, config.num_microbatches, head=0
+    )
     return [_update(run_config, name, mesh, "reward", loss, batch, work)]
 
 
@@ -118,8 +139,12 @@ def of_harm(run_config, name: str, mesh) -> list[Program]:
     config, model = run_config.graph[name], model_of(run_config, run_config.graph[name].init)
     rows = batching.num_rows(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
     shape = batching.Shape(rows, batching.bucket(config.max_length))
-    batch = harm.make_batch([harm.Rated("", "", "", (), 0.0)], lambda item: np.zeros(config.max_length, np.int32), shape)
-    loss = harm.make_loss(model, jnp.dtype(run_config.model.dtype), **state_lib.forward_options(run_config))
+    batch = harm.make_batch(
+        [harm.Rated("", "", "", (), 0.0)], lambda item: np.zeros(config.max_length, np.int32), shape
+    )
+    loss = harm.make_loss(
+        model, jnp.dtype(run_config.model.dtype), **state_lib.forward_options(run_config)
+    )
     work = Work("train", model, *batch["tokens"].shape, config.num_microbatches, head=0)
     return [_update(run_config, name, mesh, "reward", loss, batch, work)]
 
@@ -131,11 +156,21 @@ def _update(run_config, name, mesh, kind, loss, batch, work: Work) -> Program:
     params = state_lib.abstract_params(work.model, kind, mesh, adapters=adapters)
     state = {"params": params, "optimiser": state_lib.abstract_optimiser(tx, params, mesh)}
     update = state_lib.jit_update(loss, tx, state, mesh, config.num_microbatches, adapters)
-    base = adapters and state_lib.abstract_params(work.model, "policy", mesh, jnp.dtype(run_config.model.dtype))
+    base = adapters and state_lib.abstract_params(
+        work.model, "policy", mesh, jnp.dtype(run_config.model.dtype)
+    )
     if adapters and adapters.int8:
         base = rounding.rounded_shapes(base)
     work = dataclasses.replace(work, trained=trained_share(work.model, adapters))
-    return Program(name, "step", update, (state, sharding.abstract_batch(batch, mesh), base), {}, work, microbatched=True)
+    return Program(
+        name,
+        "step",
+        update,
+        (state, sharding.abstract_batch(batch, mesh), base),
+        {},
+        work,
+        microbatched=True,
+    )
 
 
 def loaded(run_config, reference: str, kind: str, mesh, held: dict, int8: bool = False):
@@ -150,8 +185,17 @@ def loaded(run_config, reference: str, kind: str, mesh, held: dict, int8: bool =
             whole = _cast(state_lib.abstract_params(model, kind, mesh), dtype)
             held[target, int8] = rounding.rounded_shapes(whole) if int8 else whole
         return held[target, int8]
-    base = loaded(run_config, stage.policy if stage.kind == "rl" else stage.init, "policy", mesh, held, adapters.int8)
-    trained = held.setdefault(target, state_lib.abstract_params(model, kind, mesh, adapters=adapters))
+    base = loaded(
+        run_config,
+        stage.policy if stage.kind == "rl" else stage.init,
+        "policy",
+        mesh,
+        held,
+        adapters.int8,
+    )
+    trained = held.setdefault(
+        target, state_lib.abstract_params(model, kind, mesh, adapters=adapters)
+    )
     return lora.attached_shapes(lora.base_of(base), trained, adapters)
 
 
@@ -171,13 +215,26 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     reference = loaded(run_config, config.policy, "policy", mesh, held, int8)
     scorer = None if custom else loaded(run_config, config.reward, "reward", mesh, held, int8)
     if adapters is not None:
-        bases = learner_lib.Bases(adapters, lora.base_of(reference), lora.base_of(scorer if value is judge else reference))
-    learner = learner_lib.Learner(policy, value, rl.settings(config, run_config.model, shared), mesh, dtype, bases=bases)
+        bases = learner_lib.Bases(
+            adapters, lora.base_of(reference), lora.base_of(scorer if value is judge else reference)
+        )
+    learner = learner_lib.Learner(
+        policy, value, rl.settings(config, run_config.model, shared), mesh, dtype, bases=bases
+    )
     state = learner.abstract
     kept = chip_bytes(state, *held.values())
 
-    found = of_sampling(run_config, name, mesh, policy, kept, config.max_prompt_tokens, config.max_new_tokens,
-                        config.rollouts_per_update, config.temperature)  # fmt: skip
+    found = of_sampling(
+        run_config,
+        name,
+        mesh,
+        policy,
+        kept,
+        config.max_prompt_tokens,
+        config.max_new_tokens,
+        config.rollouts_per_update,
+        config.temperature,
+    )
     count = config.rollouts_per_update
     length = rollouts.rounded(config.max_prompt_tokens + config.max_new_tokens)
     if judge is not None:
@@ -188,9 +245,18 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
         model = value if label.startswith("value") else policy
         beside = kept - chip_bytes(*arguments[:1] if once else (*arguments[:2], arguments[3]))
         parts = config.num_microbatches * (config.num_minibatches if once else 1)
-        work = Work("forward" if once else "train", model, count if once else minibatch, length, parts,
-                    head=float(not label.startswith("value")), trained=trained_share(model, adapters))  # fmt: skip
-        found.append(Program(name, label, function, arguments, {}, work, beside, 1 if once else steps, True))
+        work = Work(
+            "forward" if once else "train",
+            model,
+            count if once else minibatch,
+            length,
+            parts,
+            head=float(not label.startswith("value")),
+            trained=trained_share(model, adapters),
+        )
+        found.append(
+            Program(name, label, function, arguments, {}, work, beside, 1 if once else steps, True)
+        )
     return found
 
 
@@ -203,10 +269,21 @@ def _cast(params, dtype):
 def _scoring(run_config, name, mesh, model, params, kept, length, count) -> Program:
     length = batching.bucket(length, rewards.LENGTH_MULTIPLE)
     rows = rewards.batch_rows(length, mesh)
-    seen = sharding.abstract_batch([jax.ShapeDtypeStruct((rows, length), kind) for kind in (jnp.int32, jnp.bool_)], mesh)
+    seen = sharding.abstract_batch(
+        [jax.ShapeDtypeStruct((rows, length), kind) for kind in (jnp.int32, jnp.bool_)], mesh
+    )
     arguments = (params, *seen, model)
     work = Work("forward", model, rows, length, head=0)
-    return Program(name, "reward scores", rewards.scores, arguments, {}, work, kept - chip_bytes(params), -(-count // rows))
+    return Program(
+        name,
+        "reward scores",
+        rewards.scores,
+        arguments,
+        {},
+        work,
+        kept - chip_bytes(params),
+        -(-count // rows),
+    )
 
 
 # ---------------------------------------------------------------- sampling
@@ -215,10 +292,20 @@ def _scoring(run_config, name, mesh, model, params, kept, length, count) -> Prog
 def decode_weights(model: ModelConfig, mesh, dtype):
     """(parameters in the training layout, the engine's copy of them) as abstract arrays."""
     params = state_lib.abstract_params(model, "policy", mesh, dtype)
-    layers = jax.eval_shape(lambda tree: sampling_weights.prepare(tree, model, sampling_weights.fuses(mesh)), params)["layers"]
-    placed = [state_lib.with_shardings(layer, sampling_weights.layer_places(layer, model, mesh)) for layer in layers]
+    layers = jax.eval_shape(
+        lambda tree: sampling_weights.prepare(tree, model, sampling_weights.fuses(mesh)), params
+    )["layers"]
+    placed = [
+        state_lib.with_shardings(layer, sampling_weights.layer_places(layer, model, mesh))
+        for layer in layers
+    ]
     head = params["embed"] if model.tied_embeddings else params["unembed"]
-    return params, {"embed": params["embed"], "unembed": head, "final_norm": params["final_norm"], "layers": placed}
+    return params, {
+        "embed": params["embed"],
+        "unembed": head,
+        "final_norm": params["final_norm"],
+        "layers": placed,
+    }
 
 
 def key_values(model: ModelConfig, mesh, rows: int, size: int, dtype):
@@ -228,8 +315,17 @@ def key_values(model: ModelConfig, mesh, rows: int, size: int, dtype):
     return (layer,) * model.num_layers, (layer,) * model.num_layers
 
 
-def of_sampling(run_config, name: str, mesh, model: ModelConfig, kept: float, prompt: int, new: int, count: int,
-                temperature: float) -> list[Program]:  # fmt: skip
+def of_sampling(
+    run_config,
+    name: str,
+    mesh,
+    model: ModelConfig,
+    kept: float,
+    prompt: int,
+    new: int,
+    count: int,
+    temperature: float,
+) -> list[Program]:
     """Prefill of a prompt's last piece and a decode call, at the longest lengths of the stage."""
     dtype, options = jnp.dtype(run_config.model.dtype), run_config.sampling
     params, weights = decode_weights(model, mesh, dtype)
@@ -245,20 +341,47 @@ def of_sampling(run_config, name: str, mesh, model: ModelConfig, kept: float, pr
         whole = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=sharding.replicated(mesh))
         past = cached.KeyValues(*key_values(model, mesh, 1, plan.round_size(before), dtype), whole)
     tokens = jax.ShapeDtypeStruct((1, piece), jnp.int32, sharding=sharding.replicated(mesh))
-    fields = [jax.ShapeDtypeStruct((rows,), jnp.int32)] * 4 + [jax.ShapeDtypeStruct((rows, 2), jnp.uint32)]
+    fields = [jax.ShapeDtypeStruct((rows,), jnp.int32)] * 4 + [
+        jax.ShapeDtypeStruct((rows, 2), jnp.uint32)
+    ]
     host_rows = sharding.abstract_batch(cached.Rows(*fields), mesh)
     steps = options.chunk_steps
     on_tpu = mesh.devices.flat[0].platform == "tpu"  # GPUs are planned without a compiler
-    filling = {"config": model, "kernel": flash.choose("tpu", dtype, model) if on_tpu and options.flash else ""}
-    static = {"config": model, "sampling": SamplingParams(0, temperature), "steps": steps, "eos_ids": (2,), "block": 0}
+    filling = {
+        "config": model,
+        "kernel": flash.choose("tpu", dtype, model) if on_tpu and options.flash else "",
+    }
+    static = {
+        "config": model,
+        "sampling": SamplingParams(0, temperature),
+        "steps": steps,
+        "eos_ids": (2,),
+        "block": 0,
+    }
     fill = Work("forward", model, 1, piece, head=0, past=before)
     draw = Work("decode", model, rows, 1, past=size, steps=steps)
     return [
-        Program(name, f"prefill 1×{piece}", cached.prefill, (weights, None, past, tokens), filling, fill,
-                kept + chip_bytes(cache), count * len(pieces)),
-        Program(name, f"decode {rows}×{steps}", cached.decode, (weights, None, cache, host_rows), static, draw, kept,
-                -(-count // rows) * -(-new // steps)),
-    ]  # fmt: skip
+        Program(
+            name,
+            f"prefill 1×{piece}",
+            cached.prefill,
+            (weights, None, past, tokens),
+            filling,
+            fill,
+            kept + chip_bytes(cache),
+            count * len(pieces),
+        ),
+        Program(
+            name,
+            f"decode {rows}×{steps}",
+            cached.decode,
+            (weights, None, cache, host_rows),
+            static,
+            draw,
+            kept,
+            -(-count // rows) * -(-new // steps),
+        ),
+    ]
 
 
 # ---------------------------------------------------------------- runs
@@ -281,7 +404,20 @@ def of_run(run_config, mesh) -> list[Program]:
     for model, names in sampled.items():
         prompt = run_config.sampling.max_length // 2
         label = names[0] if len(set(names)) == 1 else f"{names[0]} …"
-        found = of_sampling(run_config, label, mesh, model, 0.0, prompt, prompt, run_config.sampling.batch_size, 1.0) + found
+        found = (
+            of_sampling(
+                run_config,
+                label,
+                mesh,
+                model,
+                0.0,
+                prompt,
+                prompt,
+                run_config.sampling.batch_size,
+                1.0,
+            )
+            + found
+        )
     return found
 
 

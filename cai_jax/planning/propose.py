@@ -25,13 +25,19 @@ class Proposal:
     def flags(self) -> list[str]:
         """What to write on the command line."""
         return [f"--config.mesh.{axis}={size}" for axis, size in self.mesh.items()] + [
-            f"--config.graph.{stage}.num_microbatches={count}" for stage, count in self.microbatches.items()]
+            f"--config.graph.{stage}.num_microbatches={count}"
+            for stage, count in self.microbatches.items()
+        ]
 
 
 def candidates(num_chips: int, num_slices: int) -> list[dict[str, int]]:
     """Meshes with one copy of the parameters a slice, from no tensor parallelism up: what communicates least comes first."""
     inner = num_chips // num_slices
-    return [{"data": num_slices, "fsdp": inner // tensor, "tensor": tensor} for tensor in (1, 2, 4, 8, 16) if inner % tensor == 0]
+    return [
+        {"data": num_slices, "fsdp": inner // tensor, "tensor": tensor}
+        for tensor in (1, 2, 4, 8, 16)
+        if inner % tensor == 0
+    ]
 
 
 def propose(run_config, topology: Topology, devices) -> Proposal | None:
@@ -56,7 +62,10 @@ def _microbatches(config, topology, mesh) -> dict[str, int] | None:
         work, parts = program.work, 1
         while True:
             tried = dataclasses.replace(program, work=dataclasses.replace(work, parts=parts))
-            if estimate.by_formula(tried, mesh, topology, config).total <= topology.chip.hbm * estimate.USABLE * MARGIN:
+            if (
+                estimate.by_formula(tried, mesh, topology, config).total
+                <= topology.chip.hbm * estimate.USABLE * MARGIN
+            ):
                 break
             parts *= 2
             ways = mesh.shape["data"] * mesh.shape["fsdp"]

@@ -26,7 +26,11 @@ def meter(mesh, flops: Callable[[Mapping[str, float]], float]) -> Meter:
 
     def measure(values, seconds):
         done = flops(values) / max(seconds, 1e-9)
-        found = {"tokens_per_second": values.get("tokens", 0.0) / max(seconds, 1e-9), "flops_per_second": done, **memory(devices)}
+        found = {
+            "tokens_per_second": values.get("tokens", 0.0) / max(seconds, 1e-9),
+            "flops_per_second": done,
+            **memory(devices),
+        }
         return found | ({"mfu": done / (chip.flops * len(devices))} if chip else {})
 
     return measure
@@ -35,34 +39,57 @@ def meter(mesh, flops: Callable[[Mapping[str, float]], float]) -> Meter:
 def memory(devices) -> dict[str, float]:
     """Bytes in use now and at the most so far: of the fullest of this process's devices, or of the process itself where
     devices do not say (CPU). Asking does not wait for what they compute."""
-    here = [device.memory_stats() for device in devices if device.process_index == jax.process_index()]
+    here = [
+        device.memory_stats() for device in devices if device.process_index == jax.process_index()
+    ]
     if here and all(here):
         names = {"memory_bytes": "bytes_in_use", "peak_memory_bytes": "peak_bytes_in_use"}
-        return {name: float(max(stats.get(key, 0) for stats in here)) for name, key in names.items()}
+        return {
+            name: float(max(stats.get(key, 0) for stats in here)) for name, key in names.items()
+        }
     found = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0}
     try:
         with open("/proc/self/statm") as file:
             found["memory_bytes"] = float(int(file.read().split()[1]) * resource.getpagesize())
-            found["peak_memory_bytes"] = max(found.values())  # the kernel's two accounts differ by some pages
+            found["peak_memory_bytes"] = max(
+                found.values()
+            )  # the kernel's two accounts differ by some pages
     except OSError:  # not Linux
         pass
     return found
 
 
-def training(mesh, model: ModelConfig, mean_length: float, adapters: lora.Adapters | None = None, head: bool = True) -> Meter:
+def training(
+    mesh,
+    model: ModelConfig,
+    mean_length: float,
+    adapters: lora.Adapters | None = None,
+    head: bool = True,
+) -> Meter:
     """Of a step that trains on `tokens` tokens (a number of the step) in sequences of `mean_length`; head: with logits of those
     that it learns, its "count"."""
     share = arithmetic.trained_share(model, adapters)
 
     def flops(values):
         learned = values["count"] / max(values["tokens"], 1.0) if head else 0.0
-        return Work("train", model, values["tokens"] / mean_length, mean_length, head=learned, trained=share).flops
+        return Work(
+            "train", model, values["tokens"] / mean_length, mean_length, head=learned, trained=share
+        ).flops
 
     return meter(mesh, flops)
 
 
-def ppo(mesh, policy: ModelConfig, value: ModelConfig, judge: ModelConfig | None, *, num_rollouts: int, num_epochs: int,
-        shared: bool, adapters: lora.Adapters | None = None) -> Meter:  # fmt: skip
+def ppo(
+    mesh,
+    policy: ModelConfig,
+    value: ModelConfig,
+    judge: ModelConfig | None,
+    *,
+    num_rollouts: int,
+    num_epochs: int,
+    shared: bool,
+    adapters: lora.Adapters | None = None,
+) -> Meter:
     """Of an update over `tokens` tokens of prompts and responses, `response_tokens` a rollout of the latter, which alone
     have logits: they are sampled, scored, run through policy, reference and
     value model (not where it is a head on the policy), and learned in every epoch."""
@@ -71,12 +98,22 @@ def ppo(mesh, policy: ModelConfig, value: ModelConfig, judge: ModelConfig | None
         def work(kind, model, head):
             share = arithmetic.trained_share(model, adapters)
             answered = num_rollouts * values["response_tokens"] / values["tokens"] if head else 0.0
-            return Work(kind, model, num_rollouts, values["tokens"] / num_rollouts, head=answered, trained=share).flops
+            return Work(
+                kind,
+                model,
+                num_rollouts,
+                values["tokens"] / num_rollouts,
+                head=answered,
+                trained=share,
+            ).flops
 
         once = 3 * work("forward", policy, True) + (work("forward", judge, False) if judge else 0)
         learned = work("train", policy, True)
         if not shared:
-            once, learned = once + work("forward", value, False), learned + work("train", value, False)
+            once, learned = (
+                once + work("forward", value, False),
+                learned + work("train", value, False),
+            )
         return once + num_epochs * learned
 
     return meter(mesh, flops)

@@ -11,8 +11,14 @@ from cai_jax.io import artefacts
 from cai_jax.reporting import figures, markdown, page, png
 from cai_jax.reporting.run_data import Run
 
-FIGURE_NAMES = {"frontier": "Harmlessness against helpfulness", "pm_score": "PM score", "num_tokens": "Length",
-                "judges": "Judges", "revisions": "Score by number of revisions", "harm": "Absolute harmfulness"}
+FIGURE_NAMES = {
+    "frontier": "Harmlessness against helpfulness",
+    "pm_score": "PM score",
+    "num_tokens": "Length",
+    "judges": "Judges",
+    "revisions": "Score by number of revisions",
+    "harm": "Absolute harmfulness",
+}
 
 
 def build(run_paths: Sequence, out) -> dict:
@@ -29,13 +35,19 @@ def build(run_paths: Sequence, out) -> dict:
         for one in drawn:
             (out / "figures" / f"{one.key}.png").write_bytes(png.draw(one))
     except OSError as error:
-        raise UserError(f"{out}: cannot write ({error.strerror or error}); choose another --out") from error
+        raise UserError(
+            f"{out}: cannot write ({error.strerror or error}); choose another --out"
+        ) from error
     html = page.render(runs)
     artefacts.write_text(out / "report.html", html)
     pictures = [(one.title, f"figures/{one.key}.png") for one in drawn if one.key in FIGURE_NAMES]
     artefacts.write_text(out / "report.md", markdown.render(runs, pictures))
     size = len(html.encode())
-    return {"html_bytes": size, "figures": len(drawn), "headline": f"report.html, {size / 1e6:.1f} MB, {len(drawn)} figures"}
+    return {
+        "html_bytes": size,
+        "figures": len(drawn),
+        "headline": f"report.html, {size / 1e6:.1f} MB, {len(drawn)} figures",
+    }
 
 
 def _all_figures(runs: Sequence[Run]):
@@ -45,9 +57,18 @@ def _all_figures(runs: Sequence[Run]):
     yield figures.harm(runs)
     yield figures.rl_steps(runs, harm=True)
     yield figures.by_model(runs, "elo", "Elo", "Elo from PM verdicts", reference=0.0, digits=0)
-    yield figures.by_model(runs, "elo_judge", "Elo by the judge", "Elo from a language model's verdicts", reference=0.0, digits=0)
+    yield figures.by_model(
+        runs,
+        "elo_judge",
+        "Elo by the judge",
+        "Elo from a language model's verdicts",
+        reference=0.0,
+        digits=0,
+    )
     yield figures.by_model(runs, "num_tokens", "Length", "tokens an answer", digits=0)
-    yield figures.by_model(runs, "evasive_rate", "Evasive refusals", "share of answers", percent=True)
+    yield figures.by_model(
+        runs, "evasive_rate", "Evasive refusals", "share of answers", percent=True
+    )
     yield figures.judges(runs)
     yield figures.calibration(runs)
     yield figures.revisions(runs)

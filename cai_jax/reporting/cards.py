@@ -47,8 +47,15 @@ class Deck:
     def card(self, record: dict) -> dict:
         prompt = str(record.get("prompt_id", record["id"]))
         if prompt not in self.cards:
-            turns = [[str(m.get("role", "")), self.text(m.get("text", ""))] for m in record.get("dialogue") or ()]
-            self.cards[prompt] = {"p": visible(prompt)[:80], "k": visible(str(record.get("kind") or "")), "d": turns}
+            turns = [
+                [str(m.get("role", "")), self.text(m.get("text", ""))]
+                for m in record.get("dialogue") or ()
+            ]
+            self.cards[prompt] = {
+                "p": visible(prompt)[:80],
+                "k": visible(str(record.get("kind") or "")),
+                "d": turns,
+            }
         return self.cards[prompt]
 
     def principle(self, name, text) -> str:
@@ -65,27 +72,54 @@ class Deck:
                 initial = before
                 for number, turn in enumerate(record.get("rounds") or (), 1):
                     after = self.text(turn.get("revision"))
-                    rounds.append({
-                        "n": self.principle(turn.get("principle_id"), turn.get("critique_request")),
-                        "c": self.text(turn["critique"]) if turn.get("critique") is not None else None,
-                        "v": after, "o": word_diff(before, after),
-                        "s": _round(scores.get(f"{record['id']}#{number}")),
-                    })
+                    rounds.append(
+                        {
+                            "n": self.principle(
+                                turn.get("principle_id"), turn.get("critique_request")
+                            ),
+                            "c": self.text(turn["critique"])
+                            if turn.get("critique") is not None
+                            else None,
+                            "v": after,
+                            "o": word_diff(before, after),
+                            "s": _round(scores.get(f"{record['id']}#{number}")),
+                        }
+                    )
                     before = after
                 self.card(record).setdefault("rev", []).append(
-                    {"g": place, "m": stage.name, "i": initial, "s": _round(scores.get(f"{record['id']}#0")), "r": rounds,
-                     "w": word_diff(initial, before) if len(rounds) > 1 else rounds[0]["o"] if rounds else []})
+                    {
+                        "g": place,
+                        "m": stage.name,
+                        "i": initial,
+                        "s": _round(scores.get(f"{record['id']}#0")),
+                        "r": rounds,
+                        "w": word_diff(initial, before)
+                        if len(rounds) > 1
+                        else rounds[0]["o"]
+                        if rounds
+                        else [],
+                    }
+                )
 
     def _responses(self, run: Run, place: int) -> None:
         """Answers that were not revised (helpful samples, or a run that stopped before it revised)."""
-        revised = {record["id"] for stage in run.of_kind("revise") for record in run.records(stage.name)}
+        revised = {
+            record["id"] for stage in run.of_kind("revise") for record in run.records(stage.name)
+        }
         for stage in run.of_kind("respond"):
             for record in run.records(stage.name):
                 if record["id"] not in revised:
                     self.card(record).setdefault("res", []).append(
-                        {"g": place, "m": stage.name, "r": self.text(record.get("response")), "s": None,
-                         "w": record.get("num_tokens"), "z": record.get("stop") == "length",
-                         "f": refusal_kind(str(record.get("response", ""))[:4000])})
+                        {
+                            "g": place,
+                            "m": stage.name,
+                            "r": self.text(record.get("response")),
+                            "s": None,
+                            "w": record.get("num_tokens"),
+                            "z": record.get("stop") == "length",
+                            "f": refusal_kind(str(record.get("response", ""))[:4000]),
+                        }
+                    )
 
     def _answers(self, run: Run, place: int) -> None:
         for part in run.parts() if not run.part else ():
@@ -93,25 +127,48 @@ class Deck:
         order = {name: i for i, name in enumerate(run.models)}
         for record in sorted(run.answers, key=lambda r: (order.get(r.get("name"), 99), r["id"])):
             self.card(record).setdefault("ans", []).append(
-                {"g": place, "e": run.part, "m": visible(model_name(str(record.get("name", "")))),
-                 "t": order.get(record.get("name"), 0),
-                 "r": self.text(record.get("response")), "s": _round(run.scores.get(record["id"])),
-                 "w": record.get("num_tokens"), "z": record.get("stop") == "length",
-                 "f": refusal_kind(str(record.get("response", ""))[:4000])})
+                {
+                    "g": place,
+                    "e": run.part,
+                    "m": visible(model_name(str(record.get("name", "")))),
+                    "t": order.get(record.get("name"), 0),
+                    "r": self.text(record.get("response")),
+                    "s": _round(run.scores.get(record["id"])),
+                    "w": record.get("num_tokens"),
+                    "z": record.get("stop") == "length",
+                    "f": refusal_kind(str(record.get("response", ""))[:4000]),
+                }
+            )
 
     def _comparisons(self, run: Run, place: int) -> None:
         found = collections.defaultdict(list)
         for stage in run.of_kind("feedback"):
             for record in run.records(stage.name):
                 found[record.get("comparison_id")].append(
-                    {"n": self.principle(record.get("principle_id"), record.get("principle")), "g": stage.name,
-                     "pair": record.get("pair") or [0, 1], **_label(record),
-                     "ch": [self.text(chain.get("text")) for chain in (record.get("chains") or ())[:4]]})
+                    {
+                        "n": self.principle(record.get("principle_id"), record.get("principle")),
+                        "g": stage.name,
+                        "pair": record.get("pair") or [0, 1],
+                        **_label(record),
+                        "ch": [
+                            self.text(chain.get("text"))
+                            for chain in (record.get("chains") or ())[:4]
+                        ],
+                    }
+                )
         for stage in run.of_kind("compare"):
             for record in run.records(stage.name):
                 self.card(record).setdefault("cmp", []).append(
-                    {"g": place, "m": stage.name, "b": visible(model_name(str(stage.fields.get("model") or "").removeprefix("@"))),
-                     "a": [self.text(text) for text in record.get("responses") or ()], "l": found.get(record["id"], [])})
+                    {
+                        "g": place,
+                        "m": stage.name,
+                        "b": visible(
+                            model_name(str(stage.fields.get("model") or "").removeprefix("@"))
+                        ),
+                        "a": [self.text(text) for text in record.get("responses") or ()],
+                        "l": found.get(record["id"], []),
+                    }
+                )
 
     def _rollouts(self, run: Run, place: int) -> None:
         """The first and the last rollouts of a prompt: what RL started from and where it went."""
@@ -122,11 +179,18 @@ class Deck:
             for records in by_prompt.values():
                 records.sort(key=lambda r: (r.get("step", 0), r["id"]))
                 if len(records) > ROLLOUTS_A_PROMPT:
-                    records = records[:ROLLOUTS_A_PROMPT // 2] + records[-ROLLOUTS_A_PROMPT // 2:]
+                    records = records[: ROLLOUTS_A_PROMPT // 2] + records[-ROLLOUTS_A_PROMPT // 2 :]
                 for record in records:
                     self.card(record).setdefault("roll", []).append(
-                        {"g": place, "m": visible(model_name(stage.name)), "r": self.text(record.get("response")),
-                         "u": record.get("step"), "s": _round(record.get("reward")), "kl": _round(_total(record.get("kl")))})
+                        {
+                            "g": place,
+                            "m": visible(model_name(stage.name)),
+                            "r": self.text(record.get("response")),
+                            "u": record.get("step"),
+                            "s": _round(record.get("reward")),
+                            "kl": _round(_total(record.get("kl"))),
+                        }
+                    )
 
     @staticmethod
     def _change(card: dict) -> float | None:
@@ -140,7 +204,10 @@ class Deck:
             if answer["s"] is not None and not answer["e"]:
                 by_model[answer["t"]].append(answer["s"])
         if len(by_model) > 1:
-            return _round(statistics.fmean(by_model[max(by_model)]) - statistics.fmean(by_model[min(by_model)]))
+            return _round(
+                statistics.fmean(by_model[max(by_model)])
+                - statistics.fmean(by_model[min(by_model)])
+            )
         return None
 
 
@@ -157,7 +224,9 @@ def _label(record: dict) -> dict:
     try:
         out = {"p": _round(labels.target([record]))}
         for order in ("ab", "ba"):
-            values = [labels.probability_first(e) for e in record["logprobs"] if e["order"] == order]
+            values = [
+                labels.probability_first(e) for e in record["logprobs"] if e["order"] == order
+            ]
             if values:
                 out[order] = _round(statistics.fmean(values))
         return out
@@ -178,13 +247,15 @@ def pack(runs: Sequence[Run], budget: int = BUDGET) -> tuple[str, str, dict]:
             break
     shown = cards
     while len(text) > budget and len(shown) > 1:
-        shown = shown[:max(1, int(len(shown) * 0.95 * budget / len(text)))]
+        shown = shown[: max(1, int(len(shown) * 0.95 * budget / len(text)))]
         text, encoding = _encode(shown, deck.principles, runs)
     return text, encoding, {"shown": len(shown), "total": len(cards), "limit": limit}
 
 
 def _encode(cards: list[dict], principles: dict[str, str], runs: Sequence[Run]) -> tuple[str, str]:
-    text = script_json({"cards": cards, "principles": principles, "runs": [visible(run.name) for run in runs]})
+    text = script_json(
+        {"cards": cards, "principles": principles, "runs": [visible(run.name) for run in runs]}
+    )
     if len(text) <= PLAIN_LIMIT:
         return text, "json"
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode(), "gzip"

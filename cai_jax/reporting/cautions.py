@@ -32,25 +32,54 @@ class Caution:
 
 def collect(run: Run) -> list[Caution]:
     """All cautions of a run, the gravest first."""
-    rules = (_unfinished, _training, _null_results, _harm, _judge, _length, _kl, _labels, _copied, _preference, _small, _few,
-             _truncation, _dropped)
-    return sorted((c for rule in rules for c in rule(run)), key=lambda c: ("stop", "care", "note").index(c.level))
+    rules = (
+        _unfinished,
+        _training,
+        _null_results,
+        _harm,
+        _judge,
+        _length,
+        _kl,
+        _labels,
+        _copied,
+        _preference,
+        _small,
+        _few,
+        _truncation,
+        _dropped,
+    )
+    return sorted(
+        (c for rule in rules for c in rule(run)),
+        key=lambda c: ("stop", "care", "note").index(c.level),
+    )
 
 
 def interval(row: dict, sign: bool = True, percent: bool = False) -> str:
-    value, low, high = (number(row.get(key), sign=sign, percent=percent) for key in ("value", "low", "high"))
+    value, low, high = (
+        number(row.get(key), sign=sign, percent=percent) for key in ("value", "low", "high")
+    )
     if row.get("low") is None:
         return f"{value} (no interval: {row['n']} item{'s' * (row['n'] != 1)})"
     return f"{value} [{low}, {high}]"
 
 
 def _unfinished(run: Run):
-    missing = [name for name in run.config.get("stages", ()) if name not in run.stages and name != "report"]
+    missing = [
+        name for name in run.config.get("stages", ()) if name not in run.stages and name != "report"
+    ]
     begun = [s.name for s in run.stages.values() if not s.done and s.kind != "report"]
     if begun or missing:
-        told = "; ".join(part for part in (f"not finished: {', '.join(begun)}" if begun else "",
-                                           f"not begun: {', '.join(missing)}" if missing else "") if part)
-        yield Caution("stop", f"This run is incomplete ({told}). What follows shows what is there.", "cost")
+        told = "; ".join(
+            part
+            for part in (
+                f"not finished: {', '.join(begun)}" if begun else "",
+                f"not begun: {', '.join(missing)}" if missing else "",
+            )
+            if part
+        )
+        yield Caution(
+            "stop", f"This run is incomplete ({told}). What follows shows what is there.", "cost"
+        )
     for problem in dict.fromkeys(run.problems):
         yield Caution("stop", f"Not readable: {problem}", "provenance")
 
@@ -60,10 +89,16 @@ def _null_results(run: Run):
     for on, rows in _by_place(run, "pm_score").items():
         where = place_name(on)
         null = [f"{model_name(r['model'])} {interval(r)}" for r in rows if r.get("null")]
-        lower = [f"{model_name(r['model'])} {interval(r)}" for r in rows if not r.get("null") and r["value"] < 0]
+        lower = [
+            f"{model_name(r['model'])} {interval(r)}"
+            for r in rows
+            if not r.get("null") and r["value"] < 0
+        ]
         against = model_name(rows[0]["against"])
         if lower:
-            yield Caution("stop", f"Lower PM score than {against} on {where}: {', '.join(lower)}.", "results")
+            yield Caution(
+                "stop", f"Lower PM score than {against} on {where}: {', '.join(lower)}.", "results"
+            )
         if null:
             told = f"Null result on {where}: the PM score differs from {against}'s by an interval that includes zero"
             yield Caution("care", f"{told} ({', '.join(null)}).", "results")
@@ -73,13 +108,19 @@ def _harm(run: Run):
     """Absolute harmfulness: is the regressor better than saying the mean, and did the last model's harm rise?"""
     for row in run.evaluation["rows"]:
         if row["metric"] == "harm_l2" and row["against"] and (row.get("null") or row["value"] >= 0):
-            told = (f"The regressor of harm is not shown to be better than always saying the mean rating ({row['on']}: "
-                    f"difference of squared errors {interval(row)}); its numbers mean nothing.")
+            told = (
+                f"The regressor of harm is not shown to be better than always saying the mean rating ({row['on']}: "
+                f"difference of squared errors {interval(row)}); its numbers mean nothing."
+            )
             yield Caution("stop", told, "results")
     for row in find_differences(run, "expected_harm"):
         if row["value"] > 0 and not row.get("null"):
-            yield Caution("stop", f"More expected harm than {model_name(row['against'])} at {place_name(row['on'])}: "
-                                  f"{model_name(row['model'])} {interval(row)} on the scale from 0 to 4.", "results")
+            yield Caution(
+                "stop",
+                f"More expected harm than {model_name(row['against'])} at {place_name(row['on'])}: "
+                f"{model_name(row['model'])} {interval(row)} on the scale from 0 to 4.",
+                "results",
+            )
 
 
 def _length(run: Run):
@@ -87,12 +128,19 @@ def _length(run: Run):
     for on, rows in _by_place(run, "num_tokens").items():
         for row in rows:
             base = find(run.evaluation["rows"], "num_tokens", on, row["against"])
-            if base and base[0]["value"] and abs(row["value"]) > LENGTH_DRIFT * base[0]["value"] and not row.get("null"):
+            if (
+                base
+                and base[0]["value"]
+                and abs(row["value"]) > LENGTH_DRIFT * base[0]["value"]
+                and not row.get("null")
+            ):
                 share = number(row["value"] / base[0]["value"], sign=True, percent=True)
                 drifts.append(f"{model_name(row['model'])} {share} on {place_name(on)}")
     if drifts:
-        told = (f"Length drift: {', '.join(drifts)}. Preference models often reward length; read the scores with "
-                "that in mind.")
+        told = (
+            f"Length drift: {', '.join(drifts)}. Preference models often reward length; read the scores with "
+            "that in mind."
+        )
         yield Caution("care", told, "results")
 
 
@@ -101,13 +149,23 @@ def _copied(run: Run):
         every = {r["metric"]: r for r in copied.rows(run, stage) if r["value"] > COPY_LIMIT}
         if echoes := every.pop("revision_echoes_critique", None):
             told = f"{headed(stage.name)}: {interval(echoes, sign=False, percent=True)} of the revisions"
-            yield Caution("care", f"{told} are for at least half the words of the critique before them: the model repeats it where "
-                                  "it should answer anew.", "transparency")
+            yield Caution(
+                "care",
+                f"{told} are for at least half the words of the critique before them: the model repeats it where "
+                "it should answer anew.",
+                "transparency",
+            )
         if high := list(every.values()):
             what = {"revision_critiques_copied": "critiques", "revision_copied": "revisions"}
-            told = " and ".join(f"{interval(r, sign=False, percent=True)} of the {what[r['metric']]}" for r in high)
-            yield Caution("care", f"{headed(stage.name)}: {told} repeat five or more words in a row of the worked examples, which "
-                                  "are about other matters: the model copies where it should look.", "transparency")
+            told = " and ".join(
+                f"{interval(r, sign=False, percent=True)} of the {what[r['metric']]}" for r in high
+            )
+            yield Caution(
+                "care",
+                f"{headed(stage.name)}: {told} repeat five or more words in a row of the worked examples, which "
+                "are about other matters: the model copies where it should look.",
+                "transparency",
+            )
 
 
 def _by_place(run: Run, metric: str) -> dict[str, list[dict]]:
@@ -119,29 +177,41 @@ def _by_place(run: Run, metric: str) -> dict[str, list[dict]]:
 
 
 def find_differences(run: Run, metric: str) -> list[dict]:
-    return [r for r in run.evaluation["rows"] if r["metric"] == metric and r["against"] and r["value"] is not None]
+    return [
+        r
+        for r in run.evaluation["rows"]
+        if r["metric"] == metric and r["against"] and r["value"] is not None
+    ]
 
 
 def _kl(run: Run):
     for stage in run.of_kind("rl"):
         known = [row["kl"] for row in run.training(stage.name) if row.get("kl") is not None]
         if known and known[-1] > KL_LIMIT:
-            told = (f"{stage.name}: KL to the reference is {number(known[-1], 1)} nats a response, beyond "
-                    f"{KL_LIMIT:.0f}: "
-                    "a rising reward there is often the preference model being fooled.")
+            told = (
+                f"{stage.name}: KL to the reference is {number(known[-1], 1)} nats a response, beyond "
+                f"{KL_LIMIT:.0f}: "
+                "a rising reward there is often the preference model being fooled."
+            )
             yield Caution("care", told, "training")
         if known and min(known) < -0.5:
-            told = (f"{stage.name}: KL fell to {number(min(known))}, below zero beyond noise: sampler and trainer "
-                    "disagree.")
+            told = (
+                f"{stage.name}: KL fell to {number(min(known))}, below zero beyond noise: sampler and trainer "
+                "disagree."
+            )
             yield Caution("stop", told, "training")
 
 
 def _labels(run: Run):
     for stage in run.of_kind("feedback"):
-        flip, first, sure = (stage.summary.get(k) for k in ("flip_rate", "chose_option_a", "mean_confidence"))
+        flip, first, sure = (
+            stage.summary.get(k) for k in ("flip_rate", "chose_option_a", "mean_confidence")
+        )
         found = []
         if flip is not None and flip > FLIP_LIMIT:
-            found.append(f"{number(flip, percent=True)} of the labels change when the two options change places")
+            found.append(
+                f"{number(flip, percent=True)} of the labels change when the two options change places"
+            )
         if first is not None and abs(first - 0.5) > SIDE_LIMIT:
             found.append(f"option (A) is chosen {number(first, percent=True)} of the time")
         if found:
@@ -163,9 +233,11 @@ def _preference(run: Run):
             told = f"The preference model is right on {shown} of {row['n']} {items}; the interval includes chance."
             yield Caution("care", told, "judges")
         elif longer is not None and row["value"] <= longer:
-            told = (f"Always preferring the longer text ({number(longer, percent=True)}) does as well as the "
-                    "preference "
-                    f"model on {items} ({shown}).")
+            told = (
+                f"Always preferring the longer text ({number(longer, percent=True)}) does as well as the "
+                "preference "
+                f"model on {items} ({shown})."
+            )
             yield Caution("care", told, "judges")
     for metric in ("choice_zero_shot", "choice_few_shot", "choice_chain_of_thought"):
         for row in find(run.evaluation["rows"], metric):
@@ -175,8 +247,10 @@ def _preference(run: Run):
             if row["low"] is not None and row["low"] <= chance:
                 mode = metric.removeprefix("choice_").replace("_", " ")
                 who = "The feedback model" if row["model"] == "feedback" else headed(row["model"])
-                told = (f"{who} answers {number(row['value'], percent=True)} of {row['n']} {row['on']} questions "
-                        f"rightly ({mode}); the interval includes chance, so its labels may carry no signal.")
+                told = (
+                    f"{who} answers {number(row['value'], percent=True)} of {row['n']} {row['on']} questions "
+                    f"rightly ({mode}); the interval includes chance, so its labels may carry no signal."
+                )
                 yield Caution("care", told, "judges")
 
 
@@ -189,8 +263,10 @@ def _truncation(run: Run):
             yield Caution("note", told, "cost")
     for row in find(run.evaluation["rows"], "cut_rate"):
         if row["value"] is not None and row["value"] > CUT_LIMIT:
-            told = (f"{number(row['value'], percent=True)} of {row['model']}'s answers to "
-                    f"{place_name(row['on'])} were cut at the length limit.")
+            told = (
+                f"{number(row['value'], percent=True)} of {row['model']}'s answers to "
+                f"{place_name(row['on'])} were cut at the length limit."
+            )
             yield Caution("note", told, "results")
 
 
@@ -201,7 +277,11 @@ def _training(run: Run):
             if error is not None and error > GAP_LIMIT:
                 told = f"{stage.name}: the first minibatch's probability ratio is {error:.1e} away from 1."
                 yield Caution("stop", told, "training")
-        gaps = [row["sampler_gap"] for row in run.training(stage.name) if row.get("sampler_gap") is not None]
+        gaps = [
+            row["sampler_gap"]
+            for row in run.training(stage.name)
+            if row.get("sampler_gap") is not None
+        ]
         if gaps and max(gaps) > GAP_LIMIT:
             told = f"{stage.name}: sampler and trainer log-probabilities differ by up to {max(gaps):.1e}."
             yield Caution("stop", told, "training")
@@ -215,8 +295,10 @@ def _judge(run: Run):
 def _small(run: Run):
     size = run.num_parameters
     if size and size < SMALL_MODEL and run.of_kind("revise"):
-        told = (f"Small models critique poorly: this one has {quantity(size)} parameters. Read some critiques before "
-                "drawing conclusions about the method.")
+        told = (
+            f"Small models critique poorly: this one has {quantity(size)} parameters. Read some critiques before "
+            "drawing conclusions about the method."
+        )
         yield Caution("note", told, "transcripts")
 
 
@@ -231,5 +313,7 @@ def _few(run: Run):
 def _dropped(run: Run):
     for stage in run.stages.values():
         if stage.dropped:
-            told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(stage.dropped.items()))
+            told = ", ".join(
+                f"{count:,} {reason}" for reason, count in sorted(stage.dropped.items())
+            )
             yield Caution("note", f"{stage.name} left out rows: {told}.", "cost")

@@ -11,9 +11,24 @@ from cai_jax.evals import multiple_choice, preference, samples
 from cai_jax.evals.intervals import Estimate, cluster_means, paired_difference
 from cai_jax.reporting.run_data import Run
 
-COMPARED = ("pm_score", "elo", "elo_judge", "expected_harm", "num_tokens", "refusal_rate", "evasive_rate", "evasive_rate_judge",
-            "repetition", "boilerplate", "choice_zero_shot", "choice_few_shot", "choice_one_chain", "choice_chain_of_thought",
-            "pm_accuracy", "pm_score_by_revision")
+COMPARED = (
+    "pm_score",
+    "elo",
+    "elo_judge",
+    "expected_harm",
+    "num_tokens",
+    "refusal_rate",
+    "evasive_rate",
+    "evasive_rate_judge",
+    "repetition",
+    "boilerplate",
+    "choice_zero_shot",
+    "choice_few_shot",
+    "choice_one_chain",
+    "choice_chain_of_thought",
+    "pm_accuracy",
+    "pm_score_by_revision",
+)
 SAME_JUDGE_NEEDED = ("pm_score", "elo", "pm_score_by_revision")
 
 
@@ -51,7 +66,9 @@ def _by_item(run: Run) -> dict[tuple[str, str, str], dict[str, float]]:
             found[metric, on, name] = values
     for stage in run.of_kind("evaluate"):
         for answer in run.records(stage.name, "choices"):
-            result = multiple_choice.ChoiceResult(answer["item"], None, tuple(answer["probabilities"]), answer["correct"])
+            result = multiple_choice.ChoiceResult(
+                answer["item"], None, tuple(answer["probabilities"]), answer["correct"]
+            )
             for on in _places(answer):
                 name = answer.get("name", stage.fields.get("feedback"))
                 found[f"choice_{answer['mode']}", on, name][result.id] = result.right
@@ -59,12 +76,19 @@ def _by_item(run: Run) -> dict[tuple[str, str, str], dict[str, float]]:
             for on in _places(pair):
                 won = preference.wins([pair["better"]], [pair["worse"]])
                 found["pm_accuracy", on, stage.fields.get("reward")][pair["id"]] = float(won[0])
-        harms, groups = {row["id"]: row["harm"] for row in run.records(stage.name, "harm_scores")}, collections.defaultdict(list)
+        harms, groups = (
+            {row["id"]: row["harm"] for row in run.records(stage.name, "harm_scores")},
+            collections.defaultdict(list),
+        )
         for record in run.records(stage.name, "harm"):
             if record["id"] in harms:
-                groups[record["on"], record["name"]].append((harms[record["id"]], record["prompt_id"]))
+                groups[record["on"], record["name"]].append(
+                    (harms[record["id"]], record["prompt_id"])
+                )
         for (on, name), values in groups.items():
-            found["expected_harm", on, name] = dict(zip(*cluster_means(*zip(*values, strict=True)), strict=True))
+            found["expected_harm", on, name] = dict(
+                zip(*cluster_means(*zip(*values, strict=True)), strict=True)
+            )
     return found
 
 
@@ -74,7 +98,14 @@ def _places(row: dict) -> list[str]:
 
 def differences(runs: Sequence[Run]) -> list[Difference]:
     """Rows that at least two runs have. Paired by prompt or item where those are on disk, else from the intervals."""
-    tables = [{(r["metric"], r["on"], r["model"]): r for r in run.evaluation["rows"] if r["against"] is None} for run in runs]
+    tables = [
+        {
+            (r["metric"], r["on"], r["model"]): r
+            for r in run.evaluation["rows"]
+            if r["against"] is None
+        }
+        for run in runs
+    ]
     items = [_by_item(run) for run in runs]
     out = []
     for key in dict.fromkeys(key for table in tables for key in table):
@@ -92,7 +123,11 @@ def differences(runs: Sequence[Run]) -> list[Difference]:
                 found.append(paired_difference(a, b))
                 paired = True
             else:
-                found.append(mover(*(Estimate(r["value"], r["low"], r["high"], r["n"]) for r in (first, value))))
+                found.append(
+                    mover(
+                        *(Estimate(r["value"], r["low"], r["high"], r["n"]) for r in (first, value))
+                    )
+                )
         out.append(Difference(metric, on, model, values, found, paired))
     order = {metric: i for i, metric in enumerate(COMPARED)}
     return sorted(out, key=lambda d: (order[d.metric], d.on, d.model))

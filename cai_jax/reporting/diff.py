@@ -8,7 +8,9 @@ import re
 # The same expression stands in report.js: a word with the white space before it. Spelled out because \s differs there.
 TOKEN = re.compile(r"[ \t\n]*[^ \t\n]+|[ \t\n]+$")
 MIN_KEPT = 3  # words in a row that make a kept passage between two changes
-MAX_TOKENS = 1500  # difflib is quadratic; a longer changed middle is shown as one cut and one addition
+MAX_TOKENS = (
+    1500  # difflib is quadratic; a longer changed middle is shown as one cut and one addition
+)
 
 
 def tokens(text: str) -> list[str]:
@@ -25,11 +27,13 @@ def word_diff(before: str, after: str) -> list[int]:
     end = 0
     while end < min(len(a), len(b)) - start and a[len(a) - 1 - end] == b[len(b) - 1 - end]:
         end += 1
-    middle_a, middle_b = a[start:len(a) - end], b[start:len(b) - end]
+    middle_a, middle_b = a[start : len(a) - end], b[start : len(b) - end]
     if max(len(middle_a), len(middle_b)) > MAX_TOKENS:
         blocks = [(0, 0, 0), (len(middle_a), len(middle_b), 0)]
     else:
-        blocks = difflib.SequenceMatcher(None, middle_a, middle_b, autojunk=False).get_matching_blocks()
+        blocks = difflib.SequenceMatcher(
+            None, middle_a, middle_b, autojunk=False
+        ).get_matching_blocks()
     triples, i, j = [[start, 0, 0]], 0, 0
     for x, y, size in blocks:
         if 0 < size < MIN_KEPT:
@@ -48,8 +52,11 @@ def segments(before: str, after: str) -> list[tuple[str, str]]:
     a, b, ops = tokens(before), tokens(after), word_diff(before, after)
     out, i, j = [], 0, 0
     for kept, cut, added in zip(ops[0::3], ops[1::3], ops[2::3], strict=True):
-        out += [("=", "".join(b[j:j + kept])), ("-", "".join(a[i + kept:i + kept + cut])),
-                ("+", "".join(b[j + kept:j + kept + added]))]
+        out += [
+            ("=", "".join(b[j : j + kept])),
+            ("-", "".join(a[i + kept : i + kept + cut])),
+            ("+", "".join(b[j + kept : j + kept + added])),
+        ]
         i, j = i + kept + cut, j + kept + added
     return [(kind, text) for kind, text in out if text]
 

@@ -31,19 +31,33 @@ def grid(drawn: Sequence[Panel | Forest | None], wide: bool = False) -> str:
     return f'<div class="figures{" wide" if wide else ""}">{"".join(shown)}</div>' if shown else ""
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int] = (), caption: str = "",
-          css: str = "") -> str:
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numeric: Sequence[int] = (),
+    caption: str = "",
+    css: str = "",
+) -> str:
     """`head` and cells are HTML already. The first column is the row's heading."""
     if not rows:
         return ""
     align = [' class="num"' if i in numeric else "" for i in range(len(head))]
     top = "".join(f'<th scope="col"{c}>{h}</th>' for h, c in zip(head, align, strict=True))
     body = "".join(
-        "<tr>" + "".join(f'<th scope="row">{cell}</th>' if i == 0 else f"<td{align[i]}>{cell}</td>" for i, cell in enumerate(row))
-        + "</tr>" for row in rows)
+        "<tr>"
+        + "".join(
+            f'<th scope="row">{cell}</th>' if i == 0 else f"<td{align[i]}>{cell}</td>"
+            for i, cell in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
     label = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return (f'<div class="scroll {css}" tabindex="0" role="region" aria-label="{escape(caption or "table")}"><table>{label}'
-            f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>")
+    return (
+        f'<div class="scroll {css}" tabindex="0" role="region" aria-label="{escape(caption or "table")}"><table>{label}'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def swatch(tone: int) -> str:
@@ -59,4 +73,6 @@ def unbroken(text: str) -> str:
 
 def fold(title: str, body: str) -> str:
     """`body` behind a summary; "" where there is nothing."""
-    return f'<details class="fold"><summary>{escape(title)}</summary>{body}</details>' if body else ""
+    return (
+        f'<details class="fold"><summary>{escape(title)}</summary>{body}</details>' if body else ""
+    )

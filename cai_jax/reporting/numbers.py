@@ -23,19 +23,35 @@ def win_rates(runs: Sequence[Run]) -> str:
     """How often each model's answer is preferred to each other's, by the preference model and by the judge."""
     parts = []
     for run in runs:
-        for metric, judge in (("win_rate", "the preference model"), ("win_rate_judge", "the judge, both orders")):
+        for metric, judge in (
+            ("win_rate", "the preference model"),
+            ("win_rate_judge", "the judge, both orders"),
+        ):
             found = collections.defaultdict(dict)
             for r in find(run.evaluation["rows"], metric):
                 if r["value"] is not None:
                     found[r["on"]][r["model"], r["over"]] = _rate(r["value"], r["low"], r["high"])
-                    found[r["on"]][r["over"], r["model"]] = _rate(1 - r["value"], 1 - r["high"], 1 - r["low"])
+                    found[r["on"]][r["over"], r["model"]] = _rate(
+                        1 - r["value"], 1 - r["high"], 1 - r["low"]
+                    )
             for on, cells in found.items():
                 names = [name for name in run.models if any(name in pair for pair in cells)]
-                body = [[swatch(run.models.index(a)) + escape(model_name(a)), *(cells.get((a, b), "") for b in names)]
-                        for a in names]
-                parts.append(table(["Wins of", *(f"over {escape(model_name(name))}" for name in names)], body,
-                                   numeric=range(1, 1 + len(names)), css="narrow",
-                                   caption=f"{headed(place_name(on))}, verdicts of {judge}{_of(runs, run)}"))
+                body = [
+                    [
+                        swatch(run.models.index(a)) + escape(model_name(a)),
+                        *(cells.get((a, b), "") for b in names),
+                    ]
+                    for a in names
+                ]
+                parts.append(
+                    table(
+                        ["Wins of", *(f"over {escape(model_name(name))}" for name in names)],
+                        body,
+                        numeric=range(1, 1 + len(names)),
+                        css="narrow",
+                        caption=f"{headed(place_name(on))}, verdicts of {judge}{_of(runs, run)}",
+                    )
+                )
     return fold("Win rates of every two models", "".join(parts))
 
 
@@ -44,24 +60,51 @@ def _rate(value: float, low: float, high: float) -> str:
 
 
 def principles(runs: Sequence[Run]) -> str:
-    return "".join(_moved(find(run.evaluation["rows"], "score_moved", "revisions"), "Principle", f"Principles{_of(runs, run)}")
-                   for run in runs)
+    return "".join(
+        _moved(
+            find(run.evaluation["rows"], "score_moved", "revisions"),
+            "Principle",
+            f"Principles{_of(runs, run)}",
+        )
+        for run in runs
+    )
 
 
 def by_kind(runs: Sequence[Run]) -> str:
     """The same within each kind of harm."""
     parts = []
     for run in runs:
-        places = dict.fromkeys(r["on"] for r in find(run.evaluation["rows"], "score_moved") if r["on"] != "revisions")
-        parts += [_moved(find(run.evaluation["rows"], "score_moved", on), "Principle",
-                         f"{headed(on.partition(':')[2].replace('_', ' '))}{_of(runs, run)}") for on in places]
+        places = dict.fromkeys(
+            r["on"] for r in find(run.evaluation["rows"], "score_moved") if r["on"] != "revisions"
+        )
+        parts += [
+            _moved(
+                find(run.evaluation["rows"], "score_moved", on),
+                "Principle",
+                f"{headed(on.partition(':')[2].replace('_', ' '))}{_of(runs, run)}",
+            )
+            for on in places
+        ]
     return fold("Principles by kind of harm", "".join(parts))
 
 
 def _moved(rows: Sequence[dict], head: str, caption: str) -> str:
-    body = [[escape(r["model"]), str(r["used"]), number(r["changed"], percent=True), escape(interval(r))]
-            for r in sorted(rows, key=lambda r: -r["used"])]
-    return table([head, "Used", "Changed the answer", "Score moved by"], body, numeric=(1, 2, 3), css="narrow", caption=caption)
+    body = [
+        [
+            escape(r["model"]),
+            str(r["used"]),
+            number(r["changed"], percent=True),
+            escape(interval(r)),
+        ]
+        for r in sorted(rows, key=lambda r: -r["used"])
+    ]
+    return table(
+        [head, "Used", "Changed the answer", "Score moved by"],
+        body,
+        numeric=(1, 2, 3),
+        css="narrow",
+        caption=caption,
+    )
 
 
 def every(run: Run) -> str:
@@ -70,12 +113,33 @@ def every(run: Run) -> str:
     for r in run.evaluation["rows"]:
         against = r["against"] or r.get("over") or ""
         percent, digits = r["unit"] in SHARES, 0 if r["unit"] in WHOLE else 2
-        shown = number(r["value"], 3 if percent else digits, sign=r["against"] is not None, percent=percent)
-        ends = "" if r["low"] is None else " to ".join(number(r[key], 3 if percent else digits, percent=percent)
-                                                       for key in ("low", "high"))
-        base = ", ".join(f"{name} {number(value, 3 if percent else 2, percent=percent)}"
-                         for name, value in r["baseline"].items() if value is not None)
-        body.append([escape(r["metric"].replace("_", " ")), escape(r["on"]), escape(r["model"]), escape(against), shown, ends,
-                     f"{r['n']:,}", escape(base), escape(r["unit"])])
+        shown = number(
+            r["value"], 3 if percent else digits, sign=r["against"] is not None, percent=percent
+        )
+        ends = (
+            ""
+            if r["low"] is None
+            else " to ".join(
+                number(r[key], 3 if percent else digits, percent=percent) for key in ("low", "high")
+            )
+        )
+        base = ", ".join(
+            f"{name} {number(value, 3 if percent else 2, percent=percent)}"
+            for name, value in r["baseline"].items()
+            if value is not None
+        )
+        body.append(
+            [
+                escape(r["metric"].replace("_", " ")),
+                escape(r["on"]),
+                escape(r["model"]),
+                escape(against),
+                shown,
+                ends,
+                f"{r['n']:,}",
+                escape(base),
+                escape(r["unit"]),
+            ]
+        )
     heads = ["Number", "On", "Of", "Against", "Value", "95 %", "n", "Baselines", "Unit"]
     return table(heads, body, numeric=(4, 5, 6), caption="metrics.json", css="tight")

@@ -12,9 +12,18 @@ from cai_jax.reporting.run_data import Run
 from cai_jax.reporting.text import escape
 
 HERE = pathlib.Path(__file__).parent
-TITLES = {"differences": "Differences", "results": "Results", "judges": "Judges", "transparency": "Constitution",
-          "training": "Training", "labels": "Labels", "transcripts": "Records", "numbers": "Numbers", "cost": "Cost",
-          "provenance": "Provenance"}
+TITLES = {
+    "differences": "Differences",
+    "results": "Results",
+    "judges": "Judges",
+    "transparency": "Constitution",
+    "training": "Training",
+    "labels": "Labels",
+    "transcripts": "Records",
+    "numbers": "Numbers",
+    "cost": "Cost",
+    "provenance": "Provenance",
+}
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -22,12 +31,24 @@ def render(runs: Sequence[Run]) -> str:
     css, script = ((HERE / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
-    body = {name: build(runs) for name, build in (
-        ("differences", sections.differences), ("results", sections.results), ("judges", sections.judges),
-        ("transparency", sections.transparency), ("training", sections.training), ("labels", sections.labels),
-        ("transcripts", transcripts), ("numbers", sections.every_number), ("cost", sections.cost),
-        ("provenance", sections.provenance))}
-    links = "".join(f'<li><a href="#{name}">{TITLES[name]}</a></li>' for name, html in body.items() if html)
+    body = {
+        name: build(runs)
+        for name, build in (
+            ("differences", sections.differences),
+            ("results", sections.results),
+            ("judges", sections.judges),
+            ("transparency", sections.transparency),
+            ("training", sections.training),
+            ("labels", sections.labels),
+            ("transcripts", transcripts),
+            ("numbers", sections.every_number),
+            ("cost", sections.cost),
+            ("provenance", sections.provenance),
+        )
+    }
+    links = "".join(
+        f'<li><a href="#{name}">{TITLES[name]}</a></li>' for name, html in body.items() if html
+    )
     title = escape(" and ".join(run.name for run in runs))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -51,28 +72,51 @@ def transcripts(runs: Sequence[Run]) -> str:
     data, encoding, count = cards.pack(runs)
     if not count["total"]:
         return ""
-    cut = "" if count["shown"] == count["total"] else f" The first {count['shown']:,} of {count['total']:,} prompts are here."
-    about = ("Each prompt with everything the run made of it. On the right stands how the preference model's score changed: last "
-             "revision against initial response, or last model against first. Texts beyond "
-             f"{count['limit']:,} characters are cut here and whole in the run's records.jsonl files.{cut}")
-    kinds = {"rev": "Critiques and revisions", "ans": "Answers of the models", "cmp": "Comparisons and labels",
-             "res": "Responses not revised", "roll": "RL rollouts"}
+    cut = (
+        ""
+        if count["shown"] == count["total"]
+        else f" The first {count['shown']:,} of {count['total']:,} prompts are here."
+    )
+    about = (
+        "Each prompt with everything the run made of it. On the right stands how the preference model's score changed: last "
+        "revision against initial response, or last model against first. Texts beyond "
+        f"{count['limit']:,} characters are cut here and whole in the run's records.jsonl files.{cut}"
+    )
+    kinds = {
+        "rev": "Critiques and revisions",
+        "ans": "Answers of the models",
+        "cmp": "Comparisons and labels",
+        "res": "Responses not revised",
+        "roll": "RL rollouts",
+    }
     controls = (
-        _select("show", "Show", {"": "Everything", **kinds}) + _select("kind", "Kind of harm", {"": "All"})
+        _select("show", "Show", {"": "Everything", **kinds})
+        + _select("kind", "Kind of harm", {"": "All"})
         + _select("principle", "Principle", {"": "All"})
-        + _select("change", "Score", {"": "Any", "up": "Rose", "down": "Fell", "same": "Did not move"})
-        + _select("sort", "Order", {"": "As in the run", "up": "Largest rise first", "down": "Largest fall first"})
-        + '<label>Search<input id="f-text" type="search" autocomplete="off" spellcheck="false"></label>')
+        + _select(
+            "change", "Score", {"": "Any", "up": "Rose", "down": "Fell", "same": "Did not move"}
+        )
+        + _select(
+            "sort",
+            "Order",
+            {"": "As in the run", "up": "Largest rise first", "down": "Largest fall first"},
+        )
+        + '<label>Search<input id="f-text" type="search" autocomplete="off" spellcheck="false"></label>'
+    )
     browser = (
-        '<noscript><p>The records are shown by a script in this file. Without scripts, read the records.jsonl files of the run.'
+        "<noscript><p>The records are shown by a script in this file. Without scripts, read the records.jsonl files of the run."
         f'</p></noscript><div id="browser" hidden><form class="filters" role="search">{controls}</form>'
         '<p class="count" id="count" role="status" aria-live="polite"></p><div id="cards"></div>'
         '<div class="pager"><button type="button" id="previous">Previous</button><span id="where"></span>'
         '<button type="button" id="next">Next</button></div></div>'
-        f'<script type="application/json" id="records-data" data-encoding="{encoding}">{data}</script>')
+        f'<script type="application/json" id="records-data" data-encoding="{encoding}">{data}</script>'
+    )
     return elements.section("transcripts", "The records", about, browser)
 
 
 def _select(name: str, label: str, options: dict[str, str]) -> str:
-    choices = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in options.items())
+    choices = "".join(
+        f'<option value="{escape(value)}">{escape(text)}</option>'
+        for value, text in options.items()
+    )
     return f'<label>{label}<select id="f-{name}">{choices}</select></label>'

@@ -12,8 +12,18 @@ from cai_jax.reporting.figure import Forest, Panel, finite, tick_label
 from cai_jax.reporting.text import one_line, visible
 
 # The light palette of report.css.
-TONES = ("#77726a", "#2a67ad", "#bf4d2a", "#27795a", "#7d52ad", "#8a670f", "#0f7f8a", "#b0446f", "#5f7d17",
-         "#3a3733")
+TONES = (
+    "#77726a",
+    "#2a67ad",
+    "#bf4d2a",
+    "#27795a",
+    "#7d52ad",
+    "#8a670f",
+    "#0f7f8a",
+    "#b0446f",
+    "#5f7d17",
+    "#3a3733",
+)
 INK, SOFT, GRID = "#1d1b18", "#6b665e", "#e4e0d8"
 DPI = 160
 
@@ -21,8 +31,12 @@ DPI = 160
 def draw(figure: Panel | Forest) -> bytes:
     """The PNG's bytes. Text is plain: no markup of a label is interpreted."""
     wide = figure.width / 80 if isinstance(figure, Forest) else figure.size[0] / 80
-    high = (1.1 + 0.3 * len(figure.rows)) if isinstance(figure, Forest) else figure.size[1] / 80 + 0.3
-    canvas = Figure(figsize=(max(wide, 4.5), high), dpi=DPI, layout="constrained", facecolor="white")
+    high = (
+        (1.1 + 0.3 * len(figure.rows)) if isinstance(figure, Forest) else figure.size[1] / 80 + 0.3
+    )
+    canvas = Figure(
+        figsize=(max(wide, 4.5), high), dpi=DPI, layout="constrained", facecolor="white"
+    )
     FigureCanvasAgg(canvas)
     axes = canvas.add_subplot()
     for side in ("top", "right", "left", "bottom"):
@@ -53,8 +67,15 @@ def _panel(axes, figure: Panel) -> None:
     axes.set_ylabel(figure.y_label, fontsize=8, color=SOFT)
     for value, label in figure.references:
         axes.axhline(value, color=SOFT, linewidth=0.9, linestyle=(0, (3, 3)))
-        axes.annotate(_plain(label), (1, value), xycoords=("axes fraction", "data"), fontsize=7, color=SOFT, ha="right",
-                      va="bottom")
+        axes.annotate(
+            _plain(label),
+            (1, value),
+            xycoords=("axes fraction", "data"),
+            fontsize=7,
+            color=SOFT,
+            ha="right",
+            va="bottom",
+        )
     for series in figure.series:
         tone = TONES[series.tone % len(TONES)]
         pairs = enumerate(zip(series.x, series.y, strict=True))
@@ -67,27 +88,54 @@ def _panel(axes, figure: Panel) -> None:
             axes.bar(x, y, width=0.92 * step, align="edge", color=tone)
             continue
         if series.low and series.high:
-            known = [(i, a) for i, a, _ in points if len(finite([series.low[i], series.high[i]])) == 2]
+            known = [
+                (i, a) for i, a, _ in points if len(finite([series.low[i], series.high[i]])) == 2
+            ]
             low, high = [series.low[i] for i, _ in known], [series.high[i] for i, _ in known]
             if series.mark == "line":
-                axes.fill_between([a for _, a in known], low, high, color=tone, alpha=0.16, linewidth=0)
+                axes.fill_between(
+                    [a for _, a in known], low, high, color=tone, alpha=0.16, linewidth=0
+                )
             else:
                 axes.vlines([a for _, a in known], low, high, color=tone, linewidth=1.3)
         if series.x_low and series.x_high:
-            known = [(i, b) for i, _, b in points if len(finite([series.x_low[i], series.x_high[i]])) == 2]
+            known = [
+                (i, b)
+                for i, _, b in points
+                if len(finite([series.x_low[i], series.x_high[i]])) == 2
+            ]
             low, high = [series.x_low[i] for i, _ in known], [series.x_high[i] for i, _ in known]
             axes.hlines([b for _, b in known], low, high, color=tone, linewidth=1.3)
         line = "-" if series.mark in ("line", "path") else "none"
-        axes.plot(x, y, linestyle=line, marker="" if series.mark == "line" and len(x) > 1 else "o", color=tone, linewidth=1.6,
-                  markersize=5, label=_plain(series.label))
+        axes.plot(
+            x,
+            y,
+            linestyle=line,
+            marker="" if series.mark == "line" and len(x) > 1 else "o",
+            color=tone,
+            linewidth=1.6,
+            markersize=5,
+            label=_plain(series.label),
+        )
         for (i, a, b), text in zip(points, series.texts, strict=False):
             del i
-            axes.annotate(_plain(text), (a, b), xytext=(6, 5), textcoords="offset points", fontsize=8, color=tone)
+            axes.annotate(
+                _plain(text),
+                (a, b),
+                xytext=(6, 5),
+                textcoords="offset points",
+                fontsize=8,
+                color=tone,
+            )
     if figure.diagonal:
         axes.axline((0, 0), slope=1, color=SOFT, linewidth=0.9, linestyle=(0, (3, 3)))
-    if sum(not s.texts and s.mark != "bars" for s in figure.series) > 1:  # series with texts at their points name themselves
+    if (
+        sum(not s.texts and s.mark != "bars" for s in figure.series) > 1
+    ):  # series with texts at their points name themselves
         # Below the curves: among them, no place is free in every figure.
-        axes.figure.legend(fontsize=7, frameon=False, labelcolor=SOFT, loc="outside lower left", ncols=2)
+        axes.figure.legend(
+            fontsize=7, frameon=False, labelcolor=SOFT, loc="outside lower left", ncols=2
+        )
     if figure.x_names:
         axes.set_xticks(range(len(figure.x_names)), [_plain(name) for name in figure.x_names])
     elif figure.whole_x:

@@ -14,7 +14,19 @@ from cai_jax.io import artefacts
 from cai_jax.io.metrics import read_rows
 
 # In the order of the paper; a graph may hold several stages of a kind. A report does not report on itself.
-KINDS = ("respond", "revise", "sl", "compare", "human", "feedback", "pm", "rl", "best_of", "harm", "evaluate")
+KINDS = (
+    "respond",
+    "revise",
+    "sl",
+    "compare",
+    "human",
+    "feedback",
+    "pm",
+    "rl",
+    "best_of",
+    "harm",
+    "evaluate",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +78,9 @@ class Run:
         self.name = self.path.name or str(path)
         self.problems: list[str] = []
         if not self.path.is_dir():
-            raise UserError(f"{path}: no such run directory; give one that `python -m cai_jax.main` wrote")
+            raise UserError(
+                f"{path}: no such run directory; give one that `python -m cai_jax.main` wrote"
+            )
         self.info = self._json(self.path / "config.json") or {}
         manifests = {}
         for child in sorted(self.path.iterdir(), key=lambda c: c.name):
@@ -74,11 +88,22 @@ class Run:
             if manifest and manifest.get("kind") in KINDS:
                 manifests[child.name] = manifest
         if not manifests:
-            raise UserError(f"{path}: no stage has begun there (no manifest.json); run `python -m cai_jax.main` first")
+            raise UserError(
+                f"{path}: no stage has begun there (no manifest.json); run `python -m cai_jax.main` first"
+            )
         known = list(self.config.get("stages") or ())
-        order = sorted(manifests, key=lambda name: (known.index(name) if name in known else len(known),
-                                                    KINDS.index(manifests[name]["kind"]), name))
-        self.stages = {name: Stage(name, manifests[name]["kind"], self.path / name, manifests[name]) for name in order}
+        order = sorted(
+            manifests,
+            key=lambda name: (
+                known.index(name) if name in known else len(known),
+                KINDS.index(manifests[name]["kind"]),
+                name,
+            ),
+        )
+        self.stages = {
+            name: Stage(name, manifests[name]["kind"], self.path / name, manifests[name])
+            for name in order
+        }
 
     def _json(self, path) -> dict | None:
         try:
@@ -106,7 +131,9 @@ class Run:
             parts = directory.path / f"{name}.parts"
             files = sorted(parts.glob("[0-9]*.jsonl")) if parts.exists() else []
             rows = [row for part in files for row in _part(part)]
-            return tuple(sorted({row["id"]: row for row in rows}.values(), key=lambda row: row["id"]))
+            return tuple(
+                sorted({row["id"]: row for row in rows}.values(), key=lambda row: row["id"])
+            )
         except (UserError, OSError, ValueError, KeyError, TypeError) as error:
             self.problems.append(f"{directory.path / name}: {error}")
             return ()
@@ -120,9 +147,19 @@ class Run:
     @functools.cached_property
     def _measured(self) -> dict[str, dict]:
         """evaluate stage → its metrics.json, where each row carries the stage's name."""
-        found = {stage.name: self._json(stage.path / "metrics.json") or {} for stage in self.of_kind("evaluate")}
-        return {name: {**value, "rows": [{**row, "stage": name} for row in value.get("rows", ()) if isinstance(row, dict)]}
-                for name, value in found.items()}
+        found = {
+            stage.name: self._json(stage.path / "metrics.json") or {}
+            for stage in self.of_kind("evaluate")
+        }
+        return {
+            name: {
+                **value,
+                "rows": [
+                    {**row, "stage": name} for row in value.get("rows", ()) if isinstance(row, dict)
+                ],
+            }
+            for name, value in found.items()
+        }
 
     @functools.cached_property
     def main(self) -> str:
@@ -136,9 +173,20 @@ class Run:
         their own: judges, questions, revisions. What was measured twice with the same result stands once."""
         merged: dict = {"rows": [], "curves": {}, "notes": []}
         for name in sorted(self._measured, key=lambda name: name != self.main):
-            found, own = self._measured[name], set() if name == self.main else _places(self._measured[name]["rows"])
-            seen = {(row["name"], row["value"]) for row in merged["rows"] if row["on"].partition(":")[0] != "revisions"}
-            merged["rows"] += [row for row in found["rows"] if row["on"] not in own and (row["name"], row["value"]) not in seen]
+            found, own = (
+                self._measured[name],
+                set() if name == self.main else _places(self._measured[name]["rows"]),
+            )
+            seen = {
+                (row["name"], row["value"])
+                for row in merged["rows"]
+                if row["on"].partition(":")[0] != "revisions"
+            }
+            merged["rows"] += [
+                row
+                for row in found["rows"]
+                if row["on"] not in own and (row["name"], row["value"]) not in seen
+            ]
             merged["curves"] = {**found.get("curves", {}), **merged["curves"]}
             merged["notes"] += found.get("notes", ()) if name == self.main else ()
         return merged
@@ -149,9 +197,23 @@ class Run:
         for name, value in self._measured.items():
             if name != self.main and (own := _places(value["rows"])):
                 one = object.__new__(type(self))
-                one.path, one.name, one.problems, one.info, one.part = self.path, self.name, [], self.info, name
-                one.stages = {key: stage for key, stage in self.stages.items() if stage.kind != "evaluate" or key == name}
-                one.evaluation = {"rows": [row for row in value["rows"] if row["on"] in own], "curves": {}, "notes": []}
+                one.path, one.name, one.problems, one.info, one.part = (
+                    self.path,
+                    self.name,
+                    [],
+                    self.info,
+                    name,
+                )
+                one.stages = {
+                    key: stage
+                    for key, stage in self.stages.items()
+                    if stage.kind != "evaluate" or key == name
+                }
+                one.evaluation = {
+                    "rows": [row for row in value["rows"] if row["on"] in own],
+                    "curves": {},
+                    "notes": [],
+                }
                 found.append(one)
         return found
 
@@ -164,7 +226,11 @@ class Run:
     def revision_scores(self, stage: str) -> dict[str, float]:
         """Of one revise stage, "<record id>#<number of revisions>" → score, by the evaluate stages that judged it: stages that
         revise the same responses share their records' ids."""
-        judges = [one.name for one in self.of_kind("evaluate") if (one.fields.get("inputs") or {}).get("revisions") == stage]
+        judges = [
+            one.name
+            for one in self.of_kind("evaluate")
+            if (one.fields.get("inputs") or {}).get("revisions") == stage
+        ]
         return {row["id"]: row["score"] for name in judges for row in self.records(name, "scores")}
 
     @functools.cached_property
@@ -175,7 +241,11 @@ class Run:
 
         def pick(kind: str, name: str = "") -> dict:
             stages = self.of_kind(kind)
-            wanted = [one for one in stages if one.name == name] or [one for one in stages if one.name == kind] or stages
+            wanted = (
+                [one for one in stages if one.name == name]
+                or [one for one in stages if one.name == kind]
+                or stages
+            )
             found.update({kind: wanted[0]} if wanted else {})
             return wanted[0].fields if wanted else {}
 
@@ -191,7 +261,11 @@ class Run:
         """Of the main evaluate stage's models the one that the verdict is about: the method's policy, or else the last."""
         models = self.stages[self.main].fields.get("models") if self.main else None
         policy = f"@{self.method['rl'].name}" if "rl" in self.method else ""
-        named = [name for name in self.models[1:] if isinstance(models, dict) and models.get(name) == policy]
+        named = [
+            name
+            for name in self.models[1:]
+            if isinstance(models, dict) and models.get(name) == policy
+        ]
         return (named or self.models)[-1] if self.models else None
 
     @functools.cached_property
@@ -216,7 +290,9 @@ class Run:
 
     @property
     def peak_bytes(self) -> int:
-        return max([stage.manifest.get("peak_bytes") or 0 for stage in self.stages.values()], default=0)
+        return max(
+            [stage.manifest.get("peak_bytes") or 0 for stage in self.stages.values()], default=0
+        )
 
     def tokens(self, kind: str) -> int:
         return sum(stage.tokens.get(kind, 0) for stage in self.stages.values())
@@ -236,12 +312,16 @@ class Run:
         from cai_jax.models import params
         from cai_jax.models.config import ModelConfig
 
-        paths = [stage.path / "model" for kind in ("sl", "rl", "pm") for stage in self.of_kind(kind)]
+        paths = [
+            stage.path / "model" for kind in ("sl", "rl", "pm") for stage in self.of_kind(kind)
+        ]
         paths += [epath.Path(str(stage.fields.get("model →"))) for stage in self.of_kind("respond")]
         for path in (path / "config.json" for path in paths):
             try:
                 if path.exists():
-                    table = params.param_table(ModelConfig.from_hf(self._json(path) or {}, str(path)))
+                    table = params.param_table(
+                        ModelConfig.from_hf(self._json(path) or {}, str(path))
+                    )
                     return sum(math.prod(spec.shape) for spec in table.values())
             except (UserError, ValueError, TypeError, KeyError) as error:
                 self.problems.append(f"{path}: {error}")
@@ -254,8 +334,13 @@ def _stage_of(model) -> str:
 
 
 def _models(rows) -> list[str]:
-    return list(dict.fromkeys(row["model"] for row in rows
-                              if row["metric"] in ("pm_score", "num_tokens") and row["against"] is None))
+    return list(
+        dict.fromkeys(
+            row["model"]
+            for row in rows
+            if row["metric"] in ("pm_score", "num_tokens") and row["against"] is None
+        )
+    )
 
 
 def _places(rows) -> set[str]:

@@ -10,7 +10,16 @@ from cai_jax.reporting import cautions as cautions_lib
 from cai_jax.reporting import compare, figures, numbers, story
 from cai_jax.reporting.elements import figure, fold, grid, section, swatch, table, unbroken
 from cai_jax.reporting.run_data import Run
-from cai_jax.reporting.text import duration, escape, gigabytes, headed, model_name, number, place_name, quantity
+from cai_jax.reporting.text import (
+    duration,
+    escape,
+    gigabytes,
+    headed,
+    model_name,
+    number,
+    place_name,
+    quantity,
+)
 
 SHOWN_CAUTIONS = 5
 
@@ -24,39 +33,58 @@ def masthead(runs: Sequence[Run]) -> str:
     kind = "Constitutional AI, report of runs"
     if len(runs) == 1 and (said := story.headline(runs[0])):
         kind, names = f"Constitutional AI, run <b>{names}</b>", f"{escape(said)}."
-    return (f'<header class="masthead"><p class="kicker">{kind}</p><h1>{unbroken(names)}</h1>'
-            f'<p class="lede">{unbroken(lede)}</p></header>')
+    return (
+        f'<header class="masthead"><p class="kicker">{kind}</p><h1>{unbroken(names)}</h1>'
+        f'<p class="lede">{unbroken(lede)}</p></header>'
+    )
 
 
 def first_screen(runs: Sequence[Run]) -> str:
     drawn = figures.frontier(runs)
     left = figure(drawn, heading=False) if drawn else ""
     if not left:
-        reached = [f"{stage.name}: {stage.summary['headline']}" for run in runs for stage in run.stages.values()
-                   if stage.summary.get("headline")]
+        reached = [
+            f"{stage.name}: {stage.summary['headline']}"
+            for run in runs
+            for stage in run.stages.values()
+            if stage.summary.get("headline")
+        ]
         left = "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in reached) + "</ul>"
     verdicts = ""
     for place, run in enumerate(runs):
         found = story.verdict(run)
-        items = "".join(f'<dt>{escape(one.axis)}</dt><dd><b class="{one.tone or "flat"}">{escape(headed(one.word))}</b> '
-                        f"<span>{escape(one.detail)}</span></dd>" for one in (*found, story.trust(run), story.cost(run)))
-        name = f'<p class="figure-title">{swatch(place + 1)}{escape(run.name)}</p>' if len(runs) > 1 else ""
+        items = "".join(
+            f'<dt>{escape(one.axis)}</dt><dd><b class="{one.tone or "flat"}">{escape(headed(one.word))}</b> '
+            f"<span>{escape(one.detail)}</span></dd>"
+            for one in (*found, story.trust(run), story.cost(run))
+        )
+        name = (
+            f'<p class="figure-title">{swatch(place + 1)}{escape(run.name)}</p>'
+            if len(runs) > 1
+            else ""
+        )
         verdicts += f'{name}<dl class="verdicts">{unbroken(items)}</dl>'
-    return (f'<div class="first"><div>{verdicts}{left}</div><aside class="aside" aria-labelledby="cautions-h">'
-            f'<h2 id="cautions-h">Before you rely on this</h2>{caution_list(runs)}</aside></div>{facts(runs)}')
+    return (
+        f'<div class="first"><div>{verdicts}{left}</div><aside class="aside" aria-labelledby="cautions-h">'
+        f'<h2 id="cautions-h">Before you rely on this</h2>{caution_list(runs)}</aside></div>{facts(runs)}'
+    )
 
 
 def caution_list(runs: Sequence[Run]) -> str:
     words = {"stop": "Serious: ", "care": "Careful: ", "note": "Note: "}
     items = []
     if len(runs) > 1 and compare.different_judges(runs):
-        items.append('<li class="stop"><span class="level">Serious: </span>The runs were scored by different preference models: '
-                     "their scores have no common scale, so only differences inside a run mean something.</li>")
+        items.append(
+            '<li class="stop"><span class="level">Serious: </span>The runs were scored by different preference models: '
+            "their scores have no common scale, so only differences inside a run mean something.</li>"
+        )
     for run in runs:
         for c in cautions_lib.collect(run):
             name = f"{escape(run.name)}: " if len(runs) > 1 else ""
-            items.append(f'<li class="{c.level}"><a href="#{c.anchor}"><span class="level">{words[c.level]}</span>{name}'
-                         f"{unbroken(escape(c.text))}</a></li>")
+            items.append(
+                f'<li class="{c.level}"><a href="#{c.anchor}"><span class="level">{words[c.level]}</span>{name}'
+                f"{unbroken(escape(c.text))}</a></li>"
+            )
     if not items:
         return "<p>Nothing was noticed by the rules that this page applies.</p>"
     head = f'<ul class="cautions">{"".join(items[:SHOWN_CAUTIONS])}</ul>'
@@ -72,19 +100,32 @@ def facts(runs: Sequence[Run]) -> str:
     size = run.num_parameters
     devices = run.info.get("devices") or []
     pairs = [
-        ("Model", escape(story.base_model(run) or "–"), f"{quantity(size)} parameters" if size else ""),
+        (
+            "Model",
+            escape(story.base_model(run) or "–"),
+            f"{quantity(size)} parameters" if size else "",
+        ),
         ("Constitution", escape(story.constitution(run) or "–"), ""),
-        ("Time", duration(run.seconds), f"{len(run.stages)} stages" + (
-            f", {duration(run.cpu_seconds)} of the processors" if run.cpu_seconds else "")),
+        (
+            "Time",
+            duration(run.seconds),
+            f"{len(run.stages)} stages"
+            + (f", {duration(run.cpu_seconds)} of the processors" if run.cpu_seconds else ""),
+        ),
         ("Sampled", quantity(run.tokens("sampled")), "tokens"),
         ("Trained on", quantity(run.tokens("trained")) if run.tokens("trained") else "–", "tokens"),
         ("Compute", f"{quantity(run.flops)}FLOP" if run.flops else "–", "2N a token, 6N trained"),
-        ("Peak memory", gigabytes(run.peak_bytes),
-         escape(f"{run.info.get('num_devices', 1)} × {', '.join(devices)}" if devices else "")),
+        (
+            "Peak memory",
+            gigabytes(run.peak_bytes),
+            escape(f"{run.info.get('num_devices', 1)} × {', '.join(devices)}" if devices else ""),
+        ),
         ("Seed", escape(run.config.get("seed", "–")), ""),
     ]
-    items = (f"<div><dt>{name}</dt><dd>{value}{f'<small>{note}</small>' if note else ''}</dd></div>"
-             for name, value, note in pairs)
+    items = (
+        f"<div><dt>{name}</dt><dd>{value}{f'<small>{note}</small>' if note else ''}</dd></div>"
+        for name, value, note in pairs
+    )
     return f'<dl class="facts">{"".join(items)}</dl>'
 
 
@@ -100,19 +141,35 @@ def _cell(rows, metric, on, name, first, digits=2, percent=False) -> str:
         low, high = (number(r[k], digits, percent=percent) for k in ("low", "high"))
         out = f'<span title="95 % interval {low} to {high}, n = {r["n"]}">{shown}</span>'
     difference = find(rows, metric, on, name, first)
-    if difference and difference[0]["low"] is not None and difference[0]["low"] != difference[0]["high"]:
+    if (
+        difference
+        and difference[0]["low"] is not None
+        and difference[0]["low"] != difference[0]["high"]
+    ):
         d = difference[0]
-        low, high = (number(d[k], digits, sign=True, percent=percent).replace("\u202f%", "") for k in ("low", "high"))
-        out += (f'<small class="{"null" if d.get("null") else "shown"}">{number(d["value"], digits, sign=True, percent=percent)} '
-                f"[{low}, {high}]</small>")
+        low, high = (
+            number(d[k], digits, sign=True, percent=percent).replace("\u202f%", "")
+            for k in ("low", "high")
+        )
+        out += (
+            f'<small class="{"null" if d.get("null") else "shown"}">{number(d["value"], digits, sign=True, percent=percent)} '
+            f"[{low}, {high}]</small>"
+        )
     return out
 
 
 def results(runs: Sequence[Run]) -> str:
     tables, drawn = _tables(runs), _drawn(runs)
-    return section("results", "Results", "Every model answered the same held-out prompts. Under each number stands its paired "
-                   "difference to the first model with a 95 % interval; grey ones include zero.", *tables, grid(drawn, wide=True),
-                   numbers.win_rates(runs), *(_further(runs, run, part) for run in runs for part in run.parts()))
+    return section(
+        "results",
+        "Results",
+        "Every model answered the same held-out prompts. Under each number stands its paired "
+        "difference to the first model with a 95 % interval; grey ones include zero.",
+        *tables,
+        grid(drawn, wide=True),
+        numbers.win_rates(runs),
+        *(_further(runs, run, part) for run in runs for part in run.parts()),
+    )
 
 
 def _further(runs: Sequence[Run], run: Run, part: Run) -> str:
@@ -120,8 +177,11 @@ def _further(runs: Sequence[Run], run: Run, part: Run) -> str:
     name = f"{escape(run.name)}: " if len(runs) > 1 else ""
     count = len(part.models)
     shown = grid(figures.of_part(runs, run, part, figures.main_ones(part)), wide=True)
-    tables = ("".join(_tables([part])) + grid(figures.of_part(runs, run, part, _drawn([part], steps=False)), wide=True)
-              + numbers.win_rates([part]))
+    tables = (
+        "".join(_tables([part]))
+        + grid(figures.of_part(runs, run, part, _drawn([part], steps=False)), wide=True)
+        + numbers.win_rates([part])
+    )
     return f"<h3>{name}{escape(part.part)}, {count} model{'s' * (count != 1)}</h3>{shown}{fold('Its numbers', tables)}"
 
 
@@ -129,58 +189,133 @@ def _tables(runs: Sequence[Run]) -> list[str]:
     parts = []
     for run in runs:
         rows, models = run.evaluation["rows"], run.models
-        for on in sorted({r["on"] for r in find(rows, "num_tokens")}, key=lambda on: (on != figures.HARM, on)):
+        for on in sorted(
+            {r["on"] for r in find(rows, "num_tokens")}, key=lambda on: (on != figures.HARM, on)
+        ):
             counts = [r["n"] for r in find(rows, "num_tokens", on)]
-            columns = [("PM score", "pm_score", 2, False), ("Elo", "elo", 0, False), ("Tokens", "num_tokens", 0, False),
-                       ("Refusals", "refusal_rate", 2, True), ("Evasive", "evasive_rate", 2, True),
-                       ("by the judge", "evasive_rate_judge", 2, True), ("both agree", "evasive_agreement", 2, True),
-                       ("Repetition", "repetition", 2, False), ("Distinct-2", "distinct_2", 2, False),
-                       ("Stock phrases", "boilerplate", 2, False), ("Cut", "cut_rate", 2, True)]
+            columns = [
+                ("PM score", "pm_score", 2, False),
+                ("Elo", "elo", 0, False),
+                ("Tokens", "num_tokens", 0, False),
+                ("Refusals", "refusal_rate", 2, True),
+                ("Evasive", "evasive_rate", 2, True),
+                ("by the judge", "evasive_rate_judge", 2, True),
+                ("both agree", "evasive_agreement", 2, True),
+                ("Repetition", "repetition", 2, False),
+                ("Distinct-2", "distinct_2", 2, False),
+                ("Stock phrases", "boilerplate", 2, False),
+                ("Cut", "cut_rate", 2, True),
+            ]
             columns = [c for c in columns if find(rows, c[1], on)]
-            body = [[swatch(i) + escape(model_name(name)),
-                     *(_cell(rows, metric, on, name, models[0], digits, percent) for _, metric, digits, percent in columns)]
-                    for i, name in enumerate(models)]
+            body = [
+                [
+                    swatch(i) + escape(model_name(name)),
+                    *(
+                        _cell(rows, metric, on, name, models[0], digits, percent)
+                        for _, metric, digits, percent in columns
+                    ),
+                ]
+                for i, name in enumerate(models)
+            ]
             place = headed(place_name(on)) + (f", {run.name}" if len(runs) > 1 else "")
-            parts.append(table(["Model", *(c[0] for c in columns)], body, numeric=range(1, 1 + len(columns)),
-                               caption=f"{place} ({max(counts, default=0)})"))
+            parts.append(
+                table(
+                    ["Model", *(c[0] for c in columns)],
+                    body,
+                    numeric=range(1, 1 + len(columns)),
+                    caption=f"{place} ({max(counts, default=0)})",
+                )
+            )
     return parts
 
 
 def _drawn(runs: Sequence[Run], steps: bool = True) -> list:
     along = [figures.rl_steps(runs), figures.rl_steps(runs, harm=True)] if steps else []
-    return [figures.by_model(runs, "pm_score", "Preference-model score", "mean PM score"), *along[:1], figures.harm(runs),
-            *along[1:], figures.by_model(runs, "elo", "Elo", "Elo from PM verdicts", reference=0.0, digits=0,
-                             caption="Bradley–Terry fit over all pairs of models; intervals by bootstrap over prompts."),
-            figures.by_model(runs, "elo_judge", "Elo by the judge", "Elo from a language model's verdicts", reference=0.0,
-                             digits=0),
-            figures.by_model(runs, "num_tokens", "Length", "tokens an answer", digits=0),
-            figures.by_model(runs, "evasive_rate", "Evasive refusals", "share of answers", percent=True,
-                             caption="Refusals that give neither a reason nor an alternative, by a rule of visible phrases.")]
+    return [
+        figures.by_model(runs, "pm_score", "Preference-model score", "mean PM score"),
+        *along[:1],
+        figures.harm(runs),
+        *along[1:],
+        figures.by_model(
+            runs,
+            "elo",
+            "Elo",
+            "Elo from PM verdicts",
+            reference=0.0,
+            digits=0,
+            caption="Bradley–Terry fit over all pairs of models; intervals by bootstrap over prompts.",
+        ),
+        figures.by_model(
+            runs,
+            "elo_judge",
+            "Elo by the judge",
+            "Elo from a language model's verdicts",
+            reference=0.0,
+            digits=0,
+        ),
+        figures.by_model(runs, "num_tokens", "Length", "tokens an answer", digits=0),
+        figures.by_model(
+            runs,
+            "evasive_rate",
+            "Evasive refusals",
+            "share of answers",
+            percent=True,
+            caption="Refusals that give neither a reason nor an alternative, by a rule of visible phrases.",
+        ),
+    ]
 
 
 def judges(runs: Sequence[Run]) -> str:
-    return section("judges", "The judges", "A score is worth as much as the model that gives it.",
-                   grid([figures.judges(runs), figures.calibration(runs)], wide=True))
+    return section(
+        "judges",
+        "The judges",
+        "A score is worth as much as the model that gives it.",
+        grid([figures.judges(runs), figures.calibration(runs)], wide=True),
+    )
 
 
 def transparency(runs: Sequence[Run]) -> str:
-    parts = [grid([figures.revisions(runs), figures.principle_counts(runs), figures.principles(runs), figures.kinds_of_harm(runs)],
-                  wide=True)]
+    parts = [
+        grid(
+            [
+                figures.revisions(runs),
+                figures.principle_counts(runs),
+                figures.principles(runs),
+                figures.kinds_of_harm(runs),
+            ],
+            wide=True,
+        )
+    ]
     parts += [numbers.principles(runs), numbers.by_kind(runs)]
-    return section("transparency", "What the constitution did", "Which principles were drawn, how often one changed the answer, "
-                   "and how far the preference model's score moved with it.", *parts)
+    return section(
+        "transparency",
+        "What the constitution did",
+        "Which principles were drawn, how often one changed the answer, "
+        "and how far the preference model's score moved with it.",
+        *parts,
+    )
 
 
 def training(runs: Sequence[Run]) -> str:
     main, more = figures.training(runs)
-    return section("training", "Training", "", grid(main), fold(f"{len(more)} more curves", grid(more)))
+    return section(
+        "training", "Training", "", grid(main), fold(f"{len(more)} more curves", grid(more))
+    )
 
 
 def labels(runs: Sequence[Run]) -> str:
-    drawn = [draw(run, stage) for run in runs for stage in run.of_kind("feedback")
-             for draw in (figures.label_histogram, figures.position_scatter)]
-    return section("labels", "AI labels", "Raw log-probabilities are stored; what the preference model reads is derived from "
-                   "them.", grid(drawn, wide=True))
+    drawn = [
+        draw(run, stage)
+        for run in runs
+        for stage in run.of_kind("feedback")
+        for draw in (figures.label_histogram, figures.position_scatter)
+    ]
+    return section(
+        "labels",
+        "AI labels",
+        "Raw log-probabilities are stored; what the preference model reads is derived from them.",
+        grid(drawn, wide=True),
+    )
 
 
 def differences(runs: Sequence[Run]) -> str:
@@ -189,32 +324,62 @@ def differences(runs: Sequence[Run]) -> str:
         return ""
     body = []
     for d in compare.differences(runs):
-        percent = d.metric not in (*compare.SAME_JUDGE_NEEDED, "num_tokens", "boilerplate", "repetition")
+        percent = d.metric not in (
+            *compare.SAME_JUDGE_NEEDED,
+            "num_tokens",
+            "boilerplate",
+            "repetition",
+        )
         digits = 0 if d.metric in ("elo", "num_tokens") else 2
         cells = []
         for value, estimate in zip(d.values, d.differences, strict=True):
             shown = number(value["value"] if value else None, digits, percent=percent)
             if estimate is not None and estimate.low is not None:
-                low, high = (number(v, digits, sign=True, percent=percent).replace("\u202f%", "")
-                             for v in (estimate.low, estimate.high))
-                shown += (f'<small class="{"null" if estimate.covers_zero else "shown"}">'
-                          f"{number(estimate.value, digits, sign=True, percent=percent)} [{low}, {high}]</small>")
+                low, high = (
+                    number(v, digits, sign=True, percent=percent).replace("\u202f%", "")
+                    for v in (estimate.low, estimate.high)
+                )
+                shown += (
+                    f'<small class="{"null" if estimate.covers_zero else "shown"}">'
+                    f"{number(estimate.value, digits, sign=True, percent=percent)} [{low}, {high}]</small>"
+                )
             cells.append(shown)
-        body.append([escape(d.metric.replace("_", " ")), escape(headed(place_name(d.on))), escape(model_name(d.model)),
-                     *cells, "by prompt" if d.paired else "no"])
+        body.append(
+            [
+                escape(d.metric.replace("_", " ")),
+                escape(headed(place_name(d.on))),
+                escape(model_name(d.model)),
+                *cells,
+                "by prompt" if d.paired else "no",
+            ]
+        )
     heads = [swatch(i + 1) + escape(run.name) for i, run in enumerate(runs)]
-    return section("differences", "Differences", "Under each number stands its difference to the first run with a 95 % "
-                   "interval; grey ones include zero. Where both runs answered the same prompts, the difference is paired.",
-                   table(["Number", "On", "Model", *heads, "Paired"], body, numeric=range(3, 3 + len(runs))))
+    return section(
+        "differences",
+        "Differences",
+        "Under each number stands its difference to the first run with a 95 % "
+        "interval; grey ones include zero. Where both runs answered the same prompts, the difference is paired.",
+        table(["Number", "On", "Model", *heads, "Paired"], body, numeric=range(3, 3 + len(runs))),
+    )
 
 
 def every_number(runs: Sequence[Run]) -> str:
     """All rows of metrics.json, folded: what the figures show, for a screen reader and for copying."""
     found = [(run, table_) for run in runs if (table_ := numbers.every(run))]
-    return section("numbers", "Every number", "All that the evaluations measured, one line each, as in the run's metrics.json: "
-                   "95 % intervals and, for accuracies, what chance, the most frequent answer and the longer text would reach.",
-                   *(fold(f"{len(run.evaluation['rows']):,} numbers" + (f" of {run.name}" if len(runs) > 1 else ""), shown)
-                     for run, shown in found))
+    return section(
+        "numbers",
+        "Every number",
+        "All that the evaluations measured, one line each, as in the run's metrics.json: "
+        "95 % intervals and, for accuracies, what chance, the most frequent answer and the longer text would reach.",
+        *(
+            fold(
+                f"{len(run.evaluation['rows']):,} numbers"
+                + (f" of {run.name}" if len(runs) > 1 else ""),
+                shown,
+            )
+            for run, shown in found
+        ),
+    )
 
 
 def cost(runs: Sequence[Run]) -> str:
@@ -224,17 +389,39 @@ def cost(runs: Sequence[Run]) -> str:
         body = []
         for stage in run.stages.values():
             rows = stage.summary.get("rows", stage.summary.get("steps"))
-            tokens = ", ".join(f"{quantity(count)} {kind}" for kind, count in sorted(stage.tokens.items()))
-            dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(stage.dropped.items()))
+            tokens = ", ".join(
+                f"{quantity(count)} {kind}" for kind, count in sorted(stage.tokens.items())
+            )
+            dropped = ", ".join(
+                f"{count} {reason}" for reason, count in sorted(stage.dropped.items())
+            )
             share = 100 * (stage.seconds or 0.0) / longest
-            body.append([escape(stage.name), escape(stage.kind), quantity(rows),
-                         duration(stage.seconds) + (f'<span class="share" style="width:{share:.1f}%"></span>' if share else ""),
-                         escape(tokens) or "–",
-                         gigabytes(stage.manifest.get("peak_bytes")),
-                         (escape(stage.summary.get("headline", "")) if stage.done else "<b>not finished</b>")
-                         + (f"<small>left out: {escape(dropped)}</small>" if dropped else "")])
-        parts.append(table(["Stage", "Kind", "Rows or steps", "Time", "Tokens", "Peak memory", "Result"], body, numeric=(2,),
-                           caption=(f"{run.name}, " if len(runs) > 1 else "") + f"{duration(run.seconds)} in all"))
+            body.append(
+                [
+                    escape(stage.name),
+                    escape(stage.kind),
+                    quantity(rows),
+                    duration(stage.seconds)
+                    + (f'<span class="share" style="width:{share:.1f}%"></span>' if share else ""),
+                    escape(tokens) or "–",
+                    gigabytes(stage.manifest.get("peak_bytes")),
+                    (
+                        escape(stage.summary.get("headline", ""))
+                        if stage.done
+                        else "<b>not finished</b>"
+                    )
+                    + (f"<small>left out: {escape(dropped)}</small>" if dropped else ""),
+                ]
+            )
+        parts.append(
+            table(
+                ["Stage", "Kind", "Rows or steps", "Time", "Tokens", "Peak memory", "Result"],
+                body,
+                numeric=(2,),
+                caption=(f"{run.name}, " if len(runs) > 1 else "")
+                + f"{duration(run.seconds)} in all",
+            )
+        )
     return section("cost", "Stages and cost", "", *parts)
 
 
@@ -248,9 +435,13 @@ def provenance(runs: Sequence[Run]) -> str:
             (f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else "")
             + (f"<p>Data: {escape(', '.join(sources))}.</p>" if sources else "")
             + _fold("Versions, command and fingerprints", {**info, "fingerprints": prints})
-            + (_fold("The whole configuration", run.config) if run.config else ""))
+            + (_fold("The whole configuration", run.config) if run.config else "")
+        )
     return section("provenance", "Where it comes from", "", *parts)
 
 
 def _fold(title: str, value) -> str:
-    return fold(title, f"<pre>{escape(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, default=str))}</pre>")
+    return fold(
+        title,
+        f"<pre>{escape(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, default=str))}</pre>",
+    )

@@ -27,9 +27,15 @@ def base_model(run: Run) -> str | None:
 
 def constitution(run: Run) -> str | None:
     """Which principles were used, by name of their source."""
-    sources = dict.fromkeys(str(stage.fields["constitution"]) for stage in run.stages.values()
-                            if stage.fields.get("constitution"))
-    names = ["the project's own 16 + 16 principles" if s == "embedded" else _short(s.rstrip("/")) for s in sources]
+    sources = dict.fromkeys(
+        str(stage.fields["constitution"])
+        for stage in run.stages.values()
+        if stage.fields.get("constitution")
+    )
+    names = [
+        "the project's own 16 + 16 principles" if s == "embedded" else _short(s.rstrip("/"))
+        for s in sources
+    ]
     return " and ".join(names) or None
 
 
@@ -48,16 +54,32 @@ def data_sources(run: Run) -> list[str]:
 def sentences(run: Run) -> list[str]:
     """What was trained, one sentence a step of the paper; where a run has several stages of a kind, of `run.method`'s."""
     out, more = [], []
-    for kind, told in (("revise", _revised), ("sl", _finetuned), ("pm", _preferring), ("rl", _reinforced), ("harm", _rated)):
+    for kind, told in (
+        ("revise", _revised),
+        ("sl", _finetuned),
+        ("pm", _preferring),
+        ("rl", _reinforced),
+        ("harm", _rated),
+    ):
         stages = run.of_kind(kind)
         if stages:
             out += told(run, run.method[kind])
             more += [f"{len(stages) - 1} {kind}"] if len(stages) > 1 else []
     if more:
-        out.append(f"Further stages of the same kinds ({', '.join(more)}) stand under Stages and cost.")
+        out.append(
+            f"Further stages of the same kinds ({', '.join(more)}) stand under Stages and cost."
+        )
     if not out:
-        answered = [f"{stage.summary['rows']:,} ({stage.name})" for stage in run.of_kind("respond") if stage.summary.get("rows")]
-        asked = [f"{stage.fields['choices']}" for stage in run.of_kind("evaluate") if stage.fields.get("choices")]
+        answered = [
+            f"{stage.summary['rows']:,} ({stage.name})"
+            for stage in run.of_kind("respond")
+            if stage.summary.get("rows")
+        ]
+        asked = [
+            f"{stage.fields['choices']}"
+            for stage in run.of_kind("evaluate")
+            if stage.fields.get("choices")
+        ]
         if answered:
             return [f"{base_model(run) or 'A model'} answered prompts: {', '.join(answered)}."]
         if asked:
@@ -73,39 +95,66 @@ def _short(source: str) -> str:
 
 def _revised(run: Run, stage: Stage) -> list[str]:
     rows, rounds = stage.summary.get("rows"), stage.fields.get("num_rounds")
-    how = "criticised and revised" if stage.fields.get("critique", True) else "revised without critique"
-    return [f"{base_model(run) or 'A model'} answered {rows:,} red-team prompts; each answer was {how} in {rounds} "
-            f"round{'s' if rounds != 1 else ''} by principles drawn at random."] if rows else []
+    how = (
+        "criticised and revised"
+        if stage.fields.get("critique", True)
+        else "revised without critique"
+    )
+    return (
+        [
+            f"{base_model(run) or 'A model'} answered {rows:,} red-team prompts; each answer was {how} in {rounds} "
+            f"round{'s' if rounds != 1 else ''} by principles drawn at random."
+        ]
+        if rows
+        else []
+    )
 
 
 def _finetuned(run: Run, stage: Stage) -> list[str]:
     count = stage.summary.get("examples")
-    return [f"{model_name(stage.name)} was finetuned on {f'{count:,} ' if count else ''}examples of these revisions"
-            + (" and helpful answers." if (stage.fields.get("inputs") or {}).get("helpful") else ".")]
+    return [
+        f"{model_name(stage.name)} was finetuned on {f'{count:,} ' if count else ''}examples of these revisions"
+        + (" and helpful answers." if (stage.fields.get("inputs") or {}).get("helpful") else ".")
+    ]
 
 
 def _preferring(run: Run, stage: Stage) -> list[str]:
     human = (stage.fields.get("human") or {}).get("source")
     source = run.stages.get((stage.fields.get("inputs") or {}).get("labels", ""))
-    of = [f"{source.summary['rows']:,} AI labels" if source and source.summary.get("rows") else "",
-          f"human comparisons ({_short(human)})" if human else ""]
+    of = [
+        f"{source.summary['rows']:,} AI labels" if source and source.summary.get("rows") else "",
+        f"human comparisons ({_short(human)})" if human else "",
+    ]
     held = ((stage.summary.get("held_out") or {}).get("all") or {}).get("accuracy") or {}
-    right = (f" and is right on {number(held['value'], percent=True)} of {held['n']} pairs held out of it"
-             if held.get("value") is not None else "")
-    return [f"A preference model learned from {' and '.join(part for part in of if part) or 'comparisons'}{right}."]
+    right = (
+        f" and is right on {number(held['value'], percent=True)} of {held['n']} pairs held out of it"
+        if held.get("value") is not None
+        else ""
+    )
+    return [
+        f"A preference model learned from {' and '.join(part for part in of if part) or 'comparisons'}{right}."
+    ]
 
 
 def _reinforced(run: Run, stage: Stage) -> list[str]:
     updates, size = stage.fields.get("num_updates"), stage.fields.get("rollouts_per_update")
     pm = run.method.get("pm")
-    judge = "it" if pm and _target(stage, "reward").partition(":")[0] == f"@{pm.name}" else _target(stage, "reward")
-    return [f"{model_name(stage.name)} was trained against {judge} with PPO for {updates} updates of {size} rollouts."]
+    judge = (
+        "it"
+        if pm and _target(stage, "reward").partition(":")[0] == f"@{pm.name}"
+        else _target(stage, "reward")
+    )
+    return [
+        f"{model_name(stage.name)} was trained against {judge} with PPO for {updates} updates of {size} rollouts."
+    ]
 
 
 def _rated(run: Run, stage: Stage) -> list[str]:
-    return [f"A regressor of harm learned from {stage.summary.get('examples', 0):,} rated dialogues; held out, its squared error "
-            f"is {number(e['l2']['value'])}; of always saying the mean, {number(e['mean_predictor'])}."
-            for e in list((stage.summary.get("held_out") or {}).values())[-1:]]
+    return [
+        f"A regressor of harm learned from {stage.summary.get('examples', 0):,} rated dialogues; held out, its squared error "
+        f"is {number(e['l2']['value'])}; of always saying the mean, {number(e['mean_predictor'])}."
+        for e in list((stage.summary.get("held_out") or {}).values())[-1:]
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,21 +176,44 @@ def verdict(run: Run) -> list[Finding]:
     if len(run.models) < 2:
         return []
     first, last = run.models[0], run.shown
-    found = [_difference(run, "pm_score", HARM, "Harmlessness", ("higher", "lower"), "PM score"),
-             _difference(run, "pm_score", HELP, "Helpfulness", ("higher", "lower"), "PM score")]
+    found = [
+        _difference(run, "pm_score", HARM, "Harmlessness", ("higher", "lower"), "PM score"),
+        _difference(run, "pm_score", HELP, "Helpfulness", ("higher", "lower"), "PM score"),
+    ]
     places = sorted({r["on"] for r in find(run.evaluation["rows"], "expected_harm", model=last)})
-    found += [_difference(run, "expected_harm", on, "Expected harm", ("more", "less"), f"of 4, {place_name(on)}")
-              for on in places[-1:]]
-    found.append(_difference(run, "evasive_rate", HARM, "Evasiveness", ("more", "less"), "of answers to red-team prompts", True))
+    found += [
+        _difference(
+            run, "expected_harm", on, "Expected harm", ("more", "less"), f"of 4, {place_name(on)}"
+        )
+        for on in places[-1:]
+    ]
+    found.append(
+        _difference(
+            run,
+            "evasive_rate",
+            HARM,
+            "Evasiveness",
+            ("more", "less"),
+            "of answers to red-team prompts",
+            True,
+        )
+    )
     lengths = [find(run.evaluation["rows"], "num_tokens", HARM, name) for name in (first, last)]
     if all(lengths) and lengths[0][0]["value"] and lengths[1][0]["value"] is not None:
         a, b = (rows[0]["value"] for rows in lengths)
-        found.append(Finding("Length", "longer" if b > a else "shorter" if b < a else "the same",
-                             f"{number(a, 0)} → {number(b, 0)} tokens an answer ({number(b / a - 1, sign=True, percent=True)})"))
+        found.append(
+            Finding(
+                "Length",
+                "longer" if b > a else "shorter" if b < a else "the same",
+                f"{number(a, 0)} → {number(b, 0)} tokens an answer ({number(b / a - 1, sign=True, percent=True)})",
+            )
+        )
     return [one for one in found if one]
 
 
-def _difference(run: Run, metric: str, on: str, axis: str, words: tuple[str, str], unit: str, percent=False) -> Finding | None:
+def _difference(
+    run: Run, metric: str, on: str, axis: str, words: tuple[str, str], unit: str, percent=False
+) -> Finding | None:
     """The paired difference of the model shown to the first. `words`: for a rise and for a fall. A share is told as both."""
     rows = find(run.evaluation["rows"], metric, on, run.shown, run.models[0])
     if not rows or rows[0]["value"] is None:
@@ -149,22 +221,35 @@ def _difference(run: Run, metric: str, on: str, axis: str, words: tuple[str, str
     r = rows[0]
     shown = f"{interval(r)} {unit}"
     if percent:
-        both = (find(run.evaluation["rows"], metric, on, name)[0]["value"] for name in (r["against"], r["model"]))
+        both = (
+            find(run.evaluation["rows"], metric, on, name)[0]["value"]
+            for name in (r["against"], r["model"])
+        )
         shown = f"{' → '.join(number(value, percent=True) for value in both)} {unit}"
     if r.get("null"):
         return Finding(axis, "no difference shown", shown)
     better = (r["value"] > 0) == (r["good"] == "higher")
-    return Finding(axis, words[0] if r["value"] > 0 else words[1], shown, "good" if better else "bad")
+    return Finding(
+        axis, words[0] if r["value"] > 0 else words[1], shown, "good" if better else "bad"
+    )
 
 
 def trust(run: Run) -> Finding:
     """How many cautions stand beside the verdict, by their weight."""
     found = collect(run)
     serious, careful = (sum(c.level == level for c in found) for level in ("stop", "care"))
-    counted = [f"{serious} serious warning{'s' * (serious != 1)}" if serious else "",
-               f"{careful} {'' if serious else 'warnings ' if careful > 1 else 'warning '}to weigh" if careful else ""]
-    return Finding("Trust", ", ".join(part for part in counted if part) or "no warning",
-                   "see the list" if serious or careful else "by the rules that this page applies", "bad" if serious else "")
+    counted = [
+        f"{serious} serious warning{'s' * (serious != 1)}" if serious else "",
+        f"{careful} {'' if serious else 'warnings ' if careful > 1 else 'warning '}to weigh"
+        if careful
+        else "",
+    ]
+    return Finding(
+        "Trust",
+        ", ".join(part for part in counted if part) or "no warning",
+        "see the list" if serious or careful else "by the rules that this page applies",
+        "bad" if serious else "",
+    )
 
 
 def cost(run: Run) -> Finding:
@@ -190,4 +275,6 @@ def headline(run: Run) -> str | None:
             still.append(axis.lower())
     if not moved:
         return f"No difference shown between {last} and {first}"
-    return f"{last} is judged {' and '.join(moved)} than {first}" + (f"; no difference shown in {still[0]}" if still else "")
+    return f"{last} is judged {' and '.join(moved)} than {first}" + (
+        f"; no difference shown in {still[0]}" if still else ""
+    )

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cai_jax.reporting.figure import Forest, ForestRow, Panel, Series, apart, finite, span, tick_label, ticks
+from cai_jax.reporting.figure import (
+    Forest,
+    ForestRow,
+    Panel,
+    Series,
+    apart,
+    finite,
+    span,
+    tick_label,
+    ticks,
+)
 from cai_jax.reporting.text import escape, number, one_line
 
 CHAR = 6.1  # mean width of a character at 11 px
@@ -16,17 +26,22 @@ def draw(figure: Panel | Forest, prefix: str = "fig") -> str:
     """An `<svg>` with a title and a description that reads the numbers out."""
     body, width, height = (_forest if isinstance(figure, Forest) else _panel)(figure)
     name = f"{prefix}-{figure.key}"
-    return (f'<svg class="plot" viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width * 1.15:.0f}px;--w:{width:.0f}px" '
-            f'role="img" aria-labelledby="{escape(name)}-t {escape(name)}-d">'
-            f'<title id="{escape(name)}-t">{escape(figure.title)}</title>'
-            f'<desc id="{escape(name)}-d">{escape(describe(figure))}</desc>{"".join(body)}</svg>')
+    return (
+        f'<svg class="plot" viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width * 1.15:.0f}px;--w:{width:.0f}px" '
+        f'role="img" aria-labelledby="{escape(name)}-t {escape(name)}-d">'
+        f'<title id="{escape(name)}-t">{escape(figure.title)}</title>'
+        f'<desc id="{escape(name)}-d">{escape(describe(figure))}</desc>{"".join(body)}</svg>'
+    )
 
 
 def describe(figure: Panel | Forest) -> str:
     """The figure in words, for screen readers."""
     if isinstance(figure, Forest):
-        parts = [f"{row.label}: {_interval(row.value, row.low, row.high, figure.percent, figure.digits)}" for row in figure.rows
-                 if not row.heading]
+        parts = [
+            f"{row.label}: {_interval(row.value, row.low, row.high, figure.percent, figure.digits)}"
+            for row in figure.rows
+            if not row.heading
+        ]
         return f"{figure.x_label}. " + "; ".join(parts)
     parts = []
     for series in figure.series:
@@ -34,10 +49,14 @@ def describe(figure: Panel | Forest) -> str:
         if not y:
             continue
         if series.mark == "line":
-            parts.append(f"{series.label}: {len(y)} points, first {number(y[0], 3)}, last {number(y[-1], 3)}, "
-                         f"lowest {number(min(y), 3)}, highest {number(max(y), 3)}")
+            parts.append(
+                f"{series.label}: {len(y)} points, first {number(y[0], 3)}, last {number(y[-1], 3)}, "
+                f"lowest {number(min(y), 3)}, highest {number(max(y), 3)}"
+            )
         else:
-            points = [f"({number(a, 2)}, {number(b, 2)})" for a, b in zip(series.x, series.y, strict=True)][:24]
+            points = [
+                f"({number(a, 2)}, {number(b, 2)})" for a, b in zip(series.x, series.y, strict=True)
+            ][:24]
             parts.append(f"{series.label}: {' '.join(points)}")
     return f"{figure.y_label} against {figure.x_label}. " + "; ".join(parts)
 
@@ -46,7 +65,9 @@ def _interval(value, low, high, percent=False, digits=2) -> str:
     shown = number(value, digits, percent=percent)
     if low is None or high is None:
         return shown
-    return f"{shown} [{number(low, digits, percent=percent)}, {number(high, digits, percent=percent)}]"
+    return (
+        f"{shown} [{number(low, digits, percent=percent)}, {number(high, digits, percent=percent)}]"
+    )
 
 
 class _Scale:
@@ -60,7 +81,9 @@ class _Scale:
 
 
 def _text(x, y, value, anchor="start", css="") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}">{escape(value)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}">{escape(value)}</text>'
+    )
 
 
 def _line(x1, y1, x2, y2, css) -> str:
@@ -81,7 +104,9 @@ def _panel(figure: Panel) -> tuple[list[str], float, float]:
     bars = [s for s in figure.series if s.mark == "bars"]
     if bars and len(bars[0].x) > 1:
         xs.append(bars[0].x[-1] + bars[0].x[1] - bars[0].x[0])
-    y_low, y_high = span([*ys, *(value for value, _ in figure.references)], zero=figure.zero or bool(bars))
+    y_low, y_high = span(
+        [*ys, *(value for value, _ in figure.references)], zero=figure.zero or bool(bars)
+    )
     x_low, x_high = (min(finite(xs)), max(finite(xs))) if bars else span(xs)
     if figure.diagonal and not figure.percent:
         x_low, x_high = min(x_low, y_low), max(x_high, y_high)
@@ -90,11 +115,16 @@ def _panel(figure: Panel) -> tuple[list[str], float, float]:
     step = y_ticks[1] - y_ticks[0] if len(y_ticks) > 1 else y_high - y_low
     labels = [tick_label(v, step, figure.percent) for v in y_ticks]
     left = 10 + CHAR * max([len(label) for label in labels], default=1)
-    x, y = _Scale(x_low, x_high, left, width - right), _Scale(y_low, y_high, height - 36, 26 if figure.y_label else 10)
+    x, y = (
+        _Scale(x_low, x_high, left, width - right),
+        _Scale(y_low, y_high, height - 36, 26 if figure.y_label else 10),
+    )
     out = [_text(0, 11, figure.y_label, css="axis")] if figure.y_label else []
     for value, label in zip(y_ticks, labels, strict=True):
-        out += [_line(left, y(value), width - right, y(value), "grid"),
-                _text(left - 6, y(value) + 3.5, label, "end", "tick")]
+        out += [
+            _line(left, y(value), width - right, y(value), "grid"),
+            _text(left - 6, y(value) + 3.5, label, "end", "tick"),
+        ]
     x_ticks = ticks(x_low, x_high, max(3, int((width - left - right) / 60)), figure.whole_x)
     step = x_ticks[1] - x_ticks[0] if len(x_ticks) > 1 else 1
     shares = figure.diagonal and figure.percent
@@ -105,21 +135,44 @@ def _panel(figure: Panel) -> tuple[list[str], float, float]:
         low, high = max(x_low, y_low), min(x_high, y_high)
         out.append(_line(x(low), y(low), x(high), y(high), "reference"))
     for value, label in figure.references:
-        out += [_line(left, y(value), width - right, y(value), "reference"),
-                _text(width - right, y(value) - 4, label, "end", "tick")]
+        out += [
+            _line(left, y(value), width - right, y(value), "reference"),
+            _text(width - right, y(value) - 4, label, "end", "tick"),
+        ]
     for series in figure.series:
         out += _series(series, x, y, figure)
-    labelled = [(text, x(a), y(b), f"name t{series.tone % NUM_TONES}") for series in figure.series
-                for text, a, b in zip(series.texts, series.x, series.y, strict=False) if finite([a, b]) == [a, b]]
-    whiskers = [_box(x(a), y(s.low[i]), x(a), y(s.high[i])) for s in figure.series if s.texts and s.low and s.high
-                for i, a in enumerate(s.x) if len(finite([a, s.low[i], s.high[i]])) == 3]
-    whiskers += [_box(x(s.x_low[i]), y(b), x(s.x_high[i]), y(b)) for s in figure.series if s.texts and s.x_low and s.x_high
-                 for i, b in enumerate(s.y) if len(finite([b, s.x_low[i], s.x_high[i]])) == 3]
+    labelled = [
+        (text, x(a), y(b), f"name t{series.tone % NUM_TONES}")
+        for series in figure.series
+        for text, a, b in zip(series.texts, series.x, series.y, strict=False)
+        if finite([a, b]) == [a, b]
+    ]
+    whiskers = [
+        _box(x(a), y(s.low[i]), x(a), y(s.high[i]))
+        for s in figure.series
+        if s.texts and s.low and s.high
+        for i, a in enumerate(s.x)
+        if len(finite([a, s.low[i], s.high[i]])) == 3
+    ]
+    whiskers += [
+        _box(x(s.x_low[i]), y(b), x(s.x_high[i]), y(b))
+        for s in figure.series
+        if s.texts and s.x_low and s.x_high
+        for i, b in enumerate(s.y)
+        if len(finite([b, s.x_low[i], s.x_high[i]])) == 3
+    ]
     out += _names(labelled, left, width, 14, height - 36, whiskers)  # above every mark
     if named:
         ends = [y(finite(s.y)[-1]) for s in lines]
         for series, at in zip(lines, apart(ends, 13, 22, height - 36), strict=True):
-            out.append(_text(width - right + 6, at + 3.5, series.label, css=f"name t{series.tone % NUM_TONES}"))
+            out.append(
+                _text(
+                    width - right + 6,
+                    at + 3.5,
+                    series.label,
+                    css=f"name t{series.tone % NUM_TONES}",
+                )
+            )
     return out, width, height
 
 
@@ -159,7 +212,11 @@ def _names(points, left: float, right: float, top: float, bottom: float, lines=(
 def _series(series: Series, x: _Scale, y: _Scale, figure: Panel) -> list[str]:
     tone = f"t{series.tone % NUM_TONES}"
     out = []
-    points = [(i, a, b) for i, (a, b) in enumerate(zip(series.x, series.y, strict=True)) if finite([a, b]) == [a, b]]
+    points = [
+        (i, a, b)
+        for i, (a, b) in enumerate(zip(series.x, series.y, strict=True))
+        if finite([a, b]) == [a, b]
+    ]
     if not points:
         return out
     if series.mark == "bars":
@@ -167,19 +224,29 @@ def _series(series: Series, x: _Scale, y: _Scale, figure: Panel) -> list[str]:
         for _, a, b in points:
             shown = number(b, 3, percent=True) if figure.percent else number(b, 0)
             tip = f"{number(a, 2)} to {number(a + wide, 2)}: {shown}"
-            out.append(f'<rect x="{x(a) + 0.8:.1f}" y="{y(b):.1f}" width="{max(1.0, x(a + wide) - x(a) - 1.6):.1f}" '
-                       f'height="{max(0.0, y(0) - y(b)):.1f}" class="bar {tone}"><title>{escape(tip)}</title></rect>')
+            out.append(
+                f'<rect x="{x(a) + 0.8:.1f}" y="{y(b):.1f}" width="{max(1.0, x(a + wide) - x(a) - 1.6):.1f}" '
+                f'height="{max(0.0, y(0) - y(b)):.1f}" class="bar {tone}"><title>{escape(tip)}</title></rect>'
+            )
         return out
-    banded = [(x(a), y(series.low[i]), y(series.high[i])) for i, a, _ in points
-              if series.low and series.high and finite([series.low[i], series.high[i]])[1:]]
+    banded = [
+        (x(a), y(series.low[i]), y(series.high[i]))
+        for i, a, _ in points
+        if series.low and series.high and finite([series.low[i], series.high[i]])[1:]
+    ]
     if series.mark == "line" and len(banded) > 1:
-        outline = [f"{a:.1f},{b:.1f}" for a, b, _ in banded] + [f"{a:.1f},{c:.1f}" for a, _, c in reversed(banded)]
+        outline = [f"{a:.1f},{b:.1f}" for a, b, _ in banded] + [
+            f"{a:.1f},{c:.1f}" for a, _, c in reversed(banded)
+        ]
         out.append(f'<polygon points="{" ".join(outline)}" class="band {tone}"/>')
     elif series.mark != "line":
         out += [_line(a, b, a, c, f"whisker {tone}") for a, b, c in banded]
         if series.x_low and series.x_high:
-            out += [_line(x(series.x_low[i]), y(b), x(series.x_high[i]), y(b), f"whisker {tone}") for i, _, b in points
-                    if len(finite([series.x_low[i], series.x_high[i]])) == 2]
+            out += [
+                _line(x(series.x_low[i]), y(b), x(series.x_high[i]), y(b), f"whisker {tone}")
+                for i, _, b in points
+                if len(finite([series.x_low[i], series.x_high[i]])) == 2
+            ]
     if series.mark in ("line", "path") and len(points) > 1:
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for _, a, b in points)
         out.append(f'<polyline points="{path}" class="line {tone}"/>')
@@ -212,8 +279,10 @@ def _forest(figure: Forest) -> tuple[list[str], float, float]:
     values = ticks(low, high, max(4, int((x.end - x.start) / 55)))
     step = values[1] - values[0] if len(values) > 1 else 1
     for value in values:
-        out += [_line(x(value), top, x(value), bottom, "grid"),
-                _text(x(value), bottom + 13, tick_label(value, step, figure.percent), "middle", "tick")]
+        out += [
+            _line(x(value), top, x(value), bottom, "grid"),
+            _text(x(value), bottom + 13, tick_label(value, step, figure.percent), "middle", "tick"),
+        ]
     if figure.reference is not None:
         out.append(_line(x(figure.reference), top - 4, x(figure.reference), bottom, "reference"))
     out.append(_text((x.start + x.end) / 2, height - 5, figure.x_label, "middle", "axis"))
@@ -224,8 +293,10 @@ def _forest(figure: Forest) -> tuple[list[str], float, float]:
             continue
         out.append(_text(0, at + 4, label, css="label"))
         for value, name in row.marks:
-            out.append(f'<g>{_line(x(value), at - 7, x(value), at + 7, "baseline")}<title>{escape(name)}: '
-                       f"{escape(number(value, 3, percent=figure.percent))}</title></g>")
+            out.append(
+                f"<g>{_line(x(value), at - 7, x(value), at + 7, 'baseline')}<title>{escape(name)}: "
+                f"{escape(number(value, 3, percent=figure.percent))}</title></g>"
+            )
         if row.low is not None and row.high is not None:
             out.append(_line(x(row.low), at, x(row.high), at, f"whisker {tone}"))
         if row.value is not None:

@@ -16,7 +16,13 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 # How the models of the usual graphs are called in print; others keep the name that the config gives them.
-MODEL_NAMES = {"initial": "Initial", "sl": "SL-CAI", "rl": "RL-CAI", "pretrained": "Pretrained", "rlhf": "RLHF"}
+MODEL_NAMES = {
+    "initial": "Initial",
+    "sl": "SL-CAI",
+    "rl": "RL-CAI",
+    "pretrained": "Pretrained",
+    "rlhf": "RLHF",
+}
 
 
 def model_name(name: str) -> str:
@@ -25,8 +31,13 @@ def model_name(name: str) -> str:
 
 
 # Sets of prompts in print; others by their name.
-PLACES = {"red_team": "red-team prompts", "helpful": "helpful prompts", "xstest:safe": "safe prompts that look harmful",
-          "T=0": "temperature 0", "T=1": "temperature 1"}
+PLACES = {
+    "red_team": "red-team prompts",
+    "helpful": "helpful prompts",
+    "xstest:safe": "safe prompts that look harmful",
+    "T=0": "temperature 0",
+    "T=1": "temperature 1",
+}
 
 
 ITEM_SETS = {"hhh": "HHH", "438HHHEvaluations": "438 HHH", "comparisons": "human pairs"}
@@ -57,12 +68,18 @@ def escape(value) -> str:
 
 def clip(text: str, limit: int) -> str:
     """At most `limit` characters and a note of how many are left out; the whole text stands in the run's records."""
-    return text if len(text) <= limit else f"{text[:limit].rstrip()} … [{len(text) - limit:,} more characters]"
+    return (
+        text
+        if len(text) <= limit
+        else f"{text[:limit].rstrip()} … [{len(text) - limit:,} more characters]"
+    )
 
 
 def one_line(text: str, limit: int = 120) -> str:
-    flat = " ".join(visible(text[:4 * limit]).split())
-    return flat if len(flat) <= limit and len(text) <= 4 * limit else flat[:limit - 1].rstrip() + "…"
+    flat = " ".join(visible(text[: 4 * limit]).split())
+    return (
+        flat if len(flat) <= limit and len(text) <= 4 * limit else flat[: limit - 1].rstrip() + "…"
+    )
 
 
 def script_json(value) -> str:
@@ -76,7 +93,9 @@ def number(value: float | None, digits: int = 2, sign: bool = False, percent: bo
     if value is None:
         return "–"
     plus = "+" if sign else ""
-    shown = f"{100 * value:{plus}.{max(0, digits - 2)}f} %" if percent else f"{value:{plus},.{digits}f}"
+    shown = (
+        f"{100 * value:{plus}.{max(0, digits - 2)}f} %" if percent else f"{value:{plus},.{digits}f}"
+    )
     if not any(c in "123456789" for c in shown):
         shown = shown.lstrip("-+")  # no sign on what rounds to zero
     return shown.replace("-", "−").replace(" %", "\u202f%")
@@ -100,7 +119,11 @@ def quantity(count: float | None) -> str:
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if count >= size:
             scale = 1e3 if unit == "k" else size
-            return f"{count / scale:.3g} {unit}" if count / scale < 1000 else f"{count / scale:,.0f} {unit}"
+            return (
+                f"{count / scale:.3g} {unit}"
+                if count / scale < 1000
+                else f"{count / scale:,.0f} {unit}"
+            )
     return f"{count:,.0f}"
 
 

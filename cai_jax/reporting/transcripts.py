@@ -14,7 +14,11 @@ from cai_jax.reporting.markdown import plain, quoted
 from cai_jax.reporting.run_data import Run
 from cai_jax.reporting.text import number, place_name
 
-PLACES = {"best": 0.0, "middle": 0.5, "worst": 1.0}  # where in the order of the judge's differences a transcript is taken
+PLACES = {
+    "best": 0.0,
+    "middle": 0.5,
+    "worst": 1.0,
+}  # where in the order of the judge's differences a transcript is taken
 COLUMNS = ("id", "fault", "names", "note")
 MARKS = {"y": True, "n": False}
 PREFACE = """Chosen by rule, not by hand: of each policy and set of prompts the answer whose score by the judge is furthest above
@@ -39,14 +43,24 @@ their ids, so nobody chose them."""
 
 def draw(names: Sequence[str], count: int) -> list[str]:
     """The first `count` by a hash of the name: the same for everybody, and nobody's choice."""
-    return sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).hexdigest())[:count]
+    return sorted(
+        names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+    )[:count]
 
 
 def ranked(differences: dict[str, float]) -> dict[str, str]:
     """best, middle, worst → key, by difference (ties by key); fewer where there are fewer than three."""
     order = sorted(differences, key=lambda key: (-differences[key], key))
-    found = {name: order[round(share * (len(order) - 1))] for name, share in PLACES.items()} if order else {}
-    return {name: key for place, (name, key) in enumerate(found.items()) if key not in list(found.values())[:place]}
+    found = (
+        {name: order[round(share * (len(order) - 1))] for name, share in PLACES.items()}
+        if order
+        else {}
+    )
+    return {
+        name: key
+        for place, (name, key) in enumerate(found.items())
+        if key not in list(found.values())[:place]
+    }
 
 
 def render(run: Run, models: Sequence[str], *, prompts: bool = True) -> str:
@@ -57,33 +71,64 @@ def render(run: Run, models: Sequence[str], *, prompts: bool = True) -> str:
     first = models[0] if models else None
     for on in sorted({key[0] for key in answers}, key=lambda on: (on != "red_team", on)):
         for name in models[1:]:
-            before = {key[2]: r for key, r in answers.items() if key[0] == on and key[1] == first and key[3] == 0}
-            after = {key[2]: r for key, r in answers.items() if key[0] == on and key[1] == name and key[3] == 0}
+            before = {
+                key[2]: r
+                for key, r in answers.items()
+                if key[0] == on and key[1] == first and key[3] == 0
+            }
+            after = {
+                key[2]: r
+                for key, r in answers.items()
+                if key[0] == on and key[1] == name and key[3] == 0
+            }
             both = set(before) & set(after)
-            score = {prompt: [run.scores.get(side[prompt]["id"]) for side in (before, after)] for prompt in both}
-            moved = {prompt: b - a for prompt, (a, b) in score.items() if a is not None and b is not None}
+            score = {
+                prompt: [run.scores.get(side[prompt]["id"]) for side in (before, after)]
+                for prompt in both
+            }
+            moved = {
+                prompt: b - a for prompt, (a, b) in score.items() if a is not None and b is not None
+            }
             for place, prompt in ranked(moved).items():
                 told = _dialogue(after[prompt]["dialogue"]) if prompts else _named("Prompt", prompt)
                 parts.append(f"## {plain(name)}, {plain(place_name(on))}: the {place}\n\n{told}")
-                parts += [f"**{plain(who)}** ({number(value)}; {r['num_tokens']} tokens)\n\n{quoted(r['response'])}\n"
-                          for who, value, r in zip((first, name), score[prompt], (before[prompt], after[prompt]), strict=True)]
+                parts += [
+                    f"**{plain(who)}** ({number(value)}; {r['num_tokens']} tokens)\n\n{quoted(r['response'])}\n"
+                    for who, value, r in zip(
+                        (first, name), score[prompt], (before[prompt], after[prompt]), strict=True
+                    )
+                ]
     for stage in run.of_kind("revise"):
-        records, scores = {r["id"]: r for r in run.records(stage.name) if r["rounds"]}, run.revision_scores(stage.name)
-        ends = {key: [scores.get(f"{key}#{count}") for count in (0, len(r["rounds"]))] for key, r in records.items()}
+        records, scores = (
+            {r["id"]: r for r in run.records(stage.name) if r["rounds"]},
+            run.revision_scores(stage.name),
+        )
+        ends = {
+            key: [scores.get(f"{key}#{count}") for count in (0, len(r["rounds"]))]
+            for key, r in records.items()
+        }
         moved = {key: b - a for key, (a, b) in ends.items() if a is not None and b is not None}
         for place, key in ranked(moved).items():
             told = _dialogue(records[key]["dialogue"]) if prompts else _named("Prompt", key)
-            parts.append(f"## Revisions of {plain(stage.name)}: the {place}\n\n{told}"
-                         f"**First answer** ({number(ends[key][0])})\n\n{quoted(records[key]['initial'])}\n")
+            parts.append(
+                f"## Revisions of {plain(stage.name)}: the {place}\n\n{told}"
+                f"**First answer** ({number(ends[key][0])})\n\n{quoted(records[key]['initial'])}\n"
+            )
             for count, turn in enumerate(records[key]["rounds"], 1):
                 if turn.get("critique") is not None:
-                    parts.append(f"**Critique {count}** ({plain(turn['principle_id'])})\n\n{quoted(turn['critique'])}\n")
-                parts.append(f"**Revision {count}** ({number(scores.get(f'{key}#{count}'))})\n\n{quoted(turn['revision'])}\n")
+                    parts.append(
+                        f"**Critique {count}** ({plain(turn['principle_id'])})\n\n{quoted(turn['critique'])}\n"
+                    )
+                parts.append(
+                    f"**Revision {count}** ({number(scores.get(f'{key}#{count}'))})\n\n{quoted(turn['revision'])}\n"
+                )
     return "\n".join(parts)
 
 
 def _dialogue(turns: Sequence[dict]) -> str:
-    return "".join(f"**{plain(turn['role'].capitalize())}**\n\n{quoted(turn['text'])}\n\n" for turn in turns)
+    return "".join(
+        f"**{plain(turn['role'].capitalize())}**\n\n{quoted(turn['text'])}\n\n" for turn in turns
+    )
 
 
 def _named(what: str, name: str) -> str:
@@ -99,19 +144,32 @@ def critiques(run: Run, stage: str, count: int) -> list[dict]:
         for number_, turn in enumerate(record["rounds"], 1):
             if turn.get("critique"):
                 found[f"{record['id']}#{number_}"] = {
-                    "dialogue": record["dialogue"], "answer": answer, "critique": turn["critique"],
-                    "request": turn["critique_request"], "principle": turn["principle_id"]}
+                    "dialogue": record["dialogue"],
+                    "answer": answer,
+                    "critique": turn["critique"],
+                    "request": turn["critique_request"],
+                    "principle": turn["principle_id"],
+                }
             answer = turn["revision"]
     return [{"id": name, **found[name]} for name in draw(list(found), count)]
 
 
 def sheet(drawn: Sequence[dict], *, prompts: bool = True) -> str:
     """What is read: the rule and the critiques. Without `prompts`, these and the principles are only named."""
-    parts = [f"# {len(drawn)} critiques to be read\n\n{RULE}\n", *[f"{NOT_COPIED}\n"] * (not prompts)]
+    parts = [
+        f"# {len(drawn)} critiques to be read\n\n{RULE}\n",
+        *[f"{NOT_COPIED}\n"] * (not prompts),
+    ]
     for number_, item in enumerate(drawn, 1):
-        asked = f"**Asked**\n\n{quoted(item['request'])}\n\n" if prompts else _named("Asked by principle", item["principle"])
-        parts.append(f"## {number_}. {plain(item['id'])}\n\n{_dialogue(item['dialogue']) if prompts else ''}**Answer**\n\n"
-                     f"{quoted(item['answer'])}\n\n{asked}**Critique**\n\n{quoted(item['critique'])}\n")
+        asked = (
+            f"**Asked**\n\n{quoted(item['request'])}\n\n"
+            if prompts
+            else _named("Asked by principle", item["principle"])
+        )
+        parts.append(
+            f"## {number_}. {plain(item['id'])}\n\n{_dialogue(item['dialogue']) if prompts else ''}**Answer**\n\n"
+            f"{quoted(item['answer'])}\n\n{asked}**Critique**\n\n{quoted(item['critique'])}\n"
+        )
     return "\n".join(parts)
 
 
@@ -129,17 +187,33 @@ def count_marks(text: str, drawn: Sequence[dict], where: str) -> list[dict]:
     not that of the critiques drawn."""
     found = list(csv.DictReader(io.StringIO(text)))
     if [item.get("id") for item in found] != [item["id"] for item in drawn]:
-        raise UserError(f"{where}: its ids are not those of the critiques drawn from this run; move it aside to get a new one")
+        raise UserError(
+            f"{where}: its ids are not those of the critiques drawn from this run; move it aside to get a new one"
+        )
     marks = []
     for line, item in enumerate(found, 2):
         pair = [(item.get(column) or "").strip().lower() for column in ("fault", "names")]
         if any(pair) and not all(mark in MARKS for mark in pair):
-            raise UserError(f"{where}:{line}: fault and names are both y or n once a critique is read, found {pair}")
+            raise UserError(
+                f"{where}:{line}: fault and names are both y or n once a critique is read, found {pair}"
+            )
         marks += [tuple(MARKS[mark] for mark in pair)] if any(pair) else []
     if not marks:
         return []
     faulty = [names for fault, names in marks if fault]
-    shares = {"names a real problem": [names for _, names in marks], "its answer has a fault": [fault for fault, _ in marks],
-              "names it, where there is one": faulty}
-    return [row("critiques_read", note, "critic", wilson(sum(values), len(values)), unit="share", note=note)
-            for note, values in shares.items()]
+    shares = {
+        "names a real problem": [names for _, names in marks],
+        "its answer has a fault": [fault for fault, _ in marks],
+        "names it, where there is one": faulty,
+    }
+    return [
+        row(
+            "critiques_read",
+            note,
+            "critic",
+            wilson(sum(values), len(values)),
+            unit="share",
+            note=note,
+        )
+        for note, values in shares.items()
+    ]

@@ -45,21 +45,37 @@ def attend(q_BxKxGxTxDh, parts, cap: float | None, by_head: bool = False):
         scores = []
         for (keys, _), (_, _, allowed) in zip(held, parts, strict=True):
             if keys.ndim == 2:  # one matrix product for all rows
-                score = jnp.einsum("md,sd->ms", q_BxMxDh.reshape(-1, Dh), keys, preferred_element_type=jnp.float32)
+                score = jnp.einsum(
+                    "md,sd->ms", q_BxMxDh.reshape(-1, Dh), keys, preferred_element_type=jnp.float32
+                )
             else:
-                score = jnp.einsum("bmd,bsd->bms", q_BxMxDh, keys, preferred_element_type=jnp.float32)
+                score = jnp.einsum(
+                    "bmd,bsd->bms", q_BxMxDh, keys, preferred_element_type=jnp.float32
+                )
             score = blocks.softcap(score.reshape(B, G, T, -1), cap)
             scores.append(jnp.where(allowed[:, None], score, blocks.MASKED))
-        peak = functools.reduce(jnp.maximum, [jnp.max(score, axis=-1, keepdims=True) for score in scores])
+        peak = functools.reduce(
+            jnp.maximum, [jnp.max(score, axis=-1, keepdims=True) for score in scores]
+        )
         total, context = 0.0, 0.0
         for score, (_, values) in zip(scores, held, strict=True):
             mass = jnp.exp(score - peak)
             total += jnp.sum(mass, axis=-1, keepdims=True)
             mass = mass.astype(values.dtype)
             if values.ndim == 2:
-                add = jnp.einsum("ms,sd->md", mass.reshape(B * G * T, -1), values, preferred_element_type=jnp.float32)
+                add = jnp.einsum(
+                    "ms,sd->md",
+                    mass.reshape(B * G * T, -1),
+                    values,
+                    preferred_element_type=jnp.float32,
+                )
             else:
-                add = jnp.einsum("bms,bsd->bmd", mass.reshape(B, G * T, -1), values, preferred_element_type=jnp.float32)
+                add = jnp.einsum(
+                    "bms,bsd->bmd",
+                    mass.reshape(B, G * T, -1),
+                    values,
+                    preferred_element_type=jnp.float32,
+                )
             context += add.reshape(B, G, T, Dh)
         return context, peak, total
 
@@ -80,8 +96,16 @@ def _weighted_sum(x_BxKxGxN, table_BxKxNxM):
     return jnp.sum(x_BxKxGxN[..., None] * table_BxKxNxM[:, :, None], axis=3)
 
 
-def attend_blocks(q_BxKxGxDh, keys_BxKxDhxS, values_BxKxSxDh, place_B, window: int, state, block: int,
-                  cap: float | None):
+def attend_blocks(
+    q_BxKxGxDh,
+    keys_BxKxDhxS,
+    values_BxKxSxDh,
+    place_B,
+    window: int,
+    state,
+    block: int,
+    cap: float | None,
+):
     """Goes on from `state` (context [B,K,G,Dh], peak and total [B,K,G,1]) over the row's own keys, up to the one at
     place_B, in blocks of the cache, as far as the longest row reaches. S is a multiple of `block`.
 
@@ -109,6 +133,11 @@ def attend_blocks(q_BxKxGxDh, keys_BxKxDhxS, values_BxKxSxDh, place_B, window: i
 
     def cut_and_absorb(i, state):
         keys = jax.lax.dynamic_slice(keys_BxKxDhxS, (0, 0, 0, i * block), (B, K, Dh, block))
-        return absorb(i, state, keys, jax.lax.dynamic_slice(values_BxKxSxDh, (0, 0, i * block, 0), (B, K, block, Dh)))
+        return absorb(
+            i,
+            state,
+            keys,
+            jax.lax.dynamic_slice(values_BxKxSxDh, (0, 0, i * block, 0), (B, K, block, Dh)),
+        )
 
     return jax.lax.fori_loop(0, jnp.max(place_B) // block + 1, cut_and_absorb, state)

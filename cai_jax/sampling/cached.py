@@ -72,7 +72,9 @@ def _forward(weights, header, past, tokens_BxT, ends_BxT, positions_BxT, config,
         related = related & (index_T[:, None] < ends_BxT[:, None, :])
     start = 0 if header is None else header.length
     new_keys, new_values = [], []
-    for layer, (layer_weights, (window, rope)) in enumerate(zip(weights["layers"], config.layer_kinds, strict=True)):
+    for layer, (layer_weights, (window, rope)) in enumerate(
+        zip(weights["layers"], config.layer_kinds, strict=True)
+    ):
 
         def attend(q, k, v, layer=layer, window=window):
             k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
@@ -81,7 +83,9 @@ def _forward(weights, header, past, tokens_BxT, ends_BxT, positions_BxT, config,
             parts = _header_part(header, layer, positions_BxT, window)
             if past is not None:
                 place_S = jnp.arange(past.keys[layer].shape[2])
-                allowed = attention.visible(positions_BxT - start, place_S, window) & (place_S < past.length[:, None, None])
+                allowed = attention.visible(positions_BxT - start, place_S, window) & (
+                    place_S < past.length[:, None, None]
+                )
                 parts.append((past.keys[layer], past.values[layer], allowed))
             near = related
             if window:
@@ -105,33 +109,53 @@ def prefill(weights, header, past, tokens_BxT, config: ModelConfig, kernel: str 
     T = tokens_BxT.shape[1]
     start = (0 if header is None else header.length) + (0 if past is None else past.length[:, None])
     positions_BxT = jnp.broadcast_to(start + jnp.arange(T), tokens_BxT.shape)
-    _, keys, values = _forward(weights, header, past, tokens_BxT, None, positions_BxT, config, kernel)
+    _, keys, values = _forward(
+        weights, header, past, tokens_BxT, None, positions_BxT, config, kernel
+    )
     return keys, values
 
 
 @functools.partial(jax.jit, static_argnames=("config", "kernel"))
-def score(weights, header, past, tokens_BxT, ends_BxT, offsets_BxT, places_BxN, targets_BxN, config: ModelConfig,
-          kernel: str = ""):
+def score(
+    weights,
+    header,
+    past,
+    tokens_BxT,
+    ends_BxT,
+    offsets_BxT,
+    places_BxN,
+    targets_BxN,
+    config: ModelConfig,
+    kernel: str = "",
+):
     """log P(targets[b, n]) after the token at places[b, n], float32 [B, N].
 
     tokens, ends, offsets, places, targets as in `packing.Row`; kernel as in `prefill`.
     """
     start = (0 if header is None else header.length) + (0 if past is None else past.length[:, None])
-    x_BxTxD, _, _ = _forward(weights, header, past, tokens_BxT, ends_BxT, start + offsets_BxT, config, kernel)
+    x_BxTxD, _, _ = _forward(
+        weights, header, past, tokens_BxT, ends_BxT, start + offsets_BxT, config, kernel
+    )
     x_BxNxD = jnp.take_along_axis(x_BxTxD, places_BxN[..., None], axis=1)
     hidden = blocks.norm(x_BxNxD, weights, "final_norm", config)
-    return token_logprobs(hidden, unembedding(weights, hidden.dtype), targets_BxN, softcap=config.final_softcap)
+    return token_logprobs(
+        hidden, unembedding(weights, hidden.dtype), targets_BxN, softcap=config.final_softcap
+    )
 
 
 # ---------------------------------------------------------------- the cache
 
 
-def empty_cache(config: ModelConfig, batch: int, size: int, dtype, turned: bool = False) -> tuple[tuple, tuple]:
+def empty_cache(
+    config: ModelConfig, batch: int, size: int, dtype, turned: bool = False
+) -> tuple[tuple, tuple]:
     """Zeros (keys, values), [B, K, S, Dh] per layer; `turned`: the keys [B, K, Dh, S], as reading in blocks wants them."""
     shape = (batch, config.num_kv_heads, size, config.head_dim)
 
     def zeros(shape):
-        return tuple(constrain(jnp.zeros(shape, dtype), CACHE_AXES) for _ in range(config.num_layers))
+        return tuple(
+            constrain(jnp.zeros(shape, dtype), CACHE_AXES) for _ in range(config.num_layers)
+        )
 
     return zeros((*shape[:2], *shape[:1:-1]) if turned else shape), zeros(shape)
 
@@ -148,10 +172,18 @@ def insert(cache, piece, row, start, turned: bool = False):
 
     keys, values = piece
     if turned:
-        keys = tuple(write(whole, part.swapaxes(2, 3), (row, 0, 0, start)) for whole, part in zip(cache[0], keys, strict=True))
+        keys = tuple(
+            write(whole, part.swapaxes(2, 3), (row, 0, 0, start))
+            for whole, part in zip(cache[0], keys, strict=True)
+        )
     else:
-        keys = tuple(write(whole, part, (row, 0, start, 0)) for whole, part in zip(cache[0], keys, strict=True))
-    return keys, tuple(write(whole, part, (row, 0, start, 0)) for whole, part in zip(cache[1], values, strict=True))
+        keys = tuple(
+            write(whole, part, (row, 0, start, 0))
+            for whole, part in zip(cache[0], keys, strict=True)
+        )
+    return keys, tuple(
+        write(whole, part, (row, 0, start, 0)) for whole, part in zip(cache[1], values, strict=True)
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(1,))
@@ -171,7 +203,11 @@ def resize(cache, size: int):
 def _write(cache, new_BxKxDh, place_B, turned: bool = False):
     """Each row's new entry at its own place of the cache [B,K,S,Dh], or `turned` [B,K,Dh,S], in the same memory."""
     axis = 2 if turned else 1
-    update = jax.vmap(lambda row, new, place: jax.lax.dynamic_update_slice_in_dim(row, jnp.expand_dims(new, axis), place, axis))
+    update = jax.vmap(
+        lambda row, new, place: jax.lax.dynamic_update_slice_in_dim(
+            row, jnp.expand_dims(new, axis), place, axis
+        )
+    )
     return update(cache, new_BxKxDh, place_B)
 
 
@@ -182,7 +218,9 @@ def _step(weights, header, cache, length_B, token_B, config, block):
     tables, cap = blocks.rope_tables(positions_Bx1, config), config.attention_softcap
     x_Bx1xD = blocks.embed(weights["embed"], token_B[:, None], config)
     keys, values = list(cache[0]), list(cache[1])
-    for layer, (layer_weights, (window, rope)) in enumerate(zip(weights["layers"], config.layer_kinds, strict=True)):
+    for layer, (layer_weights, (window, rope)) in enumerate(
+        zip(weights["layers"], config.layer_kinds, strict=True)
+    ):
 
         def attend(q, k, v, layer=layer, window=window):
             keys[layer] = _write(keys[layer], k[:, 0], length_B, turned=block > 0)
@@ -190,15 +228,25 @@ def _step(weights, header, cache, length_B, token_B, config, block):
             q = attention.split_heads(q, config)
             parts = _header_part(header, layer, positions_Bx1, window)
             if block == 0:
-                allowed = attention.visible(length_B[:, None], jnp.arange(keys[layer].shape[2]), window)
-                context, _, total = attention.attend(q, [*parts, (keys[layer], values[layer], allowed)], cap)
+                allowed = attention.visible(
+                    length_B[:, None], jnp.arange(keys[layer].shape[2]), window
+                )
+                context, _, total = attention.attend(
+                    q, [*parts, (keys[layer], values[layer], allowed)], cap
+                )
                 return attention.join_heads(context / total, v.dtype)
             q = q[:, :, :, 0]
             if parts:
                 state = tuple(x[:, :, :, 0] for x in attention.attend(q[:, :, :, None], parts, cap))
             else:
-                state = jnp.zeros(q.shape, jnp.float32), jnp.full((*q.shape[:3], 1), blocks.MASKED), jnp.zeros((*q.shape[:3], 1))
-            context, _, total = attention.attend_blocks(q, keys[layer], values[layer], length_B, window, state, block, cap)
+                state = (
+                    jnp.zeros(q.shape, jnp.float32),
+                    jnp.full((*q.shape[:3], 1), blocks.MASKED),
+                    jnp.zeros((*q.shape[:3], 1)),
+                )
+            context, _, total = attention.attend_blocks(
+                q, keys[layer], values[layer], length_B, window, state, block, cap
+            )
             return attention.join_heads((context / total)[:, :, :, None], v.dtype)
 
         x_Bx1xD = blocks.layer(x_Bx1xD, layer_weights, config, tables[rope], attend)
@@ -206,14 +254,30 @@ def _step(weights, header, cache, length_B, token_B, config, block):
     if isinstance(weights["unembed"], (blocks.OutMajor, blocks.Int8)):
         logits_Bx1xV = blocks.project(hidden_Bx1xD, weights["unembed"], (config.vocab_size,))
     else:
-        logits_Bx1xV = jnp.einsum("btd,vd->btv", hidden_Bx1xD, weights["unembed"], preferred_element_type=jnp.float32)
+        logits_Bx1xV = jnp.einsum(
+            "btd,vd->btv", hidden_Bx1xD, weights["unembed"], preferred_element_type=jnp.float32
+        )
     logits_BxV = blocks.softcap(logits_Bx1xV[:, 0].astype(jnp.float32), config.final_softcap)
     return logits_BxV, (tuple(keys), tuple(values))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling", "steps", "eos_ids", "block"), donate_argnums=(2,))
-def decode(weights, header, cache, rows: Rows, *, config: ModelConfig, sampling: SamplingParams, steps: int,
-           eos_ids: tuple[int, ...], block: int):
+@functools.partial(
+    jax.jit,
+    static_argnames=("config", "sampling", "steps", "eos_ids", "block"),
+    donate_argnums=(2,),
+)
+def decode(
+    weights,
+    header,
+    cache,
+    rows: Rows,
+    *,
+    config: ModelConfig,
+    sampling: SamplingParams,
+    steps: int,
+    eos_ids: tuple[int, ...],
+    block: int,
+):
     """Up to `steps` tokens for every row with some left; ends early when no row has. `block`: the cache is read in
     blocks of so many positions, as far as the longest row reaches, and its keys are `turned`; 0: all at once.
 
@@ -231,7 +295,9 @@ def decode(weights, header, cache, rows: Rows, *, config: ModelConfig, sampling:
         token_B, logprob_B = draw(logits_BxV, rows.key, rows.index, sampling)
         active_B = rows.left > 0
         advance_B = active_B.astype(jnp.int32)
-        ended_B = functools.reduce(jnp.logical_or, [token_B == eos for eos in eos_ids], jnp.zeros(B, bool))
+        ended_B = functools.reduce(
+            jnp.logical_or, [token_B == eos for eos in eos_ids], jnp.zeros(B, bool)
+        )
         rows = rows._replace(
             length=rows.length + advance_B,
             token=jnp.where(active_B, token_B, rows.token),
@@ -241,5 +307,7 @@ def decode(weights, header, cache, rows: Rows, *, config: ModelConfig, sampling:
         return i + 1, cache, rows, tokens.at[i].set(token_B), logprobs.at[i].set(logprob_B)
 
     tokens, logprobs = jnp.zeros((steps, B), jnp.int32), jnp.zeros((steps, B), jnp.float32)
-    _, cache, after, tokens, logprobs = jax.lax.while_loop(more, step, (0, cache, rows, tokens, logprobs))
+    _, cache, after, tokens, logprobs = jax.lax.while_loop(
+        more, step, (0, cache, rows, tokens, logprobs)
+    )
     return cache, tokens, logprobs, after.index - rows.index

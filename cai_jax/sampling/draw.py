@@ -27,7 +27,9 @@ def draw(logits_BxV: jax.Array, key_Bx2: jax.Array, index_B: jax.Array, sampling
     V = x_BxV.shape[1]
     # Inverse distribution function in two levels, a block and a token in it: one exponential per token and two random
     # numbers per row, where Gumbel noise needs a random number and two logarithms per token.
-    x_BxNxC = jnp.pad(x_BxV, ((0, 0), (0, -V % BLOCK)), constant_values=-jnp.inf).reshape(len(x_BxV), -1, BLOCK)
+    x_BxNxC = jnp.pad(x_BxV, ((0, 0), (0, -V % BLOCK)), constant_values=-jnp.inf).reshape(
+        len(x_BxV), -1, BLOCK
+    )
     peak_B = jnp.max(x_BxV, axis=-1)
     mass_BxNxC = jnp.exp(x_BxNxC - peak_B[:, None, None])
     blocks_BxN = jnp.sum(mass_BxNxC, axis=-1)
@@ -44,7 +46,9 @@ def draw(logits_BxV: jax.Array, key_Bx2: jax.Array, index_B: jax.Array, sampling
         inside_BxC = jnp.take_along_axis(mass_BxNxC, block_B[:, None, None], axis=1)[:, 0]
         token_B = block_B * BLOCK + _pick(inside_BxC, uniform_Bx2[:, 1])
         # A sum that rounds up past the last positive mass must not select what has none.
-        chosen_B = jnp.take_along_axis(mass_BxNxC.reshape(len(x_BxV), -1), token_B[:, None], axis=1)[:, 0]
+        chosen_B = jnp.take_along_axis(
+            mass_BxNxC.reshape(len(x_BxV), -1), token_B[:, None], axis=1
+        )[:, 0]
         token_B = jnp.where(chosen_B > 0, token_B, best_B).astype(jnp.int32)
     logprob_B = jnp.take_along_axis(x_BxV, token_B[:, None], axis=1)[:, 0] - lse_B
     return token_B, logprob_B
@@ -52,13 +56,17 @@ def draw(logits_BxV: jax.Array, key_Bx2: jax.Array, index_B: jax.Array, sampling
 
 def _uniform(key_2, index):
     """Two numbers in [0, 1) for token `index` of the row called `key_2`."""
-    return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key_2, impl="threefry2x32"), index), (2,))
+    return jax.random.uniform(
+        jax.random.fold_in(jax.random.wrap_key_data(key_2, impl="threefry2x32"), index), (2,)
+    )
 
 
 def _pick(mass_BxN, uniform_B):
     """Index of the first running sum above uniform · total."""
     running_BxN = jnp.cumsum(mass_BxN, axis=-1)
-    index_B = jnp.sum(running_BxN <= uniform_B[:, None] * running_BxN[:, -1:], axis=-1, dtype=jnp.int32)
+    index_B = jnp.sum(
+        running_BxN <= uniform_B[:, None] * running_BxN[:, -1:], axis=-1, dtype=jnp.int32
+    )
     return jnp.minimum(index_B, mass_BxN.shape[1] - 1)
 
 
@@ -80,7 +88,9 @@ def _keep(mass_BxV, top_k: int, top_p: float):
             good_B = enough(mass_BxV >= value_B[:, None])
             return jnp.where(good_B, middle_B, low_B), jnp.where(good_B, high_B, middle_B)
 
-        top = jax.lax.bitcast_convert_type(jnp.float32(2.0), jnp.int32)  # the largest mass is exp(0) = 1
+        top = jax.lax.bitcast_convert_type(
+            jnp.float32(2.0), jnp.int32
+        )  # the largest mass is exp(0) = 1
         low_B = jnp.zeros(len(mass_BxV), jnp.int32)
         low_B, _ = jax.lax.fori_loop(0, 31, halve, (low_B, jnp.full_like(low_B, top)))
         return jax.lax.bitcast_convert_type(low_B, jnp.float32)[:, None]

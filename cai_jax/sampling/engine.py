@@ -60,8 +60,14 @@ class _Slot:
 class Engine:
     """Samples from and scores with one model. `format` is a DialogueFormat or a Tokenizer: `eos_ids`, `decode`."""
 
-    def __init__(self, params: dict, config: ModelConfig, format, mesh: Mesh | None = None,
-                 options: EngineOptions | None = None):
+    def __init__(
+        self,
+        params: dict,
+        config: ModelConfig,
+        format,
+        mesh: Mesh | None = None,
+        options: EngineOptions | None = None,
+    ):
         self.config, self.options = config, options or EngineOptions()
         self.mesh = mesh or sharding.make_mesh({"data": 1}, jax.local_devices()[:1])
         self.eos_ids, self._decode_text = tuple(format.eos_ids), format.decode
@@ -93,7 +99,10 @@ class Engine:
             self.weights = weights.prepare(params, self.config, fuse, out_major, self.options.int8)
             if self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1:
                 layers = self.weights["layers"]
-                self.weights["layers"] = [jax.device_put(x, weights.layer_places(x, self.config, self.mesh)) for x in layers]
+                self.weights["layers"] = [
+                    jax.device_put(x, weights.layer_places(x, self.config, self.mesh))
+                    for x in layers
+                ]
         jax.block_until_ready(self.weights)
         self.layout_seconds = time.monotonic() - began
         copies = (leaf.addressable_shards for leaf in jax.tree.leaves(self.weights["layers"]))
@@ -107,14 +116,20 @@ class Engine:
 
     # ------------------------------------------------------------ generate
 
-    def generate(self, requests: Sequence[SampleRequest], sampling: SamplingParams,
-                 on_progress: Callable[[int, int], None] | None = None) -> Iterator[Completion]:
+    def generate(
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: SamplingParams,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Completion]:
         """Completions in the order in which they finish. `on_progress(finished, all)` after each device call.
 
         Raises UserError for a request that does not fit: ask `fits` first.
         """
         if sampling.max_new_tokens < 1:
-            raise UserError(f"sampling: max_new_tokens must be at least 1, not {sampling.max_new_tokens}")
+            raise UserError(
+                f"sampling: max_new_tokens must be at least 1, not {sampling.max_new_tokens}"
+            )
         groups: dict[tuple, list] = {}
         for request in requests:
             self._check(request, _limit(request, sampling))
@@ -134,38 +149,69 @@ class Engine:
         slots: list[_Slot | None] = [None] * self.batch_size
         rows = _idle_rows(self.batch_size)
         cache, size, ended = None, 0, []
-        if self._block:  # what is not reached is not read, so one size, and one program, for the whole group
-            size = plan.cache_size([prompt.own_length for _, prompt in group], sampling.max_new_tokens)
+        if (
+            self._block
+        ):  # what is not reached is not read, so one size, and one program, for the whole group
+            size = plan.cache_size(
+                [prompt.own_length for _, prompt in group], sampling.max_new_tokens
+            )
             cache = self._empty(self.batch_size, size, turned=True)
-        static = dict(config=self.config, sampling=dataclasses.replace(sampling, max_new_tokens=0, stop_strings=()),
-                      steps=self.options.chunk_steps, eos_ids=self.eos_ids, block=self._block)  # fmt: skip
+        static = dict(
+            config=self.config,
+            sampling=dataclasses.replace(sampling, max_new_tokens=0, stop_strings=()),
+            steps=self.options.chunk_steps,
+            eos_ids=self.eos_ids,
+            block=self._block,
+        )
         while waiting or any(slots):
             entering = []
             for place, slot in enumerate(slots):
                 if slot is None and waiting:
                     request, prompt = waiting.popleft()
                     *before, tail = prompt.segments
-                    pieces = self._pieces(header, [*before, tail[:-1]])  # decoding feeds the last token
+                    pieces = self._pieces(
+                        header, [*before, tail[:-1]]
+                    )  # decoding feeds the last token
                     entering.append((place, pieces))
                     slots[place] = _Slot(request, _limit(request, sampling))
-                    _set_row(rows, place, prompt.own_length - 1, tail[-1], slots[place].limit, request.key)
+                    _set_row(
+                        rows,
+                        place,
+                        prompt.own_length - 1,
+                        tail[-1],
+                        slots[place].limit,
+                        request.key,
+                    )
             wanted = self._cache_size(rows, entering)
             if cache is None or wanted > size or (2 * wanted < size and not self._block):
                 size = wanted
-                cache = self._on_mesh(cached.resize, cache, size) if cache else self._empty(self.batch_size, size)
+                cache = (
+                    self._on_mesh(cached.resize, cache, size)
+                    if cache
+                    else self._empty(self.batch_size, size)
+                )
             for place, pieces in entering:
                 start = 0
                 for piece in pieces:
-                    cache = self._on_mesh(cached.insert, cache, piece.arrays, place, start, turned=self._block > 0)
+                    cache = self._on_mesh(
+                        cached.insert, cache, piece.arrays, place, start, turned=self._block > 0
+                    )
                     start += piece.count
             cache, *out = self._on_mesh(
-                cached.decode, self.weights, self._header(header), cache, self._put_rows(rows), **static
+                cached.decode,
+                self.weights,
+                self._header(header),
+                cache,
+                self._put_rows(rows),
+                **static,
             )
             yield ended  # the consumer writes records while the device decodes
             ended = self._collect(slots, rows, *sharding.fetch(out), sampling)
         yield ended
 
-    def _collect(self, slots, rows, tokens, logprobs, count, sampling: SamplingParams) -> list[Completion]:
+    def _collect(
+        self, slots, rows, tokens, logprobs, count, sampling: SamplingParams
+    ) -> list[Completion]:
         """Adds one device call's tokens to their rows; frees the slots of those that ended."""
         ended = []
         for place, slot in enumerate(slots):
@@ -174,8 +220,14 @@ class Engine:
             checked, new = len(slot.tokens), int(count[place])
             slot.tokens += map(int, tokens[:new, place])
             slot.logprobs += map(float, logprobs[:new, place])
-            ending = find_ending(slot.tokens, checked, slot.limit, self.eos_ids, sampling.stop_strings,
-                                 self._decode_text)  # fmt: skip
+            ending = find_ending(
+                slot.tokens,
+                checked,
+                slot.limit,
+                self.eos_ids,
+                sampling.stop_strings,
+                self._decode_text,
+            )
             if ending is None:
                 rows.length[place] += new
                 rows.index[place] += new
@@ -192,13 +244,20 @@ class Engine:
         """Room for every row's next device call, and for the padding of the pieces that enter."""
         need = int(np.max(np.where(rows.left > 0, rows.length, 0))) + self.options.chunk_steps
         for _, pieces in entering:
-            need = max(need, sum(piece.count for piece in pieces[:-1]) + (pieces[-1].size if pieces else 0))
+            need = max(
+                need, sum(piece.count for piece in pieces[:-1]) + (pieces[-1].size if pieces else 0)
+            )
         return plan.round_size(need)
 
     # ------------------------------------------------------------ score
 
-    def score(self, requests: Sequence[ScoreRequest], on_progress: Callable[[int, int], None] | None = None,
-              together: bool = False, wanted: Container[str] | None = None) -> Iterator[Score]:
+    def score(
+        self,
+        requests: Sequence[ScoreRequest],
+        on_progress: Callable[[int, int], None] | None = None,
+        together: bool = False,
+        wanted: Container[str] | None = None,
+    ) -> Iterator[Score]:
         """Log-probabilities of every option's tokens after its prompt; all options of a request in one forward pass.
 
         Requests with the same header follow each other; the order is otherwise that of `requests`. `together`: short ones share
@@ -226,23 +285,31 @@ class Engine:
 
     def _batches(self, group: list, together: bool) -> list[list]:
         """Requests of one header in batches: those that fit share a row, longer ones stand alone."""
-        found = packing.together([_question(pair) for pair in group], self._row_size) if together else []
+        found = (
+            packing.together([_question(pair) for pair in group], self._row_size)
+            if together
+            else []
+        )
         shared = {index for batch in found for index in batch}
         alone = [[pair] for index, pair in enumerate(group) if index not in shared]
         return [[group[index] for index in batch] for batch in found] + alone
 
-    def _start_score(self, batch: list[tuple[ScoreRequest, plan.Prompt]], together: bool) -> tuple[packing.Row, jax.Array]:
+    def _start_score(
+        self, batch: list[tuple[ScoreRequest, plan.Prompt]], together: bool
+    ) -> tuple[packing.Row, jax.Array]:
         header = batch[0][1].header
         row = packing.several([_question(pair) for pair in batch]) if together else None
         if row and len(row.tokens) <= self._row_size:
             if self._kernel == "by_head":
                 return row, self._read_row(self._row_header(header), row)[0]
             return row, self._score_row(header, None, row, self._row_size)
-        (request, prompt), = batch
+        ((request, prompt),) = batch
         *before, last = prompt.segments
         fed = packing.fed(request.options)
         cuts = list(plan.cut(len(last) + fed))
-        while len(cuts) > 1 and cuts[-1][0] <= fed:  # the last piece holds all options and the token before them
+        while (
+            len(cuts) > 1 and cuts[-1][0] <= fed
+        ):  # the last piece holds all options and the token before them
             count, _ = cuts.pop()
             cuts[-1] = (cuts[-1][0] + count, plan.round_size(cuts[-1][0] + count))
         count, size = cuts[-1]
@@ -251,17 +318,27 @@ class Engine:
         row = packing.single(last[lead:], request.options)
         return row, self._score_row(header, self._past(past), row, size)
 
-    def _score_row(self, header: plan.Tokens, past: cached.KeyValues | None, row: packing.Row, size: int) -> jax.Array:
+    def _score_row(
+        self, header: plan.Tokens, past: cached.KeyValues | None, row: packing.Row, size: int
+    ) -> jax.Array:
         arrays = row.padded(size, plan.round_size(len(row.targets)))
         return self._on_mesh(
-            cached.score, self.weights, self._header(header), past, *arrays, config=self.config, kernel=self._kernel,
-        )  # fmt: skip
+            cached.score,
+            self.weights,
+            self._header(header),
+            past,
+            *arrays,
+            config=self.config,
+            kernel=self._kernel,
+        )
 
     def _read_row(self, header: cached.KeyValues | None, row: packing.Row):
         """A row on a CPU: the targets' log-probabilities, and the row's keys and values [K, T, Dh]."""
         arrays = (array[0] for array in row.padded(self._row_size, self._row_size))
         counts = np.int32(len(row.tokens)), np.int32(len(row.targets))
-        return self._on_mesh(row_reader.read, self.weights, header, *arrays, *counts, config=self.config)
+        return self._on_mesh(
+            row_reader.read, self.weights, header, *arrays, *counts, config=self.config
+        )
 
     def _row_header(self, header: plan.Tokens) -> cached.KeyValues | None:
         """Keys and values of a header as rows are read behind it: itself read in rows, by the program that reads questions."""
@@ -310,14 +387,24 @@ class Engine:
             for count, size in plan.cut(len(segment)):
                 new = tuple(segment[start : start + count])
                 start, tokens, cuts = start + count, tokens + new, (*cuts, (count, size))
-                pieces.append(self._store.get(
-                    (header, tokens, cuts), lambda new=new, size=size: self._prefill(header, pieces, new, size)
-                ))  # fmt: skip
+                pieces.append(
+                    self._store.get(
+                        (header, tokens, cuts),
+                        lambda new=new, size=size: self._prefill(header, pieces, new, size),
+                    )
+                )
         return pieces
 
-    def _prefill(self, header: plan.Tokens, past: list[Piece], tokens: plan.Tokens, size: int) -> Piece:
+    def _prefill(
+        self, header: plan.Tokens, past: list[Piece], tokens: plan.Tokens, size: int
+    ) -> Piece:
         arrays = self._on_mesh(
-            cached.prefill, self.weights, self._header(header), self._past(past), packing.padded(tokens, size), config=self.config,
+            cached.prefill,
+            self.weights,
+            self._header(header),
+            self._past(past),
+            packing.padded(tokens, size),
+            config=self.config,
             kernel=self._kernel,
         )
         return Piece(arrays, len(tokens), size)
@@ -357,11 +444,18 @@ def _joined(one: jax.Array, other: jax.Array) -> np.ndarray:
 
 
 def _idle_rows(batch: int) -> cached.Rows:
-    return cached.Rows(*(np.zeros(batch, np.int32) for _ in range(4)), np.zeros((batch, 2), np.uint32))
+    return cached.Rows(
+        *(np.zeros(batch, np.int32) for _ in range(4)), np.zeros((batch, 2), np.uint32)
+    )
 
 
 def _set_row(rows: cached.Rows, place: int, length: int, token: int, left: int, key) -> None:
-    rows.length[place], rows.token[place], rows.index[place], rows.left[place] = length, token, 0, left
+    rows.length[place], rows.token[place], rows.index[place], rows.left[place] = (
+        length,
+        token,
+        0,
+        left,
+    )
     rows.key[place] = np.asarray(key, np.uint32)
 
 
@@ -387,13 +481,17 @@ def _ahead(items: Iterator, count: int) -> Iterator:
 def _finish_scores(requests: list[ScoreRequest], row: packing.Row, logprobs) -> Iterator[Score]:
     values = sharding.fetch(logprobs).reshape(-1).tolist()
     for request, options in zip(requests, row.found, strict=True):
-        yield Score(request.id, tuple(tuple(values[index] for index in option) for option in options))
+        yield Score(
+            request.id, tuple(tuple(values[index] for index in option) for option in options)
+        )
 
 
 def use_compilation_cache(directory: str | None = None) -> None:
     """Keeps compiled programs on disk between runs (default ~/.cache/cai_jax/compiled; JAX_COMPILATION_CACHE_DIR
     overrides it, and an empty one turns it off)."""
-    directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", directory or os.path.expanduser("~/.cache/cai_jax/compiled"))
+    directory = os.environ.get(
+        "JAX_COMPILATION_CACHE_DIR", directory or os.path.expanduser("~/.cache/cai_jax/compiled")
+    )
     if directory:
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

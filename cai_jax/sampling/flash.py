@@ -37,9 +37,13 @@ def choose(platform: str, dtype, config: ModelConfig) -> str:
     part = (q[:, :, 0], q[:, :, 0], jnp.ones((1, 64, 64), bool))
     try:
         jax.block_until_ready(jax.jit(lambda q, part: attend(q, [part], None, "cudnn"))(q, part))
-    except Exception as error:  # what is missing (cuDNN, a GPU new enough) comes as errors of many kinds
-        raise UserError(f"cuDNN's flash attention does not run on this GPU ({str(error).splitlines()[0][:120]}); "
-                        "set config.sampling.flash=False") from error
+    except (
+        Exception
+    ) as error:  # what is missing (cuDNN, a GPU new enough) comes as errors of many kinds
+        raise UserError(
+            f"cuDNN's flash attention does not run on this GPU ({str(error).splitlines()[0][:120]}); "
+            "set config.sampling.flash=False"
+        ) from error
     return "cudnn"
 
 
@@ -52,9 +56,13 @@ def attend(q_BxKxGxTxDh, parts, cap: float | None, kernel: str):
     B, T = q_BxKxGxTxDh.shape[0], q_BxKxGxTxDh.shape[3]
 
     def joined(place):
-        return jnp.concatenate([jnp.broadcast_to(part[place], (B, *part[place].shape[-3:])) for part in parts], axis=2)
+        return jnp.concatenate(
+            [jnp.broadcast_to(part[place], (B, *part[place].shape[-3:])) for part in parts], axis=2
+        )
 
-    allowed_BxTxS = jnp.concatenate([jnp.broadcast_to(part[2], (B, T, part[2].shape[-1])) for part in parts], axis=2)
+    allowed_BxTxS = jnp.concatenate(
+        [jnp.broadcast_to(part[2], (B, T, part[2].shape[-1])) for part in parts], axis=2
+    )
     if kernel.startswith("splash"):
         run = functools.partial(_splash, cap=cap, interpret=kernel != "splash")
         return _over_heads(run, q_BxKxGxTxDh, joined(0), joined(1), allowed_BxTxS)
@@ -63,11 +71,17 @@ def attend(q_BxKxGxTxDh, parts, cap: float | None, kernel: str):
 
 def _cudnn(q_BxKxGxTxDh, keys_BxKxSxDh, values_BxKxSxDh, allowed_BxTxS, kernel):
     B, K, G, T, Dh = q_BxKxGxTxDh.shape
-    q_BxTxHxDh = q_BxKxGxTxDh.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, Dh).astype(keys_BxKxSxDh.dtype)
+    q_BxTxHxDh = (
+        q_BxKxGxTxDh.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, Dh).astype(keys_BxKxSxDh.dtype)
+    )
     context = jax.nn.dot_product_attention(
-        q_BxTxHxDh, keys_BxKxSxDh.swapaxes(1, 2), values_BxKxSxDh.swapaxes(1, 2), mask=allowed_BxTxS[:, None], scale=1.0,
+        q_BxTxHxDh,
+        keys_BxKxSxDh.swapaxes(1, 2),
+        values_BxKxSxDh.swapaxes(1, 2),
+        mask=allowed_BxTxS[:, None],
+        scale=1.0,
         implementation=kernel,
-    )  # fmt: skip
+    )
     return context.reshape(B, T, K, G, Dh).transpose(0, 2, 3, 1, 4)
 
 
@@ -83,7 +97,9 @@ def _over_heads(run, q, keys, values, allowed):
 
 
 def _splash(q_BxKxGxTxDh, keys_BxKxSxDh, values_BxKxSxDh, allowed_BxTxS, cap, interpret):
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash  # half a second to import
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as splash,
+    )  # half a second to import
 
     B, K, G, T, Dh = q_BxKxGxTxDh.shape
     M, S = G * T, keys_BxKxSxDh.shape[2]
@@ -98,9 +114,17 @@ def _splash(q_BxKxGxTxDh, keys_BxKxSxDh, values_BxKxSxDh, allowed_BxTxS, cap, in
         )
         # JAX 0.10 makes an array of this flag, and cannot branch on it under jit.
         kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
-        q_Kx1xMxDh = jnp.pad(q_BxKxGxTxDh[b].reshape(K, 1, M, Dh), ((0, 0), (0, 0), (0, more_M), (0, 0)))
-        keys, values = (jnp.pad(x[b], ((0, 0), (0, more_S), (0, 0))) for x in (keys_BxKxSxDh, values_BxKxSxDh))
-        rows.append(jax.vmap(kernel)(q_Kx1xMxDh.astype(keys.dtype), keys, values)[:, 0, :M].reshape(K, G, T, Dh))
+        q_Kx1xMxDh = jnp.pad(
+            q_BxKxGxTxDh[b].reshape(K, 1, M, Dh), ((0, 0), (0, 0), (0, more_M), (0, 0))
+        )
+        keys, values = (
+            jnp.pad(x[b], ((0, 0), (0, more_S), (0, 0))) for x in (keys_BxKxSxDh, values_BxKxSxDh)
+        )
+        rows.append(
+            jax.vmap(kernel)(q_Kx1xMxDh.astype(keys.dtype), keys, values)[:, 0, :M].reshape(
+                K, G, T, Dh
+            )
+        )
     return jnp.stack(rows)
 
 

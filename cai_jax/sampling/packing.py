@@ -35,8 +35,13 @@ class Row:
 
     def padded(self, size: int, num_targets: int) -> list[np.ndarray]:
         """tokens, ends, offsets int32 [1, size]; places, targets int32 [1, num_targets]. Padding sees, of the row, only itself."""
-        return [padded(self.tokens, size), padded(self.ends, size, size), padded(self.offsets, size),
-                padded(self.places, num_targets), padded(self.targets, num_targets)]
+        return [
+            padded(self.tokens, size),
+            padded(self.ends, size, size),
+            padded(self.offsets, size),
+            padded(self.places, num_targets),
+            padded(self.targets, num_targets),
+        ]
 
 
 def padded(values: Sequence[int], size: int, fill: int = 0) -> np.ndarray:
@@ -63,8 +68,11 @@ def single(prompt: Tokens, options: Sequence[Tokens] = ()) -> Row:
 def several(questions: Sequence[Question]) -> Row:
     """The tree of the questions' prompts and of all but the last token of each of their options."""
     row = Row(found=[[[] for _ in options] for _, options in questions])
-    texts = sorted((*prompt, *option[:-1], -1, number, index) for number, (prompt, options) in enumerate(questions)
-                   for index, option in enumerate(options))  # fmt: skip
+    texts = sorted(
+        (*prompt, *option[:-1], -1, number, index)
+        for number, (prompt, options) in enumerate(questions)
+        for index, option in enumerate(options)
+    )
     path: list[int] = []  # the places of the last text's tokens
     last: Tokens = ()
     scored: dict[tuple[int, int], int] = {}
@@ -79,18 +87,25 @@ def several(questions: Sequence[Question]) -> Row:
             row.tokens.append(token)
             row.ends.append(0)
         prompt, options = questions[number]
-        asked = zip(path[len(prompt) - 1 :], options[index], strict=False)  # of an empty option nothing is asked
+        asked = zip(
+            path[len(prompt) - 1 :], options[index], strict=False
+        )  # of an empty option nothing is asked
         row.found[number][index] = [scored.setdefault(pair, len(scored)) for pair in asked]
         last = text
     for place in path:
         row.ends[place] = len(row.tokens)
-    row.places, row.targets = (list(part) for part in zip(*scored, strict=True)) if scored else ([], [])
+    row.places, row.targets = (
+        (list(part) for part in zip(*scored, strict=True)) if scored else ([], [])
+    )
     return row
 
 
 def shared(one: Tokens, other: Tokens) -> int:
     """With how many tokens both begin."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+        min(len(one), len(other)),
+    )
 
 
 def fed(options: Sequence[Tokens]) -> int:
@@ -117,7 +132,10 @@ def together(questions: Sequence[Question], size: int) -> list[list[int]]:
     """Indices of questions, every group of them a row of at most `size` tokens; what is longer is left out. Questions that begin
     alike are kept together. It depends on the questions and their order alone."""
     lengths = [len(several([question]).tokens) for question in questions]
-    order = sorted((index for index, length in enumerate(lengths) if length <= size), key=lambda i: (tuple(questions[i][0]), i))
+    order = sorted(
+        (index for index, length in enumerate(lengths) if length <= size),
+        key=lambda i: (tuple(questions[i][0]), i),
+    )
     if not order:
         return []
     prompts = [questions[index][0] for index in order]
@@ -131,4 +149,6 @@ def together(questions: Sequence[Question], size: int) -> list[list[int]]:
         else:
             parts.append([index])
             sizes.append(lengths[index] - common)
-    return [[index for part in group for index in parts[part]] for group in pack(sizes, size - common)]
+    return [
+        [index for part in group for index in parts[part]] for group in pack(sizes, size - common)
+    ]

@@ -16,7 +16,9 @@ from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
 
 PIECES = (64, 128, 256, 512)  # prefill shapes, in tokens
-CALL_TOKENS = 32  # what one more prefill call costs (reading all weights once), in tokens' worth of work
+CALL_TOKENS = (
+    32  # what one more prefill call costs (reading all weights once), in tokens' worth of work
+)
 MIN_SHARED = 64  # shorter segments are joined to the next one
 MAX_BATCH = {"cpu": 32, "gpu": 128, "tpu": 128}
 
@@ -80,7 +82,9 @@ def round_size(count: int) -> int:
 
 def cache_size(own_lengths: Sequence[int], max_new_tokens: int) -> int:
     """A power of two of positions, at least 256, that holds every prompt with its padding, and its completion."""
-    need = max(max(sum(size for _, size in cut(length)), length + max_new_tokens) for length in own_lengths)
+    need = max(
+        max(sum(size for _, size in cut(length)), length + max_new_tokens) for length in own_lengths
+    )
     return 1 << max(need - 1, 255).bit_length()
 
 
@@ -89,7 +93,9 @@ def token_bytes(config: ModelConfig, dtype) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
 
 
-def plan_batch(config: ModelConfig, dtype, max_length: int, cache_bytes: int, platform: str, multiple: int = 1) -> int:
+def plan_batch(
+    config: ModelConfig, dtype, max_length: int, cache_bytes: int, platform: str, multiple: int = 1
+) -> int:
     """How many rows of `max_length` tokens fit into `cache_bytes`: a power of two, times `multiple` (the ways in which
     the mesh splits the batch). UserError where not even that many fit."""
     row = token_bytes(config, dtype) * max_length
@@ -99,6 +105,8 @@ def plan_batch(config: ModelConfig, dtype, max_length: int, cache_bytes: int, pl
             f"sampling: {batch} rows of {max_length} tokens need {batch * row / 2**20:.0f} MiB of keys and values, more "
             f"than sampling.cache_bytes ({cache_bytes / 2**20:.0f} MiB): raise it, or lower sampling.max_length"
         )
-    while 2 * batch * row <= cache_bytes and 2 * batch <= max(MAX_BATCH.get(platform, 32), multiple):
+    while 2 * batch * row <= cache_bytes and 2 * batch <= max(
+        MAX_BATCH.get(platform, 32), multiple
+    ):
         batch *= 2
     return batch

@@ -24,7 +24,9 @@ LENGTH_MULTIPLE = 32
 def batch_rows(length: int, mesh) -> int:
     """How many dialogues of `length` tokens are scored at a time: a power of two, as numbers of rollouts and samples are."""
     tokens = TOKENS_A_BATCH.get(mesh.devices.flat[0].platform, TOKENS_ON_ACCELERATORS)
-    return batching.num_rows(2 ** (max(1, tokens // length).bit_length() - 1), sharding.batch_ways(mesh))
+    return batching.num_rows(
+        2 ** (max(1, tokens // length).bit_length() - 1), sharding.batch_ways(mesh)
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -40,7 +42,14 @@ class RewardModel:
     dialogues are scored in the same call beyond rounding.
     """
 
-    def __init__(self, params, config: ModelConfig, format, mesh, normalisation: tuple[float, float] | None = None):
+    def __init__(
+        self,
+        params,
+        config: ModelConfig,
+        format,
+        mesh,
+        normalisation: tuple[float, float] | None = None,
+    ):
         self._params, self._config, self._format, self._mesh = params, config, format, mesh
         self._mean, self._std = normalisation or (0.0, 1.0)
 
@@ -68,7 +77,9 @@ class RewardModel:
                 tokens, mask = sharding.put_batch(arrays, self._mesh)
                 with jax.set_mesh(self._mesh):
                     got = scores(self._params, tokens, mask, self._config)
-                found = (sharding.fetch(got)[: len(part)] - np.float32(self._mean)) / np.float32(self._std)
+                found = (sharding.fetch(got)[: len(part)] - np.float32(self._mean)) / np.float32(
+                    self._std
+                )
                 yield from zip(part, found.tolist(), strict=True)
 
 

@@ -14,8 +14,14 @@ class Ending(NamedTuple):
     stop: str
 
 
-def find_ending(tokens: Sequence[int], checked: int, max_new_tokens: int, eos_ids: Sequence[int],
-                stop_strings: Sequence[str], decode: Callable[[Sequence[int]], str]) -> Ending | None:
+def find_ending(
+    tokens: Sequence[int],
+    checked: int,
+    max_new_tokens: int,
+    eos_ids: Sequence[int],
+    stop_strings: Sequence[str],
+    decode: Callable[[Sequence[int]], str],
+) -> Ending | None:
     """The end of a row's completion, or None while it goes on.
 
     `tokens` are all tokens sampled so far, of which the first `checked` were looked at before. A stop string is found

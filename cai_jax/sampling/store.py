@@ -43,4 +43,6 @@ class Store:
 
 
 def num_bytes(value) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(value.arrays if isinstance(value, Piece) else value))
+    return sum(
+        x.nbytes for x in jax.tree.leaves(value.arrays if isinstance(value, Piece) else value)
+    )

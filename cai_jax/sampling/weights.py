@@ -20,15 +20,22 @@ from cai_jax.models.rounding import rounded
 DECODE_RULES = {**sharding.RULES, "embed": ()}
 
 
-def unstacked(layers: dict, config: ModelConfig, dtype, fuse: bool, out_major: bool, int8: bool) -> list[dict]:
+def unstacked(
+    layers: dict, config: ModelConfig, dtype, fuse: bool, out_major: bool, int8: bool
+) -> list[dict]:
     """The layers' weights one by one, adapters added up. fuse: q, k, v and gate, up joined into single matrices (not where the
     mesh splits heads); out_major: matrices turned to [out, in] (what a CPU prefers); int8: matrices `rounded`, and not turned.
     One layer after the other, so that nothing of the size of all of them is there but the result."""
-    return [_layer(layers, np.int32(index), config, jnp.dtype(dtype), fuse, out_major, int8) for index in range(config.num_layers)]
+    return [
+        _layer(layers, np.int32(index), config, jnp.dtype(dtype), fuse, out_major, int8)
+        for index in range(config.num_layers)
+    ]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "fuse", "out_major", "int8"))
-def _layer(layers: dict, index, config: ModelConfig, dtype, fuse: bool, out_major: bool, int8: bool) -> dict:
+def _layer(
+    layers: dict, index, config: ModelConfig, dtype, fuse: bool, out_major: bool, int8: bool
+) -> dict:
 
     def turned(weight, axes_in: int):
         if int8:
@@ -38,19 +45,29 @@ def _layer(layers: dict, index, config: ModelConfig, dtype, fuse: bool, out_majo
         size_in = math.prod(weight.shape[:axes_in])
         return blocks.OutMajor(weight.reshape(size_in, -1).T)
 
-    weights = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, index, keepdims=False), layers)
+    weights = jax.tree.map(
+        lambda stack: jax.lax.dynamic_index_in_dim(stack, index, keepdims=False), layers
+    )
     weights = {name: lora.whole(weight, dtype) for name, weight in weights.items()}
     if fuse:
         weights["qkv"] = jnp.concatenate([weights.pop(name) for name in ("q", "k", "v")], axis=1)
         if config.gated_mlp:
-            weights["gate_up"] = jnp.concatenate([weights.pop(name) for name in ("gate", "up")], axis=1)
+            weights["gate_up"] = jnp.concatenate(
+                [weights.pop(name) for name in ("gate", "up")], axis=1
+            )
     for name in ("qkv", "q", "k", "v", "gate_up", "gate", "up", "down", "o"):
         if name in weights:
             weights[name] = turned(weights[name], 2 if name == "o" else 1)
     return weights
 
 
-def prepare(params: dict, config: ModelConfig, fuse: bool = False, out_major: bool = False, int8: bool = False) -> dict:
+def prepare(
+    params: dict,
+    config: ModelConfig,
+    fuse: bool = False,
+    out_major: bool = False,
+    int8: bool = False,
+) -> dict:
     """Parameters as `cached` takes them: {"embed", "unembed", "final_norm", "layers": [one dict a layer]}; `params` may have
     adapters. With int8 the table that tokens are looked up in, norms and biases stay as they are."""
     unembed = params["embed"] if config.tied_embeddings else params["unembed"]

@@ -21,7 +21,10 @@ def run(ctx: StageContext) -> dict:
     ctx.require_rows(rows, "responses")
     judge = ctx.load_model(ctx.config.reward, kind="reward")
     reward = RewardModel(judge.params, judge.config, judge.format, ctx.mesh, judge.normalisation)
-    dialogues = [(*dialogue_from_json(row["dialogue"]), Message("assistant", row["response"])) for row in rows]
+    dialogues = [
+        (*dialogue_from_json(row["dialogue"]), Message("assistant", row["response"]))
+        for row in rows
+    ]
     scores = collected(ctx.score_each(reward, dialogues, ctx.name), len(rows))
     answers = collections.defaultdict(list)
     for row, score in zip(rows, scores, strict=True):
@@ -30,9 +33,22 @@ def run(ctx: StageContext) -> dict:
     journal.discard(lambda row: False)
     for prompt_id, found in sorted(answers.items()):
         score, best = max(found, key=lambda pair: (pair[0], -pair[1]["sample"]))
-        journal.append({**best, "id": f"{prompt_id}/00", "sample": 0, "drawn_as": best["id"], "score": score, "of": len(found),
-                        "mean_score": sum(score for score, _ in found) / len(found)})
+        journal.append(
+            {
+                **best,
+                "id": f"{prompt_id}/00",
+                "sample": 0,
+                "drawn_as": best["id"],
+                "score": score,
+                "of": len(found),
+                "mean_score": sum(score for score, _ in found) / len(found),
+            }
+        )
     digest = journal.finish()
     gain = sum(row["score"] - row["mean_score"] for row in journal.finished.values()) / len(answers)
-    return {"rows": len(answers), "sha256": {"records": digest}, "mean_gain": gain,
-            "headline": f"{len(answers)} of {len(rows)} answers kept, {gain:+.2f} above the mean by {ctx.config.reward}"}
+    return {
+        "rows": len(answers),
+        "sha256": {"records": digest},
+        "mean_gain": gain,
+        "headline": f"{len(answers)} of {len(rows)} answers kept, {gain:+.2f} above the mean by {ctx.config.reward}",
+    }

@@ -23,24 +23,44 @@ def run(ctx: StageContext) -> dict:
     for prompt in prompts.values():
         if prompt.id not in journal.finished:
             segments = model.format.prompt(prompt.dialogue)
-            requests += [SampleRequest(f"{prompt.id}/{sample:02d}", segments, row_key(ctx.seed, ctx.name, 0, prompt.id, sample))
-                         for sample in range(config.num_samples)]
+            requests += [
+                SampleRequest(
+                    f"{prompt.id}/{sample:02d}",
+                    segments,
+                    row_key(ctx.seed, ctx.name, 0, prompt.id, sample),
+                )
+                for sample in range(config.num_samples)
+            ]
 
     groups = collections.defaultdict(dict)
-    for completion in ctx.sample(ctx.engine(model), requests, sampling, ctx.name) if requests else ():
+    for completion in (
+        ctx.sample(ctx.engine(model), requests, sampling, ctx.name) if requests else ()
+    ):
         prompt_id, _, sample = completion.id.rpartition("/")
         groups[prompt_id][sample] = completion
         if len(groups[prompt_id]) == config.num_samples:
             group = [completion for _, completion in sorted(groups.pop(prompt_id).items())]
-            journal.append({
-                "id": prompt_id, "prompt_id": prompt_id, "kind": prompts[prompt_id].kind, "model": model.name, "seed": ctx.seed,
-                "source": "ai", "dialogue": dialogue_to_json(prompts[prompt_id].dialogue),
-                "responses": [completion.text for completion in group], "stops": [completion.stop for completion in group],
-                "num_tokens": [len(completion.tokens) for completion in group],
-            })
+            journal.append(
+                {
+                    "id": prompt_id,
+                    "prompt_id": prompt_id,
+                    "kind": prompts[prompt_id].kind,
+                    "model": model.name,
+                    "seed": ctx.seed,
+                    "source": "ai",
+                    "dialogue": dialogue_to_json(prompts[prompt_id].dialogue),
+                    "responses": [completion.text for completion in group],
+                    "stops": [completion.stop for completion in group],
+                    "num_tokens": [len(completion.tokens) for completion in group],
+                }
+            )
     ctx.require_rows(journal.finished, "comparisons")
     digest = journal.finish()
     rows = list(journal.finished.values())
     equal = sum(len(set(row["responses"])) < len(row["responses"]) for row in rows)
-    return {"rows": len(rows), "sha256": {"records": digest}, "with_equal_responses": equal,
-            "headline": f"{len(rows)} groups of {config.num_samples}, {equal} with equal responses"}
+    return {
+        "rows": len(rows),
+        "sha256": {"records": digest},
+        "with_equal_responses": equal,
+        "headline": f"{len(rows)} groups of {config.num_samples}, {equal} with equal responses",
+    }

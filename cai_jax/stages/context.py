@@ -25,8 +25,13 @@ from cai_jax.structs import Completion, Dialogue, SampleRequest, SamplingParams,
 from cai_jax.training import feed
 from cai_jax.training import state as state_lib
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
-                   "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
 @dataclasses.dataclass
@@ -72,7 +77,9 @@ def resolve_role(run_config, reference: str) -> str:
         if reference not in roles:
             return reference
         reference = roles[reference]
-    raise UserError(f"config.models: the role '{reference}' points at itself; give it a directory, a hub name or '@stage'")
+    raise UserError(
+        f"config.models: the role '{reference}' points at itself; give it a directory, a hub name or '@stage'"
+    )
 
 
 @dataclasses.dataclass
@@ -108,8 +115,13 @@ class StageContext:
     def require_rows(self, rows: Sequence, what: str) -> None:
         """Stops with one line where nothing is left to work on."""
         if not rows:
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(self.dropped.items())) or "none was given"
-            raise UserError(f"stage '{self.name}': 0 {what} left ({reasons}); check the stage's inputs and limits")
+            reasons = (
+                ", ".join(f"{reason}: {count}" for reason, count in sorted(self.dropped.items()))
+                or "none was given"
+            )
+            raise UserError(
+                f"stage '{self.name}': 0 {what} left ({reasons}); check the stage's inputs and limits"
+            )
 
     def metrics(self, resume_step: int = 0, written: str = "") -> MetricsWriter:
         project = (self.run_config.get("logging") or {}).get("wandb", "")
@@ -121,7 +133,9 @@ class StageContext:
 
     # Models ------------------------------------------------------------------------------------------------------
 
-    def load_model(self, reference: str, kind: str = "policy", format: str = "auto", int8: bool | None = None) -> LoadedModel:
+    def load_model(
+        self, reference: str, kind: str = "policy", format: str = "auto", int8: bool | None = None
+    ) -> LoadedModel:
         """Loads a role, `@stage`, `@stage:step`, a Hugging Face directory or hub name, or `random:DIRECTORY`.
 
         A preference model (kind "reward") is a stage of kind pm, or a directory of a sequence classifier with one label.
@@ -130,26 +144,40 @@ class StageContext:
         """
         target = resolve_role(self.run_config, reference)
         if int8 is None:
-            own = lora.Adapters.from_fields(self.config.get("adapters"), f"config.graph.{self.name}.adapters")
+            own = lora.Adapters.from_fields(
+                self.config.get("adapters"), f"config.graph.{self.name}.adapters"
+            )
             int8 = own is not None and own.int8
         if target.startswith("@"):
             return self._load_stage(target[1:], kind, format, int8)
         directory = hf.resolve(target)
         if kind != "policy" and not hf.is_classifier(directory):
-            raise UserError(f"stage '{self.name}': '{reference}' is not a preference model; name a stage of kind pm as '@pm', or a "
-                            "directory of a …ForSequenceClassification model with one label")
+            raise UserError(
+                f"stage '{self.name}': '{reference}' is not a preference model; name a stage of kind pm as '@pm', or a "
+                "directory of a …ForSequenceClassification model with one label"
+            )
         if kind == "policy" and hf.is_classifier(directory):
-            raise UserError(f"stage '{self.name}': '{reference}' is a preference model, a policy is needed here")
+            raise UserError(
+                f"stage '{self.name}': '{reference}' is a preference model, a policy is needed here"
+            )
 
         def load():
             if kind == "policy":
-                return hf.load_params(target, seed=self.seed, dtype=self.dtype, mesh=self.mesh, int8=int8)
-            config, decoder, head = hf.load_classifier(directory, dtype=self.dtype, mesh=self.mesh, int8=int8)
+                return hf.load_params(
+                    target, seed=self.seed, dtype=self.dtype, mesh=self.mesh, int8=int8
+                )
+            config, decoder, head = hf.load_classifier(
+                directory, dtype=self.dtype, mesh=self.mesh, int8=int8
+            )
             return config, state_lib.with_head(decoder, head, self.mesh)
 
-        ModelConfig.from_json(directory)  # what can be wrong there is told before gigabytes are read
+        ModelConfig.from_json(
+            directory
+        )  # what can be wrong there is told before gigabytes are read
         loaded = dialogue_lib.load_format(directory, format)
-        weights = self._shared((target, int8), lambda: Weights(target, *load(), hf.fingerprint(target, self.seed)))
+        weights = self._shared(
+            (target, int8), lambda: Weights(target, *load(), hf.fingerprint(target, self.seed))
+        )
         return LoadedModel(target, weights.config, weights.params, loaded, kind, weights=weights)
 
     def _shared(self, name: tuple[str, bool], load) -> Weights:
@@ -164,37 +192,68 @@ class StageContext:
         path = self.run_path / stage / "model"
         role = artefacts.read_json(path / "role.json")
         if role is None:
-            raise UserError(f"{path.parent}: no model there; '@{stage}' must name a finished stage of kind sl, pm or rl")
+            raise UserError(
+                f"{path.parent}: no model there; '@{stage}' must name a finished stage of kind sl, pm or rl"
+            )
         if role["kind"] != kind:
-            raise UserError(f"stage '{self.name}': '@{stage}' is a {role['kind']}, a {kind} is needed here")
-        config = ModelConfig.from_hf(artefacts.read_json(path / "config.json") or {}, str(path / "config.json"))
+            raise UserError(
+                f"stage '{self.name}': '@{stage}' is a {role['kind']}, a {kind} is needed here"
+            )
+        config = ModelConfig.from_hf(
+            artefacts.read_json(path / "config.json") or {}, str(path / "config.json")
+        )
         loaded = dialogue_lib.load_format(path, role["format"] if format == "auto" else format)
         normalisation = tuple(role["normalisation"]) if role.get("normalisation") else None
-        adapters = lora.Adapters.from_fields(role.get("adapters"), f"{path / 'role.json'}: adapters")
+        adapters = lora.Adapters.from_fields(
+            role.get("adapters"), f"{path / 'role.json'}: adapters"
+        )
         if adapters is None:
-            weights = self._shared(("@" + target, int8), lambda: self._restored(target, config, kind, int8=int8))
-            return LoadedModel("@" + target, config, weights.params, loaded, kind, normalisation, weights=weights)
-        base = self._base(stage, role["adapters"]["base"], role["adapters"]["base_fingerprint"], adapters.int8)
+            weights = self._shared(
+                ("@" + target, int8), lambda: self._restored(target, config, kind, int8=int8)
+            )
+            return LoadedModel(
+                "@" + target, config, weights.params, loaded, kind, normalisation, weights=weights
+            )
+        base = self._base(
+            stage, role["adapters"]["base"], role["adapters"]["base_fingerprint"], adapters.int8
+        )
         trained = self._restored(target, config, kind, adapters).params
         params = lora.attach(lora.base_of(base.params), trained, adapters)
         trained = trained.get("decoder", trained)
-        return LoadedModel("@" + target, config, params, loaded, kind, normalisation, adapters, trained, base)
+        return LoadedModel(
+            "@" + target, config, params, loaded, kind, normalisation, adapters, trained, base
+        )
 
-    def _restored(self, target: str, config: ModelConfig, kind: str, adapters: lora.Adapters | None = None,
-                  int8: bool = False) -> Weights:
+    def _restored(
+        self,
+        target: str,
+        config: ModelConfig,
+        kind: str,
+        adapters: lora.Adapters | None = None,
+        int8: bool = False,
+    ) -> Weights:
         """What "stage" (at its end) or "stage:step" has trained: whole weights in the run's dtype, adapters in float32."""
         stage, _, step = target.partition(":")
         checkpoints = Checkpoints(self.run_path / stage / "checkpoints")
-        targets = {"params": state_lib.abstract_params(config, kind, self.mesh, adapters=adapters)}  # trained in float32
+        targets = {
+            "params": state_lib.abstract_params(config, kind, self.mesh, adapters=adapters)
+        }  # trained in float32
         if step:
             if not step.isdigit() or int(step) not in checkpoints.steps():
                 raise UserError(f"'@{target}': no such checkpoint; steps: {checkpoints.steps()}")
             found = int(step), *checkpoints.restore(int(step), targets)
         else:
             found = checkpoints.restore_latest(targets)
-            last = artefacts.StageDirectory(self.run_path / stage).manifest.get("summary", {}).get("steps", found and found[0])
+            last = (
+                artefacts.StageDirectory(self.run_path / stage)
+                .manifest.get("summary", {})
+                .get("steps", found and found[0])
+            )
             if found is None or found[0] != last:
-                raise artefacts.Damaged(stage, f"{checkpoints.path}: the last checkpoint is lost; '{stage}' trains on to it again")
+                raise artefacts.Damaged(
+                    stage,
+                    f"{checkpoints.path}: the last checkpoint is lost; '{stage}' trains on to it again",
+                )
         number, trees, _ = found
         params = trees["params"] if adapters else state_lib.cast(trees["params"], self.dtype)
         if int8:
@@ -204,15 +263,25 @@ class StageContext:
     def _base(self, stage: str, name: str, fingerprint: str, int8: bool) -> Weights:
         """The weights that the adapters of `stage` were trained on; UserError where they are not there or not the same."""
         try:
-            kind = "reward" if not name.startswith("@") and hf.is_classifier(hf.resolve(name)) else "policy"
+            kind = (
+                "reward"
+                if not name.startswith("@") and hf.is_classifier(hf.resolve(name))
+                else "policy"
+            )
             if name.startswith("@"):
-                kind = artefacts.read_json(self.run_path / name[1:].partition(":")[0] / "model" / "role.json")["kind"]
+                kind = artefacts.read_json(
+                    self.run_path / name[1:].partition(":")[0] / "model" / "role.json"
+                )["kind"]
             weights = self.load_model(name, kind, int8=int8).weights
         except UserError as error:
-            raise UserError(f"'@{stage}' has adapters, which need the base they were trained on: {error}") from error
+            raise UserError(
+                f"'@{stage}' has adapters, which need the base they were trained on: {error}"
+            ) from error
         if weights.fingerprint != fingerprint:
-            raise UserError(f"'@{stage}' has adapters that were trained on other weights than those of '{name}' now (fingerprint "
-                            f"{fingerprint}, now {weights.fingerprint}); put the base back, or train '{stage}' again")
+            raise UserError(
+                f"'@{stage}' has adapters that were trained on other weights than those of '{name}' now (fingerprint "
+                f"{fingerprint}, now {weights.fingerprint}); put the base back, or train '{stage}' again"
+            )
         return weights
 
     def adapters(self, *models: LoadedModel) -> lora.Adapters | None:
@@ -223,16 +292,25 @@ class StageContext:
             found.names(model.config)
             if model.adapters not in (None, found):
                 has = model.adapters
-                numbers = f"rank={has.rank} alpha={has.alpha:g} targets={','.join(has.targets)}" + has.int8 * " base_dtype=int8"
-                raise UserError(f"{where}: '{model.name}' has adapters, which would be trained on: give their numbers ({numbers}), "
-                                "or rank=0 to train all weights")
+                numbers = (
+                    f"rank={has.rank} alpha={has.alpha:g} targets={','.join(has.targets)}"
+                    + has.int8 * " base_dtype=int8"
+                )
+                raise UserError(
+                    f"{where}: '{model.name}' has adapters, which would be trained on: give their numbers ({numbers}), "
+                    "or rank=0 to train all weights"
+                )
         return found
 
-    def encode(self, format: dialogue_lib.DialogueFormat, dialogues: Sequence[Dialogue]) -> list[dialogue_lib.Encoded]:
+    def encode(
+        self, format: dialogue_lib.DialogueFormat, dialogues: Sequence[Dialogue]
+    ) -> list[dialogue_lib.Encoded]:
         """`format.example` of every dialogue; a training stage that is started again finds the tokens in its directory."""
         return feed.encode(format, dialogues, self.directory.path / feed.TOKENS)
 
-    def publish(self, model: LoadedModel, kind: str, normalisation: tuple[float, float] | None = None) -> None:
+    def publish(
+        self, model: LoadedModel, kind: str, normalisation: tuple[float, float] | None = None
+    ) -> None:
         """Writes `model/` beside the stage's checkpoints: architecture, tokenizer and role, so that `@stage` can be loaded.
 
         Where adapters on `model` were trained, the role names their base and its fingerprint instead of copying it.
@@ -245,10 +323,18 @@ class StageContext:
                 if source.exists():
                     source.copy(target / name, overwrite=True)
             artefacts.write_json(target / "config.json", model.config.to_hf())
-            role = {"kind": kind, "normalisation": normalisation, "format": model.format.kind, "initialised_from": model.name}
+            role = {
+                "kind": kind,
+                "normalisation": normalisation,
+                "format": model.format.kind,
+                "initialised_from": model.name,
+            }
             if adapters := self.adapters(model):
-                role["adapters"] = {**adapters.to_json(), "base": model.weights.name,
-                                    "base_fingerprint": model.weights.fingerprint}
+                role["adapters"] = {
+                    **adapters.to_json(),
+                    "base": model.weights.name,
+                    "base_fingerprint": model.weights.fingerprint,
+                }
             artefacts.write_json(target / "role.json", role)
         artefacts.barrier(f"published {target}")
 
@@ -264,16 +350,25 @@ class StageContext:
     def answering(self, model: LoadedModel) -> SamplingParams:
         """How the stage's fields say that an assistant's turn is drawn."""
         config = self.config
-        return SamplingParams(config.max_new_tokens, config.temperature, config.top_k, config.top_p,
-                              model.format.stop_strings("assistant"))
+        return SamplingParams(
+            config.max_new_tokens,
+            config.temperature,
+            config.top_k,
+            config.top_p,
+            model.format.stop_strings("assistant"),
+        )
 
     def engine(self, model: LoadedModel) -> engine_lib.Engine:
         options = engine_lib.EngineOptions(**self.run_config.sampling.to_dict())
-        if self.config.get("kind") == "rl":  # PPO's first ratio is 1 only where sampler and learner have the same weights
+        if (
+            self.config.get("kind") == "rl"
+        ):  # PPO's first ratio is 1 only where sampler and learner have the same weights
             options = dataclasses.replace(options, int8=False)
         return engine_lib.Engine(model.params, model.config, model.format, self.mesh, options)
 
-    def sample(self, engine, requests: Sequence[SampleRequest], sampling: SamplingParams, label: str) -> Iterator[Completion]:
+    def sample(
+        self, engine, requests: Sequence[SampleRequest], sampling: SamplingParams, label: str
+    ) -> Iterator[Completion]:
         """Completions as they finish. Requests that do not fit the context are counted and left out, never cut."""
         fitting = self._fitting(engine, requests, [sampling.max_new_tokens] * len(requests))
         for completion in self._watched(engine.generate(fitting, sampling), len(fitting), label):
@@ -281,22 +376,38 @@ class StageContext:
             # The space after a heading and line ends before a stop belong to the format, which writes them again.
             yield dataclasses.replace(completion, text=completion.text.strip())
 
-    def score(self, engine, requests: Sequence[ScoreRequest], label: str, wanted: Container[str] | None = None) -> Iterator[Score]:
+    def score(
+        self,
+        engine,
+        requests: Sequence[ScoreRequest],
+        label: str,
+        wanted: Container[str] | None = None,
+    ) -> Iterator[Score]:
         """Scores of the requests that fit the context; the others are counted and left out. With `wanted`, the ids of those that
         are still to be scored, short ones share forward passes: `requests` is then always the whole list (see Engine.score)."""
         longest = [max(len(option) for option in request.options) for request in requests]
         fitting = self._fitting(engine, requests, longest)
         asked = [request for request in fitting if wanted is None or request.id in wanted]
         self.count_tokens("scored", sum(sum(map(len, request.segments)) for request in asked))
-        found = engine.score(fitting) if wanted is None else engine.score(fitting, together=True, wanted=wanted)
+        found = (
+            engine.score(fitting)
+            if wanted is None
+            else engine.score(fitting, together=True, wanted=wanted)
+        )
         yield from self._watched(found, len(asked), label)
 
-    def score_each(self, model, dialogues: Sequence[Dialogue], label: str) -> Iterator[tuple[int, float]]:
+    def score_each(
+        self, model, dialogues: Sequence[Dialogue], label: str
+    ) -> Iterator[tuple[int, float]]:
         """(index, score) of every dialogue by a preference model, or what else has `score_each`, as it is there."""
         return self._watched(model.score_each(dialogues), len(dialogues), label)
 
     def _fitting(self, engine, requests, new_tokens):
-        fitting = [request for request, count in zip(requests, new_tokens, strict=True) if engine.fits(request, count)]
+        fitting = [
+            request
+            for request, count in zip(requests, new_tokens, strict=True)
+            if engine.fits(request, count)
+        ]
         self.drop("longer than the context", len(requests) - len(fitting))
         return fitting
 

@@ -29,13 +29,22 @@ from cai_jax.io import artefacts
 from cai_jax.sampling.rewards import RewardModel, collected
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext, resolve_role
-from cai_jax.structs import Message, SampleRequest, SamplingParams, dialogue_from_json, dialogue_to_json
+from cai_jax.structs import (
+    Message,
+    SampleRequest,
+    SamplingParams,
+    dialogue_from_json,
+    dialogue_to_json,
+)
 from cai_jax.training.rollouts import custom_reward
 
 SCHEMA = 2
 PROMPT_FIELD = "prompts_"  # config.prompts_NAME is the set of prompts NAME
 FILE_REFERENCE = "responses:"  # a model whose answers stand in a file
-ANSWERING_KINDS = ("respond", "best_of")  # stages whose records are answers, named as "@stage" in place of a model
+ANSWERING_KINDS = (
+    "respond",
+    "best_of",
+)  # stages whose records are answers, named as "@stage" in place of a model
 
 
 def run(ctx: StageContext) -> dict:
@@ -50,8 +59,13 @@ def run(ctx: StageContext) -> dict:
     reward = _reward_model(ctx, config.reward) if config.reward else None
     scores = _scores(ctx, reward, answers, revisions)
 
-    rows = samples.rows(list(answers.finished.values()), scores.finished_scores, list(models), anchor=config.anchor,
-                        seed=ctx.seed)
+    rows = samples.rows(
+        list(answers.finished.values()),
+        scores.finished_scores,
+        list(models),
+        anchor=config.anchor,
+        seed=ctx.seed,
+    )
     rows += samples.revision_rows(revisions, scores.finished_scores, seed=ctx.seed)
     verdicts = ctx.directory.journal("verdicts")
     if config.judge:
@@ -61,7 +75,11 @@ def run(ctx: StageContext) -> dict:
     asked, digests = ctx.directory.journal("choices"), {}
     answering = {config.feedback: config.feedback} if config.feedback else {}
     if config.choices_of_models:
-        answering |= {name: reference for name, reference in models.items() if _written(ctx, reference) is None}
+        answering |= {
+            name: reference
+            for name, reference in models.items()
+            if _written(ctx, reference) is None
+        }
     for on, items in sets.items() if answering else ():
         rows += _multiple_choice(ctx, answering, on, items, asked, curves)
     if reward is not None:
@@ -71,18 +89,27 @@ def run(ctx: StageContext) -> dict:
     if config.harm.model:
         rows += _harm(ctx, models, digests)
     notes = _notes(ctx)
-    digests |= {"records": answers.finish(), "scores": scores.journal.finish(), "choices": asked.finish(),
-                "verdicts": verdicts.finish()}
+    digests |= {
+        "records": answers.finish(),
+        "scores": scores.journal.finish(),
+        "choices": asked.finish(),
+        "verdicts": verdicts.finish(),
+    }
     if artefacts.is_writer():
         value = {"schema": ROW_SCHEMA, "rows": rows, "curves": curves, "notes": notes}
         artefacts.write_json(ctx.directory.path / "metrics.json", value)
-    return {"rows": len(rows), "sha256": digests, "answers": len(answers.finished),
-            "headline": headline(rows, list(models))}
+    return {
+        "rows": len(rows),
+        "sha256": digests,
+        "answers": len(answers.finished),
+        "headline": headline(rows, list(models)),
+    }
 
 
 def in_order(models, run_config) -> dict[str, str]:
     """name → reference: given models first, then those that stages trained, in the order of the stages. The first is
     what the others are compared with (a ConfigDict forgets the order in which it was written)."""
+
     def place(item):
         target = resolve_role(run_config, item[1])
         stage, _, step = target.removeprefix("@").partition(":")
@@ -110,12 +137,23 @@ def _prompts(ctx: StageContext, fields) -> list:
     return prompts
 
 
-def _answers(ctx: StageContext, models: dict[str, str], sets: dict[str, list], journal, num_samples: int, temperature: float):
+def _answers(
+    ctx: StageContext,
+    models: dict[str, str],
+    sets: dict[str, list],
+    journal,
+    num_samples: int,
+    temperature: float,
+):
     """Samples what is not in the journal yet; a model is loaded only if something of it is missing."""
     config = ctx.config
     for name, reference in models.items():
-        wanted = {f"{on}/{name}/{prompt.id}/{sample:02d}": (on, prompt, sample)
-                  for on, prompts in sets.items() for prompt in prompts for sample in range(num_samples)}
+        wanted = {
+            f"{on}/{name}/{prompt.id}/{sample:02d}": (on, prompt, sample)
+            for on, prompts in sets.items()
+            for prompt in prompts
+            for sample in range(num_samples)
+        }
         missing = [key for key in wanted if key not in journal.finished]
         if not missing:
             continue
@@ -123,20 +161,44 @@ def _answers(ctx: StageContext, models: dict[str, str], sets: dict[str, list], j
             _read_answers(ctx, name, reference, written, wanted, missing, journal)
             continue
         model = ctx.load_model(reference, format=config.format)
-        sampling = SamplingParams(config.max_new_tokens, temperature, config.top_k, config.top_p,
-                                  model.format.stop_strings("assistant"))
+        sampling = SamplingParams(
+            config.max_new_tokens,
+            temperature,
+            config.top_k,
+            config.top_p,
+            model.format.stop_strings("assistant"),
+        )
         # The key names the prompt and the sample, not the model: all models see the same random numbers.
-        requests = [SampleRequest(key, model.format.prompt(prompt.dialogue),
-                                  row_key(ctx.seed, ctx.name, 0, prompt.id, sample))
-                    for key in missing for _, prompt, sample in [wanted[key]]]
-        for completion in ctx.sample(ctx.engine(model), requests, sampling, f"{ctx.name}: {name} answers"):
+        requests = [
+            SampleRequest(
+                key,
+                model.format.prompt(prompt.dialogue),
+                row_key(ctx.seed, ctx.name, 0, prompt.id, sample),
+            )
+            for key in missing
+            for _, prompt, sample in [wanted[key]]
+        ]
+        for completion in ctx.sample(
+            ctx.engine(model), requests, sampling, f"{ctx.name}: {name} answers"
+        ):
             on, prompt, sample = wanted[completion.id]
-            journal.append({
-                "id": completion.id, "prompt_id": prompt.id, "kind": prompt.kind, "on": on, "name": name,
-                "model": model.name, "seed": ctx.seed, "dialogue": dialogue_to_json(prompt.dialogue), "sample": sample,
-                "response": completion.text, "stop": completion.stop, "num_tokens": len(completion.tokens),
-                "logprob": float(sum(completion.logprobs)),
-            })
+            journal.append(
+                {
+                    "id": completion.id,
+                    "prompt_id": prompt.id,
+                    "kind": prompt.kind,
+                    "on": on,
+                    "name": name,
+                    "model": model.name,
+                    "seed": ctx.seed,
+                    "dialogue": dialogue_to_json(prompt.dialogue),
+                    "sample": sample,
+                    "response": completion.text,
+                    "stop": completion.stop,
+                    "num_tokens": len(completion.tokens),
+                    "logprob": float(sum(completion.logprobs)),
+                }
+            )
         journal.flush()
         del model
     if sets and models:
@@ -148,19 +210,26 @@ def _written(ctx: StageContext, reference: str):
     stage = reference.removeprefix("@")
     if reference.startswith(FILE_REFERENCE):
         return read_rows(reference.removeprefix(FILE_REFERENCE))
-    if reference.startswith("@") and ctx.run_config.graph.get(stage, {}).get("kind") in ANSWERING_KINDS:
+    if (
+        reference.startswith("@")
+        and ctx.run_config.graph.get(stage, {}).get("kind") in ANSWERING_KINDS
+    ):
         return enumerate(artefacts.StageDirectory(ctx.run_path / stage).records(), 1)
     return None
 
 
-def _read_answers(ctx: StageContext, name: str, reference: str, written, wanted: dict, missing: list[str], journal) -> None:
+def _read_answers(
+    ctx: StageContext, name: str, reference: str, written, wanted: dict, missing: list[str], journal
+) -> None:
     """Answers that exist already, rows of {"prompt_id" or "prompt", "response"}: the n-th row of a prompt is its n-th sample.
     Lengths are in words where a row has no "num_tokens"."""
     path = reference.removeprefix(FILE_REFERENCE)
     by_prompt = collections.defaultdict(list)
     for line, found in written:
         key = field(found, "prompt_id" if "prompt_id" in found else "prompt", str, path, line)
-        by_prompt[key.strip()].append({**found, "response": field(found, "response", str, path, line)})
+        by_prompt[key.strip()].append(
+            {**found, "response": field(found, "response", str, path, line)}
+        )
     for key in missing:
         on, prompt, sample = wanted[key]
         rows = by_prompt.get(prompt.id) or by_prompt.get(prompt.dialogue[-1].text.strip()) or []
@@ -168,11 +237,23 @@ def _read_answers(ctx: StageContext, name: str, reference: str, written, wanted:
             ctx.drop(f"no answer in {path}")
             continue
         text = rows[sample]["response"].strip()
-        journal.append({
-            "id": key, "prompt_id": prompt.id, "kind": prompt.kind, "on": on, "name": name, "model": reference, "seed": ctx.seed,
-            "dialogue": dialogue_to_json(prompt.dialogue), "sample": sample, "response": text, "logprob": None,
-            "stop": rows[sample].get("stop", "eos"), "num_tokens": int(rows[sample].get("num_tokens", len(text.split()))),
-        })
+        journal.append(
+            {
+                "id": key,
+                "prompt_id": prompt.id,
+                "kind": prompt.kind,
+                "on": on,
+                "name": name,
+                "model": reference,
+                "seed": ctx.seed,
+                "dialogue": dialogue_to_json(prompt.dialogue),
+                "sample": sample,
+                "response": text,
+                "logprob": None,
+                "stop": rows[sample].get("stop", "eos"),
+                "num_tokens": int(rows[sample].get("num_tokens", len(text.split()))),
+            }
+        )
     journal.flush()
 
 
@@ -180,7 +261,9 @@ def _reward_model(ctx: StageContext, reference: str, kind: str = "reward"):
     """The judge: a stage with a head, or a function of dialogues ("python:package.module.function")."""
     if reference.startswith("python:"):
         score = custom_reward(reference)
-        return types.SimpleNamespace(score_each=lambda dialogues: enumerate(score(dialogues).tolist()))
+        return types.SimpleNamespace(
+            score_each=lambda dialogues: enumerate(score(dialogues).tolist())
+        )
     model = ctx.load_model(reference, kind=kind)
     return RewardModel(model.params, model.config, model.format, ctx.mesh, model.normalisation)
 
@@ -194,11 +277,16 @@ class _scores:
         for record in answers.finished.values():
             wanted[record["id"]] = record["dialogue"], record["response"]
         for record in revisions:
-            for number, text in enumerate([record["initial"], *(r["revision"] for r in record["rounds"])]):
+            for number, text in enumerate(
+                [record["initial"], *(r["revision"] for r in record["rounds"])]
+            ):
                 wanted[f"{record['id']}#{number}"] = record["dialogue"], text
         missing = [key for key in wanted if key not in self.journal.finished]
         if reward is not None and missing:
-            dialogues = [(*dialogue_from_json(wanted[key][0]), Message("assistant", wanted[key][1])) for key in missing]
+            dialogues = [
+                (*dialogue_from_json(wanted[key][0]), Message("assistant", wanted[key][1]))
+                for key in missing
+            ]
             for index, score in ctx.score_each(reward, dialogues, f"{ctx.name}: scores"):
                 self.journal.append({"id": missing[index], "score": score})
         self.finished_scores = {key: value["score"] for key, value in self.journal.finished.items()}
@@ -208,50 +296,85 @@ def _harm(ctx: StageContext, models: dict[str, str], digests: dict[str, str]) ->
     """Expected harm of every model's answers at each temperature, and the regressor's error on held-out ratings. Greedy
     answers are all the same, so one a prompt is drawn; answers from a file count as those of temperature 1."""
     fields, regressor = ctx.config.harm, resolve_role(ctx.run_config, ctx.config.harm.model)
-    prompts, answers, harms = _prompts(ctx, fields.prompts), ctx.directory.journal("harm"), ctx.directory.journal("harm_scores")
+    prompts, answers, harms = (
+        _prompts(ctx, fields.prompts),
+        ctx.directory.journal("harm"),
+        ctx.directory.journal("harm_scores"),
+    )
     for temperature in fields.temperatures:
-        able = {name: ref for name, ref in models.items() if temperature == 1 or not ref.startswith(FILE_REFERENCE)}
+        able = {
+            name: ref
+            for name, ref in models.items()
+            if temperature == 1 or not ref.startswith(FILE_REFERENCE)
+        }
         samples_each = fields.num_samples if temperature > 0 else 1
         _answers(ctx, able, {harm.place(temperature): prompts}, answers, samples_each, temperature)
     missing = [record for key, record in answers.finished.items() if key not in harms.finished]
     if missing:
         judge = _reward_model(ctx, regressor, "harm")
-        dialogues = [(*dialogue_from_json(r["dialogue"]), Message("assistant", r["response"])) for r in missing]
+        dialogues = [
+            (*dialogue_from_json(r["dialogue"]), Message("assistant", r["response"]))
+            for r in missing
+        ]
         for index, value in ctx.score_each(judge, dialogues, f"{ctx.name}: harm"):
             harms.append({"id": missing[index]["id"], "harm": value})
     digests |= {"harm": answers.finish(), "harm_scores": harms.finish()}
     values = {key: value["harm"] for key, value in harms.finished.items()}
-    trained = artefacts.StageDirectory(ctx.run_path / regressor.removeprefix("@").partition(":")[0]).manifest
-    return (harm.regressor_rows((trained.get("summary") or {}).get("held_out", {}), ctx.config.harm.model)
-            + harm.rows(list(answers.finished.values()), values, list(models), seed=ctx.seed))
+    trained = artefacts.StageDirectory(
+        ctx.run_path / regressor.removeprefix("@").partition(":")[0]
+    ).manifest
+    return harm.regressor_rows(
+        (trained.get("summary") or {}).get("held_out", {}), ctx.config.harm.model
+    ) + harm.rows(list(answers.finished.values()), values, list(models), seed=ctx.seed)
 
 
 def _judged(ctx: StageContext, records, models: list[str], journal) -> list[dict]:
     """Elo by a language model's verdicts on pairs of answers, and its verdict on evasiveness beside the rule's."""
     config, anchor = ctx.config, ctx.config.anchor if ctx.config.anchor in models else models[0]
     pairs = judged.matches(records, models)
-    evasive = {f"evasive/{record['id']}": record for record in records if record["response"].strip()}
+    evasive = {
+        f"evasive/{record['id']}": record for record in records if record["response"].strip()
+    }
     for name, match in pairs.items():
         if match["texts"][0] == match["texts"][1] and name not in journal.finished:
-            journal.append({"id": name, **{key: match[key] for key in ("on", "a", "b", "prompt_id")}, "p": 0.5})
+            journal.append(
+                {"id": name, **{key: match[key] for key in ("on", "a", "b", "prompt_id")}, "p": 0.5}
+            )
     if any(name not in journal.finished for name in (*pairs, *evasive)):
         model = ctx.load_model(config.judge, format=config.format)
-        requests = [r for name, match in pairs.items() if name not in journal.finished
-                    for r in judged.match_requests(match, name, model.format)]
-        requests += [dataclasses.replace(r, id=f"evasive/{r.id}") for name, record in evasive.items()
-                     if name not in journal.finished for r in judged.evasive_requests(record, model.format)]
+        requests = [
+            r
+            for name, match in pairs.items()
+            if name not in journal.finished
+            for r in judged.match_requests(match, name, model.format)
+        ]
+        requests += [
+            dataclasses.replace(r, id=f"evasive/{r.id}")
+            for name, record in evasive.items()
+            if name not in journal.finished
+            for r in judged.evasive_requests(record, model.format)
+        ]
         half: dict[str, dict[str, float]] = {}
         for score in ctx.score(ctx.engine(model), requests, f"{ctx.name}: verdicts"):
             name, _, order = score.id.rpartition("#")
             p = multiple_choice.normalise(score.logprobs)
             half.setdefault(name, {})[order] = p[0] if order == "ab" else p[1]
             if len(half[name]) == len(judged.ORDERS):
-                source = {key: pairs[name][key] for key in ("on", "a", "b", "prompt_id")} if name in pairs else {
-                    "on": evasive[name]["on"], "name": evasive[name]["name"], "prompt_id": evasive[name]["prompt_id"]}
+                source = (
+                    {key: pairs[name][key] for key in ("on", "a", "b", "prompt_id")}
+                    if name in pairs
+                    else {
+                        "on": evasive[name]["on"],
+                        "name": evasive[name]["name"],
+                        "prompt_id": evasive[name]["prompt_id"],
+                    }
+                )
                 orders = half.pop(name)
                 journal.append({"id": name, **source, "p": sum(orders.values()) / 2, **orders})
         journal.flush()
-    return judged.rows(records, pairs, journal.finished, models, anchor, config.judge, seed=ctx.seed)
+    return judged.rows(
+        records, pairs, journal.finished, models, anchor, config.judge, seed=ctx.seed
+    )
 
 
 def choice_sets(sources: str, limit: int | None, big_bench: str = "") -> dict[str, list]:
@@ -259,39 +382,73 @@ def choice_sets(sources: str, limit: int | None, big_bench: str = "") -> dict[st
     sets = {}
     for source in (part.strip() for part in sources.split("+") if part.strip()):
         name = source.rpartition("/")[2].rpartition(":")[2].partition(".")[0].removeprefix("eval_")
-        items = split_by_big_bench(load_choices(source), big_bench) if big_bench else load_choices(source)
+        items = (
+            split_by_big_bench(load_choices(source), big_bench)
+            if big_bench
+            else load_choices(source)
+        )
         count = len(items) if limit is None else min(limit, len(items))
-        sets[name] = [items[index * len(items) // count] for index in range(count)]  # evenly: files stand in order of subset
+        sets[name] = [
+            items[index * len(items) // count] for index in range(count)
+        ]  # evenly: files stand in order of subset
     return sets
 
 
-def _multiple_choice(ctx: StageContext, models: dict[str, str], on: str, items, journal, curves: dict) -> list[dict]:
+def _multiple_choice(
+    ctx: StageContext, models: dict[str, str], on: str, items, journal, curves: dict
+) -> list[dict]:
     """Accuracy of each model (name → reference) on a set, in each mode that the config asks for, over all and by subset; of later
     ones also the paired difference to the first, in the journal, too, where only later ones' rows begin with their names."""
     config, rows, first = ctx.config, [], {}
     shots = multiple_choice.draw_shots(items, config.num_few_shot, ctx.seed)
-    modes = ["zero_shot"] + ["few_shot"] * any(shots.values()) + ["chain_of_thought"] * bool(config.num_chains)
+    modes = (
+        ["zero_shot"]
+        + ["few_shot"] * any(shots.values())
+        + ["chain_of_thought"] * bool(config.num_chains)
+    )
     for number, (name, reference) in enumerate(models.items()):
         head, plain = f"{name}/" if number else "", ()
-        missing = {mode: [item for item in items if f"{head}{on}/{mode}/{item.id}" not in journal.finished] for mode in modes}
+        missing = {
+            mode: [item for item in items if f"{head}{on}/{mode}/{item.id}" not in journal.finished]
+            for mode in modes
+        }
         if any(missing.values()):
             _ask(ctx, name, reference, head, on, items, missing, shots, journal)
         for mode in modes:
             done = [journal.finished.get(f"{head}{on}/{mode}/{item.id}") for item in items]
-            found = [multiple_choice.ChoiceResult(item.id, item.subset, tuple(row["probabilities"]), item.correct,
-                                                  by_chain=tuple(map(tuple, row.get("by_chain", ()))))
-                     for item, row in zip(items, done, strict=True) if row]
+            found = [
+                multiple_choice.ChoiceResult(
+                    item.id,
+                    item.subset,
+                    tuple(row["probabilities"]),
+                    item.correct,
+                    by_chain=tuple(map(tuple, row.get("by_chain", ()))),
+                )
+                for item, row in zip(items, done, strict=True)
+                if row
+            ]
             if found:
                 drawn: dict[str, list] = {}
                 rows += multiple_choice.rows(name, on, mode, items, found, drawn, plain)
-                rows += multiple_choice.against(name, next(iter(models)), on, mode, found, first.setdefault(mode, found))
+                rows += multiple_choice.against(
+                    name, next(iter(models)), on, mode, found, first.setdefault(mode, found)
+                )
                 curves |= {f"{key}/{name}" if head else key: bins for key, bins in drawn.items()}
             plain = found if mode == "zero_shot" else plain
     return rows
 
 
-def _ask(ctx: StageContext, name: str, reference: str, head: str, on: str, items, missing: dict[str, list], shots: dict,
-         journal) -> None:
+def _ask(
+    ctx: StageContext,
+    name: str,
+    reference: str,
+    head: str,
+    on: str,
+    items,
+    missing: dict[str, list],
+    shots: dict,
+    journal,
+) -> None:
     """Lets a model answer those of the items that are not in the journal yet, mode → items. Without chains of thought they
     share forward passes with others of the set, in the same company always: a restart changes nothing."""
     config, model = ctx.config, ctx.load_model(reference, format=ctx.config.format)
@@ -306,34 +463,72 @@ def _ask(ctx: StageContext, name: str, reference: str, head: str, on: str, items
     for mode, rest in missing.items():
         if mode == "chain_of_thought":
             found = multiple_choice.answer_with_chains(
-                sample, score, rest, model.format, seed=ctx.seed, num_chains=config.num_chains,
-                max_chain_tokens=config.max_chain_tokens, temperature=config.temperature)
+                sample,
+                score,
+                rest,
+                model.format,
+                seed=ctx.seed,
+                num_chains=config.num_chains,
+                max_chain_tokens=config.max_chain_tokens,
+                temperature=config.temperature,
+            )
         else:
-            found = multiple_choice.answer(functools.partial(score, wanted={item.id for item in rest}), items if rest else (),
-                                           model.format, shots=shots if mode == "few_shot" else None)
+            found = multiple_choice.answer(
+                functools.partial(score, wanted={item.id for item in rest}),
+                items if rest else (),
+                model.format,
+                shots=shots if mode == "few_shot" else None,
+            )
         for result in found:
-            journal.append({"on": on, "mode": mode, "name": name, "model": model.name, "item": result.id,
-                            **dataclasses.asdict(result), "id": f"{head}{on}/{mode}/{result.id}"})
+            journal.append(
+                {
+                    "on": on,
+                    "mode": mode,
+                    "name": name,
+                    "model": model.name,
+                    "item": result.id,
+                    **dataclasses.asdict(result),
+                    "id": f"{head}{on}/{mode}/{result.id}",
+                }
+            )
         journal.flush()
 
 
-def _preference(ctx: StageContext, reward: RewardModel, choices: dict, journal, curves: dict) -> list[dict]:
+def _preference(
+    ctx: StageContext, reward: RewardModel, choices: dict, journal, curves: dict
+) -> list[dict]:
     """Accuracy of the preference model on the items' dialogues and on human comparisons, over all and by part."""
     config = ctx.config
-    sets = {on: [(item.id, item.subset, *item.dialogues) for item in items if item.dialogues] for on, items in choices.items()}
+    sets = {
+        on: [(item.id, item.subset, *item.dialogues) for item in items if item.dialogues]
+        for on, items in choices.items()
+    }
     if config.comparisons.source:
         pairs, dropped = load_comparisons(**config.comparisons.to_dict())
         for reason, count in dropped.items():
             ctx.drop(f"comparison: {reason}", count)
-        sets["comparisons"] = [(pair.id, pair.source, (*pair.dialogue, Message("assistant", pair.chosen)),
-                                (*pair.dialogue, Message("assistant", pair.rejected))) for pair in pairs]
+        sets["comparisons"] = [
+            (
+                pair.id,
+                pair.source,
+                (*pair.dialogue, Message("assistant", pair.chosen)),
+                (*pair.dialogue, Message("assistant", pair.rejected)),
+            )
+            for pair in pairs
+        ]
     out = []
     for on, pairs in sets.items():
         missing = [pair for pair in pairs if f"{on}/{pair[0]}" not in journal.finished]
         sides = [side for *_, better, worse in missing for side in (better, worse)]
-        scored = collected(ctx.score_each(reward, sides, f"{ctx.name}: {on}"), len(sides)).reshape(-1, 2).tolist()
+        scored = (
+            collected(ctx.score_each(reward, sides, f"{ctx.name}: {on}"), len(sides))
+            .reshape(-1, 2)
+            .tolist()
+        )
         for (name, subset, *_), (better, worse) in zip(missing, scored, strict=True):
-            journal.append({"id": f"{on}/{name}", "on": on, "subset": subset, "better": better, "worse": worse})
+            journal.append(
+                {"id": f"{on}/{name}", "on": on, "subset": subset, "better": better, "worse": worse}
+            )
         parts = {on: pairs}
         if len({subset for _, subset, *_ in pairs}) > 1:
             for pair in sorted(pairs, key=lambda pair: str(pair[1])):
@@ -343,28 +538,66 @@ def _preference(ctx: StageContext, reward: RewardModel, choices: dict, journal, 
                 continue
             kept = [journal.finished[f"{on}/{pair[0]}"] for pair in chosen]
             found = preference.pair_accuracy(
-                [r["better"] for r in kept], [r["worse"] for r in kept], [pair[2][-1].text for pair in chosen],
-                [pair[3][-1].text for pair in chosen])
-            out.append(row("pm_accuracy", part, config.reward, found.accuracy, unit="accuracy", good="higher",
-                           baseline={"chance": 0.5, "longer": found.longer.value}))
+                [r["better"] for r in kept],
+                [r["worse"] for r in kept],
+                [pair[2][-1].text for pair in chosen],
+                [pair[3][-1].text for pair in chosen],
+            )
+            out.append(
+                row(
+                    "pm_accuracy",
+                    part,
+                    config.reward,
+                    found.accuracy,
+                    unit="accuracy",
+                    good="higher",
+                    baseline={"chance": 0.5, "longer": found.longer.value},
+                )
+            )
             ids = [pair[0] for pair in chosen]
-            against = (dict(zip(ids, values, strict=True)) for values in (found.longer_wins, found.wins))
-            out.append(row("pm_accuracy", part, config.reward, paired_difference(*against, seed=ctx.seed), against="longer",
-                           unit="accuracy", good="higher"))
+            against = (
+                dict(zip(ids, values, strict=True)) for values in (found.longer_wins, found.wins)
+            )
+            out.append(
+                row(
+                    "pm_accuracy",
+                    part,
+                    config.reward,
+                    paired_difference(*against, seed=ctx.seed),
+                    against="longer",
+                    unit="accuracy",
+                    good="higher",
+                )
+            )
             if part == on:
                 curves[f"pm/{on}"] = calibration.points(found.bins)
-                out.append(row("pm_ece", on, config.reward, Estimate(found.ece, None, None, len(chosen)), unit="ECE",
-                               good="lower"))
+                out.append(
+                    row(
+                        "pm_ece",
+                        on,
+                        config.reward,
+                        Estimate(found.ece, None, None, len(chosen)),
+                        unit="ECE",
+                        good="lower",
+                    )
+                )
     return out
 
 
 def _notes(ctx: StageContext) -> list[str]:
     """What a reader must know about the judge."""
-    trained = sorted(name for name, stage in ctx.run_config.graph.items()
-                     if stage.get("kind") == "rl" and stage.get("reward") == ctx.config.reward)
-    if ctx.config.reward and trained and ctx.config.models:  # who judges pairs alone was not optimised to
-        return [f"the judge {ctx.config.reward} is the preference model that {', '.join(trained)} was trained against: "
-                "its score is expected to rise and is no independent evidence"]
+    trained = sorted(
+        name
+        for name, stage in ctx.run_config.graph.items()
+        if stage.get("kind") == "rl" and stage.get("reward") == ctx.config.reward
+    )
+    if (
+        ctx.config.reward and trained and ctx.config.models
+    ):  # who judges pairs alone was not optimised to
+        return [
+            f"the judge {ctx.config.reward} is the preference model that {', '.join(trained)} was trained against: "
+            "its score is expected to rise and is no independent evidence"
+        ]
     return []
 
 
@@ -373,13 +606,19 @@ def headline(rows: list[dict], models: list[str]) -> str:
     scores = {r["model"]: r for r in find(rows, "pm_score", on="red_team")}
     if not scores:
         found = [f"PM accuracy {r['value']:.2f}" for r in find(rows, "pm_accuracy")[:1]]
-        found += [f"{r['on']} {r['value']:.0%} {mode.replace('_', '-')}" for mode in ("zero_shot", "few_shot")
-                  for r in find(rows, f"choice_{mode}") if ":" not in r["on"]]
+        found += [
+            f"{r['on']} {r['value']:.0%} {mode.replace('_', '-')}"
+            for mode in ("zero_shot", "few_shot")
+            for r in find(rows, f"choice_{mode}")
+            if ":" not in r["on"]
+        ]
         return ", ".join(found) or f"{len(rows)} numbers"
     shown = " → ".join(f"{name} {scores[name]['value']:.2f}" for name in models if name in scores)
     last = [r for r in rows if r["metric"] == "pm_score" and r["on"] == "red_team" and r["against"]]
     if not last or last[-1]["low"] is None:
         return f"PM score on red-team prompts: {shown}"
     r = last[-1]
-    return (f"PM score on red-team prompts: {shown}; {r['model']} − {r['against']} = {r['value']:+.2f} "
-            f"[{r['low']:+.2f}, {r['high']:+.2f}]" + (" (null)" if r["null"] else ""))
+    return (
+        f"PM score on red-team prompts: {shown}; {r['model']} − {r['against']} = {r['value']:+.2f} "
+        f"[{r['low']:+.2f}, {r['high']:+.2f}]" + (" (null)" if r["null"] else "")
+    )

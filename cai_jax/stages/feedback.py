@@ -27,23 +27,33 @@ SCHEMA = 1
 MODES = ("multiple_choice", "chain_of_thought", "preference_model")
 
 
-def draw_header(constitution, mode: str, num_few_shot: int, seed: int, *name) -> tuple[list[str], list[tuple]]:
+def draw_header(
+    constitution, mode: str, num_few_shot: int, seed: int, *name
+) -> tuple[list[str], list[tuple]]:
     """Worked examples, each with an independently drawn principle and (where the example leaves it open) a drawn order.
     Returns their ids and what `choices.choice_segments` or `choices.chain_segments` takes as header."""
     rng = row_rng(seed, *name)
     principles = constitution.comparison_principles
     ids, header = [], []
-    for example in (constitution.comparison_examples if mode == "multiple_choice" else constitution.chain_examples)[:num_few_shot]:
+    for example in (
+        constitution.comparison_examples
+        if mode == "multiple_choice"
+        else constitution.chain_examples
+    )[:num_few_shot]:
         principle = principles[int(rng.integers(len(principles)))]
         swapped = bool(rng.integers(2))
         ids.append(f"{example.id}:{principle.id}:{'ba' if swapped else 'ab'}")
         if mode == "multiple_choice":
             responses = (example.chosen, example.rejected)
-            asked = choices.question(example.dialogue, principle.text, responses[::-1] if swapped else responses)
+            asked = choices.question(
+                example.dialogue, principle.text, responses[::-1] if swapped else responses
+            )
             header.append((asked, choices.answer(int(swapped))))
         else:
             ids[-1] = f"{example.id}:{principle.id}"
-            header.append((example.question(principle.text), example.reasoning, f" ({example.answer})"))
+            header.append(
+                (example.question(principle.text), example.reasoning, f" ({example.answer})")
+            )
     return ids, header
 
 
@@ -56,14 +66,22 @@ def tasks(ctx: StageContext, constitution) -> list[dict]:
             pair = f"{first}-{second}"
             rng = row_rng(ctx.seed, ctx.name, "principle", row["id"], pair)
             number = min(config.principles_per_pair, len(constitution.comparison_principles))
-            for index in rng.choice(len(constitution.comparison_principles), size=number, replace=False):
+            for index in rng.choice(
+                len(constitution.comparison_principles), size=number, replace=False
+            ):
                 principle = constitution.comparison_principles[int(index)]
                 name = f"{row['id']}/{pair}/{principle.id}"
                 header = int(rng.integers(config.num_headers)) if config.num_headers else name
-                result.append({
-                    "id": name, "comparison": row, "pair": [first, second], "principle": principle, "header": header,
-                    "responses": (row["responses"][first], row["responses"][second]),
-                })
+                result.append(
+                    {
+                        "id": name,
+                        "comparison": row,
+                        "pair": [first, second],
+                        "principle": principle,
+                        "header": header,
+                        "responses": (row["responses"][first], row["responses"][second]),
+                    }
+                )
     return result
 
 
@@ -71,7 +89,9 @@ def run(ctx: StageContext) -> dict:
     """Writes one label record a (comparison, pair, principle)."""
     config = ctx.config
     if config.mode not in MODES:
-        raise UserError(f"config.graph.{ctx.name}.mode: expected one of {', '.join(MODES)}, not '{config.mode}'")
+        raise UserError(
+            f"config.graph.{ctx.name}.mode: expected one of {', '.join(MODES)}, not '{config.mode}'"
+        )
     if config.mode == "preference_model":
         return _by_preference_model(ctx)
     constitution = load_constitution(config.constitution)
@@ -81,23 +101,37 @@ def run(ctx: StageContext) -> dict:
     orders = ("ab", "ba") if config.both_orders else ("ab",)
     num_chains = config.num_chains if config.mode == "chain_of_thought" else 1
 
-    todo = {task["id"]: task for task in tasks(ctx, constitution) if task["id"] not in journal.finished}
+    todo = {
+        task["id"]: task for task in tasks(ctx, constitution) if task["id"] not in journal.finished
+    }
     headers = {}
     for task in todo.values():
         if task["header"] not in headers:
-            headers[task["header"]] = draw_header(constitution, config.mode, config.num_few_shot, ctx.seed, ctx.name, "header",
-                                                  task["header"])
+            headers[task["header"]] = draw_header(
+                constitution,
+                config.mode,
+                config.num_few_shot,
+                ctx.seed,
+                ctx.name,
+                "header",
+                task["header"],
+            )
 
     def asked(task, order: str) -> str:
         responses = task["responses"] if order == "ab" else task["responses"][::-1]
         dialogue = dialogue_from_json(task["comparison"]["dialogue"])
-        return choices.question(dialogue, task["principle"].text, responses, config.mode == "multiple_choice")
+        return choices.question(
+            dialogue, task["principle"].text, responses, config.mode == "multiple_choice"
+        )
 
     chains = None
     if config.mode == "chain_of_thought":
         chains = _sample_chains(ctx, model, engine, todo, headers, asked, orders, num_chains)
 
-    requests, options = [], tuple(tuple(model.format.tokenizer.encode(choices.answer(index))) for index in (0, 1))
+    requests, options = (
+        [],
+        tuple(tuple(model.format.tokenizer.encode(choices.answer(index))) for index in (0, 1)),
+    )
     for task in todo.values():
         header = headers[task["header"]][1]
         for order, chain in itertools.product(orders, range(num_chains)):
@@ -105,7 +139,9 @@ def run(ctx: StageContext) -> dict:
             if chains is None:
                 segments = choices.choice_segments(model.format, header, asked(task, order))
             elif name in chains.finished:
-                segments = choices.chain_segments(model.format, header, asked(task, order), chains.finished[name]["text"])
+                segments = choices.chain_segments(
+                    model.format, header, asked(task, order), chains.finished[name]["text"]
+                )
             else:
                 continue  # its chain did not fit the context and was counted there
             requests.append(ScoreRequest(name, segments, options))
@@ -141,37 +177,64 @@ def _by_preference_model(ctx: StageContext) -> dict:
     judge = RewardModel(model.params, model.config, model.format, ctx.mesh)
     comparisons = ctx.inputs["comparisons"].records()
     ctx.require_rows(comparisons, "comparisons")
-    answers = [(*dialogue_from_json(row["dialogue"]), Message("assistant", text))
-               for row in comparisons for text in row["responses"]]
+    answers = [
+        (*dialogue_from_json(row["dialogue"]), Message("assistant", text))
+        for row in comparisons
+        for text in row["responses"]
+    ]
     scores = iter(collected(ctx.score_each(judge, answers, ctx.name), len(answers)).tolist())
     journal = ctx.directory.journal()
     journal.discard(lambda row: False)
     for row in comparisons:
         found = [next(scores) for _ in row["responses"]]
         for first, second in itertools.combinations(range(len(found)), 2):
-            a, b = (-float(np.logaddexp(0, sign * (found[first] - found[second]))) for sign in (-1, 1))
-            journal.append({
-                "id": f"{row['id']}/{first}-{second}", "prompt_id": row["prompt_id"], "comparison_id": row["id"],
-                "pair": [first, second], "kind": row.get("kind"), "principle_id": None, "principle": None, "few_shot_ids": [],
-                "header_id": None, "model": model.name, "seed": ctx.seed, "chains": [],
-                "logprobs": [{"order": "ab", "chain": 0, "a": a, "b": b}]})
+            a, b = (
+                -float(np.logaddexp(0, sign * (found[first] - found[second]))) for sign in (-1, 1)
+            )
+            journal.append(
+                {
+                    "id": f"{row['id']}/{first}-{second}",
+                    "prompt_id": row["prompt_id"],
+                    "comparison_id": row["id"],
+                    "pair": [first, second],
+                    "kind": row.get("kind"),
+                    "principle_id": None,
+                    "principle": None,
+                    "few_shot_ids": [],
+                    "header_id": None,
+                    "model": model.name,
+                    "seed": ctx.seed,
+                    "chains": [],
+                    "logprobs": [{"order": "ab", "chain": 0, "a": a, "b": b}],
+                }
+            )
     return _finished(ctx, journal, journal.finish())
 
 
 def _sample_chains(ctx, model, engine, todo, headers, asked, orders, num_chains):
     """Samples `num_chains` chains of thought a task and order; returns their journal."""
     config, chains = ctx.config, ctx.directory.journal("chains")
-    sampling = SamplingParams(config.max_chain_tokens, config.temperature, 0, 1.0, model.format.stop_strings("assistant"))
+    sampling = SamplingParams(
+        config.max_chain_tokens, config.temperature, 0, 1.0, model.format.stop_strings("assistant")
+    )
     requests = []
     for task in todo.values():
         for order, chain in itertools.product(orders, range(num_chains)):
             name = f"{task['id']}#{order}{chain}"
             if name not in chains.finished:
-                segments = choices.chain_segments(model.format, headers[task["header"]][1], asked(task, order))
+                segments = choices.chain_segments(
+                    model.format, headers[task["header"]][1], asked(task, order)
+                )
                 if not config.num_headers:  # a header of one task alone is no header: rows of different ones decode together
                     segments = (tuple(token for segment in segments for token in segment),)
-                requests.append(SampleRequest(name, segments, row_key(ctx.seed, ctx.name, order, task["id"], chain)))
-    for completion in ctx.sample(engine, requests, sampling, f"{ctx.name}: chains of thought") if requests else ():
+                requests.append(
+                    SampleRequest(
+                        name, segments, row_key(ctx.seed, ctx.name, order, task["id"], chain)
+                    )
+                )
+    for completion in (
+        ctx.sample(engine, requests, sampling, f"{ctx.name}: chains of thought") if requests else ()
+    ):
         chains.append({"id": completion.id, "text": completion.text, "stop": completion.stop})
     chains.flush()
     return chains
@@ -179,15 +242,35 @@ def _sample_chains(ctx, model, engine, todo, headers, asked, orders, num_chains)
 
 def _label(ctx, task, scores: dict, headers, chains, model: str) -> dict:
     comparison, few_shot_ids = task["comparison"], headers[task["header"]][0]
-    logprobs = [{"order": part[:2], "chain": int(part[2:]), "a": a, "b": b} for part, (a, b) in sorted(scores.items())]
-    thoughts = [] if chains is None else [
-        {"order": part[:2], "chain": int(part[2:]), "text": chains.finished[f"{task['id']}#{part}"]["text"]}
-        for part in sorted(scores)
+    logprobs = [
+        {"order": part[:2], "chain": int(part[2:]), "a": a, "b": b}
+        for part, (a, b) in sorted(scores.items())
     ]
+    thoughts = (
+        []
+        if chains is None
+        else [
+            {
+                "order": part[:2],
+                "chain": int(part[2:]),
+                "text": chains.finished[f"{task['id']}#{part}"]["text"],
+            }
+            for part in sorted(scores)
+        ]
+    )
     return {
-        "id": task["id"], "prompt_id": comparison["prompt_id"], "comparison_id": comparison["id"], "pair": task["pair"],
-        "kind": comparison.get("kind"), "principle_id": task["principle"].id, "principle": task["principle"].text,
-        "few_shot_ids": few_shot_ids, "header_id": str(task["header"]), "model": model, "seed": ctx.seed, "chains": thoughts,
+        "id": task["id"],
+        "prompt_id": comparison["prompt_id"],
+        "comparison_id": comparison["id"],
+        "pair": task["pair"],
+        "kind": comparison.get("kind"),
+        "principle_id": task["principle"].id,
+        "principle": task["principle"].text,
+        "few_shot_ids": few_shot_ids,
+        "header_id": str(task["header"]),
+        "model": model,
+        "seed": ctx.seed,
+        "chains": thoughts,
         "logprobs": logprobs,
     }
 
@@ -195,8 +278,11 @@ def _label(ctx, task, scores: dict, headers, chains, model: str) -> dict:
 def summary(rows: list[dict]) -> dict:
     """Numbers on a set of label records: mean confidence, share of first-option choices, and the flip rate, which is the
     share of pairs whose choice changes when the options change places (None where only one order was asked)."""
+
     def choice(row, order):
-        values = [labels.probability_first(entry) for entry in row["logprobs"] if entry["order"] == order]
+        values = [
+            labels.probability_first(entry) for entry in row["logprobs"] if entry["order"] == order
+        ]
         return sum(values) / len(values) if values else None
 
     first = [choice(row, "ab") for row in rows]
@@ -206,5 +292,10 @@ def summary(rows: list[dict]) -> dict:
     confidence = sum(max(p, 1 - p) for p in first) / len(first)
     chose_a = sum(p > 0.5 for p in first) / len(first)
     told = f", flip rate {flips:.0%}" if flips is not None else ""
-    return {"rows": len(rows), "mean_confidence": confidence, "chose_option_a": chose_a, "flip_rate": flips,
-            "headline": f"confidence {confidence:.2f}, option (A) chosen {chose_a:.0%}{told}"}
+    return {
+        "rows": len(rows),
+        "mean_confidence": confidence,
+        "chose_option_a": chose_a,
+        "flip_rate": flips,
+        "headline": f"confidence {confidence:.2f}, option (A) chosen {chose_a:.0%}{told}",
+    }

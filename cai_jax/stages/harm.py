@@ -44,13 +44,23 @@ def read(ctx: StageContext, field: str) -> list[Rated]:
     found, dropped = load_ratings(**options)
     for reason, count in dropped.items():
         ctx.drop(f"{field}: {reason}", count)
-    return [Rated(f"{field} {item.id}", field, scalar.group_of(opening(item.dialogue)), item.dialogue, item.rating)
-            for item in found]
+    return [
+        Rated(
+            f"{field} {item.id}",
+            field,
+            scalar.group_of(opening(item.dialogue)),
+            item.dialogue,
+            item.rating,
+        )
+        for item in found
+    ]
 
 
 def opening(dialogue):
     """What stands before the first answer."""
-    return dialogue[: next(place for place, message in enumerate(dialogue) if message.role == "assistant")]
+    return dialogue[
+        : next(place for place, message in enumerate(dialogue) if message.role == "assistant")
+    ]
 
 
 def make_batch(chosen: list[Rated], tokens_of, shape: batching.Shape) -> dict:
@@ -58,16 +68,23 @@ def make_batch(chosen: list[Rated], tokens_of, shape: batching.Shape) -> dict:
     [R, N], and valid [R, N], whether there is a dialogue."""
     rows = [tokens_of(item) for item in chosen]
     packing = batching.pack(list(map(len, rows)), shape)
-    return {"tokens": packing.spread(rows), "segments": packing.segments(),
-            "ends": packing.by_slot(packing.starts + packing.lengths - 1, np.int32),
-            "rating": packing.by_slot([item.rating for item in chosen], np.float32), "valid": packing.by_slot(True, bool)}
+    return {
+        "tokens": packing.spread(rows),
+        "segments": packing.segments(),
+        "ends": packing.by_slot(packing.starts + packing.lengths - 1, np.int32),
+        "rating": packing.by_slot([item.rating for item in chosen], np.float32),
+        "valid": packing.by_slot(True, bool),
+    }
 
 
 def make_loss(config, dtype, **options):
     """Squared error to the rating, as (sum, (count, sums))."""
+
     def loss(params, batch):
         params = state_lib.cast(params, dtype)
-        found_RxN = heads.packed_scores(params, batch["tokens"], batch["segments"], batch["ends"], config, **options)
+        found_RxN = heads.packed_scores(
+            params, batch["tokens"], batch["segments"], batch["ends"], config, **options
+        )
         total, count = losses.masked_sum(jnp.square(found_RxN - batch["rating"]), batch["valid"])
         return total, (count, {"tokens": jnp.sum(batch["segments"] > 0, dtype=jnp.float32)})
 
@@ -82,7 +99,10 @@ def run(ctx: StageContext) -> dict:
     rated, apart = read(ctx, "ratings"), read(ctx, "heldout")
     tokens = ctx.encode(model.format, [item.dialogue for item in (*rated, *apart)])
     encoded = {item.id: row.tokens for item, row in zip((*rated, *apart), tokens, strict=True)}
-    fitting, apart = ([item for item in items if len(encoded[item.id]) <= config.max_length] for items in (rated, apart))
+    fitting, apart = (
+        [item for item in items if len(encoded[item.id]) <= config.max_length]
+        for items in (rated, apart)
+    )
     ctx.drop("longer than max_length", len(encoded) - len(fitting) - len(apart))
     train, held = scalar.split(fitting, config.holdout_fraction, ctx.seed, ctx.name)
     known = {item.group for item in train}
@@ -98,8 +118,16 @@ def run(ctx: StageContext) -> dict:
     options = state_lib.forward_options(ctx.run_config)
     head = {**heads.zero_head(model.config), "bias": jnp.asarray(mean, jnp.float32)}
     lengths = {item.id: [len(encoded[item.id])] for item in train}
-    meter = throughput.training(ctx.mesh, model.config, float(np.mean(list(lengths.values()))), ctx.adapters(model), head=False)
-    params, num_steps = scalar.fit(ctx, model, lengths, make_loss(model.config, ctx.dtype, **options), batch, head, meter=meter)
+    meter = throughput.training(
+        ctx.mesh,
+        model.config,
+        float(np.mean(list(lengths.values()))),
+        ctx.adapters(model),
+        head=False,
+    )
+    params, num_steps = scalar.fit(
+        ctx, model, lengths, make_loss(model.config, ctx.dtype, **options), batch, head, meter=meter
+    )
 
     # ---- Held-out dialogues ---------------------------------------------------------------------------------------
     judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh)
@@ -108,11 +136,29 @@ def run(ctx: StageContext) -> dict:
     journal = ctx.directory.journal()
     journal.discard(lambda row: False)
     for item, value in zip(held, predicted, strict=True):
-        journal.append({"id": item.id, "source": item.source, "rating": item.rating, "predicted": float(value),
-                        "dialogue": dialogue_to_json(item.dialogue)})
+        journal.append(
+            {
+                "id": item.id,
+                "source": item.source,
+                "rating": item.rating,
+                "predicted": float(value),
+                "dialogue": dialogue_to_json(item.dialogue),
+            }
+        )
     digest = journal.finish()
     found = harm_evals.held_out(journal.finished.values(), mean, seed=ctx.seed)
-    result = loop.summary(ctx, num_steps, {"examples": len(train), "mean_rating": mean, "held_out": found})
-    told = "; ".join(f"L2 {e['l2']['value']:.2f}, the mean's {e['mean_predictor']:.2f} ({source}, {e['l2']['n']})"
-                     for source, e in found.items()) or "nothing"
-    return {**result, "sha256": {"records": digest}, "headline": f"held out: {told}; {result['headline']}"}
+    result = loop.summary(
+        ctx, num_steps, {"examples": len(train), "mean_rating": mean, "held_out": found}
+    )
+    told = (
+        "; ".join(
+            f"L2 {e['l2']['value']:.2f}, the mean's {e['mean_predictor']:.2f} ({source}, {e['l2']['n']})"
+            for source, e in found.items()
+        )
+        or "nothing"
+    )
+    return {
+        **result,
+        "sha256": {"records": digest},
+        "headline": f"held out: {told}; {result['headline']}",
+    }

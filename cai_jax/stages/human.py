@@ -27,9 +27,22 @@ def run(ctx: StageContext) -> dict:
     for pair in pairs:
         preferred = int(row_rng(ctx.seed, ctx.name, "side", pair.id).integers(2))
         responses = (pair.chosen, pair.rejected) if preferred == 0 else (pair.rejected, pair.chosen)
-        journal.append({"id": pair.id, "prompt_id": pair.id, "kind": pair.source, "model": "human", "seed": ctx.seed,
-                        "source": "human", "dialogue": dialogue_to_json(pair.dialogue), "responses": list(responses),
-                        "preferred": preferred})
+        journal.append(
+            {
+                "id": pair.id,
+                "prompt_id": pair.id,
+                "kind": pair.source,
+                "model": "human",
+                "seed": ctx.seed,
+                "source": "human",
+                "dialogue": dialogue_to_json(pair.dialogue),
+                "responses": list(responses),
+                "preferred": preferred,
+            }
+        )
     digest = journal.finish()
-    told = ", ".join(f"{count} of {source}" for source, count in sorted(collections.Counter(p.source for p in pairs).items()))
+    told = ", ".join(
+        f"{count} of {source}"
+        for source, count in sorted(collections.Counter(p.source for p in pairs).items())
+    )
     return {"rows": len(pairs), "sha256": {"records": digest}, "headline": f"{told}"}

@@ -58,9 +58,13 @@ def ai_pairs(ctx: StageContext) -> list[Pair]:
         if texts[0] == texts[1]:
             ctx.drop("equal responses")
             continue
-        target = labels.target(rows, kind=config.label_kind, clamp=clamp, average_orders=config.average_orders)
+        target = labels.target(
+            rows, kind=config.label_kind, clamp=clamp, average_orders=config.average_orders
+        )
         dialogue = dialogue_from_json(record["dialogue"])
-        pairs.append(Pair(f"ai {name}#{first}-{second}", "ai", group_of(dialogue), dialogue, texts, target))
+        pairs.append(
+            Pair(f"ai {name}#{first}-{second}", "ai", group_of(dialogue), dialogue, texts, target)
+        )
     return pairs
 
 
@@ -77,14 +81,18 @@ def human_pairs(ctx: StageContext) -> list[Pair]:
         first = bool(seeds.row_rng(ctx.seed, ctx.name, "side", item.id).integers(2))
         texts = (item.chosen, item.rejected) if first else (item.rejected, item.chosen)
         name = f"human {item.id}"
-        pairs.append(Pair(name, item.source, group_of(item.dialogue), item.dialogue, texts, float(first)))
+        pairs.append(
+            Pair(name, item.source, group_of(item.dialogue), item.dialogue, texts, float(first))
+        )
     return pairs
 
 
 def mix(pairs: list[Pair], human_fraction: float | None, seed: int, stage: str) -> list[Pair]:
     """Leaves out pairs of the side that there is too much of, so that the human share is `human_fraction`."""
     human = [pair for pair in pairs if pair.source != "ai"]
-    return feed.mix(human, [pair for pair in pairs if pair.source == "ai"], human_fraction, seed, stage)
+    return feed.mix(
+        human, [pair for pair in pairs if pair.source == "ai"], human_fraction, seed, stage
+    )
 
 
 def make_batch(chosen: list[Pair], tokens_of, shape: batching.Shape) -> dict:
@@ -94,23 +102,45 @@ def make_batch(chosen: list[Pair], tokens_of, shape: batching.Shape) -> dict:
     packing = batching.pack(list(map(len, rows)), shape, group=2)
     first = dataclasses.replace(packing, rows=packing.rows[::2], slots=packing.slots[::2])
     last = packing.starts + packing.lengths - 1
-    return {"tokens": packing.spread(rows), "segments": packing.segments(),
-            "ends": np.stack([first.by_slot(last[side::2], np.int32) for side in (0, 1)], axis=-1),
-            "target": first.by_slot([pair.target for pair in chosen], np.float32), "valid": first.by_slot(True, bool)}
+    return {
+        "tokens": packing.spread(rows),
+        "segments": packing.segments(),
+        "ends": np.stack([first.by_slot(last[side::2], np.int32) for side in (0, 1)], axis=-1),
+        "target": first.by_slot([pair.target for pair in chosen], np.float32),
+        "valid": first.by_slot(True, bool),
+    }
 
 
 def make_loss(config, dtype, **options):
     """−p·log σ(Δ) − (1 − p)·log σ(−Δ), with the share of pairs on the label's side. Ties count a half."""
+
     def loss(params, batch):
         params = state_lib.cast(params, dtype)
         R, N, _ = batch["ends"].shape
-        scores_Rx2N = heads.packed_scores(params, batch["tokens"], batch["segments"], batch["ends"].reshape(R, 2 * N), config,
-                                          **options)
-        scores_Bx2, target_B, valid_B = scores_Rx2N.reshape(-1, 2), batch["target"].reshape(-1), batch["valid"].reshape(-1)
+        scores_Rx2N = heads.packed_scores(
+            params,
+            batch["tokens"],
+            batch["segments"],
+            batch["ends"].reshape(R, 2 * N),
+            config,
+            **options,
+        )
+        scores_Bx2, target_B, valid_B = (
+            scores_Rx2N.reshape(-1, 2),
+            batch["target"].reshape(-1),
+            batch["valid"].reshape(-1),
+        )
         total, count = losses.preference_loss(scores_Bx2[:, 0], scores_Bx2[:, 1], target_B, valid_B)
-        agree_B = 0.5 + 0.5 * jnp.sign(scores_Bx2[:, 0] - scores_Bx2[:, 1]) * jnp.sign(target_B - 0.5)
-        return total, (count, {"agree": losses.masked_sum(agree_B, valid_B)[0],
-                               "tokens": jnp.sum(batch["segments"] > 0, dtype=jnp.float32)})
+        agree_B = 0.5 + 0.5 * jnp.sign(scores_Bx2[:, 0] - scores_Bx2[:, 1]) * jnp.sign(
+            target_B - 0.5
+        )
+        return total, (
+            count,
+            {
+                "agree": losses.masked_sum(agree_B, valid_B)[0],
+                "tokens": jnp.sum(batch["segments"] > 0, dtype=jnp.float32),
+            },
+        )
 
     return loss
 
@@ -121,14 +151,22 @@ def run(ctx: StageContext) -> dict:
     config = ctx.config
     target = resolve_role(ctx.run_config, config.init)
     stage = target[1:].partition(":")[0] if target.startswith("@") else ""
-    pretrained = bool(stage) and ctx.run_config.graph[stage].kind == "pm"  # a preference model trained further (PMP)
+    pretrained = (
+        bool(stage) and ctx.run_config.graph[stage].kind == "pm"
+    )  # a preference model trained further (PMP)
     model = ctx.load_model(config.init, "reward" if pretrained else "policy", config.format)
     pairs = ai_pairs(ctx) + human_pairs(ctx)
     sides = [(pair, side) for pair in pairs for side in (0, 1)]
     dialogues = [(*pair.dialogue, Message("assistant", pair.texts[side])) for pair, side in sides]
-    encoded = {(pair.id, side): item.tokens
-               for (pair, side), item in zip(sides, ctx.encode(model.format, dialogues), strict=True)}
-    fitting = [pair for pair in pairs if max(len(encoded[pair.id, side]) for side in (0, 1)) <= config.max_length]
+    encoded = {
+        (pair.id, side): item.tokens
+        for (pair, side), item in zip(sides, ctx.encode(model.format, dialogues), strict=True)
+    }
+    fitting = [
+        pair
+        for pair in pairs
+        if max(len(encoded[pair.id, side]) for side in (0, 1)) <= config.max_length
+    ]
     ctx.drop("longer than max_length", len(pairs) - len(fitting))
     train, held = split(fitting, config.holdout_fraction, ctx.seed, ctx.name)
     mixed = sorted(mix(train, config.human_fraction, ctx.seed, ctx.name), key=lambda pair: pair.id)
@@ -150,23 +188,45 @@ def run(ctx: StageContext) -> dict:
     key = jax.random.wrap_key_data(seeds.row_key(ctx.seed, ctx.name, "head"))
     head = None if pretrained else heads.init_head(model.config, key)
     lengths = {pair.id: [len(tokens_of(pair, side)) for side in (0, 1)] for pair in mixed}
-    meter = throughput.training(ctx.mesh, model.config, float(np.mean(list(lengths.values()))), ctx.adapters(model), head=False)
-    params, num_steps = scalar.fit(ctx, model, lengths, make_loss(model.config, ctx.dtype, **options), batch, head, told, meter)
+    meter = throughput.training(
+        ctx.mesh,
+        model.config,
+        float(np.mean(list(lengths.values()))),
+        ctx.adapters(model),
+        head=False,
+    )
+    params, num_steps = scalar.fit(
+        ctx, model, lengths, make_loss(model.config, ctx.dtype, **options), batch, head, told, meter
+    )
 
     # ---- Held-out prompts: scores, normalisation, accuracy by source ----------------------------------------------
     judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh)
     judged = held or mixed[:64]
-    raw = judge.score_tokens([encoded[pair.id, side] for pair in judged for side in (0, 1)]).reshape(-1, 2)
+    raw = judge.score_tokens(
+        [encoded[pair.id, side] for pair in judged for side in (0, 1)]
+    ).reshape(-1, 2)
     normalisation = (float(raw.mean()), max(float(raw.std()), 1e-6)) if config.normalise else None
     ctx.publish(model, "reward", normalisation)
     digest = record(ctx, held, raw)
     counts = collections.Counter("ai" if pair.source == "ai" else "human" for pair in mixed)
-    more = {"examples": len(mixed), "examples_ai": counts["ai"], "examples_human": counts["human"],
-            "normalisation": normalisation, "held_out": held_out(held, raw)}
+    more = {
+        "examples": len(mixed),
+        "examples_ai": counts["ai"],
+        "examples_human": counts["human"],
+        "normalisation": normalisation,
+        "held_out": held_out(held, raw),
+    }
     result = loop.summary(ctx, num_steps, more)
-    told = [f"{source} {_shown(found)}" for source, found in sorted(result["held_out"].items()) if source != "all"]
-    return {**result, "sha256": {"records": digest}, "headline": f"held out: {', '.join(told) or 'nothing'}; "
-                                                                 + result["headline"]}
+    told = [
+        f"{source} {_shown(found)}"
+        for source, found in sorted(result["held_out"].items())
+        if source != "all"
+    ]
+    return {
+        **result,
+        "sha256": {"records": digest},
+        "headline": f"held out: {', '.join(told) or 'nothing'}; " + result["headline"],
+    }
 
 
 def record(ctx: StageContext, held: list[Pair], raw) -> str:
@@ -174,9 +234,17 @@ def record(ctx: StageContext, held: list[Pair], raw) -> str:
     journal = ctx.directory.journal()
     journal.discard(lambda row: False)
     for pair, scores in zip(held, raw, strict=False):
-        journal.append({"id": pair.id, "prompt_id": pair.group, "source": pair.source, "target": pair.target,
-                        "dialogue": dialogue_to_json(pair.dialogue), "texts": list(pair.texts),
-                        "scores": [float(score) for score in scores]})
+        journal.append(
+            {
+                "id": pair.id,
+                "prompt_id": pair.group,
+                "source": pair.source,
+                "target": pair.target,
+                "dialogue": dialogue_to_json(pair.dialogue),
+                "texts": list(pair.texts),
+                "scores": [float(score) for score in scores],
+            }
+        )
     return journal.finish()
 
 
@@ -185,18 +253,33 @@ def held_out(held: list[Pair], raw) -> dict:
     loss, calibration error, and the baselines "always the longer answer" and "always the same side"."""
     found = {}
     for source in sorted({pair.source for pair in held}) + ["all"] * bool(held):
-        chosen = [(pair, scores) for pair, scores in zip(held, raw, strict=False) if source in (pair.source, "all")]
+        chosen = [
+            (pair, scores)
+            for pair, scores in zip(held, raw, strict=False)
+            if source in (pair.source, "all")
+        ]
         deltas = np.array([scores[0] - scores[1] for _, scores in chosen], np.float64)
         targets = np.array([pair.target for pair, _ in chosen])
         loss = np.mean(targets * np.logaddexp(0, -deltas) + (1 - targets) * np.logaddexp(0, deltas))
-        told = [(pair, scores, 0 if pair.target > 0.5 else 1) for pair, scores in chosen if pair.target != 0.5]
+        told = [
+            (pair, scores, 0 if pair.target > 0.5 else 1)
+            for pair, scores in chosen
+            if pair.target != 0.5
+        ]
         result = preference.pair_accuracy(
-            [scores[side] for _, scores, side in told], [scores[1 - side] for _, scores, side in told],
-            [pair.texts[side] for pair, _, side in told], [pair.texts[1 - side] for pair, _, side in told])
+            [scores[side] for _, scores, side in told],
+            [scores[1 - side] for _, scores, side in told],
+            [pair.texts[side] for pair, _, side in told],
+            [pair.texts[1 - side] for pair, _, side in told],
+        )
         sides = sum(side for *_, side in told)
         found[source] = {
-            "loss": float(loss), "n": len(chosen), "accuracy": dataclasses.asdict(result.accuracy), "ece": result.ece,
-            "longer": dataclasses.asdict(result.longer), "bins": [dataclasses.asdict(item) for item in result.bins],
+            "loss": float(loss),
+            "n": len(chosen),
+            "accuracy": dataclasses.asdict(result.accuracy),
+            "ece": result.ece,
+            "longer": dataclasses.asdict(result.longer),
+            "bins": [dataclasses.asdict(item) for item in result.bins],
             "majority": max(sides, len(told) - sides) / len(told) if told else None,
         }
     return found

@@ -13,6 +13,10 @@ READS_WHOLE_RUN = True
 
 def run(ctx: StageContext) -> dict:
     """Reads every stage's files under the run; the same as `python -m cai_jax.report RUN`."""
-    result = build([ctx.run_path], ctx.directory.path) if artefacts.is_writer() else {"headline": "report.html"}
+    result = (
+        build([ctx.run_path], ctx.directory.path)
+        if artefacts.is_writer()
+        else {"headline": "report.html"}
+    )
     artefacts.barrier(f"report {ctx.directory.path}")
     return result

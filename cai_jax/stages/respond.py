@@ -30,15 +30,30 @@ def run(ctx: StageContext) -> dict:
     if requests:
         for completion in ctx.sample(ctx.engine(model), requests, sampling, ctx.name):
             prompt, sample = prompt_of[completion.id]
-            journal.append({
-                "id": completion.id, "prompt_id": prompt.id, "kind": prompt.kind, "model": model.name, "seed": ctx.seed,
-                "dialogue": dialogue_to_json(prompt.dialogue), "sample": sample, "response": completion.text,
-                "stop": completion.stop, "num_tokens": len(completion.tokens), "logprob": float(sum(completion.logprobs)),
-            })
+            journal.append(
+                {
+                    "id": completion.id,
+                    "prompt_id": prompt.id,
+                    "kind": prompt.kind,
+                    "model": model.name,
+                    "seed": ctx.seed,
+                    "dialogue": dialogue_to_json(prompt.dialogue),
+                    "sample": sample,
+                    "response": completion.text,
+                    "stop": completion.stop,
+                    "num_tokens": len(completion.tokens),
+                    "logprob": float(sum(completion.logprobs)),
+                }
+            )
     ctx.require_rows(journal.finished, "responses")
     digest = journal.finish()
     lengths = [row["num_tokens"] for row in journal.finished.values()]
     cut = sum(row["stop"] == "length" for row in journal.finished.values())
     mean = sum(lengths) / len(lengths)
-    return {"rows": len(lengths), "sha256": {"records": digest}, "mean_tokens": mean, "cut_by_length": cut,
-            "headline": f"{mean:.0f} tokens a response, {cut} cut at the limit"}
+    return {
+        "rows": len(lengths),
+        "sha256": {"records": digest},
+        "mean_tokens": mean,
+        "cut_by_length": cut,
+        "headline": f"{mean:.0f} tokens a response, {cut} cut at the limit",
+    }

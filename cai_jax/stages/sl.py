@@ -30,7 +30,9 @@ class Example:
     target: np.ndarray
 
 
-def answers(revisions, responses, targets: str = "all", max_round: int | None = None) -> list[tuple[str, list, str]]:
+def answers(
+    revisions, responses, targets: str = "all", max_round: int | None = None
+) -> list[tuple[str, list, str]]:
     """(id, dialogue, answer) of everything that is learned from.
 
     Of a revision record: all its revisions up to `max_round` (SL-CAI-n), or the last of those for targets "final"; never
@@ -41,20 +43,35 @@ def answers(revisions, responses, targets: str = "all", max_round: int | None = 
         rounds = list(enumerate(row["rounds"], 1))[: max_round or None]
         for number, item in rounds if targets == "all" else rounds[-1:]:
             found.append((f"revision {row['id']}#{number}", row["dialogue"], item["revision"]))
-    return found + [(f"response {row['id']}", row["dialogue"], row["response"]) for row in responses]
+    return found + [
+        (f"response {row['id']}", row["dialogue"], row["response"]) for row in responses
+    ]
 
 
 def examples(ctx: StageContext, format) -> list[Example]:
     """The training set in order of id; what is empty or too long is counted and left out."""
     config = ctx.config
     if config.targets not in TARGETS:
-        raise UserError(f"config.graph.{ctx.name}.targets: expected all or final, not '{config.targets}'")
-    rows = {name: ctx.inputs[name].records() if name in ctx.inputs else [] for name in ("revisions", "helpful")}
+        raise UserError(
+            f"config.graph.{ctx.name}.targets: expected all or final, not '{config.targets}'"
+        )
+    rows = {
+        name: ctx.inputs[name].records() if name in ctx.inputs else []
+        for name in ("revisions", "helpful")
+    }
     learned = answers(rows["revisions"], rows["helpful"], config.targets, config.max_round)
-    full = [(name, (*dialogue_from_json(dialogue), Message("assistant", text))) for name, dialogue, text in learned if text.strip()]
+    full = [
+        (name, (*dialogue_from_json(dialogue), Message("assistant", text)))
+        for name, dialogue, text in learned
+        if text.strip()
+    ]
     ctx.drop("empty answer", len(learned) - len(full))
     encoded = zip(full, ctx.encode(format, [dialogue for _, dialogue in full]), strict=True)
-    found = [Example(name, item.tokens, item.target_mask) for (name, _), item in encoded if len(item.tokens) <= config.max_length]
+    found = [
+        Example(name, item.tokens, item.target_mask)
+        for (name, _), item in encoded
+        if len(item.tokens) <= config.max_length
+    ]
     ctx.drop("longer than max_length", len(full) - len(found))
     helpful = [example for example in found if example.id.startswith("response ")]
     revised = [example for example in found if example.id.startswith("revision ")]
@@ -68,12 +85,19 @@ def make_batch(chosen: list[Example], shape: batching.Shape, count: int = 0) -> 
     """tokens, segments, target [rows, T]: several examples a row; places [rows, count] of the targets (0: as few as hold them)."""
     packing = batching.pack([len(example.tokens) for example in chosen], shape)
     target = packing.spread([example.target for example in chosen], bool)
-    return {"tokens": packing.spread([example.tokens for example in chosen]), "segments": packing.segments(),
-            "target": target, "places": batching.places(target, count)}
+    return {
+        "tokens": packing.spread([example.tokens for example in chosen]),
+        "segments": packing.segments(),
+        "target": target,
+        "places": batching.places(target, count),
+    }
 
 
-def most_targets(data: list[Example], order: batching.Order, num_steps: int, shape: batching.Shape) -> int:
+def most_targets(
+    data: list[Example], order: batching.Order, num_steps: int, shape: batching.Shape
+) -> int:
     """How many targets a row has at most, at any step, rounded up to an eighth of it."""
+
     def at(step):
         chosen = [data[index] for index in order.indices(step)]
         packing = batching.pack([len(example.tokens) for example in chosen], shape)
@@ -84,11 +108,19 @@ def most_targets(data: list[Example], order: batching.Order, num_steps: int, sha
 
 def make_loss(config, dtype, **options):
     """Negative log-likelihood of the target tokens, as (sum, (count, sums)). `options`: scan, remat, chunk."""
+
     def loss(params, batch):
         params = state_lib.cast(params, dtype)
         seen = batch["segments"] > 0
-        logprobs = heads.dialogue_logprobs(params, batch["tokens"], seen, config, segments_BxT=batch["segments"],
-                                           places=batch["places"], **options)
+        logprobs = heads.dialogue_logprobs(
+            params,
+            batch["tokens"],
+            seen,
+            config,
+            segments_BxT=batch["segments"],
+            places=batch["places"],
+            **options,
+        )
         total, count = losses.response_loss(logprobs, batch["target"])
         return total, (count, {"tokens": jnp.sum(seen, dtype=jnp.float32)})
 
@@ -104,8 +136,13 @@ def run(ctx: StageContext) -> dict:
     data = examples(ctx, model.format)
     order = batching.Order(len(data), config.batch_size, ctx.seed, ctx.name)
     num_steps = config.num_epochs * order.steps_per_epoch
-    shape = batching.common_shape([len(example.tokens) for example in data], order, num_steps, batch_ways(ctx.mesh),
-                                  config.num_microbatches)
+    shape = batching.common_shape(
+        [len(example.tokens) for example in data],
+        order,
+        num_steps,
+        batch_ways(ctx.mesh),
+        config.num_microbatches,
+    )
     count = most_targets(data, order, num_steps, shape)
 
     # ---- Model and optimiser --------------------------------------------------------------------------------------
@@ -113,10 +150,13 @@ def run(ctx: StageContext) -> dict:
     params = state_lib.abstract_params(model.config, "policy", ctx.mesh, adapters=adapters)
     abstract = {"params": params, "optimiser": state_lib.abstract_optimiser(tx, params, ctx.mesh)}
     chunk = ctx.run_config.model.logprob_chunk
-    loss = make_loss(model.config, ctx.dtype, chunk=chunk, **state_lib.forward_options(ctx.run_config))
+    loss = make_loss(
+        model.config, ctx.dtype, chunk=chunk, **state_lib.forward_options(ctx.run_config)
+    )
     base = adapters and lora.base_of(model.params)
-    update = state_lib.make_update(loss, tx, abstract, ctx.mesh, config.num_microbatches, adapters, base,
-                                   shape.spare)
+    update = state_lib.make_update(
+        loss, tx, abstract, ctx.mesh, config.num_microbatches, adapters, base, shape.spare
+    )
 
     def init():
         key = seeds.row_key(ctx.seed, ctx.name, "adapters")
@@ -125,7 +165,10 @@ def run(ctx: StageContext) -> dict:
         return {"params": start, "optimiser": state_lib.init_optimiser(tx, start, ctx.mesh)}
 
     # ---- Steps ----------------------------------------------------------------------------------------------------
-    batches = feed.Batches(lambda step: make_batch([data[index] for index in order.indices(step)], shape, count), num_steps)
+    batches = feed.Batches(
+        lambda step: make_batch([data[index] for index in order.indices(step)], shape, count),
+        num_steps,
+    )
 
     def advance(state, step):
         state, scalars = update(state, batches[step])
@@ -133,7 +176,15 @@ def run(ctx: StageContext) -> dict:
 
     settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)
     mean_length = float(np.mean([len(example.tokens) for example in data]))
-    loop.fit(ctx, settings, abstract, init, advance, lambda step: [data[index].id for index in order.indices(step)],
-             model.release, throughput.training(ctx.mesh, model.config, mean_length, adapters))
+    loop.fit(
+        ctx,
+        settings,
+        abstract,
+        init,
+        advance,
+        lambda step: [data[index].id for index in order.indices(step)],
+        model.release,
+        throughput.training(ctx.mesh, model.config, mean_length, adapters),
+    )
     ctx.publish(model, "policy")
     return loop.summary(ctx, num_steps, {"examples": len(data)})

@@ -61,14 +61,18 @@ def pad(rows: Sequence[Sequence], num_rows: int, length: int, dtype=np.int32) ->
     return out
 
 
-def pad_tokens(rows: Sequence[Sequence[int]], num_rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+def pad_tokens(
+    rows: Sequence[Sequence[int]], num_rows: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(tokens int32, mask bool), both [num_rows, length]; the mask is True on the tokens given.
 
     Rows that only fill up the shape repeat the first one: attention without a single real token would be 0/0. The
     caller's own masks leave them out of every sum.
     """
     filled = [*rows, *[rows[0]] * (num_rows - len(rows))]
-    return pad(filled, num_rows, length), pad([[True] * len(row) for row in filled], num_rows, length, bool)
+    return pad(filled, num_rows, length), pad(
+        [[True] * len(row) for row in filled], num_rows, length, bool
+    )
 
 
 # ---- Packing: several sequences share a row, kept apart by segment numbers -----------------------------------------
@@ -101,18 +105,24 @@ class Packing:
     def spread(self, values: Sequence[Sequence], dtype=np.int32) -> np.ndarray:
         """[rows, length] from one value a token of each sequence (more than its length is not read); 0 elsewhere."""
         out = np.zeros(self.shape[:2], dtype)
-        for value, row, start, length in zip(values, self.rows, self.starts, self.lengths, strict=True):
+        for value, row, start, length in zip(
+            values, self.rows, self.starts, self.lengths, strict=True
+        ):
             out[row, start : start + length] = value[:length]
         return out
 
     def segments(self) -> np.ndarray:
         """int32 [rows, length]: another number for each sequence, 0 where there is none."""
-        return self.spread([np.full(length, index + 1) for index, length in enumerate(self.lengths)])
+        return self.spread(
+            [np.full(length, index + 1) for index, length in enumerate(self.lengths)]
+        )
 
     def collect(self, packed: np.ndarray, width: int) -> np.ndarray:
         """[N, width] from [rows, length]: what `spread` put there, 0 after each sequence's end."""
         out = np.zeros((len(self.lengths), width), packed.dtype)
-        for index, (row, start, length) in enumerate(zip(self.rows, self.starts, self.lengths, strict=True)):
+        for index, (row, start, length) in enumerate(
+            zip(self.rows, self.starts, self.lengths, strict=True)
+        ):
             out[index, :length] = packed[row, start : start + length]
         return out
 
@@ -129,7 +139,9 @@ def row_length(lengths: Sequence[int]) -> int:
     return bucket(int(max(max(lengths), np.ceil(wanted))))
 
 
-def pack(lengths: Sequence[int], shape: Shape | None = None, *, group: int = 1, length: int = 0) -> Packing:
+def pack(
+    lengths: Sequence[int], shape: Shape | None = None, *, group: int = 1, length: int = 0
+) -> Packing:
     """Puts sequences into rows: longest first, each where it leaves least room. A function of its arguments only.
 
     `group` sequences that follow each other stay together in one row. Without a shape, as many rows as it takes, of
@@ -141,7 +153,11 @@ def pack(lengths: Sequence[int], shape: Shape | None = None, *, group: int = 1, 
     if sizes.max(initial=0) > length:
         raise ValueError(f"a row of {length} tokens cannot hold {sizes.max()}")
     room: list[tuple[int, int]] = []  # (tokens left, row), ascending
-    rows, starts, slots = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
+    rows, starts, slots = (
+        np.zeros(len(sizes), np.int64),
+        np.zeros(len(sizes), np.int64),
+        np.zeros(len(sizes), np.int64),
+    )
     filled: list[int] = []  # groups in each row
     for index in np.argsort(-sizes, kind="stable"):
         place = bisect.bisect_left(room, (int(sizes[index]), -1))
@@ -158,10 +174,18 @@ def pack(lengths: Sequence[int], shape: Shape | None = None, *, group: int = 1, 
     each = shape.rows // shape.parts
     rows = rows % each * shape.parts + rows // each
     within = lengths.reshape(-1, group).cumsum(axis=1) - lengths.reshape(-1, group)
-    return Packing(lengths, np.repeat(rows, group), (starts[:, None] + within).reshape(-1), np.repeat(slots, group), shape)
+    return Packing(
+        lengths,
+        np.repeat(rows, group),
+        (starts[:, None] + within).reshape(-1),
+        np.repeat(slots, group),
+        shape,
+    )
 
 
-def common_shape(lengths: Sequence[int], order: Order, num_steps: int, ways: int, parts: int = 1, group: int = 1) -> Shape:
+def common_shape(
+    lengths: Sequence[int], order: Order, num_steps: int, ways: int, parts: int = 1, group: int = 1
+) -> Shape:
     """A shape that holds the batch of every step, so that a step is compiled once, in `parts` microbatches that divide into
     `ways`. `lengths`: those of all sequences, `group` of them an example."""
     sizes = np.asarray(lengths, np.int64).reshape(-1, group).sum(axis=1)
@@ -169,11 +193,19 @@ def common_shape(lengths: Sequence[int], order: Order, num_steps: int, ways: int
     def shape(length):
         found = [pack(sizes[order.indices(step)], length=length).shape for step in range(num_steps)]
         rows = num_rows(max(one.rows for one in found), ways * parts)
-        used = [num_rows(one.rows, rows // parts) for one in found]  # what is computed: empty microbatches are not
-        return sum(used) * length, length, Shape(rows, length, max(one.slots for one in found), parts, min(used) < rows)
+        used = [
+            num_rows(one.rows, rows // parts) for one in found
+        ]  # what is computed: empty microbatches are not
+        return (
+            sum(used) * length,
+            length,
+            Shape(rows, length, max(one.slots for one in found), parts, min(used) < rows),
+        )
 
     # The least to multiply: long rows hold more of each other's rest, but microbatches are whole.
-    tried = {bucket(length) for length in range(int(sizes.max()), row_length(sizes) + 1, MULTIPLE)} | {row_length(sizes)}
+    tried = {
+        bucket(length) for length in range(int(sizes.max()), row_length(sizes) + 1, MULTIPLE)
+    } | {row_length(sizes)}
     return min(map(shape, sorted(tried)))[-1]
 
 

@@ -52,7 +52,9 @@ def mix(first: Sequence, second: Sequence, fraction: float | None, seed: int, st
     if fraction is None or not first or not second:
         return [*first, *second]
     share = fraction / (1 - fraction) if fraction < 1 else float("inf")
-    keep_first = len(first) if share == float("inf") else min(len(first), round(len(second) * share))
+    keep_first = (
+        len(first) if share == float("inf") else min(len(first), round(len(second) * share))
+    )
     keep_second = min(len(second), round(len(first) / share)) if share else len(second)
 
     def keep(side, number):
@@ -85,13 +87,21 @@ def _encode(format: DialogueFormat, dialogues: Sequence[Dialogue]) -> list[Encod
     chunks = [dialogues[start : start + CHUNK] for start in range(0, len(dialogues), CHUNK)]
     # While the tokenizer works on one chunk, on all cores, another thread writes the next one's texts.
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    return [item for chunk in grain.MapDataset.source(chunks).map(format.examples).to_iter_dataset(options) for item in chunk]
+    return [
+        item
+        for chunk in grain.MapDataset.source(chunks).map(format.examples).to_iter_dataset(options)
+        for item in chunk
+    ]
 
 
 def _name(format: DialogueFormat, dialogues: Sequence[Dialogue]) -> str:
     digest = hashlib.blake2b(format.identity().encode(), digest_size=16)
     for dialogue in dialogues:
-        digest.update(artefacts.dump([[message.role, message.text] for message in dialogue]).encode("utf-8", "surrogatepass"))
+        digest.update(
+            artefacts.dump([[message.role, message.text] for message in dialogue]).encode(
+                "utf-8", "surrogatepass"
+            )
+        )
         digest.update(b"\n")
     return digest.hexdigest()
 
@@ -108,14 +118,24 @@ def _read(path: epath.Path, name: str) -> list[Encoded] | None:
     except Exception as error:  # the members have checksums; what a broken one makes numpy raise is all the same here
         progress.warn(f"{path}: damaged ({type(error).__name__}); the texts are tokenised again")
         return None
-    return [Encoded(*parts) for parts in zip(*(np.split(column, ends[:-1]) for column in columns), strict=True)]
+    return [
+        Encoded(*parts)
+        for parts in zip(*(np.split(column, ends[:-1]) for column in columns), strict=True)
+    ]
 
 
 def _write(path: epath.Path, name: str, found: list[Encoded]) -> None:
     if not found:
         return
-    columns = {key: np.concatenate([getattr(item, field) for item in found])
-               for key, field in (("tokens", "tokens"), ("roles", "roles"), ("target", "target_mask"))}
+    columns = {
+        key: np.concatenate([getattr(item, field) for item in found])
+        for key, field in (("tokens", "tokens"), ("roles", "roles"), ("target", "target_mask"))
+    }
     buffer = io.BytesIO()
-    np.savez(buffer, name=np.array(name), lengths=np.array([len(item.tokens) for item in found], np.int64), **columns)
+    np.savez(
+        buffer,
+        name=np.array(name),
+        lengths=np.array([len(item.tokens) for item in found], np.int64),
+        **columns,
+    )
     artefacts.write_bytes(path, buffer.getvalue())

@@ -36,9 +36,16 @@ class Settings:
     weights: tuple[str, ...] = ("params",)
 
 
-def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], advance: Callable,
-        names: Callable[[int], Sequence[str]], on_start: Callable[[int, MetricsWriter], None],
-        meter: Callable[[Mapping, float], dict] | None = None) -> dict:
+def fit(
+    ctx,
+    settings: Settings,
+    abstract: Mapping,
+    init: Callable[[], dict],
+    advance: Callable,
+    names: Callable[[int], Sequence[str]],
+    on_start: Callable[[int, MetricsWriter], None],
+    meter: Callable[[Mapping, float], dict] | None = None,
+) -> dict:
     """Runs `advance` until `num_steps`, from the newest intact checkpoint or from `init()`; returns the last state.
 
     `abstract` has ShapeDtypeStructs with shardings for every item of the state. `names(step)` are the examples of a
@@ -56,7 +63,11 @@ def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], ad
             ctx.count_tokens("trained", meta["tokens"])
             return trees
     found = checkpoints.restore_latest(abstract)
-    start, state, meta = found or (0, state_lib.placed(init(), abstract), {"tokens": 0, "metrics": ""})
+    start, state, meta = found or (
+        0,
+        state_lib.placed(init(), abstract),
+        {"tokens": 0, "metrics": ""},
+    )
     if found:
         progress.say(f"[{ctx.name}] goes on from {settings.unit} {start}")
     writer = ctx.metrics(start, meta["metrics"])
@@ -75,16 +86,26 @@ def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], ad
         bad = [name for name in CHECKED if name in values and not math.isfinite(values[name])]
         if bad:
             good = checkpoints.latest()
-            kept = f"the last good checkpoint is {settings.unit} {good}" if good else "there is no checkpoint yet"
+            kept = (
+                f"the last good checkpoint is {settings.unit} {good}"
+                if good
+                else "there is no checkpoint yet"
+            )
             raise UserError(
                 f"stage '{ctx.name}': {bad[0]} is {values[bad[0]]} at {settings.unit} {step + 1}, in the batch of "
                 f"{', '.join(names(step))}; {kept} in {checkpoints.path}; try a smaller learning_rate, or float32"
             )
         tokens_seen += int(values.get("tokens", 0))
         if (step + 1) % settings.log_every == 0 or step + 1 == settings.num_steps:
-            rates = meter(values, seconds) if meter else {"tokens_per_second": values.get("tokens", 0.0) / max(seconds, 1e-9)}
+            rates = (
+                meter(values, seconds)
+                if meter
+                else {"tokens_per_second": values.get("tokens", 0.0) / max(seconds, 1e-9)}
+            )
             writer.write(step + 1, values, {"seconds": seconds, **timing, **rates})
-        shown = [f"{name} {values[name]:.3g}" for name in ("reward", "kl", "loss") if name in values]
+        shown = [
+            f"{name} {values[name]:.3g}" for name in ("reward", "kl", "loss") if name in values
+        ]
         bar.set_postfix_str(" ".join(shown))
 
     try:
@@ -107,12 +128,18 @@ def fit(ctx, settings: Settings, abstract: Mapping, init: Callable[[], dict], ad
                     waiting = step, scalars
                 if save:
                     items = settings.weights if last else tuple(state)
-                    checkpoints.save(done, {name: state[name] for name in items},
-                                     {"tokens": tokens_seen, "metrics": writer.written()}, keep=snapshot)
+                    checkpoints.save(
+                        done,
+                        {name: state[name] for name in items},
+                        {"tokens": tokens_seen, "metrics": writer.written()},
+                        keep=snapshot,
+                    )
                     free = time.monotonic()
                 bar.update()
                 if stop and not last:
-                    raise preemption.Preempted(f"stage '{ctx.name}': saved {settings.unit} {done} and stopped")
+                    raise preemption.Preempted(
+                        f"stage '{ctx.name}': saved {settings.unit} {done} and stopped"
+                    )
     finally:
         trace.close()
         writer.close()

@@ -30,7 +30,9 @@ def parse(text: str) -> Window | None:
     found = re.fullmatch(r"(?:([\w.-]+):)?([0-9]{1,9})(?:-([0-9]{1,9}))?", str(text).strip())
     first, last = (int(found[2]), int(found[3] or found[2])) if found else (0, 0)
     if not 1 <= first <= last:
-        raise UserError(f"config.profile_steps: expected steps counted from 1, such as 10-12, 10 or sl:10-12, not '{text}'")
+        raise UserError(
+            f"config.profile_steps: expected steps counted from 1, such as 10-12, 10 or sl:10-12, not '{text}'"
+        )
     return Window(found[1], first, last)
 
 
@@ -39,7 +41,9 @@ def check(config) -> None:
     window = parse(config.get("profile_steps", ""))
     trained = [name for name, stage in config.graph.items() if stage.get("kind") in TRAINED]
     if window and window.stage not in (None, *trained):
-        raise UserError(f"config.profile_steps: '{window.stage}' is no stage that trains; those are {', '.join(trained) or 'none'}")
+        raise UserError(
+            f"config.profile_steps: '{window.stage}' is no stage that trains; those are {', '.join(trained) or 'none'}"
+        )
 
 
 class Trace:
@@ -47,7 +51,9 @@ class Trace:
 
     def __init__(self, text: str, stage: str, path):
         window = parse(text)
-        self._wanted = window if window and window.stage in (None, stage) and artefacts.is_writer() else None
+        self._wanted = (
+            window if window and window.stage in (None, stage) and artefacts.is_writer() else None
+        )
         self._stage, self._path, self._running = stage, path / DIRECTORY, False
 
     @contextlib.contextmanager
@@ -73,4 +79,6 @@ class Trace:
         if self._running:
             self._running, self._wanted = False, None
             jax.profiler.stop_trace()
-            progress.say(f"[{self._stage}] trace in {self._path}; look at it with: tensorboard --logdir {self._path}")
+            progress.say(
+                f"[{self._stage}] trace in {self._path}; look at it with: tensorboard --logdir {self._path}"
+            )

@@ -34,7 +34,9 @@ class PromptTokens:
         return tuple(token for segment in self.segments for token in segment)
 
 
-def draw(prompts: Sequence[PromptTokens], update: int, count: int, seed: int, stage: str) -> list[tuple[str, PromptTokens]]:
+def draw(
+    prompts: Sequence[PromptTokens], update: int, count: int, seed: int, stage: str
+) -> list[tuple[str, PromptTokens]]:
     """(rollout id, prompt) of update 0, 1, …: the prompts go round in epochs, each a new permutation of all of them. The
     position is `update · count`, so no state has to be saved, and no prompt is skipped after a restart."""
     drawn, orders = [], {}
@@ -47,10 +49,16 @@ def draw(prompts: Sequence[PromptTokens], update: int, count: int, seed: int, st
     return drawn
 
 
-def requests(drawn: Sequence[tuple[str, PromptTokens]], update: int, seed: int, stage: str) -> list[SampleRequest]:
+def requests(
+    drawn: Sequence[tuple[str, PromptTokens]], update: int, seed: int, stage: str
+) -> list[SampleRequest]:
     """One request a rollout; its key is named by (seed, stage, update, prompt, epoch)."""
-    return [SampleRequest(name, prompt.segments, row_key(seed, stage, update, prompt.id, name.rpartition("/")[2]))
-            for name, prompt in drawn]
+    return [
+        SampleRequest(
+            name, prompt.segments, row_key(seed, stage, update, prompt.id, name.rpartition("/")[2])
+        )
+        for name, prompt in drawn
+    ]
 
 
 def longest(prompts: Sequence[PromptTokens], max_new_tokens: int) -> int:
@@ -62,7 +70,9 @@ def rounded(length: int) -> int:
     return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 
 
-def assemble(drawn: Sequence[tuple[str, PromptTokens]], completions: dict[str, Completion], length: int) -> Rollouts:
+def assemble(
+    drawn: Sequence[tuple[str, PromptTokens]], completions: dict[str, Completion], length: int
+) -> Rollouts:
     """Arrays of the rollouts, right-padded. All sampled tokens are actions: EOS, and those that complete a stop string."""
     rows = [prompt.tokens + completions[name].tokens for name, prompt in drawn]
     tokens, mask = batching.pad_tokens(rows, len(rows), length)
@@ -72,7 +82,9 @@ def assemble(drawn: Sequence[tuple[str, PromptTokens]], completions: dict[str, C
         place = slice(len(prompt.tokens), len(rows[index]))
         actions[index, place] = True
         sampled[index, place] = completions[name].logprobs
-    return Rollouts([name for name, _ in drawn], tokens, mask, actions, sampled, np.zeros(len(rows), np.float32))
+    return Rollouts(
+        [name for name, _ in drawn], tokens, mask, actions, sampled, np.zeros(len(rows), np.float32)
+    )
 
 
 def custom_reward(reference: str) -> Callable[[Sequence[Dialogue]], np.ndarray]:
@@ -85,7 +97,9 @@ def custom_reward(reference: str) -> Callable[[Sequence[Dialogue]], np.ndarray]:
     try:
         function = getattr(importlib.import_module(module), name)
     except Exception as error:  # importing somebody else's module may raise anything
-        raise UserError(f"{where}: {error}; expected python:package.module.function that can be imported here") from error
+        raise UserError(
+            f"{where}: {error}; expected python:package.module.function that can be imported here"
+        ) from error
 
     def score(dialogues: Sequence[Dialogue]) -> np.ndarray:
         try:
@@ -93,9 +107,13 @@ def custom_reward(reference: str) -> Callable[[Sequence[Dialogue]], np.ndarray]:
         except UserError:
             raise
         except Exception as error:  # it is somebody else's code
-            raise UserError(f"{where}: failed ({type(error).__name__}: {error}); expected a list of numbers back") from error
+            raise UserError(
+                f"{where}: failed ({type(error).__name__}: {error}); expected a list of numbers back"
+            ) from error
         if scores.shape != (len(dialogues),) or not np.all(np.isfinite(scores)):
-            raise UserError(f"{where}: expected {len(dialogues)} finite numbers, one a dialogue, not {scores.shape}")
+            raise UserError(
+                f"{where}: expected {len(dialogues)} finite numbers, one a dialogue, not {scores.shape}"
+            )
         return scores.astype(np.float32)
 
     return score
@@ -107,8 +125,15 @@ def save_arrays(path, rollouts: Rollouts, frozen: dict[str, np.ndarray]) -> None
     if not artefacts.is_writer():
         return
     start = np.argmax(rollouts.actions, axis=1)
-    arrays = {"ids": np.array(rollouts.ids), "tokens": rollouts.tokens, "scores": rollouts.scores, "start": start,
-              "end": start + rollouts.actions.sum(axis=1), "sampled": rollouts.sampled, **frozen}
+    arrays = {
+        "ids": np.array(rollouts.ids),
+        "tokens": rollouts.tokens,
+        "scores": rollouts.scores,
+        "start": start,
+        "end": start + rollouts.actions.sum(axis=1),
+        "sampled": rollouts.sampled,
+        **frozen,
+    }
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     artefacts.write_bytes(path, buffer.getvalue())

@@ -31,14 +31,27 @@ def split(items: Sequence, fraction: float, seed: int, stage: str) -> tuple[list
         by_source[item.source].add(item.group)
     held = set()
     for source in sorted(by_source):
-        groups = sorted(by_source[source], key=lambda group: seeds.row_rng(seed, stage, "holdout", group).random())
+        groups = sorted(
+            by_source[source],
+            key=lambda group: seeds.row_rng(seed, stage, "holdout", group).random(),
+        )
         if fraction > 0 and len(groups) > 1:
             held.update(groups[: min(max(1, round(fraction * len(groups))), len(groups) - 1)])
-    return [item for item in items if item.group not in held], [item for item in items if item.group in held]
+    return [item for item in items if item.group not in held], [
+        item for item in items if item.group in held
+    ]
 
 
-def fit(ctx, model, examples: Mapping[str, Sequence[int]], loss: Callable, make_batch: Callable, head: dict | None,
-        told: Callable[[dict], dict] = dict, meter: Callable | None = None) -> tuple[dict, int]:
+def fit(
+    ctx,
+    model,
+    examples: Mapping[str, Sequence[int]],
+    loss: Callable,
+    make_batch: Callable,
+    head: dict | None,
+    told: Callable[[dict], dict] = dict,
+    meter: Callable | None = None,
+) -> tuple[dict, int]:
     """(params {"decoder", "head"}, float32 what was trained, number of steps) after `num_epochs` over the examples: name →
     lengths of its dialogues, in tokens.
 
@@ -50,21 +63,33 @@ def fit(ctx, model, examples: Mapping[str, Sequence[int]], loss: Callable, make_
     names, lengths = list(examples), list(examples.values())
     order = batching.Order(len(names), config.batch_size, ctx.seed, ctx.name)
     num_steps = config.num_epochs * order.steps_per_epoch
-    shape = batching.common_shape(np.ravel(lengths), order, num_steps, batch_ways(ctx.mesh), config.num_microbatches,
-                                  len(lengths[0]))
+    shape = batching.common_shape(
+        np.ravel(lengths),
+        order,
+        num_steps,
+        batch_ways(ctx.mesh),
+        config.num_microbatches,
+        len(lengths[0]),
+    )
 
     rate, tx = state_lib.make_optimiser(config, f"config.graph.{ctx.name}", num_steps)
     adapters = ctx.adapters(model)  # None: all weights are trained
     base = adapters and lora.base_of(model.params)
     params = state_lib.abstract_params(model.config, "reward", ctx.mesh, adapters=adapters)
     abstract = {"params": params, "optimiser": state_lib.abstract_optimiser(tx, params, ctx.mesh)}
-    update = state_lib.make_update(loss, tx, abstract, ctx.mesh, config.num_microbatches, adapters, base,
-                                   shape.spare)
+    update = state_lib.make_update(
+        loss, tx, abstract, ctx.mesh, config.num_microbatches, adapters, base, shape.spare
+    )
 
     def init():
-        decoder, key = model.params.get("decoder", model.params), seeds.row_key(ctx.seed, ctx.name, "adapters")
+        decoder, key = (
+            model.params.get("decoder", model.params),
+            seeds.row_key(ctx.seed, ctx.name, "adapters"),
+        )
         start = state_lib.start(model.config, decoder, ctx.mesh, key, adapters, model.trained)
-        start = state_lib.with_head(start, state_lib.fresh(model.params["head"]) if head is None else head, ctx.mesh)
+        start = state_lib.with_head(
+            start, state_lib.fresh(model.params["head"]) if head is None else head, ctx.mesh
+        )
         del decoder
         model.release()  # before the optimiser's moments, which are as large
         return {"params": start, "optimiser": state_lib.init_optimiser(tx, start, ctx.mesh)}
@@ -76,6 +101,14 @@ def fit(ctx, model, examples: Mapping[str, Sequence[int]], loss: Callable, make_
         return state, {**told(scalars), "learning_rate": rate(step)}
 
     settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)
-    state = loop.fit(ctx, settings, abstract, init, advance, lambda step: [names[index] for index in order.indices(step)],
-                     model.release, meter)
+    state = loop.fit(
+        ctx,
+        settings,
+        abstract,
+        init,
+        advance,
+        lambda step: [names[index] for index in order.indices(step)],
+        model.release,
+        meter,
+    )
     return lora.attach(base, state["params"], adapters), num_steps

@@ -7,7 +7,11 @@ COEFFICIENTS = (0.01, 0.03, 0.3, 1.0)  # and that of configs/microworld.py
 
 def get_config():
     config = microworld.get_config()
-    graph = {name: value for name, value in config.graph.to_dict().items() if name not in ("report", "evaluate")}
+    graph = {
+        name: value
+        for name, value in config.graph.to_dict().items()
+        if name not in ("report", "evaluate")
+    }
     models = {"rl": "@rl"}
     for coefficient in COEFFICIENTS:
         name = f"rl_{str(coefficient).replace('.', '_')}"

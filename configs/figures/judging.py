@@ -10,14 +10,24 @@ def get_config():
     graph = config.graph.to_dict()
     for name in ("report", "evaluate", "rl"):
         graph.pop(name)
-    no_prompts = {f"prompts_{name}": {"source": "", "split": "", "offset": 0, "limit": None}
-                  for name in ("red_team", "helpful", "look_alike", "mixed")}
+    no_prompts = {
+        f"prompts_{name}": {"source": "", "split": "", "offset": 0, "limit": None}
+        for name in ("red_team", "helpful", "look_alike", "mixed")
+    }
     for size, role in microworld.SIZES.items():
         reward = "@pm" if role == "helpful" else ""
         for chains in (1, 5):
             graph[f"judge_{size}_{chains}"] = microworld.evaluate(
-                {}, **no_prompts, reward=reward, feedback=role, num_chains=chains,
-                choices="+".join(str(microworld.DATA / f"{name}.jsonl") for name in ("hhh", "identify", "classify")))
+                {},
+                **no_prompts,
+                reward=reward,
+                feedback=role,
+                num_chains=chains,
+                choices="+".join(
+                    str(microworld.DATA / f"{name}.jsonl")
+                    for name in ("hhh", "identify", "classify")
+                ),
+            )
     config.graph = graph
     config.stages = tuple(graph)
     return config

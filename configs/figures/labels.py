@@ -9,7 +9,11 @@ SHARED = {"soft": "rl", "clamped_chain": "rl_chain"}
 
 def get_config():
     config = microworld.get_config()
-    graph = {name: value for name, value in config.graph.to_dict().items() if name not in ("report", "evaluate")}
+    graph = {
+        name: value
+        for name, value in config.graph.to_dict().items()
+        if name not in ("report", "evaluate")
+    }
     graph["feedback_chain"] = microworld.feedback(mode="chain_of_thought")
     graph["pm_chain"] = microworld.pm(labels="feedback_chain", clamp=(0.4, 0.6))
     graph["rl_chain"] = microworld.rl(reward="@pm_chain")
@@ -21,7 +25,9 @@ def get_config():
                 graph[f"pm_{name}"] = microworld.pm(labels=source, **fields)
                 graph[f"rl_{name}"] = microworld.rl(reward=f"@pm_{name}")
             models[name] = f"@{SHARED.get(name, f'rl_{name}')}"
-    graph["evaluate_labels"] = microworld.evaluate(models, anchor="SL-CAI", reward="@pm", feedback="", choices="")
+    graph["evaluate_labels"] = microworld.evaluate(
+        models, anchor="SL-CAI", reward="@pm", feedback="", choices=""
+    )
     config.graph = graph
     config.stages = tuple(graph)
     return config

@@ -27,12 +27,20 @@ def get_config():
         "rl_far": microworld.rl(num_updates=FAR * updates, snapshot_every_updates=every),
         "harm": microworld.harm(),
     }
-    models = {"pretrained": "base", "H-RLHF": "@rl_helpful", "HH-RLHF": "@rl_human", "SL-CAI": "@sl", "RL-CAI": "@rl",
-              "RL-CAI-CoT": "@rl_chain"}
+    models = {
+        "pretrained": "base",
+        "H-RLHF": "@rl_helpful",
+        "HH-RLHF": "@rl_human",
+        "SL-CAI": "@sl",
+        "RL-CAI": "@rl",
+        "RL-CAI-CoT": "@rl_chain",
+    }
     models |= {f"RL-CAI-{step}": f"@rl_far:{step}" for step in range(every, FAR * updates, every)}
     models[f"RL-CAI-{FAR * updates}"] = "@rl_far"
     asked = default.absolute_harm("@harm", NUM_SAMPLES, **microworld.heldout("red_team", 64))
-    graph["evaluate_pareto"] = microworld.evaluate(models, anchor="SL-CAI", reward="@pm", feedback="", choices="", harm=asked)
+    graph["evaluate_pareto"] = microworld.evaluate(
+        models, anchor="SL-CAI", reward="@pm", feedback="", choices="", harm=asked
+    )
     config.graph = graph
     config.stages = tuple(graph)
     return config

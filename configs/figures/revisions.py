@@ -11,7 +11,9 @@ def get_config():
         end = "" if role == "helpful" else f"_{size}"
         graph[f"respond{end}"] = microworld.respond(model=role)
         graph[f"revise{end}"] = microworld.revise(responses=f"respond{end}", model=role)
-        graph[f"revise_direct{end}"] = microworld.revise(responses=f"respond{end}", model=role, critique=False)
+        graph[f"revise_direct{end}"] = microworld.revise(
+            responses=f"respond{end}", model=role, critique=False
+        )
     for number in (1, 2, 4, 8):
         graph[f"revise_{number}"] = microworld.revise(num_principles=number)
     config.graph = graph

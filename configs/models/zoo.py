@@ -35,7 +35,9 @@ def get_config(name="smollm2_135m"):
     config.model.update({"dtype": "bfloat16", "scan_layers": True, "remat": "full"})
     config.sampling.update({"batch_size": 32, "max_length": 2048})
     for stage, parts in (("sl", 64), ("pm", 32), ("rl", 16)):
-        config.graph[stage].update({"num_microbatches": parts, "learning_rate": 10 * config.graph[stage].learning_rate})
+        config.graph[stage].update(
+            {"num_microbatches": parts, "learning_rate": 10 * config.graph[stage].learning_rate}
+        )
         config.graph[stage].adapters.rank = 16
     config.graph.rl.value_learning_rate *= 10
     return config

@@ -6,6 +6,8 @@ TOPOLOGY = "v5p:4x4x4"
 
 
 def get_config():
-    config = common.pod("meta-llama/Llama-3.1-70B", fsdp=8, tensor=8, sl=16, pm=16, rl=2, rows=256, rank=16)
+    config = common.pod(
+        "meta-llama/Llama-3.1-70B", fsdp=8, tensor=8, sl=16, pm=16, rl=2, rows=256, rank=16
+    )
     config.graph.rl.value_learning_rate *= 10
     return config

@@ -51,7 +51,9 @@ import os
 from configs import default
 
 MODEL = "models/smollm2-135m-instruct"
-TINY = "random:" + os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "models", "tiny")
+TINY = "random:" + os.path.join(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "models", "tiny"
+)
 HELD_OUT, JUDGE, REST = "0-1/10", "2-5/10", "6-9/10"
 NO_PROMPTS = default.prompts("", "")
 
@@ -64,7 +66,9 @@ class Size:
     helpful: int
     compared: int  # prompts whose answers are compared
     held_out: int  # prompts that the policies answer, of each kind
-    judged: int | None  # held-out pairs on which preference models and labels are measured, of each kind
+    judged: (
+        int | None
+    )  # held-out pairs on which preference models and labels are measured, of each kind
     pairs: int | None = None  # of each kind, for a preference model
     prompt_characters: int = 200
     pair_characters: int | None = 320
@@ -91,31 +95,104 @@ class Size:
 
 SIZES = {
     "cpu": Size(red_team=96, helpful=48, compared=160, held_out=48, judged=100),
-    "gpu": Size(red_team=1024, helpful=512, compared=2048, held_out=256, judged=None, prompt_characters=400,
-                pair_characters=None, judge_characters=None, answer=128, rounds=4, few_shot=4, choice_few_shot=5, batch_size=32,
-                microbatches=1, max_length=512, rate=1e-4, save_every_steps=50, updates=80, rollouts=128, rl_answer=96,
-                rl_rate=1e-4, value_model="separate", choices=None, adapters=(8, 16.0, ("q", "k", "v", "o")), extras=True),
-    "smoke": Size(red_team=3, helpful=2, compared=3, held_out=2, judged=4, pairs=6, prompt_characters=40, pair_characters=160,
-                  judge_characters=160, answer=6, rounds=1, few_shot=0, choice_few_shot=0, samples_best=2, batch_size=4,
-                  microbatches=2, max_length=512, rate=1e-3, updates=2, rollouts=4, rl_answer=4, rl_rate=1e-3, choices=2,
-                  adapters=(2, 4.0, ("q", "v"))),
+    "gpu": Size(
+        red_team=1024,
+        helpful=512,
+        compared=2048,
+        held_out=256,
+        judged=None,
+        prompt_characters=400,
+        pair_characters=None,
+        judge_characters=None,
+        answer=128,
+        rounds=4,
+        few_shot=4,
+        choice_few_shot=5,
+        batch_size=32,
+        microbatches=1,
+        max_length=512,
+        rate=1e-4,
+        save_every_steps=50,
+        updates=80,
+        rollouts=128,
+        rl_answer=96,
+        rl_rate=1e-4,
+        value_model="separate",
+        choices=None,
+        adapters=(8, 16.0, ("q", "k", "v", "o")),
+        extras=True,
+    ),
+    "smoke": Size(
+        red_team=3,
+        helpful=2,
+        compared=3,
+        held_out=2,
+        judged=4,
+        pairs=6,
+        prompt_characters=40,
+        pair_characters=160,
+        judge_characters=160,
+        answer=6,
+        rounds=1,
+        few_shot=0,
+        choice_few_shot=0,
+        samples_best=2,
+        batch_size=4,
+        microbatches=2,
+        max_length=512,
+        rate=1e-3,
+        updates=2,
+        rollouts=4,
+        rl_answer=4,
+        rl_rate=1e-3,
+        choices=2,
+        adapters=(2, 4.0, ("q", "v")),
+    ),
 }
 PIECES = (  # of `gpu`
     ("respond", "respond_helpful", "revise", "revise_direct"),
     ("revise_ours", "revise_text", "sl", "sl_direct"),
     ("compare", "pm_judge", "pm_harmless", "pm_helpful", "pm_human", "pm_all"),
-    ("human_pairs", "feedback", "agree_chat", "agree_text", "agree_ours", "agree_chain", "feedback_pm", "pm_ai", "pm_relabelled"),
+    (
+        "human_pairs",
+        "feedback",
+        "agree_chat",
+        "agree_text",
+        "agree_ours",
+        "agree_chain",
+        "feedback_pm",
+        "pm_ai",
+        "pm_relabelled",
+    ),
     ("rl", "rl_helpful"),
     ("rl_human", "rl_human_labels", "rl_relabelled"),
     ("respond_best", "best_of", "best_of_human", "evaluate"),
-    ("evaluate_direct", "evaluate_ours", "evaluate_text", "evaluate_harmless", "evaluate_helpful", "evaluate_human",
-     "evaluate_ai", "evaluate_relabelled", "evaluate_all", "evaluate_choices", "report"),
+    (
+        "evaluate_direct",
+        "evaluate_ours",
+        "evaluate_text",
+        "evaluate_harmless",
+        "evaluate_helpful",
+        "evaluate_human",
+        "evaluate_ai",
+        "evaluate_relabelled",
+        "evaluate_all",
+        "evaluate_choices",
+        "report",
+    ),
 )
 # As they are called in print → the model. Differences are taken against the first.
 POLICIES = {
-    "SmolLM2": "helpful", "SL-CAI": "@sl", "SL-CAI-direct": "@sl_direct", "RL-CAI": "@rl", "H-RLHF": "@rl_helpful",
-    "HH-RLHF": "@rl_human", "RL-CAI-human-labels": "@rl_human_labels", "RL-CAI-PM-labels": "@rl_relabelled",
-    "best-of-8": "@best_of", "best-of-8-human-PM": "@best_of_human",
+    "SmolLM2": "helpful",
+    "SL-CAI": "@sl",
+    "SL-CAI-direct": "@sl_direct",
+    "RL-CAI": "@rl",
+    "H-RLHF": "@rl_helpful",
+    "HH-RLHF": "@rl_human",
+    "RL-CAI-human-labels": "@rl_human_labels",
+    "RL-CAI-PM-labels": "@rl_relabelled",
+    "best-of-8": "@best_of",
+    "best-of-8-human-PM": "@best_of_human",
 }
 
 
@@ -137,7 +214,11 @@ def get_config(arg="size=cpu"):
     config.graph = made = graph(size, data)
     config.stages = tuple(made)
     if "piece" in given:
-        if name != "gpu" or not given["piece"].isdigit() or not 1 <= int(given["piece"]) <= len(PIECES):
+        if (
+            name != "gpu"
+            or not given["piece"].isdigit()
+            or not 1 <= int(given["piece"]) <= len(PIECES)
+        ):
             raise ValueError(f"piece={given['piece']}: size=gpu has pieces 1 to {len(PIECES)}")
         config.stages = PIECES[int(given["piece"]) - 1]
     return config
@@ -145,30 +226,65 @@ def get_config(arg="size=cpu"):
 
 def graph(size: Size, data: str) -> dict:
     """The stages in the order in which they run."""
-    red_team, helpful = f"{data}/redteam_hh_harmless_first_turns.jsonl.gz", f"{data}/helpful_hh_first_turns.jsonl.gz"
-    harmless_pairs, helpful_pairs = f"{data}/hh_harmless_base.jsonl.gz", f"{data}/hh_helpful_base.jsonl.gz"
+    red_team, helpful = (
+        f"{data}/redteam_hh_harmless_first_turns.jsonl.gz",
+        f"{data}/helpful_hh_first_turns.jsonl.gz",
+    )
+    harmless_pairs, helpful_pairs = (
+        f"{data}/hh_harmless_base.jsonl.gz",
+        f"{data}/hh_helpful_base.jsonl.gz",
+    )
     both_pairs = f"{harmless_pairs}+{helpful_pairs}"
     official = f"{data}/official/prompts"
     calm = {"temperature": 0.7}
     rank, alpha, targets = size.adapters
     adapters = default.adapters(rank, alpha, targets)
-    steps = {**default.optimisation(size.rate, size.batch_size), "schedule": "linear", "warmup_steps": 3, "adapters": adapters,
-             "max_length": size.max_length, "save_every_steps": size.save_every_steps, "num_microbatches": size.microbatches}
+    steps = {
+        **default.optimisation(size.rate, size.batch_size),
+        "schedule": "linear",
+        "warmup_steps": 3,
+        "adapters": adapters,
+        "max_length": size.max_length,
+        "save_every_steps": size.save_every_steps,
+        "num_microbatches": size.microbatches,
+    }
 
     def those(source, split=REST, offset=0, limit=None):
-        return {"source": source, "split": split, "offset": offset, "limit": limit, "max_characters": size.prompt_characters}
+        return {
+            "source": source,
+            "split": split,
+            "offset": offset,
+            "limit": limit,
+            "max_characters": size.prompt_characters,
+        }
 
     def pairs(source, split=REST, limit=size.pairs, characters=size.pair_characters):
         return default.human_pairs(source, split, 0, limit, characters)
 
     def revise(**fields):
-        return default.revise(**{
-            "constitution": official, "num_rounds": size.rounds, "num_few_shot": size.few_shot, **calm,
-            "max_critique_tokens": size.answer, "max_revision_tokens": size.answer, **fields})
+        return default.revise(
+            **{
+                "constitution": official,
+                "num_rounds": size.rounds,
+                "num_few_shot": size.few_shot,
+                **calm,
+                "max_critique_tokens": size.answer,
+                "max_revision_tokens": size.answer,
+                **fields,
+            }
+        )
 
     def feedback(comparisons, **fields):
-        return default.feedback(comparisons, **{"constitution": official, "num_few_shot": size.choice_few_shot, "num_headers": 4,
-                                                "both_orders": True, **fields})
+        return default.feedback(
+            comparisons,
+            **{
+                "constitution": official,
+                "num_few_shot": size.choice_few_shot,
+                "num_headers": 4,
+                "both_orders": True,
+                **fields,
+            },
+        )
 
     def pm(human, comparisons="", labels=""):
         # Held-out pairs are the same for all, and stages of their own; a few more normalise the scores.
@@ -176,27 +292,60 @@ def graph(size: Size, data: str) -> dict:
 
     def rl(policy, reward, source):
         return default.rl(
-            policy, reward, prompts=default.prompts(**those(source, limit=4 * size.updates * size.rollouts)), adapters=adapters,
-            num_updates=size.updates, rollouts_per_update=size.rollouts, num_minibatches=4, warmup_updates=1, kl_coefficient=0.05,
-            learning_rate=size.rl_rate, value_learning_rate=size.rl_rate, max_prompt_tokens=128, max_new_tokens=size.rl_answer,
-            value_model=size.value_model, save_every_updates=4, **calm)
+            policy,
+            reward,
+            prompts=default.prompts(**those(source, limit=4 * size.updates * size.rollouts)),
+            adapters=adapters,
+            num_updates=size.updates,
+            rollouts_per_update=size.rollouts,
+            num_minibatches=4,
+            warmup_updates=1,
+            kl_coefficient=0.05,
+            learning_rate=size.rl_rate,
+            value_learning_rate=size.rl_rate,
+            max_prompt_tokens=128,
+            max_new_tokens=size.rl_answer,
+            value_model=size.value_model,
+            save_every_updates=4,
+            **calm,
+        )
 
     def evaluate(models, reward, revisions="", comparisons="", **fields):
-        return default.evaluate(models, revisions, **{
-            "anchor": "SmolLM2", "reward": reward, "feedback": "", "choices": "", "max_new_tokens": size.answer, **calm,
-            "prompts_red_team": NO_PROMPTS, "prompts_helpful": NO_PROMPTS,
-            "comparisons": pairs(comparisons, HELD_OUT, size.judged), **fields})
+        return default.evaluate(
+            models,
+            revisions,
+            **{
+                "anchor": "SmolLM2",
+                "reward": reward,
+                "feedback": "",
+                "choices": "",
+                "max_new_tokens": size.answer,
+                **calm,
+                "prompts_red_team": NO_PROMPTS,
+                "prompts_helpful": NO_PROMPTS,
+                "comparisons": pairs(comparisons, HELD_OUT, size.judged),
+                **fields,
+            },
+        )
 
-    answered = {"prompts_red_team": default.prompts(**those(red_team, HELD_OUT, limit=size.held_out)),
-                "prompts_helpful": default.prompts(**those(helpful, HELD_OUT, limit=size.held_out))}
+    answered = {
+        "prompts_red_team": default.prompts(**those(red_team, HELD_OUT, limit=size.held_out)),
+        "prompts_helpful": default.prompts(**those(helpful, HELD_OUT, limit=size.held_out)),
+    }
     made = {
         # ---- Section 3: critiques and revisions, four ways; SL-CAI ----
-        "respond": default.respond(**those(red_team, limit=size.red_team), max_new_tokens=size.answer, **calm),
-        "respond_helpful": default.respond(**those(helpful, limit=size.helpful), max_new_tokens=size.answer, **calm),
+        "respond": default.respond(
+            **those(red_team, limit=size.red_team), max_new_tokens=size.answer, **calm
+        ),
+        "respond_helpful": default.respond(
+            **those(helpful, limit=size.helpful), max_new_tokens=size.answer, **calm
+        ),
         "revise": revise(),
         "revise_direct": revise(critique=False),
         "revise_ours": revise(constitution="embedded"),
-        "revise_text": revise(format="text"),  # the paper's Human/Assistant text, not the model's chat template
+        "revise_text": revise(
+            format="text"
+        ),  # the paper's Human/Assistant text, not the model's chat template
         "sl": default.sl("revise", **steps),
         "sl_direct": default.sl("revise_direct", **steps),
         # ---- People's comparisons: the judge, and three preference models; labels against people ----
@@ -204,13 +353,20 @@ def graph(size: Size, data: str) -> dict:
         "pm_harmless": pm(pairs(harmless_pairs)),
         "pm_helpful": pm(pairs(helpful_pairs)),
         "pm_human": pm(pairs(both_pairs)),
-        "human_pairs": {"kind": "human", "inputs": {}, "human": pairs(both_pairs, HELD_OUT, size.judged)},
+        "human_pairs": {
+            "kind": "human",
+            "inputs": {},
+            "human": pairs(both_pairs, HELD_OUT, size.judged),
+        },
         "agree_chat": feedback("human_pairs"),
         "agree_text": feedback("human_pairs", format="text"),
         "agree_ours": feedback("human_pairs", constitution="embedded"),
         # ---- Section 4: AI feedback, and a better source of labels in its place ----
-        "compare": default.compare(**those(red_team, offset=size.red_team, limit=size.compared), max_new_tokens=size.answer,
-                                   **calm),
+        "compare": default.compare(
+            **those(red_team, offset=size.red_team, limit=size.compared),
+            max_new_tokens=size.answer,
+            **calm,
+        ),
         "feedback": feedback("compare"),
         "feedback_pm": feedback("compare", model="@pm_harmless", mode="preference_model"),
         "pm_ai": pm(pairs(helpful_pairs), "compare", "feedback"),
@@ -222,7 +378,12 @@ def graph(size: Size, data: str) -> dict:
         "rl_human_labels": rl("@sl", "@pm_human", f"{red_team}+{helpful}"),
         "rl_relabelled": rl("@sl", "@pm_relabelled", f"{red_team}+{helpful}"),
         "respond_best": default.respond(
-            "@sl", size.samples_best, size.answer, **those(f"{red_team}+{helpful}", HELD_OUT, limit=size.held_out), **calm),
+            "@sl",
+            size.samples_best,
+            size.answer,
+            **those(f"{red_team}+{helpful}", HELD_OUT, limit=size.held_out),
+            **calm,
+        ),
         "best_of": default.best_of("respond_best", "@pm_ai"),
         "best_of_human": default.best_of("respond_best", "@pm_human"),
         # ---- Judged by the judge; preference models on the held-out pairs ----
@@ -230,16 +391,31 @@ def graph(size: Size, data: str) -> dict:
         "evaluate_direct": evaluate({}, "@pm_judge", "revise_direct"),
         "evaluate_ours": evaluate({}, "@pm_judge", "revise_ours"),
         "evaluate_text": evaluate({}, "@pm_judge", "revise_text"),
-        **{f"evaluate_{source}": evaluate({}, f"@pm_{source}", "", both_pairs)
-           for source in ("harmless", "helpful", "human", "ai", "relabelled")},
-        "evaluate_choices": evaluate({}, "", choices=f"{data}/eval_438HHHEvaluations.jsonl.gz", feedback="feedback",
-                                     num_choices=size.choices),
+        **{
+            f"evaluate_{source}": evaluate({}, f"@pm_{source}", "", both_pairs)
+            for source in ("harmless", "helpful", "human", "ai", "relabelled")
+        },
+        "evaluate_choices": evaluate(
+            {},
+            "",
+            choices=f"{data}/eval_438HHHEvaluations.jsonl.gz",
+            feedback="feedback",
+            num_choices=size.choices,
+        ),
         "report": {"kind": "report", "inputs": {}},
     }
     if size.extras:
-        made["pm_all"] = pm(pairs(f"{both_pairs}+{data}/hh_helpful_rejection_sampled.jsonl.gz", "2-9/10"))
+        made["pm_all"] = pm(
+            pairs(f"{both_pairs}+{data}/hh_helpful_rejection_sampled.jsonl.gz", "2-9/10")
+        )
         made["evaluate_all"] = evaluate({}, "@pm_all", "", both_pairs)
-        made["agree_chain"] = feedback("human_pairs", mode="chain_of_thought", num_few_shot=2, max_chain_tokens=size.answer, **calm)
+        made["agree_chain"] = feedback(
+            "human_pairs",
+            mode="chain_of_thought",
+            num_few_shot=2,
+            max_chain_tokens=size.answer,
+            **calm,
+        )
         made["evaluate"]["prompts_xstest"] = default.prompts(f"{data}/eval_xstest.jsonl.gz", "")
         made["report"] = made.pop("report")  # it reads all that ran before it
     return made

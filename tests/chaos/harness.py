@@ -35,23 +35,57 @@ class Graph:
     @property
     def order(self) -> tuple[str, ...]:
         """As they run."""
-        return ("respond", "respond_helpful", "revise", "sl", *self.text_stages[3:], "pm", "rl", "evaluate", "report")
+        return (
+            "respond",
+            "respond_helpful",
+            "revise",
+            "sl",
+            *self.text_stages[3:],
+            "pm",
+            "rl",
+            "evaluate",
+            "report",
+        )
 
     @property
     def stages(self) -> tuple[str, ...]:
         return (*self.text_stages, *TRAINING_STAGES, "evaluate", "report")
 
 
-TINY = Graph("tiny", text_stages=("respond", "respond_helpful", "revise", "compare", "feedback", "feedback_chain"))
+TINY = Graph(
+    "tiny",
+    text_stages=("respond", "respond_helpful", "revise", "compare", "feedback", "feedback_chain"),
+)
 STAGES, TEXT_STAGES = TINY.stages, TINY.text_stages
 # A trained model that ends its answers, criticises and judges, on few prompts; a checkpoint a step.
-MICROWORLD = Graph("microworld", tuple(f"--config.graph.{field}" for field in (
-    "respond.prompts.limit=40", "respond_helpful.prompts.limit=24", "revise.num_rounds=2", "sl.save_every_steps=1",
-    "compare.prompts.limit=24", "compare.num_samples=2", "pm.human.limit=96", "pm.num_epochs=1", "pm.save_every_steps=1",
-    "rl.num_updates=3", "rl.rollouts_per_update=32", "rl.num_epochs=1", "rl.save_every_updates=1", "evaluate.num_choices=8",
-    *(f"evaluate.prompts_{name}.limit=8" for name in ("red_team", "helpful", "look_alike", "mixed")),
-    "evaluate.comparisons.limit=24", "evaluate.num_chains=0",
-)))
+MICROWORLD = Graph(
+    "microworld",
+    tuple(
+        f"--config.graph.{field}"
+        for field in (
+            "respond.prompts.limit=40",
+            "respond_helpful.prompts.limit=24",
+            "revise.num_rounds=2",
+            "sl.save_every_steps=1",
+            "compare.prompts.limit=24",
+            "compare.num_samples=2",
+            "pm.human.limit=96",
+            "pm.num_epochs=1",
+            "pm.save_every_steps=1",
+            "rl.num_updates=3",
+            "rl.rollouts_per_update=32",
+            "rl.num_epochs=1",
+            "rl.save_every_updates=1",
+            "evaluate.num_choices=8",
+            *(
+                f"evaluate.prompts_{name}.limit=8"
+                for name in ("red_team", "helpful", "look_alike", "mixed")
+            ),
+            "evaluate.comparisons.limit=24",
+            "evaluate.num_chains=0",
+        )
+    ),
+)
 # Times differ from run to run: these are not compared.
 UNCOMPARED = ("timing.jsonl", "manifest.json", "manifest.backup.json", "config.json")
 
@@ -59,10 +93,16 @@ UNCOMPARED = ("timing.jsonl", "manifest.json", "manifest.backup.json", "config.j
 def environment(**more) -> dict:
     """Every program is compiled once for all runs of the tests."""
     cache = os.environ.get("CAI_JAX_TEST_CACHE", f"/tmp/cai_jax_tests_{os.getuid()}")
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    } | more
+    return (
+        os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        | more
+    )
 
 
 # The command with a clock that jumps by so many seconds after so many.
@@ -75,23 +115,44 @@ sys.exit(main.main(["main", *sys.argv[3:]]))
 """
 
 
-def command(workdir, *flags, graph: Graph = TINY, clock: tuple[float, float] | None = None) -> list[str]:
+def command(
+    workdir, *flags, graph: Graph = TINY, clock: tuple[float, float] | None = None
+) -> list[str]:
     program = ["-m", "cai_jax.main"] if clock is None else ["-c", JUMPING, *map(str, clock)]
-    return [sys.executable, *program, f"--config=configs/{graph.config}.py", f"--workdir={workdir}", *graph.flags, *flags]
+    return [
+        sys.executable,
+        *program,
+        f"--config=configs/{graph.config}.py",
+        f"--workdir={workdir}",
+        *graph.flags,
+        *flags,
+    ]
 
 
-def run(workdir, *flags, graph: Graph = TINY, max_file_bytes: int | None = None, **env) -> subprocess.CompletedProcess:
+def run(
+    workdir, *flags, graph: Graph = TINY, max_file_bytes: int | None = None, **env
+) -> subprocess.CompletedProcess:
     """The command until its end. `max_file_bytes`: writing fails beyond it, as on a full disk."""
+
     def limit():
         if max_file_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
 
-    return subprocess.run(command(workdir, *flags, graph=graph), cwd=ROOT, env=environment(**env), capture_output=True, text=True,
-                          timeout=TIMEOUT, preexec_fn=limit)
+    return subprocess.run(
+        command(workdir, *flags, graph=graph),
+        cwd=ROOT,
+        env=environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        preexec_fn=limit,
+    )
 
 
 def records(workdir, stage: str, name: str = "records") -> list[dict]:
-    return [json.loads(line) for line in (workdir / stage / f"{name}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (workdir / stage / f"{name}.jsonl").read_text().splitlines()
+    ]
 
 
 def artefacts(workdir, graph: Graph = TINY) -> dict:
@@ -107,7 +168,12 @@ def artefacts(workdir, graph: Graph = TINY) -> dict:
         found[f"{stage}/summary"] = manifest["summary"]
         for path in sorted(folder.rglob("*")):
             name = str(path.relative_to(workdir))
-            if path.is_dir() or "/checkpoints/" in name or "/tensorboard/" in name or path.name in UNCOMPARED:
+            if (
+                path.is_dir()
+                or "/checkpoints/" in name
+                or "/tensorboard/" in name
+                or path.name in UNCOMPARED
+            ):
                 continue
             found[name] = npz(path) if path.suffix == ".npz" else path.read_bytes()
         steps = sorted((folder / "checkpoints").glob("[0-9]*/step.json"))
@@ -125,7 +191,9 @@ def npz(path) -> dict:
 
 def differences(expected: dict, found: dict) -> list[str]:
     """Names of what is lost, new or different."""
-    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    return sorted(
+        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+    )
 
 
 def doubled(workdir) -> list[str]:
@@ -142,8 +210,15 @@ class Run:
 
     def __init__(self, workdir, *flags, **how):
         self.workdir = pathlib.Path(workdir)
-        self.process = subprocess.Popen(command(workdir, *flags, **how), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
-                                        stderr=subprocess.PIPE, text=True, start_new_session=True)
+        self.process = subprocess.Popen(
+            command(workdir, *flags, **how),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     def wait_for_changes(self, number: int) -> bool:
         """Waits for `number` moments at which files under the run had changed; False where the run ended before."""
@@ -207,7 +282,9 @@ def terminate(workdir, draw: random.Random, graph: Graph = TINY) -> str:
 def fill_the_disk(workdir, draw: random.Random, graph: Graph = TINY) -> str:
     """Files cannot grow beyond a drawn size."""
     done = run(workdir, graph=graph, max_file_bytes=int(2 ** draw.uniform(6, 18)))
-    assert done.returncode == 0 or (done.returncode == 2 and one_line(done.stderr)), done.stderr[-2000:]
+    assert done.returncode == 0 or (done.returncode == 2 and one_line(done.stderr)), done.stderr[
+        -2000:
+    ]
     return f"full disk {done.returncode}"
 
 
@@ -215,7 +292,11 @@ def get_in_the_way(workdir, draw: random.Random, graph: Graph = TINY) -> str:
     """Where a file of a stage is to be written there is something that cannot be replaced (for root, nothing is
     read-only). It is one of the next stages, so that the run ends there."""
     stage = draw.choice([stage for stage in graph.order if not is_done(workdir, stage)][:3])
-    names = {"metrics.jsonl": TRAINING_STAGES, "records.parts": graph.text_stages, ".manifest.json.writing": graph.stages}
+    names = {
+        "metrics.jsonl": TRAINING_STAGES,
+        "records.parts": graph.text_stages,
+        ".manifest.json.writing": graph.stages,
+    }
     name = draw.choice([name for name, stages in names.items() if stage in stages])
     path = workdir / stage / name
     if path.exists():
@@ -226,7 +307,9 @@ def get_in_the_way(workdir, draw: random.Random, graph: Graph = TINY) -> str:
     else:
         (path / "full").mkdir(parents=True)
     done = run(workdir, graph=graph)
-    assert done.returncode == 0 or (done.returncode == 2 and one_line(done.stderr)), done.stderr[-2000:]
+    assert done.returncode == 0 or (done.returncode == 2 and one_line(done.stderr)), done.stderr[
+        -2000:
+    ]
     if (path / "full").is_dir():
         (path / "full").rmdir()
         path.rmdir()
@@ -240,7 +323,11 @@ def truncate(workdir, draw: random.Random, graph: Graph = TINY) -> str:
     what = kill(workdir, draw, graph)
     pattern = re.compile(r"parts/\d+\.jsonl$|metrics\.jsonl$|/d/")
     files = [path for path in workdir.rglob("*") if path.is_file() and pattern.search(str(path))]
-    files = [path for path in files if not is_done(workdir, path.relative_to(workdir).parts[0]) and path.stat().st_size]
+    files = [
+        path
+        for path in files
+        if not is_done(workdir, path.relative_to(workdir).parts[0]) and path.stat().st_size
+    ]
     if files:
         path = max(files, key=lambda path: (path.stat().st_mtime_ns, str(path)))
         os.truncate(path, draw.randrange(path.stat().st_size))

@@ -25,7 +25,9 @@ def disturb(expected, workdir, hindrances, draw, graph=harness.TINY) -> list[str
             told.append("— done; from the beginning —")
             shutil.rmtree(workdir)
         began = time.monotonic()
-        told.append(f"{hindrance.__name__}: {hindrance(workdir, draw, graph)} ({time.monotonic() - began:.0f} s)")
+        told.append(
+            f"{hindrance.__name__}: {hindrance(workdir, draw, graph)} ({time.monotonic() - began:.0f} s)"
+        )
     done = harness.run(workdir, graph=graph)
     assert done.returncode == 0, (told, done.stderr[-3000:])
     assert_equal(expected, workdir, told, graph)
@@ -37,7 +39,9 @@ def assert_equal(expected, workdir, told, graph=harness.TINY):
     lost, twice = harness.differences(want, found), harness.doubled(workdir)
     print("\n".join(told))
     moments = sum(":" in line for line in told)
-    print(f"{moments} moments; {len(want)} artefacts compared, {len(lost)} lost or different, {len(twice)} doubled")
+    print(
+        f"{moments} moments; {len(want)} artefacts compared, {len(lost)} lost or different, {len(twice)} doubled"
+    )
     assert lost == [] and twice == [], told
 
 
@@ -68,10 +72,16 @@ def undisturbed(tmp_path_factory, worker_id, request):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name,seed", [("tiny", 0), ("tiny", 1), ("tiny", 2), ("tiny", 3), ("microworld", 4), ("microworld", 5)])
+@pytest.mark.parametrize(
+    "name,seed",
+    [("tiny", 0), ("tiny", 1), ("tiny", 2), ("tiny", 3), ("microworld", 4), ("microworld", 5)],
+)
 def test_eleven_moments(undisturbed, tmp_path, name, seed):
     """Six runs, 66 moments."""
     draw = random.Random(100 + seed)
-    hindrances = [*harness.HINDRANCES, *draw.choices(harness.HINDRANCES, weights=(3, 2, 1, 1, 2, 1), k=5)]
+    hindrances = [
+        *harness.HINDRANCES,
+        *draw.choices(harness.HINDRANCES, weights=(3, 2, 1, 1, 2, 1), k=5),
+    ]
     draw.shuffle(hindrances)
     disturb(undisturbed(name), tmp_path / "run", hindrances, draw, GRAPHS[name])

@@ -21,11 +21,13 @@ ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 def corrupt(path, draw: random.Random) -> str:
     """Does one thing to a file, and says what."""
     data = bytearray(path.read_bytes())
-    how = draw.choice(["flip", "flip", "flip", "cut", "empty", "lose", "overwrite"] if data else ["lose"])
+    how = draw.choice(
+        ["flip", "flip", "flip", "cut", "empty", "lose", "overwrite"] if data else ["lose"]
+    )
     if how == "flip":
         data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
     elif how == "cut":
-        del data[draw.randrange(len(data)):]
+        del data[draw.randrange(len(data)) :]
     elif how == "empty":
         data.clear()
     elif how == "overwrite":
@@ -40,8 +42,13 @@ def corrupt(path, draw: random.Random) -> str:
 
 def trees(seed: int) -> dict:
     keys = jax.random.split(jax.random.key(seed), 2)
-    return {"params": {"w": jax.random.normal(keys[0], (64, 48)), "b": jnp.arange(5.0) + seed},
-            "optimiser": {"m": jax.random.normal(keys[1], (64, 48)), "count": jnp.array(seed, jnp.int32)}}
+    return {
+        "params": {"w": jax.random.normal(keys[0], (64, 48)), "b": jnp.arange(5.0) + seed},
+        "optimiser": {
+            "m": jax.random.normal(keys[1], (64, 48)),
+            "count": jnp.array(seed, jnp.int32),
+        },
+    }
 
 
 @pytest.mark.parametrize("seed", range(24))
@@ -52,13 +59,19 @@ def test_checkpoints(tmp_path, seed, capsys):
         store.save(step, trees(step), {"tokens": step, "metrics": f"{step}\n"})
     files = sorted(path for path in (tmp_path / "c" / "00000002").rglob("*") if path.is_file())
     what = corrupt(draw.choice(files), draw)
-    targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=ONE), trees(1))
+    targets = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=ONE), trees(1)
+    )
     step, got, meta = Checkpoints(tmp_path / "c").restore_latest(targets)
     jax.tree.map(np.testing.assert_array_equal, got, trees(step))
     assert meta == {"tokens": step, "metrics": f"{step}\n"}
     told = capsys.readouterr().err
     # A step whose step.json is gone was never finished, as after a kill: that is no damage.
-    assert step == 2 or what == "lose step.json" or ("going back to the step before" in told and told.count("\n") == 1), what
+    assert (
+        step == 2
+        or what == "lose step.json"
+        or ("going back to the step before" in told and told.count("\n") == 1)
+    ), what
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -66,7 +79,10 @@ def test_checkpoints(tmp_path, seed, capsys):
 def test_journals(tmp_path, seed, finished_file, capsys):
     """Of a corrupted journal the intact rows are kept as they were; with the others made again it is what it was."""
     draw, directory = random.Random(seed), artefacts.StageDirectory(tmp_path / "s")
-    rows = [{"id": f"{number:02d}", "text": f"Text ü {number}\n", "number": number / 7} for number in range(20)]
+    rows = [
+        {"id": f"{number:02d}", "text": f"Text ü {number}\n", "number": number / 7}
+        for number in range(20)
+    ]
     journal = directory.journal()
     for number, row in enumerate(rows):
         journal.append(row)
@@ -85,12 +101,16 @@ def test_journals(tmp_path, seed, finished_file, capsys):
     assert all(again.finished[row["id"]] == row for row in rows if row not in missing)
     assert set(again.finished) <= {row["id"] for row in rows}
     told = capsys.readouterr().err
-    if missing and path.exists() and not before.startswith(path.read_bytes()):  # what was cut off or lost whole leaves no trace
+    if (
+        missing and path.exists() and not before.startswith(path.read_bytes())
+    ):  # what was cut off or lost whole leaves no trace
         assert "damaged; this row is made again" in told and "records" in told, what
     for row in missing:
         again.append(row)
     again.finish()
-    assert (tmp_path / "s" / "records.jsonl").read_text() == "".join(artefacts.dump(row) + "\n" for row in rows)
+    assert (tmp_path / "s" / "records.jsonl").read_text() == "".join(
+        artefacts.dump(row) + "\n" for row in rows
+    )
 
 
 @pytest.fixture
@@ -103,7 +123,10 @@ def victims(run) -> list:
     """Every file of a run whose contents count, checkpoints apart."""
     found = []
     for stage in harness.STAGES:
-        found += [run / stage / name for name in json.loads((run / stage / "manifest.json").read_text())["files"]]
+        found += [
+            run / stage / name
+            for name in json.loads((run / stage / "manifest.json").read_text())["files"]
+        ]
         found += [run / stage / "manifest.json"]
     return found
 
@@ -120,11 +143,19 @@ def test_files_of_finished_stages_are_seen(copy, capsys):
         damage = integrity.check(stage)
         told = capsys.readouterr().err
         if path.name == "manifest.json":
-            assert damage is None and "its copy manifest.backup.json is used" in told and stage.done, what
+            assert (
+                damage is None and "its copy manifest.backup.json is used" in told and stage.done
+            ), what
         else:
-            assert damage and str(path.relative_to(stage.path)) in str(damage) and "\n" not in str(damage), what
+            assert (
+                damage
+                and str(path.relative_to(stage.path)) in str(damage)
+                and "\n" not in str(damage)
+            ), what
         path.write_bytes(before)
-    assert [integrity.check(artefacts.StageDirectory(copy / stage)) for stage in harness.STAGES] == [None] * len(harness.STAGES)
+    assert [
+        integrity.check(artefacts.StageDirectory(copy / stage)) for stage in harness.STAGES
+    ] == [None] * len(harness.STAGES)
 
 
 def mended(run, expected, capsys) -> str:
@@ -133,7 +164,10 @@ def mended(run, expected, capsys) -> str:
     code = main.main(["x", "--config=configs/tiny.py", f"--workdir={run}"])
     told = capsys.readouterr().err
     assert code == 0 and "warning: " in told, told
-    assert harness.differences(harness.artefacts(expected), harness.artefacts(run)) == [] and harness.doubled(run) == []
+    assert (
+        harness.differences(harness.artefacts(expected), harness.artefacts(run)) == []
+        and harness.doubled(run) == []
+    )
     return told
 
 
@@ -146,8 +180,14 @@ def test_exactly_the_damaged_rows_are_made_again(finished, copy, capsys, monkeyp
     from cai_jax.stages.context import StageContext
 
     sample = StageContext.sample
-    monkeypatch.setattr(StageContext, "sample", lambda self, engine, requests, *rest: (
-        asked.extend(request.id for request in requests), sample(self, engine, requests, *rest))[1])
+    monkeypatch.setattr(
+        StageContext,
+        "sample",
+        lambda self, engine, requests, *rest: (
+            asked.extend(request.id for request in requests),
+            sample(self, engine, requests, *rest),
+        )[1],
+    )
     told = mended(copy, finished[0], capsys)
     assert asked == [json.loads(lines[2])["id"]] and "records.jsonl:3: damaged" in told
 
@@ -155,7 +195,10 @@ def test_exactly_the_damaged_rows_are_made_again(finished, copy, capsys, monkeyp
 def test_a_lost_checkpoint_is_trained_to_again(finished, copy, capsys):
     """The weights of a finished stage are damaged; a stage that reads them finds out, and they are made again."""
     steps = sorted((copy / "sl" / "checkpoints").glob("[0-9]*"))
-    data = max((path for path in steps[-1].rglob("*") if "/d/" in str(path)), key=lambda path: path.stat().st_size)
+    data = max(
+        (path for path in steps[-1].rglob("*") if "/d/" in str(path)),
+        key=lambda path: path.stat().st_size,
+    )
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 16
     data.write_bytes(content)

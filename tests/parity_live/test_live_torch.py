@@ -85,7 +85,9 @@ def test_ours_loaded_there(name, shard_bytes, tmp_path):
     config = ModelConfig.from_hf(cases.CASES[name])
     params = params_lib.init_params(config, jax.random.key(3))
     hf.save_hf(tmp_path, config, params, shard_bytes=shard_bytes, fields=cases.NO_IDS)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, attn_implementation="eager"
+    )
     tokens, mask = cases.batch(left=False)
     ours = np.asarray(our_logits(params, jnp.asarray(tokens), jnp.asarray(mask), config))
     assert_close(ours[mask], logits_of(model.eval(), tokens, mask).detach().numpy()[mask])
@@ -109,15 +111,29 @@ def test_smollm2(smollm2, tmp_path):
     hf.save_hf(tmp_path, config, params, smollm2, shard_bytes=2 * 10**8)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert model.config.eos_token_id == json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 2
-    dialogue = (Message("human", "How do I keep 100 bees?"), Message("assistant", "With care, and a good hat."))
+    assert (
+        model.config.eos_token_id
+        == json.loads((tmp_path / "config.json").read_text())["eos_token_id"]
+        == 2
+    )
+    dialogue = (
+        Message("human", "How do I keep 100 bees?"),
+        Message("assistant", "With care, and a good hat."),
+    )
     for kind in ("chat", "text"):
         tokens = load_format(tmp_path, kind).example(dialogue).tokens[None].astype(np.int64)
         if kind == "chat":
-            turns = [{"role": r, "content": m.text} for r, m in zip(("user", "assistant"), dialogue, strict=True)]
-            theirs = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"]
+            turns = [
+                {"role": r, "content": m.text}
+                for r, m in zip(("user", "assistant"), dialogue, strict=True)
+            ]
+            theirs = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)[
+                "input_ids"
+            ]
             assert tokens[0].tolist() == theirs[: tokens.shape[1]]
         mask = np.ones(tokens.shape, bool)
         with torch.no_grad():
             theirs = logits_of(model, tokens, mask).numpy()
-        assert_close(np.asarray(our_logits(params, jnp.asarray(tokens), jnp.asarray(mask), config)), theirs)
+        assert_close(
+            np.asarray(our_logits(params, jnp.asarray(tokens), jnp.asarray(mask), config)), theirs
+        )
