@@ -95,7 +95,7 @@ def _check(fields, path: str) -> None:
             continue
         if isinstance(value, ml_collections.ConfigDict):
             _check(value, where)
-        elif name == "batch_size":
+        elif name == "batch_size" or where == "config.sampling.max_length":
             smallest = 0 if path == "config.sampling" else 1  # 0: the sampler chooses
             _within(where, value, smallest, None)
         elif name in RANGES and value is not None:

@@ -54,6 +54,16 @@ def test_what_counts_as_repeated():
     assert found(None, "I said when to steal a package.") == ([], [True])
 
 
+def test_examples_that_were_left_out_are_no_source():
+    """A turn can repeat only those worked examples that stood before it."""
+    turn = record("He said when to steal a package.", "I said when to steal a package.")
+    for shown, found in ((1, ([True], [True])), (0, ([False], [False]))):
+        turn["rounds"][0]["num_few_shot"] = {"critique": shown, "revision": shown}
+        turn["rounds"][0]["critique"] = "He said when to steal a package."
+        turn["rounds"][0]["revision"] = "Now learn when to steal a package, please."
+        assert copying.of_revisions([turn], {"e": [EXAMPLE]})[0] == found[0]
+
+
 def test_a_revision_that_is_the_critique_is_an_echo():
     critique = "It tells them to put wet herbs in an oven that is far too hot."
     assert copying.echoes(critique, critique) and copying.echoes("Sorry! " + critique, critique)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import time
+import types
 
 import pytest
 
@@ -233,6 +234,16 @@ def test_difference_of_independent_intervals():
         and d.high == pytest.approx(0.2 + 0.02**0.5)
     )
     assert compare.mover(a, Estimate(None, None, None, 0)).value is None
+
+
+@pytest.mark.parametrize("requests,level", [(0, None), (2, "note"), (9, "care")])
+def test_worked_examples_that_were_left_out_are_a_caution(requests, level):
+    counts = {"examples": 3 * requests, "requests": requests, "of": 20}
+    stage = types.SimpleNamespace(name="revise", summary={"few_shot": counts})
+    found = list(cautions._worked_examples(types.SimpleNamespace(stages={"revise": stage})))
+    assert [caution.level for caution in found] == [level] * bool(level)
+    if level:
+        assert f"worked examples left out: {3 * requests}, in {requests} of 20" in found[0].text
 
 
 def test_cautions_of_a_bad_run(tmp_path):

@@ -5,9 +5,12 @@ import collections
 import pytest
 
 from cai_jax.constitution.loader import load_constitution
+from cai_jax.data import fitting
 from cai_jax.data.dialogue import render_text
 from cai_jax.stages import revise
 from cai_jax.structs import Message
+from configs import default
+from tests import scripted
 
 
 def test_principles_are_drawn_independently_with_replacement_among_the_first_n():
@@ -74,3 +77,58 @@ def test_braces_in_a_principle_stay_as_they_are(text):
         render_text((Message("human", text),), reply="assistant")
         == f"\n\nHuman: {text}\n\nAssistant:"
     )
+
+
+def revise_stage(path, tiny_model, rows, **given):
+    fields = {"num_rounds": 2, "num_few_shot": 3, **given.pop("fields", {})}
+    fields |= {"max_critique_tokens": 16, "max_revision_tokens": 16}
+    inputs = {"responses": rows}
+    return scripted.stage(path, tiny_model, "revise", default.revise(**fields), inputs, **given)
+
+
+def test_worked_examples_that_do_not_fit_are_left_out_and_no_row(tmp_path, tiny_model):
+    """A long dialogue is asked about with fewer examples, the last ones first; a short one keeps them all."""
+    rows = [scripted.response("short"), scripted.response("long", "How do I do it? " * 100)]
+    given = {"max_length": 1200, "fields": {"num_rounds": 1}}
+    ctx, engine = revise_stage(tmp_path, tiny_model, rows, **given)
+    summary = revise.run(ctx)
+    records = {row["prompt_id"]: row for row in ctx.directory.records()}
+    assert set(records) == {"short", "long"} and ctx.dropped == {}
+    examples = load_constitution().critique_examples[:3]
+    asked = {request.id: engine.text(request) for request in engine.requests}
+    for name, record in records.items():
+        assert record["few_shot_ids"] == [example.id for example in examples]
+        for role, count in record["rounds"][0]["num_few_shot"].items():
+            text = asked[f"{name}/00#0/{role}"]
+            shown = [example.messages[0].text in text for example in examples]
+            assert shown == [number < count for number in range(3)], (name, role)
+    assert records["short"]["rounds"][0]["num_few_shot"] == {"critique": 3, "revision": 3}
+    assert records["long"]["rounds"][0]["num_few_shot"]["critique"] < 3
+    assert summary["few_shot"]["requests"] == 2 and summary["few_shot"]["of"] == 4
+    assert "worked examples left out" in summary["headline"]
+
+
+def test_a_row_that_outgrows_the_context_keeps_its_finished_rounds(tmp_path, tiny_model):
+    """The first revision is so long that no second round fits; the same after a restart, whose counts are the same."""
+
+    def answer(request):
+        return "word " * 400 if "grows/00#0/revision" in request.id else "Short."
+
+    rows = [scripted.response("grows"), scripted.response("stays")]
+    rows.append(scripted.response("never", "word " * 600))
+    given = {"max_length": 512, "answer": answer, "fields": {"num_few_shot": 0}}
+    ctx, _ = revise_stage(tmp_path, tiny_model, rows, **given)
+    summary = revise.run(ctx)
+    records = {row["prompt_id"]: row for row in ctx.directory.records()}
+    assert {name: len(row["rounds"]) for name, row in records.items()} == {"grows": 1, "stays": 2}
+    assert records["grows"]["outgrown"] == {
+        "round": 2,
+        "turn": "critique",
+        "reason": fitting.CONTEXT,
+    }
+    assert records["stays"]["outgrown"] is None and summary["rows"] == 2
+    assert ctx.dropped == {fitting.CONTEXT: 1, fitting.OUTGROWN: 1}
+    (ctx.directory.path / "manifest.json").unlink(missing_ok=True)
+    again, engine = revise_stage(tmp_path, tiny_model, rows, **given)
+    revise.run(again)
+    assert engine.requests == [] and again.dropped == ctx.dropped

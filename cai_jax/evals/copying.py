@@ -46,12 +46,20 @@ def of_revisions(
     not blamed for what stands in the critique that it follows, only for what the answer, dialogue and requests do not hold."""
     critiques, revisions = [], []
     for record in records:
-        shown = runs(text for name in record["few_shot_ids"] for text in examples[name])
+        by_example = [runs(examples[name]) for name in record["few_shot_ids"]]
         answer, dialogue = record["initial"], [turn["text"] for turn in record["dialogue"]]
         for turn in record["rounds"]:
             own = [*dialogue, answer, turn["revision_request"], turn.get("critique_request") or ""]
             if turn.get("critique"):
+                shown = _shown(by_example, turn, "critique")
                 critiques.append(repeats(turn["critique"], shown, own))
-            revisions.append(repeats(turn["revision"], shown, [*own, turn.get("critique") or ""]))
+            shown, own = _shown(by_example, turn, "revision"), [*own, turn.get("critique") or ""]
+            revisions.append(repeats(turn["revision"], shown, own))
             answer = turn["revision"]
     return critiques, revisions
+
+
+def _shown(by_example: Sequence[set], turn: Mapping, role: str) -> set:
+    """The runs of the worked examples that stood before a turn: the first ones, all where the record does not say."""
+    count = turn.get("num_few_shot", {}).get(role, len(by_example))
+    return set().union(*by_example[:count])

@@ -42,7 +42,7 @@ def shares(rows: list[dict]) -> dict[str, np.ndarray]:
 
 
 def rounds(revisions: list[dict]) -> list[dict[str, float]]:
-    """Per number of rounds 0, 1, … the means of the oracle's numbers over revision records."""
+    """Per number of rounds 0, 1, … the means of the oracle's numbers over the revision records that have so many."""
     texts = [[row["initial"], *(item["revision"] for item in row["rounds"])] for row in revisions]
     dialogues = [row["dialogue"] for row in revisions]
     return [
@@ -52,10 +52,11 @@ def rounds(revisions: list[dict]) -> list[dict[str, float]]:
                 [
                     {"dialogue": d, "response": t[number]}
                     for d, t in zip(dialogues, texts, strict=True)
+                    if number < len(t)
                 ]
             ).items()
         }
-        for number in range(len(texts[0]))
+        for number in range(max(map(len, texts)))
     ]
 
 

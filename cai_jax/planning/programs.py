@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cai_jax import sharding
+from cai_jax.data import fitting
 from cai_jax.errors import UserError
 from cai_jax.models import lora, rounding
 from cai_jax.models.config import ModelConfig
@@ -331,7 +332,7 @@ def of_sampling(
     params, weights = decode_weights(model, mesh, dtype)
     ways = sharding.batch_ways(mesh)
     rows = -(-options.batch_size // ways) * ways
-    size = plan.round_size(min(prompt + new, options.max_length))
+    size = plan.round_size(min(prompt + new, longest(options, model)))
     cache = key_values(model, mesh, rows, size, dtype)
     kept += chip_bytes(params["layers"])  # the engine's layers are a copy
     pieces = plan.cut(max(prompt - 1, 1))
@@ -402,7 +403,7 @@ def of_run(run_config, mesh) -> list[Program]:
             for reference in _sampled_models(config):
                 sampled.setdefault(model_of(run_config, reference), []).append(name)
     for model, names in sampled.items():
-        prompt = run_config.sampling.max_length // 2
+        prompt = longest(run_config.sampling, model) // 2
         label = names[0] if len(set(names)) == 1 else f"{names[0]} …"
         found = (
             of_sampling(
@@ -419,6 +420,11 @@ def of_run(run_config, mesh) -> list[Program]:
             + found
         )
     return found
+
+
+def longest(sampling, model: ModelConfig) -> int:
+    """Tokens of prompt and answer together, as the engine limits them."""
+    return fitting.smallest(sampling.max_length, model.max_length)
 
 
 def _sampled_models(config) -> list[str]:

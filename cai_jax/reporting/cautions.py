@@ -21,6 +21,7 @@ CUT_LIMIT = 0.25
 FEW_ITEMS = 50
 GAP_LIMIT = 1e-3
 COPY_LIMIT = 0.05
+EXAMPLES_LIMIT = 0.25  # of the requests: those that had fewer worked examples than wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ def collect(run: Run) -> list[Caution]:
         _few,
         _truncation,
         _dropped,
+        _worked_examples,
     )
     return sorted(
         (c for rule in rules for c in rule(run)),
@@ -317,3 +319,16 @@ def _dropped(run: Run):
                 f"{count:,} {reason}" for reason, count in sorted(stage.dropped.items())
             )
             yield Caution("note", f"{stage.name} left out rows: {told}.", "cost")
+
+
+def _worked_examples(run: Run):
+    """Few-shot requests that were too long with all their worked examples."""
+    for stage in run.stages.values():
+        counts = stage.summary.get("few_shot") or {}
+        if counts.get("examples"):
+            told = (
+                f"{stage.name}: worked examples left out: {counts['examples']:,}, in {counts['requests']:,} of "
+                f"{counts['of']:,} requests, which with all of them were longer than the context."
+            )
+            many = counts["requests"] > EXAMPLES_LIMIT * counts["of"]
+            yield Caution("care" if many else "note", told, "cost")

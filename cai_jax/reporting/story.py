@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from cai_jax.data import fitting
 from cai_jax.evals.rows import find
 from cai_jax.reporting.cautions import collect, interval
 from cai_jax.reporting.figures import HARM, HELP
@@ -95,6 +96,7 @@ def _short(source: str) -> str:
 
 def _revised(run: Run, stage: Stage) -> list[str]:
     rows, rounds = stage.summary.get("rows"), stage.fields.get("num_rounds")
+    most = "up to " if fitting.OUTGROWN in stage.dropped else ""
     how = (
         "criticised and revised"
         if stage.fields.get("critique", True)
@@ -102,7 +104,7 @@ def _revised(run: Run, stage: Stage) -> list[str]:
     )
     return (
         [
-            f"{base_model(run) or 'A model'} answered {rows:,} red-team prompts; each answer was {how} in {rounds} "
+            f"{base_model(run) or 'A model'} answered {rows:,} red-team prompts; each answer was {how} in {most}{rounds} "
             f"round{'s' if rounds != 1 else ''} by principles drawn at random."
         ]
         if rows

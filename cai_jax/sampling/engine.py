@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cai_jax import sharding
+from cai_jax.data import fitting
 from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
 from cai_jax.sampling import cached, flash, packing, plan, row_reader, weights
@@ -71,7 +72,7 @@ class Engine:
         self.config, self.options = config, options or EngineOptions()
         self.mesh = mesh or sharding.make_mesh({"data": 1}, jax.local_devices()[:1])
         self.eos_ids, self._decode_text = tuple(format.eos_ids), format.decode
-        self.max_length = min(self.options.max_length or config.max_length, config.max_length)
+        self.max_length = fitting.smallest(self.options.max_length, config.max_length)
         self.dtype = params["embed"].dtype
         platform = self.mesh.devices.flat[0].platform
         ways = sharding.batch_ways(self.mesh)

@@ -3,11 +3,17 @@
 The revision replaces the response, and the next round criticises an ordinary dialogue that ends in it. Without critique
 (`critique=False`, the ablation of section 3.5) the revision is asked for directly. All prompts take a step together, so
 that the few-shot header is prefilled once for a step; every finished turn is journalled, so a killed run redoes none.
+
+A request that does not fit the context has fewer worked examples; a dialogue that outgrows the context even without any
+keeps the rounds that it has finished, and says so.
 """
 
 from __future__ import annotations
 
+import functools
+
 from cai_jax.constitution.loader import load_constitution
+from cai_jax.data import fitting
 from cai_jax.data.dialogue import cut_after
 from cai_jax.seeds import row_key, row_rng
 from cai_jax.stages.context import StageContext
@@ -50,7 +56,9 @@ def run(ctx: StageContext) -> dict:
     constitution = load_constitution(config.constitution)
     num_principles = min(config.num_principles, len(constitution.critique_principles))
     examples = constitution.critique_examples[: config.num_few_shot]
-    header = few_shot_messages(examples, config.critique)
+    headers = [
+        few_shot_messages(examples[:count], config.critique) for count in range(len(examples) + 1)
+    ]
     model = ctx.load_model(config.model, format=config.format)
     engine = ctx.engine(model)
     journal, turns = ctx.directory.journal(), ctx.directory.journal("turns")
@@ -75,15 +83,18 @@ def run(ctx: StageContext) -> dict:
         for row_id, row in responses.items()
         if row_id not in journal.finished
     }
+    active = dict.fromkeys(state)  # rows that have not outgrown the context
+    outgrown: dict[str, dict] = {}  # row id → in which round, with which request, why
 
-    def prompt(role: str, messages: Dialogue):
+    def prompt(role: str, messages: Dialogue, num_examples: int):
+        header = headers[num_examples]
         return model.format.prompt(header + messages, reply=role, shared=len(header))
 
     def step(
         role: str, round_number: int, messages_of, max_new_tokens: int, before: dict | None = None
-    ) -> dict[str, str]:
-        """Samples one turn of every row that is still in the running; returns row id → text. `before`: the messages that
-        were asked in the step before, whose prompt this one continues."""
+    ) -> dict[str, dict]:
+        """Samples one turn of every active row; returns row id → {text, stop, num_few_shot}, and takes those that do not
+        fit from `active`. `before`: the messages of the step before, whose prompt this one continues."""
         sampling = SamplingParams(
             max_new_tokens,
             config.temperature,
@@ -91,29 +102,49 @@ def run(ctx: StageContext) -> dict:
             config.top_p,
             model.format.stop_strings(role),
         )
-        names = {f"{row_id}#{round_number}/{role}": row_id for row_id in state}
-        requests = []
+        names = {f"{row_id}#{round_number}/{role}": row_id for row_id in active}
+        requests, num_shown, room = [], {}, engine.max_length - max_new_tokens
         for name, row_id in names.items():
-            if name not in turns.finished:
-                segments = prompt(role, messages_of(row_id))
-                if before:
-                    segments = cut_after(segments, prompt("critique", before[row_id]))
-                key = row_key(ctx.seed, ctx.name, f"{round_number}/{role}", row_id, 0)
-                requests.append(SampleRequest(name, segments, key))
+            if name in turns.finished:
+                continue
+            num_shown[name], segments = fitting.with_examples(
+                functools.partial(prompt, role, messages_of(row_id)), len(examples), room
+            )
+            if before:
+                earlier = prompt("critique", before[row_id], num_shown[name])
+                segments = cut_after(segments, earlier)
+            key = row_key(ctx.seed, ctx.name, f"{round_number}/{role}", row_id, 0)
+            request = SampleRequest(name, segments, key)
+            if engine.fits(request, max_new_tokens):
+                requests.append(request)
+            else:
+                del active[row_id]
+                outgrown[row_id] = {
+                    "round": round_number + 1,
+                    "turn": role,
+                    "reason": fitting.CONTEXT,
+                }
         label = f"{ctx.name} round {round_number + 1}: {role}"
         for completion in ctx.sample(engine, requests, sampling, label) if requests else ():
-            turns.append({"id": completion.id, "text": completion.text, "stop": completion.stop})
+            turns.append(
+                {
+                    "id": completion.id,
+                    "text": completion.text,
+                    "stop": completion.stop,
+                    "num_few_shot": num_shown[completion.id],
+                }
+            )
         turns.flush()
         return {
-            row_id: turns.finished[name]["text"]
+            row_id: {"num_few_shot": len(examples), **turns.finished[name]}
             for name, row_id in names.items()
-            if name in turns.finished
+            if row_id not in outgrown
         }
 
     for number in range(config.num_rounds):
         asked = {
-            row_id: (*row["dialogue"], Message("assistant", row["response"]))
-            for row_id, row in state.items()
+            row_id: (*state[row_id]["dialogue"], Message("assistant", state[row_id]["response"]))
+            for row_id in active
         }
         critiques, before = {}, None
         if config.critique:
@@ -122,33 +153,38 @@ def run(ctx: StageContext) -> dict:
                     Message("critique_request", principles[row_id][number].critique_request),
                 )
             critiques = step("critique", number, asked.__getitem__, config.max_critique_tokens)
-            state = {row_id: state[row_id] for row_id in critiques}
             before = asked
             asked = {
-                row_id: asked[row_id] + (Message("critique", critiques[row_id]),)
-                for row_id in state
+                row_id: asked[row_id] + (Message("critique", critique["text"]),)
+                for row_id, critique in critiques.items()
             }
         for row_id in asked:
             asked[row_id] += (
                 Message("revision_request", principles[row_id][number].revision_request),
             )
         revisions = step("revision", number, asked.__getitem__, config.max_revision_tokens, before)
-        state = {row_id: state[row_id] for row_id in revisions}
         for row_id, revision in revisions.items():
-            principle = principles[row_id][number]
+            principle, critique = principles[row_id][number], critiques.get(row_id)
+            num_few_shot = {"revision": revision["num_few_shot"]}
+            if critique:
+                num_few_shot["critique"] = critique["num_few_shot"]
             state[row_id]["rounds"].append(
                 {
                     "principle_id": principle.id,
                     "critique_request": principle.critique_request if config.critique else None,
-                    "critique": critiques.get(row_id),
+                    "critique": critique and critique["text"],
                     "revision_request": principle.revision_request,
-                    "revision": revision,
+                    "revision": revision["text"],
+                    # How many of the record's few_shot_ids, the first ones, stood before each request.
+                    "num_few_shot": num_few_shot,
                 }
             )
-            state[row_id]["response"] = revision
+            state[row_id]["response"] = revision["text"]
 
     for row_id, row in state.items():
         source = responses[row_id]
+        if not row["rounds"]:
+            continue  # nothing was revised: counted below
         journal.append(
             {
                 "id": row_id,
@@ -160,16 +196,32 @@ def run(ctx: StageContext) -> dict:
                 "initial": source["response"],
                 "few_shot_ids": [example.id for example in examples],
                 "rounds": row["rounds"],
+                "outgrown": outgrown.get(row_id),
             }
         )
+    rows = journal.finished.values()
+    ctx.drop(fitting.CONTEXT, len(responses) - len(rows))
+    ctx.drop(fitting.OUTGROWN, sum(bool(row.get("outgrown")) for row in rows))
     ctx.require_rows(journal.finished, "revisions")
     digest = journal.finish()
     turns.remove_parts()
-    rows = journal.finished.values()
+    few_shot = few_shot_counts(rows)
     changed = sum(row["rounds"][-1]["revision"] != row["initial"] for row in rows if row["rounds"])
     return {
         "rows": len(rows),
         "sha256": {"records": digest},
         "changed": changed,
-        "headline": f"{config.num_rounds} rounds, {changed} of {len(rows)} responses changed",
+        "few_shot": few_shot,
+        "headline": f"{config.num_rounds} rounds, {changed} of {len(rows)} responses changed"
+        + fitting.describe_left_out(few_shot),
     }
+
+
+def few_shot_counts(records) -> dict[str, int]:
+    """How many worked examples the requests of these records lacked (`fitting.examples_left_out`)."""
+    return fitting.examples_left_out(
+        (shown, len(row["few_shot_ids"]))
+        for row in records
+        for item in row["rounds"]
+        for shown in item.get("num_few_shot", {}).values()
+    )

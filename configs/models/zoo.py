@@ -33,7 +33,7 @@ def get_config(name="smollm2_135m"):
     config.models.update({"base": base, "helpful": helpful, "feedback": "helpful"})
     config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
     config.model.update({"dtype": "bfloat16", "scan_layers": True, "remat": "full"})
-    config.sampling.update({"batch_size": 32, "max_length": 2048})
+    config.sampling.update({"batch_size": 32, "max_length": 4096})
     for stage, parts in (("sl", 64), ("pm", 32), ("rl", 16)):
         config.graph[stage].update(
             {"num_microbatches": parts, "learning_rate": 10 * config.graph[stage].learning_rate}

@@ -1,0 +1,80 @@
+"""What does not fit a context: the one rule of all stages. Pure host arithmetic on token counts.
+
+1. Whole worked examples are left out of a request until it fits, the last ones first, so that requests still share the
+   examples that they begin with (`with_examples`). No example is cut.
+2. What does not fit without any example is left out and counted under one of the reasons below (`StageContext.drop`).
+3. What can never fit, whatever the data, is refused before anything runs (`cai_jax.stages.limits`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+Segments = tuple[tuple[int, ...], ...]
+
+# Reasons in manifests and summaries.
+CONTEXT = "longer than the context"  # of the sampler: prompt and answer together
+POSITIONS = "longer than the model's positions"  # of a model that is trained or that scores
+OUTGROWN = "outgrew the context in a later round (finished rounds are kept)"  # of revisions
+MAX_LENGTH = "longer than max_length"
+MAX_PROMPT_TOKENS = "prompt longer than max_prompt_tokens"
+
+
+def smallest(*limits: int | None) -> int:
+    """The smallest of the limits that are given; 0 and None are no limit."""
+    return min(limit for limit in limits if limit)
+
+
+def num_tokens(segments: Segments) -> int:
+    return sum(map(len, segments))
+
+
+def with_examples(build: Callable[[int], Segments], most: int, room: int) -> tuple[int, Segments]:
+    """(number of worked examples, prompt): the most examples with which the prompt has at most `room` tokens.
+
+    Args:
+      build: the prompt with its first n worked examples.
+      most: how many examples there are.
+      room: tokens that the prompt may have.
+
+    Returns:
+      Without any example where even that is too long: the caller's sampler leaves such a prompt out and counts it.
+    """
+    for count in range(most, 0, -1):
+        segments = build(count)
+        if num_tokens(segments) <= room:
+            return count, segments
+    return 0, build(0)
+
+
+def examples_left_out(requests: Iterable[tuple[int, int]]) -> dict[str, int]:
+    """Counts over requests, each (worked examples shown, worked examples wanted): how many requests there were ("of"), how
+    many had fewer examples than wanted ("requests"), and how many examples they lacked together ("examples")."""
+    lacking = [wanted - shown for shown, wanted in requests]
+    return {
+        "examples": sum(lacking),
+        "requests": sum(count > 0 for count in lacking),
+        "of": len(lacking),
+    }
+
+
+def describe_left_out(counts: dict[str, int]) -> str:
+    """A clause for a headline; "" where every request had all its worked examples."""
+    if not counts.get("examples"):
+        return ""
+    return (
+        f"; worked examples left out: {counts['examples']}, in {counts['requests']} of {counts['of']} "
+        "requests that were too long with them"
+    )
+
+
+def reason_beyond(length: int, max_length: int, positions: int) -> str | None:
+    """Why a training example of `length` tokens is left out; None where it fits."""
+    if length <= min(max_length, positions):
+        return None
+    return MAX_LENGTH if length > max_length else POSITIONS
+
+
+def count_reasons(reasons: Sequence[str | None]) -> dict[str, int]:
+    """Reason → how many have it."""
+    return {reason: reasons.count(reason) for reason in sorted({r for r in reasons if r})}
