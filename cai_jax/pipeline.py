@@ -5,13 +5,11 @@ A stage is done for good once its manifest says so under the same fingerprint (k
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
-import hashlib
 import importlib
 import json
-import os
-import pathlib
 import resource
 import time
 from collections.abc import Callable
@@ -19,9 +17,7 @@ from collections.abc import Callable
 import ml_collections
 from etils import epath
 
-from cai_jax import constitution as constitution_package
-from cai_jax import data as data_package
-from cai_jax import sharding
+from cai_jax import identity, sharding
 from cai_jax.checks import check_values
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, integrity, lock, memory, preemption, progress, where
@@ -50,7 +46,6 @@ SAMPLING_KINDS = (
     "feedback",
     "evaluate",
 )  # of rl the rollouts never use int8
-MODEL_FIELDS = ("model", "init", "policy", "reference", "reward", "feedback", "judge")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,45 +69,6 @@ def nearest(name: str, names) -> str:
 
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(names))}"
-
-
-def file_digest(path) -> str:
-    return hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()[:16]
-
-
-def source_identity(value: str) -> str | None:
-    """A digest of the data files or folders that a string field names ("a+b" names two), so that an edited file counts as
-    a change. None where it names no local file."""
-    parts = value.split("+") if len(value) < 4000 else []
-    marks = [
-        _file_identity(part.strip().removeprefix("random:").removeprefix("responses:"))
-        for part in parts
-    ]
-    return "+".join(mark for mark in marks if mark) or None
-
-
-def _file_identity(name: str) -> str | None:
-    name = (
-        name if "\0" in name or os.path.exists(name) else name.partition("#")[0]
-    )  # "FILE#field=column"
-    if name == "embedded":
-        files = sorted(pathlib.Path(constitution_package.__path__[0]).glob("*.json"))
-    elif name.startswith("embedded:"):
-        files = [
-            pathlib.Path(data_package.__path__[0]) / "embedded" / f"{name.partition(':')[2]}.jsonl"
-        ]
-    elif "://" in name or "\0" in name or not os.path.exists(name):
-        return None
-    else:
-        path = pathlib.Path(name)
-        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-        if path.is_dir():  # weights are told apart by name and size: reading gigabytes at every start would be felt
-            weights = [
-                [file.name, file.stat().st_size] for file in sorted(path.glob("*.safetensors"))
-            ]
-            named = [[file.name, file_digest(file)] for file in files]
-            return hashlib.sha256(artefacts.dump(named + weights).encode()).hexdigest()[:16]
-    return "+".join(file_digest(file) for file in files if file.is_file()) or None
 
 
 def _strings(value, path=()):
@@ -160,15 +116,11 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
             fields["adapters"] = adapters.to_json()
         if fields.get("helpful_fraction", 0) is None:
             del fields["helpful_fraction"]
-        parents, identities = dict.fromkeys(_inputs(stage)), {}
-        for path, value in _strings(fields):
-            if path[-1] in MODEL_FIELDS or "models" in path[:-1]:
-                value = resolve_role(config, value)
-                identities[".".join(path) + " →"] = value
-                if value.startswith("@"):
-                    parents[value[1:].partition(":")[0]] = None
-            if path[0] != "inputs" and (identity := source_identity(value)):
-                identities[".".join(path) + " contents"] = identity
+        parents = dict.fromkeys(_inputs(stage))
+        canonical, shown = _identified(config, fields)
+        for value in shown.values():
+            if isinstance(value, str) and value.startswith("@"):
+                parents[value[1:].partition(":")[0]] = None
         module = stage_module(kind)
         if getattr(module, "READS_WHOLE_RUN", False):
             parents.update(
@@ -180,15 +132,15 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
                     f"config.graph.{name}: it reads '{parent}', which is not in config.graph; "
                     f"{nearest(parent, graph.keys())}"
                 )
-        fields.update(identities, seed=config.seed, dtype=config.model.dtype)
+        others = {"seed": config.seed, "dtype": config.model.dtype}
         if (
             config.sampling.get("int8", False) and kind in SAMPLING_KINDS
         ):  # off is no field: older runs stay as they are
-            fields["int8"] = True
+            others["int8"] = True
         inputs = [visit(parent).fingerprint for parent in parents]
         visiting.pop()
-        mark = artefacts.fingerprint(kind, fields, inputs, module.SCHEMA)
-        nodes[name] = Node(name, kind, fields, tuple(parents), mark)
+        mark = artefacts.fingerprint(kind, canonical | others, inputs, module.SCHEMA)
+        nodes[name] = Node(name, kind, fields | shown | others, tuple(parents), mark)
         return nodes[name]
 
     for name in config.stages:
@@ -196,19 +148,54 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
     return nodes
 
 
+def _identified(config: ml_collections.ConfigDict, fields: dict) -> tuple[dict, dict]:
+    """(the fields with every reference replaced by what it names, what a manifest shows of that).
+
+    Shown are "FIELD →" for roles and models, and under "contents" the files by field.
+    """
+    canonical, shown, files = copy.deepcopy(fields), {}, {}
+    for path, value in _strings(fields):
+        if path[0] == "inputs" or path[-1] in identity.PLAIN_FIELDS:
+            continue
+        is_model, name = identity.is_model_field(path), ".".join(path)
+        if is_model:
+            value = resolve_role(config, value)
+            shown[f"{name} →"] = value
+        found = identity.of(value, is_model)
+        if found:
+            files[name] = found.to_json()
+        parent = canonical
+        for key in path[:-1]:
+            parent = parent[int(key) if isinstance(parent, list) else key]
+        parent[int(path[-1]) if isinstance(parent, list) else path[-1]] = (
+            found.text if found else value
+        )
+    return canonical, {**shown, "contents": files} if files else shown
+
+
 def _inputs(stage) -> dict[str, None]:
     return {value: None for value in (stage.get("inputs") or {}).values() if value}
 
 
 def changed_fields(old: dict, new: dict) -> list[str]:
-    """Dotted names of the fields that differ between two stages' fields, with both values."""
-    flat = [dict(_flatten(value)) for value in (old, new)]
-    keys = sorted(set(flat[0]) | set(flat[1]))
-    return [
-        f"{key}: {flat[0].get(key)!r} → {flat[1].get(key)!r}"
-        for key in keys
-        if flat[0].get(key) != flat[1].get(key)
+    """What differs between two stages' fields: dotted names with both values, and files whose contents differ."""
+    files = [value.get("contents", {}) for value in (old, new)]
+    flat = [
+        {key: item for key, item in _flatten(value) if not key.startswith("contents.")}
+        for value in (old, new)
     ]
+    changes = {}
+    for key in sorted(set(flat[0]) | set(flat[1])):
+        before, after = (value.get(key) for value in flat)
+        field = key.removesuffix(" →")
+        known = files[0].get(field, {}).get("text")
+        same = known and known == files[1].get(field, {}).get("text")  # only spelled otherwise
+        if before != after and not same and not key.endswith(" contents"):
+            changes[f"{field}: {before!r} → {after!r}"] = None
+    changes.update(dict.fromkeys(identity.changed_files(*files)))
+    if files[1] and "contents" not in old:
+        changes["files, which an earlier version identified otherwise"] = None
+    return list(changes)
 
 
 def _flatten(value, path=""):

@@ -22,6 +22,7 @@ TIERS = [
     ("data", 2),
     ("constitution", 2),
     ("io", 2),
+    ("identity", 3),
     ("sampling", 3),
     ("evals", 3),
     ("training", 3),

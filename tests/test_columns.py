@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cai_jax import pipeline
+from cai_jax import identity
 from cai_jax.data.columns import chat_turns, split_source
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.prompts import load_prompts, read_prompts
@@ -138,8 +138,8 @@ def test_wrong_columns_are_one_line(tmp_path, mapping, expected):
 
 def test_an_edited_file_counts_as_changed_behind_its_columns(tmp_path):
     path = write(tmp_path / "a.jsonl", {"q": "Why?"})
-    before = pipeline.source_identity(f"{path}#prompt=q")
-    assert before == pipeline.source_identity(path)
+    before = identity.of(f"{path}#prompt=q")
+    assert before.parts == identity.of(str(path)).parts and before.text.endswith("#prompt=q")
     write(tmp_path / "a.jsonl", {"q": "Who?"})
-    assert pipeline.source_identity(f"{path}#prompt=q") != before
+    assert identity.of(f"{path}#prompt=q").text != before.text
     assert split_source("tfds:x/y@/dir#prompt=a.0") == ("tfds:x/y@/dir", {"prompt": "a.0"})

@@ -249,7 +249,9 @@ def test_references(tmp_path, tiny_model, monkeypatch):
         hf.resolve("some-org/some-model")
 
 
-def test_remote_directories_are_copied_once(tmp_path, tiny_model, monkeypatch):
+def test_remote_directories_are_copied_once_and_again_when_replaced(
+    tmp_path, tiny_model, monkeypatch
+):
     from etils import epath
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -264,6 +266,11 @@ def test_remote_directories_are_copied_once(tmp_path, tiny_model, monkeypatch):
     assert sorted(p.name for p in copy.iterdir()) == sorted(
         p.name for p in pathlib.Path(tiny_model).iterdir()
     )
+    assert hf.resolve("gs://bucket") == str(copy)
+    edited = (bucket / "config.json").read_text() + " "
+    (bucket / "config.json").write_text(edited)
+    copy = pathlib.Path(hf.resolve("gs://bucket"))  # replaced there: copied again
+    assert (copy / "config.json").read_text() == edited
     shutil.rmtree(bucket)
     assert hf.resolve("gs://bucket") == str(copy)
     with pytest.raises(UserError, match="gs://bucket/other: could not be read"):

@@ -6,9 +6,9 @@ on the way: the host never holds more than one shard beside what its devices hol
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 from cai_jax import sharding
 from cai_jax.errors import UserError
+from cai_jax.io import contents, progress
 from cai_jax.models import names, rounding, tensor_files
 from cai_jax.models import params as params_lib
 from cai_jax.models.config import FAMILIES, ModelConfig
@@ -220,23 +221,11 @@ def resolve(reference: str) -> str:
 
 
 def fingerprint(reference: str, seed: int = 0) -> str:
-    """16 hexadecimal digits that tell the weights of a reference from others: of config.json, and of every weight file its
-    header, size and 64 pieces spread over it (any training changes nearly every number; reading them all would take as
-    long as loading). Of random weights, config.json and seed."""
-    directory, digest = pathlib.Path(resolve(reference)), hashlib.sha256()
-    digest.update((directory / "config.json").read_bytes())
-    if reference.startswith("random:"):
-        digest.update(f"seed {seed}".encode())
-        return digest.hexdigest()[:16]
-    for path in sorted(directory.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(8 + int.from_bytes(file.read(8), "little")))
-            for piece in range(64):
-                file.seek(size * piece // 64)
-                digest.update(file.read(4096))
-    return digest.hexdigest()[:16]
+    """16 hexadecimal digits of the weights of a reference: of the contents of config.json and of every weight file; of
+    random weights, of config.json and seed."""
+    is_random = reference.startswith("random:")
+    files = contents.of_model(resolve(reference), weights=not is_random, tokenizer=False)
+    return contents.combined(files | {"seed": str(seed)} if is_random else files)
 
 
 def _download(name: str) -> str:
@@ -254,28 +243,58 @@ def _download(name: str) -> str:
 
 
 def _copy_remote(url: str) -> str:
+    """A local copy of a remote model directory. Its name holds what the store says of the files, so that files which were
+    replaced there are copied again; where the store cannot be asked, the last copy is used with a warning."""
+    home = contents.user_cache() or pathlib.Path(tempfile.gettempdir()) / "cai_jax"
+    last = home / f"{contents.combined([url])}.last"
+    try:
+        files = _remote_files(url)
+        state = {name: _remote_state(file) for name, file in files.items()}
+    except Exception as error:  # each kind of store raises its own
+        if last.is_file() and (target := home / last.read_text(encoding="ascii")).is_dir():
+            progress.warn(f"{_unreadable(url, error)}; the last copy of it, {target}, is used")
+            return str(target)
+        raise UserError(_unreadable(url, error)) from error
+    target = home / contents.combined({url: contents.combined(state)})
+    if not target.is_dir():
+        home.mkdir(parents=True, exist_ok=True)
+        partial = tempfile.mkdtemp(dir=home)
+        try:
+            for name, file in files.items():
+                os.makedirs(os.path.dirname(os.path.join(partial, name)), exist_ok=True)
+                file.copy(os.path.join(partial, name))
+            os.replace(partial, target)
+        except Exception as error:  # another process may have been faster
+            shutil.rmtree(partial, ignore_errors=True)
+            if not target.is_dir():
+                raise UserError(_unreadable(url, error)) from error
+    with contextlib.suppress(OSError):
+        last.write_text(target.name, encoding="ascii")
+    return str(target)
+
+
+def _remote_files(url: str) -> dict:
+    """relative name → path of the files of a remote directory that a model is read from."""
     from etils import epath
 
-    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cai_jax"
-    target = home / hashlib.sha256(url.encode()).hexdigest()[:16]
-    if target.is_dir():
-        return str(target)
-    home.mkdir(parents=True, exist_ok=True)
-    partial = tempfile.mkdtemp(dir=home)
-    try:
-        for file in epath.Path(url).iterdir():
-            if file.suffix in (".json", ".safetensors", ".jinja"):
-                file.copy(os.path.join(partial, file.name))
-        os.replace(partial, target)
-    except (
-        Exception
-    ) as error:  # each kind of store raises its own; another process may have been faster
-        shutil.rmtree(partial, ignore_errors=True)
-        if not target.is_dir():
-            raise UserError(
-                f"{url}: could not be read ({type(error).__name__}: {error}); gs:// needs gcsfs"
-            ) from error
-    return str(target)
+    found = {}
+    for file in epath.Path(url).iterdir():
+        if file.name == contents.TEMPLATES:
+            found |= {f"{file.name}/{inner.name}": inner for inner in file.glob("*.jinja")}
+        elif file.suffix in contents.MODEL_SUFFIXES:
+            found[file.name] = file
+    if not found:
+        raise FileNotFoundError("no files of a model there")
+    return dict(sorted(found.items()))
+
+
+def _remote_state(file) -> str:
+    state = file.stat()
+    return f"{state.length} {state.mtime}"
+
+
+def _unreadable(url: str, error: Exception) -> str:
+    return f"{url}: could not be read ({type(error).__name__}: {error}); gs:// needs gcsfs"
 
 
 def save_hf(
