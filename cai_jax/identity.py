@@ -22,20 +22,19 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
-import re
 
 import cai_jax
 from cai_jax.checks import CHOICES
+from cai_jax.data import sources
 from cai_jax.errors import UserError
-from cai_jax.io import contents
+from cai_jax.io import artefacts, contents
 from cai_jax.models import hf
 
 MODEL_FIELDS = ("model", "init", "policy", "reference", "reward", "feedback", "judge")
 # Texts that name nothing outside the config, even where a file of that name happens to be in the working directory.
 PLAIN_FIELDS = {*CHOICES, "kind", "split", "anchor", "base_dtype", "judge_question", "seed"}
 MAX_LISTED = 200  # files of a reference that a manifest names one by one
-PREFIXES = ("random:", "responses:")
-CODE, TFDS, HUB, EMBEDDED = "python:", "tfds:", "hf:", "embedded"
+CODE, EMBEDDED, RANDOM = "python:", "embedded", "random:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,47 +105,32 @@ def of(reference: str, is_model: bool = False) -> Identity | None:
     try:
         if is_model and (found := _model(reference)) is not None:
             return found
-        names = split_sum(reference)
-        found = [_data(name) for name in names]
+        if reference.startswith(CODE):
+            return _code(reference)
+        if reference == EMBEDDED:
+            return _folder(reference, pathlib.Path(cai_jax.__path__[0]) / "constitution", "*.json")
+        if "://" in reference:
+            return None
+        try:
+            named = sources.parse(reference)
+        except UserError:  # whoever reads it says what is wrong
+            return None
+        found = [_data(source) for source in named]
     except OSError as error:
         where = error.filename or reference
         raise UserError(f"{where}: cannot be read ({error.strerror or error})") from error
-    if not any(found):
+    if not any(item.parts for item in found):
         return None
-    text = "+".join(item.text if item else name for item, name in zip(found, names, strict=True))
-    return Identity(text, tuple(part for item in found if item for part in item.parts))
-
-
-def split_sum(reference: str) -> list[str]:
-    """The parts of "a+b"; a "+" inside a path that exists belongs to the path."""
-    if os.path.exists(os.path.expanduser(reference)):
-        return [reference]
-    pieces, parts = reference.split("+"), []
-    while pieces:
-        joined = ["+".join(pieces[:count]).strip() for count in range(1, len(pieces) + 1)]
-        there = (count for count, name in enumerate(joined, 1) if _local(name)[0] is not None)
-        count = next(there, 1)
-        parts.append(joined[count - 1])
-        pieces = pieces[count:]
-    return parts
-
-
-def _local(name: str) -> tuple[str | None, str]:
-    """(path, rest): the longest beginning of `name` that exists, cut before a "#", "[" or "@"; (None, name) without any."""
-    ends = [len(name), *(match.start() for match in re.finditer(r"[#\[@]", name))]
-    for end in sorted(ends, reverse=True):
-        path = name[:end]
-        if path and os.path.exists(os.path.expanduser(path)):
-            return path, name[end:]
-    return None, name
+    text = "+".join(item.text for item in found)
+    return Identity(text, tuple(part for item in found for part in item.parts))
 
 
 def _model(reference: str) -> Identity | None:
-    prefix = "random:" if reference.startswith("random:") else ""
+    prefix = RANDOM if reference.startswith(RANDOM) else ""
     name = reference.removeprefix(prefix)
     folder = pathlib.Path(os.path.expanduser(name))
     if not folder.is_dir():
-        if name.startswith(PREFIXES) or "://" not in name:
+        if "://" not in name or ":" in name.partition("://")[0]:
             return None
         if name.startswith("hf://"):
             return Identity(prefix + name.removeprefix("hf://"), ())
@@ -156,43 +140,37 @@ def _model(reference: str) -> Identity | None:
     return Identity(f"{prefix}model {digest}", (Part(name.rstrip("/"), digest, files),))
 
 
-def _data(name: str) -> Identity | None:
-    prefix = next((text for text in PREFIXES if name.startswith(text)), "")
-    name = name.removeprefix(prefix)
-    if name.startswith(CODE):
-        return _code(name)
-    if name.startswith(TFDS):
-        return _tfds(name)
-    if name == EMBEDDED:
-        return _folder("", pathlib.Path(cai_jax.__path__[0]) / "constitution", name, "*.json")
-    if name.startswith(f"{EMBEDDED}:"):
-        label, mark, rest = name.partition("#")
-        folder = pathlib.Path(cai_jax.__path__[0]) / "data" / "embedded"
-        path = folder / f"{label.partition(':')[2]}.jsonl"
-        return _file(prefix, path, label, mark + rest) if path.is_file() else None
-    scheme = HUB if name.startswith(HUB) else ""
-    path, rest = _local(name.removeprefix(scheme))
-    if path is None:
-        return None
-    expanded = pathlib.Path(os.path.expanduser(path))
-    if expanded.is_dir():
-        return _folder(prefix + scheme, expanded, path, rest=rest)
-    return _file(prefix + scheme, expanded, path, rest) if expanded.is_file() else None
+def _data(source: sources.Source) -> Identity:
+    """Without parts where what it names is not there."""
+    options = dataclasses.asdict(source) | {"name": ""}
+    path = next(iter(sources.paths(source)), None)
+    if source.kind == sources.TFDS:
+        return _described(_tfds(source), options | {"at": ""})
+    if path is not None and path.is_dir():
+        return _described(_folder(source.name, path), options)
+    if path is not None and path.is_file():
+        return _described(_file(source.place, path), options)
+    return _described(None, options | {"name": source.name})
 
 
-def _file(prefix: str, path: pathlib.Path, where: str, rest: str) -> Identity:
+def _described(found: Identity | None, options: dict) -> Identity:
+    """What was identified together with all else that the reference says: columns, split, limit."""
+    said = artefacts.dump({key: value for key, value in options.items() if value})
+    return Identity(f"{found.text if found else ''}{said}", found.parts if found else ())
+
+
+def _file(where: str, path: pathlib.Path) -> Identity:
     digest = contents.combined({own_name(path): contents.of_file(path)})
-    return Identity(f"{prefix}file {digest}{rest}", (Part(where, digest, {"": digest}),))
+    return Identity(f"file {digest}", (Part(where, digest, {"": digest}),))
 
 
-def _folder(prefix: str, path: pathlib.Path, where: str, pattern="", rest="") -> Identity:
+def _folder(where: str, path: pathlib.Path, pattern: str = "") -> Identity:
     if pattern:
         files = contents.of_files({file.name: file for file in path.glob(pattern)})
     else:
         files = contents.of_folder(path)
     digest = contents.combined([own_name(path), contents.combined(files)])
-    part = Part(where.rstrip("/") or where, digest, files)
-    return Identity(f"{prefix}folder {digest}{rest}", (part,))
+    return Identity(f"folder {digest}", (Part(where.rstrip("/") or where, digest, files),))
 
 
 def own_name(path) -> str:
@@ -200,19 +178,16 @@ def own_name(path) -> str:
     return pathlib.Path(os.path.abspath(path)).name
 
 
-def _tfds(name: str) -> Identity | None:
+def _tfds(source: sources.Source) -> Identity | None:
     """The prepared files; the library, which takes seconds to import, is not needed for that."""
-    name, mark, columns = name.partition("#")
-    dataset, _, folder = name.removeprefix(TFDS).partition("@")
-    folder = folder or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    dataset, _, version = dataset.partition(":")
+    folder = source.at or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    dataset, _, version = source.name.partition(":")
     path = pathlib.Path(os.path.expanduser(folder), dataset, version)
     if not dataset or not path.is_dir():
         return None
     files = contents.of_folder(path)
     digest = contents.combined(files)
-    part = Part(str(path), digest, files)
-    return Identity(f"{TFDS}{dataset}:{version} {digest}{mark}{columns}", (part,))
+    return Identity(f"{source.name} {digest}", (Part(str(path), digest, files),))
 
 
 def _code(name: str) -> Identity | None:

@@ -139,7 +139,7 @@ def test_wrong_columns_are_one_line(tmp_path, mapping, expected):
 def test_an_edited_file_counts_as_changed_behind_its_columns(tmp_path):
     path = write(tmp_path / "a.jsonl", {"q": "Why?"})
     before = identity.of(f"{path}#prompt=q")
-    assert before.parts == identity.of(str(path)).parts and before.text.endswith("#prompt=q")
+    assert before.parts == identity.of(str(path)).parts and "prompt" in before.text
     write(tmp_path / "a.jsonl", {"q": "Who?"})
     assert identity.of(f"{path}#prompt=q").text != before.text
     assert split_source("tfds:x/y@/dir#prompt=a.0") == ("tfds:x/y@/dir", {"prompt": "a.0"})

@@ -102,10 +102,11 @@ def files(text: str) -> list[Path]:
         sources = parse(text)
     except UserError:
         return []
-    return [path for source in sources for path in _paths(source) if path.exists()]
+    return [path for source in sources for path in paths(source) if path.exists()]
 
 
-def _paths(source: Source) -> Iterator[Path]:
+def paths(source: Source) -> Iterator[Path]:
+    """Where the source would be on this machine; nothing for a name of the hub that is no directory."""
     if source.kind == EMBEDDED:
         yield EMBEDDED_FOLDER / f"{source.name}.jsonl"
     elif source.kind == TFDS:
