@@ -37,7 +37,7 @@ def question(asked, principle, first, second, heading="Options:\n"):
     return f"{START}Human: {asked}\n{principle}\n{heading}(A) {first}\n(B) {second}"
 
 
-def run(path, rows=ROWS, **fields):
+def run(path, rows=ROWS, limit=100_000, **fields):
     source = path / "constitution.json"
     source.write_text(json.dumps(CONSTITUTION))
     config = default.feedback(constitution=str(source), **{"num_few_shot": 2, **fields})
@@ -49,6 +49,7 @@ def run(path, rows=ROWS, **fields):
         answer=lambda request: f" thought {request.id} ",
         score=lambda request: SCORES[request.id.rpartition("#")[2]],
         roles={"feedback": "a judge"},
+        limit=limit,
     )
     return feedback.run(ctx), ctx.directory.records(), asked
 
@@ -207,3 +208,31 @@ def test_a_preference_model_labels_by_the_sigmoid_of_its_difference(tmp_path, mo
         assert entry["b"] == pytest.approx(math.log(1 / (1 + math.exp(-1))))
         assert labels.target([record]) == pytest.approx(1 / (1 + math.e))
         assert record["principle_id"] is None and entry["order"] == "ab"
+
+
+@pytest.mark.parametrize("mode", ["multiple_choice", "chain_of_thought"])
+def test_worked_examples_that_do_not_fit_are_left_out_for_all_of_a_pair(tmp_path, mode):
+    """A long question has fewer, the same number for both orders and every chain; what fits with none is never lost."""
+    long = {**ROWS[1], "dialogue": human("Question " * 30), "responses": ["left " * 30, "right"]}
+    never = {**ROWS[1], "id": "q9", "dialogue": human("Question " * 300)}
+    fields = {"both_orders": True, "num_chains": 2, "max_chain_tokens": 16, "mode": mode}
+    summary, records, asked = run(tmp_path, [ROWS[0], long, never], limit=340, **fields)
+    shown = {record["comparison_id"]: len(record["few_shot_ids"]) for record in records}
+    assert shown == {"q0": 2, "q1": 1 if mode == "multiple_choice" else 0}
+    word = "Shown" if mode == "multiple_choice" else "Thought"
+    for record in records:
+        texts = [r.prompt for r in asked if r.id.startswith(record["id"] + "#")]
+        assert len(texts) == (2 if mode == "multiple_choice" else 8)
+        assert {text.count(f"Human: {word}") for text in texts} <= {shown[record["comparison_id"]]}
+        assert len(record["logprobs"]) == (2 if mode == "multiple_choice" else 4)
+    lacking = 2 - shown["q1"]
+    assert summary["few_shot"] == {"examples": lacking, "requests": 1, "of": 2}
+    assert "worked examples left out" in summary["headline"]
+
+
+def test_a_pair_that_does_not_fit_is_counted_once(tmp_path):
+    config = default.feedback(num_few_shot=0, both_orders=True)
+    rows = [ROWS[0], {**ROWS[1], "dialogue": human("Question " * 300)}]
+    ctx, _ = stage(tmp_path, "feedback", config, inputs={"comparisons": rows}, limit=300)
+    feedback.run(ctx)
+    assert ctx.dropped == {"longer than the context": 1} and len(ctx.directory.records()) == 1

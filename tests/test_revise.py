@@ -10,7 +10,7 @@ from cai_jax.data.dialogue import render_text
 from cai_jax.stages import revise
 from cai_jax.structs import Message
 from configs import default
-from tests import scripted
+from tests import recording
 
 
 def test_principles_are_drawn_independently_with_replacement_among_the_first_n():
@@ -79,27 +79,34 @@ def test_braces_in_a_principle_stay_as_they_are(text):
     )
 
 
-def revise_stage(path, tiny_model, rows, **given):
-    fields = {"num_rounds": 2, "num_few_shot": 3, **given.pop("fields", {})}
+def respond_record(name: str, prompt: str = "How do I do it?") -> dict:
+    return {
+        "id": f"{name}/00",
+        "prompt_id": name,
+        "dialogue": recording.human(prompt),
+        "response": "Like this.",
+    }
+
+
+def revise_stage(path, rows, limit, answer=lambda asked: "So be it.", **fields):
     fields |= {"max_critique_tokens": 16, "max_revision_tokens": 16}
-    inputs = {"responses": rows}
-    return scripted.stage(path, tiny_model, "revise", default.revise(**fields), inputs, **given)
+    given = {"inputs": {"responses": rows}, "limit": limit, "answer": answer, "format": "chat"}
+    return recording.stage(path, "revise", default.revise(**fields), **given)
 
 
-def test_worked_examples_that_do_not_fit_are_left_out_and_no_row(tmp_path, tiny_model):
+def test_worked_examples_that_do_not_fit_are_left_out_and_no_row(tmp_path):
     """A long dialogue is asked about with fewer examples, the last ones first; a short one keeps them all."""
-    rows = [scripted.response("short"), scripted.response("long", "How do I do it? " * 100)]
-    given = {"max_length": 1200, "fields": {"num_rounds": 1}}
-    ctx, engine = revise_stage(tmp_path, tiny_model, rows, **given)
+    rows = [respond_record("short"), respond_record("long", "How do I do it? " * 100)]
+    ctx, asked = revise_stage(tmp_path, rows, 1200, num_rounds=1, num_few_shot=3)
     summary = revise.run(ctx)
     records = {row["prompt_id"]: row for row in ctx.directory.records()}
     assert set(records) == {"short", "long"} and ctx.dropped == {}
     examples = load_constitution().critique_examples[:3]
-    asked = {request.id: engine.text(request) for request in engine.requests}
+    by_id = {request.id: request.prompt for request in asked}
     for name, record in records.items():
         assert record["few_shot_ids"] == [example.id for example in examples]
         for role, count in record["rounds"][0]["num_few_shot"].items():
-            text = asked[f"{name}/00#0/{role}"]
+            text = by_id[f"{name}/00#0/{role}"]
             shown = [example.messages[0].text in text for example in examples]
             assert shown == [number < count for number in range(3)], (name, role)
     assert records["short"]["rounds"][0]["num_few_shot"] == {"critique": 3, "revision": 3}
@@ -108,27 +115,26 @@ def test_worked_examples_that_do_not_fit_are_left_out_and_no_row(tmp_path, tiny_
     assert "worked examples left out" in summary["headline"]
 
 
-def test_a_row_that_outgrows_the_context_keeps_its_finished_rounds(tmp_path, tiny_model):
-    """The first revision is so long that no second round fits; the same after a restart, whose counts are the same."""
+def test_a_row_that_outgrows_the_context_keeps_its_finished_rounds(tmp_path):
+    """The first revision is so long that no second round fits. The counts are those of all records, after a restart too."""
 
     def answer(request):
         return "word " * 400 if "grows/00#0/revision" in request.id else "Short."
 
-    rows = [scripted.response("grows"), scripted.response("stays")]
-    rows.append(scripted.response("never", "word " * 600))
-    given = {"max_length": 512, "answer": answer, "fields": {"num_few_shot": 0}}
-    ctx, _ = revise_stage(tmp_path, tiny_model, rows, **given)
-    summary = revise.run(ctx)
-    records = {row["prompt_id"]: row for row in ctx.directory.records()}
-    assert {name: len(row["rounds"]) for name, row in records.items()} == {"grows": 1, "stays": 2}
-    assert records["grows"]["outgrown"] == {
-        "round": 2,
-        "turn": "critique",
-        "reason": fitting.CONTEXT,
-    }
-    assert records["stays"]["outgrown"] is None and summary["rows"] == 2
-    assert ctx.dropped == {fitting.CONTEXT: 1, fitting.OUTGROWN: 1}
-    (ctx.directory.path / "manifest.json").unlink(missing_ok=True)
-    again, engine = revise_stage(tmp_path, tiny_model, rows, **given)
-    revise.run(again)
-    assert engine.requests == [] and again.dropped == ctx.dropped
+    rows = [
+        respond_record("grows"),
+        respond_record("stays"),
+        respond_record("never", "word " * 600),
+    ]
+    inputs = None
+    for restart in (False, True):
+        ctx, asked = revise_stage(tmp_path, rows, 512, answer, num_rounds=2, num_few_shot=0)
+        inputs = ctx.inputs = inputs or ctx.inputs
+        summary, rows = revise.run(ctx), []
+        assert len(asked) == (0 if restart else 6)
+        records = {row["prompt_id"]: row for row in ctx.directory.records()}
+        done = {name: len(row["rounds"]) for name, row in records.items()}
+        assert done == {"grows": 1, "stays": 2} and summary["rows"] == 2
+        reason = {"round": 2, "turn": "critique", "reason": fitting.CONTEXT}
+        assert records["grows"]["outgrown"] == reason and records["stays"]["outgrown"] is None
+        assert ctx.dropped == {fitting.CONTEXT: 1, fitting.OUTGROWN: 1}

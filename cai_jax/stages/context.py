@@ -13,6 +13,7 @@ import ml_collections
 from etils import epath
 
 from cai_jax.data import dialogue as dialogue_lib
+from cai_jax.data import fitting
 from cai_jax.data.prompts import Prompt, read_prompts
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, preemption, progress
@@ -367,11 +368,17 @@ class StageContext:
         return engine_lib.Engine(model.params, model.config, model.format, self.mesh, options)
 
     def sample(
-        self, engine, requests: Sequence[SampleRequest], sampling: SamplingParams, label: str
+        self,
+        engine,
+        requests: Sequence[SampleRequest],
+        sampling: SamplingParams,
+        label: str,
+        count: bool = True,
     ) -> Iterator[Completion]:
-        """Completions as they finish. Requests that do not fit the context are counted and left out, never cut."""
-        fitting = self._fitting(engine, requests, [sampling.max_new_tokens] * len(requests))
-        for completion in self._watched(engine.generate(fitting, sampling), len(fitting), label):
+        """Completions as they finish. Requests that do not fit the context are left out, never cut, and counted; with
+        `count` False the stage counts them itself, where its rows are not its requests."""
+        fits = self._fitting(engine, requests, [sampling.max_new_tokens] * len(requests), count)
+        for completion in self._watched(engine.generate(fits, sampling), len(fits), label):
             self.count_tokens("sampled", len(completion.tokens))
             # The space after a heading and line ends before a stop belong to the format, which writes them again.
             yield dataclasses.replace(completion, text=completion.text.strip())
@@ -382,17 +389,18 @@ class StageContext:
         requests: Sequence[ScoreRequest],
         label: str,
         wanted: Container[str] | None = None,
+        count: bool = True,
     ) -> Iterator[Score]:
-        """Scores of the requests that fit the context; the others are counted and left out. With `wanted`, the ids of those that
+        """Scores of the requests that fit the context; for the others see `sample`. With `wanted`, the ids of those that
         are still to be scored, short ones share forward passes: `requests` is then always the whole list (see Engine.score)."""
         longest = [max(len(option) for option in request.options) for request in requests]
-        fitting = self._fitting(engine, requests, longest)
-        asked = [request for request in fitting if wanted is None or request.id in wanted]
+        fits = self._fitting(engine, requests, longest, count)
+        asked = [request for request in fits if wanted is None or request.id in wanted]
         self.count_tokens("scored", sum(sum(map(len, request.segments)) for request in asked))
         found = (
-            engine.score(fitting)
+            engine.score(fits)
             if wanted is None
-            else engine.score(fitting, together=True, wanted=wanted)
+            else engine.score(fits, together=True, wanted=wanted)
         )
         yield from self._watched(found, len(asked), label)
 
@@ -402,14 +410,15 @@ class StageContext:
         """(index, score) of every dialogue by a preference model, or what else has `score_each`, as it is there."""
         return self._watched(model.score_each(dialogues), len(dialogues), label)
 
-    def _fitting(self, engine, requests, new_tokens):
-        fitting = [
+    def _fitting(self, engine, requests, new_tokens, count: bool):
+        fits = [
             request
-            for request, count in zip(requests, new_tokens, strict=True)
-            if engine.fits(request, count)
+            for request, num_new in zip(requests, new_tokens, strict=True)
+            if engine.fits(request, num_new)
         ]
-        self.drop("longer than the context", len(requests) - len(fitting))
-        return fitting
+        if count:
+            self.drop(fitting.CONTEXT, len(requests) - len(fits))
+        return fits
 
     def _watched(self, results, total: int, label: str):
         """Results with a progress bar; a SIGTERM ends the stage between two of them."""

@@ -9,13 +9,14 @@ two options, so that a label source better than a weak language model goes throu
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
 
 from cai_jax import labels
 from cai_jax.constitution.loader import load_constitution
-from cai_jax.data import choices
+from cai_jax.data import choices, fitting
 from cai_jax.errors import UserError
 from cai_jax.evals import agreement
 from cai_jax.sampling.rewards import RewardModel, collected
@@ -24,7 +25,36 @@ from cai_jax.stages.context import StageContext
 from cai_jax.structs import Message, SampleRequest, SamplingParams, ScoreRequest, dialogue_from_json
 
 SCHEMA = 1
+# Tokens that follow a question when its number of worked examples is chosen; a request is measured again when it is made.
+ANSWER_ROOM = 8  # " (A)"
+CONCLUSION_ROOM = 40  # what ends a chain of thought, "So the answer is:" and an answer
 MODES = ("multiple_choice", "chain_of_thought", "preference_model")
+
+
+def worked_examples(constitution, mode: str, num_few_shot: int) -> tuple:
+    """The first `num_few_shot` examples of the mode's kind, fewer where the constitution has fewer."""
+    chains = mode == "chain_of_thought"
+    examples = constitution.chain_examples if chains else constitution.comparison_examples
+    return examples[:num_few_shot]
+
+
+def num_fitting(config, format, examples: list, questions: list[str], engine) -> int:
+    """With how many of the worked examples every one of the questions fits: as many for all orders and chains of a pair,
+    so that what is averaged was asked in the same way."""
+    if config.mode == "multiple_choice":
+        build, longest = choices.choice_segments, ANSWER_ROOM
+    else:
+        build, longest = choices.chain_segments, config.max_chain_tokens + CONCLUSION_ROOM
+
+    def request(asked: str, count: int) -> fitting.Segments:
+        return build(format, examples[:count], asked)
+
+    room = engine.max_length - longest
+    counts = [
+        fitting.with_examples(functools.partial(request, asked), len(examples), room)[0]
+        for asked in questions
+    ]
+    return min(counts)
 
 
 def draw_header(
@@ -35,11 +65,7 @@ def draw_header(
     rng = row_rng(seed, *name)
     principles = constitution.comparison_principles
     ids, header = [], []
-    for example in (
-        constitution.comparison_examples
-        if mode == "multiple_choice"
-        else constitution.chain_examples
-    )[:num_few_shot]:
+    for example in worked_examples(constitution, mode, num_few_shot):
         principle = principles[int(rng.integers(len(principles)))]
         swapped = bool(rng.integers(2))
         ids.append(f"{example.id}:{principle.id}:{'ba' if swapped else 'ab'}")
@@ -117,6 +143,15 @@ def run(ctx: StageContext) -> dict:
                 task["header"],
             )
 
+    def header_of(task) -> list:
+        """As many of its worked examples as fit; the first ones, with every order and chain of the pair."""
+        if "num_few_shot" not in task:
+            examples = headers[task["header"]][1]
+            task["num_few_shot"] = num_fitting(
+                config, model.format, examples, [asked(task, order) for order in orders], engine
+            )
+        return headers[task["header"]][1][: task["num_few_shot"]]
+
     def asked(task, order: str) -> str:
         responses = task["responses"] if order == "ab" else task["responses"][::-1]
         dialogue = dialogue_from_json(task["comparison"]["dialogue"])
@@ -126,14 +161,14 @@ def run(ctx: StageContext) -> dict:
 
     chains = None
     if config.mode == "chain_of_thought":
-        chains = _sample_chains(ctx, model, engine, todo, headers, asked, orders, num_chains)
+        chains = _sample_chains(ctx, model, engine, todo, header_of, asked, orders, num_chains)
 
     requests, options = (
         [],
         tuple(tuple(model.format.tokenizer.encode(choices.answer(index))) for index in (0, 1)),
     )
     for task in todo.values():
-        header = headers[task["header"]][1]
+        header = header_of(task)
         for order, chain in itertools.product(orders, range(num_chains)):
             name = f"{task['id']}#{order}{chain}"
             if chains is None:
@@ -143,26 +178,37 @@ def run(ctx: StageContext) -> dict:
                     model.format, header, asked(task, order), chains.finished[name]["text"]
                 )
             else:
-                continue  # its chain did not fit the context and was counted there
+                continue  # its chain did not fit the context
             requests.append(ScoreRequest(name, segments, options))
 
     scored = {name: {} for name in todo}
-    for score in ctx.score(engine, requests, ctx.name) if requests else ():
+    for score in ctx.score(engine, requests, ctx.name, count=False) if requests else ():
         name, _, part = score.id.rpartition("#")
         scored[name][part] = score.logprobs
         if len(scored[name]) == len(orders) * num_chains:
             journal.append(_label(ctx, todo[name], scored.pop(name), headers, chains, model.name))
+    ctx.drop(fitting.CONTEXT, sum(name not in journal.finished for name in todo))
     ctx.require_rows(journal.finished, "labels")
     digest = journal.finish()
     if chains is not None:
         chains.remove_parts()
-    return _finished(ctx, journal, digest)
+    few_shot = fitting.examples_left_out(
+        (
+            len(row["few_shot_ids"]),
+            len(worked_examples(constitution, config.mode, config.num_few_shot)),
+        )
+        for row in journal.finished.values()
+    )
+    return _finished(ctx, journal, digest, few_shot)
 
 
-def _finished(ctx: StageContext, journal, digest: str) -> dict:
+def _finished(ctx: StageContext, journal, digest: str, few_shot: dict | None = None) -> dict:
     """The stage's summary, with the agreement with people where it was their pairs that were judged."""
     rows = list(journal.finished.values())
     told = {"sha256": {"records": digest}, **summary(rows)}
+    if few_shot:
+        told["few_shot"] = few_shot
+        told["headline"] += fitting.describe_left_out(few_shot)
     pairs = agreement.of_pairs(rows, ctx.inputs["comparisons"].records()).values()
     if pairs:
         told["agreement"] = sum(pair["right"] for pair in pairs) / len(pairs)
@@ -211,7 +257,7 @@ def _by_preference_model(ctx: StageContext) -> dict:
     return _finished(ctx, journal, journal.finish())
 
 
-def _sample_chains(ctx, model, engine, todo, headers, asked, orders, num_chains):
+def _sample_chains(ctx, model, engine, todo, header_of, asked, orders, num_chains):
     """Samples `num_chains` chains of thought a task and order; returns their journal."""
     config, chains = ctx.config, ctx.directory.journal("chains")
     sampling = SamplingParams(
@@ -222,9 +268,7 @@ def _sample_chains(ctx, model, engine, todo, headers, asked, orders, num_chains)
         for order, chain in itertools.product(orders, range(num_chains)):
             name = f"{task['id']}#{order}{chain}"
             if name not in chains.finished:
-                segments = choices.chain_segments(
-                    model.format, headers[task["header"]][1], asked(task, order)
-                )
+                segments = choices.chain_segments(model.format, header_of(task), asked(task, order))
                 if not config.num_headers:  # a header of one task alone is no header: rows of different ones decode together
                     segments = (tuple(token for segment in segments for token in segment),)
                 requests.append(
@@ -233,7 +277,9 @@ def _sample_chains(ctx, model, engine, todo, headers, asked, orders, num_chains)
                     )
                 )
     for completion in (
-        ctx.sample(engine, requests, sampling, f"{ctx.name}: chains of thought") if requests else ()
+        ctx.sample(engine, requests, sampling, f"{ctx.name}: chains of thought", count=False)
+        if requests
+        else ()
     ):
         chains.append({"id": completion.id, "text": completion.text, "stop": completion.stop})
     chains.flush()
@@ -242,6 +288,7 @@ def _sample_chains(ctx, model, engine, todo, headers, asked, orders, num_chains)
 
 def _label(ctx, task, scores: dict, headers, chains, model: str) -> dict:
     comparison, few_shot_ids = task["comparison"], headers[task["header"]][0]
+    few_shot_ids = few_shot_ids[: task["num_few_shot"]]
     logprobs = [
         {"order": part[:2], "chain": int(part[2:]), "a": a, "b": b}
         for part, (a, b) in sorted(scores.items())
