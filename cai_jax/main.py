@@ -16,7 +16,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from cai_jax import __version__, pipeline
+from cai_jax import __version__, pipeline, topic
 from cai_jax.errors import UserError
 from cai_jax.io import preemption, progress
 
@@ -170,7 +170,8 @@ def describe_run(config, workdir: str, argv: list[str]) -> dict:
         ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True
     )
     return {
-        "config": json.loads(config.to_json_best_effort()),
+        "config": json.loads(topic.resolve(config).to_json_best_effort()),
+        "topic_notes": pipeline.topic_notes(config),
         "command": argv[1:],
         "cai_jax": __version__,
         "git_revision": revision.stdout.strip() or None,

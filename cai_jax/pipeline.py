@@ -17,8 +17,9 @@ from collections.abc import Callable
 import ml_collections
 from etils import epath
 
-from cai_jax import identity, sharding
+from cai_jax import identity, sharding, topic
 from cai_jax.checks import check_values
+from cai_jax.constitution.loader import missing_examples
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, integrity, lock, memory, preemption, progress, where
 from cai_jax.models import lora
@@ -87,6 +88,7 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
     """The stages of `config.stages` and all they rest on, parents first. UserError for unknown names, kinds and cycles."""
     check_values(config)
     profiling.check(config)
+    config = topic.resolve(config)
     graph, nodes, visiting = config.graph, {}, []
     for name in config.stages:
         if name not in graph:
@@ -264,6 +266,16 @@ def mend(run_path: epath.Path, damage: artefacts.Damaged) -> None:
         artefacts.barrier(f"opened {damage.stage}")
 
 
+def topic_notes(config: ml_collections.ConfigDict) -> list[str]:
+    """What of the run's topic is still the default while other parts are the user's own (`topic.notes`)."""
+    resolved, missing = topic.resolve(config), {}
+    for name in config.stages:
+        source = resolved.graph[name].get("constitution")
+        if source and (kinds := missing_examples(source)):
+            missing[source] = kinds
+    return topic.notes(config, missing)
+
+
 def run(
     config: ml_collections.ConfigDict, workdir: str, describe: Callable[[], dict] | None = None
 ) -> list[dict]:
@@ -272,6 +284,9 @@ def run(
     `describe`: what RUN/config.json is to hold; it is written once the run is known to be ours and unchanged.
     """
     nodes = build_graph(config)
+    for note in topic_notes(config):
+        progress.warn(note)
+    config = topic.resolve(config)
     run_path = epath.Path(workdir)
     mesh = sharding.make_mesh(config.mesh)
     with lock.held(run_path):

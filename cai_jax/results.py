@@ -17,6 +17,7 @@ from etils import epath
 
 from cai_jax.errors import Parser, UserError, command
 from cai_jax.io import artefacts
+from cai_jax.topic import Words
 
 USAGE = "python -m cai_jax.results RUN [RUN …] --out DIR [--critiques COUNT] [--of STAGE] [--no-prompts]"
 
@@ -26,10 +27,18 @@ def write(
 ) -> dict:
     """Writes everything under `out`; returns {file name: bytes}. `others`: runs with other seeds. `prompts`: whether texts show
     them, or name them. UserError where a path is no run, or `of` no revise stage."""
+    from cai_jax.reporting.run_data import Run
+    from cai_jax.reporting.text import speaking
+
+    run = Run(run_path)
+    with speaking(Words.of(run.config)):
+        return _write(run, epath.Path(out), count, of, others, prompts)
+
+
+def _write(run, out, count: int, of: str, others: Sequence, prompts: bool) -> dict:
     from cai_jax.reporting import over_seeds, png, results, results_figures, transcripts
     from cai_jax.reporting.run_data import Run
 
-    run, out = Run(run_path), epath.Path(out)
     critiqued = [stage.name for stage in run.of_kind("revise") if stage.fields.get("critique")]
     if of and of not in critiqued:
         raise UserError(

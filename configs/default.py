@@ -18,7 +18,27 @@ def optional(kind, value=None):
     return field
 
 
-def prompts(source="embedded:red_team", split="train", offset=0, limit=None, max_characters=None):
+def topic():
+    """What the run is about, in one place: stages name its parts as "topic:prompts" and so on. With a topic of your own set
+    prompts, constitution (with worked examples) and the words; what is left at its default is named at the start."""
+    return {
+        "prompts": "embedded:red_team",  # requests that the constitution is about
+        "helpful": "embedded:helpful",  # ordinary requests, mixed in to keep helpfulness; "" for none
+        "comparisons": "embedded:helpful_comparisons",  # people's comparisons for the preference model; "" for none
+        # Held out for evaluation. "": the split "heldout" of embedded data; of other sources two tenths by a hash of the first
+        # human turn, and the stages train on the other eight tenths.
+        "heldout_prompts": "",
+        "heldout_helpful": "",
+        "heldout_comparisons": "",
+        "constitution": "embedded",  # ours; a directory with the paper's official files; or a JSON file of our schema
+        "choices": "embedded:hhh",  # multiple-choice comparisons in `evaluate`
+        "question": "",  # what the judge of `evaluate` is asked on two answers to `prompts`; "": which one does less harm
+        "name": "red-team",  # in the report: "red-team prompts"
+        "quality": "harmless",  # in the report: "more harmless", "harmlessness"
+    }
+
+
+def prompts(source="topic:prompts", split="train", offset=0, limit=None, max_characters=None):
     """Which prompts: "embedded:red_team", "embedded:helpful", a .jsonl[.gz] or .parquet file with a field "prompt", "tfds:NAME",
     or "hf:ORG/NAME" (`cai_jax/data/hub.py`). `split` "" takes all; "2-5/10" takes those whose first human turn falls into parts
     2 to 5 of ten, the same in every file (`cai_jax/data/selection.py`). `offset` and `limit` cut a range out of the split; where
@@ -28,7 +48,7 @@ def prompts(source="embedded:red_team", split="train", offset=0, limit=None, max
 
 
 def human_pairs(
-    source="embedded:helpful_comparisons", split="train", offset=0, limit=None, max_characters=None
+    source="topic:comparisons", split="train", offset=0, limit=None, max_characters=None
 ):
     """Which of people's comparisons: "embedded:helpful_comparisons", or a file or "tfds:NAME" of the form of hh-rlhf. The other
     fields are those of `prompts`; the characters are those of the dialogue and the longer answer."""
@@ -99,8 +119,8 @@ def revise(responses="respond", **fields):
         "kind": "revise",
         "inputs": {"responses": responses},
         "model": "helpful",
-        "constitution": "embedded",  # ours; a directory with the paper's official files; or a JSON file of our schema
-        "num_principles": 16,  # the first n of the constitution (Figure 6 varies it)
+        "constitution": "topic:constitution",  # ours; a directory with the paper's official files; or a JSON file of our schema
+        "num_principles": optional(int),  # the first n of the constitution (Figure 6); empty: all
         "num_rounds": 4,
         "critique": True,  # False: revise directly, without a critique (section 3.5, Figure 7)
         "num_few_shot": 5,  # worked examples before every request; whole examples, in the constitution's order
@@ -156,7 +176,7 @@ def feedback(comparisons="compare", **fields):
         "kind": "feedback",
         "inputs": {"comparisons": comparisons},
         "model": "feedback",
-        "constitution": "embedded",
+        "constitution": "topic:constitution",
         "mode": "multiple_choice",  # or chain_of_thought; or preference_model: the scores of model="@pm" are the labels
         "num_few_shot": 5,
         "num_headers": 0,  # few-shot headers with freshly drawn principles; 0: one a comparison (the paper), n: n in all
@@ -281,13 +301,14 @@ def evaluate(models, revisions="", **fields):
         "anchor": "sl",  # the model with Elo 0 (the paper: SL-CAI); the first where there is none of that name
         "reward": "@pm",
         "judge": "",  # a model that compares answers (Elo, both orders) and names evasive ones, e.g. "judge"; "" for none
+        "judge_question": "topic:question",  # what it is asked on answers to prompts_red_team; "": which one does less harm
         "feedback": "feedback",  # the model that answers the HHH multiple choice; "" for none
         # Any field prompts_NAME is a set of prompts that every model answers.
-        "prompts_red_team": prompts("embedded:red_team", "heldout"),
-        "prompts_helpful": prompts("embedded:helpful", "heldout"),
+        "prompts_red_team": prompts("topic:prompts", "heldout"),
+        "prompts_helpful": prompts("topic:helpful", "heldout"),
         "num_samples": 1,
         **draw(max_new_tokens=256),
-        "choices": "embedded:hhh",  # or official evaluation files; "a+b" for several sets; "" for none
+        "choices": "topic:choices",  # or official evaluation files; "a+b" for several sets; "" for none
         "big_bench": "",  # BIG-bench's folder hhh_alignment: the 438 are then told apart into its 221 and the other 217
         "choices_of_models": False,  # whether every one of `models` answers them, too
         "num_choices": optional(int),  # n of each set, evenly spaced; empty: all
@@ -309,7 +330,7 @@ def absolute_harm(model="", num_samples=256, temperatures=(0.0, 1.0), **prompt_f
         "num_samples": num_samples,
         "temperatures": temperatures,  # model: "@harm"; "" for none
         "prompts": prompts(
-            **{"source": "embedded:red_team", "split": "heldout", "limit": 64, **prompt_fields}
+            **{"source": "topic:prompts", "split": "heldout", "limit": 64, **prompt_fields}
         ),
     }
 
@@ -328,6 +349,7 @@ def base_config():
                 "feedback": "base",  # judges pairs; in the paper a pretrained LM
                 "judge": "base",  # kept for evaluation
             },
+            "topic": topic(),
             "mesh": {
                 "data": -1,
                 "fsdp": 1,
@@ -364,7 +386,7 @@ def get_config():
     config.graph = ConfigDict(
         {
             "respond": respond(),
-            "respond_helpful": respond(source="embedded:helpful", num_samples=2),
+            "respond_helpful": respond(source="topic:helpful", num_samples=2),
             "revise": revise(),
             "sl": sl(),
             "compare": compare(),

@@ -12,13 +12,13 @@ def get_config(arg=""):
     harmless = "variant=harmless" in (arg or "").split(",")
     config.graph = {
         "pm": default.pm(comparisons="", labels=""),
-        "rl": default.rl(policy="base", prompts=default.prompts("embedded:helpful")),
+        "rl": default.rl(policy="base", prompts=default.prompts("topic:helpful")),
         "evaluate": default.evaluate({"pretrained": "base", "rlhf": "@rl"}, anchor="pretrained"),
         "report": {"kind": "report", "inputs": {}},
     }
     if harmless:
         # Give a harmlessness file of the hh-rlhf form: the embedded comparisons judge helpfulness alone.
-        config.graph.pm.human.source = "embedded:helpful_comparisons+data/hh_harmless_base.jsonl.gz"
-        config.graph.rl.prompts.source = "embedded:helpful+embedded:red_team"
+        config.graph.pm.human.source = "topic:comparisons+data/hh_harmless_base.jsonl.gz"
+        config.graph.rl.prompts.source = "topic:helpful+topic:prompts"
     config.stages = ("pm", "rl", "evaluate", "report")
     return config

@@ -21,7 +21,7 @@ def get_config():
     config.graph = {
         "respond": default.respond(limit=32, max_new_tokens=48, **calm),
         "respond_helpful": default.respond(
-            source="embedded:helpful", limit=16, max_new_tokens=48, **calm
+            source="topic:helpful", limit=16, max_new_tokens=48, **calm
         ),
         "revise": default.revise(
             num_rounds=2, num_few_shot=1, max_critique_tokens=48, max_revision_tokens=48, **calm
@@ -39,7 +39,7 @@ def get_config():
             | {"num_microbatches": 15}
         ),
         "rl": default.rl(
-            prompts=default.prompts("embedded:red_team+embedded:helpful", offset=64),
+            prompts=default.prompts("topic:prompts+topic:helpful", offset=64),
             num_updates=10,
             rollouts_per_update=16,
             num_minibatches=2,
@@ -61,8 +61,8 @@ def get_config():
             num_choices=48,
             num_few_shot=2,
             **calm,
-            prompts_red_team=default.prompts("embedded:red_team", "heldout", limit=24),
-            prompts_helpful=default.prompts("embedded:helpful", "heldout", limit=12),
+            prompts_red_team=default.prompts("topic:prompts", "heldout", limit=24),
+            prompts_helpful=default.prompts("topic:helpful", "heldout", limit=12),
         ),
         "report": {"kind": "report", "inputs": {}},
     }

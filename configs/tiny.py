@@ -13,7 +13,7 @@ def get_config():
     steps = {"max_length": 512, "save_every_steps": 2}
     config.graph = {
         "respond": default.respond(limit=6, max_new_tokens=12),
-        "respond_helpful": default.respond(source="embedded:helpful", limit=4, max_new_tokens=12),
+        "respond_helpful": default.respond(source="topic:helpful", limit=4, max_new_tokens=12),
         "revise": default.revise(
             num_rounds=2, num_few_shot=1, max_critique_tokens=12, max_revision_tokens=12
         ),
@@ -27,7 +27,7 @@ def get_config():
             **default.optimisation(learning_rate=1e-3, batch_size=8) | steps, holdout_fraction=0.25
         ),
         "rl": default.rl(
-            prompts=default.prompts("embedded:red_team+embedded:helpful", limit=12),
+            prompts=default.prompts("topic:prompts+topic:helpful", limit=12),
             num_updates=3,
             rollouts_per_update=8,
             num_epochs=2,
@@ -47,8 +47,8 @@ def get_config():
             num_few_shot=2,
             num_chains=1,
             max_chain_tokens=8,
-            prompts_red_team=default.prompts("embedded:red_team", "heldout", limit=4),
-            prompts_helpful=default.prompts("embedded:helpful", "heldout", limit=4),
+            prompts_red_team=default.prompts("topic:prompts", "heldout", limit=4),
+            prompts_helpful=default.prompts("topic:helpful", "heldout", limit=4),
         ),
         "report": {"kind": "report", "inputs": {}},
     }

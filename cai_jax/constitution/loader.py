@@ -105,6 +105,21 @@ def load_constitution(source: str = "embedded") -> Constitution:
 
     Raises UserError `file: field '…': …` for whatever is missing, misspelt, of another type, blank, or there twice.
     """
+    tables = _tables(source)
+    if missing := [key for key in KEYS[2:] if key not in tables]:
+        embedded = _merged([(EMBEDDED / "examples.json", read_json(EMBEDDED / "examples.json"))])
+        tables |= {key: embedded[key] for key in missing}
+    return Constitution(**{key: _rows(key, *tables[key]) for key in KEYS})
+
+
+def missing_examples(source: str) -> list[str]:
+    """The kinds of worked examples that `source` lacks, for which the embedded ones are taken: "critique_examples", …"""
+    tables = _tables(source)
+    return [key for key in KEYS[2:] if key not in tables]
+
+
+def _tables(source: str) -> dict:
+    """Key → (file, rows) of everything that the source itself holds, unchecked but for the lists of principles."""
     path = EMBEDDED if source == "embedded" else Path(source)
     if path.is_dir():
         if (path / "principles.json").is_file():
@@ -128,10 +143,7 @@ def load_constitution(source: str = "embedded") -> Constitution:
     for key in KEYS[:2]:
         if key not in tables:
             raise UserError(f"{located(path, field=key)}: missing; expected a list of principles")
-    if missing := [key for key in KEYS[2:] if key not in tables]:
-        embedded = _merged([(EMBEDDED / "examples.json", read_json(EMBEDDED / "examples.json"))])
-        tables |= {key: embedded[key] for key in missing}
-    return Constitution(**{key: _rows(key, *tables[key]) for key in KEYS})
+    return tables
 
 
 def read_json(path: Path):

@@ -47,10 +47,18 @@ def matches(records: Sequence[Mapping], models: Sequence[str]) -> dict[str, dict
     return found
 
 
-def match_requests(match: Mapping, name: str, format) -> list[ScoreRequest]:
-    """The match in both orders; equal texts need no judge and get none."""
+def match_requests(match: Mapping, name: str, format, question: str = "") -> list[ScoreRequest]:
+    """The match in both orders; equal texts need no judge and get none.
+
+    Args:
+        match: a value of `matches`.
+        name: the request's id, without the order.
+        format: the judge's dialogue format.
+        question: what is asked on answers to the red-team prompts, in place of BETTER's.
+    """
     dialogue, texts = dialogue_from_json(match["dialogue"]), match["texts"]
-    principle = BETTER.get(match["on"].partition(":")[0], HELPFUL)
+    kind = match["on"].partition(":")[0]
+    principle = question if question and kind in BETTER else BETTER.get(kind, HELPFUL)
     return [
         _request(
             f"{name}#{order}",

@@ -10,6 +10,8 @@ from cai_jax.errors import UserError
 from cai_jax.io import artefacts
 from cai_jax.reporting import figures, markdown, page, png
 from cai_jax.reporting.run_data import Run
+from cai_jax.reporting.text import speaking
+from cai_jax.topic import Words
 
 FIGURE_NAMES = {
     "frontier": "Harmlessness against helpfulness",
@@ -28,7 +30,11 @@ def build(run_paths: Sequence, out) -> dict:
     if len({run.name for run in runs}) < len(runs):
         for run in runs:  # two directories of the same last name
             run.name = str(run.path)
-    out = epath.Path(out)
+    with speaking(Words.of(runs[0].config)):
+        return _write(runs, epath.Path(out))
+
+
+def _write(runs: Sequence[Run], out: epath.Path) -> dict:
     drawn = [one for one in _all_figures(runs) if one is not None]
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,7 @@ def collect(run: Run) -> list[Caution]:
     """All cautions of a run, the gravest first."""
     rules = (
         _unfinished,
+        _topic,
         _training,
         _null_results,
         _harm,
@@ -84,6 +85,12 @@ def _unfinished(run: Run):
         )
     for problem in dict.fromkeys(run.problems):
         yield Caution("stop", f"Not readable: {problem}", "provenance")
+
+
+def _topic(run: Run):
+    """What of the topic was left at its default while other parts were the user's own."""
+    for note in run.info.get("topic_notes") or ():
+        yield Caution("care", f"{headed(note)}.", "provenance")
 
 
 def _null_results(run: Run):

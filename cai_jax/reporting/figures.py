@@ -15,7 +15,7 @@ from cai_jax import labels
 from cai_jax.evals.rows import find
 from cai_jax.reporting.figure import Forest, ForestRow, Panel, Series
 from cai_jax.reporting.run_data import Run, Stage
-from cai_jax.reporting.text import ITEM_SETS, headed, model_name, place_name
+from cai_jax.reporting.text import ITEM_SETS, headed, model_name, place_name, words
 
 HARM, HELP = "red_team", "helpful"
 MAX_POINTS = 240
@@ -101,7 +101,7 @@ def frontier(runs: Sequence[Run]) -> Panel | None:
         return None
     unit = "Elo" if metric == "elo" else "PM score"
     beside = (
-        "; beside each name the mean length of its answers to red-team prompts"
+        f"; beside each name the mean length of its answers to {place_name(HARM)}"
         if "tokens" in series[0].label
         else ""
     )
@@ -110,9 +110,9 @@ def frontier(runs: Sequence[Run]) -> Panel | None:
         told = f"Elo from the preference model's verdicts, {anchor(runs[0])} = 0,"
     return Panel(
         "frontier",
-        "Harmlessness against helpfulness",
+        f"{headed(words().noun)} against helpfulness",
         f"helpfulness ({unit} on helpful prompts)",
-        f"harmlessness ({unit} on red-team prompts)",
+        f"{words().noun} ({unit} on {place_name(HARM)})",
         series,
         size=(580, 270),
         caption=f"{told} on held-out prompts with 95 % intervals{beside}. Up and right is better.",
@@ -148,7 +148,7 @@ def rl_steps(runs: Sequence[Run], harm: bool = False) -> Panel | None:
     lines = (
         {"T=0": "temperature 0", "T=1": "temperature 1"}
         if harm
-        else {HARM: "harmlessness", HELP: "helpfulness"}
+        else {HARM: words().noun, HELP: "helpfulness"}
     )
     series = []
     for place, run in enumerate(runs):
@@ -193,7 +193,7 @@ def rl_steps(runs: Sequence[Run], harm: bool = False) -> Panel | None:
     unit = "Elo" if metric == "elo" else "PM score"
     return Panel(
         "rl_steps",
-        "Harmlessness and helpfulness along RL",
+        f"{headed(words().noun)} and helpfulness along RL",
         "update",
         unit,
         series,
@@ -457,12 +457,12 @@ def principle_counts(runs: Sequence[Run]) -> Panel | None:
     points = {}
     for run in runs:
         for source, rows in _revised(run):
-            if (
-                source is not None
-                and source.fields.get("num_principles")
-                and rows[-1]["value"] is not None
-            ):
-                points.setdefault(int(source.fields["num_principles"]), rows[-1])
+            if source is None or rows[-1]["value"] is None:
+                continue
+            # An empty field means all principles; the stage's summary then says how many there were.
+            count = source.fields.get("num_principles") or source.summary.get("num_principles")
+            if count:
+                points.setdefault(int(count), rows[-1])
     if len(points) < 2:
         return None
     rows = [points[count] for count in sorted(points)]

@@ -9,7 +9,16 @@ from cai_jax.evals.rows import find
 from cai_jax.reporting.cautions import collect, interval
 from cai_jax.reporting.figures import HARM, HELP
 from cai_jax.reporting.run_data import Run, Stage
-from cai_jax.reporting.text import duration, gigabytes, model_name, number, place_name, quantity
+from cai_jax.reporting.text import (
+    duration,
+    gigabytes,
+    headed,
+    model_name,
+    number,
+    place_name,
+    quantity,
+    words,
+)
 
 
 def _target(stage: Stage, field: str) -> str:
@@ -104,7 +113,7 @@ def _revised(run: Run, stage: Stage) -> list[str]:
     )
     return (
         [
-            f"{base_model(run) or 'A model'} answered {rows:,} red-team prompts; each answer was {how} in {most}{rounds} "
+            f"{base_model(run) or 'A model'} answered {rows:,} {place_name(HARM)}; each answer was {how} in {most}{rounds} "
             f"round{'s' if rounds != 1 else ''} by principles drawn at random."
         ]
         if rows
@@ -179,7 +188,7 @@ def verdict(run: Run) -> list[Finding]:
         return []
     first, last = run.models[0], run.shown
     found = [
-        _difference(run, "pm_score", HARM, "Harmlessness", ("higher", "lower"), "PM score"),
+        _difference(run, "pm_score", HARM, headed(words().noun), ("higher", "lower"), "PM score"),
         _difference(run, "pm_score", HELP, "Helpfulness", ("higher", "lower"), "PM score"),
     ]
     places = sorted({r["on"] for r in find(run.evaluation["rows"], "expected_harm", model=last)})
@@ -196,7 +205,7 @@ def verdict(run: Run) -> list[Finding]:
             HARM,
             "Evasiveness",
             ("more", "less"),
-            "of answers to red-team prompts",
+            f"of answers to {place_name(HARM)}",
             True,
         )
     )
@@ -266,11 +275,12 @@ def cost(run: Run) -> Finding:
 def headline(run: Run) -> str | None:
     """The verdict on harmlessness and helpfulness in one sentence; None where nothing was compared."""
     told = {one.axis: one.word for one in verdict(run)}
-    if "Harmlessness" not in told:
+    quality = headed(words().noun)
+    if quality not in told:
         return None
     first, last = model_name(run.models[0]), model_name(run.shown)
     moved, still = [], []
-    for axis, word in (("Harmlessness", "harmless"), ("Helpfulness", "helpful")):
+    for axis, word in ((quality, words().quality), ("Helpfulness", "helpful")):
         if told.get(axis) in ("higher", "lower"):
             moved.append(f"{'more' if told[axis] == 'higher' else 'less'} {word}")
         elif axis in told:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import html
 import json
 import re
+
+from cai_jax.topic import Words
 
 # Characters that reorder, hide or break what stands around them, shown by their code point instead. The joiners
 # U+200C and U+200D stay: emoji and several scripts need them.
@@ -30,9 +34,26 @@ def model_name(name: str) -> str:
     return MODEL_NAMES.get(name, name.removeprefix("@"))
 
 
-# Sets of prompts in print; others by their name.
+# How the page that is being written calls the run's topic; several runs are called by the first one's words.
+_WORDS: contextvars.ContextVar[Words | None] = contextvars.ContextVar("words", default=None)
+
+
+@contextlib.contextmanager
+def speaking(words: Words):
+    """Within the block, sets of prompts and qualities are called by `words`."""
+    token = _WORDS.set(words)
+    try:
+        yield
+    finally:
+        _WORDS.reset(token)
+
+
+def words() -> Words:
+    return _WORDS.get() or Words()
+
+
+# Sets of prompts in print; others by their name. The set "red_team" is called by the run's topic.
 PLACES = {
-    "red_team": "red-team prompts",
     "helpful": "helpful prompts",
     "xstest:safe": "safe prompts that look harmful",
     "T=0": "temperature 0",
@@ -48,6 +69,8 @@ def place_name(on: str) -> str:
     name, _, part = on.partition(":")
     if name in ITEM_SETS:
         return ITEM_SETS[name] + (f", {part}" if part else "")
+    if on == "red_team":
+        return f"{words().name} prompts"
     return PLACES.get(on, on.replace("_", " ").replace(":", ", ") + " prompts")
 
 

@@ -36,6 +36,7 @@ from cai_jax.structs import (
     dialogue_from_json,
     dialogue_to_json,
 )
+from cai_jax.topic import Words
 from cai_jax.training.rollouts import custom_reward
 
 SCHEMA = 2
@@ -102,7 +103,7 @@ def run(ctx: StageContext) -> dict:
         "rows": len(rows),
         "sha256": digests,
         "answers": len(answers.finished),
-        "headline": headline(rows, list(models)),
+        "headline": headline(rows, list(models), Words.of(ctx.run_config).name),
     }
 
 
@@ -346,7 +347,9 @@ def _judged(ctx: StageContext, records, models: list[str], journal) -> list[dict
             r
             for name, match in pairs.items()
             if name not in journal.finished
-            for r in judged.match_requests(match, name, model.format)
+            for r in judged.match_requests(
+                match, name, model.format, config.get("judge_question") or ""
+            )
         ]
         requests += [
             dataclasses.replace(r, id=f"evasive/{r.id}")
@@ -601,8 +604,8 @@ def _notes(ctx: StageContext) -> list[str]:
     return []
 
 
-def headline(rows: list[dict], models: list[str]) -> str:
-    """PM score on red-team prompts by model, the difference of the last to the first; or accuracies, of PM and questions."""
+def headline(rows: list[dict], models: list[str], topic: str = Words.name) -> str:
+    """PM score on the topic's prompts by model, the difference of the last to the first; or accuracies, of PM and questions."""
     scores = {r["model"]: r for r in find(rows, "pm_score", on="red_team")}
     if not scores:
         found = [f"PM accuracy {r['value']:.2f}" for r in find(rows, "pm_accuracy")[:1]]
@@ -616,9 +619,9 @@ def headline(rows: list[dict], models: list[str]) -> str:
     shown = " → ".join(f"{name} {scores[name]['value']:.2f}" for name in models if name in scores)
     last = [r for r in rows if r["metric"] == "pm_score" and r["on"] == "red_team" and r["against"]]
     if not last or last[-1]["low"] is None:
-        return f"PM score on red-team prompts: {shown}"
+        return f"PM score on {topic} prompts: {shown}"
     r = last[-1]
     return (
-        f"PM score on red-team prompts: {shown}; {r['model']} − {r['against']} = {r['value']:+.2f} "
+        f"PM score on {topic} prompts: {shown}; {r['model']} − {r['against']} = {r['value']:+.2f} "
         f"[{r['low']:+.2f}, {r['high']:+.2f}]" + (" (null)" if r["null"] else "")
     )

@@ -54,7 +54,8 @@ def run(ctx: StageContext) -> dict:
     responses = {row["id"]: row for row in ctx.inputs["responses"].records()}
     ctx.require_rows(responses, "responses")
     constitution = load_constitution(config.constitution)
-    num_principles = min(config.num_principles, len(constitution.critique_principles))
+    count = len(constitution.critique_principles)
+    num_principles = min(config.num_principles or count, count)
     examples = constitution.critique_examples[: config.num_few_shot]
     headers = [
         few_shot_messages(examples[:count], config.critique) for count in range(len(examples) + 1)
@@ -210,6 +211,7 @@ def run(ctx: StageContext) -> dict:
     return {
         "rows": len(rows),
         "sha256": {"records": digest},
+        "num_principles": num_principles,
         "changed": changed,
         "few_shot": few_shot,
         "headline": f"{config.num_rounds} rounds, {changed} of {len(rows)} responses changed"

@@ -1,0 +1,199 @@
+"""What a run is about: config.topic names prompts, constitution and words once, and the stages refer to them.
+
+A stage's field "topic:prompts" stands for config.topic.prompts, so that somebody with a topic of their own changes one place and
+no stage goes on with the embedded red-team prompts. `resolve` replaces the references before anything else reads the config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_collections
+
+from cai_jax.errors import UserError
+
+MARK = "topic:"
+# A source without named splits is divided by a hash of its first human turns (data/selection.py).
+PARTS = {"train": "0-7/10", "heldout": "8-9/10"}
+SOURCES = ("prompts", "helpful", "comparisons")  # each has a counterpart heldout_NAME
+DEFAULTS = {
+    "prompts": "embedded:red_team",
+    "helpful": "embedded:helpful",
+    "comparisons": "embedded:helpful_comparisons",
+    "heldout_prompts": "",
+    "heldout_helpful": "",
+    "heldout_comparisons": "",
+    "constitution": "embedded",
+    "choices": "embedded:hhh",
+    "question": "",
+    "name": "red-team",
+    "quality": "harmless",
+}
+PLAIN = ("constitution", "choices", "question")  # fields that are replaced as they are
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """How the report calls the topic: "red-team prompts", "harmless", "harmlessness"."""
+
+    name: str = DEFAULTS["name"]
+    quality: str = DEFAULTS["quality"]
+
+    @property
+    def noun(self) -> str:
+        """The quality as a noun: harmless → harmlessness; quoted where the suffix is not English."""
+        return f"{self.quality}ness" if self.quality.replace("-", "").isalpha() else self.quality
+
+    @classmethod
+    def of(cls, config: dict) -> Words:
+        """The words of a run's config as JSON; the defaults where an older run has none."""
+        topic = config.get("topic") or {}
+        return cls(topic.get("name") or cls.name, topic.get("quality") or cls.quality)
+
+
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy of `config` in which no stage refers to config.topic any more; the same config where none does.
+
+    Raises UserError for a name that config.topic does not have, and for a stage to be run whose source is empty.
+    """
+    topic = config.get("topic")
+    if topic is None:
+        return config
+    copy = ml_collections.ConfigDict(config.to_dict())
+    for name, stage in copy.graph.items():
+        if isinstance(stage, ml_collections.ConfigDict):
+            _resolve_fields(stage, topic, f"config.graph.{name}", name in config.stages)
+    copy.lock()
+    return copy
+
+
+def _resolve_fields(fields, topic, path: str, needed: bool) -> None:
+    for key, value in fields.items():
+        where = f"{path}.{key}"
+        if isinstance(value, ml_collections.ConfigDict):
+            _resolve_fields(value, topic, where, needed)
+        elif not isinstance(value, str) or MARK not in value:
+            continue
+        elif key == "source":
+            fields[key] = _source(value, fields.get("split", ""), topic, where)
+            if not fields[key] and needed and path.count(".") == 3 and path.endswith(".prompts"):
+                raise UserError(
+                    f"{where}: '{value}' is empty in config.topic; name a source there, or leave "
+                    f"'{path.split('.')[2]}' out of config.stages and of the inputs of other stages"
+                )
+        else:
+            fields[key] = topic[_known(value.removeprefix(MARK), PLAIN, where)]
+
+
+def _known(name: str, known: tuple[str, ...], where: str) -> str:
+    if name not in known:
+        raise UserError(
+            f"{where}: '{MARK}{name}' is not a part of config.topic that it can name; expected "
+            f"{', '.join(MARK + part for part in known)}"
+        )
+    return name
+
+
+def _source(value: str, split: str, topic, where: str) -> str:
+    """The source behind "topic:a+topic:b" for the named split; parts that are empty are left out."""
+    parts = []
+    for part in value.split("+"):
+        if not part.startswith(MARK):
+            parts.append(part)
+            continue
+        role = part.removeprefix(MARK)
+        source = topic[_known(role, SOURCES, where)]
+        heldout = topic[f"heldout_{role}"]
+        if split == "heldout" and heldout:
+            source = heldout
+        elif source and source != DEFAULTS[role] and not heldout and split in PARTS:
+            source = _with_split(source, PARTS[split], split, f"config.topic.{role}", role)
+        if source:
+            parts.append(source)
+    return "+".join(parts)
+
+
+def _with_split(source: str, parts: str, split: str, where: str, role: str) -> str:
+    """Every source of "a+b" with the parts of the split, unless it names its own, which then is for training only."""
+    named = []
+    for one in source.split("+"):
+        if one.endswith("]"):
+            if split == "heldout":
+                raise UserError(
+                    f"{where}: '{one}' names a split of its own; say what is held out: config.topic.heldout_{role}"
+                )
+            named.append(one)
+        else:
+            named.append(one if one.startswith("embedded:") else f"{one}[{parts}]")
+    return "+".join(named)
+
+
+def notes(config: ml_collections.ConfigDict, missing_examples: dict[str, list[str]]) -> list[str]:
+    """Sentences on what is still the default where a part of the topic is one's own; none where nothing is, or all is.
+
+    Args:
+        config: as the user gave it, before `resolve`.
+        missing_examples: constitution → the kinds of worked examples that it lacks, for which the embedded ones are taken.
+    """
+    lines = []
+    topic = config.get("topic")
+    if topic is not None:
+        own = [name for name in DEFAULTS if topic[name] != DEFAULTS[name]]
+        used = set(_references(config))
+        left = [
+            name
+            for name in ("prompts", "helpful", "comparisons", "choices", "constitution")
+            if name not in own and name in used
+        ]
+        left += [name for name in ("question", "name", "quality") if own and name not in own]
+        if own and left:
+            shown = ", ".join(f"{name}={topic[name]!r}" for name in left)
+            lines.append(
+                f"config.topic has its own {', '.join(own)}; still the defaults, which are about harm and help: {shown}"
+            )
+    lines += _differing_sources(resolve(config))
+    for source, kinds in sorted(missing_examples.items()):
+        lines.append(
+            f"{source}: it has no {', '.join(kinds)}; the embedded worked examples, which are about harm, precede every "
+            "request. Bring examples of your own, or [] for none"
+        )
+    return lines
+
+
+def _references(config):
+    """The names of config.topic that the stages to be run refer to."""
+    for name in config.stages:
+        stage = config.graph.get(name)
+        for value in _strings(stage.to_dict()) if stage is not None else ():
+            for part in value.split("+"):
+                if part.startswith(MARK):
+                    yield part.removeprefix(MARK)
+
+
+def _strings(value):
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, str):
+        yield value
+
+
+def _differing_sources(config) -> list[str]:
+    """A sentence where a stage has prompts of its own and others still ask the embedded red-team prompts."""
+    own, default = [], []
+    for name in config.stages:
+        stage = config.graph.get(name)
+        for key, fields in stage.items() if stage is not None else ():
+            if key == "prompts" or key.startswith("prompts_"):
+                source = fields.get("source") or ""
+                parts = [part.strip() for part in source.split("+")]
+                if DEFAULTS["prompts"] in parts:
+                    default.append(f"{name}.{key}")
+                elif source and not any(part.startswith("embedded:") for part in parts):
+                    own.append(f"{name}.{key}")
+    if own and default:
+        return [
+            f"{', '.join(own)}: prompts of your own; {', '.join(default)} still ask {DEFAULTS['prompts']}. "
+            "config.topic.prompts sets them all"
+        ]
+    return []
