@@ -10,6 +10,7 @@ import dataclasses
 
 import ml_collections
 
+from cai_jax.data import sources
 from cai_jax.errors import UserError
 
 MARK = "topic:"
@@ -113,18 +114,26 @@ def _source(value: str, split: str, topic, where: str) -> str:
     return "+".join(parts)
 
 
-def _with_split(source: str, parts: str, split: str, where: str, role: str) -> str:
-    """Every source of "a+b" with the parts of the split, unless it names its own, which then is for training only."""
+def _with_split(text: str, parts: str, split: str, where: str, role: str) -> str:
+    """Every source of "a+b" with the parts of the split; one that names its own split is for training only."""
+    parsed = sources.parse(text)
+    pieces = [text] if len(parsed) == 1 else text.split("+")
+    if len(pieces) != len(parsed):
+        raise UserError(
+            f"{where}: '{text}': join sources of such names where a stage reads them, with the splits behind each"
+        )
     named = []
-    for one in source.split("+"):
-        if one.endswith("]"):
-            if split == "heldout":
-                raise UserError(
-                    f"{where}: '{one}' names a split of its own; say what is held out: config.topic.heldout_{role}"
-                )
-            named.append(one)
+    for source, piece in zip(parsed, pieces, strict=True):
+        if source.split is not None and split == "heldout":
+            raise UserError(
+                f"{where}: '{piece}' names a split of its own; say what is held out: config.topic.heldout_{role}"
+            )
+        if source.split is not None or source.kind == sources.EMBEDDED:
+            named.append(piece)
+        elif source.limit is not None:
+            named.append(f"{piece.rpartition('[')[0]}[{parts}:{source.limit}]")
         else:
-            named.append(one if one.startswith("embedded:") else f"{one}[{parts}]")
+            named.append(f"{piece}[{parts}]")
     return "+".join(named)
 
 

@@ -13,7 +13,7 @@ TIERS = [
     ("errors", 0),
     ("seeds", 0),
     ("checks", 0),
-    ("topic", 1),
+    ("topic", 2),
     ("losses", 1),
     ("ppo", 1),
     ("sharding", 1),

@@ -55,6 +55,15 @@ def test_every_source_of_a_sum_is_divided():
     assert read["respond.prompts"] == "a.jsonl[0-7/10]+embedded:red_team+b.jsonl[0-7/10]"
 
 
+def test_limits_and_odd_names_of_own_sources(tmp_path):
+    read = sources(topic.resolve(config("--config.topic.prompts=a.jsonl[:50]")))
+    assert read["respond.prompts"] == "a.jsonl[0-7/10:50]"
+    odd = tmp_path / "c++ [x].jsonl"
+    odd.write_text("{}")
+    read = sources(topic.resolve(config(f"--config.topic.prompts={odd}")))
+    assert read["evaluate.prompts_red_team"] == f"{odd}[8-9/10]"
+
+
 def test_a_source_with_a_split_needs_held_out_prompts():
     with pytest.raises(UserError, match=r"a.jsonl\[train\].*config.topic.heldout_prompts"):
         topic.resolve(config("--config.topic.prompts=a.jsonl[train]"))
