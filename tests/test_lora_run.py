@@ -77,7 +77,7 @@ def test_a_run_with_adapters(tmp_path, tiny_model, capsys, base_dtype):
             )
             == 0
         )
-    before, after = (hf.tensor_files.open_directory(tmp_path / name) for name in ("base", "merged"))
+    before, after = (hf.weight_files.open_directory(tmp_path / name) for name in ("base", "merged"))
     pieces = hf.tensor_files.open_tensors(tmp_path / "adapters" / "adapter_model.safetensors")
     key = "model.layers.1.mlp.down_proj"
     a, b = (pieces[f"base_model.model.{key}.lora_{part}.weight"] for part in "AB")

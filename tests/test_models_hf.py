@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from cai_jax import sharding
 from cai_jax.errors import UserError
-from cai_jax.models import hf, tensor_files
+from cai_jax.models import hf, tensor_files, weight_files
 from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
 
@@ -102,7 +102,7 @@ def test_bfloat16_file(params, tmp_path):
 @pytest.mark.parametrize("config", [CONFIG])
 def test_parts_of_an_array_are_read_alone(params, directory, config):
     """What a device asks for is that part of the whole, for every parameter."""
-    tensors = tensor_files.open_directory(directory)
+    tensors = weight_files.open_directory(directory)
     for weight in hf._weights(config):
         index = tuple(slice(size // 2, None) if size > 1 else slice(None) for size in weight.shape)
         leaf = params
@@ -171,10 +171,12 @@ def no_config(directory):
 
 def missing_shard(directory):
     index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    (directory / "model.safetensors").unlink()
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def broken_index(directory):
+    (directory / "model.safetensors").unlink()
     (directory / "model.safetensors.index.json").write_text("{")
 
 

@@ -16,6 +16,7 @@ import pathlib
 from collections.abc import Mapping
 
 from cai_jax.errors import UserError
+from cai_jax.models import weight_files
 from cai_jax.models.families import ACTIVATIONS, FAMILIES, Reader, RopeScaling, rope_from_hf
 
 __all__ = ["FAMILIES", "ModelConfig", "RopeScaling"]
@@ -164,6 +165,9 @@ class ModelConfig:
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
+            if (path.parent / weight_files.ADAPTER).exists():
+                line = weight_files.adapter_line(path.parent)
+                raise UserError(f"{path.parent}: {line}") from None
             raise UserError(
                 f"{path}: no such file; a model directory holds config.json and model.safetensors"
             ) from None

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from cai_jax import sharding
 from cai_jax.errors import UserError
 from cai_jax.io import contents, progress
-from cai_jax.models import names, rounding, tensor_files
+from cai_jax.models import names, rounding, tensor_files, weight_files
 from cai_jax.models import params as params_lib
 from cai_jax.models.config import FAMILIES, ModelConfig
 
@@ -37,6 +37,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+
+
+SCORE = "score.weight"
 
 
 def _weights(config: ModelConfig) -> list[names.Weight]:
@@ -60,9 +63,8 @@ def load_hf(
     """
     directory = pathlib.Path(directory)
     config = ModelConfig.from_json(directory)
-    return config, _load(
-        directory, config, tensor_files.open_directory(directory), dtype, mesh, int8
-    )
+    tensors = open_weights(directory, config)
+    return config, _load(directory, config, tensors, dtype, mesh, int8)
 
 
 def load_classifier(
@@ -75,8 +77,8 @@ def load_classifier(
     """
     directory = pathlib.Path(directory)
     config = dataclasses.replace(ModelConfig.from_json(directory), tied_embeddings=True)
-    tensors = tensor_files.open_directory(directory)
-    score = tensors.pop("score.weight", None)
+    tensors = open_weights(directory, config, classifier=True)
+    score = tensors.pop(SCORE, None)
     if score is None or score.shape != (1, config.width):
         found = (
             "no tensor 'score.weight'"
@@ -90,7 +92,29 @@ def load_classifier(
         "score_offset", 0.0
     )
     head = {"weight": np.asarray(score[0], np.float32), "bias": np.asarray(offset, np.float32)}
+    if not (np.isfinite(head["weight"]).all() and np.isfinite(head["bias"])):
+        raise UserError(
+            f"{directory}: tensor 'score.weight' or config.json's score_offset is NaN or infinite; these weights are "
+            "damaged: fetch or train the model again"
+        )
     return config, _load(directory, config, tensors, dtype, mesh, int8), head
+
+
+def open_weights(directory, config: ModelConfig, classifier: bool = False) -> dict[str, np.ndarray]:
+    """name → tensor of a model directory, under the decoder's names where a known prefix stands before them all.
+
+    Reads headers only. UserError where the weights are incomplete, quantised or not those that config.json describes.
+    """
+    shapes = names.tensor_shapes(_weights(config))
+    tensors = weight_files.renamed(weight_files.open_directory(directory), shapes)
+    body = {name: item for name, item in tensors.items() if not classifier or name != SCORE}
+    try:
+        _check(shapes, body, config, directory)
+    except UserError:
+        if method := weight_files.quantised(directory):
+            raise UserError(weight_files.quantised_line(directory, method)) from None
+        raise
+    return tensors
 
 
 def is_classifier(directory) -> bool:
@@ -113,7 +137,6 @@ def _load(
     directory, config: ModelConfig, tensors: dict, dtype, mesh: Mesh | None, int8: bool = False
 ) -> dict:
     weights = _weights(config)
-    _check(weights, tensors, config, directory)
     shardings = {}
     if mesh is not None:
         tree = sharding.tree_shardings(
@@ -123,10 +146,13 @@ def _load(
     params = {}
     for weight in weights:
         everything = tuple(slice(0, size) for size in weight.shape)
-        if mesh is None:
-            params[weight.path] = jnp.asarray(weight.read(tensors, everything, dtype))
-        else:
-            params[weight.path] = _place(weight, tensors, dtype, shardings[weight.path])
+        try:
+            if mesh is None:
+                params[weight.path] = jnp.asarray(weight.read(tensors, everything, dtype))
+            else:
+                params[weight.path] = _place(weight, tensors, dtype, shardings[weight.path])
+        except UserError as error:
+            raise UserError(f"{directory}: {error}") from None
         if int8 and weight.stacked:
             params[weight.path] = jax.block_until_ready(
                 rounding.rounded_matrix(weight.path[-1], params[weight.path])
@@ -149,8 +175,7 @@ def _place(weight: names.Weight, tensors: dict, dtype, place) -> jax.Array:
     return jax.make_array_from_single_device_arrays(weight.shape, place, arrays)
 
 
-def _check(weights: list[names.Weight], tensors: dict, config: ModelConfig, directory) -> None:
-    expected = names.tensor_shapes(weights)
+def _check(expected: dict, tensors: dict, config: ModelConfig, directory) -> None:
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise UserError(

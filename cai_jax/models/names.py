@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 
+import ml_dtypes
 import numpy as np
 
+from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.tensor_files import let_go
 
@@ -83,6 +85,22 @@ IGNORED = re.compile(r".*\.(inv_freq|masked_bias|attention\.bias)$")
 PIECE = 64 * 2**20  # bytes of a file that are read at a time
 
 
+def all_finite(values: np.ndarray) -> bool:
+    """Whether no number is NaN or infinite, by the exponents' bits where numpy has no fast test."""
+    largest = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}.get(values.dtype)
+    if largest is None:
+        return bool(np.isfinite(values).all())
+    return not values.size or int((values.view(np.uint16) & 0x7FFF).max()) < largest
+
+
+def _not_finite(name: str, stored: np.ndarray, dtype) -> str:
+    wide = stored.astype(np.float32)
+    if np.isfinite(wide).all():
+        return f"tensor '{name}' has numbers beyond {np.dtype(dtype)}; set --config.model.dtype=bfloat16 or float32"
+    counts = f"{np.isnan(wide).sum()} NaN and {np.isinf(wide).sum()} infinite"
+    return f"tensor '{name}' has {counts} numbers; these weights are damaged: fetch or train the model again"
+
+
 def _slice(part: range) -> slice:
     return slice(part.start, part.stop, part.step)
 
@@ -118,7 +136,10 @@ class Weight:
         self.to_theirs = tuple(ours.index(axis) for axis in split)
 
     def read(self, tensors: dict[str, np.ndarray], index: tuple[slice, ...], dtype) -> np.ndarray:
-        """The part `index` of our array, read and cast a piece of a file at a time: what is mapped beside it stays small."""
+        """The part `index` of our array, read and cast a piece of a file at a time: what is mapped beside it stays small.
+
+        UserError where a number is NaN or infinite, in the file or after the cast.
+        """
         layers = range(len(self.names))[index[0]] if self.stacked else (0,)
         inner = [
             range(size)[part]
@@ -141,7 +162,10 @@ class Weight:
                     slice(start, start + count) if axis == first else slice(None)
                     for axis in range(len(inner))
                 )
-                out[(row, *place)] = tensor[index]
+                with np.errstate(over="ignore"):  # numbers that the dtype cannot hold are named
+                    out[(row, *place)] = tensor[index]
+                if not all_finite(out[(row, *place)]):
+                    raise UserError(_not_finite(self.names[layer], tensor[index], out.dtype))
                 let_go(stored)
         return out if self.stacked else out[0]
 

@@ -28,11 +28,8 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def open_tensors(path) -> dict[str, np.ndarray]:
-    """name → read-only array backed by the file. UserError when the file is truncated or not safetensors.
-
-    Tensors of other than floating-point dtypes (index buffers of old checkpoints) are left out.
-    """
+def read_header(path) -> tuple[dict[str, dict], int]:
+    """(name → {dtype, shape, data_offsets}, where the data begins). UserError for a truncated or damaged file."""
     path = pathlib.Path(path)
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -60,10 +57,19 @@ def open_tensors(path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: truncated, {size} of {end} bytes; fetch or convert the model again"
         )
+    return header, 8 + length
+
+
+def open_tensors(path) -> dict[str, np.ndarray]:
+    """name → read-only array backed by the file. UserError when the file is truncated or not safetensors.
+
+    Tensors of other than floating-point dtypes (index buffers of old checkpoints) are left out.
+    """
+    path = pathlib.Path(path)
+    header, start = read_header(path)
     with path.open("rb") as file:
-        data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)[
-            8 + length :
-        ]
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    data = np.frombuffer(mapped, np.uint8)[start:]
     tensors = {}
     for name, entry in header.items():
         if entry["dtype"] in DTYPES:
@@ -101,35 +107,6 @@ def let_go(tensor: np.ndarray) -> None:
     mapped = getattr(base, "obj", base)
     if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def open_directory(directory) -> dict[str, np.ndarray]:
-    """`open_tensors` of a model directory: model.safetensors, or the shards that model.safetensors.index.json names."""
-    directory = pathlib.Path(directory)
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise UserError(
-                f"{index}: expected a JSON object with 'weight_map'; fetch the model again"
-            ) from None
-        if missing := [name for name in names if not (directory / name).exists()]:
-            raise UserError(
-                f"{directory}: {len(missing)} of {len(names)} weight files are missing, first {missing[0]}"
-            )
-    elif (directory / "model.safetensors").exists():
-        names = ["model.safetensors"]
-    else:
-        raise UserError(
-            f"{directory}: no model.safetensors and no model.safetensors.index.json (weights in another format?)"
-        )
-    tensors = {}
-    for name in names:
-        tensors |= open_tensors(directory / name)
-    return tensors
 
 
 def write_tensors(

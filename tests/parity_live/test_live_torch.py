@@ -72,7 +72,7 @@ def test_theirs_loaded_here(name, tmp_path):
     config, params = hf.load_hf(tmp_path)
     gradient = our_gradient(params, jnp.asarray(tokens), jnp.asarray(mask), config)
     hf.save_hf(tmp_path / "gradient", config, gradient)
-    written = hf.tensor_files.open_directory(tmp_path / "gradient")
+    written = hf.weight_files.open_directory(tmp_path / "gradient")
     assert set(written) == set(theirs)
     for key, value in theirs.items():
         assert_close(written[key], value, 1e-3)
