@@ -178,3 +178,41 @@ def test_damaged_and_missing_columns_name_the_source(fake_hub):
     pathlib.Path(path).write_bytes(b"PAR1 nothing")
     with pytest.raises(UserError, match="not a readable Parquet file"):
         load_prompts("hf:org/asks", split="train")
+
+
+@pytest.mark.parametrize(
+    "files,says",
+    [
+        (
+            ["data/train.jsonl", "data/train.parquet"],
+            "more than once .data/train.jsonl, data/train",
+        ),
+        (["train.jsonl", "train.jsonl.gz"], "more than once"),
+        (["train.jsonl", "data/train.parquet"], "more than once"),
+        (["train.parquet", "train-00000-of-00001.parquet"], "more than once"),
+        (["train/a.jsonl", "train/a.parquet"], "more than once"),
+        (["train-00000-of-00002.parquet", "train-00000-of-00001.parquet"], "more than once"),
+        (["data/train-00000-of-00003.parquet"], "2 of its 3 files are missing, first number 1"),
+        (["train-00001-of-00003.jsonl", "train-00002-of-00003.jsonl"], "1 of its 3 .* number 0"),
+        (["default/train/0000.parquet", "default/train/0002.parquet"], "1 of its 3 .* number 1"),
+    ],
+)
+def test_two_truths_and_missing_shards_are_refused(files, says):
+    with pytest.raises(UserError, match=f"hf:x: split 'train' is .*{says}") as error:
+        hub.chosen(sorted([*files, "test.jsonl", "README.md"]), "x", None, "train")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"],
+        ["train-00001-of-00002.jsonl", "train-00002-of-00002.jsonl"],
+        ["train-0.jsonl", "train-2.jsonl"],
+        ["train/part-a.jsonl", "train/part-b.jsonl"],
+        ["default/train/0000.parquet", "default/train/0001.parquet"],
+        ["train.jsonl.gz"],
+    ],
+)
+def test_complete_sets_are_read(files):
+    assert hub.chosen(sorted([*files, "test.parquet"]), "x", None, "train") == files

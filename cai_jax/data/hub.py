@@ -12,6 +12,7 @@ data set is run.
 from __future__ import annotations
 
 import fnmatch
+import re
 from pathlib import Path
 
 from cai_jax.errors import UserError
@@ -20,6 +21,7 @@ HUB = "hf:"
 CONVERTED = "refs/convert/parquet"
 SPLIT = "train"
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz")
+SHARD = re.compile(r"-(\d+)-of-(\d+)\.")
 
 
 def files(name: str, split: str | None) -> list[Path]:
@@ -78,14 +80,14 @@ def chosen(listed: list[str], name: str, config: str | None, split: str) -> list
                 f"{HUB}{name}: name one of its configurations, such as {example}; there are {', '.join(configs)}"
             )
         config = "default" if "default" in configs else configs[0]
-    places = [f"{config}/{split}/*"] if config in configs else [f"{split}/*"]
-    places += [
-        f"{folder}{split}{rest}"
-        for folder in (*[f"{config}/"] * bool(config), "data/", "")
-        for rest in (".*", "-[0-9]*")
-    ]
+    # The first of these places that holds the split; within one, everything that matches has to be one set of files.
+    places = [[f"{config}/{split}/*" if config in configs else f"{split}/*"]]
+    for folders in ([f"{config}/"] * bool(config), ("data/", "")):
+        places.append([f"{folder}{split}{end}" for folder in folders for end in (".*", "-[0-9]*")])
     for place in places:
-        if found := [file for file in data if fnmatch.fnmatchcase(file, place)]:
+        found = [file for file in data if any(fnmatch.fnmatchcase(file, one) for one in place)]
+        if found:
+            _require_one_set(found, f"{HUB}{name}: split '{split}'")
             return found
     splits = sorted(
         {
@@ -102,3 +104,33 @@ def chosen(listed: list[str], name: str, config: str | None, split: str) -> list
     raise UserError(
         f"{HUB}{name}: no split '{split}'{f' of {config}' if config else ''}; there are {there}"
     )
+
+
+def _require_one_set(found: list[str], what: str) -> None:
+    """UserError where the files of a split hold its rows twice, or not all of them."""
+    sets: dict[tuple, list[str]] = {}
+    for file in found:
+        folder, _, name = file.rpartition("/")
+        ending = next(end for end in ENDINGS if name.endswith(end))
+        shard = SHARD.search(name)
+        # Of a split in one file, "train.jsonl", and in shards, "train-00000-of-00002.jsonl", only one may be there.
+        kind = f"of {int(shard[2])}" if shard else "file" if "-" not in name else "numbered"
+        sets.setdefault((folder, ending, kind), []).append(file)
+    if len(sets) > 1:
+        listed = ", ".join(files[0] for files in sets.values())
+        raise UserError(f"{what} is there more than once ({listed}): keep one set of files")
+    ((_, _, kind),) = sets
+    names = [file.rpartition("/")[2] for file in found]
+    if kind.startswith("of "):
+        there, total = {int(SHARD.search(name)[1]) for name in names}, int(kind[3:])
+        first = 0 if 0 in there or total not in there else 1  # some programs count from 1
+    elif all(name.partition(".")[0].isdigit() for name in names):
+        there = {int(name.partition(".")[0]) for name in names}
+        total, first = max(there) + 1, 0
+    else:
+        return
+    if missing := sorted(set(range(first, first + total)) - there):
+        raise UserError(
+            f"{what} is incomplete: {len(missing)} of its {total} files are missing, first number {missing[0]} "
+            f"({', '.join(sorted(names)[:3])} … are there); fetch the others"
+        )
