@@ -43,13 +43,45 @@ def test_unconnected_models_are_refused():
     wins = np.zeros((4, 4))
     wins[0, 1] = wins[2, 3] = 1
     with pytest.raises(ValueError, match="never met"):
-        bradley_terry(wins, prior=0.5)
+        bradley_terry(wins)
 
 
 def test_winning_everything_stays_finite():
     scores = {"a": {str(i): 0.0 for i in range(20)}, "b": {str(i): 1.0 for i in range(20)}}
     rating = elo(outcomes_from_scores(scores), "a")["b"]
     assert math.isfinite(rating.value) and rating.low > 0 and rating.n == 20
+    assert rating.low < rating.value - 100 and rating.high > rating.value + 100, "no zero width"
+
+
+def test_one_prompt_and_the_anchor_have_no_interval():
+    found = elo({("a", "b"): {"1": 0.0}}, "a")
+    assert found["b"].value > 0 and found["b"].low is None and found["b"].high is None
+    assert found["a"].value == 0.0 and found["a"].low is None
+
+
+def test_models_that_only_tied_have_no_rating_where_ties_are_dropped():
+    outcomes = {("a", "b"): {"1": 0.5, "2": 0.5}, ("a", "c"): {"1": 1.0, "2": 0.5}}
+    outcomes["b", "c"] = {"1": 0.5}
+    dropped, half = elo(outcomes, "a", ties="drop"), elo(outcomes, "a")
+    assert dropped["b"].value is None and dropped["c"].value < 0
+    assert dropped["c"].n == 1 and half["c"].n == 2 and half["b"].value is not None
+    with pytest.raises(ValueError, match="ties"):
+        elo(outcomes, "a", ties="lose")
+
+
+@pytest.mark.parametrize("truth", [0.0, 150.0, 400.0])
+def test_two_models_on_twelve_prompts_cover(truth):
+    hits, trials, p = 0, 150, 1 / (1 + 10 ** (truth / 400))
+    for trial in range(trials):
+        rng = np.random.default_rng([3, trial])
+        found = elo(
+            {("a", "b"): {str(i): float(rng.random() < p) for i in range(12)}},
+            "a",
+            seed=trial,
+            num_resamples=300,
+        )["b"]
+        hits += found.low <= truth <= found.high
+    assert hits / trials >= 0.93
 
 
 def test_ties_count_half_or_are_dropped():

@@ -1,8 +1,8 @@
 """The figures on the microworld: numbers by hand from records of two small runs, and the command that draws them."""
 
 import json
-import math
 
+import numpy as np
 import pytest
 
 from cai_jax.evals import rows
@@ -57,12 +57,18 @@ def test_revisions_by_round_are_means_over_seeds(runs):
     assert harmful.low[2] == pytest.approx(0.25 - half, abs=1e-3) and harmful.high[
         2
     ] == pytest.approx(0.25 + half, abs=1e-3)
-    assert harmful.low[1] == harmful.high[1] == 0.5
+    assert harmful.low[1] is None and harmful.high[1] is None, "seeds that agree give no spread"
 
 
 def test_one_seed_has_no_interval(runs):
     harmful = figures.revisions(runs[:1]).series[0]
-    assert harmful.low == harmful.y == harmful.high == [1.0, 0.5, 0.5]
+    assert harmful.y == [1.0, 0.5, 0.5] and harmful.low == harmful.high == [None] * 3
+
+
+def test_shares_that_all_seeds_agree_on_have_the_interval_of_one_seed():
+    mean, low, high = measure.interval([np.zeros(50), np.zeros(50)])
+    assert mean == low == 0.0 and 0.05 < high < 0.1
+    assert measure.interval([np.full(50, 2.0)], share=False) == (2.0, None, None)
 
 
 def test_what_cannot_be_drawn_is_named(runs, tmp_path, capsys):
@@ -70,9 +76,7 @@ def test_what_cannot_be_drawn_is_named(runs, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "figure_4: left out, it needs the stages judge_small_1, judge_large_5" in told
     drawn = json.loads((tmp_path / "out" / "figure_5.json").read_text())
-    assert drawn["series"][0]["y"] == [1.0, 0.5, 0.25] and not any(
-        map(math.isnan, drawn["series"][0]["low"])
-    )
+    assert drawn["series"][0]["y"] == [1.0, 0.5, 0.25] and drawn["series"][0]["low"][1] is None
     assert (tmp_path / "out" / "figure_6.png").read_bytes()[:4] == b"\x89PNG"
 
 

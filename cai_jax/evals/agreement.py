@@ -97,7 +97,7 @@ def rows(
                     metric,
                     source,
                     name,
-                    paired_difference(longer, values, seed=seed),
+                    paired_difference(longer, values, shares=True),
                     against="longer",
                     unit="accuracy",
                     good="higher",

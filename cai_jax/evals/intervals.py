@@ -1,7 +1,7 @@
-"""95 % intervals: Wilson for proportions, seeded bootstrap for means, paired differences on the same items.
+"""95 % intervals: Wilson for shares, seeded bootstrap for means, and paired differences on the same items of both.
 
-Every number that a run reports is an `Estimate`. `low` and `high` are None where the data cannot give an interval
-(fewer than two items), so a table never shows a false certainty.
+Every number that a run reports is an `Estimate`. `low` and `high` are None where the data cannot give an interval (fewer
+than two items, or values that are all equal), so a table never shows a false certainty: no interval has zero width.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 NUM_RESAMPLES = 4000
-FEW = 8  # fewer items than this are not resampled
+FEW = 4  # fewer items than this are not resampled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +68,12 @@ def bootstrap_mean(
     level: float = 0.95,
     num_resamples: int = NUM_RESAMPLES,
 ) -> Estimate:
-    """Mean of `values` [n] with a bootstrap-t interval (Efron & Tibshirani 1993, section 12.5).
+    """Mean of `values` [n] with the wider of two intervals on each side: bootstrap-t (Efron & Tibshirani 1993, section 12.5)
+    and Student's t.
 
-    The percentile bootstrap is too narrow below about 50 items, which is where small runs live; studentised resamples
-    are not. Below 8 items there are too few different resamples and Student's t interval stands in. All-equal values
-    give an interval of zero width.
+    The first follows skewed values, the second does not shrink where a few resamples agree; together they cover a mean of
+    normal, uniform or exponential values at least 93 times of 100 from eight items on. Below four items Student's is the
+    only one. All-equal values have no interval: they say nothing of how far another item would be from them.
     """
     x = np.asarray(values, np.float64)
     if x.ndim != 1 or not np.all(np.isfinite(x)):
@@ -85,10 +86,11 @@ def bootstrap_mean(
         return Estimate(mean, None, None, 1)
     error = float(x.std(ddof=1)) / math.sqrt(n)
     if error <= 1e-12 * max(1.0, abs(mean)):
-        return Estimate(mean, mean, mean, n)
+        return Estimate(mean, None, None, n)
+    half = float(stdtrit(n - 1, 0.5 + level / 2)) * error
+    low, high = mean - half, mean + half
     if n < FEW:
-        half = float(stdtrit(n - 1, 0.5 + level / 2)) * error
-        return Estimate(mean, mean - half, mean + half, n)
+        return Estimate(mean, low, high, n)
     rng = np.random.default_rng([seed, n])
     t = np.empty(0)
     for start in range(0, num_resamples, 256):  # blocks bound the memory for many items
@@ -97,7 +99,28 @@ def bootstrap_mean(
         usable = spread > 0.05 * error  # a resample of nearly equal values has no meaningful t
         t = np.concatenate([t, (rows[usable].mean(axis=1) - mean) / spread[usable]])
     t_low, t_high = np.quantile(t, [0.5 - level / 2, 0.5 + level / 2])
-    return Estimate(mean, mean - float(t_high) * error, mean - float(t_low) * error, n)
+    return Estimate(
+        mean, min(low, mean - float(t_high) * error), max(high, mean - float(t_low) * error), n
+    )
+
+
+def share_difference(differences: Sequence[float], level: float = 0.95) -> Estimate:
+    """Mean of `differences` [n] between two shares of the same items, each in [−1, 1] (Bonett & Price 2012, eq. 5).
+
+    Wald's interval after one item of −1 and one of +1 are added: it covers from two items on and has width where all agree.
+    """
+    d = np.asarray(differences, np.float64)
+    if d.ndim != 1 or not np.all(np.abs(d) <= 1):  # also refuses NaN
+        raise ValueError("share_difference takes a vector of numbers in [-1, 1]")
+    n = len(d)
+    if n < 2:
+        return Estimate(float(d[0]) if n else None, None, None, n)
+    padded = np.concatenate([d, [-1.0, 1.0]])
+    half = statistics.NormalDist().inv_cdf(0.5 + level / 2) * float(padded.std()) / math.sqrt(n + 2)
+    value, centre = float(d.mean()), float(padded.mean())
+    return Estimate(
+        value, min(value, max(-1.0, centre - half)), max(value, min(1.0, centre + half)), n
+    )
 
 
 def cluster_means(values: Sequence[float], clusters: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -114,10 +137,15 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str], *, seed: in
     return bootstrap_mean(cluster_means(values, clusters)[1], seed=seed)
 
 
-def paired_difference(a: dict[str, float], b: dict[str, float], *, seed: int = 0) -> Estimate:
-    """Mean of b − a over the items that both have, by item id. Pairing removes the spread between items."""
-    common = sorted(set(a) & set(b))
-    return bootstrap_mean([b[name] - a[name] for name in common], seed=seed)
+def paired_difference(
+    a: dict[str, float], b: dict[str, float], *, seed: int = 0, shares: bool = False
+) -> Estimate:
+    """Mean of b − a over the items that both have, by item id. Pairing removes the spread between items.
+
+    `shares`: the values are in [0, 1] (right or wrong, refused or not), so `share_difference` gives the interval.
+    """
+    differences = [b[name] - a[name] for name in sorted(set(a) & set(b))]
+    return share_difference(differences) if shares else bootstrap_mean(differences, seed=seed)
 
 
 def mcnemar(a: dict[str, float], b: dict[str, float]) -> float | None:

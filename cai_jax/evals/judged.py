@@ -113,17 +113,27 @@ def rows(
     anchor: str,
     judge: str,
     *,
+    ties: str = "drop",
     seed: int = 0,
 ) -> list[dict]:
-    """Elo and win rates by the verdicts on `pairs` (`matches`), and the judge's "Is this evasive?" beside the rule's.
-    `verdicts`: id of a match, or "evasive/<record id>" → {"p": …}."""
+    """Elo and win rates by a judge's verdicts, and its "Is this evasive?" with how often that agrees with the rule.
+
+    Args:
+        records: the answers.
+        pairs: those compared, see `matches`.
+        verdicts: id of a match, or "evasive/<record id>" → {"p": …}.
+        models: their names in the order of the run.
+        anchor: the model with Elo 0; the first where it played no match.
+        judge: the judge's name.
+        ties: what Elo does with ties, see `elo.elo`.
+        seed: of the bootstrap.
+    """
     out = []
     for on in sorted({record["on"] for record in records}):
         won = outcomes([verdicts[name] for name in pairs if name in verdicts], on)
         if won:
-            ratings = elo.elo(
-                won, anchor if any(anchor in pair for pair in won) else models[0], seed=seed
-            )
+            zero = anchor if any(anchor in pair for pair in won) else models[0]
+            ratings = elo.elo(won, zero, ties=ties, seed=seed)
             out += [
                 row(
                     "elo_judge",
@@ -132,7 +142,7 @@ def rows(
                     ratings[name],
                     unit="Elo",
                     good="higher",
-                    note=f"Bradley–Terry on the verdicts of {judge}, both orders, {anchor} = 0",
+                    note=f"Bradley–Terry on the verdicts of {judge}, both orders, {zero} = 0, {elo.TIES[ties]}",
                 )
                 for name in models
                 if name in ratings

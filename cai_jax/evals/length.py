@@ -35,6 +35,8 @@ def score_difference(
     leverage = np.minimum(np.einsum("ij,jk,ik->i", design, inverse, design), 1 - 1e-9)
     weighted = design * ((d - design @ fitted) / (1 - leverage))[:, None]
     error = float(np.sqrt((inverse @ weighted.T @ weighted @ inverse)[0, 0]))
+    if error <= 1e-12 * max(1.0, float(np.abs(d).max())):
+        return Estimate(float(fitted[0]), None, None, n)  # all on one line: no spread to go by
     half = float(stdtrit(n - 2, 0.5 + level / 2)) * error
     return Estimate(float(fitted[0]), float(fitted[0]) - half, float(fitted[0]) + half, n)
 
@@ -48,7 +50,8 @@ def net_wins(
     num_resamples: int = 1000,
 ) -> Estimate:
     """P(win) − P(loss) at equal length: 2 σ(a) − 1 of P(win) = σ(a + b · tanh(l / std l)), with one virtual tie at l = 0 and a
-    small ridge on b. A tie is half a win; zero means that neither is preferred. Percentile bootstrap over prompts."""
+    small ridge on b. A tie is half a win; zero means that neither is preferred. Bayesian bootstrap over prompts, with a win
+    and a loss of weight Gamma(½) at l = 0 (as in `elo.elo`): it has width where one side won all."""
     d, gap = _checked(scores, lengths)
     n = len(d)
     if n == 0:
@@ -56,24 +59,32 @@ def net_wins(
     won = np.where(d == 0, 0.5, (d > 0).astype(np.float64))
     x = np.tanh(gap / gap.std()) if np.ptp(gap) > 0 else np.zeros(n)
     rng = np.random.default_rng([seed, n])
-    counts = np.concatenate([np.ones((1, n)), rng.multinomial(n, np.full(n, 1 / n), num_resamples)])
-    value = 2 * expit(_fit(counts, x, won)) - 1
+    value = float(2 * expit(_fit(np.ones((1, n)), np.full((1, 2), 0.5), x, won)[0]) - 1)
     if n < FEWEST:
-        return Estimate(float(value[0]), None, None, n)
-    low, high = np.quantile(value[1:], [0.5 - level / 2, 0.5 + level / 2])
-    return Estimate(float(value[0]), float(low), float(high), n)
+        return Estimate(value, None, None, n)
+    counts, virtual = (
+        rng.exponential(size=(num_resamples, n)),
+        rng.gamma(0.5, size=(num_resamples, 2)),
+    )
+    found = 2 * expit(_fit(counts, virtual + 1e-6, x, won)) - 1
+    low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
+    return Estimate(value, min(value, float(low)), max(value, float(high)), n)
 
 
-def _fit(counts: np.ndarray, x: np.ndarray, won: np.ndarray, num_steps: int = 30) -> np.ndarray:
-    """The intercepts [R] of weighted logistic fits by Newton's method; counts [R, n] are the prompts' weights."""
+def _fit(
+    counts: np.ndarray, virtual: np.ndarray, x: np.ndarray, won: np.ndarray, num_steps: int = 40
+) -> np.ndarray:
+    """The intercepts [R] of weighted logistic fits by Newton's method; counts [R, n] are the prompts' weights, virtual
+    [R, 2] those of a win and a loss at l = 0."""
     a, b = np.zeros(len(counts)), np.zeros(len(counts))
     for _ in range(num_steps):
         p = expit(a[:, None] + b[:, None] * x)
         error, curve = counts * (won - p), counts * p * (1 - p)
         tie = expit(a)
-        slope_a = error.sum(1) + 0.5 - tie
+        slope_a = error.sum(1) + virtual[:, 0] - virtual.sum(1) * tie
         slope_b = error @ x - RIDGE * b
-        aa, ab, bb = curve.sum(1) + tie * (1 - tie), curve @ x, curve @ (x * x) + RIDGE
+        aa = curve.sum(1) + virtual.sum(1) * tie * (1 - tie) + 1e-12
+        ab, bb = curve @ x, curve @ (x * x) + RIDGE
         determinant = aa * bb - ab * ab
         a = a + np.clip((bb * slope_a - ab * slope_b) / determinant, -2.0, 2.0)
         b = b + np.clip((aa * slope_b - ab * slope_a) / determinant, -2.0, 2.0)

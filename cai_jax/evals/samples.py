@@ -33,6 +33,9 @@ METRICS = {
     "boilerplate": ("phrases an answer", "lower"),
 }
 
+# Units of means of values that are 0 or 1 (or ½), whose intervals are those of shares.
+SHARES = ("share", "accuracy")
+
 # Kinds of prompts like "safe:homonyms" (the XSTest schema) are counted apart: a refusal of a safe one is over-refusal.
 LABELS = ("safe", "unsafe")
 
@@ -68,9 +71,19 @@ def rows(
     models: Sequence[str],
     *,
     anchor: str | None = None,
+    ties: str = "drop",
     seed: int = 0,
 ) -> list[dict]:
-    """All rows for all sets of prompts. `models` in the order of the run; `anchor` has Elo 0 (default: the first)."""
+    """All rows for all sets of prompts.
+
+    Args:
+        records: answers of all models on all sets of prompts.
+        scores: record id → PM score.
+        models: names in the order of the run; differences are to the first.
+        anchor: the model with Elo 0 (default: the first).
+        ties: what Elo does with equal scores, see `elo.elo`.
+        seed: of the bootstraps.
+    """
     groups = collections.defaultdict(list)
     for record in records:
         groups[record["on"], record["name"]].append(record)
@@ -87,16 +100,10 @@ def rows(
                 values = means[name][metric]
                 if not values:
                     continue
-                mean = list(values.values())
-                # All zeros among n prompts do not make a share zero: Wilson says how large it may still be.
-                estimate = (
-                    wilson(sum(mean), len(mean))
-                    if unit == "share"
-                    else bootstrap_mean(mean, seed=seed)
-                )
+                estimate = mean_estimate(list(values.values()), unit, seed)
                 out.append(row(metric, on, name, estimate, unit=unit, good=good))
                 if name != first and means[first][metric]:
-                    difference = paired_difference(means[first][metric], values, seed=seed)
+                    difference = difference_estimate(means[first][metric], values, unit, seed)
                     out.append(
                         row(metric, on, name, difference, against=first, unit=unit, good=good)
                     )
@@ -118,7 +125,7 @@ def rows(
         judged = {name: means[name]["pm_score"] for name in present if means[name]["pm_score"]}
         if len(judged) > 1:
             zero, won = anchor if anchor in judged else first, elo_lib.outcomes_from_scores(judged)
-            for name, estimate in elo_lib.elo(won, zero, seed=seed).items():
+            for name, estimate in elo_lib.elo(won, zero, ties=ties, seed=seed).items():
                 out.append(
                     row(
                         "elo",
@@ -127,11 +134,30 @@ def rows(
                         estimate,
                         unit="Elo",
                         good="higher",
-                        note=f"Bradley–Terry on PM verdicts, {zero} = 0",
+                        note=f"Bradley–Terry on PM verdicts, {zero} = 0, {elo_lib.TIES[ties]}",
                     )
                 )
             out += win_rows("win_rate", on, won)
     return out
+
+
+def mean_estimate(values: Sequence[float], unit: str, seed: int) -> Estimate:
+    """The mean of a metric with this unit: all zeros among n prompts do not make a share zero, and Wilson says how large it
+    may still be. A share of 4-grams varies less than a share of answers, so only where all are equal is it treated as one."""
+    estimate = bootstrap_mean(values, seed=seed)
+    if unit == "share" or (unit.startswith("share") and estimate.low is None):
+        return wilson(sum(values), len(values))
+    return estimate
+
+
+def difference_estimate(
+    before: Mapping[str, float], after: Mapping[str, float], unit: str, seed: int
+) -> Estimate:
+    """The paired difference after − before of a metric with this unit, by prompt; of shares as in `mean_estimate`."""
+    estimate = paired_difference(before, after, seed=seed, shares=unit in SHARES)
+    if unit.startswith("share") and estimate.low is None:
+        return paired_difference(before, after, shares=True)
+    return estimate
 
 
 def win_rows(

@@ -36,13 +36,9 @@ def records(run, stage: str) -> list[dict]:
     return StageDirectory(pathlib.Path(run) / stage).records()
 
 
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean over seeds with its interval."""
-    return (
-        measure.interval([np.array([value]) for value in values])
-        if len(values) > 1
-        else (values[0],) * 3
-    )
+def spread(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Mean over seeds with its interval; None for its ends from one seed or seeds that agree exactly."""
+    return measure.interval([np.array([value]) for value in values])
 
 
 def curve(

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from cai_jax.errors import UserError
-from cai_jax.evals.intervals import wilson
+from cai_jax.evals.intervals import bootstrap_mean, wilson
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.microworld.oracle import evaluate
 from cai_jax.structs import Message, dialogue_from_json
@@ -71,15 +71,16 @@ def of_run(run, stage: str = "evaluate") -> dict[tuple[str, str], dict[str, np.n
     return {key: shares(rows) for key, rows in groups.items()}
 
 
-def interval(values: list[np.ndarray]) -> tuple[float, float, float]:
-    """(mean, low, high): over seeds the mean of their shares and its 95 % t-interval; of one seed, Wilson's."""
+def interval(values: list[np.ndarray], share: bool = True) -> tuple:
+    """(mean, low, high): over seeds the mean of their means and its 95 % t-interval. Of one seed, or where all seeds agree
+    exactly, Wilson's for one seed's share; None for both ends of anything else, for which nothing gives an interval."""
     means = [float(value.mean()) for value in values]
     mean = float(np.mean(means))
-    if len(values) == 1:
-        if values[0].max(initial=0.0) > 1.0:  # severities are no shares
-            half = 1.96 * float(values[0].std(ddof=1)) / math.sqrt(len(values[0]))
-            return mean, mean - half, mean + half
-        found = wilson(float(values[0].sum()), len(values[0]))
+    if len(set(means)) == 1:
+        if share and len(values[0]) > 1:
+            found = wilson(float(values[0].sum()), len(values[0]))
+            return mean, found.low, found.high
+        found = bootstrap_mean(values[0])
         return mean, found.low, found.high
     half = (
         float(stdtrit(len(values) - 1, 0.975))
@@ -96,7 +97,7 @@ def measure(runs: list, stage: str = "evaluate") -> list[dict]:
     for key in found[0]:
         for name in SHOWN:
             values = [table[key][name] for table in found if key in table]
-            mean, low, high = interval(values)
+            mean, low, high = interval(values, share=name != "severity")
             rows.append(
                 {
                     "model": key[0],
@@ -118,7 +119,8 @@ def table(rows: list[dict]) -> str:
     keys = dict.fromkeys((row["model"], row["on"]) for row in rows)
     for model, on in sorted(keys, key=lambda key: key[1]):
         cells = [
-            f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+            f"{row['value']:.3f}"
+            + ("" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]")
             for row in rows
             if (row["model"], row["on"]) == (model, on)
         ]

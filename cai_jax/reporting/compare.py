@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from cai_jax.evals import multiple_choice, preference, samples
-from cai_jax.evals.intervals import Estimate, cluster_means, paired_difference
+from cai_jax.evals.intervals import Estimate, cluster_means
 from cai_jax.reporting.run_data import Run
 
 COMPARED = (
@@ -120,7 +120,7 @@ def differences(runs: Sequence[Run]) -> list[Difference]:
                 continue
             a, b = (items[i].get(key) for i in (0, place))
             if a and b and len(set(a) & set(b)) > 1:
-                found.append(paired_difference(a, b))
+                found.append(samples.difference_estimate(a, b, first["unit"], seed=0))
                 paired = True
             else:
                 found.append(

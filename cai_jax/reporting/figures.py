@@ -65,7 +65,7 @@ def anchor(run: Run) -> str:
     zero = [
         r["model"]
         for r in find(run.evaluation["rows"], "elo", HARM)
-        if r["value"] == r["low"] == r["high"] == 0
+        if r["value"] == 0 and {r["low"], r["high"]} <= {None, 0}  # 0 in older runs
     ]
     return model_name(zero[0]) if zero else "one model"
 

@@ -41,7 +41,7 @@ def rows(runs: Sequence[Sequence[dict]]) -> list[dict]:
             or (key[0] == "pm_score" and key[3] is None)
         ):
             continue
-        mean = bootstrap_mean(values)  # of fewer than eight values: Student's t
+        mean = bootstrap_mean(values)  # Student's t at least: seeds are few
         out.append(
             {
                 **{

@@ -82,7 +82,7 @@ def _each(metric: str, on: str, values: Mapping[str, Mapping[str, float]], seed:
             metric,
             on,
             b,
-            paired_difference(values[a], values[b], seed=seed),
+            paired_difference(values[a], values[b], shares=True),
             against=a,
             unit="accuracy",
             good="higher",

@@ -566,7 +566,7 @@ def _preference(
                     "pm_accuracy",
                     part,
                     config.reward,
-                    paired_difference(*against, seed=ctx.seed),
+                    paired_difference(*against, shares=True),
                     against="longer",
                     unit="accuracy",
                     good="higher",
