@@ -26,10 +26,10 @@ from cai_jax import seeds
 from cai_jax.data.dialogue import load_format
 from cai_jax.errors import UserError, command
 from cai_jax.evals import multiple_choice
+from cai_jax.evals.questions import choice_sets
 from cai_jax.models import hf
 from cai_jax.reporting.run_data import Run
 from cai_jax.stages.context import resolve_role
-from cai_jax.stages.evaluate import choice_sets
 
 MODES = ("zero_shot", "few_shot")
 

@@ -300,6 +300,7 @@ def evaluate(models, revisions="", **fields):
         "models": models,
         "anchor": "sl",  # the model with Elo 0 (the paper: SL-CAI); the first where there is none of that name
         "reward": "@pm",
+        "elo_ties": "drop",  # matches with equal scores, or an undecided judge, say nothing (the paper); half: half a win of each
         "judge": "",  # a model that compares answers (Elo, both orders) and names evasive ones, e.g. "judge"; "" for none
         "judge_question": "topic:question",  # what it is asked on answers to prompts_red_team; "": which one does less harm
         "feedback": "feedback",  # the model that answers the HHH multiple choice; "" for none
@@ -315,6 +316,12 @@ def evaluate(models, revisions="", **fields):
         "num_few_shot": 0,  # items of the same set as worked examples, never of themselves; 0: zero-shot only
         "num_chains": 0,  # chains of thought an item, averaged (the paper: 1 and 5); 0: none
         "max_chain_tokens": 256,
+        "num_few_shot_chains": 0,  # worked chains of `constitution` before each chain, as in `feedback` (its default: 5); 0: none
+        "constitution": "embedded",  # whose chain examples those are
+        "clamp": (
+            0.4,
+            0.6,
+        ),  # of probabilities after a chain, in their second calibration curve: as pm.clamp (section 4.1)
         "comparisons": human_pairs(split="heldout"),
         "harm": absolute_harm(),
         "format": MODEL_FORMAT,

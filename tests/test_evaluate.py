@@ -12,7 +12,8 @@ from etils import epath
 from cai_jax.data.comparisons import HumanComparison
 from cai_jax.data.evals import ChoiceItem
 from cai_jax.data.prompts import Prompt
-from cai_jax.evals import samples
+from cai_jax.evals import pairs as pairs_lib
+from cai_jax.evals import questions, samples
 from cai_jax.evals.intervals import Estimate
 from cai_jax.evals.rows import find, row
 from cai_jax.io.artefacts import StageDirectory
@@ -51,15 +52,18 @@ class Model:
     config: None = None
     format: Format = dataclasses.field(default_factory=Format)
     normalisation: None = None
+    max_length: None = None  # of the engine, which here is the model
 
 
 class Judge:
+    scale = 1.0
+
     def __init__(self, *_):
         pass
 
     def score(self, dialogues):
         return np.array(
-            [len(d[-1].text.split()) + 0.1 * len(d[0].text) for d in dialogues], np.float32
+            [len(d[-1].text.split()) * (1 + 0.001 * len(d[0].text)) for d in dialogues], np.float32
         )
 
     def score_each(self, dialogues):
@@ -104,6 +108,10 @@ class Context:
                 "format": "auto",
                 "harm": {"model": ""},
                 "big_bench": "",
+                "elo_ties": "drop",
+                "num_few_shot_chains": 0,
+                "constitution": "embedded",
+                "clamp": (0.4, 0.6),
                 **fields,
             }
         )
@@ -170,8 +178,8 @@ def data(monkeypatch):
         HumanComparison(f"h{i}", human, "longer answer here", "short", "test") for i in range(5)
     ]
     monkeypatch.setattr(evaluate, "read_prompts", lambda **_: (prompts, {"empty": 1}))
-    monkeypatch.setattr(evaluate, "load_choices", lambda source: items)
-    monkeypatch.setattr(evaluate, "load_comparisons", lambda **_: (pairs, {"equal pair": 2}))
+    monkeypatch.setattr(questions, "load_choices", lambda source: items)
+    monkeypatch.setattr(pairs_lib, "load_comparisons", lambda **_: (pairs, {"equal pair": 2}))
     monkeypatch.setattr(evaluate, "RewardModel", Judge)
 
 
@@ -182,10 +190,10 @@ def test_numbers(tmp_path):
     rows = metrics["rows"]
     assert len({r["name"] for r in rows}) == len(rows) == summary["rows"]
     score = {r["model"]: r for r in find(rows, "pm_score", "red_team")}
-    assert score["rl"]["value"] - score["initial"]["value"] == pytest.approx(4.0, abs=1e-5)
+    assert score["rl"]["value"] - score["initial"]["value"] == pytest.approx(4.02, abs=1e-5)
     (difference,) = find(rows, "pm_score", "red_team", "rl", "initial")
     assert (
-        difference["value"] == pytest.approx(4.0, abs=1e-5)
+        difference["value"] == pytest.approx(4.02, abs=1e-5)
         and not difference["null"]
         and difference["n"] == 9
     )
@@ -214,7 +222,7 @@ def test_numbers(tmp_path):
     )
     assert set(metrics["curves"]) >= {"pm/hhh", "pm/comparisons", "choice_zero_shot/hhh"}
     assert ctx.dropped == {"empty": 2, "comparison: equal pair": 2}
-    assert "rl − initial = +4.00" in summary["headline"] and "null" not in summary["headline"]
+    assert "rl − initial = +4.02" in summary["headline"] and "null" not in summary["headline"]
 
 
 def test_every_model_answers_the_questions_if_wanted(tmp_path):
@@ -265,12 +273,18 @@ def test_finished_answers_are_not_sampled_again(tmp_path):
 
 
 def test_a_judge_that_likes_the_first_place_finds_no_difference(tmp_path):
-    """The fake model always prefers (A): averaged over both orders nobody wins."""
-    evaluate.run(Context(tmp_path / "judged", judge="base", num_samples=1))
+    """The fake model always prefers (A): averaged over both orders nobody wins, and all matches are ties."""
+    evaluate.run(Context(tmp_path / "judged", judge="base", num_samples=1, elo_ties="half"))
     rows = json.loads((tmp_path / "judged" / "metrics.json").read_text())["rows"]
     assert [r["value"] for r in find(rows, "elo_judge", "red_team")] == pytest.approx(
         [0, 0, 0], abs=1e-6
     )
+    dropped = Context(tmp_path / "judged", judge="base", num_samples=1, elo_ties="drop")
+    evaluate.run(dropped)
+    table = json.loads((tmp_path / "judged" / "metrics.json").read_text())["rows"]
+    values = {r["model"]: r["value"] for r in find(table, "elo_judge", "red_team")}
+    assert values == {"initial": None, "sl": 0.0, "rl": None}, "without a match there is no rating"
+    assert "ties dropped" in find(table, "elo_judge", "red_team")[0]["note"]
     assert [r["value"] for r in find(rows, "win_rate_judge", "red_team")] == [0.5] * 3
     assert find(rows, "evasive_rate_judge", "helpful", "rl")[0]["value"] == 0.0
     assert find(rows, "evasive_agreement", "helpful", "rl")[0]["value"] == 1.0
@@ -321,12 +335,14 @@ def test_without_judges_and_choices(tmp_path):
 
 
 def test_sets_of_choices_are_named_by_their_files():
-    assert list(evaluate.choice_sets("embedded:hhh+../data/eval_HarmfulVsEthical.jsonl.gz", 3)) == [
+    assert list(
+        questions.choice_sets("embedded:hhh+../data/eval_HarmfulVsEthical.jsonl.gz", 3)
+    ) == [
         "hhh",
         "HarmfulVsEthical",
     ]
-    assert evaluate.choice_sets("", None) == {}
-    assert [item.id for item in evaluate.choice_sets("embedded:hhh", 3)["hhh"]] == [
+    assert questions.choice_sets("", None) == {}
+    assert [item.id for item in questions.choice_sets("embedded:hhh", 3)["hhh"]] == [
         "c0",
         "c3",
         "c6",

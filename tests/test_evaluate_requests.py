@@ -4,13 +4,15 @@ import json
 import math
 
 import pytest
+from etils import epath
 
-from cai_jax.evals import judged, multiple_choice
+from cai_jax.evals import judged, multiple_choice, questions
 from cai_jax.evals.rows import find
+from cai_jax.io.artefacts import StageDirectory
 from cai_jax.seeds import row_key
 from cai_jax.stages import evaluate
 from configs import default
-from tests.recording import human, stage
+from tests.recording import CONSTITUTION, human, stage
 
 MODELS = {"initial": "helpful", "sl": "@sl"}
 WORDS = {"somewhere": "no", "@sl": "a longer answer"}
@@ -20,6 +22,8 @@ STOPS = ("\n\nHuman:", "\n\nAssistant:")
 
 class Lengths:
     """A preference model that likes short answers: the score is minus the number of letters of the last turn."""
+
+    scale = 1.0
 
     def __init__(self, *given):
         self.normalisation = given[4:]
@@ -49,7 +53,8 @@ def run(path, monkeypatch, answer=None, score=None, inputs=None, **fields):
     off = {"feedback": "", "choices": "", "comparisons": NONE}
     sampling = {"temperature": 0.3, "top_k": 4, "top_p": 0.7, "max_new_tokens": 13}
     fields = {"anchor": "sl", "num_samples": 2, **sets, **off, **sampling, **fields}
-    models = fields.pop("models", MODELS)
+    models, graph = fields.pop("models", MODELS), fields.pop("graph", {})
+    options = {"limit": fields.pop("limit")} if "limit" in fields else {}
     config = default.evaluate(models, "revise" if inputs else "", **fields)
     ctx, asked = stage(
         path,
@@ -59,7 +64,8 @@ def run(path, monkeypatch, answer=None, score=None, inputs=None, **fields):
         answer=answer or (lambda request: WORDS[request.model]),
         score=score or (lambda request: [-1.0 - i for i in range(len(request.options))]),
         roles={"base": "somewhere", "judge": "a judge", "feedback": "a judge"},
-        graph={"sl": {"kind": "sl"}},
+        graph={"sl": {"kind": "sl"}, **graph},
+        **options,
     )
     summary = evaluate.run(ctx)
     rows = json.loads((path / "evaluate" / "metrics.json").read_text())["rows"]
@@ -151,7 +157,7 @@ def choices(path, monkeypatch, score=None, **fields):
     source = lines(path / "eval_mine.jsonl", ITEMS)
     fields = {"models": {}, "choices": source, "feedback": "feedback", "reward": "", **fields}
     found = run(path, monkeypatch, lambda request: f" so {request.id} ", score, **fields)
-    correct = {item.id: item.correct for item in evaluate.load_choices(source)}
+    correct = {item.id: item.correct for item in questions.load_choices(source)}
     assert sorted(correct.values()) == [0, 0, 1, 1]
     return *found, correct
 
@@ -174,7 +180,7 @@ def test_questions_zero_shot_and_few_shot_word_by_word(tmp_path, monkeypatch):
     )
     assert len(asked) == 8 and {request.model for request in asked} == {"a judge"}
     shots = multiple_choice.draw_shots(
-        evaluate.load_choices(str(tmp_path / "eval_mine.jsonl")), 2, 5
+        questions.load_choices(str(tmp_path / "eval_mine.jsonl")), 2, 5
     )
     for request in asked[:4] + asked[4:]:
         number = request.id[1]
@@ -234,6 +240,30 @@ def test_chains_of_thought_word_by_word(tmp_path, monkeypatch):
     sure = 1 / (1 + math.exp(-2))
     assert ece["value"] == pytest.approx(sure - 1 / 3)
     assert clamped["value"] == pytest.approx(0.6 - 1 / 3)
+
+
+def test_worked_chains_of_the_constitution_come_before_each_chain(tmp_path, monkeypatch):
+    (tmp_path / "mine.json").write_text(json.dumps(CONSTITUTION))
+    fields = {"num_chains": 1, "num_choices": 2, "clamp": (0.45, 0.55)}
+    fields |= {"num_few_shot_chains": 2, "constitution": str(tmp_path / "mine.json")}
+    summary, rows, asked, _, _ = choices(tmp_path, monkeypatch, right_on("i0", "i2"), **fields)
+    chains = [request for request in asked if "#" in request.id]
+    assert len(chains) == 4 and len({request.segments[0] for request in chains}) == 1
+    header = chains[0].segments[0]
+    assert [header.count(f"Because {i}.") for i in (0, 1)] == [1, 1] and "(B)" in header
+    assert summary["few_shot"] == {"examples": 0, "requests": 0, "of": 2}
+    (clamped,) = find(rows, "ece_chain_of_thought_clamped", "mine")
+    assert clamped["value"] == pytest.approx(1 - 0.55)
+
+
+def test_worked_chains_that_do_not_fit_are_left_out_not_the_question(tmp_path, monkeypatch):
+    (tmp_path / "mine.json").write_text(json.dumps(CONSTITUTION))
+    fields = {"num_chains": 1, "num_choices": 2, "max_chain_tokens": 20, "limit": 250}
+    fields |= {"num_few_shot_chains": 2, "constitution": str(tmp_path / "mine.json")}
+    summary, rows, asked, _, _ = choices(tmp_path, monkeypatch, right_on(), **fields)
+    shown = {request.prompt.count("Because") for request in asked if "#" in request.id}
+    assert shown == {1} and summary["few_shot"] == {"examples": 2, "requests": 2, "of": 2}
+    assert find(rows, "choice_chain_of_thought", "mine")[0]["n"] == 2
 
 
 def test_later_models_are_compared_with_the_first_on_the_questions(tmp_path, monkeypatch):
@@ -354,3 +384,54 @@ def test_absolute_harm_draws_one_greedy_answer_and_several_at_one(tmp_path, monk
     assert harm == {"initial": -2.0, "sl": -15.0}
     (difference,) = find(rows, "expected_harm", "T=1", "sl", "initial")
     assert difference["value"] == -13.0
+
+
+def test_answers_that_exist_count_under_the_temperature_that_they_were_drawn_at(
+    tmp_path, monkeypatch
+):
+    source = lines(tmp_path / "harm.jsonl", [{"id": "w0", "prompt": "Bad 0"}])
+    fields = default.absolute_harm("@harm", num_samples=1, source=source, split="", limit=None)
+    written = [{"prompt_id": "w0", "response": "four", "sample": 0}]
+    stages = {
+        "cold": {"kind": "respond", "temperature": 0.0},
+        "warm": {"kind": "respond", "temperature": 1.0},
+        "tepid": {"kind": "respond", "temperature": 0.7},
+        "best": {"kind": "best_of", "inputs": {"responses": "warm"}},
+    }
+    for name in stages:
+        journal = StageDirectory(epath.Path(tmp_path / name)).journal()
+        journal.append({"id": "w0/00", **written[0]})
+        journal.finish()
+    models = {name: f"@{name}" for name in stages}
+    models["file"] = f"responses:{lines(tmp_path / 'answers.jsonl', written)}"
+    _, rows, _, _ = run(
+        tmp_path,
+        monkeypatch,
+        graph=stages,
+        harm=fields,
+        models=models,
+        prompts_red_team=NONE,
+        prompts_helpful=NONE,
+        reward="",
+    )
+    counted = {on: {r["model"] for r in find(rows, "expected_harm", on)} for on in ("T=0", "T=1")}
+    assert counted == {"T=0": {"cold"}, "T=1": {"warm", "best", "file"}}
+
+
+def test_calibration_reads_raw_scores(tmp_path, monkeypatch):
+    """A preference model whose scores were divided by 4: σ takes four times their difference."""
+    comparisons = default.human_pairs(
+        lines(
+            tmp_path / "pairs.jsonl",
+            [
+                {"dialogue": human("?"), "chosen": "a" * i, "rejected": "a" * (i + 1)}
+                for i in range(1, 9)
+            ],
+        ),
+        split="",
+    )
+    monkeypatch.setattr(Lengths, "scale", 4.0)
+    fields = {"reward": "@pm", "comparisons": comparisons, "models": {}}
+    _, rows, _, _ = run(tmp_path, monkeypatch, **fields)
+    (error,) = find(rows, "pm_ece", "comparisons")
+    assert error["value"] == pytest.approx(1 - 1 / (1 + math.exp(-4)))

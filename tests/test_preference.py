@@ -23,6 +23,16 @@ def test_margins_far_from_zero_are_safe_and_miscalibration_shows():
     assert pair_accuracy(margin * sign, np.zeros(4000), [""] * 4000, [""] * 4000).ece < 0.03
 
 
+def test_calibration_is_of_raw_differences():
+    """Raw differences are log-odds by construction; scores divided by their deviation are calibrated once scaled back."""
+    rng = np.random.default_rng(1)
+    raw = rng.normal(0, 3, 8000)
+    sign = np.where(rng.random(8000) < 1 / (1 + np.exp(-raw)), 1.0, -1.0)
+    scores, texts = raw * sign / 3, [""] * 8000
+    assert pair_accuracy(scores, np.zeros(8000), texts, texts, scale=3.0).ece < 0.02
+    assert pair_accuracy(scores, np.zeros(8000), texts, texts).ece > 0.1
+
+
 def test_no_pairs():
     result = pair_accuracy([], [], [], [])
     assert result.accuracy.value is None and result.ece is None and result.bins == []

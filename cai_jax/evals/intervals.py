@@ -15,6 +15,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 NUM_RESAMPLES = 4000
+ROUNDING = 1e-6  # scores are float32: values that differ by less are equal
 FEW = 4  # fewer items than this are not resampled
 
 
@@ -85,7 +86,7 @@ def bootstrap_mean(
     if n == 1:
         return Estimate(mean, None, None, 1)
     error = float(x.std(ddof=1)) / math.sqrt(n)
-    if error <= 1e-12 * max(1.0, abs(mean)):
+    if error <= ROUNDING * max(1.0, abs(mean)):
         return Estimate(mean, None, None, n)
     half = float(stdtrit(n - 1, 0.5 + level / 2)) * error
     low, high = mean - half, mean + half

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import expit, stdtrit
 
-from cai_jax.evals.intervals import Estimate, bootstrap_mean
+from cai_jax.evals.intervals import ROUNDING, Estimate, bootstrap_mean
 
 FEWEST = 8  # prompts below which no line is fitted
 RIDGE = 0.25  # on the slope: keeps it finite where length separates wins from losses
@@ -35,7 +35,7 @@ def score_difference(
     leverage = np.minimum(np.einsum("ij,jk,ik->i", design, inverse, design), 1 - 1e-9)
     weighted = design * ((d - design @ fitted) / (1 - leverage))[:, None]
     error = float(np.sqrt((inverse @ weighted.T @ weighted @ inverse)[0, 0]))
-    if error <= 1e-12 * max(1.0, float(np.abs(d).max())):
+    if error <= ROUNDING * max(1.0, float(np.abs(d).max())):
         return Estimate(float(fitted[0]), None, None, n)  # all on one line: no spread to go by
     half = float(stdtrit(n - 2, 0.5 + level / 2)) * error
     return Estimate(float(fitted[0]), float(fitted[0]) - half, float(fitted[0]) + half, n)

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from cai_jax import seeds
-from cai_jax.data import choices
+from cai_jax.data import choices, fitting
 from cai_jax.evals import calibration
 from cai_jax.evals.intervals import Estimate, mcnemar, paired_difference, wilson
 from cai_jax.evals.rows import row
 from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest
 
-CLAMP = (0.4, 0.6)  # what labels after a chain of thought are clamped to (section 4.1)
+CONCLUSION_TOKENS = 32  # room for "So the answer is:" and an option after a chain
 CHAIN_BLOCK = 32  # items whose chains are sampled together
 OPTION_LINE = re.compile(r"^\s*\(([A-Z])\)\s?(.*?)(?=^\s*\([A-Z]\)|\Z)", re.MULTILINE | re.DOTALL)
 
@@ -40,6 +40,9 @@ class ChoiceResult:
         tuple[float, ...], ...
     ] = ()  # the probabilities after each of the chains, whose mean `probabilities` is
     logprobs: tuple[float, ...] = ()
+    num_few_shot: int | None = (
+        None  # worked chains before each of the chains; None where none was sampled
+    )
 
     @property
     def right(self) -> float:
@@ -120,6 +123,23 @@ def answer(
         )
 
 
+def chain_header(constitution, num_examples: int, seed: int) -> list[tuple[str, str, str]]:
+    """The first worked chains of a constitution as (question, reasoning, answer), each by a principle of its own draw. All
+    items have the same ones, so that they are prefilled once."""
+    rng, principles = (
+        seeds.row_rng(seed, "multiple_choice", "chains"),
+        constitution.comparison_principles,
+    )
+    return [
+        (
+            example.question(principles[int(rng.integers(len(principles)))].text),
+            example.reasoning,
+            f" ({example.answer})",
+        )
+        for example in constitution.chain_examples[:num_examples]
+    ]
+
+
 def answer_with_chains(
     sample: Callable,
     score: Callable,
@@ -130,19 +150,44 @@ def answer_with_chains(
     num_chains: int = 1,
     max_chain_tokens: int = 128,
     temperature: float = 1.0,
+    header: Sequence[tuple[str, str, str]] = (),
+    max_length: int | None = None,
 ) -> Iterator[ChoiceResult]:
     """Chain of thought: each of `num_chains` sampled chains answers, and the probabilities are averaged. Works in blocks
     of items, so that a caller who keeps results loses little when it is stopped.
 
-    `sample(requests, sampling)` yields Completions and `score(requests)` Scores, both of what fits the context.
+    Args:
+        sample: (requests, sampling) → Completions of what fits the context.
+        score: requests → Scores of what fits the context.
+        items: what is answered.
+        format: of the answering model's dialogues.
+        seed: of the chains.
+        num_chains: how many are sampled for an item.
+        max_chain_tokens: at most so many tokens each.
+        temperature: of the chains.
+        header: worked chains before each question (`chain_header`); the last ones are left out where they do not fit.
+        max_length: tokens of the context; None where nothing is left out.
     """
+    room = None if max_length is None else max_length - max_chain_tokens - CONCLUSION_TOKENS
+
+    def worked(item) -> Sequence[tuple[str, str, str]]:
+        if room is None:
+            return header
+        count, _ = fitting.with_examples(
+            lambda count: choices.chain_segments(format, header[:count], question(item.prompt)),
+            len(header),
+            room,
+        )
+        return header[:count]
+
     for start in range(0, len(items), CHAIN_BLOCK):
         block = items[start : start + CHAIN_BLOCK]
         by_id = {item.id: item for item in block}
+        shown = {item.id: worked(item) for item in block}
         requests = [
             SampleRequest(
                 f"{item.id}#{k}",
-                choices.chain_segments(format, (), question(item.prompt)),
+                choices.chain_segments(format, shown[item.id], question(item.prompt)),
                 seeds.row_key(seed, "multiple_choice", item.id, k),
             )
             for item in block
@@ -155,7 +200,7 @@ def answer_with_chains(
         conclusions = []
         for name, chain in sorted(chains.items()):
             item = by_id[name.rpartition("#")[0]]
-            segments = choices.chain_segments(format, (), question(item.prompt), chain)
+            segments = choices.chain_segments(format, shown[item.id], question(item.prompt), chain)
             conclusions.append(ScoreRequest(name, segments, encode_options(item, format)))
         answers = collections.defaultdict(list)
         for found in score(conclusions) if conclusions else ():
@@ -173,6 +218,7 @@ def answer_with_chains(
                     item.correct,
                     thoughts,
                     tuple(p for _, p in ordered),
+                    num_few_shot=len(shown[item.id]),
                 )
 
 
@@ -248,12 +294,21 @@ def rows(
     found: Sequence[ChoiceResult],
     curves: dict,
     plain: Sequence[ChoiceResult] = (),
+    clamp: Sequence[float] = (),
 ) -> list[dict]:
-    """The rows of one mode on one set: accuracy over all and by subset with its baselines, the paired difference to `plain`
-    (the same items zero-shot), the first of several chains alone, the share of first options, and calibration.
+    """The rows of one mode on one set: accuracy over all and by subset with its baselines, the paired difference to the same
+    items zero-shot, the first of several chains alone, the share of first options, and calibration.
 
-    Reliability curves go to `curves`; after chains of thought also those of the clamped probabilities, which are what a
-    preference model learns from.
+    Args:
+        model: the answering model's name.
+        on: the set's name.
+        mode: "zero_shot", "few_shot" or "chain_of_thought".
+        items: the set.
+        found: the answers to those that fitted the context.
+        curves: where reliability curves go.
+        plain: the zero-shot answers, for the difference.
+        clamp: (low, high) that probabilities after chains are clamped to in a second curve, being what a preference model
+            then learns from; empty for none.
     """
     subsets = collections.defaultdict(list)
     for result in found:
@@ -320,7 +375,9 @@ def rows(
     if all(len(result.probabilities) == 2 for result in found):
         right = np.array([result.probabilities[result.correct] for result in found])
         stated = {mode: right} | (
-            {f"{mode}_clamped": np.clip(right, *CLAMP)} if mode == "chain_of_thought" else {}
+            {f"{mode}_clamped": np.clip(right, *clamp)}
+            if mode == "chain_of_thought" and clamp
+            else {}
         )
         for name, values in stated.items():
             bins = calibration.reliability(

@@ -40,7 +40,7 @@ def constitution(run: Run) -> str | None:
     sources = dict.fromkeys(
         str(stage.fields["constitution"])
         for stage in run.stages.values()
-        if stage.fields.get("constitution")
+        if stage.fields.get("constitution") and stage.fields.get("num_few_shot_chains") != 0
     )
     names = [
         "the project's own 16 + 16 principles" if s == "embedded" else _short(s.rstrip("/"))

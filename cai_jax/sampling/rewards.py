@@ -53,6 +53,11 @@ class RewardModel:
         self._params, self._config, self._format, self._mesh = params, config, format, mesh
         self._mean, self._std = normalisation or (0.0, 1.0)
 
+    @property
+    def scale(self) -> float:
+        """What a difference of scores is multiplied by to be one of raw scores, which are logits."""
+        return float(self._std)
+
     def score(self, dialogues: Sequence[Dialogue]) -> np.ndarray:
         """float32 [n], one score a dialogue (each ends in an answer)."""
         return collected(self.score_each(dialogues), len(dialogues))

@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import types
 
-from cai_jax.data.comparisons import load_comparisons
-from cai_jax.data.evals import load_choices, split_by_big_bench
+from cai_jax.data import fitting
 from cai_jax.data.jsonl import field
 from cai_jax.data.prompts import read_prompts
 from cai_jax.data.tables import read_rows
-from cai_jax.evals import calibration, harm, judged, multiple_choice, preference, samples
-from cai_jax.evals.intervals import Estimate, paired_difference
+from cai_jax.evals import harm, judged, multiple_choice, pairs, questions, samples
 from cai_jax.evals.rows import SCHEMA as ROW_SCHEMA
-from cai_jax.evals.rows import find, row
+from cai_jax.evals.rows import find
 from cai_jax.io import artefacts
-from cai_jax.sampling.rewards import RewardModel, collected
+from cai_jax.sampling.rewards import RewardModel
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.structs import (
@@ -39,7 +36,7 @@ from cai_jax.structs import (
 from cai_jax.topic import Words
 from cai_jax.training.rollouts import custom_reward
 
-SCHEMA = 2
+SCHEMA = 3
 PROMPT_FIELD = "prompts_"  # config.prompts_NAME is the set of prompts NAME
 FILE_REFERENCE = "responses:"  # a model whose answers stand in a file
 ANSWERING_KINDS = (
@@ -65,6 +62,7 @@ def run(ctx: StageContext) -> dict:
         scores.finished_scores,
         list(models),
         anchor=config.anchor,
+        ties=config.elo_ties,
         seed=ctx.seed,
     )
     rows += samples.revision_rows(revisions, scores.finished_scores, seed=ctx.seed)
@@ -72,7 +70,7 @@ def run(ctx: StageContext) -> dict:
     if config.judge:
         rows += _judged(ctx, list(answers.finished.values()), list(models), verdicts)
     curves: dict[str, list] = {}
-    sets = choice_sets(config.choices, config.num_choices, config.big_bench)
+    sets = questions.choice_sets(config.choices, config.num_choices, config.big_bench)
     asked, digests = ctx.directory.journal("choices"), {}
     answering = {config.feedback: config.feedback} if config.feedback else {}
     if config.choices_of_models:
@@ -82,14 +80,15 @@ def run(ctx: StageContext) -> dict:
             if _written(ctx, reference) is None
         }
     for on, items in sets.items() if answering else ():
-        rows += _multiple_choice(ctx, answering, on, items, asked, curves)
+        rows += questions.rows(ctx, answering, on, items, asked, curves)
     if reward is not None:
-        pairs = ctx.directory.journal("pairs")
-        rows += _preference(ctx, reward, sets, pairs, curves)
-        digests["pairs"] = pairs.finish()
+        ranked = ctx.directory.journal("pairs")
+        rows += pairs.rows(ctx, reward, sets, ranked, curves)
+        digests["pairs"] = ranked.finish()
     if config.harm.model:
         rows += _harm(ctx, models, digests)
     notes = _notes(ctx)
+    few_shot = questions.examples_left_out(ctx, asked)
     digests |= {
         "records": answers.finish(),
         "scores": scores.journal.finish(),
@@ -103,7 +102,9 @@ def run(ctx: StageContext) -> dict:
         "rows": len(rows),
         "sha256": digests,
         "answers": len(answers.finished),
-        "headline": headline(rows, list(models), Words.of(ctx.run_config).name),
+        "few_shot": few_shot,
+        "headline": headline(rows, list(models), Words.of(ctx.run_config).name)
+        + fitting.describe_left_out(few_shot),
     }
 
 
@@ -219,6 +220,18 @@ def _written(ctx: StageContext, reference: str):
     return None
 
 
+def _drawn_at(ctx: StageContext, reference: str) -> float | None:
+    """The temperature of answers that exist already; None where a model must answer. A file does not say: the paper's, 1."""
+    if reference.startswith(FILE_REFERENCE):
+        return 1.0
+    fields = ctx.run_config.graph.get(reference.removeprefix("@"), {})
+    if not reference.startswith("@") or fields.get("kind") not in ANSWERING_KINDS:
+        return None
+    if fields["kind"] == "best_of":  # of answers that a respond stage drew
+        return _drawn_at(ctx, f"@{fields.inputs.responses}")
+    return float(fields.temperature)
+
+
 def _read_answers(
     ctx: StageContext, name: str, reference: str, written, wanted: dict, missing: list[str], journal
 ) -> None:
@@ -263,7 +276,7 @@ def _reward_model(ctx: StageContext, reference: str, kind: str = "reward"):
     if reference.startswith("python:"):
         score = custom_reward(reference)
         return types.SimpleNamespace(
-            score_each=lambda dialogues: enumerate(score(dialogues).tolist())
+            score_each=lambda dialogues: enumerate(score(dialogues).tolist()), scale=1.0
         )
     model = ctx.load_model(reference, kind=kind)
     return RewardModel(model.params, model.config, model.format, ctx.mesh, model.normalisation)
@@ -295,7 +308,8 @@ class _scores:
 
 def _harm(ctx: StageContext, models: dict[str, str], digests: dict[str, str]) -> list[dict]:
     """Expected harm of every model's answers at each temperature, and the regressor's error on held-out ratings. Greedy
-    answers are all the same, so one a prompt is drawn; answers from a file count as those of temperature 1."""
+    answers are all the same, so one a prompt is drawn. Answers that exist already are counted under the temperature that
+    they were drawn at, and under no other."""
     fields, regressor = ctx.config.harm, resolve_role(ctx.run_config, ctx.config.harm.model)
     prompts, answers, harms = (
         _prompts(ctx, fields.prompts),
@@ -304,9 +318,7 @@ def _harm(ctx: StageContext, models: dict[str, str], digests: dict[str, str]) ->
     )
     for temperature in fields.temperatures:
         able = {
-            name: ref
-            for name, ref in models.items()
-            if temperature == 1 or not ref.startswith(FILE_REFERENCE)
+            name: ref for name, ref in models.items() if _drawn_at(ctx, ref) in (None, temperature)
         }
         samples_each = fields.num_samples if temperature > 0 else 1
         _answers(ctx, able, {harm.place(temperature): prompts}, answers, samples_each, temperature)
@@ -376,215 +388,15 @@ def _judged(ctx: StageContext, records, models: list[str], journal) -> list[dict
                 journal.append({"id": name, **source, "p": sum(orders.values()) / 2, **orders})
         journal.flush()
     return judged.rows(
-        records, pairs, journal.finished, models, anchor, config.judge, seed=ctx.seed
+        records,
+        pairs,
+        journal.finished,
+        models,
+        anchor,
+        config.judge,
+        ties=config.elo_ties,
+        seed=ctx.seed,
     )
-
-
-def choice_sets(sources: str, limit: int | None, big_bench: str = "") -> dict[str, list]:
-    """Set name → items, for "a+b": every part is a source of its own, named by its file."""
-    sets = {}
-    for source in (part.strip() for part in sources.split("+") if part.strip()):
-        name = source.rpartition("/")[2].rpartition(":")[2].partition(".")[0].removeprefix("eval_")
-        items = (
-            split_by_big_bench(load_choices(source), big_bench)
-            if big_bench
-            else load_choices(source)
-        )
-        count = len(items) if limit is None else min(limit, len(items))
-        sets[name] = [
-            items[index * len(items) // count] for index in range(count)
-        ]  # evenly: files stand in order of subset
-    return sets
-
-
-def _multiple_choice(
-    ctx: StageContext, models: dict[str, str], on: str, items, journal, curves: dict
-) -> list[dict]:
-    """Accuracy of each model (name → reference) on a set, in each mode that the config asks for, over all and by subset; of later
-    ones also the paired difference to the first, in the journal, too, where only later ones' rows begin with their names."""
-    config, rows, first = ctx.config, [], {}
-    shots = multiple_choice.draw_shots(items, config.num_few_shot, ctx.seed)
-    modes = (
-        ["zero_shot"]
-        + ["few_shot"] * any(shots.values())
-        + ["chain_of_thought"] * bool(config.num_chains)
-    )
-    for number, (name, reference) in enumerate(models.items()):
-        head, plain = f"{name}/" if number else "", ()
-        missing = {
-            mode: [item for item in items if f"{head}{on}/{mode}/{item.id}" not in journal.finished]
-            for mode in modes
-        }
-        if any(missing.values()):
-            _ask(ctx, name, reference, head, on, items, missing, shots, journal)
-        for mode in modes:
-            done = [journal.finished.get(f"{head}{on}/{mode}/{item.id}") for item in items]
-            found = [
-                multiple_choice.ChoiceResult(
-                    item.id,
-                    item.subset,
-                    tuple(row["probabilities"]),
-                    item.correct,
-                    by_chain=tuple(map(tuple, row.get("by_chain", ()))),
-                )
-                for item, row in zip(items, done, strict=True)
-                if row
-            ]
-            if found:
-                drawn: dict[str, list] = {}
-                rows += multiple_choice.rows(name, on, mode, items, found, drawn, plain)
-                rows += multiple_choice.against(
-                    name, next(iter(models)), on, mode, found, first.setdefault(mode, found)
-                )
-                curves |= {f"{key}/{name}" if head else key: bins for key, bins in drawn.items()}
-            plain = found if mode == "zero_shot" else plain
-    return rows
-
-
-def _ask(
-    ctx: StageContext,
-    name: str,
-    reference: str,
-    head: str,
-    on: str,
-    items,
-    missing: dict[str, list],
-    shots: dict,
-    journal,
-) -> None:
-    """Lets a model answer those of the items that are not in the journal yet, mode → items. Without chains of thought they
-    share forward passes with others of the set, in the same company always: a restart changes nothing."""
-    config, model = ctx.config, ctx.load_model(reference, format=ctx.config.format)
-    engine = ctx.engine(model)
-
-    def score(requests, wanted=None):
-        return ctx.score(engine, requests, f"{ctx.name}: {on}", wanted)
-
-    def sample(requests, sampling):
-        return ctx.sample(engine, requests, sampling, f"{ctx.name}: {on}, chains of thought")
-
-    for mode, rest in missing.items():
-        if mode == "chain_of_thought":
-            found = multiple_choice.answer_with_chains(
-                sample,
-                score,
-                rest,
-                model.format,
-                seed=ctx.seed,
-                num_chains=config.num_chains,
-                max_chain_tokens=config.max_chain_tokens,
-                temperature=config.temperature,
-            )
-        else:
-            found = multiple_choice.answer(
-                functools.partial(score, wanted={item.id for item in rest}),
-                items if rest else (),
-                model.format,
-                shots=shots if mode == "few_shot" else None,
-            )
-        for result in found:
-            journal.append(
-                {
-                    "on": on,
-                    "mode": mode,
-                    "name": name,
-                    "model": model.name,
-                    "item": result.id,
-                    **dataclasses.asdict(result),
-                    "id": f"{head}{on}/{mode}/{result.id}",
-                }
-            )
-        journal.flush()
-
-
-def _preference(
-    ctx: StageContext, reward: RewardModel, choices: dict, journal, curves: dict
-) -> list[dict]:
-    """Accuracy of the preference model on the items' dialogues and on human comparisons, over all and by part."""
-    config = ctx.config
-    sets = {
-        on: [(item.id, item.subset, *item.dialogues) for item in items if item.dialogues]
-        for on, items in choices.items()
-    }
-    if config.comparisons.source:
-        pairs, dropped = load_comparisons(**config.comparisons.to_dict())
-        for reason, count in dropped.items():
-            ctx.drop(f"comparison: {reason}", count)
-        sets["comparisons"] = [
-            (
-                pair.id,
-                pair.source,
-                (*pair.dialogue, Message("assistant", pair.chosen)),
-                (*pair.dialogue, Message("assistant", pair.rejected)),
-            )
-            for pair in pairs
-        ]
-    out = []
-    for on, pairs in sets.items():
-        missing = [pair for pair in pairs if f"{on}/{pair[0]}" not in journal.finished]
-        sides = [side for *_, better, worse in missing for side in (better, worse)]
-        scored = (
-            collected(ctx.score_each(reward, sides, f"{ctx.name}: {on}"), len(sides))
-            .reshape(-1, 2)
-            .tolist()
-        )
-        for (name, subset, *_), (better, worse) in zip(missing, scored, strict=True):
-            journal.append(
-                {"id": f"{on}/{name}", "on": on, "subset": subset, "better": better, "worse": worse}
-            )
-        parts = {on: pairs}
-        if len({subset for _, subset, *_ in pairs}) > 1:
-            for pair in sorted(pairs, key=lambda pair: str(pair[1])):
-                parts.setdefault(f"{on}:{pair[1]}", []).append(pair)
-        for part, chosen in parts.items():
-            if not chosen:
-                continue
-            kept = [journal.finished[f"{on}/{pair[0]}"] for pair in chosen]
-            found = preference.pair_accuracy(
-                [r["better"] for r in kept],
-                [r["worse"] for r in kept],
-                [pair[2][-1].text for pair in chosen],
-                [pair[3][-1].text for pair in chosen],
-            )
-            out.append(
-                row(
-                    "pm_accuracy",
-                    part,
-                    config.reward,
-                    found.accuracy,
-                    unit="accuracy",
-                    good="higher",
-                    baseline={"chance": 0.5, "longer": found.longer.value},
-                )
-            )
-            ids = [pair[0] for pair in chosen]
-            against = (
-                dict(zip(ids, values, strict=True)) for values in (found.longer_wins, found.wins)
-            )
-            out.append(
-                row(
-                    "pm_accuracy",
-                    part,
-                    config.reward,
-                    paired_difference(*against, shares=True),
-                    against="longer",
-                    unit="accuracy",
-                    good="higher",
-                )
-            )
-            if part == on:
-                curves[f"pm/{on}"] = calibration.points(found.bins)
-                out.append(
-                    row(
-                        "pm_ece",
-                        on,
-                        config.reward,
-                        Estimate(found.ece, None, None, len(chosen)),
-                        unit="ECE",
-                        good="lower",
-                    )
-                )
-    return out
 
 
 def _notes(ctx: StageContext) -> list[str]:
@@ -618,10 +430,11 @@ def headline(rows: list[dict], models: list[str], topic: str = Words.name) -> st
         return ", ".join(found) or f"{len(rows)} numbers"
     shown = " → ".join(f"{name} {scores[name]['value']:.2f}" for name in models if name in scores)
     last = [r for r in rows if r["metric"] == "pm_score" and r["on"] == "red_team" and r["against"]]
-    if not last or last[-1]["low"] is None:
+    if not last or last[-1]["value"] is None:
         return f"PM score on {topic} prompts: {shown}"
     r = last[-1]
+    interval = f"[{r['low']:+.2f}, {r['high']:+.2f}]" if r["low"] is not None else "(no interval)"
     return (
         f"PM score on {topic} prompts: {shown}; {r['model']} − {r['against']} = {r['value']:+.2f} "
-        f"[{r['low']:+.2f}, {r['high']:+.2f}]" + (" (null)" if r["null"] else "")
+        f"{interval}" + (" (null)" if r["null"] else "")
     )
