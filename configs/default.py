@@ -317,7 +317,7 @@ def evaluate(models, revisions="", **fields):
         "num_chains": 0,  # chains of thought an item, averaged (the paper: 1 and 5); 0: none
         "max_chain_tokens": 256,
         "num_few_shot_chains": 0,  # worked chains of `constitution` before each chain, as in `feedback` (its default: 5); 0: none
-        "constitution": "embedded",  # whose chain examples those are
+        "constitution": "topic:constitution",  # whose chain examples those are
         "clamp": (
             0.4,
             0.6,

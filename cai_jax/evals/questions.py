@@ -77,16 +77,20 @@ def rows(ctx, models: dict[str, str], on: str, items, journal, curves: dict) -> 
 
 def examples_left_out(ctx, asked) -> dict[str, int]:
     """How many worked chains the questions in the journal lacked (`fitting.examples_left_out`); {} where none were wanted."""
-    wanted = min(
-        ctx.config.num_few_shot_chains,
-        len(load_constitution(ctx.config.constitution).chain_examples),
-    )
+    wanted = len(_worked_chains(ctx))
     shown = [record.get("num_few_shot") for record in asked.finished.values()]
     return (
         fitting.examples_left_out((count, wanted) for count in shown if count is not None)
         if wanted
         else {}
     )
+
+
+def _worked_chains(ctx) -> list[tuple[str, str, str]]:
+    if not ctx.config.num_few_shot_chains:
+        return []
+    constitution = load_constitution(ctx.config.constitution)
+    return multiple_choice.chain_header(constitution, ctx.config.num_few_shot_chains, ctx.seed)
 
 
 def _ask(
@@ -122,9 +126,7 @@ def _ask(
                 num_chains=config.num_chains,
                 max_chain_tokens=config.max_chain_tokens,
                 temperature=config.temperature,
-                header=multiple_choice.chain_header(
-                    load_constitution(config.constitution), config.num_few_shot_chains, ctx.seed
-                ),
+                header=_worked_chains(ctx),
                 max_length=engine.max_length,
             )
         else:
