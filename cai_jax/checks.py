@@ -59,7 +59,7 @@ RANGES = {
     **dict.fromkeys(SHARES, (0, 1)),
 }
 CHOICES = {
-    "on_change": ("stop", "redo"),
+    "on_change": ("stop", "redo", "restore"),
     "dtype": ("float32", "bfloat16", "float16"),
     "remat": ("none", "dots", "full"),
     "format": ("auto", "text", "chat"),

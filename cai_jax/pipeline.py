@@ -17,7 +17,7 @@ from collections.abc import Callable
 import ml_collections
 from etils import epath
 
-from cai_jax import identity, sharding, topic
+from cai_jax import changes, identity, preflight, sharding, topic
 from cai_jax.checks import check_values
 from cai_jax.constitution.loader import missing_examples
 from cai_jax.errors import UserError
@@ -179,87 +179,13 @@ def _inputs(stage) -> dict[str, None]:
     return {value: None for value in (stage.get("inputs") or {}).values() if value}
 
 
-def changed_fields(old: dict, new: dict) -> list[str]:
-    """What differs between two stages' fields: dotted names with both values, and files whose contents differ."""
-    files = [value.get("contents", {}) for value in (old, new)]
-    flat = [
-        {key: item for key, item in _flatten(value) if not key.startswith("contents.")}
-        for value in (old, new)
-    ]
-    changes = {}
-    for key in sorted(set(flat[0]) | set(flat[1])):
-        before, after = (value.get(key) for value in flat)
-        field = key.removesuffix(" →")
-        known = files[0].get(field, {}).get("text")
-        same = known and known == files[1].get(field, {}).get("text")  # only spelled otherwise
-        if before != after and not same and not key.endswith(" contents"):
-            changes[f"{field}: {before!r} → {after!r}"] = None
-    changes.update(dict.fromkeys(identity.changed_files(*files)))
-    if files[1] and "contents" not in old:
-        changes["files, which an earlier version identified otherwise"] = None
-    return list(changes)
-
-
-def _flatten(value, path=""):
-    for key, item in value.items():
-        name = f"{path}.{key}" if path else str(key)
-        if isinstance(item, dict) and item:
-            yield from _flatten(item, name)
-        else:
-            yield name, item
-
-
-def check_changes(nodes: dict[str, Node], run_path: epath.Path, on_change: str) -> None:
-    """Compares what is on disk with what is asked for. Stops with one line, or moves the old directories aside."""
-    stale, reasons = [], []
-    for node in nodes.values():
-        directory = artefacts.StageDirectory(run_path / node.name)
-        manifest = directory.manifest
-        if manifest and directory.holds_work and manifest.get("fingerprint") != node.fingerprint:
-            stale.append(node.name)
-            reasons += [
-                f"{node.name}.{change}"
-                for change in changed_fields(manifest.get("fields", {}), node.fields)
-            ]
-            if manifest.get("kind") != node.kind:
-                reasons.append(f"{node.name}.kind: {manifest.get('kind')} → {node.kind}")
-    if not stale:
-        return
-    told = f"{run_path}: changed since it ran: {'; '.join(reasons) or 'an input'}. Stages touched: {', '.join(stale)}"
-    if on_change != "redo":
-        raise UserError(
-            f"{told}. Run with --config.on_change=redo to move them aside and run them again, or use another --workdir"
-        )
-    progress.say(told)
-    move_aside(run_path, stale)
-
-
-def move_aside(run_path: epath.Path, stages: list[str]) -> None:
-    """Moves stage directories to RUN/aside: what a week has computed is not deleted."""
-    artefacts.barrier(
-        f"found changed {stages}"
-    )  # a process that looked only now would find nothing there
-    if artefacts.is_writer():
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        for name in stages:
-            number = 0
-            while (
-                target := run_path / "aside" / f"{name}-{stamp}{f'.{number}' if number else ''}"
-            ).exists():
-                number += 1
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (run_path / name).rename(target)
-            progress.say(f"moved {run_path / name} to {target}")
-    artefacts.barrier(f"moved aside {stages}")
-
-
 def mend(run_path: epath.Path, damage: artefacts.Damaged) -> None:
     """Tells of a damaged stage and opens it again, so that it makes what is lost; or moves it aside, to be run anew."""
     progress.warn(
         f"{damage}; {'the stage is run anew' if damage.restart else 'what is lost is made again'}"
     )
     if damage.restart:
-        move_aside(run_path, [damage.stage])
+        changes.move_aside(run_path, [damage.stage])
     else:
         artefacts.barrier(f"found damaged {damage.stage}")
         artefacts.StageDirectory(run_path / damage.stage).update_manifest(done=False)
@@ -290,17 +216,21 @@ def run(
     run_path = epath.Path(workdir)
     mesh = sharding.make_mesh(config.mesh)
     with lock.held(run_path):
-        check_changes(nodes, run_path, config.on_change)
-        found = [integrity.check(artefacts.StageDirectory(run_path / name)) for name in nodes]
+        if config.on_change == "restore":
+            changes.restore(nodes, run_path, config.stages)
+        changed = changes.find(nodes, run_path)
+        changes.require_allowed(changed, config.stages, config.on_change)
+        damaged = [integrity.check(artefacts.StageDirectory(run_path / name)) for name in nodes]
+        damaged = [damage for damage in damaged if damage]
+        preflight.check(config, nodes, run_path, changed.stages, damaged)
+        # Nothing was moved or opened before this line, and nothing that can be known stops the run after it.
+        if changed.stages:
+            progress.say(changed.text)
+            changes.move_aside(run_path, changed.stages)
         artefacts.barrier("checked")
-        for damage in found:
-            if damage:
+        for damage in damaged:
+            if damage.stage not in changed.stages:
                 mend(run_path, damage)
-        for name in nodes:
-            if name not in config.stages and not artefacts.StageDirectory(run_path / name).done:
-                raise UserError(
-                    f"stage '{name}' is needed and not done in {run_path}; add it to --config.stages"
-                )
         if describe and artefacts.is_writer():
             artefacts.write_json(run_path / "config.json", describe())
         rows, names = [], sorted(config.stages, key=list(nodes).index)
@@ -326,6 +256,10 @@ def _run_mended(node: Node, nodes: dict[str, Node], config, run_path: epath.Path
         try:
             return _run_stage(node, config, run_path, mesh)
         except artefacts.Damaged as damage:
+            if damage.restart and damage.stage not in config.stages:
+                raise UserError(
+                    f"{damage}; add '{damage.stage}' to --config.stages to run it anew"
+                ) from damage
             mend(run_path, damage)
             if damage.stage != node.name:
                 _run_mended(nodes[damage.stage], nodes, config, run_path, mesh)

@@ -348,7 +348,9 @@ def base_config():
         {
             "seed": 0,
             "stages": ("",),  # names of the stages to run, in order
-            "on_change": "stop",  # or redo: stages whose fields or inputs changed are moved aside and run again
+            # stop; redo: stages whose fields or inputs changed are moved aside and run again; restore: those that were moved
+            # aside under just these fields are moved back
+            "on_change": "stop",
             # Roles: directories, hub names (HuggingFaceTB/SmolLM2-135M-Instruct), gs:// paths, @stage, or other roles.
             "models": {
                 "base": "models/smollm2-135m-instruct",  # what is finetuned; in the paper a pretrained LM

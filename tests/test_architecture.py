@@ -32,6 +32,8 @@ TIERS = [
     ("microworld", 4),
     ("stages", 4),
     ("planning", 4),
+    ("changes", 5),
+    ("preflight", 5),
     ("pipeline", 5),
     ("main", 6),
     ("report", 5),

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from etils import epath
 
-from cai_jax import identity, pipeline
+from cai_jax import changes, identity, pipeline
 from cai_jax.errors import UserError
 from cai_jax.io import contents
 from cai_jax.main import parse
@@ -44,7 +44,8 @@ def test_a_changed_file_of_a_model_changes_the_stages_that_use_it(model, tmp_pat
     after = graph(flag)
     assert all(before[stage].fingerprint != after[stage].fingerprint for stage in before)
     with pytest.raises(UserError) as error:
-        pipeline.check_changes(after, epath.Path(tmp_path / "run"), "stop")
+        found = changes.find(after, epath.Path(tmp_path / "run"))
+        changes.require_allowed(found, found.stages, "stop")
     assert f"respond.model: contents of {model}/{name}" in str(error.value)
     assert "→" not in str(error.value)  # no bare digests
 

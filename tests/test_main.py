@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-from etils import epath
 
 from cai_jax import main, pipeline
 from cai_jax.errors import UserError
@@ -136,25 +135,6 @@ def test_an_edited_data_file_is_a_change(tmp_path):
     before = graph(flag)["respond"].fingerprint
     file.write_text('{"prompt": "b"}\n')
     assert graph(flag)["respond"].fingerprint != before
-
-
-def test_changes_stop_or_are_moved_aside(tmp_path):
-    before, after = graph(), graph("--config.graph.compare.max_new_tokens=13")
-    for node in before.values():
-        pipeline.artefacts.StageDirectory(tmp_path / node.name).update_manifest(
-            fingerprint=node.fingerprint, fields=node.fields, kind=node.kind, done=True
-        )
-    run_path = epath.Path(tmp_path)
-    pipeline.check_changes(before, run_path, "stop")
-    with pytest.raises(
-        UserError, match=r"compare\.max_new_tokens: 12 → 13.*touched: compare, feedback"
-    ):
-        pipeline.check_changes(after, run_path, "stop")
-    pipeline.check_changes(after, run_path, "redo")
-    assert not (tmp_path / "compare").exists() and (tmp_path / "sl").exists()
-    assert {
-        path.name.rpartition("-")[0].rpartition("-")[0] for path in (tmp_path / "aside").iterdir()
-    } >= {"compare", "rl"}
 
 
 def test_two_runs_on_one_workdir(tmp_path):

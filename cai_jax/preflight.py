@@ -1,0 +1,376 @@
+"""What is known before the first stage starts: checked in a second or two, before anything is moved, loaded or compiled.
+
+`CHECKS` at the end of this file lists all of it. Numbers and choices are checked even earlier (`checks.py`), names of stages
+by `pipeline.build_graph`. A check reads only what the stages that are going to run need: those that are done are skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import netrc
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from cai_jax.constitution.loader import load_constitution
+from cai_jax.data import sources
+from cai_jax.data.comparisons import load_comparisons
+from cai_jax.data.dialogue import load_format
+from cai_jax.data.prompts import read_prompts
+from cai_jax.data.ratings import load_ratings
+from cai_jax.data.tables import read_rows
+from cai_jax.errors import UserError
+from cai_jax.io import artefacts
+from cai_jax.io.checkpoints import Checkpoints
+from cai_jax.models import hf, tensor_files
+from cai_jax.models.config import ModelConfig
+from cai_jax.stages import evaluate
+from cai_jax.stages.context import resolve_role
+from cai_jax.training.rollouts import custom_reward
+
+READ_BYTES = 32 * 2**20  # larger files, and data sets of the hub and TFDS, are read as far as ROWS
+ROWS = 100
+PYTHON, RESPONSES, RANDOM = "python:", "responses:", "random:"
+# What a stage of a kind trains, and what each field that names a model needs.
+MAKES = {"sl": "policy", "rl": "policy", "pm": "reward", "harm": "harm"}
+NEEDS = {
+    ("respond", "model"): "policy",
+    ("compare", "model"): "policy",
+    ("revise", "model"): "policy",
+    ("feedback", "model"): "policy",
+    ("sl", "init"): "policy",
+    ("pm", "init"): "policy",
+    ("harm", "init"): "policy",
+    ("rl", "policy"): "policy",
+    ("rl", "reference"): "policy",
+    ("rl", "reward"): "reward",
+    ("best_of", "reward"): "reward",
+    ("evaluate", "reward"): "reward",
+    ("evaluate", "judge"): "policy",
+    ("evaluate", "feedback"): "policy",
+}
+WANTED = {
+    "policy": "a policy: a stage of kind sl or rl, or a language model",
+    "reward": "a preference model: a stage of kind pm, or a classifier with one label",
+    "harm": "a regressor of harm: a stage of kind harm, or a classifier with one label",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a check sees: the config, the graph, the run directory, and the names of the stages that are going to run."""
+
+    config: Any
+    nodes: Mapping
+    run_path: epath.Path
+    running: tuple[str, ...]
+    damaged: tuple[artefacts.Damaged, ...] = ()
+
+    def stages(self, *kinds: str) -> Iterator[tuple[str, Any]]:
+        """(where, fields) of the stages of these kinds that are going to run."""
+        for name in self.running:
+            if self.config.graph[name].kind in kinds:
+                yield f"config.graph.{name}", self.config.graph[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A field that names a model, with what it points at once roles are resolved."""
+
+    where: str
+    given: str
+    target: str
+    needs: str
+    format: str
+
+
+def check(
+    config,
+    nodes: Mapping,
+    run_path: epath.Path,
+    stale: Sequence[str] = (),
+    damaged: Sequence[artefacts.Damaged] = (),
+) -> None:
+    """Raises UserError for the first thing that would stop a stage of this command.
+
+    Args:
+      config, nodes: the run's config and its graph, as `pipeline.build_graph` gives it.
+      run_path: the run directory; nothing is written there.
+      stale: stages that are going to be moved aside.
+      damaged: stages whose files are not what they wrote.
+    """
+    again = {*stale, *(damage.stage for damage in damaged)}
+    done = {
+        name
+        for name in nodes
+        if name not in again and artefacts.StageDirectory(run_path / name).done
+    }
+    running = tuple(name for name in nodes if name in config.stages and name not in done)
+    plan = Plan(config, nodes, run_path, running, tuple(damaged))
+    require_stages(plan, done)
+    for one in CHECKS:
+        one(plan)
+
+
+def require_stages(plan: Plan, done: set[str]) -> None:
+    """Every stage that another reads is done or among the stages of this command; all that are missing are named."""
+    stages = plan.config.stages
+    for damage in plan.damaged:
+        if damage.stage not in stages:
+            raise UserError(
+                f"{damage}; add it to be made again: --config.stages={','.join([damage.stage, *stages])}"
+            )
+    missing = [name for name in plan.nodes if name not in stages and name not in done]
+    if missing:
+        names = ", ".join(f"'{name}'" for name in missing)
+        several = len(missing) > 1
+        raise UserError(
+            f"stage{'s' * several} {names} {'are' if several else 'is'} needed and not done in "
+            f"{plan.run_path}; add {'them' if several else 'it'}: "
+            f"--config.stages={','.join(name for name in plan.nodes if name in (*missing, *stages))}"
+        )
+
+
+# Models ----------------------------------------------------------------------------------------------------------------
+
+
+def references(plan: Plan) -> Iterator[Reference]:
+    """Every model that the stages of this command read."""
+    for name in plan.running:
+        fields, kind = plan.config.graph[name], plan.config.graph[name].kind
+        found = [
+            (field, fields.get(field), needs) for (k, field), needs in NEEDS.items() if k == kind
+        ]
+        if kind == "evaluate":
+            found += [(f"models.{key}", value, "policy") for key, value in fields.models.items()]
+            found.append(("harm.model", fields.harm.model, "harm"))
+        for field, given, needs in found:
+            if not given:
+                continue
+            target = resolve_role(plan.config, given)
+            if kind == "feedback" and fields.mode == "preference_model":
+                needs = "reward"
+            if (kind, field) == ("pm", "init") and _kind(plan, target) == "pm":
+                needs = "reward"  # a preference model that is trained further
+            form = fields.get("format", "auto") if needs == "policy" else "auto"
+            yield Reference(f"config.graph.{name}.{field}", given, target, needs, form)
+
+
+def _kind(plan: Plan, target: str) -> str:
+    """The kind of the stage that "@stage" or "@stage:step" names, "" for other models."""
+    return plan.config.graph[target[1:].partition(":")[0]].kind if target.startswith("@") else ""
+
+
+def stage_models(plan: Plan) -> None:
+    """`@stage` trains a model of the kind that the field needs, and `@stage:step` is a checkpoint that is or will be there."""
+    for reference in references(plan):
+        if not reference.target.startswith("@"):
+            continue
+        kind = _kind(plan, reference.target)
+        answers = ".models." in reference.where and kind in evaluate.ANSWERING_KINDS
+        if not answers and MAKES.get(kind) != reference.needs:
+            made = f"a {MAKES[kind]}" if kind in MAKES else f"a stage of kind {kind}"
+            raise UserError(
+                f"{reference.where}: '{reference.given}' is {made}, a {reference.needs} is needed "
+                f"here; expected {WANTED[reference.needs]}"
+            )
+        _require_step(plan, reference)
+
+
+def _require_step(plan: Plan, reference: Reference) -> None:
+    stage, colon, step = reference.target[1:].partition(":")
+    if not colon:
+        return
+    fields = plan.config.graph[stage]
+    if stage not in plan.running:
+        steps = Checkpoints(plan.run_path / stage / "checkpoints").steps()
+        if not step.isdigit() or int(step) not in steps:
+            raise UserError(
+                f"{reference.where}: '{reference.target}': no such checkpoint; steps: {list(steps)}"
+            )
+    elif not step.isdigit() or fields.kind == "rl" and int(step) not in _snapshots(fields):
+        kept = ", ".join(map(str, _snapshots(fields))) if fields.kind == "rl" else "its last one"
+        raise UserError(
+            f"{reference.where}: '{reference.target}': '{stage}' is going to keep step {kept}; "
+            f"config.graph.{stage}.snapshot_every_updates keeps more"
+        )
+
+
+def _snapshots(fields) -> list[int]:
+    every = fields.snapshot_every_updates
+    return sorted(
+        {*(range(every, fields.num_updates + 1, every) if every else ()), fields.num_updates}
+    )
+
+
+def model_directories(plan: Plan) -> None:
+    """Model directories are there: config.json, tokenizer and chat template read, weight files open, of the needed kind."""
+    for reference in references(plan):
+        target = reference.target
+        if target.startswith(("@", PYTHON)) or RESPONSES in target[: len(RESPONSES)]:
+            continue
+        try:
+            _require_model(target, reference.needs, reference.format)
+        except UserError as error:
+            given = "" if reference.given == target else f" ('{reference.given}')"
+            raise UserError(f"{reference.where}{given}: {error}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _readable(target: str, format: str, stamp) -> None:
+    directory = hf.resolve(target)
+    ModelConfig.from_json(directory)
+    load_format(directory, format)
+    if not target.startswith(RANDOM):
+        tensor_files.open_directory(epath.Path(directory))
+
+
+def _require_model(target: str, needs: str, format: str) -> None:
+    directory = hf.resolve(target)
+    if needs == "policy" and hf.is_classifier(directory):
+        raise UserError(f"'{target}' is a preference model; expected {WANTED['policy']}")
+    if needs != "policy" and not hf.is_classifier(directory):
+        raise UserError(f"'{target}' is not a preference model; expected {WANTED[needs]}")
+    files = sorted(epath.Path(directory).iterdir())
+    _readable(target, format, tuple((path.name, path.stat().mtime) for path in files))
+
+
+def rewards(plan: Plan) -> None:
+    """Rewards that are Python functions import."""
+    for reference in references(plan):
+        if not reference.given.startswith(PYTHON):
+            continue
+        if reference.needs != "reward" or ".reward" not in reference.where:
+            raise UserError(
+                f"{reference.where}: '{reference.given}': expected {WANTED[reference.needs]}"
+            )
+        if plan.config.graph[reference.where.split(".")[2]].kind == "best_of":
+            raise UserError(f"{reference.where}: '{reference.given}': expected {WANTED['reward']}")
+        custom_reward(reference.given)
+
+
+# Data ------------------------------------------------------------------------------------------------------------------
+
+
+def _read(load: Callable, where: str, fields: Mapping) -> None:
+    """Reads a source as its stage will, or its first rows where it is large."""
+    options = dict(fields)
+    if not options["source"] or options.get("limit") == 0:
+        return
+    try:
+        paths = sources.files(options["source"])
+        whole = bool(paths) and all(
+            path.is_file() and path.stat().st_size <= READ_BYTES for path in paths
+        )
+        if not whole:
+            options |= {"offset": 0, "limit": min(options.get("limit") or ROWS, ROWS)}
+        load(options.pop("source"), **options)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def data(plan: Plan) -> None:
+    """Every source of prompts, comparisons, ratings, choices and answers opens and its rows parse."""
+    for where, fields in plan.stages("respond", "compare", "rl"):
+        _read(read_prompts, f"{where}.prompts", fields.prompts.to_dict())
+    for where, fields in plan.stages("human", "pm"):
+        _read(load_comparisons, f"{where}.human", fields.human.to_dict())
+    for where, fields in plan.stages("harm"):
+        for name in ("ratings", "heldout"):
+            _read(load_ratings, f"{where}.{name}", fields[name].to_dict())
+    for where, fields in plan.stages("evaluate"):
+        for name in sorted(fields):
+            if name.startswith(evaluate.PROMPT_FIELD):
+                _read(read_prompts, f"{where}.{name}", fields[name].to_dict())
+        if fields.reward:
+            _read(load_comparisons, f"{where}.comparisons", fields.comparisons.to_dict())
+        if fields.harm.model:
+            _read(read_prompts, f"{where}.harm.prompts", fields.harm.prompts.to_dict())
+        with _located(f"{where}.choices"):
+            evaluate.choice_sets(fields.choices, fields.num_choices, fields.big_bench)
+        for name, reference in fields.models.items():
+            if reference.startswith(RESPONSES):
+                with _located(f"{where}.models.{name}"):
+                    next(iter(read_rows(reference.removeprefix(RESPONSES))), None)
+
+
+def constitutions(plan: Plan) -> None:
+    """Constitutions load: those of the stages that draw principles."""
+    for where, fields in plan.stages("revise", "feedback"):
+        if fields.get("mode") != "preference_model":
+            with _located(f"{where}.constitution"):
+                load_constitution(fields.constitution)
+
+
+@contextlib.contextmanager
+def _located(where: str):
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+# Sizes and credentials -------------------------------------------------------------------------------------------------
+
+
+def divisibility(plan: Plan) -> None:
+    """An update's rollouts divide into its minibatches. Batches need not divide: they are padded to the mesh."""
+    for where, fields in plan.stages("rl"):
+        if fields.rollouts_per_update % fields.num_minibatches:
+            raise UserError(
+                f"{where}: rollouts_per_update {fields.rollouts_per_update} is not a multiple of "
+                f"num_minibatches {fields.num_minibatches}"
+            )
+
+
+def credentials(plan: Plan) -> None:
+    """Weights & Biases is installed and knows who is logged in. (A hub model that needs a token is asked for above.)"""
+    project = (plan.config.get("logging") or {}).get("wandb", "")
+    if not project or not any(True for _ in plan.stages(*MAKES)):
+        return
+    where = f"config.logging.wandb is '{project}'"
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError(
+            f"{where}, but wandb is not installed: pip install wandb, or leave it empty"
+        ) from error
+    if os.environ.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun"):
+        return
+    if not _wandb_key(wandb):
+        raise UserError(
+            f"{where}, but nobody is logged in: run `wandb login`, set WANDB_API_KEY, or set "
+            "WANDB_MODE=offline to log without the service"
+        )
+
+
+def _wandb_key(wandb) -> bool:
+    """Whether wandb will find a key: in the environment, in ~/.netrc, or wherever else it keeps one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("//")[2].split("/")[0]
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        if netrc.netrc().authenticators(host):
+            return True
+    try:
+        return bool(wandb.api.api_key)
+    except (
+        Exception
+    ):  # another version of wandb keeps it elsewhere: it will say itself what it misses
+        return True
+
+
+CHECKS: tuple[Callable[[Plan], None], ...] = (
+    stage_models,
+    rewards,
+    divisibility,
+    constitutions,
+    data,
+    model_directories,
+    credentials,
+)

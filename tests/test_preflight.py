@@ -1,0 +1,180 @@
+"""What can be known is checked before the first stage: one line, and nothing is run, moved or written."""
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+from etils import epath
+
+from cai_jax import main, pipeline, preflight
+from cai_jax.errors import UserError
+
+TINY = "--config=configs/tiny.py"
+
+
+def check(path, *flags):
+    config, _ = main.parse(["cai_jax", TINY, *flags])
+    preflight.check(config, pipeline.build_graph(config), epath.Path(path))
+
+
+def refused(path, *flags) -> str:
+    with pytest.raises(UserError) as caught:
+        check(path, *flags)
+    return str(caught.value)
+
+
+def test_a_config_that_is_right_passes_quickly(tmp_path):
+    began = time.monotonic()
+    check(tmp_path)
+    assert time.monotonic() - began < 20  # about a second; tests share a busy machine
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_missing_stages_are_named_at_once_in_their_order(tmp_path):
+    text = refused(tmp_path, "--config.stages=rl")
+    assert all(f"'{name}'" in text for name in ("respond", "respond_helpful", "revise", "sl", "pm"))
+    asked = text.rpartition("--config.stages=")[2].split(",")
+    check(tmp_path, f"--config.stages={','.join(asked)}")  # what it advises is enough
+
+
+def rows(path, *values):
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return path
+
+
+GOOD_PAIR = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}
+
+
+@pytest.mark.parametrize(
+    "flag,content",
+    [
+        ("graph.rl.prompts", {"question": "x"}),
+        ("graph.compare.prompts", {"prompt": 3}),
+        ("graph.evaluate.prompts_helpful", {"prompt": []}),
+        ("graph.pm.human", {"chosen": 1, "rejected": 2}),
+        ("graph.evaluate.comparisons", {"chosen": "x"}),
+    ],
+)
+def test_sources_of_late_stages_are_read_at_the_start(tmp_path, flag, content):
+    file = rows(tmp_path / "rows.jsonl", content)
+    flags = [f"--config.{flag}.source={file}", f"--config.{flag}.split="]
+    text = refused(tmp_path / "run", *flags)
+    assert f"{file}:1" in text and f"config.{flag}" in text
+    os.remove(file)
+    text = refused(tmp_path / "run", *flags)
+    assert "no such file" in text and f"config.{flag}" in text
+
+
+def test_an_offset_beyond_the_end_is_known_at_the_start(tmp_path):
+    assert "0 rows left" in refused(tmp_path, "--config.graph.rl.prompts.offset=100000")
+
+
+def test_of_a_large_file_the_first_rows_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "READ_BYTES", 100)
+    good = [{"prompt": f"prompt {number}"} for number in range(preflight.ROWS)]
+    file = rows(tmp_path / "rows.jsonl", *good, {"prompt": 3})
+    flags = [f"--config.graph.rl.prompts.source={file}", "--config.graph.rl.prompts.split="]
+    check(tmp_path / "run", *flags, "--config.graph.rl.prompts.offset=5")
+    rows(file, {"prompt": 3}, *good)
+    assert f"{file}:1" in refused(tmp_path / "run", *flags)
+
+
+@pytest.mark.parametrize(
+    "flag,message",
+    [
+        ("graph.evaluate.choices=nowhere.jsonl", "nowhere.jsonl"),
+        ("graph.evaluate.models.initial=responses:nowhere.jsonl", "nowhere.jsonl"),
+        ("graph.feedback.constitution=nowhere.json", "no such constitution"),
+        ("graph.rl.reward=python:nowhere.f", "nowhere"),
+        ("graph.rl.reward=python:json.nothing", "nothing"),
+        ("graph.evaluate.reward=python:nowhere.f", "nowhere"),
+        ("graph.rl.policy=python:json.dumps", "expected a policy"),
+        ("graph.rl.rollouts_per_update=9", "not a multiple"),
+        ("graph.rl.policy=@pm", "'@pm' is a reward, a policy is needed"),
+        ("graph.rl.reward=@sl", "'@sl' is a policy, a reward is needed"),
+        ("graph.rl.reward=base", "not a preference model"),
+        ("graph.evaluate.models.rl=@rl:7", "keep step 2, 3"),
+        ("graph.evaluate.models.rl=@rl:last", "keep step 2, 3"),
+        ("graph.evaluate.judge=@respond", "'@respond' is a stage of kind respond"),
+        ("models.judge=nowhere", None),
+        ("models.feedback=models/nowhere", "no such model directory"),
+    ],
+)
+def test_mistakes_of_late_stages(tmp_path, flag, message):
+    if message is None:  # a role that no stage uses need not be there
+        check(tmp_path, f"--config.{flag}")
+        return
+    assert message in refused(tmp_path, f"--config.{flag}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_kept_snapshots_can_be_named(tmp_path):
+    check(tmp_path, "--config.graph.evaluate.models.rl=@rl:2")
+
+
+def test_a_half_constitution_is_named_with_its_field(tmp_path):
+    file = tmp_path / "half.json"
+    principle = {"id": "a", "critique_request": "b", "revision_request": "c"}
+    file.write_text(json.dumps({"critique_principles": [principle]}))
+    text = refused(tmp_path / "run", f"--config.graph.feedback.constitution={file}")
+    assert "comparison_principles" in text and "config.graph.feedback.constitution" in text
+
+
+@pytest.fixture
+def model(tmp_path):
+    shutil.copytree("configs/models/tiny", tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    "breaks,message",
+    [
+        (lambda path: (path / "config.json").unlink(), "config.json"),
+        (lambda path: (path / "config.json").write_text("{"), "config.json"),
+        (lambda path: (path / "tokenizer.json").unlink(), "tokenizer"),
+        (lambda path: None, "safetensors"),  # a directory without weights, not named as random:
+    ],
+)
+def test_model_directories(tmp_path, model, breaks, message):
+    breaks(model)
+    text = refused(
+        tmp_path / "run", f"--config.models.judge={model}", "--config.graph.evaluate.judge=judge"
+    )
+    assert message in text and "config.graph.evaluate.judge ('judge')" in text
+
+
+def test_stages_that_are_done_are_not_checked(tmp_path):
+    """A data file may be gone once its stage is done, and a reward need not be installed to make the report again."""
+    config, _ = main.parse(["cai_jax", TINY, "--config.graph.rl.reward=python:nowhere.f"])
+    nodes = pipeline.build_graph(config)
+    for node in nodes.values():
+        if node.name != "report":
+            pipeline.artefacts.StageDirectory(tmp_path / node.name).update_manifest(
+                fingerprint=node.fingerprint, kind=node.kind, done=True
+            )
+    preflight.check(config, nodes, epath.Path(tmp_path))
+    with pytest.raises(UserError, match="nowhere"):
+        preflight.check(config, nodes, epath.Path(tmp_path), stale=["rl"])
+
+
+def test_weights_and_biases_without_a_login(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    flag = "--config.logging.wandb=project"
+    assert "nobody is logged in" in refused(tmp_path / "run", flag)
+    check(
+        tmp_path / "run", flag, "--config.stages=respond"
+    )  # nothing is trained: nothing is logged
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check(tmp_path / "run", flag)
+
+
+def test_every_check_says_what_it_checks():
+    assert all(one.__doc__ for one in preflight.CHECKS)
+    kinds = {kind for kind, _ in preflight.NEEDS} | {"human", "report"}
+    assert kinds == set(pipeline.KINDS), "a kind of stage whose models nobody checks"
