@@ -209,9 +209,7 @@ def run(
 
     `describe`: what RUN/config.json is to hold; it is written once the run is known to be ours and unchanged.
     """
-    nodes = build_graph(config)
-    for note in topic_notes(config):
-        progress.warn(note)
+    nodes, given = build_graph(config), config
     config = topic.resolve(config)
     run_path = epath.Path(workdir)
     mesh = sharding.make_mesh(config.mesh)
@@ -224,6 +222,8 @@ def run(
         damaged = [damage for damage in damaged if damage]
         preflight.check(config, nodes, run_path, changed.stages, damaged)
         # Nothing was moved or opened before this line, and nothing that can be known stops the run after it.
+        for note in topic_notes(given):
+            progress.warn(note)
         if changed.stages:
             progress.say(changed.text)
             changes.move_aside(run_path, changed.stages)
