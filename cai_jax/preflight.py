@@ -28,7 +28,7 @@ from cai_jax.data.tables import read_rows
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
 from cai_jax.io.checkpoints import Checkpoints
-from cai_jax.models import hf, tensor_files
+from cai_jax.models import hf
 from cai_jax.models.config import ModelConfig
 from cai_jax.stages import evaluate
 from cai_jax.stages.context import resolve_role
@@ -225,10 +225,13 @@ def model_directories(plan: Plan) -> None:
 @functools.lru_cache(maxsize=64)
 def _readable(target: str, format: str, stamp) -> None:
     directory = hf.resolve(target)
-    ModelConfig.from_json(directory)
+    config = ModelConfig.from_json(directory)
     load_format(directory, format)
-    if not target.startswith(RANDOM):
-        tensor_files.open_directory(epath.Path(directory))
+    if target.startswith(RANDOM):
+        return
+    classifier = hf.is_classifier(directory)
+    config = dataclasses.replace(config, tied_embeddings=config.tied_embeddings or classifier)
+    hf.open_weights(directory, config, classifier)  # headers only: names and shapes
 
 
 def _require_model(target: str, needs: str, format: str) -> None:
