@@ -31,7 +31,7 @@ def test_zero_and_none_are_no_limit():
 
 
 def test_a_training_example_is_left_out_for_one_reason():
-    lengths = [100, 600, 1100]
-    reasons = [fitting.reason_beyond(length, 1024, 512) for length in lengths]
-    assert reasons == [None, fitting.POSITIONS, fitting.MAX_LENGTH]
-    assert fitting.count_reasons(reasons) == {fitting.MAX_LENGTH: 1, fitting.POSITIONS: 1}
+    kept, reasons = fitting.training_examples([100, 600, 512, 1100], 1024, 512)
+    assert kept == [True, False, True, False]
+    assert reasons == {fitting.MAX_LENGTH: 1, fitting.POSITIONS: 1}
+    assert fitting.training_examples([1024, 1025], 1024, None)[0] == [True, False]

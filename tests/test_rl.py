@@ -1,15 +1,19 @@
 """Numbers that the rl stage logs, by hand, and the checks that stop it."""
 
+import dataclasses
+import json
 import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cai_jax.data import fitting
 from cai_jax.errors import UserError
 from cai_jax.stages import rl
 from cai_jax.training.learner import Rollouts
 from configs import default
+from tests import recording
 
 
 def test_numbers_of_a_rollout_by_hand():
@@ -139,3 +143,39 @@ def test_every_field_of_the_config_reaches_the_learner():
     ):
         assert getattr(found, name) == fields[name], name
     assert (found.logprob_chunk, found.scan, found.remat, found.shared) == (7, True, "full", True)
+
+
+def prompts_stage(path, tiny_model, limit, max_new_tokens=20, judge_positions=None):
+    """(context, policy, preference model) of an rl stage over three prompts of growing length."""
+    source = path / "prompts.jsonl"
+    texts = ["Short?", "word " * 40, "word " * 90]
+    source.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    fields = default.rl(prompts=default.prompts(str(source), ""), max_new_tokens=max_new_tokens)
+    ctx, _ = recording.stage(path, "rl", fields | {"max_prompt_tokens": 200}, format="chat")
+    ctx.run_config.sampling.max_length = limit
+    policy = ctx.load_model("policy")
+    judge = dataclasses.replace(policy)
+    if judge_positions:
+        judge.config = dataclasses.replace(policy.config, max_length=judge_positions)
+    return ctx, policy, judge
+
+
+@pytest.mark.parametrize(
+    "limit,positions,left,dropped",
+    [
+        (0, None, 3, {}),
+        (150, None, 2, {fitting.CONTEXT: 1}),
+        (0, 150, 2, {fitting.POSITIONS: 1}),
+    ],
+)
+def test_prompts_whose_answers_might_not_fit_are_left_out_before_any_update(
+    tmp_path, tiny_model, limit, positions, left, dropped
+):
+    """Short enough for max_prompt_tokens, but not for the sampler's context or the preference model: a KeyError once."""
+    ctx, policy, judge = prompts_stage(tmp_path, tiny_model, limit, judge_positions=positions)
+    lengths = [fitting.num_tokens(policy.format.prompt(p.dialogue)) for p in ctx.prompts()]
+    assert max(lengths) <= ctx.config.max_prompt_tokens
+    found = rl.fitting_prompts(ctx, policy, judge)
+    assert len(found) == left and ctx.dropped == dropped
+    most = fitting.smallest(limit, positions, policy.config.max_length)
+    assert all(len(item.tokens) + ctx.config.max_new_tokens <= most for item in found)

@@ -107,6 +107,15 @@ def test_what_is_left_out_is_counted(tiny_model):
     assert len(sl.examples(context(tiny_model, helpful=None), format)) == 6
 
 
+def test_what_is_beyond_the_models_positions_is_left_out_and_counted(tiny_model):
+    """`max_length` may be larger than what the model was made for."""
+    format = load_format(tiny_model, "text")
+    long = {**HELPFUL[0], "id": "h2/00", "response": "word " * 60}
+    ctx = context(tiny_model, helpful=[*HELPFUL, long])
+    assert len(sl.examples(ctx, format, 64)) == 7
+    assert ctx.dropped == {"longer than the model's positions": 1}
+
+
 def test_helpful_answers_are_mixed_in_by_their_share(tiny_model):
     format = load_format(tiny_model, "text")
     many = [{**HELPFUL[0], "id": f"h{i}/00"} for i in range(20)]

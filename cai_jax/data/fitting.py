@@ -68,13 +68,16 @@ def describe_left_out(counts: dict[str, int]) -> str:
     )
 
 
-def reason_beyond(length: int, max_length: int, positions: int) -> str | None:
-    """Why a training example of `length` tokens is left out; None where it fits."""
-    if length <= min(max_length, positions):
-        return None
-    return MAX_LENGTH if length > max_length else POSITIONS
+def training_examples(
+    lengths: Sequence[int], max_length: int, positions: int | None
+) -> tuple[list[bool], dict[str, int]]:
+    """(whether each training example of so many tokens is kept, reason → how many are not).
 
-
-def count_reasons(reasons: Sequence[str | None]) -> dict[str, int]:
-    """Reason → how many have it."""
-    return {reason: reasons.count(reason) for reason in sorted({r for r in reasons if r})}
+    Args:
+      max_length: the stage's limit.
+      positions: the most tokens that the model was made for; None where that is not asked.
+    """
+    beyond = [length > max_length for length in lengths]
+    outside = [bool(positions) and length > positions for length in lengths]
+    kept = [not (a or b) for a, b in zip(beyond, outside, strict=True)]
+    return kept, {MAX_LENGTH: sum(beyond), POSITIONS: len(lengths) - sum(kept) - sum(beyond)}

@@ -83,6 +83,15 @@ def resolve_role(run_config, reference: str) -> str:
     )
 
 
+def fits_training(ctx, lengths: Sequence[int], positions: int | None) -> list[bool]:
+    """Whether each training example of so many tokens fits the stage's max_length and the model's positions; those that
+    do not are counted by reason."""
+    kept, reasons = fitting.training_examples(lengths, ctx.config.max_length, positions)
+    for reason, count in reasons.items():
+        ctx.drop(reason, count)
+    return kept
+
+
 @dataclasses.dataclass
 class StageContext:
     name: str
@@ -358,6 +367,10 @@ class StageContext:
             config.top_p,
             model.format.stop_strings("assistant"),
         )
+
+    def context_limit(self, model: LoadedModel) -> int:
+        """Tokens of prompt and answer together: sampling.max_length, at most the model's positions."""
+        return fitting.smallest(self.run_config.sampling.max_length, model.config.max_length)
 
     def engine(self, model: LoadedModel) -> engine_lib.Engine:
         options = engine_lib.EngineOptions(**self.run_config.sampling.to_dict())

@@ -17,7 +17,7 @@ from cai_jax.evals import harm as harm_evals
 from cai_jax.models import heads
 from cai_jax.planning import throughput
 from cai_jax.sampling.rewards import RewardModel
-from cai_jax.stages.context import StageContext
+from cai_jax.stages.context import StageContext, fits_training
 from cai_jax.structs import dialogue_to_json
 from cai_jax.training import batching, loop, scalar
 from cai_jax.training import state as state_lib
@@ -99,12 +99,11 @@ def run(ctx: StageContext) -> dict:
     rated, apart = read(ctx, "ratings"), read(ctx, "heldout")
     tokens = ctx.encode(model.format, [item.dialogue for item in (*rated, *apart)])
     encoded = {item.id: row.tokens for item, row in zip((*rated, *apart), tokens, strict=True)}
-    fitting, apart = (
-        [item for item in items if len(encoded[item.id]) <= config.max_length]
-        for items in (rated, apart)
-    )
-    ctx.drop("longer than max_length", len(encoded) - len(fitting) - len(apart))
-    train, held = scalar.split(fitting, config.holdout_fraction, ctx.seed, ctx.name)
+    lengths = [len(tokens) for tokens in encoded.values()]
+    kept = fits_training(ctx, lengths, model.config.max_length)
+    fits = {name for name, fit in zip(encoded, kept, strict=True) if fit}
+    rated, apart = ([item for item in items if item.id in fits] for items in (rated, apart))
+    train, held = scalar.split(rated, config.holdout_fraction, ctx.seed, ctx.name)
     known = {item.group for item in train}
     ctx.drop("heldout: also a training prompt", sum(item.group in known for item in apart))
     held = [*held, *(item for item in apart if item.group not in known)]

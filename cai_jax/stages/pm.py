@@ -19,7 +19,7 @@ from cai_jax.evals import preference
 from cai_jax.models import heads
 from cai_jax.planning import throughput
 from cai_jax.sampling.rewards import RewardModel
-from cai_jax.stages.context import StageContext, resolve_role
+from cai_jax.stages.context import StageContext, fits_training, resolve_role
 from cai_jax.structs import Message, dialogue_from_json, dialogue_to_json
 from cai_jax.training import batching, feed, loop, scalar
 from cai_jax.training import state as state_lib
@@ -162,13 +162,10 @@ def run(ctx: StageContext) -> dict:
         (pair.id, side): item.tokens
         for (pair, side), item in zip(sides, ctx.encode(model.format, dialogues), strict=True)
     }
-    fitting = [
-        pair
-        for pair in pairs
-        if max(len(encoded[pair.id, side]) for side in (0, 1)) <= config.max_length
-    ]
-    ctx.drop("longer than max_length", len(pairs) - len(fitting))
-    train, held = split(fitting, config.holdout_fraction, ctx.seed, ctx.name)
+    longest = [max(len(encoded[pair.id, side]) for side in (0, 1)) for pair in pairs]
+    kept = fits_training(ctx, longest, model.config.max_length)
+    fits = [pair for pair, fit in zip(pairs, kept, strict=True) if fit]
+    train, held = split(fits, config.holdout_fraction, ctx.seed, ctx.name)
     mixed = sorted(mix(train, config.human_fraction, ctx.seed, ctx.name), key=lambda pair: pair.id)
     ctx.drop("beyond human_fraction", len(train) - len(mixed))
     ctx.require_rows(mixed, "training comparisons")

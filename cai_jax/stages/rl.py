@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cai_jax import ppo, seeds, sharding
+from cai_jax.data import fitting
 from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, memory, progress
@@ -47,10 +48,11 @@ def settings(config, model_config, shared: bool) -> learner_lib.Settings:
     )
 
 
-def fitting_prompts(ctx: StageContext, format) -> list[rollouts.PromptTokens]:
-    """The prompts of the stage; those longer than max_prompt_tokens are counted and left out."""
-    config = ctx.config
-    found = []
+def fitting_prompts(ctx: StageContext, policy, judge=None) -> list[rollouts.PromptTokens]:
+    """The prompts of the stage. Left out and counted are those longer than max_prompt_tokens, and those whose answer might
+    outgrow the sampler's context or the positions of the preference model `judge`: that is known before any update."""
+    config, format = ctx.config, policy.format
+    found, limit = [], ctx.context_limit(policy)
     prompts, dropped = read_prompts(**config.prompts.to_dict())
     for reason, count in dropped.items():
         ctx.drop(f"prompt: {reason}", count)
@@ -59,11 +61,20 @@ def fitting_prompts(ctx: StageContext, format) -> list[rollouts.PromptTokens]:
             prompt.id, prompt.dialogue, prompt.kind, format.prompt(prompt.dialogue)
         )
         if len(item.tokens) > config.max_prompt_tokens:
-            ctx.drop("prompt longer than max_prompt_tokens")
+            ctx.drop(fitting.MAX_PROMPT_TOKENS)
+        elif len(item.tokens) + config.max_new_tokens > limit:
+            ctx.drop(fitting.CONTEXT)
+        elif judge and _read_by(judge, prompt) + config.max_new_tokens > judge.config.max_length:
+            ctx.drop(fitting.POSITIONS)
         else:
             found.append(item)
     ctx.require_rows(found, "prompts")
     return found
+
+
+def _read_by(judge, prompt) -> int:
+    """Tokens of a prompt as a preference model reads it, with the one that ends the answer."""
+    return fitting.num_tokens(judge.format.prompt(prompt.dialogue)) + 1
 
 
 def run(ctx: StageContext) -> dict:
@@ -112,7 +123,7 @@ def run(ctx: StageContext) -> dict:
     )
 
     # ---- Data: prompts go round in epochs, one sequence length for the whole stage ---------------------------------
-    prompts = fitting_prompts(ctx, policy.format)
+    prompts = fitting_prompts(ctx, policy, judge)
     length = rollouts.longest(prompts, config.max_new_tokens)
     sampling = SamplingParams(
         config.max_new_tokens, config.temperature, 0, 1.0, policy.format.stop_strings("assistant")

@@ -12,7 +12,7 @@ from cai_jax.errors import UserError
 from cai_jax.models import heads, lora
 from cai_jax.planning import throughput
 from cai_jax.sharding import batch_ways
-from cai_jax.stages.context import StageContext
+from cai_jax.stages.context import StageContext, fits_training
 from cai_jax.structs import Message, dialogue_from_json
 from cai_jax.training import batching, feed, loop
 from cai_jax.training import state as state_lib
@@ -48,8 +48,9 @@ def answers(
     ]
 
 
-def examples(ctx: StageContext, format) -> list[Example]:
-    """The training set in order of id; what is empty or too long is counted and left out."""
+def examples(ctx: StageContext, format, positions: int | None = None) -> list[Example]:
+    """The training set in order of id; what is empty or too long, for `max_length` or for the model's positions, is
+    counted and left out."""
     config = ctx.config
     if config.targets not in TARGETS:
         raise UserError(
@@ -66,13 +67,13 @@ def examples(ctx: StageContext, format) -> list[Example]:
         if text.strip()
     ]
     ctx.drop("empty answer", len(learned) - len(full))
-    encoded = zip(full, ctx.encode(format, [dialogue for _, dialogue in full]), strict=True)
+    encoded = ctx.encode(format, [dialogue for _, dialogue in full])
+    kept = fits_training(ctx, [len(item.tokens) for item in encoded], positions)
     found = [
         Example(name, item.tokens, item.target_mask)
-        for (name, _), item in encoded
-        if len(item.tokens) <= config.max_length
+        for (name, _), item, fits in zip(full, encoded, kept, strict=True)
+        if fits
     ]
-    ctx.drop("longer than max_length", len(full) - len(found))
     helpful = [example for example in found if example.id.startswith("response ")]
     revised = [example for example in found if example.id.startswith("revision ")]
     mixed = feed.mix(helpful, revised, config.helpful_fraction, ctx.seed, ctx.name)
@@ -133,7 +134,7 @@ def run(ctx: StageContext) -> dict:
     config = ctx.config
     model = ctx.load_model(config.init, format=config.format)
     adapters = ctx.adapters(model)  # None: all weights are trained
-    data = examples(ctx, model.format)
+    data = examples(ctx, model.format, model.config.max_length)
     order = batching.Order(len(data), config.batch_size, ctx.seed, ctx.name)
     num_steps = config.num_epochs * order.steps_per_epoch
     shape = batching.common_shape(
