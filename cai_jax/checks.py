@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 
 import ml_collections
@@ -82,11 +83,17 @@ def check_values(config: ml_collections.ConfigDict) -> None:
             "aside",
             "config.json",
             "lock.json",
+            "pinned.json",
             "status.json",
         ):
             raise UserError(
                 f"config.graph: {name!r} cannot name a stage; use letters, digits, '_', '-' and '.'"
             )
+    if date := config.get("date"):
+        try:
+            datetime.date.fromisoformat(date)
+        except (TypeError, ValueError):
+            raise UserError(f"config.date: expected YYYY-MM-DD or nothing, not {date!r}") from None
     _check(config, "config")
 
 

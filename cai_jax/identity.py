@@ -234,7 +234,9 @@ def _neighbours(source: pathlib.Path) -> set[pathlib.Path]:
 
 
 def writes_date(reference: str) -> bool:
-    """Whether a chat template of a local model directory writes today's date."""
+    """Whether a chat template of a model writes today's date; of a model that is not on this machine it may."""
+    if hf.hub_name(reference) or "://" in reference:
+        return True
     folder = pathlib.Path(os.path.expanduser(reference.removeprefix("random:")))
     files = [folder / "tokenizer_config.json", *folder.glob("*.jinja")]
     files += (folder / contents.TEMPLATES).glob("*.jinja")

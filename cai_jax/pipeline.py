@@ -14,10 +14,11 @@ import resource
 import time
 from collections.abc import Callable
 
+import jax
 import ml_collections
 from etils import epath
 
-from cai_jax import changes, identity, preflight, sharding, topic
+from cai_jax import changes, identity, pins, preflight, sharding, topic
 from cai_jax.checks import check_values
 from cai_jax.constitution.loader import missing_examples
 from cai_jax.errors import UserError
@@ -135,6 +136,9 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
                     f"{nearest(parent, graph.keys())}"
                 )
         others = {"seed": config.seed, "dtype": config.model.dtype}
+        models = [value for key, value in shown.items() if key.endswith(" →")]
+        if config.get("date") and any(map(identity.writes_date, models)):
+            others["date"] = config.date
         if (
             config.sampling.get("int8", False) and kind in SAMPLING_KINDS
         ):  # off is no field: older runs stay as they are
@@ -179,6 +183,27 @@ def _inputs(stage) -> dict[str, None]:
     return {value: None for value in (stage.get("inputs") or {}).values() if value}
 
 
+def require_same(nodes: dict[str, Node]) -> None:
+    """UserError where processes see different configs or files: each would compute something else."""
+    ours = {name: {"mark": node.fingerprint, "fields": node.fields} for name, node in nodes.items()}
+    theirs = artefacts.from_writer(ours)
+    reasons = [
+        f"{name}.{change}"
+        for name in ours
+        if name in theirs and ours[name]["mark"] != theirs[name]["mark"]
+        for change in changes.changed_fields(theirs[name]["fields"], ours[name]["fields"])
+    ]
+    differs = {name: item["mark"] for name, item in ours.items()} != {
+        name: item["mark"] for name, item in theirs.items()
+    }
+    if others := artefacts.processes_where(differs):
+        what = "; ".join(reasons) or "; ".join(sorted(set(ours) ^ set(theirs))) or "see their lines"
+        raise UserError(
+            f"process {jax.process_index()}: configs or files are others in process {', '.join(map(str, others))} than in "
+            f"process 0 ({what}); give all processes the same"
+        )
+
+
 def mend(run_path: epath.Path, damage: artefacts.Damaged) -> None:
     """Tells of a damaged stage and opens it again, so that it makes what is lost; or moves it aside, to be run anew."""
     progress.warn(
@@ -209,9 +234,11 @@ def run(
 
     `describe`: what RUN/config.json is to hold; it is written once the run is known to be ours and unchanged.
     """
-    nodes, given = build_graph(config), config
-    config = topic.resolve(config)
     run_path = epath.Path(workdir)
+    pinned = pins.fix(config, run_path)
+    nodes, given = build_graph(config), config
+    require_same(nodes)
+    config = topic.resolve(config)
     mesh = sharding.make_mesh(config.mesh)
     with lock.held(run_path):
         if config.on_change == "restore":
@@ -231,6 +258,7 @@ def run(
         for damage in damaged:
             if damage.stage not in changed.stages:
                 mend(run_path, damage)
+        pins.save(pinned, run_path)
         if describe and artefacts.is_writer():
             artefacts.write_json(run_path / "config.json", describe())
         rows, names = [], sorted(config.stages, key=list(nodes).index)

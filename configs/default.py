@@ -351,6 +351,7 @@ def base_config():
             # stop; redo: stages whose fields or inputs changed are moved aside and run again; restore: those that were moved
             # aside under just these fields are moved back
             "on_change": "stop",
+            "date": "",  # the day, YYYY-MM-DD, that chat templates write where they write one; "": the day the run began
             # Roles: directories, hub names (HuggingFaceTB/SmolLM2-135M-Instruct), gs:// paths, @stage, or other roles.
             "models": {
                 "base": "models/smollm2-135m-instruct",  # what is finetuned; in the paper a pretrained LM

@@ -24,6 +24,7 @@ TIERS = [
     ("constitution", 2),
     ("io", 2),
     ("identity", 3),
+    ("pins", 3),
     ("sampling", 3),
     ("evals", 3),
     ("training", 3),

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable
 
 import jax
+import numpy as np
 from etils import epath
 
 from cai_jax.errors import UserError, located
@@ -46,6 +47,27 @@ def barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def from_writer(value: dict) -> dict:
+    """The JSON object that process 0 has, in every process."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(dump(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
+    data = np.resize(data, size) if is_writer() else np.zeros(size, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
+
+
+def processes_where(value: bool) -> list[int]:
+    """The processes whose value is true, in every process."""
+    if jax.process_count() == 1:
+        return [0] * bool(value)
+    from jax.experimental import multihost_utils
+
+    return np.flatnonzero(multihost_utils.process_allgather(np.int32(value))).tolist()
 
 
 def dump(value) -> str:

@@ -225,24 +225,33 @@ def _initialiser(config: ModelConfig, dtype, mesh: Mesh | None):
 def resolve(reference: str) -> str:
     """The local directory of a model reference, fetched first where it is remote.
 
-    A path, `random:DIR`, `gs://bucket/path` (copied once into a cache), `org/name` or `hf://org/name` (from the hub).
+    A path, `random:DIR`, `gs://bucket/path` (copied once into a cache), `org/name[@REVISION]` or `hf://org/name[@REVISION]`
+    (from the hub).
     """
     reference = reference.removeprefix("random:")
     if pathlib.Path(reference).expanduser().is_dir():
         return str(pathlib.Path(reference).expanduser())
     if "://" in reference and not reference.startswith("hf://"):
         return _copy_remote(reference)
-    name = reference.removeprefix("hf://")
-    first = pathlib.Path(name).parts[:1]
-    local = name == reference and (
-        first in (("models",), ("runs",)) or pathlib.Path(*first).exists()
-    )
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not local:
-        return _download(name)
+    if (named := hub_name(reference)) is not None:
+        return _download(*named)
     raise UserError(
         f"{reference}: no such model directory (it holds config.json and model.safetensors); `make model` converts "
         "SmolLM2, org/name is fetched from the Hugging Face hub"
     )
+
+
+def hub_name(reference: str) -> tuple[str, str] | None:
+    """("org/name", revision or "") of a reference to the hub, None for everything else."""
+    reference = reference.removeprefix("random:")
+    if pathlib.Path(reference).expanduser().is_dir():
+        return None
+    name, _, revision = reference.removeprefix("hf://").partition("@")
+    first = pathlib.Path(name).parts[:1]
+    local = not reference.startswith("hf://") and (
+        first in (("models",), ("runs",)) or pathlib.Path(*first).exists()
+    )
+    return (name, revision) if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not local else None
 
 
 def fingerprint(reference: str, seed: int = 0) -> str:
@@ -253,12 +262,13 @@ def fingerprint(reference: str, seed: int = 0) -> str:
     return contents.combined(files | {"seed": str(seed)} if is_random else files)
 
 
-def _download(name: str) -> str:
+def _download(name: str, revision: str = "") -> str:
     import huggingface_hub
 
+    options = {"revision": revision} if revision else {}
     try:
         return huggingface_hub.snapshot_download(
-            name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]
+            name, allow_patterns=["*.json", "*.safetensors", "*.jinja"], **options
         )
     except Exception as error:  # the hub client raises its own, httpx's and the system's errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
