@@ -26,6 +26,7 @@ from cai_jax.data.prompts import read_prompts
 from cai_jax.data.ratings import load_ratings
 from cai_jax.data.tables import read_rows
 from cai_jax.errors import UserError
+from cai_jax.evals import questions
 from cai_jax.io import artefacts
 from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.models import hf
@@ -296,7 +297,7 @@ def data(plan: Plan) -> None:
         if fields.harm.model:
             _read(read_prompts, f"{where}.harm.prompts", fields.harm.prompts.to_dict())
         with _located(f"{where}.choices"):
-            evaluate.choice_sets(fields.choices, fields.num_choices, fields.big_bench)
+            questions.choice_sets(fields.choices, fields.num_choices, fields.big_bench)
         for name, reference in fields.models.items():
             if reference.startswith(RESPONSES):
                 with _located(f"{where}.models.{name}"):
