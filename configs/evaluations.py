@@ -3,10 +3,11 @@
     python -m cai_jax.main --config=configs/evaluations.py --workdir=runs/evaluations
     python -m cai_jax.main --config=configs/evaluations.py:data=DIR,shots=2 --workdir=runs/other --config.models.feedback=MODEL
 
-MODEL is a directory or a hub name. `data`: where the files eval_NAME.jsonl.gz are, of the form of
-github.com/anthropics/ConstitutionalHarmlessnessPaper (evaluations); `shots`: worked examples of the few-shot mode;
-`--config.graph.evaluate.num_chains=5` asks for chains of thought as well, which takes much longer. Accuracies with intervals and
-baselines are in RUN/evaluate/metrics.json and the report, every answer with its log-probabilities in RUN/evaluate/choices.jsonl.
+MODEL is a directory or a hub name. `data` (data): where the files eval_NAME.jsonl.gz are, evals/NAME.jsonl of
+github.com/anthropics/ConstitutionalHarmlessnessPaper; `python -m cai_jax.data.published DIR` downloads them. `shots`: worked
+examples of the few-shot mode; `--config.graph.evaluate.num_chains=5` asks for chains of thought as well, which takes much longer.
+Accuracies with intervals and baselines are in RUN/evaluate/metrics.json and the report, every answer with its log-probabilities in
+RUN/evaluate/choices.jsonl.
 `python -m benchmarks.evaluations RUN` compares those with transformers, row by row.
 """
 
@@ -21,7 +22,7 @@ def get_config(arg=""):
         raise ValueError(f"'{', '.join(sorted(unknown))}': expected data=… and shots=…")
     if not given.get("shots", "5").isdigit():
         raise ValueError(f"shots={given['shots']}: expected a number")
-    data, nothing = given.get("data", "../shared/data"), default.prompts("", "")
+    data, nothing = given.get("data", "data"), default.prompts("", "")
     config = default.base_config()
     config.graph = {
         "evaluate": default.evaluate(

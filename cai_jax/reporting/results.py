@@ -180,9 +180,9 @@ def shown(r: dict | None, *, percent: bool = False, sign: bool = False) -> str:
     """The value with its interval; counts of tokens and words without decimals."""
     if r is None or r["value"] is None:
         return "–"
-    if r["unit"] in ("tokens", "words") and r["low"] is not None:
+    if r["unit"] in ("tokens", "words"):
         value, low, high = (number(r[key], 0, sign=sign) for key in ("value", "low", "high"))
-        return f"{value} [{low}, {high}]"
+        return f"{value} (no interval)" if r["low"] is None else f"{value} [{low}, {high}]"
     return interval(r, sign=sign, percent=percent)
 
 
@@ -258,7 +258,7 @@ def _preference_models(rows: Sequence[dict]) -> str:
                 shown(difference, percent=True, sign=True),
                 verdict(difference),
                 verdict(r | _less(r, 0.5)),
-                number(ece["value"]) if ece else "–",
+                _error(ece),
                 str(r["n"]),
             ]
         )
@@ -274,6 +274,14 @@ def _preference_models(rows: Sequence[dict]) -> str:
         "n",
     ]
     return "### Preference models on held-out pairs\n\n" + table(head, body) if body else ""
+
+
+def _error(r: dict | None) -> str:
+    """A calibration error; where a correction could only bound it ("derived"), the bounds."""
+    if r and r.get("derived"):
+        low, high = (number(r["derived"][end]) for end in ("low", "high"))
+        return f"{low if low == high else f'{low} to {high}'} (derived)"
+    return number(r["value"]) if r else "–"
 
 
 def _less(r: dict, amount: float) -> dict:

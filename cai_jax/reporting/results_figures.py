@@ -150,6 +150,12 @@ def calibration(curves: dict, start: str, key: str, title: str) -> Panel | None:
             [p["observed"] for p in points],
             [p["low"] for p in points],
             [p["high"] for p in points],
+            # Where a correction could only bound the mean confidence of a bin: the bounds.
+            *(
+                [[p[f"predicted_{end}"] for p in points] for end in ("low", "high")]
+                if all("predicted_low" in p for p in points)
+                else ()
+            ),
             mark="path",
             tone=tone,
         )

@@ -4,7 +4,8 @@
     python -m cai_jax.results runs/smollm2 --out=results/smollm2
 
 Sizes: `cpu` (two cores), `gpu` (one of 80 GB; `:size=gpu,piece=1` to `piece=8` run some of its stages, one piece after the
-other), `smoke` (a random model, for a test). `data=DIR` says where the files are.
+other), `smoke` (a random model, for a test). `data=DIR` (data) says where the files are: `python -m cai_jax.data.published DIR`
+downloads them under the names that are expected here.
 
 Data, in the form of files that hold subsets of them: prompts, the first human turns of hh-rlhf harmless-base and helpful-base
 (github.com/anthropics/hh-rlhf, by way of github.com/janphilippfranken/typo); comparisons, hh-rlhf's test files; principles,
@@ -203,7 +204,7 @@ def get_config(arg="size=cpu"):
     name = given.get("size", "cpu")
     if name not in SIZES:
         raise ValueError(f"size={name}: expected one of {', '.join(SIZES)}")
-    size, data = SIZES[name], given.get("data", "../shared/data")
+    size, data = SIZES[name], given.get("data", "data")
     config = default.base_config()
     config.models.base = TINY if name == "smoke" else MODEL
     if name == "gpu":
