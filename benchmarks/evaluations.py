@@ -52,25 +52,38 @@ class Peer:
         self.new_cache = transformers.DynamicCache
         self.cache, self.kept = self.new_cache(), []
 
-    def prompt(self, header, asked: str, kind: str) -> list[int]:
-        """The token ids of a question behind worked (question, answer) pairs, by transformers' own template and tokenizer."""
-        lead = multiple_choice.choices.ANSWER_LEAD
+    def ask(self, shots, item, kind: str) -> tuple[list[int], list[list[int]]]:
+        """The token ids of a question behind worked (item, answer) pairs, and those of its options where they go on from
+        it, by transformers' own template and tokenizer."""
+        lead, closed = multiple_choice.choices.ANSWER_LEAD, multiple_choice.closed
         if kind == "text":
-            shown = "".join(f"{question}\n{lead}{answer}\n\n" for question, answer in header)
-            ids = self.tokenizer(shown).input_ids if shown else []
-            return ids + self.tokenizer(f"{asked}\n{lead}", add_special_tokens=not ids).input_ids
-        turns = []
-        for question, answer in header:
-            turns += [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": lead + answer},
-            ]
-        turns.append({"role": "user", "content": asked})
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text + lead, add_special_tokens=False).input_ids
-
-    def options(self, texts) -> list[list[int]]:
-        return [self.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+            text = ""
+            for prompt, answer in [(shot.prompt, answer) for shot, answer in shots] + [
+                (item.prompt, "")
+            ]:
+                blank = "\n\n" if text and not prompt.startswith("\n\n") else ""
+                text += blank + closed(prompt) + answer
+        else:
+            turns = []
+            for shot, answer in shots:
+                question = multiple_choice.choices.without_lead(shot.prompt)
+                turns += [
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": lead + answer},
+                ]
+            question = multiple_choice.choices.without_lead(item.prompt)
+            turns.append({"role": "user", "content": question})
+            text = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
+            text += lead
+        special = kind == "text"
+        ids, *joined = (
+            self.tokenizer(text + option, add_special_tokens=special).input_ids
+            for option in ("", *item.options)
+        )
+        common = len(os.path.commonprefix([ids, *joined]))
+        return ids[:common], [other[common:] for other in joined]
 
     def _read(self, ids, cache=None, last: int = 0):
         """log-probabilities [positions, V] after each of `ids`, or after the last one only."""
@@ -167,12 +180,9 @@ def compare(
                     continue
                 if time.monotonic() - start > 60 * minutes:
                     return peer.versions
-                header = [
-                    (multiple_choice.question(shot.prompt), shot.options[shot.correct])
-                    for shot in shots[item.id]
-                ]
-                prompt = peer.prompt(header, multiple_choice.question(item.prompt), form.kind)
-                options, began = peer.options(item.options), time.process_time()
+                header = [(shot, shot.options[shot.correct]) for shot in shots[item.id]]
+                prompt, options = peer.ask(header, item, form.kind)
+                began = time.process_time()
                 theirs = peer.logprobs(prompt, options)
                 took = time.process_time() - began
                 (request,) = multiple_choice.score_requests([item], form, shots)

@@ -1,7 +1,6 @@
 """The embedded constitution is complete and readable; the official files lose nothing; mistakes are named."""
 
 import json
-import re
 
 import pytest
 
@@ -123,19 +122,70 @@ def test_official_examples_render_verbatim(official):
     assert len(constitution.comparison_examples) == 5
 
 
-def test_official_chains_render_verbatim_but_for_white_space_at_the_joints(official):
+def test_official_chains_are_asked_as_the_question_after_them(official):
+    """Every word of theirs, in the form of `choices.question`: no "H:", no "[[[…]]]"."""
     constitution, raw = official
     assert [example.answer for example in constitution.chain_examples] == list("BBABAB")
     for example, item in zip(
         constitution.chain_examples, raw["RLMadisonPrecogFewShotPrompts"], strict=True
     ):
-        shown = (
-            f"Human: {example.prompt}\n\nAssistant: Let's think step by step: {example.reasoning}"
-            f"\n\nHuman:\nSo the answer is: ({example.answer})"
+        asked, thought = item["prompt"].split("\n\nAssistant: Let's think step by step:")
+        for theirs, ours in (
+            ("\n\nHuman: Consider", "Consider"),
+            ("Human: Consider", "Consider"),
+            (" (H) and an assistant (A):\n", " and an assistant:"),
+            (" and an assistant:\n\n", " and an assistant:\n"),
+            ("\n\nH:", "\n\nHuman:"),
+            ("\n\nA:", "\n\nAssistant:"),
+            ("\nH:", "\nHuman:"),
+            ("\n\n{}\n", "\nPRINCIPLE\n"),
+            ("\n (A) [[[", "\n(A) "),
+            ("]]]\n (B) [[[", "\n(B) "),
+            ("]]]", ""),
+        ):
+            asked = asked.replace(theirs, ours)
+        assert " ".join(example.question("PRINCIPLE").split()) == " ".join(asked.split())
+        assert (
+            thought
+            == f"{thought[: len(thought) - len(thought.lstrip())]}{example.reasoning}"
+            + (f"\n\nHuman:\nSo the answer is: ({example.answer})")
         )
-        original = item["prompt"].lstrip("\n")
-        assert shown == re.sub(r"step by step:\n(?=\(A\))", "step by step: ", original)
-        assert example.question("PRINCIPLE") == example.prompt.replace("{}", "\nPRINCIPLE", 1)
+
+
+def test_a_chain_of_the_official_form_becomes_our_question(tmp_path):
+    item = {
+        "prompt": "\n\nHuman: Consider the following conversation between a human (H) and an assistant (A):\n\nH: Is it?"
+        "\n\nA:  No.\n\nH:  Why?\n\n{}\n (A) [[[Because [x].]]]\n (B) [[[Two\n\nlines]]]\n\nAssistant: Let's think step by "
+        "step: (A) says why.\n\nHuman:\nSo the answer is: (A)"
+    }
+    row = loader_rows(tmp_path, item)
+    dialogue = tuple(map(Message, ("human", "assistant", "human"), ("Is it?", "No.", "Why?")))
+    options = ("Because [x].", "Two\n\nlines")
+    assert row.question("Choose.") == choices.question(dialogue, "Choose.", options, False)
+    assert (row.reasoning, row.answer) == ("(A) says why.", "A")
+
+
+def loader_rows(directory, chain):
+    """The chain example that a directory of the official form with `chain` holds."""
+    turns = "\n\nHuman: q\n\nAssistant: a\n\nCritiqueRequest: c\n\nCritique: d\n\nRevisionRequest: e\n\nRevision: f"
+    principle = {
+        "prompt": ["\n\nCritiqueRequest: x\n\nCritique:"],
+        "edit_request": "\n\nRevisionRequest: y\n\nRevision:",
+    }
+    compared = {
+        "prompt": "\n\nHuman: q\n\nAssistant:",
+        "corrects": ["yes"],
+        "incorrects": ["no"],
+    }
+    for name, value in {
+        "CritiqueRevisionInstructions": {"harmful0": principle},
+        "RLMadisonInstructions": ["\nChoose. Options:"],
+        "CritiqueRevisionFewShotPrompts": [turns],
+        "RLMadisonFewShotPrompts": [compared],
+        "RLMadisonPrecogFewShotPrompts": [chain],
+    }.items():
+        (directory / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+    return load_constitution(str(directory)).chain_examples[0]
 
 
 # Files by hand

@@ -20,6 +20,7 @@ from cai_jax.io.artefacts import StageDirectory
 from cai_jax.stages import evaluate
 from cai_jax.structs import Completion, Message, Score
 from configs import evaluations
+from tests.synthetic_tokenizers import BYTE_FORMAT
 
 WORDS = {
     "helpful": 2,
@@ -28,29 +29,12 @@ WORDS = {
 }  # a model's answers have that many words; the judge counts words
 
 
-class Format:
-    kind = "text"
-
-    class tokenizer:  # noqa: N801
-        bos = None
-
-        @staticmethod
-        def encode(text, special=False):
-            return list(text.encode())
-
-    def prompt(self, messages, reply="assistant", start="", shared=0):
-        return (tuple(messages[-1].text.encode()),)
-
-    def stop_strings(self, reply):
-        return ()
-
-
 @dataclasses.dataclass
 class Model:
     name: str
     params: None = None
     config: None = None
-    format: Format = dataclasses.field(default_factory=Format)
+    format: object = BYTE_FORMAT
     normalisation: None = None
     max_length: None = None  # of the engine, which here is the model
 

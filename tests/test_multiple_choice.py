@@ -10,6 +10,7 @@ from cai_jax.evals import multiple_choice as mc
 from cai_jax.evals.intervals import Estimate
 from cai_jax.evals.rows import find, row
 from cai_jax.structs import Completion, Message, Score
+from tests.synthetic_tokenizers import BYTE_FORMAT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,29 +21,6 @@ class Item:
     correct: int
     dialogues: tuple | None = None
     subset: str | None = None
-
-
-class Bytes:
-    bos = None
-
-    def encode(self, text, special=False):
-        return list(text.encode())
-
-
-class TextFormat:
-    kind = "text"
-    tokenizer = Bytes()
-
-    def stop_strings(self, reply):
-        return ("\n\nHuman:",)
-
-    def prompt(self, messages, reply="assistant", start="", shared=0):
-        text = (
-            "".join(f"\n\n{m.role}: {m.text}" for m in messages)
-            + f"\n\n{reply}:"
-            + (f" {start}" if start else "")
-        )
-        return (tuple(text.encode()),)
 
 
 def shown(request):
@@ -69,7 +47,7 @@ def prefers(letter):
 
 def test_requests_end_in_the_cue_and_share_the_shots():
     shots, rest = [item(8, 1)], [item(1, 0), item(2, 1)]
-    requests = mc.score_requests(rest, TextFormat(), {item.id: shots for item in rest})
+    requests = mc.score_requests(rest, BYTE_FORMAT, {item.id: shots for item in rest})
     assert requests[0].segments[0] == requests[1].segments[0]  # one prefill for the worked examples
     text = shown(requests[0])
     assert text.endswith("(B) a longer text\nThe answer is:") and text.count("The answer is:") == 2
@@ -78,7 +56,7 @@ def test_requests_end_in_the_cue_and_share_the_shots():
 
 def test_accuracy_and_first_option_share():
     items = [item(1, 0), item(2, 1), item(3, 1)]
-    results = sorted(mc.answer(prefers("A"), items, TextFormat()), key=lambda r: r.id)
+    results = sorted(mc.answer(prefers("A"), items, BYTE_FORMAT), key=lambda r: r.id)
     assert [r.id for r in results] == ["q1", "q2", "q3"]
     assert results[0].probabilities == pytest.approx((0.75, 0.25))
     assert results[0].logprobs == pytest.approx((math.log(0.75), math.log(0.25))), (
@@ -91,7 +69,7 @@ def test_accuracy_and_first_option_share():
 def test_ties_share_the_point_and_skipped_items_are_left_out():
     tied = mc.ChoiceResult("q", None, (0.4, 0.4, 0.2), 1)
     assert tied.right == 0.5 and mc.ChoiceResult("q", None, (0.4, 0.4, 0.2), 2).right == 0.0
-    assert list(mc.answer(lambda requests: iter(()), [item(1, 0)], TextFormat())) == []
+    assert list(mc.answer(lambda requests: iter(()), [item(1, 0)], BYTE_FORMAT)) == []
 
 
 def test_normalise():
@@ -114,7 +92,7 @@ def test_chains_are_averaged_as_probabilities():
             yield Score(request.id, ((math.log(sure),), (math.log(1 - sure),)))
 
     (result,) = mc.answer_with_chains(
-        sample, score, [item(1, 0)], TextFormat(), seed=0, num_chains=2
+        sample, score, [item(1, 0)], BYTE_FORMAT, seed=0, num_chains=2
     )
     assert result.probabilities == pytest.approx((0.6, 0.4)) and result.chains == (
         "chain 0",

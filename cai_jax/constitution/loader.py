@@ -268,12 +268,7 @@ def _comparison_example(read: _Reader) -> ComparisonExample:
 
 
 def _chain_example(read: _Reader) -> ChainExample:
-    if "prompt" in read.row:  # the official files hold the whole human turn
-        prompt = read.text("prompt")
-        if SLOT not in prompt:
-            raise read.error("prompt", f"expected a '{SLOT}' where the principle goes")
-    else:
-        prompt = _chain_prompt(read)
+    prompt = _chain_prompt(read)
     answer = read.text("answer")
     if answer not in ("A", "B"):
         raise read.error("answer", "expected 'A' or 'B'")

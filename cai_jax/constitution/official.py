@@ -2,7 +2,9 @@
 
 They hold running text; it is taken apart into turns at its headings. Only this is stripped: the headings with the blank
 around them, the "\\n\\nHuman:" that ends an example and opens the next, the newline before and the " Options:" after a
-comparison principle (the question adds them), and white space around the reasoning of a chain.
+comparison principle (the question adds them), and white space around the reasoning of a chain. The chains' examples quote
+a conversation as "H: …", "A: …" and the options as " (A) [[[…]]]"; they become the form in which the feedback stage asks
+("Human: …", "Assistant: …", "(A) …"), so that worked examples and the question after them agree.
 """
 
 from __future__ import annotations
@@ -23,10 +25,13 @@ HEADINGS = {
 }
 _HEADING = re.compile(rf"\n\n({'|'.join(HEADINGS)}):")
 _CHAIN = re.compile(
-    r"\n*Human:(?P<prompt>.*?)\n\nAssistant: Let's think step by step:(?P<reasoning>.*)"
+    r"\n*Human: Consider the following conversation between [^:\n]*:(?P<said>\n\nH:.*?)\n\n\{\}"
+    r"\n *\(A\) \[\[\[(?P<a>.*?)\]\]\]\n *\(B\) \[\[\[(?P<b>.*?)\]\]\]"
+    r"\n\nAssistant: Let's think step by step:(?P<reasoning>.*)"
     r"\n\nHuman:\s*So the answer is: \((?P<answer>[AB])\)\s*",
     re.DOTALL,
 )
+_QUOTED = re.compile(r"\n\n([HA]):\s*")
 _EXAMPLE_ROLES = ["assistant", "critique_request", "critique", "revision_request", "revision"]
 
 # key of our schema → the official file that it is read from
@@ -116,6 +121,15 @@ def _chain_example(item: dict) -> dict:
     found = _CHAIN.fullmatch(item["prompt"])
     if found is None:
         raise ValueError(
-            "expected Human, Assistant: Let's think step by step:, Human: So the answer is: (A) or (B)"
+            "expected Human: Consider …, H: …, {}, (A) [[[…]]], (B) [[[…]]], Assistant: Let's think step by step:, "
+            "Human: So the answer is: (A) or (B)"
         )
-    return found.groupdict()
+    pieces = _QUOTED.split(found["said"])
+    speakers = {"H": "human", "A": "assistant"}
+    dialogue = [
+        {"role": speakers[name], "text": said.strip()}
+        for name, said in zip(pieces[1::2], pieces[2::2], strict=True)
+    ]
+    options = [found["a"], found["b"]]
+    rest = {name: found[name] for name in ("reasoning", "answer")}
+    return {"dialogue": dialogue, "options": options} | rest

@@ -29,7 +29,7 @@ HEADINGS = {
     "revision_request": "\n\nRevisionRequest:",
     "revision": "\n\nRevision:",
 }
-RULES = 1  # one more whenever the code here makes other tokens of a dialogue: what was kept of them is then made again
+RULES = 2  # one more whenever the code here makes other tokens of a dialogue: what was kept of them is then made again
 _ROLE_OF = {heading.strip("\n:"): role for role, heading in HEADINGS.items()}
 _HEADING = re.compile(rf"(?:\A\n{{0,2}}|\n\n)({'|'.join(_ROLE_OF)}):")
 # Around control tokens that stand in a message, while the template is rendered. Unicode keeps these two code points for
@@ -79,16 +79,44 @@ class DialogueFormat:
     ) -> tuple[tuple[int, ...], ...]:
         """The dialogue, ready for a turn of role `reply` that begins with `start`, as token segments.
 
-        The first `shared` messages form a segment of their own, unless a token would cross its end: the tokens do not
-        depend on `shared`. BOS comes once, if the model wants one.
+        The first `shared` messages form a segment of their own, up to the first token that crosses its end: the tokens
+        do not depend on `shared`. BOS comes once, if the model wants one.
         """
-        whole = self._render(messages, reply, start)
-        ids = self._encode(whole)
+        return self.question(messages, (), reply, start, shared)[0]
+
+    def question(
+        self,
+        messages: Sequence[Message],
+        options: Sequence[str],
+        reply: str = "assistant",
+        start: str = "",
+        shared: int = 0,
+    ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+        """The segments of `prompt`, and the tokens of every option where it goes on from `start`.
+
+        Options are never encoded alone: a tokenizer may write a space before them, or merge their first letters with the
+        end of `start`. In that case the prompt ends before the first token that differs, for all options alike.
+        """
         header = self._render(messages[:shared]) if shared else ""
-        first = self._encode(header)
-        if first and whole.startswith(header) and ids[: len(first)] == first:
-            return (self._bos() + first, ids[len(first) :])
-        return (self._bos() + ids,)
+        options = [self._mark(option) if self.kind == "chat" else option for option in options]
+        return self._continued(self._render(messages, reply, start), header, options)
+
+    def running_text(
+        self, text: str, options: Sequence[str] = (), header: str = ""
+    ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+        """As `question`, of a text without turns, which begins with `header`; for the text format only."""
+        return self._continued(text, header, options)
+
+    def _continued(self, text: str, header: str, options: Sequence[str]):
+        ids, first, *joined = self._encode_all(
+            [text, header, *(text + option for option in options)]
+        )
+        count = min((_num_equal(ids, other) for other in joined), default=len(ids))
+        shared = min(_num_equal(first, ids), count)
+        segments = (self._bos() + ids[:shared], ids[shared:count])
+        if not 0 < shared < count:
+            segments = (self._bos() + ids[:count],)
+        return segments, tuple(other[count:] for other in joined)
 
     def example(self, messages: Sequence[Message], targets: str = "last") -> Encoded:
         """The whole dialogue, which ends in an answering role, and its end token. targets: "last" answer or "all"."""
@@ -216,23 +244,28 @@ class DialogueFormat:
         if self.kind == "text":
             return self.tokenizer.encode_all(texts)
         pieces = [
-            (row, number % 2 == 0, piece)
+            (row, number, piece)
             for row, text in enumerate(texts)
             for number, piece in enumerate(re.split(f"[{_BEGIN}{_END}]", text))
             if piece
         ]
-        encoded = {
-            special: iter(
-                self.tokenizer.encode_all(
-                    [piece for _, kind, piece in pieces if kind == special], special
-                )
-            )
-            for special in (True, False)
-        }
+        first = iter(
+            self.tokenizer.encode_all([piece for _, number, piece in pieces if not number], True)
+        )
         ids: list[list[int]] = [[] for _ in texts]
-        for row, special, _ in pieces:
-            ids[row] += next(encoded[special])
+        for row, number, piece in pieces:
+            ids[row] += (
+                self.tokenizer.encode_continuation(piece, special=number % 2 == 0)
+                if number
+                else next(first)
+            )
         return [tuple(row) for row in ids]
+
+    def _encode_continuation(self, text: str) -> tuple[int, ...]:
+        """`_encode` of a text that goes on from another one."""
+        if self.kind == "text":
+            return self.tokenizer.encode_continuation(text)
+        return self._encode(_BEGIN + _END + text)
 
     def _by_part(
         self, parts: Sequence[_Part], ids: Sequence[tuple[int, ...]]
@@ -245,7 +278,9 @@ class DialogueFormat:
             cuts.append(max(cuts[-1], _num_equal(beginning, prompt)))
         cuts.append(len(prompt))
         answer = (
-            whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._encode(parts[-1].text)
+            whole[len(prompt) :]
+            if whole[: len(prompt)] == prompt
+            else self._encode_continuation(parts[-1].text)
         )
         return [
             *(prompt[begin:end] for begin, end in zip(cuts[:-1], cuts[1:], strict=True)),

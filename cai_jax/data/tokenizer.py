@@ -90,11 +90,27 @@ class Tokenizer:
         self.eos = self.eos_ids[0] if self.hf.eos_token_id is None else self.hf.eos_token_id
         first = self._backend.encode("a", add_special_tokens=True).ids[:1]
         self.bos = self.hf.bos_token_id if first == [self.hf.bos_token_id] else None
+        # SentencePiece's tokenizers write a space before whatever they encode: a text that goes on
+        # from another one has other tokens than the same text alone.
+        self.adds_space = self._after("\n", "a", special=False) != self.encode("a")
 
     def encode(self, text: str, special: bool = False) -> tuple[int, ...]:
         """Never adds BOS or EOS. special: control tokens in `text` count as such; otherwise they are letters."""
         tokenizer = self._backend if special else self._plain
         return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_continuation(self, text: str, special: bool = False) -> tuple[int, ...]:
+        """The tokens of a text that goes on from another one, none of whose tokens crosses the edge."""
+        for before in ("\n", "a", ".") if self.adds_space else ():
+            ids = self._after(before, text, special)
+            if ids is not None:
+                return ids
+        return self.encode(text, special)
+
+    def _after(self, before: str, text: str, special: bool) -> tuple[int, ...] | None:
+        """The tokens of `text` in `before + text`; None where a token crosses the edge."""
+        first, joined = self.encode(before, special), self.encode(before + text, special)
+        return joined[len(first) :] if joined[: len(first)] == first else None
 
     def encode_all(self, texts: Sequence[str], special: bool = False) -> list[tuple[int, ...]]:
         """`encode` of each, on all cores."""

@@ -86,8 +86,7 @@ def evasive_requests(record: Mapping, format) -> list[ScoreRequest]:
 
 
 def _request(name: str, question: str, format) -> ScoreRequest:
-    options = tuple(tuple(format.tokenizer.encode(choices.answer(index))) for index in (0, 1))
-    return ScoreRequest(name, choices.choice_segments(format, (), question), options)
+    return choices.choice_request(name, format, (), question, choices.ANSWERS)
 
 
 def outcomes(verdicts: Sequence[Mapping], on: str) -> dict[tuple[str, str], dict[str, float]]:

@@ -65,12 +65,6 @@ def normalise(logprobs: Sequence[float]) -> tuple[float, ...]:
     return tuple((weights / weights.sum()).tolist())
 
 
-def question(prompt: str) -> str:
-    """The item's text without a closing "The answer is:", which the answering turn begins with."""
-    body = prompt.rstrip()
-    return body.removesuffix(choices.ANSWER_LEAD).strip("\n ")
-
-
 def score_requests(
     items: Sequence, format, shots: Mapping[str, Sequence] | None = None
 ) -> list[ScoreRequest]:
@@ -79,16 +73,21 @@ def score_requests(
     requests = []
     for item in items:
         header = [
-            (question(shot.prompt), shot.options[shot.correct])
+            (closed(shot.prompt), shot.options[shot.correct])
             for shot in (shots or {}).get(item.id, ())
         ]
-        segments = choices.choice_segments(format, header, question(item.prompt))
-        requests.append(ScoreRequest(item.id, segments, encode_options(item, format)))
+        requests.append(
+            choices.choice_request(
+                item.id, format, header, closed(item.prompt), item.options, verbatim=True
+            )
+        )
     return requests
 
 
-def encode_options(item, format) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(format.tokenizer.encode(option)) for option in item.options)
+def closed(prompt: str) -> str:
+    """The item's text up to "The answer is:", which is added where a file leaves it out."""
+    ends = prompt.rstrip().endswith(choices.ANSWER_LEAD)
+    return prompt.rstrip() if ends else f"{prompt}\n{choices.ANSWER_LEAD}"
 
 
 def draw_shots(items: Sequence, num_shots: int, seed: int) -> dict[str, list]:
@@ -187,7 +186,7 @@ def answer_with_chains(
         requests = [
             SampleRequest(
                 f"{item.id}#{k}",
-                choices.chain_segments(format, shown[item.id], question(item.prompt)),
+                choices.chain_segments(format, shown[item.id], choices.without_lead(item.prompt)),
                 seeds.row_key(seed, "multiple_choice", item.id, k),
             )
             for item in block
@@ -200,8 +199,10 @@ def answer_with_chains(
         conclusions = []
         for name, chain in sorted(chains.items()):
             item = by_id[name.rpartition("#")[0]]
-            segments = choices.chain_segments(format, shown[item.id], question(item.prompt), chain)
-            conclusions.append(ScoreRequest(name, segments, encode_options(item, format)))
+            asked = choices.without_lead(item.prompt)
+            conclusions.append(
+                choices.chain_request(name, format, shown[item.id], asked, chain, item.options)
+            )
         answers = collections.defaultdict(list)
         for found in score(conclusions) if conclusions else ():
             item_id, _, k = found.id.rpartition("#")
@@ -231,7 +232,7 @@ def option_texts(item) -> list[str] | None:
     if item.dialogues and len(item.options) == 2:
         texts = [item.dialogues[0][-1].text, item.dialogues[1][-1].text]
         return texts if item.correct == 0 else texts[::-1]
-    tail = question(item.prompt)
+    tail = choices.without_lead(item.prompt)
     found = OPTION_LINE.findall(tail[tail.rfind("Options:") :] if "Options:" in tail else tail)
     return [text.strip() for _, text in found] if len(found) == len(item.options) else None
 

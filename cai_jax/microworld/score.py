@@ -51,16 +51,10 @@ class Subject:
             [self.format.prompt(dialogue, reply=role) for dialogue in dialogues], role
         )
 
-    def choose(self, prompts: Sequence) -> list[float]:
-        """P(A) for each prompt (token segments)."""
-        options = tuple(
-            tuple(self.format.tokenizer.encode(choices.answer(index))) for index in (0, 1)
-        )
-        requests = [
-            ScoreRequest(str(number), segments, options) for number, segments in enumerate(prompts)
-        ]
+    def choose(self, requests: Sequence[ScoreRequest]) -> list[float]:
+        """P(A) for each request of two options, named by its number."""
         found = {done.id: done.logprobs for done in self.engine.score(requests)}
-        pairs = [found[str(number)] for number in range(len(prompts))]
+        pairs = [found[str(number)] for number in range(len(requests))]
         return [float(1 / (1 + np.exp(b - a))) for a, b in pairs]
 
 
@@ -134,20 +128,19 @@ def judging(subject: Subject, count: int, general: bool, seed: int = 3) -> dict[
         choices.question(dialogue, principle, responses)
         for dialogue, principle, responses, _ in items
     ]
-    plain = (
-        np.array(
-            subject.choose([choices.choice_segments(subject.format, (), one) for one in asked])
-        )
-        > 0.5
-    )
+    requests = [
+        choices.choice_request(str(number), subject.format, (), question, choices.ANSWERS)
+        for number, question in enumerate(asked)
+    ]
+    plain = np.array(subject.choose(requests)) > 0.5
     asked = [
         choices.question(dialogue, principle, responses, False)
         for dialogue, principle, responses, _ in items
     ]
     chains = subject.sample([choices.chain_segments(subject.format, (), one) for one in asked])
     last = [
-        choices.chain_segments(subject.format, (), one, chain)
-        for one, chain in zip(asked, chains, strict=True)
+        choices.chain_request(str(number), subject.format, (), question, chain, choices.ANSWERS)
+        for number, (question, chain) in enumerate(zip(asked, chains, strict=True))
     ]
     thought = np.array(subject.choose(last)) > 0.5
     return {

@@ -22,7 +22,7 @@ from cai_jax.evals import agreement
 from cai_jax.sampling.rewards import RewardModel, collected
 from cai_jax.seeds import row_key, row_rng
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import Message, SampleRequest, SamplingParams, ScoreRequest, dialogue_from_json
+from cai_jax.structs import Message, SampleRequest, SamplingParams, dialogue_from_json
 
 SCHEMA = 1
 # Tokens that follow a question when its number of worked examples is chosen; a request is measured again when it is made.
@@ -163,23 +163,17 @@ def run(ctx: StageContext) -> dict:
     if config.mode == "chain_of_thought":
         chains = _sample_chains(ctx, model, engine, todo, header_of, asked, orders, num_chains)
 
-    requests, options = (
-        [],
-        tuple(tuple(model.format.tokenizer.encode(choices.answer(index))) for index in (0, 1)),
-    )
+    requests = []
     for task in todo.values():
         header = header_of(task)
         for order, chain in itertools.product(orders, range(num_chains)):
             name = f"{task['id']}#{order}{chain}"
+            question = name, model.format, header, asked(task, order)
             if chains is None:
-                segments = choices.choice_segments(model.format, header, asked(task, order))
-            elif name in chains.finished:
-                segments = choices.chain_segments(
-                    model.format, header, asked(task, order), chains.finished[name]["text"]
-                )
-            else:
-                continue  # its chain did not fit the context
-            requests.append(ScoreRequest(name, segments, options))
+                requests.append(choices.choice_request(*question, choices.ANSWERS))
+            elif name in chains.finished:  # else it did not fit the context and was counted there
+                thought = chains.finished[name]["text"]
+                requests.append(choices.chain_request(*question, thought, choices.ANSWERS))
 
     scored = {name: {} for name in todo}
     for score in ctx.score(engine, requests, ctx.name, count=False) if requests else ():
