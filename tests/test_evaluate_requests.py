@@ -196,8 +196,10 @@ def test_questions_zero_shot_and_few_shot_word_by_word(tmp_path, monkeypatch):
         assert [f"good {name[1]}" in header for name in correct] == [n in shown for n in correct]
         for name in shown:
             letter = "AB"[correct[name]]
-            begin = header.index(f"Human: Asked {name[1]}\n")
-            assert header[begin:].partition("The answer is:")[2].startswith(f" ({letter})\n\n")
+            begin = request.prompt.index(f"Human: Asked {name[1]}\n")
+            assert (
+                request.prompt[begin:].partition("The answer is:")[2].startswith(f" ({letter})\n\n")
+            )
     for mode in ("zero_shot", "few_shot"):
         (accuracy,) = find(rows, f"choice_{mode}", "mine", "feedback")
         assert (accuracy["value"], accuracy["n"]) == (0.75, 4)
