@@ -173,7 +173,9 @@ def answer_with_chains(
         if room is None:
             return header
         count, _ = fitting.with_examples(
-            lambda count: choices.chain_segments(format, header[:count], question(item.prompt)),
+            lambda count: choices.chain_segments(
+                format, header[:count], choices.without_lead(item.prompt)
+            ),
             len(header),
             room,
         )
