@@ -33,6 +33,8 @@ def target(
     Chains of thought, orders (only "ab" where `average_orders` is false) and principles are averaged as probabilities;
     then the mean is clamped to [low, high] where `clamp` is given, or made hard (0, ½ for a tie, 1) for kind "hard".
     """
+    if clamp and not 0 <= clamp[0] <= clamp[1] <= 1:
+        raise ValueError(f"clamp: expected two probabilities, the lower one first, not {clamp!r}")
     per_record = []
     for record in records:
         by_order: dict[str, list[float]] = {}
@@ -44,6 +46,10 @@ def target(
             sum(sum(values) / len(values) for values in by_order.values()) / len(by_order)
         )
     mean = sum(per_record) / len(per_record)
+    if not 0 <= mean <= 1:
+        raise ValueError(
+            f"label: expected a probability, not {mean!r}; are its log-probabilities finite?"
+        )
     if kind == "hard":
         return 0.5 if mean == 0.5 else float(mean > 0.5)
     if kind != "soft":
