@@ -15,6 +15,7 @@ import numpy as np
 
 from cai_jax import labels, losses, seeds
 from cai_jax.data.comparisons import load_comparisons
+from cai_jax.errors import UserError
 from cai_jax.evals import preference
 from cai_jax.models import heads
 from cai_jax.planning import throughput
@@ -58,9 +59,14 @@ def ai_pairs(ctx: StageContext) -> list[Pair]:
         if texts[0] == texts[1]:
             ctx.drop("equal responses")
             continue
-        target = labels.target(
-            rows, kind=config.label_kind, clamp=clamp, average_orders=config.average_orders
-        )
+        try:
+            target = labels.target(
+                rows, kind=config.label_kind, clamp=clamp, average_orders=config.average_orders
+            )
+        except ValueError as error:
+            raise UserError(
+                f"stage '{ctx.name}': labels of comparison '{name}': {error}"
+            ) from error
         dialogue = dialogue_from_json(record["dialogue"])
         pairs.append(
             Pair(f"ai {name}#{first}-{second}", "ai", group_of(dialogue), dialogue, texts, target)
