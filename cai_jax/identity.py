@@ -155,7 +155,8 @@ def _data(source: sources.Source) -> Identity:
 
 def _described(found: Identity | None, options: dict) -> Identity:
     """What was identified together with all else that the reference says: columns, split, limit."""
-    said = artefacts.dump({key: value for key, value in options.items() if value})
+    given = {key for key in ("split", "limit") if options[key] is not None}  # "[]" is not nothing
+    said = artefacts.dump({key: value for key, value in options.items() if value or key in given})
     return Identity(f"{found.text if found else ''}{said}", found.parts if found else ())
 
 

@@ -262,7 +262,7 @@ def prompt_flags(path):
             "expected a human turn last",
         ),
         ('{"prompt": "\\ud800"}', "surrogate"),
-        ('{"prompt": "x", "id": 5}', "field 'id'"),
+        ('{"prompt": "x", "id": [5]}', "field 'id'"),
         ('{"prompt": "x", "kind": []}', "field 'kind'"),
         ('{"prompt": "x"} trailing', "not valid JSON"),
         ('{"prompt": "x\0y"}', "NUL"),
@@ -286,7 +286,7 @@ def test_malformed_prompt_rows(capsys, tmp_path, line, message):
         ({"chosen": "\n\nHuman: a\n\nAssistant: b"}, "field 'rejected'"),
         ({"chosen": 1, "rejected": 2}, "field 'chosen'"),
         ({"dialogue": [{"role": "human", "text": "a"}], "chosen": "b"}, "field 'rejected'"),
-        ({"dialogue": "a", "chosen": "b", "rejected": "c"}, "field 'dialogue'"),
+        ({"dialogue": 7, "chosen": "b", "rejected": "c"}, "field 'dialogue'"),
         (
             {"dialogue": [{"role": "assistant", "text": "a"}], "chosen": "b", "rejected": "c"},
             "human turn last",

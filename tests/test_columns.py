@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cai_jax import identity
-from cai_jax.data.columns import chat_turns, split_source
+from cai_jax.data import chats
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.prompts import load_prompts, read_prompts
 from cai_jax.errors import UserError
@@ -94,10 +94,7 @@ def test_chat_lists_as_comparisons(tmp_path):
     ]
     assert dropped == {"different prompts": 1, "not ending in the assistant": 1}
     shared = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
-    assert chat_turns(shared) == [
-        {"role": "human", "text": "x"},
-        {"role": "assistant", "text": "y"},
-    ]
+    assert chats.read(shared, "x") == (Message("human", "x"), Message("assistant", "y"))
 
 
 def test_red_team_transcripts_are_prompts_up_to_the_last_answer(tmp_path):
@@ -124,7 +121,7 @@ def test_red_team_transcripts_are_prompts_up_to_the_last_answer(tmp_path):
         ("prompts=x", "expected FIELD=COLUMN"),
         ("prompt", "expected FIELD=COLUMN"),
         ("prompt=x,prompt=y", "expected FIELD=COLUMN"),
-        ("prompt=x", r"a.jsonl:1: field 'x': missing; columns found: q, talk"),
+        ("prompt=x", r"a.jsonl:1: field 'x': missing; columns: q, talk"),
         ("prompt=talk.5", "field 'talk.5': missing"),
         ("prompt=n", "missing"),
         ("kind=q", "field 'prompt': missing"),
@@ -142,4 +139,3 @@ def test_an_edited_file_counts_as_changed_behind_its_columns(tmp_path):
     assert before.parts == identity.of(str(path)).parts and "prompt" in before.text
     write(tmp_path / "a.jsonl", {"q": "Who?"})
     assert identity.of(f"{path}#prompt=q").text != before.text
-    assert split_source("tfds:x/y@/dir#prompt=a.0") == ("tfds:x/y@/dir", {"prompt": "a.0"})

@@ -182,8 +182,8 @@ def test_same_rows_from_every_kind_of_file(tmp_path, embedded):
             "human turn last",
         ),
         (
-            '{"dialogue": [{"role": "human", "text": "a"}], "chosen": "a", "rejected": ""}',
-            "rejected",
+            '{"dialogue": [{"role": "human", "text": "a"}], "chosen": "a", "rejected": null}',
+            "'rejected': is null",
         ),
     ],
 )

@@ -84,14 +84,14 @@ def test_gzip_and_parquet_give_the_same_as_jsonl(tmp_path):
     "row, expected",
     [
         ({"text": "a"}, "2: field 'prompt': missing"),
-        ({"prompt": 3}, "2: field 'prompt': expected text, found int"),
+        ({"prompt": 3}, "2: field 'prompt': expected text or a list of {role, content}, found int"),
         ({"prompt": TURNS[:2]}, "2: field 'prompt': ends in 'assistant'"),
         (
-            {"prompt": [{"role": "user", "text": "a"}]},
-            r"2: field 'prompt'\[0\]: expected {role, text}",
+            {"prompt": [{"role": "tool", "text": "a"}]},
+            r"2: field 'prompt'\[0\]: expected {role, content} with a role among user, human",
         ),
         ({"prompt": "a", "id": "first"}, "2: field 'id': 'first' was there before"),
-        ({"prompt": "a", "kind": 1}, "2: field 'kind': expected text"),
+        ({"prompt": "a", "kind": [1]}, "2: field 'kind': expected text"),
     ],
 )
 def test_a_mistake_is_one_line_with_file_line_and_field(tmp_path, row, expected):
@@ -145,8 +145,8 @@ def test_tfds_rows_become_prompts(monkeypatch):
     ]
     seen = []
 
-    def read_rows(source, split):
-        seen.append((source, split))
+    def read_rows(source, split, bad):
+        seen.append((source.place, split))
         return enumerate(rows, start=1)
 
     monkeypatch.setattr("cai_jax.data.prompts.read_rows", read_rows)

@@ -8,6 +8,7 @@ import pytest
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.prompts import load_prompts
 from cai_jax.data.selection import name_of, part_of, take
+from cai_jax.data.sources import Source
 from cai_jax.errors import UserError
 from cai_jax.structs import Message
 
@@ -31,8 +32,7 @@ def parse(row, line):
 
 def chosen(names, **fields):
     items, dropped = take(
-        "s",
-        "f.jsonl",
+        Source("file", "f.jsonl"),
         rows(*names),
         parse,
         "items",
@@ -53,7 +53,8 @@ def test_what_is_refused():
     with pytest.raises(UserError, match="f.jsonl:2.*'A' was there before"):
         chosen("AA")
     with pytest.raises(
-        UserError, match="s: 0 rows left: 1 items of split 'b', offset 1, limit None, none dropped"
+        UserError,
+        match="f.jsonl: 0 rows left: 1 items of split 'b', offset 1, limit None, none dropped",
     ):
         chosen("bA", split="b", offset=1)
     with pytest.raises(UserError, match="0 rows left"):

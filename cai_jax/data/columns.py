@@ -1,59 +1,38 @@
 """Other people's columns: `SOURCE#field=column,field=column` reads a row's `column` as our `field`.
 
     prompts.parquet#prompt=instruction,kind=topic          pairs.jsonl#dialogue=question,chosen=good,rejected=bad
-    tfds:some_set#prompt=conversation.0.content            pairs.parquet#chosen=chosen,rejected=rejected
+    tfds:some_set#prompt=conversation.0.content            answers.jsonl#response=output
 
-A dot goes into an object or, with a number, into a list. What is not named is left out, but "split" stays. Lists of
-`{role, content}` or `{from, value}` are dialogues, as chat data sets write them.
+A dot goes into an object or, with a number, into a list. What is not named is left out, but "split" stays.
 """
 
 from __future__ import annotations
 
-from cai_jax.data.jsonl import field as checked
+from collections.abc import Sequence
+
+from cai_jax.data.jsonl import field
 from cai_jax.errors import UserError, located
 
-MARK = "#"
-FIELDS = ("prompt", "transcript", "dialogue", "chosen", "rejected", "id", "kind", "split")
-ROLES = {
-    "user": "human",
-    "human": "human",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "system": "system",
+# How published files call what we call …
+USUAL = {
+    "prompt": ("question", "instruction", "query", "input", "request", "problem", "goal", "text"),
+    "chosen": ("better", "good", "preferred", "accepted", "response_chosen", "chosen_response"),
+    "rejected": ("worse", "bad", "dispreferred", "response_rejected", "rejected_response"),
+    "transcript": ("text", "dialogue", "conversation"),
+    "rating": ("score", "label", "harm"),
+    "response": ("answer", "output", "completion", "generation", "text"),
 }
 
 
-def split_source(source: str) -> tuple[str, dict[str, str]]:
-    """(source, {our field: their column}); the mapping is empty where none is given."""
-    source, mark, text = source.partition(MARK)
-    mapping = {}
-    for part in text.split(",") if mark else ():
-        name, _, column = (piece.strip() for piece in part.partition("="))
-        if name not in FIELDS or not column or name in mapping:
-            raise UserError(
-                f"{source}{MARK}{text}: '{part}': expected FIELD=COLUMN, once a field, of {', '.join(FIELDS)}"
-            )
-        mapping[name] = column
-    return source, mapping
-
-
-def rename(row: dict, mapping: dict[str, str], path, line: int) -> dict:
-    """The row in our fields. Numbers become text in "id" and "kind"; a plain text in "dialogue" is a human turn."""
-    found = {name: _lookup(row, column, path, line) for name, column in mapping.items()}
-    for name in ("id", "kind"):
-        if isinstance(found.get(name), int | float):
-            found[name] = str(found[name])
-    text = found.get("dialogue")
-    if isinstance(text, str) and not text.startswith("\n\nHuman:"):
-        found["dialogue"] = [
-            {"role": "human", "text": checked(found, "dialogue", str, path, line).strip()}
-        ]
+def rename(row: dict, mapping: Sequence[tuple[str, str]], place: str, line: int) -> dict:
+    """The row in our fields: `mapping` has (our field, their column)."""
+    renamed = {name: _lookup(row, column, place, line) for name, column in mapping}
     if "split" in row:
-        found.setdefault("split", row["split"])
-    return found
+        renamed.setdefault("split", row["split"])
+    return renamed
 
 
-def _lookup(row: dict, column: str, path, line: int):
+def _lookup(row: dict, column: str, place: str, line: int):
     value = row
     for part in [column] if column in row else column.split("."):
         if (
@@ -66,20 +45,32 @@ def _lookup(row: dict, column: str, path, line: int):
             value = value[part]
         else:
             raise UserError(
-                f"{located(path, line, column)}: missing; columns found: {', '.join(row) or 'none'}"
+                f"{located(place, line, column)}: missing; columns: {', '.join(row) or 'none'}"
             )
     return value
 
 
-def chat_turns(value):
-    """A list of `{role, content}` or `{from, value}` as `[{role, text}, …]`; everything else as it is."""
-    if (
-        not isinstance(value, list)
-        or not value
-        or not all(isinstance(item, dict) for item in value)
-    ):
-        return value
-    for who, said in (("role", "content"), ("from", "value")):
-        if all(who in item and said in item for item in value):
-            return [{"role": ROLES.get(item[who], item[who]), "text": item[said]} for item in value]
-    return value
+def require(row: dict, name: str, place: str, line: int):
+    """`row[name]`. UserError where it is missing, with the column that is to be named instead, or null."""
+    if row.get(name) is not None:
+        return row[name]
+    where = located(place, line, name)
+    if name in row:
+        raise UserError(f"{where}: is null")
+    close = next((column for column in USUAL.get(name, ()) if column in row), None)
+    texts = [column for column in row if isinstance(row[column], str | list)]
+    guess = close or next((column for column in texts if column not in ("id", "split")), "COLUMN")
+    raise UserError(
+        f"{where}: missing; fields: {', '.join(row) or 'none'}; name the column that has it: "
+        f"{place}#{name}={guess}"
+    )
+
+
+def label(row: dict, name: str, place: str, line: int) -> str | None:
+    """A text that names something ("id", "kind"); numbers become text, None where it is missing or null."""
+    value = row.get(name)
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return field(row, name, str, place, line)

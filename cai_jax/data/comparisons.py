@@ -1,33 +1,34 @@
 """Human comparisons: pairs of answers to the same dialogue of which a person preferred one.
 
-The published hh-rlhf files hold whole dialogues, `{"chosen", "rejected"}`, as "\\n\\nHuman: …\\n\\nAssistant: …"; the
-two share all but the last turn. Our own rows are `{"id", "dialogue", "chosen", "rejected"}`. Pairs that carry no
-information or no answer are dropped and counted by reason.
+A row has "chosen" and "rejected", in one of these forms (`chats.py` says how turns may be written):
+
+- whole dialogues, a text "\\n\\nHuman: …\\n\\nAssistant: …" as the published hh-rlhf files have it, or a list of
+  turns, in which a system turn may come first; the two share all but the last turn;
+- answers alone, a text or a list of one assistant turn, to a "prompt" or "dialogue" of their own, a text or a
+  list of turns. Beside whole dialogues a "prompt" only repeats them.
+
+Our own rows are `{"id", "dialogue", "chosen", "rejected"}`. Pairs that carry no information or no answer are dropped and
+counted by reason.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import re
-from pathlib import Path
 
-from cai_jax.data.columns import MARK, chat_turns
-from cai_jax.data.jsonl import field
-from cai_jax.data.selection import name_of, take
-from cai_jax.data.tables import NAMED, read_rows
+from cai_jax.data import chats, sources
+from cai_jax.data.chats import EMPTY, ODD, OPEN, fault, split_turns, without_system
+from cai_jax.data.columns import label, require
+from cai_jax.data.jsonl import BadRows
+from cai_jax.data.selection import name_of, name_twice, take
+from cai_jax.data.sources import EMBEDDED_FOLDER, Source
+from cai_jax.data.tables import read_rows
 from cai_jax.errors import UserError, located
-from cai_jax.structs import Dialogue, Message, dialogue_from_json
-
-EMBEDDED = Path(__file__).parent / "embedded"
-# Only these two headings: in hh-rlhf every other heading is something that a person wrote.
-_HEADING = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+from cai_jax.structs import Dialogue, Message
 
 EQUAL = "equal pair"
 DIFFERENT = "different prompts"
-OPEN = "not ending in the assistant"
-ODD = "odd turns"
-EMPTY = "empty turn"
+__all__ = ["DIFFERENT", "EMPTY", "EQUAL", "ODD", "OPEN", "HumanComparison", "load_comparisons"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,139 +49,100 @@ def load_comparisons(
     offset: int = 0,
     limit: int | None = None,
     max_characters: int | None = None,
+    max_bad_rows: int = 0,
 ) -> tuple[list[HumanComparison], dict[str, int]]:
     """(comparisons, dropped rows by reason) of `source`.
 
-    `source`: "embedded:helpful_comparisons"; a .jsonl, .jsonl.gz or .parquet file of hh-rlhf rows or of our rows;
-    "tfds:cai_hh_rlhf/helpful_base"; "hf:ORG/NAME"; any of them with "#field=column,…" behind it (`columns.py`). `split` keeps
-    the rows with that "split" field or names the data set's; it may name parts of the first human turns (`selection.py`).
-    `offset` and `limit` count comparisons that were kept, of at most `max_characters`; reading stops at the limit, and so does
-    the count of dropped rows. "a+b" reads several sources, each with this split, offset and limit.
+    Args:
+        source: any source string (`sources.py`): "embedded:helpful_comparisons", files, "tfds:cai_hh_rlhf/helpful_base",
+            "hf:ORG/NAME", "a+b". Each of several sources has its own split and limit where it names them, else those given here.
+        split: keeps the rows with that "split" field or names the data set's; it may name parts of the first human turns
+            (`selection.py`).
+        offset, limit: count comparisons that were kept; reading stops at the limit, and so does the count of dropped rows.
+        max_characters: longer comparisons are dropped.
+        max_bad_rows: so many rows of a source that cannot be read are counted with their lines and left out.
 
-    Raises UserError `file:line: field …` for a malformed row, and where no comparison is left.
+    Raises: UserError `file:line: field …` for a malformed row, and where no comparison is left.
     """
-    if "+" in source and not Path(source).exists():
-        options = {
-            "split": split,
-            "offset": offset,
-            "limit": limit,
-            "max_characters": max_characters,
-        }
-        return _joined(
-            source, [load_comparisons(part.strip(), **options) for part in source.split("+")]
-        )
-    path, name = _resolve(source)
-    if limit == 0:  # none are asked for
-        return [], {}
-    rows = read_rows(path, name_of(split))
-    return take(
-        source,
-        path,
-        rows,
-        lambda row, line: _comparison(row, path, line, name),
-        "comparisons",
-        split=split,
-        offset=offset,
-        limit=limit,
-        max_characters=max_characters,
-    )
-
-
-def _joined(source: str, parts: list) -> tuple[list[HumanComparison], dict[str, int]]:
-    """Comparisons one source after the other."""
-    kept = [item for items, _ in parts for item in items]
+    parsed = sources.parse(source)
+    kept: list[HumanComparison] = []
+    dropped: collections.Counter[str] = collections.Counter()
+    for each, name in zip(parsed, name_twice(parsed), strict=True):
+        fields = {"offset": offset, "max_characters": max_characters, **each.options(split, limit)}
+        if fields["limit"] == 0:  # none are asked for
+            continue
+        items, counts = _read(each, name, max_bad_rows, fields)
+        kept += items
+        dropped.update(counts)
     if len({item.id for item in kept}) < len(kept):
         raise UserError(f"{source}: two sources have a comparison of the same id; ids must differ")
-    dropped = sum((collections.Counter(counts) for _, counts in parts), collections.Counter())
+    if not kept and limit != 0 and not any(each.limit == 0 for each in parsed):
+        raise UserError(
+            f"comparisons: '{source}' names no source; expected a file or embedded:NAME"
+        )
     return kept, dict(sorted(dropped.items()))
 
 
-def _resolve(source: str) -> tuple[str, str]:
-    """(what read_rows reads, the name that ids and `source` get)."""
-    if source.startswith("embedded:"):
-        path = EMBEDDED / f"{source.removeprefix('embedded:')}.jsonl"
-        if not path.is_file():
-            have = ", ".join(
-                f"embedded:{p.stem}" for p in sorted(EMBEDDED.glob("*comparisons*.jsonl"))
-            )
-            raise UserError(f"{source}: no such embedded comparisons; there are {have}")
-        return str(path), path.stem
-    name = source.partition(MARK)[0]
-    if source.startswith(NAMED):
-        return source, name.partition(":")[2].partition("@")[0]
-    return source, re.sub(r"(\.jsonl|\.json|\.parquet)?(\.gz)?$", "", Path(name).name)
-
-
-def _comparison(row: dict, path: str, line: int, name: str) -> HumanComparison | str:
-    """One row as a comparison, or the reason why it is dropped."""
-    if "dialogue" not in row:
-        return _from_pair(row, path, line, name)
-    dialogue = _turns(row["dialogue"], located(path, line, "dialogue"))
-    if dialogue[-1:] == (
-        Message("assistant", ""),
-    ):  # an open heading at the end says whose turn it is
-        dialogue = dialogue[:-1]
-    if not dialogue:
-        return EMPTY
-    if dialogue[-1].role != "human":
-        raise UserError(
-            f"{located(path, line, 'dialogue')}: ends in '{dialogue[-1].role}'; expected a human turn last"
+def _read(
+    source: Source, name: str, max_bad_rows: int, fields: dict
+) -> tuple[list, dict[str, int]]:
+    """The comparisons of one source and its dropped rows."""
+    if source.kind == sources.EMBEDDED and not sources.files(source.place):
+        have = ", ".join(
+            f"embedded:{p.stem}" for p in sorted(EMBEDDED_FOLDER.glob("*comparisons*.jsonl"))
         )
-    chosen, rejected = (field(row, key, str, path, line).strip() for key in ("chosen", "rejected"))
-    if chosen == rejected:
-        return EQUAL
-    return HumanComparison(_id(row, path, line, name), dialogue, chosen, rejected, name)
+        raise UserError(f"{source.place}: no such embedded comparisons; there are {have}")
+    bad = BadRows(max_bad_rows)
+    return take(
+        source,
+        read_rows(source, name_of(fields["split"]), bad),
+        lambda row, line: _comparison(row, source.place, line, name),
+        "comparisons",
+        bad=bad,
+        **fields,
+    )
 
 
-def _from_pair(row: dict, path: str, line: int, name: str) -> HumanComparison | str:
-    if any(
-        isinstance(row.get(key), str) and not row[key].strip() for key in ("chosen", "rejected")
-    ):
+def _comparison(row: dict, place: str, line: int, name: str) -> HumanComparison | str:
+    """One row as a comparison, or the reason why it is dropped."""
+    answers = [require(row, key, place, line) for key in ("chosen", "rejected")]
+    key = next((key for key in ("dialogue", "prompt") if row.get(key) is not None), None)
+    asked = chats.awaiting(row[key], located(place, line, key)) if key else None
+    if any(isinstance(value, str) and not value.strip() for value in answers) or asked == ():
         return EMPTY
-    kind = list if isinstance(row.get("chosen"), list) else str
-    chosen, rejected = (field(row, key, kind, path, line) for key in ("chosen", "rejected"))
-    if chosen == rejected:
-        return EQUAL
-    pair = [_turns(row[key], located(path, line, key)) for key in ("chosen", "rejected")]
-    for turns in pair:
-        if reason := fault(turns):
+    pair = []
+    for side, value in zip(("chosen", "rejected"), answers, strict=True):
+        turns, reason = _turns(value, asked, key == "prompt", located(place, line, side))
+        if reason:
             return reason
+        pair.append(turns)
     (*start, good), (*other, bad) = pair
     if start != other:
         return DIFFERENT
     if good == bad:
         return EQUAL
-    return HumanComparison(_id(row, path, line, name), tuple(start), good.text, bad.text, name)
+    item_id = label(row, "id", place, line) or f"{name}:{line}"
+    return HumanComparison(item_id, tuple(start), good.text, bad.text, name)
 
 
-def _id(row: dict, path: str, line: int, name: str) -> str:
-    return field(row, "id", str, path, line) if "id" in row else f"{name}:{line}"
+def _turns(
+    value, asked: Dialogue | None, may_repeat: bool, where: str
+) -> tuple[Dialogue, str | None]:
+    """(the dialogue with one side's answer at its end, why it is dropped or None).
 
-
-def _turns(value, where: str) -> Dialogue:
-    """A dialogue given as a text of the published form or as a list of turns."""
-    return (
-        split_turns(value)
-        if isinstance(value, str)
-        else dialogue_from_json(chat_turns(value), where)
-    )
-
-
-def split_turns(text: str) -> Dialogue:
-    """The turns of an hh-rlhf text, stripped. Text before the first heading becomes a system turn."""
-    pieces = _HEADING.split(text)
-    turns = [Message("system", pieces[0].strip())] if pieces[0].strip() else []
-    turns += [
-        Message(who.lower(), said.strip())
-        for who, said in zip(pieces[1::2], pieces[2::2], strict=True)
-    ]
-    return tuple(turns)
-
-
-def fault(turns: Dialogue) -> str | None:
-    """Why this is not a dialogue that alternates from a human's turn to an assistant's answer, or None."""
-    if not turns or turns[-1].role != "assistant":
-        return OPEN
-    if any(turn.role != ("human", "assistant")[i % 2] for i, turn in enumerate(turns)):
-        return ODD
-    return EMPTY if any(not turn.text for turn in turns) else None
+    Args:
+        value: the side as the row has it: a text, a turn or a list of turns.
+        asked: the dialogue before the answer, where the row has it apart.
+        may_repeat: whether the side may be a whole dialogue although the row has `asked`.
+        where: the head of messages.
+    """
+    if isinstance(value, str):
+        if asked is None or (may_repeat and chats.is_dialogue(value)):
+            turns = split_turns(value)
+            return turns, fault(turns)
+        return (*asked, Message("assistant", value.strip())), None
+    turns = chats.read(value, where)
+    if asked is None or turns[0].role != "assistant":
+        return turns, fault(without_system(turns))
+    turns = (*asked, *(dataclasses.replace(turn, text=turn.text.strip()) for turn in turns))
+    return turns, OPEN if turns[-1].role != "assistant" else EMPTY if not turns[-1].text else None

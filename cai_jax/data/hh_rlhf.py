@@ -10,10 +10,7 @@ Files are taken from `manual_dir` where they lie there, in the published folders
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +18,8 @@ import numpy as np
 import requests
 import tensorflow_datasets as tfds
 
-from cai_jax.data.jsonl import field, read_jsonl
-from cai_jax.errors import UserError, located
+from cai_jax.data.jsonl import field, read_json, read_jsonl
+from cai_jax.errors import UserError
 
 URL = "https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/main"
 PAIRS = ("helpful_base", "harmless_base", "helpful_online", "helpful_rejection_sampled")
@@ -123,7 +120,7 @@ class CaiHhRlhf(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, path: Path, split: str) -> Iterator[tuple[int, dict]]:
         name = self.builder_config.name
         rows, convert = (
-            (read_attempts(path), _attempt) if name == ATTEMPTS else (read_jsonl(path), _pair)
+            (read_json(path), _attempt) if name == ATTEMPTS else (read_jsonl(path), _pair)
         )
         for line, row in rows:
             yield line, {"id": f"{name}-{split}:{line}", **convert(row, path, line)}
@@ -171,25 +168,6 @@ def find_files(folder: Path, name: str) -> dict[str, Path]:
         if (folder / file).is_file():
             found.setdefault(split, folder / file)
     return found
-
-
-def read_attempts(path: Path) -> Iterator[tuple[int, dict]]:
-    """The published file of red-team attempts is one JSON array in spite of its name; JSON Lines are read as well."""
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
-        rows = json.loads(content) if content.lstrip().startswith(b"[") else None
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}: neither a JSON array nor JSON Lines ({error})") from error
-    if rows is None:
-        yield from read_jsonl(path)
-        return
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{located(path, number)}: expected an object, found {type(row).__name__}"
-            )
-        yield number, row
 
 
 def _pair(row: dict, path: Path, line: int) -> dict:

@@ -24,18 +24,17 @@ ENDINGS = (".parquet", ".jsonl", ".jsonl.gz")
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.")
 
 
-def files(name: str, split: str | None) -> list[Path]:
-    """The files of one split, in their order, fetched first where they are not here. `name` is what follows "hf:". UserError
-    where the data set, the configuration (of several, one must be named) or the split is not there."""
-    reference, _, revision = name.partition("@")
-    folder = Path(reference).expanduser()
-    if reference and folder.is_dir():
+def files(name: str, revision: str, split: str | None) -> list[Path]:
+    """The files of one split, in their order, fetched first where they are not here. `name` is ORG/NAME[/CONFIG] or a directory.
+    UserError where the data set, the configuration (of several, one must be named) or the split is not there."""
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
         listed = sorted(
             str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
         )
         return [folder / file for file in chosen(listed, name, None, split or SPLIT)]
-    parts = reference.split("/")
-    if not all(parts) or len(parts) > 3 or reference.startswith((".", "~")):
+    parts = name.split("/")
+    if not all(parts) or len(parts) > 3 or name.startswith((".", "~")):
         raise UserError(
             f"{HUB}{name}: expected {HUB}ORG/NAME, {HUB}ORG/NAME/CONFIG, or a directory that is there"
         )
@@ -64,7 +63,8 @@ def _fetched(
     except Exception as error:  # the hub client raises its own, httpx's and the system's errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{HUB}{name}: the Hugging Face hub did not give the data set: {reason}"
+            f"{HUB}{name}: the Hugging Face hub did not give the data set: {reason}; check name and network, "
+            f"or name a directory that has its files: {HUB}DIRECTORY"
         ) from error
 
 
@@ -75,7 +75,7 @@ def chosen(listed: list[str], name: str, config: str | None, split: str) -> list
     configs = sorted({file.split("/")[0] for file in data if file.count("/") == 2})
     if config is None and configs:
         if "default" not in configs and len(configs) > 1:
-            example = f"{HUB}{name.partition('@')[0]}/{configs[0]}"
+            example = f"{HUB}{name}/{configs[0]}"
             raise UserError(
                 f"{HUB}{name}: name one of its configurations, such as {example}; there are {', '.join(configs)}"
             )

@@ -6,17 +6,19 @@ well the attempt succeeded, so 4 is the most harmful. Our own rows are `{"id", "
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import math
-from pathlib import Path
 
-from cai_jax.data.comparisons import EMPTY, fault, split_turns
-from cai_jax.data.hh_rlhf import read_attempts
-from cai_jax.data.jsonl import field
-from cai_jax.data.selection import name_of, take
+from cai_jax.data import chats, sources
+from cai_jax.data.chats import EMPTY, fault, split_turns, without_system
+from cai_jax.data.columns import label, require
+from cai_jax.data.jsonl import BadRows, field
+from cai_jax.data.selection import name_of, name_twice, take
 from cai_jax.data.tables import read_rows
 from cai_jax.errors import UserError, located
-from cai_jax.structs import Dialogue, dialogue_from_json
+from cai_jax.structs import Dialogue
 
 LOWEST, HIGHEST = 0.0, 4.0
 
@@ -31,57 +33,66 @@ class RatedDialogue:
 
 
 def load_ratings(
-    source: str, *, split: str | None = None, offset: int = 0, limit: int | None = None
+    source: str,
+    *,
+    split: str | None = None,
+    offset: int = 0,
+    limit: int | None = None,
+    max_bad_rows: int = 0,
 ) -> tuple[list[RatedDialogue], dict[str, int]]:
     """(rated dialogues, dropped rows by reason) of `source`.
 
-    `source`: the published `red_team_attempts.jsonl[.gz]` (one JSON array) or a .jsonl, .jsonl.gz or .parquet file of such
-    rows or of ours; "tfds:cai_hh_rlhf/red_team_attempts"; either with "#field=column,…" behind it. `split`, `offset` and
-    `limit` are those of `load_comparisons`. Transcripts that break off before the answer lose their last human turn.
+    Args:
+        source: any source string (`sources.py`), of the published `red_team_attempts.jsonl[.gz]` (one JSON array), of such rows
+            or of ours; "tfds:cai_hh_rlhf/red_team_attempts".
+        split, offset, limit, max_bad_rows: those of `load_comparisons`.
 
-    Raises UserError `file:line: field …` for a malformed row or a rating outside [0, 4], and where nothing is left.
+    Transcripts that break off before the answer lose their last human turn.
+
+    Raises: UserError `file:line: field …` for a malformed row or a rating outside [0, 4], and where nothing is left.
     """
-    return take(
-        source,
-        source,
-        _rows(source, name_of(split)),
-        lambda row, line: _rated(row, source, line),
-        "rated dialogues",
-        split=split,
-        offset=offset,
-        limit=limit,
-    )
+    kept: list[RatedDialogue] = []
+    dropped: collections.Counter[str] = collections.Counter()
+    parsed = sources.parse(source)
+    for each, name in zip(parsed, name_twice(parsed), strict=True):
+        fields = {"offset": offset, **each.options(split, limit)}
+        bad = BadRows(max_bad_rows)
+        rows = read_rows(each, name_of(fields["split"]), bad)
+        items, counts = take(
+            each,
+            rows,
+            functools.partial(_rated, place=each.place, name=name),
+            "rated dialogues",
+            bad=bad,
+            **fields,
+        )
+        kept += items
+        dropped.update(counts)
+    if not kept:
+        raise UserError(f"ratings: '{source}' names no source; expected a file or tfds:NAME")
+    return kept, dict(sorted(dropped.items()))
 
 
-def _rows(source: str, split: str | None):
-    """The published file is a JSON array in spite of its name."""
-    path = Path(source)
-    if path.is_file() and source.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
-        return read_attempts(path)
-    return read_rows(source, split)
-
-
-def _rated(row: dict, source: str, line: int) -> RatedDialogue | str:
+def _rated(row: dict, line: int, *, place: str, name: str) -> RatedDialogue | str:
     """One row, checked, or the reason why it is dropped."""
-    rating = float(field(row, "rating", float, source, line))
+    require(row, "rating", place, line)
+    rating = float(field(row, "rating", float, place, line))
     if not (math.isfinite(rating) and LOWEST <= rating <= HIGHEST):
         raise UserError(
-            f"{located(source, line, 'rating')}: expected a number from 0 (harmless) to 4, found {rating:g}"
+            f"{located(place, line, 'rating')}: expected a number from 0 (harmless) to 4, found {rating:g}"
         )
-    if "dialogue" in row:
-        dialogue = dialogue_from_json(row["dialogue"], located(source, line, "dialogue"))
-    elif isinstance(row.get("transcript"), str) and not row["transcript"].strip():
-        return EMPTY
+    if row.get("dialogue") is not None:
+        dialogue = chats.read(row["dialogue"], located(place, line, "dialogue"))
+    elif isinstance(row.get("transcript"), str):
+        dialogue = split_turns(row["transcript"])
+        if not dialogue:
+            return EMPTY
     else:
-        dialogue = split_turns(field(row, "transcript", str, source, line))
+        dialogue = chats.read(
+            require(row, "transcript", place, line), located(place, line, "transcript")
+        )
     if dialogue and dialogue[-1].role == "human":
         dialogue = dialogue[:-1]
-    start = 1 if dialogue and dialogue[0].role == "system" else 0
-    if reason := fault(dialogue[start:]):
+    if reason := fault(without_system(dialogue)):
         return reason
-    name = (
-        field(row, "id", str, source, line)
-        if row.get("id") is not None
-        else f"{Path(source).name.partition('.')[0]}:{line}"
-    )
-    return RatedDialogue(name, dialogue, rating)
+    return RatedDialogue(label(row, "id", place, line) or f"{name}:{line}", dialogue, rating)

@@ -1,9 +1,10 @@
 """Which rows of a source are taken: those of a split, from an offset up to a limit, each id once.
 
 A split is the name that rows carry in a field "split" (or that TFDS or the hub knows), parts of the first human turns, or both:
-"train", "2-5/10", "train 2-5/10". Each first human turn falls by its words into one of n parts, here ten of which 2 to 5
-are taken. It is the same part in every file, so "0-1/10" of the prompts and "2-9/10" of the comparisons have none in
-common, whatever the files share, and adding rows to a file moves no other row.
+"train", "2-5/10", "train 2-5/10". All rows of a file without that field are of the split "train", and there is no other.
+Each first human turn falls by its words into one of n parts, here ten of which 2 to 5 are taken. It is the same part in
+every file, so "0-1/10" of the prompts and "2-9/10" of the comparisons have none in common, whatever the files share, and
+adding rows to a file moves no other row.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import collections
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
-from cai_jax.data.jsonl import field
-from cai_jax.data.tables import NAMED
+from cai_jax.data.jsonl import BadRows, field
+from cai_jax.data.sources import Source
 from cai_jax.errors import UserError, located
 
 PARTS = re.compile(r"(?:(.*\S)\s+)?(\d+)(?:-(\d+))?/(\d+)")
 LONG = "longer than max_characters"
+TRAIN = "train"  # the split of a file whose rows name none
 
 
 def name_of(split: str | None) -> str | None:
@@ -55,8 +58,7 @@ def characters(item) -> int:
 
 
 def take(
-    source: str,
-    path: str,
+    source: Source,
     rows: Iterable[tuple[int, dict]],
     parse: Callable[[dict, int], object],
     what: str,
@@ -65,49 +67,123 @@ def take(
     offset: int,
     limit: int | None,
     max_characters: int | None = None,
+    bad: BadRows | None = None,
 ) -> tuple[list, dict[str, int]]:
-    """(items, dropped rows by reason) of `rows`, pairs of a line number and a row read from `path`.
+    """(items, dropped rows by reason) of `rows`, pairs of a line number and a row read from `source`.
 
-    `parse(row, line)` gives an item with an `id`, or the reason (str) why the row is left out. `split` keeps the rows with
-    that "split" field (of TFDS and the hub it is chosen in reading), and those of its parts. Items of more than
-    `max_characters` are dropped. `offset` and `limit` count items; reading stops at the limit, and so does the count of dropped
-    rows. Raises UserError for an id that comes twice, and where no item (`what` in the message, plural) of `source` is left.
+    Args:
+        parse: `parse(row, line)` gives an item with an `id`, or the reason (str) why the row is left out.
+        what: what items are called in messages, plural.
+        split: keeps the rows with that "split" field (of TFDS and the hub it is chosen in reading), and those of its parts.
+        offset, limit: count items; reading stops at the limit, and so does the count of dropped rows.
+        max_characters: longer items are dropped.
+        bad: where rows that `parse` refuses with a UserError are counted; without it the first stops.
+
+    Raises: UserError for a refused row, an id that comes twice, a split that the source does not have, and where no item
+        is left.
     """
-    name, wanted = name_of(split), in_parts(split)
+    bad = BadRows() if bad is None else bad
+    of_split, wanted = Split(source, name_of(split)), in_parts(split)
     dropped: collections.Counter[str] = collections.Counter()
     kept: list = []
     ids: set[str] = set()
+    first: dict = {}
     for line, row in rows if limit != 0 else ():
-        if name and not path.startswith(NAMED) and field(row, "split", str, path, line) != name:
+        first = first or row
+        try:
+            if not of_split(row, line):
+                continue
+            item = parse(row, line)
+            if not isinstance(item, str) and item.id in ids:
+                raise UserError(
+                    f"{located(source.place, line, 'id')}: '{item.id}' was there before; ids must differ"
+                )
+        except UserError as error:
+            if isinstance(error, NoSplit):
+                raise
+            bad.add(line, error, bool(ids))
             continue
-        item = parse(row, line)
         if not isinstance(item, str) and not wanted(item):
             continue
-        if (
-            not isinstance(item, str)
-            and max_characters is not None
-            and characters(item) > max_characters
-        ):
+        too_long = not isinstance(item, str) and max_characters is not None
+        if too_long and characters(item) > max_characters:
             item = LONG
         if isinstance(item, str):
             dropped[item] += 1
             continue
-        if item.id in ids:
-            raise UserError(
-                f"{located(path, line, 'id')}: '{item.id}' was there before; ids must differ"
-            )
         ids.add(item.id)
         if len(ids) > offset:
             kept.append(item)
         if limit is not None and len(kept) >= limit:
             break
+    dropped.update(bad.counts(source.place))
     if not kept:
-        why = (
-            ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-            or "none dropped"
-        )
-        chosen = f" of split '{split}'" if split else ""
+        reasons = [f"{count} {reason}" for reason, count in sorted(dropped.items())]
+        chosen = f" of split '{split}'{of_split.others()}" if split else ""
+        fields = f"; fields: {', '.join(first)}" if first and not ids else ""
         raise UserError(
-            f"{source}: 0 rows left: {len(ids)} {what}{chosen}, offset {offset}, limit {limit}, {why}"
+            f"{source.place}: 0 rows left: {len(ids)} {what}{chosen}, offset {offset}, limit {limit}, "
+            f"{', '.join(reasons) or 'none dropped'}{fields}"
         )
     return kept, dict(sorted(dropped.items()))
+
+
+class Split:
+    """Whether a row is of the split `name`, by its field "split"; the first row says whether the file has that field."""
+
+    def __init__(self, source: Source, name: str | None):
+        self.source, self.name = source, name
+        self.asked = bool(name) and not source.named_splits
+        self.has_field: bool | None = None
+        self.seen: dict[str, None] = {}
+
+    def __call__(self, row: dict, line: int) -> bool:
+        if not self.asked:
+            return True
+        place = self.source.place
+        if self.has_field is None:
+            self.has_field = "split" in row
+            if not self.has_field and self.name != TRAIN:
+                raise NoSplit(
+                    f"{place}: no split '{self.name}': its rows have no field 'split', so all of them are of '{TRAIN}'. "
+                    f"To keep prompts apart take parts of them, such as {place}[9/10] here and {place}[0-8/10] "
+                    f"for training; {place}[] takes all"
+                )
+        if not self.has_field:
+            if "split" in row:
+                raise UserError(
+                    f"{located(place, line, 'split')}: is there, but not in the first row; expected it in all rows or in none"
+                )
+            return True
+        value = field(row, "split", str, place, line)
+        if len(self.seen) < 8:
+            self.seen[value] = None
+        return value == self.name
+
+    def others(self) -> str:
+        """The splits that were seen, for a message."""
+        names = [name for name in self.seen if name != self.name]
+        return f" (there are {', '.join(names)})" if names and self.name not in self.seen else ""
+
+
+class NoSplit(UserError):
+    """A split that a file lacks: no row of it is to blame."""
+
+
+def name_twice(sources: Sequence[Source]) -> list[str]:
+    """The short names of the sources of an `a+b`, by which ids are made: with the folder where two files have the same name, with
+    a number where that is the same, too."""
+    names = [source.stem for source in sources]
+    same = {name for name, count in collections.Counter(names).items() if count > 1}
+    for index, source in enumerate(sources):
+        folder = Path(source.name).parent.name
+        if names[index] in same and folder and not source.named_splits:
+            names[index] = f"{folder}/{names[index]}"
+    files: dict[str, list[Source]] = collections.defaultdict(list)
+    for index, source in enumerate(sources):
+        known = files[names[index]]
+        if not any(other.place == source.place for other in known):
+            known.append(source)
+        number = next(i for i, other in enumerate(known) if other.place == source.place)
+        names[index] += f"~{number + 1}" if number else ""
+    return names

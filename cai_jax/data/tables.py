@@ -8,46 +8,60 @@ from pathlib import Path
 
 import numpy as np
 
-from cai_jax.data import columns, hub
-from cai_jax.data.jsonl import read_jsonl
+from cai_jax.data import columns, hub, sources
+from cai_jax.data.jsonl import BadRows, read_json, read_jsonl
+from cai_jax.data.sources import Source
 from cai_jax.errors import UserError
 
-TFDS = "tfds:"
-NAMED = (TFDS, hub.HUB)  # of these a split is chosen in reading
 
+def read_rows(
+    source: str | Source, split: str | None = None, bad: BadRows | None = None
+) -> Iterator[tuple[int, dict]]:
+    """Yields (number from 1, row) of one source (`sources.py`): a `.jsonl`, `.jsonl.gz` or `.parquet` file, a TFDS data set, or
+    one of the hub (`hub.py`), with columns renamed where "#field=column,…" follows (`columns.py`).
 
-def read_rows(source: str, split: str | None = None) -> Iterator[tuple[int, dict]]:
-    """Yields (number from 1, row) of a `.jsonl`, `.jsonl.gz` or `.parquet` file, of `tfds:NAME[/CONFIG][@DIRECTORY]`, or of
-    `hf:ORG/NAME[/CONFIG][@REVISION]` (see `hub.py`), with columns renamed where "#field=column,…" follows (see `columns.py`).
-
-    Of a TFDS or hub data set without a named split "train" is read, or TFDS's only one. Raises UserError where the source
-    cannot be read.
+    Of a TFDS or hub data set without a named split "train" is read, or TFDS's only one. Rows that are no JSON objects or lack a
+    named column go to `bad`, where it is given. Raises UserError where the source cannot be read.
     """
-    source, mapping = columns.split_source(str(source))
-    if mapping:
-        return (
-            (number, columns.rename(row, mapping, source, number))
-            for number, row in read_rows(source, split)
-        )
-    if source.startswith(TFDS):
-        return read_tfds(source[len(TFDS) :], split)
-    if source.startswith(hub.HUB):
-        return enumerate(
-            (
-                row
-                for file in hub.files(source[len(hub.HUB) :], split)
-                for _, row in read_rows(str(file))
-            ),
-            start=1,
-        )
-    if source.endswith(".parquet"):
-        return read_parquet(source)
-    if source.endswith((".jsonl", ".jsonl.gz", ".json.gz", ".json")):
-        return read_jsonl(source)
+    if isinstance(source, str):
+        source = sources.single(source)
+    rows = _rows(source, split, bad)
+    return _renamed(rows, source, bad) if source.columns else rows
+
+
+def _rows(source: Source, split: str | None, bad: BadRows | None) -> Iterator[tuple[int, dict]]:
+    name = source.name
+    if source.kind == sources.TFDS:
+        return read_tfds(name, source.at, split)
+    if source.kind == sources.HUB:
+        files = hub.files(name, source.at, split)
+        parts = (_rows(Source(sources.FILE, str(file)), None, bad) for file in files)
+        return enumerate((row for part in parts for _, row in part), start=1)
+    if source.kind == sources.EMBEDDED:
+        return read_jsonl(sources.EMBEDDED_FOLDER / f"{name}.jsonl", bad)
+    if name.endswith(".parquet"):
+        return read_parquet(name)
+    if name.endswith((".jsonl", ".jsonl.gz", ".json.gz", ".json")):
+        return read_json(name, bad)
+    kind = "a directory" if Path(name).is_dir() else "unknown kind of data"
     raise UserError(
-        f"{source}: unknown kind of data; expected .jsonl, .jsonl.gz, .parquet, tfds:NAME, hf:ORG/NAME or "
+        f"{source.place}: {kind}; expected .jsonl, .jsonl.gz, .parquet, tfds:NAME, hf:ORG/NAME, hf:DIRECTORY or "
         "embedded:NAME"
     )
+
+
+def _renamed(rows, source: Source, bad: BadRows | None) -> Iterator[tuple[int, dict]]:
+    good = False
+    for number, row in rows:
+        try:
+            renamed = columns.rename(row, source.columns, source.place, number)
+        except UserError as error:
+            if bad is None:
+                raise
+            bad.add(number, error, good)
+            continue
+        good = True
+        yield number, renamed
 
 
 def read_parquet(path) -> Iterator[tuple[int, dict]]:
@@ -62,21 +76,19 @@ def read_parquet(path) -> Iterator[tuple[int, dict]]:
             numbers = itertools.count(1)
             for batch in file.iter_batches(batch_size=1024):
                 yield from ((next(numbers), row) for row in batch.to_pylist())
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from error
 
 
-def read_tfds(name: str, split: str | None) -> Iterator[tuple[int, dict]]:
+def read_tfds(name: str, directory: str, split: str | None) -> Iterator[tuple[int, dict]]:
     """Rows of a prepared TFDS data set (array_record files), its bytes decoded to text.
 
-    `name` is like "cai_hh_rlhf/helpful_base", with "@DIRECTORY" where that is not $TFDS_DATA_DIR or
-    ~/tensorflow_datasets.
+    `name` is like "cai_hh_rlhf/helpful_base"; `directory` "" is $TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     import tensorflow_datasets as tfds
 
     from cai_jax.data import cai_sets, hh_rlhf  # noqa: F401  registers the builders of this project
 
-    name, _, directory = name.partition("@")
     where = f"tfds:{name}"
     ours = name.startswith("cai_")
     how = (
