@@ -75,6 +75,7 @@ RANGES = {
     "max_characters": COUNT,
     "offset": COUNT_OR_NONE,
     "limit": COUNT_OR_NONE,
+    "max_bad_rows": COUNT_OR_NONE,
     "top_k": COUNT_OR_NONE,
     "num_few_shot": COUNT_OR_NONE,
     "num_few_shot_chains": COUNT_OR_NONE,

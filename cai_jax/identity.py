@@ -142,7 +142,7 @@ def _model(reference: str) -> Identity | None:
 
 def _data(source: sources.Source) -> Identity:
     """Without parts where what it names is not there."""
-    options = dataclasses.asdict(source) | {"name": ""}
+    options = dataclasses.asdict(source) | {"name": "", "written": ""}
     path = next(iter(sources.paths(source)), None)
     if source.kind == sources.TFDS:
         return _described(_tfds(source), options | {"at": ""})

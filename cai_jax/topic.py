@@ -98,7 +98,7 @@ def _known(name: str, known: tuple[str, ...], where: str) -> str:
 def _source(value: str, split: str, topic, where: str) -> str:
     """The source behind "topic:a+topic:b" for the named split; parts that are empty are left out."""
     parts = []
-    for part in value.split("+"):
+    for part in (source.written for source in sources.parse(value)):
         if not part.startswith(MARK):
             parts.append(part)
             continue
@@ -116,14 +116,9 @@ def _source(value: str, split: str, topic, where: str) -> str:
 
 def _with_split(text: str, parts: str, split: str, where: str, role: str) -> str:
     """Every source of "a+b" with the parts of the split; one that names its own split is for training only."""
-    parsed = sources.parse(text)
-    pieces = [text] if len(parsed) == 1 else text.split("+")
-    if len(pieces) != len(parsed):
-        raise UserError(
-            f"{where}: '{text}': join sources of such names where a stage reads them, with the splits behind each"
-        )
     named = []
-    for source, piece in zip(parsed, pieces, strict=True):
+    for source in sources.parse(text):
+        piece = source.written
         if source.split is not None and split == "heldout":
             raise UserError(
                 f"{where}: '{piece}' names a split of its own; say what is held out: config.topic.heldout_{role}"

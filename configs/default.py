@@ -40,18 +40,23 @@ def topic():
 
 def prompts(source="topic:prompts", split="train", offset=0, limit=None, max_characters=None):
     """Which prompts: "embedded:red_team", "embedded:helpful", a .jsonl[.gz] or .parquet file with a field "prompt", "tfds:NAME",
-    or "hf:ORG/NAME" (`cai_jax/data/hub.py`). `split` "" takes all; "2-5/10" takes those whose first human turn falls into parts
-    2 to 5 of ten, the same in every file (`cai_jax/data/selection.py`). `offset` and `limit` cut a range out of the split; where
-    `max_characters` is given, longer ones are left out before that."""
+    or "hf:ORG/NAME", several joined by "+"; `cai_jax/data/sources.py` has the grammar. All fields but `source` hold for every
+    source that says nothing else: "a.jsonl[0-8/10]+b.jsonl[heldout:100]".
+
+    `split`: the rows of that field "split"; a file without the field has the split "train" alone. "" takes all; "2-5/10" takes
+    those whose first human turn falls into parts 2 to 5 of ten, the same in every file (`cai_jax/data/selection.py`). `offset`
+    and `limit` cut a range out of the split; where `max_characters` is given, longer ones are left out before that."""
     fields = {"source": source, "split": split, "offset": offset, "limit": optional(int, limit)}
+    fields["max_bad_rows"] = 0  # so many rows that cannot be read are left out, counted with lines
     return fields if max_characters is None else {**fields, "max_characters": max_characters}
 
 
 def human_pairs(
     source="topic:comparisons", split="train", offset=0, limit=None, max_characters=None
 ):
-    """Which of people's comparisons: "embedded:helpful_comparisons", or a file or "tfds:NAME" of the form of hh-rlhf. The other
-    fields are those of `prompts`; the characters are those of the dialogue and the longer answer."""
+    """Which of people's comparisons: "embedded:helpful_comparisons", or a source of pairs as hh-rlhf, TRL and UltraFeedback
+    publish them (`cai_jax/data/comparisons.py`). The other fields are those of `prompts`; the characters are those of the
+    dialogue and the longer answer."""
     return prompts(source, split, offset, limit, max_characters)
 
 
@@ -274,13 +279,8 @@ def harm(source="tfds:cai_hh_rlhf/red_team_attempts", split="", **fields):
         "inputs": {},
         "init": "base",  # "a language model"; not said which
         # hh-rlhf's red-team-attempts {transcript, rating}: the file, or the data set that `data.prepare` makes of it
-        "ratings": {"source": source, "split": split, "offset": 0, "limit": optional(int)},
-        "heldout": {
-            "source": "",
-            "split": "",
-            "offset": 0,
-            "limit": optional(int),
-        },  # measured on only; "" for none
+        "ratings": prompts(source, split),
+        "heldout": prompts("", ""),  # measured on only; "" for none
         "holdout_fraction": 0.1,  # of the first human turns of `ratings`
         **optimisation(learning_rate=1e-5, batch_size=64),
         "adapters": adapters(),

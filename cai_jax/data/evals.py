@@ -18,6 +18,7 @@ from cai_jax.data.chats import fault, split_turns
 from cai_jax.data.choices import ANSWER_LEAD, answer, conversation
 from cai_jax.data.jsonl import field
 from cai_jax.data.selection import Split
+from cai_jax.data.sources import Source
 from cai_jax.data.tables import read_rows
 from cai_jax.errors import UserError, located
 from cai_jax.structs import Dialogue, Message
@@ -39,7 +40,7 @@ class ChoiceItem:
     subset: str | None
 
 
-def load_choices(source: str) -> list[ChoiceItem]:
+def load_choices(source: str | Source) -> list[ChoiceItem]:
     """The items of a source, in its order.
 
     `source`: "embedded:hhh"; a file of our rows `{"id", "dialogue", "better", "worse", "subset"}`; a published file of
@@ -48,7 +49,7 @@ def load_choices(source: str) -> list[ChoiceItem]:
 
     Raises UserError `file:line: field …` for a malformed row, and where there are no rows.
     """
-    parsed = sources.single(source)
+    parsed = sources.single(source) if isinstance(source, str) else source
     if parsed.kind == sources.EMBEDDED and not sources.files(parsed.place):
         raise UserError(f"{parsed.place}: no such embedded evaluation; there is embedded:hhh")
     of_split = Split(parsed, parsed.split)
@@ -60,9 +61,9 @@ def load_choices(source: str) -> list[ChoiceItem]:
             make = _own if row.get("dialogue") is not None else _published
             items.append(make(row, place, line, parsed.stem))
     if not items:
-        raise UserError(f"{source}: has no rows")
+        raise UserError(f"{place}: has no rows{of_split.others()}")
     if len({item.id for item in items}) < len(items):
-        raise UserError(f"{source}: two rows have the same id; ids must differ")
+        raise UserError(f"{place}: two rows have the same id; ids must differ")
     return _balance(items)
 
 

@@ -46,6 +46,7 @@ class Source:
     split: str | None = None
     limit: int | None = None
     answers: bool = False  # "responses:": answers of a model
+    written: str = dataclasses.field(default="", compare=False)  # as in the text, marks and all
 
     @property
     def place(self) -> str:
@@ -105,6 +106,14 @@ def files(text: str) -> list[Path]:
     return [path for source in sources for path in paths(source) if path.exists()]
 
 
+def places(text: str) -> list[str]:
+    """The names in `text` for tables and reports, without columns and splits; `text` itself where it cannot be parsed."""
+    try:
+        return [source.place for source in parse(text)]
+    except UserError:
+        return [text]
+
+
 def paths(source: Source) -> Iterator[Path]:
     """Where the source would be on this machine; nothing for a name of the hub that is no directory."""
     if source.kind == EMBEDDED:
@@ -122,6 +131,7 @@ def paths(source: Source) -> Iterator[Path]:
 def _one(text: str, start: int) -> tuple[Source, int]:
     """(the source that begins at `start`, where the next one begins)."""
     start += len(text[start:]) - len(text[start:].lstrip())
+    begin = start
     answers = text.startswith(f"{RESPONSES}:", start)
     start += len(f"{RESPONSES}:") * answers
     kind = next((k for k in (EMBEDDED, TFDS, HUB, RANDOM) if text.startswith(f"{k}:", start)), FILE)
@@ -147,6 +157,7 @@ def _one(text: str, start: int) -> tuple[Source, int]:
         raise UserError(f"{text}: '{rest}' behind a ']'; expected '+' or the end; {_ESCAPE}")
     if not fields["name"] and kind in (FILE, EMBEDDED):
         raise UserError(f"{text}: a source without a name; expected NAME+NAME; {_ESCAPE}")
+    fields["written"] = text[begin:end].strip()
     return Source(**fields), len(text) - len(rest) + 1 if rest else len(text)
 
 

@@ -9,25 +9,26 @@ import dataclasses
 import functools
 
 from cai_jax.constitution.loader import load_constitution
-from cai_jax.data import fitting
+from cai_jax.data import fitting, sources
 from cai_jax.data.evals import load_choices, split_by_big_bench
+from cai_jax.data.selection import name_twice
 from cai_jax.evals import multiple_choice
 
 
-def choice_sets(sources: str, limit: int | None, big_bench: str = "") -> dict[str, list]:
+def choice_sets(text: str, limit: int | None, big_bench: str = "") -> dict[str, list]:
     """Set name → items, for "a+b": every part is a source of its own, named by its file."""
-    sets = {}
-    for source in (part.strip() for part in sources.split("+") if part.strip()):
-        name = source.rpartition("/")[2].rpartition(":")[2].partition(".")[0].removeprefix("eval_")
-        items = (
-            split_by_big_bench(load_choices(source), big_bench)
-            if big_bench
-            else load_choices(source)
-        )
+    sets, parsed = {}, sources.parse(text)
+    names = [
+        source.stem.rpartition("/")[2].partition(".")[0].removeprefix("eval_") for source in parsed
+    ]
+    for source, name, longer in zip(parsed, names, name_twice(parsed), strict=True):
+        items = load_choices(source)
+        items = split_by_big_bench(items, big_bench) if big_bench else items
         count = len(items) if limit is None else min(limit, len(items))
-        sets[name] = [
+        # evenly: files stand in order of subset
+        sets[name if names.count(name) == 1 else longer] = [
             items[index * len(items) // count] for index in range(count)
-        ]  # evenly: files stand in order of subset
+        ]
     return sets
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from cai_jax.data import fitting
+from cai_jax.data import fitting, sources
 from cai_jax.evals.rows import find
 from cai_jax.reporting.cautions import collect, interval
 from cai_jax.reporting.figures import HARM, HELP
@@ -37,14 +37,16 @@ def base_model(run: Run) -> str | None:
 
 def constitution(run: Run) -> str | None:
     """Which principles were used, by name of their source."""
-    sources = dict.fromkeys(
+    given = dict.fromkeys(
         str(stage.fields["constitution"])
         for stage in run.stages.values()
         if stage.fields.get("constitution") and stage.fields.get("num_few_shot_chains") != 0
     )
     names = [
-        "the project's own 16 + 16 principles" if s == "embedded" else _short(s.rstrip("/"))
-        for s in sources
+        "the project's own 16 + 16 principles"
+        if s == "embedded"
+        else s.rstrip("/").rpartition("/")[2]
+        for s in given
     ]
     return " and ".join(names) or None
 
@@ -58,7 +60,7 @@ def data_sources(run: Run) -> list[str]:
                 found.append(value["source"])
             elif key == "choices" and isinstance(value, str) and value:
                 found.append(value)
-    return list(dict.fromkeys(part.strip() for source in found for part in source.split("+")))
+    return list(dict.fromkeys(place for source in found for place in sources.places(source)))
 
 
 def sentences(run: Run) -> list[str]:
@@ -100,7 +102,7 @@ def sentences(run: Run) -> list[str]:
 
 def _short(source: str) -> str:
     """File names without their folders, of "a+b"."""
-    return " and ".join(part.strip().rpartition("/")[2] for part in source.split("+"))
+    return " and ".join(place.rpartition("/")[2] for place in sources.places(source))
 
 
 def _revised(run: Run, stage: Stage) -> list[str]:
