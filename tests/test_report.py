@@ -15,7 +15,17 @@ from cai_jax import report
 from cai_jax.errors import UserError
 from cai_jax.evals.intervals import Estimate
 from cai_jax.io.artefacts import StageDirectory
-from cai_jax.reporting import cards, cautions, compare, figures, markdown, page, png, svg
+from cai_jax.reporting import (
+    cards,
+    cautions,
+    compare,
+    figures,
+    figures_training,
+    markdown,
+    page,
+    png,
+    svg,
+)
 from cai_jax.reporting.run_data import Run
 from tests import fake_run
 
@@ -269,7 +279,7 @@ def test_every_figure_draws_both_ways(whole):
     drawn = [
         figures.frontier([run]),
         figures.judges([run]),
-        figures.label_histogram(run, run.stages["feedback"]),
+        figures_training.label_histogram(run, run.stages["feedback"]),
     ]
     for one in drawn:
         assert png.draw(one).startswith(b"\x89PNG")

@@ -8,7 +8,14 @@ import pytest
 
 from cai_jax.evals.intervals import Estimate
 from cai_jax.evals.rows import find, row
-from cai_jax.reporting import cards, cautions, compare, figures, story
+from cai_jax.reporting import (
+    cards,
+    cautions,
+    compare,
+    figures,
+    figures_constitution,
+    story,
+)
 from cai_jax.reporting import page as page_lib
 from cai_jax.reporting.run_data import Run
 from tests import fake_run
@@ -141,7 +148,9 @@ def test_figures_of_the_paper_from_a_run_that_has_the_data(run):
         steps.series[0].x
     ) == [0, 5, 10]
     assert "squared error 0." in figures.harm([found]).caption, "Figure 10 with its baseline"
-    assert figures.principle_counts([found]) is None, "one number of principles is no curve"
+    assert figures_constitution.principle_counts([found]) is None, (
+        "one number of principles is no curve"
+    )
 
 
 def test_critiqued_and_direct_revisions_are_two_curves(run, tmp_path):
@@ -162,9 +171,9 @@ def test_critiqued_and_direct_revisions_are_two_curves(run, tmp_path):
         (path / "evaluate_direct" / "metrics.json").write_text(
             (path / "evaluate" / "metrics.json").read_text()
         )
-    drawn = figures.revisions([Run(run)])
+    drawn = figures_constitution.revisions([Run(run)])
     assert sorted(s.label for s in drawn.series) == ["revise, critiqued", "revise_direct, direct"]
-    assert list(figures.principle_counts([Run(run)]).series[0].x) == [4, 16]
+    assert list(figures_constitution.principle_counts([Run(run)]).series[0].x) == [4, 16]
 
 
 def changed(path, **fields):

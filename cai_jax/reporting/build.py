@@ -8,7 +8,14 @@ from etils import epath
 
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
-from cai_jax.reporting import figures, markdown, page, png
+from cai_jax.reporting import (
+    figures,
+    figures_constitution,
+    figures_training,
+    markdown,
+    page,
+    png,
+)
 from cai_jax.reporting.run_data import Run
 from cai_jax.reporting.text import speaking
 from cai_jax.topic import Words
@@ -77,15 +84,15 @@ def _all_figures(runs: Sequence[Run]):
     )
     yield figures.judges(runs)
     yield figures.calibration(runs)
-    yield figures.revisions(runs)
-    yield figures.principle_counts(runs)
-    yield figures.principles(runs)
-    yield figures.kinds_of_harm(runs)
+    yield figures_constitution.revisions(runs)
+    yield figures_constitution.principle_counts(runs)
+    yield figures_constitution.principles(runs)
+    yield figures_constitution.kinds_of_harm(runs)
     for run in runs:
         for part in run.parts():
             yield from figures.of_part(runs, run, part, figures.main_ones(part))
     for run in runs if len(runs) == 1 else ():
         for stage in run.of_kind("feedback"):
-            yield figures.label_histogram(run, stage)
-            yield figures.position_scatter(run, stage)
-    yield from figures.training(runs)[0]
+            yield figures_training.label_histogram(run, stage)
+            yield figures_training.position_scatter(run, stage)
+    yield from figures_training.training(runs)[0]

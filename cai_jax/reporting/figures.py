@@ -5,28 +5,23 @@ Every function takes a list of runs and returns a figure or None; several runs a
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-
-from cai_jax import labels
 from cai_jax.evals.rows import find
 from cai_jax.reporting.figure import Forest, ForestRow, Panel, Series
 from cai_jax.reporting.run_data import Run, Stage
 from cai_jax.reporting.text import ITEM_SETS, headed, model_name, place_name, words
 
 HARM, HELP = "red_team", "helpful"
-MAX_POINTS = 240
 CROWD = 8  # models beyond which their names in the frontier are short
 
 
-def _label(runs: Sequence[Run], run: Run, name: str) -> str:
+def label_of(runs: Sequence[Run], run: Run, name: str) -> str:
     return name if len(runs) == 1 else f"{run.name} · {name}"
 
 
-def _tone(runs: Sequence[Run], place: int, alone: int = 1) -> int:
+def tone_of(runs: Sequence[Run], place: int, alone: int = 1) -> int:
     """The colour of a run where several are drawn, else `alone`."""
     return place + 1 if len(runs) > 1 else alone
 
@@ -80,7 +75,7 @@ def frontier(runs: Sequence[Run]) -> Panel | None:
             if x and y and x[0]["value"] is not None and y[0]["value"] is not None:
                 x, y = x[0], y[0]
                 length = find(rows, "num_tokens", HARM, name)
-                label = _label(runs, run, model_name(name))
+                label = label_of(runs, run, model_name(name))
                 if length and length[0]["value"] is not None and len(run.models) <= CROWD:
                     label += f", {length[0]['value']:.0f} tokens"
                 series.append(
@@ -93,7 +88,7 @@ def frontier(runs: Sequence[Run]) -> Panel | None:
                         [x["low"]],
                         [x["high"]],
                         "dots",
-                        _tone(runs, place, index),
+                        tone_of(runs, place, index),
                         [label],
                     )
                 )
@@ -167,13 +162,13 @@ def rl_steps(runs: Sequence[Run], harm: bool = False) -> Panel | None:
                 if len(points) > 1:
                     series.append(
                         Series(
-                            _label(runs, run, shown),
+                            label_of(runs, run, shown),
                             [s for s, _ in points],
                             [r["value"] for _, r in points],
                             [r["low"] for _, r in points],
                             [r["high"] for _, r in points],
                             mark="path",
-                            tone=_tone(runs, place, tone + 1),
+                            tone=tone_of(runs, place, tone + 1),
                         )
                     )
     if not series:
@@ -225,11 +220,11 @@ def by_model(
                     if r["value"] is not None:
                         block.append(
                             ForestRow(
-                                _label(runs, run, model_name(name)),
+                                label_of(runs, run, model_name(name)),
                                 r["value"],
                                 r["low"],
                                 r["high"],
-                                _tone(runs, place, index),
+                                tone_of(runs, place, index),
                                 note=f"n = {r['n']}",
                             )
                         )
@@ -300,11 +295,11 @@ def judges(runs: Sequence[Run]) -> Forest | None:
                     if r["value"] is not None:
                         block.append(
                             ForestRow(
-                                _label(runs, run, who),
+                                label_of(runs, run, who),
                                 r["value"],
                                 r["low"],
                                 r["high"],
-                                _tone(runs, place, tone + 1),
+                                tone_of(runs, place, tone + 1),
                                 marks,
                                 f"n = {r['n']}",
                             )
@@ -331,14 +326,14 @@ def judges(runs: Sequence[Run]) -> Forest | None:
                     if value is not None
                 ]
                 if e.get("value") is not None and source != "all":
-                    label = _label(runs, run, f"{stage.name}: {source.rpartition(':')[2]} pairs")
+                    label = label_of(runs, run, f"{stage.name}: {source.rpartition(':')[2]} pairs")
                     block.append(
                         ForestRow(
                             label,
                             e["value"],
                             e["low"],
                             e["high"],
-                            _tone(runs, place, 4),
+                            tone_of(runs, place, 4),
                             marks,
                             f"n = {e['n']}",
                         )
@@ -377,13 +372,13 @@ def calibration(runs: Sequence[Run]) -> Panel | None:
                 )
                 series.append(
                     Series(
-                        _label(runs, run, shown),
+                        label_of(runs, run, shown),
                         [b["predicted"] for b in bins],
                         [b["observed"] for b in bins],
                         [b["low"] for b in bins],
                         [b["high"] for b in bins],
                         mark="path",
-                        tone=_tone(runs, place, tone + 1),
+                        tone=tone_of(runs, place, tone + 1),
                     )
                 )
     return (
@@ -402,244 +397,3 @@ def calibration(runs: Sequence[Run]) -> Panel | None:
         if series
         else None
     )
-
-
-def _revised(run: Run):
-    """(revise stage, its rows by number of revisions) for every evaluate stage that scored revisions."""
-    for stage in run.of_kind("evaluate"):
-        source = run.stages.get((stage.fields.get("inputs") or {}).get("revisions") or "")
-        rows = [
-            r
-            for r in find(run.evaluation["rows"], "pm_score_by_revision")
-            if r["stage"] == stage.name
-        ]
-        if rows:
-            yield source, sorted(rows, key=lambda r: int(r["model"]))
-
-
-def revisions(runs: Sequence[Run]) -> Panel | None:
-    """PM score after each revision (Figure 5); with and without critiques where a run has both (Figure 7)."""
-    series = []
-    for place, run in enumerate(runs):
-        found = [(source, rows) for source, rows in _revised(run) if len(rows) > 1]
-        for number, (source, rows) in enumerate(found):
-            label = run.name
-            if len(found) > 1 and source is not None:
-                how = "critiqued" if source.fields.get("critique", True) else "direct"
-                label = _label(runs, run, f"{source.name}, {how}")
-            series.append(
-                Series(
-                    label,
-                    [int(r["model"]) for r in rows],
-                    [r["value"] for r in rows],
-                    [r["low"] for r in rows],
-                    [r["high"] for r in rows],
-                    mark="path",
-                    tone=_tone(runs, place, number + 1),
-                )
-            )
-    if not series:
-        return None
-    return Panel(
-        "revisions",
-        "Score by number of revisions",
-        "revisions",
-        "PM score",
-        series,
-        whole_x=True,
-        size=(460, 250),
-        caption="Mean preference-model score of the training responses after 0, 1, … revisions.",
-    )
-
-
-def principle_counts(runs: Sequence[Run]) -> Panel | None:
-    """PM score of the last revisions against the number of principles (Figure 6), where stages or runs differ in it."""
-    points = {}
-    for run in runs:
-        for source, rows in _revised(run):
-            if source is None or rows[-1]["value"] is None:
-                continue
-            # An empty field means all principles; the stage's summary then says how many there were.
-            count = source.fields.get("num_principles") or source.summary.get("num_principles")
-            if count:
-                points.setdefault(int(count), rows[-1])
-    if len(points) < 2:
-        return None
-    rows = [points[count] for count in sorted(points)]
-    one = Series(
-        "last revision",
-        sorted(points),
-        [r["value"] for r in rows],
-        [r["low"] for r in rows],
-        [r["high"] for r in rows],
-        mark="path",
-        tone=1,
-    )
-    return Panel(
-        "principle_counts",
-        "Score by number of principles",
-        "principles",
-        "PM score",
-        [one],
-        whole_x=True,
-        size=(460, 250),
-        caption="Mean preference-model score of the last revision. The paper finds no effect.",
-    )
-
-
-def principles(runs: Sequence[Run]) -> Forest | None:
-    """How far each principle moved the score of the answers it revised."""
-    rows = []
-    for place, run in enumerate(runs):
-        found = sorted(
-            find(run.evaluation["rows"], "score_moved", "revisions"),
-            key=lambda r: -(r["value"] or 0),
-        )
-        rows += [
-            ForestRow(
-                _label(runs, run, r["model"]),
-                r["value"],
-                r["low"],
-                r["high"],
-                _tone(runs, place),
-                note=f"used {r['used']} times, changed {100 * r['changed']:.0f} % of the answers",
-            )
-            for r in found
-            if r["value"] is not None
-        ]
-    if not rows:
-        return None
-    return Forest(
-        "principles", "What each principle did", "change of PM score by one revision", rows, 0.0
-    )
-
-
-def kinds_of_harm(runs: Sequence[Run]) -> Forest | None:
-    """Change of the PM score from the initial response to the last revision, by kind of harm."""
-    rows = []
-    for place, run in enumerate(runs):
-        rows += [
-            ForestRow(
-                _label(runs, run, r["model"]),
-                r["value"],
-                r["low"],
-                r["high"],
-                _tone(runs, place),
-                note=f"n = {r['n']}",
-            )
-            for r in find(run.evaluation["rows"], "score_moved_by_kind")
-        ]
-    if not rows:
-        return None
-    return Forest(
-        "kinds", "Revisions by kind of harm", "change of PM score, first to last", rows, 0.0
-    )
-
-
-def label_histogram(run: Run, stage: Stage) -> Panel | None:
-    """Distribution of p(first response is better), orders averaged where both were asked."""
-    values = []
-    for record in run.records(stage.name):
-        try:
-            values.append(labels.target([record]))
-        except (KeyError, TypeError, ZeroDivisionError):
-            continue
-    if not values:
-        return None
-    counts, edges = np.histogram(values, bins=20, range=(0.0, 1.0))
-    return Panel(
-        f"labels-{stage.name}",
-        f"Labels of {stage.name}",
-        "p(first response is better)",
-        "labels",
-        [
-            Series(
-                stage.name, edges[:-1].tolist(), counts.astype(float).tolist(), mark="bars", tone=1
-            )
-        ],
-        size=(460, 220),
-        caption="A peak in the middle: the judge hardly decides. Peaks at the ends after a chain of thought: "
-        "clamp them.",
-    )
-
-
-def position_scatter(run: Run, stage: Stage) -> Panel | None:
-    """p(first is better) asked in one order against the other: off the diagonal, position decided."""
-    x, y = [], []
-    for record in run.records(stage.name):
-        asked = collections.defaultdict(list)
-        for entry in record.get("logprobs") or ():
-            asked[entry["order"]].append(labels.probability_first(entry))
-        if asked["ab"] and asked["ba"]:
-            x.append(float(np.mean(asked["ab"])))
-            y.append(float(np.mean(asked["ba"])))
-    if not x:
-        return None
-    return Panel(
-        f"orders-{stage.name}",
-        f"Position bias of {stage.name}",
-        "p(first), shown as (A)",
-        "p(first), shown as (B)",
-        [Series(stage.name, x[:600], y[:600], mark="dots", tone=1)],
-        diagonal=True,
-        size=(460, 240),
-        caption="Points far from the dashed line changed their mind when the options changed places.",
-    )
-
-
-# Curves that are shown at once, in this order; the others stand in a fold. The names are those of metrics.jsonl.
-FIRST = {
-    "sl": {"loss": "loss", "heldout_loss": "held-out loss"},
-    "pm": {"loss": "loss", "accuracy": "accuracy", "agreement": "agreement with the labels"},
-    "rl": {
-        "reward": "reward",
-        "kl": "KL to the reference",
-        "response_tokens": "tokens an answer",
-        "entropy": "entropy",
-        "explained_variance": "explained variance",
-    },
-    "harm": {"loss": "squared error to the rating"},
-}
-
-
-def training(runs: Sequence[Run]) -> tuple[list[Panel], list[Panel]]:
-    """(main curves, further curves) of all training stages, runs overlaid."""
-    main, more = [], []
-    stages = {stage.name: kind for kind in FIRST for run in runs for stage in run.of_kind(kind)}
-    for name, kind in stages.items():
-        first = list(FIRST[kind])
-        rows = [
-            (place, run, run.training(name)) for place, run in enumerate(runs) if name in run.stages
-        ]
-        keys = {key for _, _, found in rows for row in found for key in row if key != "step"}
-        for key in sorted(
-            keys, key=lambda key: (first.index(key) if key in first else len(first), key)
-        ):
-            series = []
-            for place, run, found in rows:
-                points = [(row["step"], row[key]) for row in found if row.get(key) is not None]
-                if points:
-                    series.append(Series(run.name, *thin(points), tone=_tone(runs, place)))
-            if series:
-                shown = FIRST[kind].get(key, key.replace("_", " "))
-                panel = Panel(
-                    f"{name}-{key}".replace("/", "-"),
-                    f"{model_name(name) if kind != 'pm' else name}: {shown}",
-                    "update" if kind == "rl" else "step",
-                    "",
-                    series,
-                    whole_x=True,
-                    size=(320, 175),
-                )
-                (main if key in first else more).append(panel)
-    return main, more
-
-
-def thin(
-    points: list[tuple[float, float]], limit: int = MAX_POINTS
-) -> tuple[list[float], list[float]]:
-    """Averages neighbours where there are more points than a drawing can show; a curve keeps its level and shape."""
-    if len(points) <= limit:
-        return [float(x) for x, _ in points], [float(y) for _, y in points]
-    groups = np.array_split(np.asarray(points, np.float64), limit)
-    return [float(g[-1, 0]) for g in groups], [float(g[:, 1].mean()) for g in groups]

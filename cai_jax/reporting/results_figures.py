@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cai_jax.evals.rows import find
-from cai_jax.reporting import figures
+from cai_jax.reporting import figures, figures_training
 from cai_jax.reporting.figure import Forest, ForestRow, Panel, Series
 from cai_jax.reporting.run_data import Run
 from cai_jax.reporting.text import headed, model_name, place_name
@@ -181,7 +181,9 @@ def rl_curves(run: Run, key: str, label: str) -> Panel | None:
     for tone, stage in enumerate(run.of_kind("rl"), 1):
         points = [(r["step"], r[key]) for r in run.training(stage.name) if r.get(key) is not None]
         if points:
-            series.append(Series(stage.name, *figures.thin(points), mark="path", tone=tone))
+            series.append(
+                Series(stage.name, *figures_training.thin(points), mark="path", tone=tone)
+            )
     return (
         Panel(f"rl_{key}", f"PPO: {label}", "update", label, series, whole_x=True, size=(460, 240))
         if series

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 
 from cai_jax.evals.rows import find
 from cai_jax.reporting import cautions as cautions_lib
-from cai_jax.reporting import compare, figures, numbers, story
+from cai_jax.reporting import (
+    compare,
+    figures,
+    figures_constitution,
+    figures_training,
+    numbers,
+    story,
+)
 from cai_jax.reporting.elements import figure, fold, grid, section, swatch, table, unbroken
 from cai_jax.reporting.run_data import Run
 from cai_jax.reporting.text import (
@@ -278,10 +285,10 @@ def transparency(runs: Sequence[Run]) -> str:
     parts = [
         grid(
             [
-                figures.revisions(runs),
-                figures.principle_counts(runs),
-                figures.principles(runs),
-                figures.kinds_of_harm(runs),
+                figures_constitution.revisions(runs),
+                figures_constitution.principle_counts(runs),
+                figures_constitution.principles(runs),
+                figures_constitution.kinds_of_harm(runs),
             ],
             wide=True,
         )
@@ -297,7 +304,7 @@ def transparency(runs: Sequence[Run]) -> str:
 
 
 def training(runs: Sequence[Run]) -> str:
-    main, more = figures.training(runs)
+    main, more = figures_training.training(runs)
     return section(
         "training", "Training", "", grid(main), fold(f"{len(more)} more curves", grid(more))
     )
@@ -308,7 +315,7 @@ def labels(runs: Sequence[Run]) -> str:
         draw(run, stage)
         for run in runs
         for stage in run.of_kind("feedback")
-        for draw in (figures.label_histogram, figures.position_scatter)
+        for draw in (figures_training.label_histogram, figures_training.position_scatter)
     ]
     return section(
         "labels",
