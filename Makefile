@@ -7,7 +7,7 @@ MODEL := models/smollm2-135m-instruct
 export MALLOC_TRIM_THRESHOLD_ ?= 1000000000000
 export MALLOC_MMAP_MAX_ ?= 0
 
-.PHONY: demo test test-long chaos test-parity test-plan gemma lint docs model install clean
+.PHONY: demo test test-long chaos mutants test-parity test-plan gemma lint docs model install clean
 
 demo: model
 	$(BIN)/python -m cai_jax.main --config=configs/smollm2_cpu.py --workdir=runs/demo
@@ -23,6 +23,11 @@ test-long: model
 # Runs that are killed, stopped, cut, filled and blocked at 66 moments over two graphs must end as if nothing had happened.
 chaos: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/chaos -m long -rP
+
+# Some 280 small edits that change what the code means, each against the fast tests that should notice it (tests/mutants/).
+# What is finished is kept in build/mutants: the command goes on where it was stopped. ONLY=pm runs those of matching names.
+mutants: $(VENV)/.dev
+	$(BIN)/python -m tests.mutants.run --only '$(ONLY)'
 
 # Logits, sampled text and adapters beside transformers and PEFT. torch 2.13.0 is the version whose plain wheel is a CPU build.
 test-parity: model

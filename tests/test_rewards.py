@@ -1,0 +1,56 @@
+"""Scores of a preference model: of the dialogue that was asked for, normalised, whatever the order of their computation."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cai_jax import sharding
+from cai_jax.data.dialogue import load_format
+from cai_jax.models import heads
+from cai_jax.sampling import rewards
+from cai_jax.stages import context
+from cai_jax.structs import Message
+from tests.recording import TINY, stage
+
+MESH = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+
+
+def dialogues(*lengths):
+    return [(Message("human", "Why?"), Message("assistant", "so " * n)) for n in lengths]
+
+
+@pytest.mark.parametrize("normalisation", [None, (10.0, 4.0)])
+def test_each_dialogue_gets_its_own_normalised_score(monkeypatch, normalisation):
+    """The model scores how many tokens it sees; long ones are computed last, whatever their place."""
+    monkeypatch.setattr(rewards, "scores", lambda params, tokens, mask, config: mask.sum(axis=1))
+    format = load_format(TINY, "text")
+    asked = dialogues(90, 2, 40, 3, 91, 1)
+    judge = rewards.RewardModel({}, None, format, MESH, normalisation)
+    raw = np.array([len(format.score_input(dialogue)) for dialogue in asked], np.float32)
+    mean, std = normalisation or (0.0, 1.0)
+    np.testing.assert_allclose(judge.score(asked), (raw - mean) / std, rtol=1e-6)
+    rows = [format.score_input(dialogue) for dialogue in asked]
+    np.testing.assert_array_equal(judge.score_tokens(rows), judge.score(asked))
+    assert all(row[-1] in format.eos_ids for row in rows), "read at the end token"
+
+
+def test_a_head_is_weights_and_a_bias():
+    hidden = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])
+    head = {"weight": jnp.asarray([10.0, 1.0]), "bias": jnp.float32(0.5)}
+    np.testing.assert_allclose(heads.read_head(head, hidden), [12.5, 34.5])
+
+
+@pytest.mark.parametrize("kind,int8", [("rl", False), ("respond", True)])
+def test_rl_samples_with_the_weights_that_it_trains(tmp_path, monkeypatch, kind, int8):
+    """The other stages may round them to 8 bits."""
+    seen = []
+    monkeypatch.setattr(context.engine_lib, "Engine", lambda *given: seen.append(given))
+    ctx, _ = stage(tmp_path, kind, {"kind": kind})
+    del ctx.engine  # the recording one
+    ctx.run_config.sampling.int8 = True
+    ctx.engine(types.SimpleNamespace(params=1, config=2, format=3))
+    (params, config, format, _, options), *_ = seen
+    assert (params, config, format) == (1, 2, 3) and options.int8 == int8
