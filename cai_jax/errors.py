@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 LONGEST = 2000  # characters of a message: what a file holds may be of any length
 
@@ -39,6 +40,22 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
             return 2
 
     return run
+
+
+def require_finite(values: Iterable[float], ids: Iterable[str], what: str) -> None:
+    """UserError for the first row whose number is NaN or infinite.
+
+    Args:
+      values: one number a row.
+      ids: the rows' ids.
+      what: who gave the numbers, such as "stage 'rl': reward '@pm'".
+    """
+    for value, name in zip(values, ids, strict=True):
+        if not math.isfinite(value):
+            raise UserError(
+                f"{what} gave {float(value)} for row '{name}', expected a finite number; what gave it is at fault, or "
+                "config.model.dtype is too narrow for it"
+            )
 
 
 def located(path, line: int | None = None, field: str | None = None) -> str:

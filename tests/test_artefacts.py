@@ -161,6 +161,18 @@ def test_a_damaged_manifest_is_named(tmp_path):
         artefacts.StageDirectory(tmp_path).done  # noqa: B018
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_record_that_is_not_finite_names_stage_id_and_field_and_loses_no_other(tmp_path, bad):
+    journal = artefacts.StageDirectory(tmp_path / "sampled").journal()
+    journal.append({"id": "a", "x": 1.0})
+    with pytest.raises(
+        UserError, match=r"stage 'sampled': record 'b': field 'rounds\.1\.score' is NaN"
+    ):
+        journal.append({"id": "b", "rounds": [{"score": 0.5}, {"score": bad}]})
+    journal.flush()
+    assert set(artefacts.StageDirectory(tmp_path / "sampled").journal().finished) == {"a"}
+
+
 def test_not_finite_numbers_are_refused():
     with pytest.raises(ValueError):
         artefacts.dump({"x": float("nan")})

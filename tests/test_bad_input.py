@@ -206,6 +206,7 @@ def test_roles_are_not_confused(capsys, tmp_path, finished):
 def test_rewards(capsys, tmp_path, reward, message):
     text = refused_rl(capsys, tmp_path / "run", reward)
     assert message in text
+    assert "nan_reward" not in reward or "for row '000001/" in text  # the stage names the row
 
 
 def refused_rl(capsys, workdir, reward):
@@ -470,5 +471,6 @@ def test_weights_that_are_not_finite_stop_before_a_checkpoint(capsys, tmp_path, 
         f"--config.models.base={model}",
     ]
     code, errors = command(capsys, tmp_path / "run", *flags)
-    assert code == 2 and "there is no checkpoint yet" in errors and "in the batch of" in errors
+    assert code == 2 and errors.count("\n") == 1 and "learning_rate" not in errors, errors
+    assert str(model) in errors and "0 NaN and 1 infinite numbers" in errors
     assert Checkpoints(tmp_path / "run" / "pm" / "checkpoints").steps() == []

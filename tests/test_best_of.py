@@ -47,7 +47,7 @@ class Context:
             name=reference, params=None, config=None, format=None, normalisation=(0.0, 1.0)
         )
 
-    def score_each(self, model, dialogues, label):
+    def score_each(self, model, dialogues, label, ids=None):
         return model.score_each(dialogues)
 
     def drop(self, reason, count=1):

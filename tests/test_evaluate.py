@@ -133,7 +133,7 @@ class Context:
                 tuple((math.log(0.8 if i == 0 else 0.2),) for i in range(len(request.options))),
             )
 
-    def score_each(self, model, dialogues, label):
+    def score_each(self, model, dialogues, label, ids=None):
         return model.score_each(dialogues)
 
     def drop(self, reason, count=1):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from cai_jax.exporting import folder
 from cai_jax.models import heads, hf
 from cai_jax.sampling.rewards import RewardModel
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import Message
+from cai_jax.structs import Completion, Message, SampleRequest, SamplingParams, Score, ScoreRequest
 
 MESH = sharding.make_mesh({"data": 1}, jax.devices()[:1])
 DIALOGUES = [
@@ -48,6 +49,30 @@ def context():
     return StageContext(
         "x", ml_collections.ConfigDict(), run_config, pathlib.Path("."), None, {}, MESH
     )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_name_stage_model_and_row(bad):
+    """Scores of a preference model, and log-probabilities of what an engine samples and scores."""
+    judge = types.SimpleNamespace(
+        name="@pm", score_each=lambda dialogues: iter([(1, 0.5), (0, bad)])
+    )
+    with pytest.raises(UserError, match=f"stage 'x': '@pm' gave {bad} for row 'first'"):
+        list(context().score_each(judge, DIALOGUES, "scores", ["first", "second"]))
+    engine = types.SimpleNamespace(
+        name="@sl",
+        fits=lambda request, count: True,
+        generate=lambda asked, sampling: iter([Completion("row", (1, 2), (-1.0, bad), "", "eos")]),
+        score=lambda asked: iter([Score("row", ((-1.0,), (bad, -1.0)))]),
+    )
+    for ask in (
+        lambda ctx: ctx.sample(engine, [SampleRequest("row", ((1,),), 0)], SamplingParams(2), "x"),
+        lambda ctx: ctx.score(engine, [ScoreRequest("row", ((1,),), ((1,), (2, 3)))], "x"),
+    ):
+        with pytest.raises(
+            UserError, match=f"stage 'x': the logits of '@sl' gave {bad} for row 'row'"
+        ):
+            list(ask(context()))
 
 
 @pytest.mark.parametrize("kind", ["chat", "text"])

@@ -33,6 +33,7 @@ def context(path):
         directory=types.SimpleNamespace(path=path),
         tokens=tokens,
         run_config={},
+        config={"init": "base"},
         metrics=lambda *resume: MetricsWriter(path, *resume),
         progress=lambda total, label, initial, unit: bar(total, label, initial, unit),
         count_tokens=lambda kind, count: tokens.update({kind: tokens.get(kind, 0) + count}),
@@ -125,6 +126,16 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path, look_back
     store = checkpoints_lib.Checkpoints(tmp_path / "checkpoints")
     assert store.steps() == [2]
     assert np.isfinite(store.restore(2, ABSTRACT)[0]["params"]["w"]).all()
+
+
+def test_a_first_loss_that_is_not_finite_blames_what_training_began_with(tmp_path):
+    with pytest.raises(
+        UserError, match=r"no update was made yet: check the weights of 'base'.*dtype"
+    ) as e:
+        run(tmp_path, poison=0)
+    assert "learning_rate" not in str(e.value)
+    with pytest.raises(UserError, match="try a smaller learning_rate"):
+        run(tmp_path, poison=1)
 
 
 def test_sigterm_saves_and_stops_and_the_next_run_goes_on(tmp_path, monkeypatch):

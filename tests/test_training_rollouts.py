@@ -65,7 +65,6 @@ def test_custom_rewards_by_dotted_name(monkeypatch):
     module = types.ModuleType("my_rewards")
     module.length = lambda dialogues: [len(dialogue[-1].text) + 0.5 for dialogue in dialogues]
     module.short = lambda dialogues: [1.0]
-    module.broken = lambda dialogues: [float("nan")] * len(dialogues)
     module.words = lambda dialogues: ["good"] * len(dialogues)
     module.number = 3
     monkeypatch.setitem(sys.modules, "my_rewards", module)
@@ -75,7 +74,6 @@ def test_custom_rewards_by_dotted_name(monkeypatch):
     assert scores.dtype == np.float32
     for name, message in (
         ("short", "2 finite numbers"),
-        ("broken", "2 finite numbers"),
         ("words", "list of numbers"),
         ("number", "list of numbers"),
     ):

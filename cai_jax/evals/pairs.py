@@ -37,8 +37,9 @@ def rows(ctx, reward, choices: dict, journal, curves: dict) -> list[dict]:
     for on, pairs in sets.items():
         missing = [pair for pair in pairs if f"{on}/{pair[0]}" not in journal.finished]
         sides = [side for *_, better, worse in missing for side in (better, worse)]
+        ids = [f"{on}/{name}" for name, *_ in missing for _ in range(2)]
         scored = (
-            collected(ctx.score_each(reward, sides, f"{ctx.name}: {on}"), len(sides))
+            collected(ctx.score_each(reward, sides, f"{ctx.name}: {on}", ids), len(sides))
             .reshape(-1, 2)
             .tolist()
         )

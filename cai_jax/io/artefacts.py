@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -72,6 +73,17 @@ def processes_where(value: bool) -> list[int]:
 
 def dump(value) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
+
+
+def not_finite(value, path: str = "") -> str | None:
+    """The dotted name of the first NaN or infinity in nested dicts and sequences, None where there is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return path
+    if not isinstance(value, (dict, list, tuple)):
+        return None
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    names = ((f"{path}.{key}".lstrip("."), item) for key, item in items)
+    return next(filter(None, (not_finite(item, name) for name, item in names)), None)
 
 
 def write_text(path, text: str) -> None:
@@ -206,7 +218,7 @@ class Journal:
         self._parts = directory.path / f"{name}.parts"
         self._target = directory.path / f"{name}.jsonl"
         self._name = name
-        self._queue: list[dict] = []
+        self._queue: list[tuple[str, str]] = []  # (id, line) of records that are not on disk yet
         self._last_flush = time.monotonic()
         barrier(f"journal {self._parts}")
         self.finished, self._next_part = self._read()
@@ -221,25 +233,36 @@ class Journal:
         return found, int(parts[-1].stem) + 1 if parts else 0
 
     def append(self, row: dict) -> None:
-        """Adds a finished record; it reaches the disk within a part of at most FLUSH_ROWS rows or FLUSH_SECONDS."""
+        """Adds a finished record; it reaches the disk within a part of at most FLUSH_ROWS rows or FLUSH_SECONDS.
+
+        UserError for a record with NaN or infinity, which JSON does not have.
+        """
         if row["id"] in self.finished:
             raise ValueError(f"record {row['id']} was made twice")
+        try:
+            line = dump(row)
+        except ValueError as error:
+            if (field := not_finite(row)) is None:
+                raise
+            raise UserError(
+                f"stage '{self._stage}': record '{row['id']}': field '{field}' is NaN or infinite; the model or function "
+                "that gave the number is at fault, or config.model.dtype is too narrow for it"
+            ) from error
         self.finished[row["id"]] = row
-        self._queue.append(row)
+        self._queue.append((row["id"], line))
         if len(self._queue) >= FLUSH_ROWS or time.monotonic() - self._last_flush > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         if self._queue and is_writer():
-            self._write_part(self._queue)
+            self._write_part(line for _, line in self._queue)
         if self._light:
-            self.finished.update(dict.fromkeys((row["id"] for row in self._queue), {}))
+            self.finished.update(dict.fromkeys((name for name, _ in self._queue), {}))
         self._next_part += bool(self._queue)
         self._queue = []
         self._last_flush = time.monotonic()
 
-    def _write_part(self, rows: Iterable[dict]) -> None:
-        lines = [dump(row) for row in rows]
+    def _write_part(self, lines: Iterable[str]) -> None:
         text = "".join(f"{mark(line.encode())} {line}\n" for line in lines)
         write_text(self._parts / f"{self._next_part:06d}.jsonl", text)
 
@@ -252,7 +275,7 @@ class Journal:
             barrier(f"journal read again {self._parts}")
         kept = {key: row for key, row in self.finished.items() if keep(row)}
         if len(kept) != len(self.finished) and is_writer():
-            self._write_part(kept.values())
+            self._write_part(map(dump, kept.values()))
             for part in self._parts.glob("[0-9]*.jsonl"):
                 if int(part.stem) < self._next_part:
                     part.unlink()

@@ -36,7 +36,8 @@ def scores(params, tokens_BxT, mask_BxT, config: ModelConfig):
 
 
 class RewardModel:
-    """`params` is {"decoder", "head"} on the mesh; `normalisation` (mean, std) of raw scores, None to leave them raw.
+    """`params` is {"decoder", "head"} on the mesh; `normalisation` (mean, std) of raw scores, None to leave them raw; `name` is
+    for messages.
 
     Scores read the whole dialogue and its end token, at that token. They are float32 and do not depend on which other
     dialogues are scored in the same call beyond rounding.
@@ -49,9 +50,11 @@ class RewardModel:
         format,
         mesh,
         normalisation: tuple[float, float] | None = None,
+        name: str = "the preference model",
     ):
         self._params, self._config, self._format, self._mesh = params, config, format, mesh
         self._mean, self._std = normalisation or (0.0, 1.0)
+        self.name = name
 
     @property
     def scale(self) -> float:

@@ -20,12 +20,16 @@ def run(ctx: StageContext) -> dict:
     rows = ctx.inputs["responses"].records()
     ctx.require_rows(rows, "responses")
     judge = ctx.load_model(ctx.config.reward, kind="reward")
-    reward = RewardModel(judge.params, judge.config, judge.format, ctx.mesh, judge.normalisation)
+    reward = RewardModel(
+        judge.params, judge.config, judge.format, ctx.mesh, judge.normalisation, judge.name
+    )
     dialogues = [
         (*dialogue_from_json(row["dialogue"]), Message("assistant", row["response"]))
         for row in rows
     ]
-    scores = collected(ctx.score_each(reward, dialogues, ctx.name), len(rows))
+    scores = collected(
+        ctx.score_each(reward, dialogues, ctx.name, [row["id"] for row in rows]), len(rows)
+    )
     answers = collections.defaultdict(list)
     for row, score in zip(rows, scores, strict=True):
         answers[row["prompt_id"]].append((float(score), row))

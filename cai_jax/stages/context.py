@@ -15,7 +15,7 @@ from etils import epath
 from cai_jax.data import dialogue as dialogue_lib
 from cai_jax.data import fitting
 from cai_jax.data.prompts import Prompt, read_prompts
-from cai_jax.errors import UserError
+from cai_jax.errors import UserError, require_finite
 from cai_jax.io import artefacts, preemption, progress
 from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.io.metrics import MetricsWriter
@@ -378,7 +378,9 @@ class StageContext:
             self.config.get("kind") == "rl"
         ):  # PPO's first ratio is 1 only where sampler and learner have the same weights
             options = dataclasses.replace(options, int8=False)
-        return engine_lib.Engine(model.params, model.config, model.format, self.mesh, options)
+        made = engine_lib.Engine(model.params, model.config, model.format, self.mesh, options)
+        made.name = model.name
+        return made
 
     def sample(
         self,
@@ -393,6 +395,7 @@ class StageContext:
         fits = self._fitting(engine, requests, [sampling.max_new_tokens] * len(requests), count)
         for completion in self._watched(engine.generate(fits, sampling), len(fits), label):
             self.count_tokens("sampled", len(completion.tokens))
+            self._require_finite(sum(completion.logprobs), completion.id, engine)
             # The space after a heading and line ends before a stop belong to the format, which writes them again.
             yield dataclasses.replace(completion, text=completion.text.strip())
 
@@ -415,13 +418,25 @@ class StageContext:
             if wanted is None
             else engine.score(fits, together=True, wanted=wanted)
         )
-        yield from self._watched(found, len(asked), label)
+        for scored in self._watched(found, len(asked), label):
+            self._require_finite(sum(scored.logprobs), scored.id, engine)
+            yield scored
 
     def score_each(
-        self, model, dialogues: Sequence[Dialogue], label: str
+        self, model, dialogues: Sequence[Dialogue], label: str, ids: Sequence[str] | None = None
     ) -> Iterator[tuple[int, float]]:
-        """(index, score) of every dialogue by a preference model, or what else has `score_each`, as it is there."""
-        return self._watched(model.score_each(dialogues), len(dialogues), label)
+        """(index, score) of every dialogue by a preference model, or what else has `score_each`, as it is there.
+
+        `ids` name the dialogues where a score is NaN or infinite; without them their numbers from 1 do.
+        """
+        what = f"stage '{self.name}': '{getattr(model, 'name', '')}'"
+        for index, score in self._watched(model.score_each(dialogues), len(dialogues), label):
+            require_finite([score], [ids[index] if ids else f"{index + 1}"], what)
+            yield index, score
+
+    def _require_finite(self, logprob: float, name: str, engine) -> None:
+        model = getattr(engine, "name", "")
+        require_finite([logprob], [name], f"stage '{self.name}': the logits of '{model}'")
 
     def _fitting(self, engine, requests, new_tokens, count: bool):
         fits = [

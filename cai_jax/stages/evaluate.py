@@ -276,10 +276,14 @@ def _reward_model(ctx: StageContext, reference: str, kind: str = "reward"):
     if reference.startswith("python:"):
         score = custom_reward(reference)
         return types.SimpleNamespace(
-            score_each=lambda dialogues: enumerate(score(dialogues).tolist()), scale=1.0
+            score_each=lambda dialogues: enumerate(score(dialogues).tolist()),
+            scale=1.0,
+            name=reference,
         )
     model = ctx.load_model(reference, kind=kind)
-    return RewardModel(model.params, model.config, model.format, ctx.mesh, model.normalisation)
+    return RewardModel(
+        model.params, model.config, model.format, ctx.mesh, model.normalisation, model.name
+    )
 
 
 class _scores:
@@ -301,7 +305,7 @@ class _scores:
                 (*dialogue_from_json(wanted[key][0]), Message("assistant", wanted[key][1]))
                 for key in missing
             ]
-            for index, score in ctx.score_each(reward, dialogues, f"{ctx.name}: scores"):
+            for index, score in ctx.score_each(reward, dialogues, f"{ctx.name}: scores", missing):
                 self.journal.append({"id": missing[index], "score": score})
         self.finished_scores = {key: value["score"] for key, value in self.journal.finished.items()}
 
@@ -329,7 +333,8 @@ def _harm(ctx: StageContext, models: dict[str, str], digests: dict[str, str]) ->
             (*dialogue_from_json(r["dialogue"]), Message("assistant", r["response"]))
             for r in missing
         ]
-        for index, value in ctx.score_each(judge, dialogues, f"{ctx.name}: harm"):
+        ids = [record["id"] for record in missing]
+        for index, value in ctx.score_each(judge, dialogues, f"{ctx.name}: harm", ids):
             harms.append({"id": missing[index]["id"], "harm": value})
     digests |= {"harm": answers.finish(), "harm_scores": harms.finish()}
     values = {key: value["harm"] for key, value in harms.finished.items()}

@@ -214,7 +214,7 @@ def _by_preference_model(ctx: StageContext) -> dict:
     """Label records by the scores of a preference model, raw as it was trained: P(first better) = σ(Δ). No principle is asked
     and there is no order of options."""
     model = ctx.load_model(ctx.config.model, "reward", ctx.config.format)
-    judge = RewardModel(model.params, model.config, model.format, ctx.mesh)
+    judge = RewardModel(model.params, model.config, model.format, ctx.mesh, name=model.name)
     comparisons = ctx.inputs["comparisons"].records()
     ctx.require_rows(comparisons, "comparisons")
     answers = [
@@ -222,7 +222,8 @@ def _by_preference_model(ctx: StageContext) -> dict:
         for row in comparisons
         for text in row["responses"]
     ]
-    scores = iter(collected(ctx.score_each(judge, answers, ctx.name), len(answers)).tolist())
+    ids = [row["id"] for row in comparisons for _ in row["responses"]]
+    scores = iter(collected(ctx.score_each(judge, answers, ctx.name, ids), len(answers)).tolist())
     journal = ctx.directory.journal()
     journal.discard(lambda row: False)
     for row in comparisons:

@@ -15,7 +15,7 @@ import numpy as np
 from cai_jax import ppo, seeds, sharding
 from cai_jax.data import fitting
 from cai_jax.data.prompts import read_prompts
-from cai_jax.errors import UserError
+from cai_jax.errors import UserError, require_finite
 from cai_jax.io import artefacts, memory, progress
 from cai_jax.models import heads, lora
 from cai_jax.planning import throughput
@@ -194,10 +194,14 @@ def run(ctx: StageContext) -> dict:
                 for name, prompt in drawn
             ]
         )
+        require_finite(raw.tolist(), batch.ids, f"stage '{ctx.name}': reward '{config.reward}'")
         cut = np.array([completions[name].stop == "length" for name, _ in drawn])
         batch.scores = np.asarray(raw - np.float32(config.missing_eos_penalty) * cut, np.float32)
 
         frozen = learner.freeze(state, reference, batch)
+        for key, model in (("old", "policy"), ("ref", "reference"), ("values", "value model")):
+            what = f"stage '{ctx.name}': the {model} at update {update + 1}"
+            require_finite(frozen[key].sum(axis=1).tolist(), batch.ids, what)
         coefficient = float(sharding.fetch(state["controller"]["kl_coefficient"]))
         scalars = describe(batch, frozen, raw, cut, coefficient)
         if update == 0 and own_reference:

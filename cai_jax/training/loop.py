@@ -23,6 +23,11 @@ from cai_jax.training import state as state_lib
 CHECKED = ("loss", "grad_norm", "value_loss", "value_grad_norm")
 
 
+def _initial(config) -> str:
+    """The field that names what a stage trains."""
+    return config.get("init") or config.get("policy") or "the initial model"
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """`weights`: the items of the state that outlive the stage; the last checkpoint holds nothing else."""
@@ -91,9 +96,16 @@ def fit(
                 if good
                 else "there is no checkpoint yet"
             )
+            # Nothing was learned before the first step: what it starts from, or the dtype, is at fault.
+            advice = (
+                "try a smaller learning_rate, or float32"
+                if step or settings.unit != "step"  # an update of rl makes several
+                else f"no update was made yet: check the weights of '{_initial(ctx.config)}', these rows, and "
+                "config.model.dtype"
+            )
             raise UserError(
                 f"stage '{ctx.name}': {bad[0]} is {values[bad[0]]} at {settings.unit} {step + 1}, in the batch of "
-                f"{', '.join(names(step))}; {kept} in {checkpoints.path}; try a smaller learning_rate, or float32"
+                f"{', '.join(names(step))}; {kept} in {checkpoints.path}; {advice}"
             )
         tokens_seen += int(values.get("tokens", 0))
         if (step + 1) % settings.log_every == 0 or step + 1 == settings.num_steps:
