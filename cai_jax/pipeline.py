@@ -24,6 +24,7 @@ from cai_jax.constitution.loader import missing_examples
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, integrity, lock, memory, preemption, progress, where
 from cai_jax.models import lora
+from cai_jax.stages import limits
 from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.training import feed, profiling
 
@@ -139,6 +140,8 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
         models = [value for key, value in shown.items() if key.endswith(" →")]
         if config.get("date") and any(map(identity.writes_date, models)):
             others["date"] = config.date
+        if limit := limits.decisive_limit(config, stage):  # decides which rows fit
+            others["sampling.max_length"] = limit
         if (
             config.sampling.get("int8", False) and kind in SAMPLING_KINDS
         ):  # off is no field: older runs stay as they are

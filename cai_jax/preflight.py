@@ -31,7 +31,7 @@ from cai_jax.io import artefacts
 from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.models import hf
 from cai_jax.models.config import ModelConfig
-from cai_jax.stages import evaluate
+from cai_jax.stages import evaluate, limits
 from cai_jax.stages.context import resolve_role
 from cai_jax.training.rollouts import custom_reward
 
@@ -370,6 +370,11 @@ def _wandb_key(wandb) -> bool:
         return True
 
 
+def contexts(plan: Plan) -> None:
+    """The shortest request of every stage fits the context."""
+    limits.check(plan.config, plan.running)
+
+
 CHECKS: tuple[Callable[[Plan], None], ...] = (
     stage_models,
     rewards,
@@ -377,5 +382,6 @@ CHECKS: tuple[Callable[[Plan], None], ...] = (
     constitutions,
     data,
     model_directories,
+    contexts,
     credentials,
 )

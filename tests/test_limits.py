@@ -1,0 +1,84 @@
+"""What can never fit is refused before anything runs, by one line that names the fields; what decides which rows exist is
+part of a stage's fingerprint."""
+
+import json
+import pathlib
+
+import pytest
+
+from cai_jax import pipeline, topic
+from cai_jax.errors import UserError
+from cai_jax.stages import limits
+from configs import default, tiny
+
+
+def model(path, tiny_model, positions: int) -> str:
+    """The tiny model with so many positions."""
+    path.mkdir()
+    for source in pathlib.Path(tiny_model).iterdir():
+        (path / source.name).write_bytes(source.read_bytes())
+    config = json.loads((path / "config.json").read_text()) | {"max_position_embeddings": positions}
+    (path / "config.json").write_text(json.dumps(config))
+    return f"random:{path}"
+
+
+@pytest.mark.parametrize(
+    "stage,fields,limit,told",
+    [
+        ("respond", {"max_new_tokens": 1000}, 1000, "max_new_tokens=1000"),
+        ("respond", {"max_new_tokens": 1020}, 0, "positions: 1024"),
+        ("revise", {"max_critique_tokens": 200}, 210, "max_critique_tokens=200"),
+        ("revise", {"max_revision_tokens": 300}, 380, "max_revision_tokens=300"),
+        ("feedback", {}, 40, "a prompt of at least"),
+        ("feedback", {"mode": "chain_of_thought"}, 290, "max_chain_tokens=256"),
+        ("rl", {"max_new_tokens": 300}, 310, "max_new_tokens=300"),
+        ("evaluate", {"max_new_tokens": 300}, 310, "max_new_tokens=300"),
+        ("evaluate", {"num_chains": 1, "max_chain_tokens": 300}, 310, "max_chain_tokens=300"),
+    ],
+)
+def test_what_can_never_fit_is_refused(stage, fields, limit, told):
+    config = tiny.get_config()
+    config.graph[stage] = getattr(default, stage)(
+        **({"models": {"initial": "helpful"}} if stage == "evaluate" else {}), **fields
+    )
+    config.sampling.max_length = limit
+    config = topic.resolve(config)
+    with pytest.raises(UserError, match=told) as error:
+        limits.check(config, [stage])
+    line = str(error.value)
+    assert f"config.graph.{stage}" in line and "sampling.max_length" in line and "\n" not in line
+    if limit:
+        config.sampling.max_length = 0
+        limits.check(config, [stage])
+
+
+def test_a_model_of_few_positions_refuses_what_is_longer_than_they_are(tmp_path, tiny_model):
+    config = tiny.get_config()
+    config.graph.respond = default.respond()  # 256 new tokens
+    config.models.base = model(tmp_path / "model", tiny_model, 256)
+    with pytest.raises(UserError, match="cannot fit the 256 tokens of 'helpful'"):
+        limits.check(config, ["respond"])
+
+
+def test_nothing_is_sampled_before(tmp_path):
+    config = tiny.get_config()
+    config.graph.rl.max_new_tokens = 1020  # the last stage but two
+    with pytest.raises(UserError, match="config.graph.rl: .*max_new_tokens=1020 new ones"):
+        pipeline.run(config, str(tmp_path / "run"))
+    assert not list((tmp_path / "run").rglob("*.jsonl"))
+
+
+def test_the_limit_that_decides_which_rows_exist_is_in_the_fingerprint():
+    """Of sampling stages and of what reads them; beyond the model's positions it decides nothing."""
+
+    def marks(max_length):
+        config = tiny.get_config()
+        config.sampling.max_length = max_length
+        return {name: node.fingerprint for name, node in pipeline.build_graph(config).items()}
+
+    whole = marks(1024)
+    assert marks(4096) == whole == marks(0)
+    short = marks(512)
+    assert all(short[name] != whole[name] for name in whole)
+    node = pipeline.build_graph(tiny.get_config())["rl"]
+    assert node.fields["sampling.max_length"] == 1024
