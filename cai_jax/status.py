@@ -22,7 +22,7 @@ def describe(run_path) -> list[str]:
         raise UserError(f"{run_path}: no config.json there, so no run; {USAGE}")
     owner = lock.owner(run_path)
     held = f"held by process {owner['pid']} on {owner['host']}" if owner else "no process holds it"
-    if owner and not lock.alive(owner):
+    if owner and not lock.alive(owner, lock.path_of(run_path)):
         held = f"process {owner['pid']} on {owner['host']} is gone: the same command goes on"
     lines = [f"{run_path}: {_shown(where.read(run_path))}{held}"]
     for name in config["config"]["stages"]:
