@@ -37,10 +37,13 @@ def test_every_stage_leaves_its_records(finished):
 
 
 def test_the_first_minibatch_of_ppo_is_on_policy(finished):
-    first = json.loads((finished[0] / "rl" / "metrics.jsonl").read_text().splitlines()[0])
+    lines = (finished[0] / "rl" / "metrics.jsonl").read_text().splitlines()
+    first, second = map(json.loads, lines[:2])
     assert first["first_ratio_error"] <= 1e-4
     assert abs(first["kl"]) <= 1e-5
     assert first["sampler_gap"] <= 1e-4
+    # The reference stays where it was: after an update the policy is another model.
+    assert second["max_token_kl"] > 1e-3 and second["kl_k3"] > 1e-5
 
 
 def test_the_same_command_again_changes_nothing(finished):

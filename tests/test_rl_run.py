@@ -124,7 +124,13 @@ def answer(asked):
 
 def start(path, monkeypatch, stop=False, **fields):
     Watched.seen = {"reference": [], "policy": [], "batch": [], "frozen": [], "updates": []}
-    Watched.seen |= {"stop": stop, "sampler": []}
+    Watched.seen |= {"stop": stop, "sampler": [], "adapted": []}
+    adapt = ppo.adapt_kl_coefficient
+    monkeypatch.setattr(
+        ppo,
+        "adapt_kl_coefficient",
+        lambda *given: Watched.seen["adapted"].append(given) or adapt(*given),
+    )
     monkeypatch.setattr(rl.learner_lib, "Learner", Watched)
     monkeypatch.setattr(rl, "RewardModel", Lengths)
     source, texts = path / "prompts.jsonl", ["One", "Two", "Three", "long " * 40]
@@ -231,6 +237,15 @@ def test_the_kl_coefficient_is_adapted_from_update_to_update(run):
     assert first["kl_coefficient"] == 0.25
     wanted = ppo.adapt_kl_coefficient(0.25, first["kl"], 1.0, 40, 3)
     assert second["kl_coefficient"] == pytest.approx(wanted) and wanted < 0.25
+    for row, given in zip(run.metrics, run.seen["adapted"], strict=True):
+        assert given == (pytest.approx(row["kl_coefficient"]), pytest.approx(row["kl"]), 1.0, 40, 3)
+
+
+def test_the_first_ratio_error_is_that_of_the_first_minibatch():
+    names = ("count", "clipped", "old_kl", "value_clipped")
+    history = [{**dict.fromkeys(names, 1.0), "ratio_error": error} for error in (0.3, 0.1, 0.2)]
+    found = rl.learned(history)
+    assert (found["first_ratio_error"], found["max_ratio_error"]) == (0.3, 0.3)
 
 
 def test_the_learning_rate_that_is_told_is_that_of_the_updates_first_step(run):
