@@ -216,3 +216,13 @@ def test_two_truths_and_missing_shards_are_refused(files, says):
 )
 def test_complete_sets_are_read(files):
     assert hub.chosen(sorted([*files, "test.parquet"]), "x", None, "train") == files
+
+
+def test_ids_do_not_depend_on_how_a_directory_is_spelled(tmp_path, monkeypatch):
+    turns = "\n\nHuman: Hi\n\nAssistant: "
+    row = {"chosen": f"{turns}Yes.", "rejected": f"{turns}No."}
+    write(tmp_path / "pairs" / "train.parquet", row)
+    monkeypatch.chdir(tmp_path)
+    spellings = ["pairs", "./pairs", "pairs/", str(tmp_path / "pairs"), "pairs/../pairs"]
+    ids = {load_comparisons(f"hf:{name}")[0][0].id for name in spellings}
+    assert ids == {"pairs:1"}

@@ -57,6 +57,9 @@ class Source:
     @property
     def stem(self) -> str:
         """The short name that generated ids and tables use: no folder, no ending."""
+        folder = os.path.expanduser(self.name)
+        if self.kind == HUB and os.path.isdir(folder):  # whatever way it is spelled
+            return os.path.basename(os.path.abspath(folder))
         if self.kind in (TFDS, HUB):
             return self.name
         return re.sub(r"(\.jsonl|\.json|\.parquet)?(\.gz)?$", "", Path(self.name).name)
