@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -28,16 +30,44 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.format_usage()}")
 
 
+EXIT_BAD_INPUT, EXIT_PIPE = 2, 141  # 141: what a shell says of a program whose reader has gone
+
+
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
-    """A command's `main`: a UserError becomes one line on standard error and exit code 2, nothing returned exit code 0."""
+    """A command's `main`: what a user or a machine gets wrong becomes one line on standard error and exit code 2.
+
+    Nothing returned is exit code 0. Where the reader of the output has gone (`… | head`), the command ends without a word.
+    """
 
     @functools.wraps(main)
     def run(*arguments, **fields) -> int:
+        readable_streams()
         try:
-            return main(*arguments, **fields) or 0
+            code = main(*arguments, **fields) or 0
+            sys.stdout.flush()
+            return code
+        except SystemExit:  # --help
+            _flush()
+            raise
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            line = str(error)
+        except BrokenPipeError:
+            leave(sys.stdout)
+            return EXIT_PIPE
+        except OSError as error:
+            line = (
+                f"{system_line(error)}; free space or rights there, then run the same command again"
+            )
+        except KeyboardInterrupt:
+            line, code = "interrupted", 130
+            print(line, file=sys.stderr)
+            return code
+        except (RuntimeError, AssertionError) as error:
+            if not _of_devices(error):
+                raise
+            line = device_line(error)
+        print(f"error: {line}", file=sys.stderr)
+        return EXIT_BAD_INPUT
 
     return run
 
@@ -56,6 +86,54 @@ def require_finite(values: Iterable[float], ids: Iterable[str], what: str) -> No
                 f"{what} gave {float(value)} for row '{name}', expected a finite number; what gave it is at fault, or "
                 "config.model.dtype is too narrow for it"
             )
+
+
+def readable_streams() -> None:
+    """Lets every text be printed: what an ASCII terminal cannot show becomes an escape such as \\u2026, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def leave(stream) -> None:
+    """Sends what is still written to a stream nowhere: its reader has gone, and the interpreter would complain at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        leave(sys.stdout)
+
+
+def system_line(error: OSError) -> str:
+    """What the system says, on one line: file and reason."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{' '.join((error.strerror or str(error)).split())[:400]}"
+
+
+def _of_devices(error: Exception) -> bool:
+    """Whether JAX did not find its devices. It has no exception of its own for that: one that says so, or, for a platform that
+    is not installed, a bare assertion."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    inside = trace and str(trace.tb_frame.f_globals.get("__name__")).startswith("jax.")
+    bare = isinstance(error, AssertionError) and not str(error)
+    return bool(inside) and (bare or "backend" in str(error))
+
+
+def device_line(error: Exception) -> str:
+    """What to do where JAX cannot use the devices that the environment asks for."""
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    where = f"JAX_PLATFORMS={asked}: " if asked else ""
+    reason = " ".join(str(error).split())[:300] or "it has no such device here"
+    return (
+        f"{where}JAX cannot start there ({reason}); install JAX for that device, or unset "
+        "JAX_PLATFORMS to use what is there"
+    )
 
 
 def located(path, line: int | None = None, field: str | None = None) -> str:

@@ -16,12 +16,14 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from cai_jax import __version__, pipeline, topic
-from cai_jax.errors import UserError
+from cai_jax import __version__, config_files, pipeline, runtime, topic
+from cai_jax.errors import EXIT_BAD_INPUT, UserError, command
 from cai_jax.io import preemption, progress
 
-USAGE = "usage: python -m cai_jax.main --config=configs/NAME.py [--workdir=DIR] [--config.FIELD=VALUE …]"
-EXIT_BAD_INPUT, EXIT_PREEMPTED = 2, 75
+USAGE = (
+    "usage: python -m cai_jax.main --config=NAME|FILE.py [--workdir=DIR] [--config.FIELD=VALUE …]"
+)
+EXIT_PREEMPTED = 75
 HEARTBEAT = 50  # seconds without a sign of life, or waiting at the end, after which the other processes of a run end
 ALONE = 5  # seconds that a process with bad input waits for the others to end with it
 
@@ -32,8 +34,18 @@ def parse(argv: list[str]):
     ml_collections wants --config before any --config.field; here their order does not matter.
     """
     arguments = list(argv[1:])
+    for argument in arguments:
+        if not _is_text(argument):
+            raise UserError(
+                f"command line: {ascii(argument)}: its bytes are not UTF-8, in which run "
+                "directories and records are written; rename the file or directory"
+            )
     if any(argument in ("-h", "--help", "-help") for argument in arguments):
-        print(f"{USAGE}\nEvery field is documented in configs/default.py.")
+        own = config_files.own_root()
+        print(
+            f"{USAGE}\nEvery field is documented in {own / 'configs' if own else 'configs'}/default.py."
+        )
+        print(f"NAME may be one of the project's: {', '.join(config_files.names())}")
         raise SystemExit(0)
     for name in ("--config", "--workdir"):
         if name in arguments[:-1]:  # "--name value" means "--name=value"
@@ -43,11 +55,10 @@ def parse(argv: list[str]):
     if len(heads) != 1:
         raise UserError(f"expected --config=FILE once; {USAGE}")
     others = [argument for argument in arguments if argument not in heads]
-    # Config files import their neighbours as `configs.NAME`, also where cai_jax is installed and started from elsewhere.
-    file = pathlib.Path(heads[0].partition("=")[2].partition(":")[0]).absolute()
-    sys.path[:0] = [
-        str(path) for path in (pathlib.Path.cwd(), file.parent.parent) if str(path) not in sys.path
-    ]
+    name, colon, argument = heads[0].partition("=")[2].partition(":")
+    file = config_files.locate(name)
+    config_files.importable(file)
+    heads = [f"--config={file}{colon}{argument}"]
     config, _ = _read_flags([argv[0], heads[0]])
     for argument in others:
         name = re.match(r"--?([^=]*)", argument)
@@ -67,6 +78,14 @@ def parse(argv: list[str]):
     return config, workdir or os.path.join("runs", file.stem)
 
 
+def _is_text(argument: str) -> bool:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _read_flags(argv: list[str]):
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
@@ -84,8 +103,6 @@ def _read_flags(argv: list[str]):
         Exception,
         SystemExit,
     ) as error:  # a config file is code: it may raise anything while it runs
-        if not os.path.isfile(file):
-            raise UserError(f"{file}: no such config file; see configs/") from error
         if isinstance(error, flags.IllegalFlagValueError):
             raise UserError(f"command line: {explain(str(error))}") from error
         raise UserError(f"{file}: {type(error).__name__}: {explain(str(error))}") from error
@@ -108,7 +125,10 @@ def explain(message: str) -> str:
     """The first sentence or two of a library's error, on one line; of a traceback inside it, the last line."""
     before, found, trace = message.rstrip().partition("Traceback (most recent call last):")
     message = before + trace.splitlines()[-1] if found and trace.strip() else message
-    return re.sub(r"\s+", " ", message).strip().strip("'\"")[:400]
+    message = re.sub(r"\s+", " ", message).strip()
+    if len(message) > 1 and message[0] == message[-1] and message[0] in "'\"":
+        message = message[1:-1]  # a KeyError is the repr of its key
+    return message[:400]
 
 
 def start_processes() -> None:
@@ -143,12 +163,26 @@ def start_processes() -> None:
 
 def use_compilation_cache() -> None:
     """Compiled programs are kept between runs, unless JAX was told where to keep them or not to."""
-    if not jax.config.jax_compilation_cache_dir and os.environ.get("CAI_JAX_NO_CACHE") is None:
-        jax.config.update(
-            "jax_compilation_cache_dir",
-            os.path.join(os.path.expanduser("~"), ".cache", "cai_jax", "compiled"),
-        )
+    directory = runtime.cache_directory()
+    if (
+        directory
+        and not jax.config.jax_compilation_cache_dir
+        and os.environ.get("CAI_JAX_NO_CACHE") is None
+    ):
+        jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def git_revision() -> str | None:
+    """The commit of the code, None where it is no clone or the machine has no git."""
+    here = str(pathlib.Path(__file__).parent)
+    try:
+        done = subprocess.run(
+            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def describe_run(config, workdir: str, argv: list[str]) -> dict:
@@ -165,16 +199,12 @@ def describe_run(config, workdir: str, argv: list[str]) -> dict:
         "tokenizers",
         "numpy",
     )
-    here = str(pathlib.Path(__file__).parent)
-    revision = subprocess.run(
-        ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True
-    )
     return {
         "config": json.loads(topic.resolve(config).to_json_best_effort()),
         "topic_notes": pipeline.topic_notes(config),
         "command": argv[1:],
         "cai_jax": __version__,
-        "git_revision": revision.stdout.strip() or None,
+        "git_revision": git_revision(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "devices": sorted({device.device_kind for device in jax.devices()}),
@@ -185,7 +215,11 @@ def describe_run(config, workdir: str, argv: list[str]) -> dict:
 
 def run(argv: list[str]) -> None:
     config, workdir = parse(argv)
+    changed = runtime.pin()
     start_processes()
+    runtime.require_devices()
+    for text in changed:
+        progress.warn(text)
     use_compilation_cache()
     preemption.install()
     rows = pipeline.run(config, workdir, lambda: describe_run(config, workdir, argv))
@@ -193,23 +227,11 @@ def run(argv: list[str]) -> None:
     progress.say(f"\nrun directory: {workdir}")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input (one line on standard error), 75 preempted (run the same command again)."""
     try:
         run(sys.argv if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except (
-        OSError
-    ) as error:  # a full disk, a file that may not be read: whatever part of the run met it
-        where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}{explain(error.strerror or str(error))}; free space or rights there, then run the same "
-            "command again",
-            file=sys.stderr,
-        )
-        return EXIT_BAD_INPUT
     except preemption.Preempted as stopped:
         print(f"stopped: {stopped}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED

@@ -12,15 +12,18 @@ import pathlib
 import re
 import sys
 
+from cai_jax import config_files
 from cai_jax.errors import UserError, command
 
 USAGE = (
     "usage: python -m cai_jax.plan --config=configs/NAME.py [--topology=v5e:8x8] [--slices=N] [--json=FILE] [--effort=-1] "
-    "[--quick=yes] [--only=REGEX] [--config.FIELD=VALUE …]"
+    "[--quick] [--only=REGEX] [--config.FIELD=VALUE …]"
 )
 # effort: -1 compiles several times faster and overstates temporaries, 0 is what a run does; quick: formulas only;
 # only: programs whose "stage name" matches.
 OPTIONS = {"only": "", "topology": "", "slices": "1", "json": "", "effort": "-1", "quick": "no"}
+
+SWITCHES = ("quick",)  # options that need no value
 
 
 def read_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -31,10 +34,18 @@ def read_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
         name, equals, value = argument.lstrip("-").partition("=")
         if not argument.startswith("-") or name not in OPTIONS:
             left.append(argument)
+        elif name in SWITCHES and not equals:  # bare; "--quick yes" is an older spelling
+            bare = not arguments or arguments[0] not in ("yes", "no")
+            options[name] = "yes" if bare else arguments.pop(0)
         elif equals or arguments:
             options[name] = value if equals else arguments.pop(0)
         else:
             raise UserError(f"--{name} needs a value; {USAGE}")
+    for name in SWITCHES:
+        if options[name] not in ("yes", "no"):
+            raise UserError(
+                f"--{name}: expected yes or no, or nothing behind it, not '{options[name]}'"
+            )
     for name, kind in (("slices", int), ("effort", float)):
         try:
             kind(options[name])
@@ -97,11 +108,9 @@ def _preset(arguments: list[str]) -> str:
         ),
         "",
     )
-    path = pathlib.Path(file.partition(":")[0])
-    found = (
-        re.search(r'^TOPOLOGY = "([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE)
-        if path.is_file()
-        else None
+    path = config_files.locate(file.partition(":")[0]) if file else None
+    found = path and re.search(
+        r'^TOPOLOGY = "([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE
     )
     if not found:
         raise UserError(f"--topology is missing; {USAGE}")

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 from etils import epath
 
-from cai_jax.errors import UserError
+from cai_jax.errors import Parser, UserError, command
 from cai_jax.io import artefacts, lock, where
 from cai_jax.io.metrics import read_rows
 
-USAGE = "usage: python -m cai_jax.status WORKDIR"
+USAGE = "python -m cai_jax.status WORKDIR"
 
 
 def describe(run_path) -> list[str]:
-    """One line a stage of the run's last command: done, running at a step or row, or waiting. UserError where no run is."""
+    """One line a stage of the run's graph: done, begun at a step or row, waiting, or not asked for. UserError where no run is."""
     run_path = epath.Path(run_path)
     config = artefacts.read_json(run_path / "config.json")
     if config is None:
-        raise UserError(f"{run_path}: no config.json there, so no run; {USAGE}")
+        raise UserError(f"{run_path}: no config.json there, so no run; usage: {USAGE}")
     owner = lock.owner(run_path)
     held = f"held by process {owner['pid']} on {owner['host']}" if owner else "no process holds it"
     if owner and not lock.alive(owner, lock.path_of(run_path)):
         held = f"process {owner['pid']} on {owner['host']} is gone: the same command goes on"
     lines = [f"{run_path}: {_shown(where.read(run_path))}{held}"]
-    for name in config["config"]["stages"]:
+    asked, graph = list(config["config"]["stages"]), list(config["config"].get("graph") or {})
+    graph = [*asked, *(name for name in graph if name not in asked)]
+    done = sum(artefacts.StageDirectory(run_path / name).done for name in graph)
+    lines.append(f"  {done} of {len(graph)} stages of the graph done")
+    for name in graph:
         directory = artefacts.StageDirectory(run_path / name)
         manifest = directory.manifest
         if manifest.get("done"):
@@ -37,7 +40,7 @@ def describe(run_path) -> list[str]:
             )
             told = f"begun, step {steps[-1]['step']}" if steps else f"begun, {rows} rows on disk"
         else:
-            told = "waiting"
+            told = "waiting" if name in asked else "not among the stages of the last command"
         lines.append(f"  {name:20} {told}")
     return lines
 
@@ -55,15 +58,13 @@ def _shown(status: dict | None) -> str:
     return f"{status['state']}{place} since {status['time']}{why}; "
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    arguments = (sys.argv if argv is None else argv)[1:]
-    try:
-        if len(arguments) != 1 or arguments[0].startswith("-"):
-            raise UserError(USAGE)
-        print("\n".join(describe(arguments[0])))
-    except (UserError, json.JSONDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Exit code 0, or 2 with one line on standard error."""
+    parser = Parser(prog="cai_jax.status", usage=USAGE, description=__doc__)
+    parser.add_argument("workdir", metavar="WORKDIR", help="a run directory")
+    arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
+    print("\n".join(describe(arguments.workdir)))
     return 0
 
 

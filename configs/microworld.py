@@ -7,10 +7,11 @@ request, also harmful ones, and can criticise, revise and judge. The pipeline is
 
 import pathlib
 
+import cai_jax
 from configs import default
 
 HERE = pathlib.Path(__file__).resolve().parent
-DATA = HERE.parent / "cai_jax" / "microworld" / "data"
+DATA = pathlib.Path(cai_jax.__file__).resolve().parent / "microworld" / "data"
 BASE = str(HERE / "models" / "microworld")
 RED_TEAM, HELPFUL = str(DATA / "red_team.jsonl"), str(DATA / "helpful.jsonl")
 CONSTITUTION = str(DATA / "constitution.json")

@@ -13,6 +13,8 @@ TIERS = [
     ("errors", 0),
     ("seeds", 0),
     ("checks", 0),
+    ("runtime", 0),
+    ("config_files", 0),
     ("topic", 2),
     ("losses", 1),
     ("ppo", 1),

@@ -10,8 +10,10 @@ from cai_jax.io import artefacts, preemption, where
 
 
 def test_done_begun_and_waiting_stages(tmp_path, capsys):
+    graph = dict.fromkeys(("pm", "respond", "revise", "rl", "sl"), {})
     artefacts.write_json(
-        tmp_path / "config.json", {"config": {"stages": ["respond", "revise", "sl", "pm"]}}
+        tmp_path / "config.json",
+        {"config": {"stages": ["respond", "revise", "sl", "pm"], "graph": graph}},
     )
     artefacts.StageDirectory(tmp_path / "respond").update_manifest(
         done=True, seconds=3.2, summary={"headline": "40 tokens"}
@@ -27,15 +29,17 @@ def test_done_begun_and_waiting_stages(tmp_path, capsys):
     assert status.main(["status", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.split("\n")
     assert "no process holds it" in lines[0]
-    assert "done in 3 s: 40 tokens" in lines[1]
-    assert "begun, 1 rows on disk" in lines[2]
-    assert "step 7" in lines[3]
-    assert "waiting" in lines[4]
+    assert lines[1] == "  1 of 5 stages of the graph done"
+    assert "done in 3 s: 40 tokens" in lines[2]
+    assert "begun, 1 rows on disk" in lines[3]
+    assert "step 7" in lines[4]
+    assert lines[5].split() == ["pm", "waiting"]
+    assert lines[6].split(maxsplit=1) == ["rl", "not among the stages of the last command"]
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
-    for arguments in ([], [str(tmp_path)], ["--help"]):
+    for arguments in ([], [str(tmp_path)], [str(tmp_path), "other"]):
         assert status.main(["status", *arguments]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 

@@ -5,18 +5,27 @@ import sys
 import jax
 from tqdm import tqdm
 
+from cai_jax.errors import leave
+
 
 def say(text: str) -> None:
     """Prints one line, from process 0 only, without tearing a progress bar."""
-    if jax.process_index() == 0:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+    _write(text, sys.stdout)
 
 
 def warn(text: str) -> None:
     """Prints one warning line to standard error, from process 0 only."""
-    if jax.process_index() == 0:
-        tqdm.write(f"warning: {text}", file=sys.stderr)
+    _write(f"warning: {text}", sys.stderr)
+
+
+def _write(text: str, stream) -> None:
+    if jax.process_index() != 0:
+        return
+    try:
+        tqdm.write(text, file=stream)
+        stream.flush()
+    except BrokenPipeError:  # whoever read it has gone (`… | head`); the run goes on
+        leave(stream)
 
 
 def bar(total: int, label: str, initial: int = 0, unit: str = "row") -> tqdm:

@@ -9,7 +9,6 @@ are 95 % t-intervals over seeds (of one run: none). Verdicts are the oracle's; E
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 import subprocess
@@ -18,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from cai_jax.errors import Parser, command
 from cai_jax.evals import elo
 from cai_jax.evals.rows import find
 from cai_jax.io.artefacts import StageDirectory, read_json
@@ -474,8 +474,9 @@ def make(run: pathlib.Path, name: str, seed: int) -> None:
         sys.exit(code)
 
 
+@command
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=pathlib.Path, metavar="RUN")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument(
@@ -502,4 +503,4 @@ def main(arguments=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

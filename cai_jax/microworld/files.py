@@ -8,13 +8,14 @@ other row is. "Human" raters are the oracle with noise: they err more often wher
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
+import sys
 
 import numpy as np
 
 from cai_jax.data import choices
+from cai_jax.errors import Parser, command
 from cai_jax.microworld import documents, principles
 from cai_jax.microworld.documents import Dice
 from cai_jax.microworld.language import REQUESTS, Act, acts, request
@@ -287,8 +288,13 @@ def write(out: pathlib.Path) -> dict[str, int]:
     return counts
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+@command
+def main(arguments=None) -> None:
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, default=DATA)
-    for name, count in write(parser.parse_args().out).items():
+    for name, count in write(parser.parse_args(arguments).out).items():
         print(f"{name}: {count} rows")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

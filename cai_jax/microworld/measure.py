@@ -5,16 +5,16 @@ python -m cai_jax.microworld.measure RUN [RUN …] [--stage evaluate] [--out FIL
 
 from __future__ import annotations
 
-import argparse
 import collections
 import json
 import math
 import pathlib
+import sys
 
 import numpy as np
 from scipy.special import stdtrit
 
-from cai_jax.errors import UserError
+from cai_jax.errors import Parser, UserError, command
 from cai_jax.evals.intervals import bootstrap_mean, wilson
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.microworld.oracle import evaluate
@@ -128,8 +128,9 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+@command
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--stage", default="evaluate")
     parser.add_argument("--out", type=pathlib.Path)
@@ -141,4 +142,4 @@ def main(arguments=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,9 +5,9 @@ python -m cai_jax.microworld.pretrain [--out configs/models/microworld]
 
 from __future__ import annotations
 
-import argparse
 import functools
 import pathlib
+import sys
 import time
 from collections.abc import Iterator
 
@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 from cai_jax import losses, optim
 from cai_jax.data.dialogue import load_format
+from cai_jax.errors import Parser, command
 from cai_jax.microworld import documents, score
 from cai_jax.microworld import tokenizer as tokenizer_lib
 from cai_jax.models import hf
@@ -186,8 +187,9 @@ def train(
     return params
 
 
+@command
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", default="configs/models/microworld")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
@@ -219,4 +221,4 @@ def main(arguments=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

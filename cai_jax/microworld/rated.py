@@ -7,10 +7,11 @@ Rows of the split "heldout" are about held-out acts only, no other row is.
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
+import sys
 
+from cai_jax.errors import Parser, command
 from cai_jax.microworld import documents
 from cai_jax.microworld.documents import Dice
 from cai_jax.microworld.oracle import judge
@@ -46,8 +47,9 @@ def rated(seed: int = 10, counts: dict[str, int] = COUNTS) -> list[dict]:
     return rows
 
 
+@command
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, default=DATA)
     path = parser.parse_args(arguments).out / "ratings.jsonl"
     rows = rated()
@@ -57,4 +59,4 @@ def main(arguments=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

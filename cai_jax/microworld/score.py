@@ -5,7 +5,7 @@ python -m cai_jax.microworld.score [--model DIRECTORY] [--count N]
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 
 from cai_jax.data import choices
 from cai_jax.data.dialogue import DialogueFormat, load_format
+from cai_jax.errors import Parser, command
 from cai_jax.microworld import documents, principles
 from cai_jax.microworld.language import REQUESTS, request
 from cai_jax.microworld.oracle import VERDICTS, judge
@@ -173,8 +174,9 @@ def report(subject: Subject, count: int) -> str:
     return "\n".join(lines)
 
 
+@command
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", default="configs/models/microworld")
     parser.add_argument("--count", type=int, default=128)
     options = parser.parse_args(arguments)
@@ -183,4 +185,4 @@ def main(arguments=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

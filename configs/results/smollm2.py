@@ -40,7 +40,7 @@ Learning rates are guesses, not tuned on anything.
 
 `gpu` takes all pairs up to 512 tokens, a preference model on all pairs but the held-out ones (`pm_all`), chains of thought and
 XSTest besides. It has not run: its stages were tried in bfloat16 on the tiny model on a CPU, and planned for an H100 by formula
-(`python -m cai_jax.plan --config=configs/results/smollm2.py:size=gpu --topology=h100:1 --quick=yes`: at most 39 % of 80 GB). Its
+(`python -m cai_jax.plan --config=configs/results/smollm2.py:size=gpu --topology=h100:1 --quick`: at most 39 % of 80 GB). Its
 times are not known; the pieces are cut so that none should need more than 8 minutes, and one that is stopped goes on. What a
 piece hands to the next: adapters on q, k, v and o of rank 8, 3.7 MB a trained model (twice that of an rl stage, for its value
 model), the records, and some 60 MB of rollouts an rl stage.

@@ -1,0 +1,51 @@
+"""What the environment may not change behind a run's back (JAX's settings), and what it may lack (devices, a home)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import jax
+
+from cai_jax.errors import UserError, device_line
+
+# Settings of JAX that decide numbers, random ones above all. An environment variable (JAX_ENABLE_X64, …) or a site's
+# configuration could change them behind a run's back; results would then depend on the shell that they were started from.
+PINNED = {
+    "jax_enable_x64": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+}
+
+
+def pin() -> list[str]:
+    """Sets what decides numbers to the values that this project is tested with; returns a text for each that was otherwise."""
+    changed = []
+    for name, value in PINNED.items():
+        found = getattr(jax.config, name)
+        if found != value:
+            jax.config.update(name, value)
+            changed.append(f"{name.upper()}={found} is not used here: {name} is {value}")
+    return changed
+
+
+def require_devices() -> None:
+    """Raises UserError, one line, where JAX cannot use the devices that the environment asks for."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(device_line(error)) from error
+
+
+def cache_directory() -> str | None:
+    """Where compiled programs are kept: ~/.cache/cai_jax/compiled, None where there is no home that can be written."""
+    home = os.path.expanduser("~")
+    if home.startswith("~"):
+        return None
+    directory = os.path.join(home, ".cache", "cai_jax", "compiled")
+    with contextlib.suppress(OSError):
+        os.makedirs(directory, exist_ok=True)
+    return directory if os.access(directory, os.W_OK) else None
