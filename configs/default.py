@@ -38,7 +38,14 @@ def topic():
     }
 
 
-def prompts(source="topic:prompts", split="train", offset=0, limit=None, max_characters=None):
+def prompts(
+    source="topic:prompts",
+    split="train",
+    offset=0,
+    limit=None,
+    max_characters=None,
+    max_bad_rows=0,
+):
     """Which prompts: "embedded:red_team", "embedded:helpful", a .jsonl[.gz] or .parquet file with a field "prompt", "tfds:NAME",
     or "hf:ORG/NAME", several joined by "+"; `cai_jax/data/sources.py` has the grammar. All fields but `source` hold for every
     source that says nothing else: "a.jsonl[0-8/10]+b.jsonl[heldout:100]".
@@ -47,7 +54,9 @@ def prompts(source="topic:prompts", split="train", offset=0, limit=None, max_cha
     those whose first human turn falls into parts 2 to 5 of ten, the same in every file (`cai_jax/data/selection.py`). `offset`
     and `limit` cut a range out of the split; where `max_characters` is given, longer ones are left out before that."""
     fields = {"source": source, "split": split, "offset": offset, "limit": optional(int, limit)}
-    fields["max_bad_rows"] = 0  # so many rows that cannot be read are left out, counted with lines
+    fields["max_bad_rows"] = (
+        max_bad_rows  # so many rows that cannot be read are left out, counted with lines
+    )
     return fields if max_characters is None else {**fields, "max_characters": max_characters}
 
 

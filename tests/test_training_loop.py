@@ -248,3 +248,49 @@ def test_seconds_of_steps_add_up_to_the_time_that_passed(tmp_path, slow):
         for row in rows
     )
     assert "own_seconds" not in read_rows(tmp_path / "metrics.jsonl")[0]
+
+
+def test_a_stop_while_a_step_samples_saves_what_was_learned_before_it(tmp_path):
+    """rl samples for minutes before it learns: a SIGTERM there must not lose the updates since the last save."""
+    want = run(tmp_path / "a", save_every=100)
+    asked = []
+
+    def advance(state, step):
+        if step == 3 and not asked:
+            asked.append(step)
+            raise preemption.Preempted("stage 'toy': finished rows are saved")
+        return update(state, np.float32(math.sin(step)))
+
+    def fit(path):
+        return loop.fit(
+            context(path), loop.Settings(7, 100), ABSTRACT, init, advance,
+            lambda step: [f"example {step}"], lambda step, writer: None,
+        )  # fmt: skip
+
+    with pytest.raises(preemption.Preempted, match="saved step 3 and stopped"):
+        fit(tmp_path / "b")
+    assert checkpoints_lib.Checkpoints(tmp_path / "b" / "checkpoints").steps() == [3]
+    np.testing.assert_array_equal(fit(tmp_path / "b")["params"]["w"], want[0])
+    assert (tmp_path / "b" / "metrics.jsonl").read_text() == want[1]
+
+
+def test_a_gradient_of_zero_and_a_slow_step_are_named_once(capsys):
+    warn = loop.Warnings("[sl]", "step")
+    warn({"grad_norm": 0.1}, 200.0, 1)  # compiled
+    assert capsys.readouterr().err == ""
+    for step in (2, 3, 4):
+        warn({"grad_norm": 0.0}, 200.0, step)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "[sl] grad_norm is 0 at step 2" in lines[0] and "200 s" in lines[1]
+
+
+def test_a_dead_model_is_named_by_the_loop(tmp_path, capsys):
+    def advance(state, step):
+        state, scalars = update(state, np.float32(0))
+        return state, scalars | {"grad_norm": jnp.float32(step == 0)}
+
+    loop.fit(
+        context(tmp_path), loop.Settings(3, 100), ABSTRACT, init, advance,
+        lambda step: [], lambda step, writer: None,
+    )  # fmt: skip
+    assert capsys.readouterr().err.count("grad_norm is 0 at step 2") == 1

@@ -20,6 +20,7 @@ from cai_jax.io.metrics import MetricsWriter, read_rows
 from cai_jax.training import profiling
 from cai_jax.training import state as state_lib
 
+SLOW_STEP = 100  # seconds; schedulers give about two minutes between SIGTERM and the end
 CHECKED = ("loss", "grad_norm", "value_loss", "value_grad_norm")
 
 
@@ -39,6 +40,33 @@ class Settings:
     unit: str = "step"
     look_back: bool = True  # fetch a step's numbers after the next one was dispatched
     weights: tuple[str, ...] = ("params",)
+
+
+class Warnings:
+    """Says once each what no number stops a stage for: a model that learns nothing any more, and steps too long to be stopped."""
+
+    def __init__(self, head: str, unit: str):
+        self._head, self._unit, self._given = head, unit, set()
+
+    def __call__(self, values: Mapping[str, float], seconds: float, step: int) -> None:
+        for name in ("grad_norm", "value_grad_norm"):
+            if values.get(name) == 0:
+                self._say(
+                    name,
+                    f"{name} is 0 at {self._unit} {step}: nothing is learned; is the model dead (a smaller "
+                    "learning_rate), or are all rewards or labels the same?",
+                )
+        if seconds > SLOW_STEP and step > 1:  # the first one is compiled
+            self._say(
+                "slow",
+                f"{self._unit} {step} took {seconds:.0f} s: a SIGTERM is answered at the end of one; where the "
+                "scheduler gives less time than that, what was learned since the last checkpoint is lost",
+            )
+
+    def _say(self, key: str, text: str) -> None:
+        if key not in self._given:
+            self._given.add(key)
+            progress.warn(f"{self._head} {text}")
 
 
 def fit(
@@ -80,6 +108,7 @@ def fit(
     memory.give_back()  # what loading and beginning have left lies in pieces, and a step wants its temporaries in one
     tokens_seen = meta["tokens"]
 
+    warn_once = Warnings(f"[{ctx.name}]", settings.unit)
     trace = profiling.Trace(ctx.run_config.get("profile_steps", ""), ctx.name, ctx.directory.path)
     free = time.monotonic()  # when the device had done all before
 
@@ -115,17 +144,37 @@ def fit(
                 else {"tokens_per_second": values.get("tokens", 0.0) / max(seconds, 1e-9)}
             )
             writer.write(step + 1, values, {"seconds": seconds, **timing, **rates})
+        warn_once(values, seconds, step + 1)
         shown = [
             f"{name} {values[name]:.3g}" for name in ("reward", "kl", "loss") if name in values
         ]
         bar.set_postfix_str(" ".join(shown))
 
+    def save_state(done: int, items: Sequence[str], keep: bool = False) -> None:
+        checkpoints.save(
+            done,
+            {name: state[name] for name in items},
+            {"tokens": tokens_seen, "metrics": writer.written()},
+            keep=keep,
+        )
+
     try:
         with ctx.progress(settings.num_steps, ctx.name, start, settings.unit) as bar:
             waiting = None
             for step in range(start, settings.num_steps):
-                with trace.step(step + 1):
-                    state, scalars = advance(state, step)
+                try:
+                    with trace.step(step + 1):
+                        state, scalars = advance(state, step)
+                except (
+                    preemption.Preempted
+                ):  # while it sampled: nothing of this step is learned yet
+                    if waiting:
+                        look(*waiting)
+                    if step > start and checkpoints.latest() != step:
+                        save_state(step, tuple(state))
+                    raise preemption.Preempted(
+                        f"stage '{ctx.name}': saved {settings.unit} {step} and stopped"
+                    ) from None
                 if waiting:
                     look(*waiting)
                 trace.after(step + 1, state)
@@ -140,12 +189,7 @@ def fit(
                     waiting = step, scalars
                 if save:
                     items = settings.weights if last else tuple(state)
-                    checkpoints.save(
-                        done,
-                        {name: state[name] for name in items},
-                        {"tokens": tokens_seen, "metrics": writer.written()},
-                        keep=snapshot,
-                    )
+                    save_state(done, items, snapshot)
                     free = time.monotonic()
                 bar.update()
                 if stop and not last:
