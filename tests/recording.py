@@ -27,6 +27,7 @@ from cai_jax.structs import Completion, Score
 from configs import default
 
 TINY = str(pathlib.Path(__file__).resolve().parent.parent / "configs" / "models" / "tiny")
+NORMALISATION = (0.5, 2.0)  # of every preference model
 CONSTITUTION = {
     "critique_principles": [
         {"id": f"p{i}", "critique_request": f"Criticise {i} {{}}.", "revision_request": f"Fix {i}."}
@@ -179,7 +180,9 @@ def stage(
     config = ModelConfig.from_json(TINY)
 
     def load_model(reference, kind="policy", format="auto", int8=None):
-        return LoadedModel(resolve_role(run_config, reference), config, None, loaded_format, kind)
+        normalisation = NORMALISATION if kind == "reward" else None
+        name = resolve_role(run_config, reference)
+        return LoadedModel(name, config, None, loaded_format, kind, normalisation)
 
     ctx.load_model = load_model
     ctx.engine = lambda model: Recorder(asked, model, answer, score, limit)

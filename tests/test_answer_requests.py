@@ -8,7 +8,7 @@ import pytest
 from cai_jax.seeds import row_key
 from cai_jax.stages import best_of, compare, respond
 from configs import default
-from tests.recording import human, stage
+from tests.recording import NORMALISATION, human, stage
 
 FIELDS = {"num_samples": 3, "max_new_tokens": 11, "temperature": 0.6, "top_p": 0.9}
 
@@ -94,17 +94,14 @@ def test_best_of_keeps_the_highest_score(tmp_path, monkeypatch):
     ]
 
     class Lengths:
-        def __init__(self, *given):
-            assert given[-1] is None, "the normalisation of the model that is named"
+        def __init__(self, params, config, format, mesh, normalisation=None, name=""):
+            assert normalisation == NORMALISATION
 
         def score_each(self, dialogues):
             return reversed([(i, float(len(d[-1].text))) for i, d in enumerate(dialogues)])
 
     monkeypatch.setattr(best_of, "RewardModel", Lengths)
     ctx, _ = stage(tmp_path, "best", default.best_of("respond"), inputs={"responses": rows})
-    ctx.load_model = lambda reference, kind: type(
-        "Model", (), dict.fromkeys(("params", "config", "format", "normalisation"))
-    )
     summary = best_of.run(ctx)
     first, second = ctx.directory.records()
     assert (first["id"], first["drawn_as"], first["response"]) == ("q0/00", "q0/01", "x" * 5)

@@ -12,7 +12,7 @@ from cai_jax.io.artefacts import StageDirectory
 from cai_jax.seeds import row_key
 from cai_jax.stages import evaluate
 from configs import default
-from tests.recording import CONSTITUTION, human, stage
+from tests.recording import CONSTITUTION, NORMALISATION, human, stage
 
 MODELS = {"initial": "helpful", "sl": "@sl"}
 WORDS = {"somewhere": "no", "@sl": "a longer answer"}
@@ -25,8 +25,8 @@ class Lengths:
 
     scale = 1.0
 
-    def __init__(self, *given):
-        self.normalisation = given[4:]
+    def __init__(self, params, config, format, mesh, normalisation=None, name=""):
+        assert normalisation == (NORMALISATION if name == "@pm" else None)
 
     def score_each(self, dialogues):
         return reversed([(i, -float(len(d[-1].text))) for i, d in enumerate(dialogues)])

@@ -192,8 +192,8 @@ def test_every_pair_of_a_group_shows_its_own_responses(tmp_path):
 
 def test_a_preference_model_labels_by_the_sigmoid_of_its_difference(tmp_path, monkeypatch):
     class Lengths:
-        def __init__(self, *given):
-            assert len(given) == 4, "raw scores: no normalisation"
+        def __init__(self, params, config, format, mesh, normalisation=None, name=""):
+            assert normalisation is None, "raw scores"
 
         def score_each(self, dialogues):
             assert {d[0].text for d in dialogues} == {"Question 0", "Question 1"}

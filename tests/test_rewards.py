@@ -47,10 +47,12 @@ def test_a_head_is_weights_and_a_bias():
 def test_rl_samples_with_the_weights_that_it_trains(tmp_path, monkeypatch, kind, int8):
     """The other stages may round them to 8 bits."""
     seen = []
-    monkeypatch.setattr(context.engine_lib, "Engine", lambda *given: seen.append(given))
+    monkeypatch.setattr(
+        context.engine_lib, "Engine", lambda *given: seen.append(given) or types.SimpleNamespace()
+    )
     ctx, _ = stage(tmp_path, kind, {"kind": kind})
     del ctx.engine  # the recording one
     ctx.run_config.sampling.int8 = True
-    ctx.engine(types.SimpleNamespace(params=1, config=2, format=3))
+    ctx.engine(types.SimpleNamespace(params=1, config=2, format=3, name="m"))
     (params, config, format, _, options), *_ = seen
     assert (params, config, format) == (1, 2, 3) and options.int8 == int8
