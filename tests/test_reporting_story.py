@@ -26,6 +26,9 @@ def run(tmp_path):
     return fake_run.write(tmp_path / "demo", 8)
 
 
+DOUBT = ", by a judge that is not shown to be right"
+
+
 def told(path, red_team, helpful, extra=()):
     """The run with these differences (low, high) of the PM score as its only ones."""
     rows = []
@@ -73,7 +76,9 @@ def told(path, red_team, helpful, extra=()):
 )
 def test_the_headline_says_what_the_intervals_say(run, red_team, helpful, expected):
     found = told(run, red_team, helpful)
-    assert story.headline(found) == expected
+    # No pair of people is among these rows, so the judge is doubted wherever it finds a difference.
+    doubted = expected.replace("than Initial", f"than Initial{DOUBT}")
+    assert story.headline(found) == doubted
     words = {one.axis: (one.word, one.tone) for one in story.verdict(found)}
     for axis, (low, high) in (("Harmlessness", red_team), ("Helpfulness", helpful)):
         assert words[axis] == (

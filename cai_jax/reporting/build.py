@@ -53,7 +53,11 @@ def _write(runs: Sequence[Run], out: epath.Path) -> dict:
         ) from error
     html = page.render(runs)
     artefacts.write_text(out / "report.html", html)
-    pictures = [(one.title, f"figures/{one.key}.png") for one in drawn if one.key in FIGURE_NAMES]
+    pictures = [
+        (one.title, f"figures/{one.key}.png")
+        for one in drawn
+        if one.key.rstrip("-0123456789") in FIGURE_NAMES  # -1, -2: one a run
+    ]
     artefacts.write_text(out / "report.md", markdown.render(runs, pictures))
     size = len(html.encode())
     return {
@@ -64,30 +68,11 @@ def _write(runs: Sequence[Run], out: epath.Path) -> dict:
 
 
 def _all_figures(runs: Sequence[Run]):
-    yield figures.frontier(runs)
-    yield figures.by_model(runs, "pm_score", "Preference-model score", "mean PM score")
-    yield figures.rl_steps(runs)
-    yield figures.harm(runs)
-    yield figures.rl_steps(runs, harm=True)
-    yield figures.by_model(runs, "elo", "Elo", "Elo from PM verdicts", reference=0.0, digits=0)
-    yield figures.by_model(
-        runs,
-        "elo_judge",
-        "Elo by the judge",
-        "Elo from a language model's verdicts",
-        reference=0.0,
-        digits=0,
-    )
-    yield figures.by_model(runs, "num_tokens", "Length", "tokens an answer", digits=0)
-    yield figures.by_model(
-        runs, "evasive_rate", "Evasive refusals", "share of answers", percent=True
-    )
+    yield from figures.each_scale(runs, figures.frontier)
+    yield from figures.of_answers(runs)
     yield figures.judges(runs)
     yield figures.calibration(runs)
-    yield figures_constitution.revisions(runs)
-    yield figures_constitution.principle_counts(runs)
-    yield figures_constitution.principles(runs)
-    yield figures_constitution.kinds_of_harm(runs)
+    yield from figures_constitution.every(runs)
     for run in runs:
         for part in run.parts():
             yield from figures.of_part(runs, run, part, figures.main_ones(part))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from cai_jax.evals.rows import find
-from cai_jax.reporting import copied
+from cai_jax.reporting import copied, judge
 from cai_jax.reporting.run_data import Run
 from cai_jax.reporting.text import headed, model_name, number, place_name, quantity
 
@@ -16,6 +16,7 @@ SMALL_MODEL = 1_000_000_000
 LENGTH_DRIFT = 0.25  # of the first model's mean length
 KL_LIMIT = 15.0  # nats a response: √KL ≈ 4, about where 2204's reward curves stop being linear
 FLIP_LIMIT = 0.25
+MOST_FLIP = 0.5  # beyond it most labels are decided by position
 SIDE_LIMIT = 0.2  # of how often option (A) is chosen, around one half
 CUT_LIMIT = 0.25
 FEW_ITEMS = 50
@@ -32,24 +33,26 @@ class Caution:
 
 
 def collect(run: Run) -> list[Caution]:
-    """All cautions of a run, the gravest first."""
+    """All cautions of a run, the gravest level first, and within a level what undoes the most: whether the run is sound, then its
+    judge, its labels, the texts that were learned from, what came out, and how much there was of it."""
     rules = (
         _unfinished,
-        _topic,
         _training,
-        _null_results,
+        _measured,
+        _labels,
+        _preference,
         _harm,
+        _copied,
+        _null_results,
         _judge,
         _length,
         _kl,
-        _labels,
-        _copied,
-        _preference,
+        _topic,
         _small,
         _few,
         _truncation,
-        _dropped,
         _worked_examples,
+        _dropped,
     )
     return sorted(
         (c for rule in rules for c in rule(run)),
@@ -85,6 +88,12 @@ def _unfinished(run: Run):
         )
     for problem in dict.fromkeys(run.problems):
         yield Caution("stop", f"Not readable: {problem}", "provenance")
+
+
+def _measured(run: Run):
+    """Whether the judge of the answers was shown to be right on pairs of the kind that it judges."""
+    if judge.sentence(run) and not judge.shown_right(run):
+        yield Caution("stop", judge.sentence(run), "judges")
 
 
 def _topic(run: Run):
@@ -225,7 +234,7 @@ def _labels(run: Run):
             found.append(f"option (A) is chosen {number(first, percent=True)} of the time")
         if found:
             told = f"Position bias in {stage.name}: {', and '.join(found)}. Position often decides instead of content."
-            yield Caution("care", told, "labels")
+            yield Caution("stop" if (flip or 0) > MOST_FLIP else "care", told, "labels")
         if sure is not None and sure < 0.55:
             told = f"{stage.name}: mean confidence {number(sure)}, so the labels are close to coin flips."
             yield Caution("care", told, "labels")
@@ -270,13 +279,13 @@ def _truncation(run: Run):
             limit = stage.fields.get("max_new_tokens", "?")
             told = f"{stage.name}: {cut} of {rows} answers were cut at the limit of {limit} tokens."
             yield Caution("note", told, "cost")
-    for row in find(run.evaluation["rows"], "cut_rate"):
-        if row["value"] is not None and row["value"] > CUT_LIMIT:
-            told = (
-                f"{number(row['value'], percent=True)} of {row['model']}'s answers to "
-                f"{place_name(row['on'])} were cut at the length limit."
-            )
-            yield Caution("note", told, "results")
+    cut = [
+        f"{number(row['value'], percent=True)} of {model_name(row['model'])}'s to {place_name(row['on'])}"
+        for row in find(run.evaluation["rows"], "cut_rate")
+        if row["value"] is not None and row["value"] > CUT_LIMIT
+    ]
+    if cut:
+        yield Caution("note", f"Answers cut at the length limit: {', '.join(cut)}.", "results")
 
 
 def _training(run: Run):
@@ -320,12 +329,14 @@ def _few(run: Run):
 
 
 def _dropped(run: Run):
-    for stage in run.stages.values():
-        if stage.dropped:
-            told = ", ".join(
-                f"{count:,} {reason}" for reason, count in sorted(stage.dropped.items())
-            )
-            yield Caution("note", f"{stage.name} left out rows: {told}.", "cost")
+    left_out = [
+        f"{stage.name} "
+        + ", ".join(f"{n:,} {reason}" for reason, n in sorted(stage.dropped.items()))
+        for stage in run.stages.values()
+        if stage.dropped
+    ]
+    if left_out:
+        yield Caution("note", f"Rows left out: {'; '.join(left_out)}.", "cost")
 
 
 def _worked_examples(run: Run):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cai_jax.evals import multiple_choice, preference, samples
 from cai_jax.evals.intervals import Estimate, cluster_means
+from cai_jax.reporting import judge
 from cai_jax.reporting.run_data import Run
 
 COMPARED = (
@@ -29,12 +30,12 @@ COMPARED = (
     "pm_accuracy",
     "pm_score_by_revision",
 )
-SAME_JUDGE_NEEDED = ("pm_score", "elo", "pm_score_by_revision")
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One metric in all runs; `differences[i]` is run i − run 0 (None for run 0 and where either lacks it)."""
+    """One metric in all runs; `differences[i]` is run i − run 0 (None for run 0, where either lacks it, and where the two numbers
+    come from different judges and have no common scale: `scales`)."""
 
     metric: str
     on: str
@@ -42,6 +43,7 @@ class Difference:
     values: list[dict | None]
     differences: list[Estimate | None]
     paired: bool
+    scales: bool = False
 
 
 def mover(a: Estimate, b: Estimate) -> Estimate:
@@ -114,8 +116,9 @@ def differences(runs: Sequence[Run]) -> list[Difference]:
         if metric not in COMPARED or sum(v is not None for v in values) < 2:
             continue
         first, found, paired = values[0], [None], False
+        scales = [judge.differ((runs[0], run), metric) for run in runs]
         for place, value in list(enumerate(values))[1:]:
-            if first is None or value is None:
+            if first is None or value is None or scales[place]:
                 found.append(None)
                 continue
             a, b = (items[i].get(key) for i in (0, place))
@@ -128,12 +131,6 @@ def differences(runs: Sequence[Run]) -> list[Difference]:
                         *(Estimate(r["value"], r["low"], r["high"], r["n"]) for r in (first, value))
                     )
                 )
-        out.append(Difference(metric, on, model, values, found, paired))
+        out.append(Difference(metric, on, model, values, found, paired, any(scales)))
     order = {metric: i for i, metric in enumerate(COMPARED)}
     return sorted(out, key=lambda d: (order[d.metric], d.on, d.model))
-
-
-def different_judges(runs: Sequence[Run]) -> bool:
-    """True where the runs scored with different preference models, so that their scores have no common scale."""
-    marks = {stage.manifest.get("fingerprint") for run in runs for stage in run.of_kind("pm")}
-    return len(marks) > 1

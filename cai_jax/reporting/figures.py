@@ -6,9 +6,10 @@ Every function takes a list of runs and returns a figure or None; several runs a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cai_jax.evals.rows import find
+from cai_jax.reporting import judge
 from cai_jax.reporting.figure import Forest, ForestRow, Panel, Series
 from cai_jax.reporting.run_data import Run, Stage
 from cai_jax.reporting.text import ITEM_SETS, headed, model_name, place_name, words
@@ -44,6 +45,21 @@ def main_ones(part: Run) -> list[Panel | None]:
         frontier([part]) if len(part.models) > 1 else None,
         rl_steps([part]),
         rl_steps([part], harm=True),
+    ]
+
+
+def each_scale(
+    runs: Sequence[Run], draw: Callable, metric: str = "pm_score"
+) -> list[Panel | Forest]:
+    """`draw(runs)`, or one figure a run where their numbers of this kind come from different judges: without a common scale
+    they are not drawn on one axis."""
+    if not judge.differ(runs, metric):
+        return [one for one in [draw(runs)] if one is not None]
+    drawn = [(run, draw([run])) for run in runs]
+    return [
+        dataclasses.replace(one, key=f"{one.key}-{place}", title=f"{one.title}, {run.name}")
+        for place, (run, one) in enumerate(drawn, 1)
+        if one is not None
     ]
 
 
@@ -109,7 +125,7 @@ def frontier(runs: Sequence[Run]) -> Panel | None:
         f"helpfulness ({unit} on helpful prompts)",
         f"{words().noun} ({unit} on {place_name(HARM)})",
         series,
-        size=(580, 270),
+        size=(400, 290),
         caption=f"{told} on held-out prompts with 95 % intervals{beside}. Up and right is better.",
     )
 
@@ -233,6 +249,46 @@ def by_model(
     return (
         Forest(metric, title, x_label, rows, reference, percent, caption, digits) if rows else None
     )
+
+
+def of_answers(runs: Sequence[Run], steps: bool = True) -> list[Panel | Forest]:
+    """What there is to draw of the models' answers; `steps`: along RL too."""
+    scored = [
+        ("pm_score", lambda of: by_model(of, "pm_score", "Preference-model score", "mean PM score"))
+    ]
+    scored += [("pm_score", rl_steps)] * steps + [("expected_harm", harm)]
+    scored += [("expected_harm", lambda of: rl_steps(of, harm=True))] * steps
+    scored += [("elo", _elo), ("elo_judge", _elo_by_judge)]
+    drawn = [one for metric, draw in scored for one in each_scale(runs, draw, metric)]
+    counted = [
+        by_model(runs, "num_tokens", "Length", "tokens an answer", digits=0),
+        by_model(
+            runs,
+            "evasive_rate",
+            "Evasive refusals",
+            "share of answers",
+            percent=True,
+            caption="Refusals that give neither a reason nor an alternative, by a rule of visible phrases.",
+        ),
+    ]
+    return drawn + [one for one in counted if one is not None]
+
+
+def _elo(runs: Sequence[Run]) -> Forest | None:
+    return by_model(
+        runs,
+        "elo",
+        "Elo",
+        "Elo from PM verdicts",
+        reference=0.0,
+        digits=0,
+        caption="Bradley–Terry fit over all pairs of models; intervals by bootstrap over prompts.",
+    )
+
+
+def _elo_by_judge(runs: Sequence[Run]) -> Forest | None:
+    title, label = "Elo by the judge", "Elo from a language model's verdicts"
+    return by_model(runs, "elo_judge", title, label, reference=0.0, digits=0)
 
 
 def harm(runs: Sequence[Run]) -> Forest | None:

@@ -6,8 +6,16 @@ from collections.abc import Sequence
 
 from cai_jax.evals.rows import find
 from cai_jax.reporting.figure import Forest, ForestRow, Panel, Series
-from cai_jax.reporting.figures import label_of, tone_of
+from cai_jax.reporting.figures import each_scale, label_of, tone_of
 from cai_jax.reporting.run_data import Run
+
+FEW_USES = 5  # of a principle: below it one answer decides its mean
+
+
+def every(runs: Sequence[Run]) -> list[Panel | Forest]:
+    """Those that there are; one a run where their scores are of different judges."""
+    draws = (revisions, principle_counts, principles, kinds_of_harm)
+    return [one for draw in draws for one in each_scale(runs, draw)]
 
 
 def _revised(run: Run):
@@ -94,29 +102,41 @@ def principle_counts(runs: Sequence[Run]) -> Panel | None:
 
 
 def principles(runs: Sequence[Run]) -> Forest | None:
-    """How far each principle moved the score of the answers it revised."""
-    rows = []
+    """How far each principle moved the score of the answers it revised. Those that were used often come first, by how far;
+    then those used fewer than FEW_USES times, by how often."""
+    rows, seldom = [], 0
     for place, run in enumerate(runs):
-        found = sorted(
-            find(run.evaluation["rows"], "score_moved", "revisions"),
-            key=lambda r: -(r["value"] or 0),
-        )
+        found = [
+            r
+            for r in find(run.evaluation["rows"], "score_moved", "revisions")
+            if r["value"] is not None
+        ]
+        often = sorted((r for r in found if r["used"] >= FEW_USES), key=lambda r: -r["value"])
+        few = sorted((r for r in found if r["used"] < FEW_USES), key=lambda r: -r["used"])
+        seldom += len(few)
         rows += [
             ForestRow(
-                label_of(runs, run, r["model"]),
+                f"{label_of(runs, run, r['model'])} ({r['used']})",
                 r["value"],
                 r["low"],
                 r["high"],
                 tone_of(runs, place),
                 note=f"used {r['used']} times, changed {100 * r['changed']:.0f} % of the answers",
             )
-            for r in found
-            if r["value"] is not None
+            for r in (*often, *few)
         ]
     if not rows:
         return None
+    caption = "In brackets how often each was used."
+    if seldom:
+        caption += f" The last {seldom} were used fewer than {FEW_USES} times: single answers, no effect of a principle."
     return Forest(
-        "principles", "What each principle did", "change of PM score by one revision", rows, 0.0
+        "principles",
+        "What each principle did",
+        "change of PM score by one revision",
+        rows,
+        0.0,
+        caption=caption,
     )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from cai_jax.evals.rows import find
-from cai_jax.reporting import cautions, compare, figures, story
+from cai_jax.reporting import cautions, compare, figures, judge, story
 from cai_jax.reporting.run_data import Run
 from cai_jax.reporting.text import (
     clip,
@@ -56,6 +56,7 @@ def render(runs: Sequence[Run], pictures: Sequence[tuple[str, str]]) -> str:
         parts.append(plain(" ".join(story.sentences(run))) + "\n")
         if said := story.headline(run):
             parts.append(f"**{plain(said)}.**\n")
+        parts.append(plain(judge.sentence(run)) + "\n")
         parts.append(
             "\n".join(f"- **{one.axis}:** {plain(one)}" for one in story.verdict(run)) + "\n"
         )
@@ -195,11 +196,11 @@ def _differences(runs: Sequence[Run]) -> str:
                 shown += f" ({number(e.value, sign=True)} [{number(e.low, sign=True)}, {number(e.high, sign=True)}])"
             cells.append(shown)
         body.append(cells)
-    note = "\nThe runs were scored by different preference models; their scores have no common scale.\n"
+    note = "\nThe runs were scored by different preference models: scores have no common scale, so no difference is given.\n"
     return (
         "## Differences to the first run\n\n"
         + table(["number", "on", "model", *(plain(r.name) for r in runs)], body)
-        + (note if compare.different_judges(runs) else "")
+        + (note if judge.differ(runs) else "")
     )
 
 

@@ -7,7 +7,7 @@ import hashlib
 import pathlib
 from collections.abc import Sequence
 
-from cai_jax.reporting import cards, elements, sections
+from cai_jax.reporting import cards, elements, opening, sections
 from cai_jax.reporting.run_data import Run
 from cai_jax.reporting.text import escape
 
@@ -58,9 +58,9 @@ def render(runs: Sequence[Run]) -> str:
         f'<title>{title}: Constitutional AI report</title>\n<link rel="icon" href="data:,">\n'
         f"<style>\n{css}</style>\n</head>\n<body>\n"
         '<a class="skip" href="#main">Skip to the report</a>\n'
-        f'<div class="wrap">{sections.masthead(runs)}</div>\n'
+        f'<div class="wrap">{opening.masthead(runs)}</div>\n'
         f'<nav aria-label="Sections"><div class="wrap"><ul>{links}</ul></div></nav>\n'
-        f'<main id="main" class="wrap">\n{sections.first_screen(runs)}\n{chr(10).join(html for html in body.values() if html)}\n'
+        f'<main id="main" class="wrap">\n{opening.first_screen(runs)}\n{chr(10).join(html for html in body.values() if html)}\n'
         "<footer>Written by cai_jax from the files of the run; nothing on this page was loaded from elsewhere. Intervals are "
         "95 %. Some of the text is offensive: the prompts are meant to provoke it.</footer>\n</main>\n"
         f"<script>{script}</script>\n</body>\n</html>\n"

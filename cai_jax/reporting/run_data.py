@@ -155,7 +155,9 @@ class Run:
             name: {
                 **value,
                 "rows": [
-                    {**row, "stage": name} for row in value.get("rows", ()) if isinstance(row, dict)
+                    {**_with_width(row), "stage": name}
+                    for row in value.get("rows", ())
+                    if isinstance(row, dict)
                 ],
             }
             for name, value in found.items()
@@ -326,6 +328,12 @@ class Run:
             except (UserError, ValueError, TypeError, KeyError) as error:
                 self.problems.append(f"{path}: {error}")
         return None
+
+
+def _with_width(row: dict) -> dict:
+    """The row; without an interval where older versions wrote one of zero width, which claims to be certain."""
+    certain = row.get("low") is not None and row.get("low") == row.get("high")
+    return {**row, "low": None, "high": None} if certain else row
 
 
 def _stage_of(model) -> str:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 
 from cai_jax.evals.rows import find
-from cai_jax.reporting import cautions as cautions_lib
 from cai_jax.reporting import (
     compare,
     figures,
@@ -15,7 +14,7 @@ from cai_jax.reporting import (
     numbers,
     story,
 )
-from cai_jax.reporting.elements import figure, fold, grid, section, swatch, table, unbroken
+from cai_jax.reporting.elements import fold, grid, section, swatch, table
 from cai_jax.reporting.run_data import Run
 from cai_jax.reporting.text import (
     duration,
@@ -27,113 +26,6 @@ from cai_jax.reporting.text import (
     place_name,
     quantity,
 )
-
-SHOWN_CAUTIONS = 5
-
-
-def masthead(runs: Sequence[Run]) -> str:
-    names = " and ".join(escape(run.name) for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
-    if len(runs) == 1:
-        lede = " ".join(escape(sentence) for sentence in story.sentences(runs[0]))
-    else:
-        lede = "What these runs share, with the differences to the first and their intervals."
-    kind = "Constitutional AI, report of runs"
-    if len(runs) == 1 and (said := story.headline(runs[0])):
-        kind, names = f"Constitutional AI, run <b>{names}</b>", f"{escape(said)}."
-    return (
-        f'<header class="masthead"><p class="kicker">{kind}</p><h1>{unbroken(names)}</h1>'
-        f'<p class="lede">{unbroken(lede)}</p></header>'
-    )
-
-
-def first_screen(runs: Sequence[Run]) -> str:
-    drawn = figures.frontier(runs)
-    left = figure(drawn, heading=False) if drawn else ""
-    if not left:
-        reached = [
-            f"{stage.name}: {stage.summary['headline']}"
-            for run in runs
-            for stage in run.stages.values()
-            if stage.summary.get("headline")
-        ]
-        left = "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in reached) + "</ul>"
-    verdicts = ""
-    for place, run in enumerate(runs):
-        found = story.verdict(run)
-        items = "".join(
-            f'<dt>{escape(one.axis)}</dt><dd><b class="{one.tone or "flat"}">{escape(headed(one.word))}</b> '
-            f"<span>{escape(one.detail)}</span></dd>"
-            for one in (*found, story.trust(run), story.cost(run))
-        )
-        name = (
-            f'<p class="figure-title">{swatch(place + 1)}{escape(run.name)}</p>'
-            if len(runs) > 1
-            else ""
-        )
-        verdicts += f'{name}<dl class="verdicts">{unbroken(items)}</dl>'
-    return (
-        f'<div class="first"><div>{verdicts}{left}</div><aside class="aside" aria-labelledby="cautions-h">'
-        f'<h2 id="cautions-h">Before you rely on this</h2>{caution_list(runs)}</aside></div>{facts(runs)}'
-    )
-
-
-def caution_list(runs: Sequence[Run]) -> str:
-    words = {"stop": "Serious: ", "care": "Careful: ", "note": "Note: "}
-    items = []
-    if len(runs) > 1 and compare.different_judges(runs):
-        items.append(
-            '<li class="stop"><span class="level">Serious: </span>The runs were scored by different preference models: '
-            "their scores have no common scale, so only differences inside a run mean something.</li>"
-        )
-    for run in runs:
-        for c in cautions_lib.collect(run):
-            name = f"{escape(run.name)}: " if len(runs) > 1 else ""
-            items.append(
-                f'<li class="{c.level}"><a href="#{c.anchor}"><span class="level">{words[c.level]}</span>{name}'
-                f"{unbroken(escape(c.text))}</a></li>"
-            )
-    if not items:
-        return "<p>Nothing was noticed by the rules that this page applies.</p>"
-    head = f'<ul class="cautions">{"".join(items[:SHOWN_CAUTIONS])}</ul>'
-    rest = items[SHOWN_CAUTIONS:]
-    more = f'<details><summary>{len(rest)} more</summary><ul class="cautions">{"".join(rest)}</ul></details>'
-    return head + (more if rest else "")
-
-
-def facts(runs: Sequence[Run]) -> str:
-    if len(runs) > 1:
-        return ""
-    run = runs[0]
-    size = run.num_parameters
-    devices = run.info.get("devices") or []
-    pairs = [
-        (
-            "Model",
-            escape(story.base_model(run) or "–"),
-            f"{quantity(size)} parameters" if size else "",
-        ),
-        ("Constitution", escape(story.constitution(run) or "–"), ""),
-        (
-            "Time",
-            duration(run.seconds),
-            f"{len(run.stages)} stages"
-            + (f", {duration(run.cpu_seconds)} of the processors" if run.cpu_seconds else ""),
-        ),
-        ("Sampled", quantity(run.tokens("sampled")), "tokens"),
-        ("Trained on", quantity(run.tokens("trained")) if run.tokens("trained") else "–", "tokens"),
-        ("Compute", f"{quantity(run.flops)}FLOP" if run.flops else "–", "2N a token, 6N trained"),
-        (
-            "Peak memory",
-            gigabytes(run.peak_bytes),
-            escape(f"{run.info.get('num_devices', 1)} × {', '.join(devices)}" if devices else ""),
-        ),
-        ("Seed", escape(run.config.get("seed", "–")), ""),
-    ]
-    items = (
-        f"<div><dt>{name}</dt><dd>{value}{f'<small>{note}</small>' if note else ''}</dd></div>"
-        for name, value, note in pairs
-    )
-    return f'<dl class="facts">{"".join(items)}</dl>'
 
 
 def _cell(rows, metric, on, name, first, digits=2, percent=False) -> str:
@@ -237,39 +129,7 @@ def _tables(runs: Sequence[Run]) -> list[str]:
 
 
 def _drawn(runs: Sequence[Run], steps: bool = True) -> list:
-    along = [figures.rl_steps(runs), figures.rl_steps(runs, harm=True)] if steps else []
-    return [
-        figures.by_model(runs, "pm_score", "Preference-model score", "mean PM score"),
-        *along[:1],
-        figures.harm(runs),
-        *along[1:],
-        figures.by_model(
-            runs,
-            "elo",
-            "Elo",
-            "Elo from PM verdicts",
-            reference=0.0,
-            digits=0,
-            caption="Bradley–Terry fit over all pairs of models; intervals by bootstrap over prompts.",
-        ),
-        figures.by_model(
-            runs,
-            "elo_judge",
-            "Elo by the judge",
-            "Elo from a language model's verdicts",
-            reference=0.0,
-            digits=0,
-        ),
-        figures.by_model(runs, "num_tokens", "Length", "tokens an answer", digits=0),
-        figures.by_model(
-            runs,
-            "evasive_rate",
-            "Evasive refusals",
-            "share of answers",
-            percent=True,
-            caption="Refusals that give neither a reason nor an alternative, by a rule of visible phrases.",
-        ),
-    ]
+    return figures.of_answers(runs, steps)
 
 
 def judges(runs: Sequence[Run]) -> str:
@@ -284,12 +144,7 @@ def judges(runs: Sequence[Run]) -> str:
 def transparency(runs: Sequence[Run]) -> str:
     parts = [
         grid(
-            [
-                figures_constitution.revisions(runs),
-                figures_constitution.principle_counts(runs),
-                figures_constitution.principles(runs),
-                figures_constitution.kinds_of_harm(runs),
-            ],
+            figures_constitution.every(runs),
             wide=True,
         )
     ]
@@ -331,13 +186,8 @@ def differences(runs: Sequence[Run]) -> str:
         return ""
     body = []
     for d in compare.differences(runs):
-        percent = d.metric not in (
-            *compare.SAME_JUDGE_NEEDED,
-            "num_tokens",
-            "boilerplate",
-            "repetition",
-        )
-        digits = 0 if d.metric in ("elo", "num_tokens") else 2
+        percent = next(value["unit"] for value in d.values if value) in numbers.SHARES
+        digits = 0 if d.metric in ("elo", "elo_judge", "num_tokens") else 2
         cells = []
         for value, estimate in zip(d.values, d.differences, strict=True):
             shown = number(value["value"] if value else None, digits, percent=percent)
@@ -356,8 +206,8 @@ def differences(runs: Sequence[Run]) -> str:
                 escape(d.metric.replace("_", " ")),
                 escape(headed(place_name(d.on))),
                 escape(model_name(d.model)),
-                *cells,
-                "by prompt" if d.paired else "no",
+                *(f'<span class="null">{cell}</span>' if d.scales else cell for cell in cells),
+                "other judge" if d.scales else "by prompt" if d.paired else "no",
             ]
         )
     heads = [swatch(i + 1) + escape(run.name) for i, run in enumerate(runs)]
@@ -365,7 +215,8 @@ def differences(runs: Sequence[Run]) -> str:
         "differences",
         "Differences",
         "Under each number stands its difference to the first run with a 95 % "
-        "interval; grey ones include zero. Where both runs answered the same prompts, the difference is paired.",
+        "interval; grey ones include zero. Where both runs answered the same prompts, the difference is paired. Numbers "
+        "of other judges have no common scale: they stand side by side in grey, without a difference.",
         table(["Number", "On", "Model", *heads, "Paired"], body, numeric=range(3, 3 + len(runs))),
     )
 

@@ -6,6 +6,7 @@ import dataclasses
 
 from cai_jax.data import fitting, sources
 from cai_jax.evals.rows import find
+from cai_jax.reporting import judge
 from cai_jax.reporting.cautions import collect, interval
 from cai_jax.reporting.figures import HARM, HELP
 from cai_jax.reporting.run_data import Run, Stage
@@ -138,27 +139,21 @@ def _preferring(run: Run, stage: Stage) -> list[str]:
         f"{source.summary['rows']:,} AI labels" if source and source.summary.get("rows") else "",
         f"human comparisons ({_short(human)})" if human else "",
     ]
-    held = ((stage.summary.get("held_out") or {}).get("all") or {}).get("accuracy") or {}
-    right = (
-        f" and is right on {number(held['value'], percent=True)} of {held['n']} pairs held out of it"
-        if held.get("value") is not None
-        else ""
-    )
     return [
-        f"A preference model learned from {' and '.join(part for part in of if part) or 'comparisons'}{right}."
+        f"A preference model learned from {' and '.join(part for part in of if part) or 'comparisons'}."
     ]
 
 
 def _reinforced(run: Run, stage: Stage) -> list[str]:
     updates, size = stage.fields.get("num_updates"), stage.fields.get("rollouts_per_update")
     pm = run.method.get("pm")
-    judge = (
+    against = (
         "it"
         if pm and _target(stage, "reward").partition(":")[0] == f"@{pm.name}"
         else _target(stage, "reward")
     )
     return [
-        f"{model_name(stage.name)} was trained against {judge} with PPO for {updates} updates of {size} rollouts."
+        f"{model_name(stage.name)} was trained against {against} with PPO for {updates} updates of {size} rollouts."
     ]
 
 
@@ -289,6 +284,12 @@ def headline(run: Run) -> str | None:
             still.append(axis.lower())
     if not moved:
         return f"No difference shown between {last} and {first}"
-    return f"{last} is judged {' and '.join(moved)} than {first}" + (
+    sure = all(
+        judge.shown_right(run, helpful=axis == "Helpfulness")
+        for axis in (quality, "Helpfulness")
+        if told.get(axis) in ("higher", "lower")
+    )
+    doubt = "" if sure else ", by a judge that is not shown to be right"
+    return f"{last} is judged {' and '.join(moved)} than {first}{doubt}" + (
         f"; no difference shown in {still[0]}" if still else ""
     )
