@@ -53,7 +53,7 @@ def test_preference_model(kind, reward, tiny_model, tmp_path):
         fields["pad_token_id"] not in format.eos_ids
         and (tmp_path / "model.safetensors.index.json").exists()
     )
-    tensors = hf.tensor_files.open_directory(tmp_path)
+    tensors = hf.weight_files.open_directory(tmp_path)
     assert "lm_head.weight" not in tensors
     np.testing.assert_allclose(
         tensors["score.weight"], np.asarray(params["head"]["weight"])[None] / 1.9, rtol=1e-6
@@ -133,13 +133,15 @@ def test_adapters_add_up_to_the_merged_export(name, kind, tiny_model, tmp_path):
     model = LoadedModel(
         "@x", config, params, load_format(tiny_model), kind, normalisation, adapters, trained
     )
-    offset = peft.export_adapters(tmp_path, model, "some/base")
+    offset = peft.export_adapters(tmp_path, model, f"some/base@{'a' * 40}")
     fields, tensors = (
         json.loads((tmp_path / "adapter_config.json").read_text()),
         load_file(tmp_path / "adapter_model.safetensors"),
     )
     assert (
-        fields["base_model_name_or_path"] == "some/base" and (tmp_path / "tokenizer.json").exists()
+        fields["base_model_name_or_path"] == "some/base"
+        and fields["revision"] == "a" * 40
+        and (tmp_path / "tokenizer.json").exists()
     )
     if kind == "reward":
         head = heads.normalised_head(params["head"], NORMALISATION)
@@ -151,7 +153,7 @@ def test_adapters_add_up_to_the_merged_export(name, kind, tiny_model, tmp_path):
         ]
     hf.save_hf(tmp_path / "base", config, base)
     hf.save_hf(tmp_path / "merged", config, lora.merge(lora.attach(base, trained, adapters)))
-    before, after = (hf.tensor_files.open_directory(tmp_path / name) for name in ("base", "merged"))
+    before, after = (hf.weight_files.open_directory(tmp_path / name) for name in ("base", "merged"))
     changed = {key for key in before if not np.array_equal(before[key], after[key])}
     assert {f"base_model.model.{key.removesuffix('.weight')}.lora_A.weight" for key in changed} == {
         key for key in tensors if "lora_A" in key

@@ -72,10 +72,12 @@ def export_adapters(directory, model, base: str, *, dtype=np.float32) -> float |
     directory.mkdir(parents=True, exist_ok=True)
     ranks = {name.rpartition(".")[2]: a.shape[0] for name, (a, _) in found.items()}
     joined = {name: rank for name, rank in ranks.items() if rank != adapters.rank}
+    name, revision = hf.hub_name(base) or (base, "")  # a run pins the hub's names to a commit
     fields = {
         "peft_type": "LORA",
         **more,
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": name,
+        "revision": revision or None,
         "r": adapters.rank,
         "lora_alpha": adapters.alpha,
         "target_modules": sorted(ranks),

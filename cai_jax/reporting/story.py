@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from cai_jax.data import fitting, sources
 from cai_jax.evals.rows import find
@@ -25,7 +26,10 @@ from cai_jax.reporting.text import (
 def _target(stage: Stage, field: str) -> str:
     """What a model field points at after its roles are resolved, shortened to its last part."""
     value = str(stage.fields.get(f"{field} →") or stage.fields.get(field) or "a model")
-    return value if value.startswith("@") else value.rstrip("/").rpartition("/")[2] or value
+    if value.startswith("@"):
+        return value
+    name = value.rstrip("/").rpartition("/")[2] or value
+    return re.sub(r"@[0-9a-f]{40}$", "", name)  # the commit that a run pins a hub name to
 
 
 def base_model(run: Run) -> str | None:
