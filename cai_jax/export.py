@@ -11,7 +11,10 @@ import sys
 
 from cai_jax.errors import Parser, UserError, command
 
-USAGE = "python -m cai_jax.export --workdir=RUN --what=policy|pm|@STAGE[:STEP] --to=DIR [--dtype=float32|bfloat16] [--adapters]"
+USAGE = (
+    "python -m cai_jax.export --workdir=RUN --what=policy|pm|@STAGE[:STEP] --to=DIR [--dtype=float32|bfloat16] "
+    "[--adapters] [--force] [--base-name=ORG/NAME] [--license=NAME]"
+)
 
 
 def find_stage(run, what: str) -> str:
@@ -38,12 +41,20 @@ def export(
     dtype: str = "float32",
     shard_bytes: int = 5 * 10**9,
     adapters: bool = False,
+    *,
+    force: bool = False,
+    base_name: str = "",
+    licence: str = "",
 ) -> dict:
-    """Writes `to`; returns facts of the export (stage, kind, parameters, …)."""
+    """Writes `to`; returns facts of the export (stage, kind, parameters, …).
+
+    `force`: also over another model. `base_name`, `licence`: for the model card, see `exporting.origin`.
+    """
+    import jax.numpy as jnp
     import ml_collections
 
     from cai_jax import sharding
-    from cai_jax.exporting import card, folder, peft
+    from cai_jax.exporting import card, folder, origin, peft, target
     from cai_jax.io import artefacts
     from cai_jax.models import lora
     from cai_jax.models import params as params_lib
@@ -53,12 +64,12 @@ def export(
     run = Run(workdir)
     name = find_stage(run, what)
     role = artefacts.read_json(run.path / name / "model" / "role.json") or {"kind": "policy"}
-    target = pathlib.Path(to)
-    mark = "adapter_config.json" if adapters else "config.json"
-    if target.exists() and (
-        not target.is_dir() or any(target.iterdir()) and not (target / mark).exists()
-    ):
-        raise UserError(f"{to}: exists and is no model directory; choose another --to")
+    reference = what if what.startswith("@") else f"@{name}"
+    manifest = run.stages[name].manifest
+    mark = target.about(run.path, reference, manifest.get("fingerprint"), adapters)
+    target.require_free(to, mark, force)
+    base = origin.base_of(run.path, name, role)
+    header = origin.header(base, base_name, licence)
     config = ml_collections.ConfigDict(
         {**run.config, "model": {**run.config["model"], "dtype": "float32"}}
     )
@@ -66,7 +77,6 @@ def export(
         {"data": 1, "fsdp": -1, "tensor": 1}
     )  # that of the run may have needed more devices
     context = StageContext("export", ml_collections.ConfigDict(), config, run.path, None, {}, mesh)
-    reference = what if what.startswith("@") else f"@{name}"
     model = context.load_model(reference, role["kind"])
     facts = {
         "stage": reference,
@@ -88,12 +98,15 @@ def export(
             facts["base while training"] = (
                 "in 8 bits" + adapters * ": just that model is the export without --adapters"
             )
+    if adapters and not model.adapters:
+        raise UserError(
+            f"{reference}: all weights were trained, there are no adapters to export; leave --adapters away"
+        )
+    width = jnp.dtype(dtype).itemsize
+    target.begin(to, mark, 0 if adapters else width * params_lib.num_params(model.config))
     if adapters:
-        if not model.adapters:
-            raise UserError(
-                f"{reference}: all weights were trained, there are no adapters to export; leave --adapters away"
-            )
-        offset = peft.export_adapters(to, model, model.weights.name, dtype=dtype)
+        named = header.get("base_model") or model.weights.name
+        offset = peft.export_adapters(to, model, named, dtype=dtype)
     elif role["kind"] == "policy":
         folder.export_policy(to, model.config, lora.merge(params), model.format, **write)
     else:
@@ -104,10 +117,9 @@ def export(
         mean, std = model.normalisation or (0.0, 1.0)
         facts |= {"score_offset": offset, "mean of raw scores": mean, "std of raw scores": std}
     if artefacts.is_writer():
-        artefacts.write_text(
-            target / "README.md", card.model_card(run, name, role["kind"], facts, adapters)
-        )
-    artefacts.barrier("exported")
+        text = card.model_card(run, name, role["kind"], facts, adapters, header)
+        artefacts.write_text(pathlib.Path(to) / "README.md", text)
+    target.finish(to, mark)
     return facts | {"kind": role["kind"]}
 
 
@@ -130,6 +142,20 @@ def main(argv: list[str] | None = None) -> int:
         default=5.0,
         help="weights beyond this become several files",
     )
+    parser.add_argument("--force", action="store_true", help="write over another model's directory")
+    parser.add_argument(
+        "--base-name",
+        "--base_name",
+        default="",
+        metavar="ORG/NAME",
+        help="what the base model is called on the hub, for the card and for adapters",
+    )
+    parser.add_argument(
+        "--license",
+        default="",
+        metavar="NAME",
+        help="for the card, such as apache-2.0; by default that of the base's own card",
+    )
     arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
     if arguments.shard_gigabytes <= 0:
         raise UserError("--shard_gigabytes: expected a positive number")
@@ -140,6 +166,9 @@ def main(argv: list[str] | None = None) -> int:
         arguments.dtype,
         max(1, int(arguments.shard_gigabytes * 1e9)),
         arguments.adapters,
+        force=arguments.force,
+        base_name=arguments.base_name,
+        licence=arguments.license,
     )
     print(
         f"{arguments.to}: {facts['kind']} of {facts['stage']}, {facts['parameters']} parameters, {facts['dtype']}"

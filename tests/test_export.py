@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 from cai_jax import export, sharding
 from cai_jax.data.dialogue import load_format
-from cai_jax.exporting import card, folder, peft
+from cai_jax.errors import UserError
+from cai_jax.exporting import card, folder, origin, peft, target
 from cai_jax.io import artefacts
 from cai_jax.models import heads, hf, lora
 from cai_jax.models import params as params_lib
@@ -210,6 +211,15 @@ def test_commands(finished, tmp_path, capsys):
         export.main(["export", f"--workdir={workdir}", "--what=@pm", f"--to={tmp_path / 'pm'}"])
         == 0
     )
+    # The same again is fine, another export's directory is not, unless it is said so.
+    again = ["export", f"--workdir={workdir}", "--what=@pm", f"--to={tmp_path / 'pm'}"]
+    assert export.main([*again, "--license=mit", "--base-name=me/tiny"]) == 0
+    assert "license: mit" in (tmp_path / "pm" / "README.md").read_text().split("---")[1]
+    assert "base_model: me/tiny" in (tmp_path / "pm" / "README.md").read_text().split("---")[1]
+    policy = (tmp_path / "rl" / "model.safetensors").read_bytes()
+    over = ["export", f"--workdir={workdir}", "--what=@pm", f"--to={tmp_path / 'rl'}"]
+    assert export.main(over) == 2 and "holds @rl of" in capsys.readouterr().err
+    assert (tmp_path / "rl" / "model.safetensors").read_bytes() == policy
     role = artefacts.read_json(workdir / "pm" / "model" / "role.json")
     text = (tmp_path / "pm" / "README.md").read_text()
     assert "score_offset" in text and str(role["normalisation"][0]) in text
@@ -251,3 +261,83 @@ def test_mistakes_are_one_line(flags, says, tmp_path, capsys):
     assert export.main(["export", f"--workdir={run}", f"--to={tmp_path / 'out'}", *flags]) == 2
     told = capsys.readouterr().err
     assert says in told and told.count("\n") == 1
+
+
+MARK = target.about("/runs/a", "@rl", "1234", False)
+
+
+def test_another_export_is_not_written_over(tmp_path):
+    """The newcomer's loss: a 135M policy replaced by another run's without a word."""
+    target.begin(tmp_path, MARK, 0)
+    target.finish(tmp_path, MARK)
+    target.require_free(tmp_path, MARK)
+    target.require_free(tmp_path, {**MARK, "run": "/moved/a"})  # the same fingerprint
+    target.require_free(tmp_path, {**MARK, "fingerprint": "5678"})  # trained again, in its run
+    for other in (
+        {**MARK, "stage": "@pm"},
+        {**MARK, "adapters": True},
+        {**MARK, "run": "/runs/b", "fingerprint": "5678"},
+    ):
+        with pytest.raises(UserError, match="holds @rl of /runs/a; .*--force"):
+            target.require_free(tmp_path, other)
+        target.require_free(tmp_path, other, force=True)
+
+
+def test_a_model_that_nobody_exported_is_not_written_over(tmp_path):
+    """Such as the base itself."""
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="no export is known of"):
+        target.require_free(tmp_path, MARK)
+    target.require_free(tmp_path, MARK, force=True)
+    (tmp_path / "config.json").rename(tmp_path / "thesis.txt")
+    with pytest.raises(UserError, match="is no model directory"):
+        target.require_free(tmp_path, MARK, force=True)
+
+
+def test_an_export_that_was_killed_is_repeated(tmp_path):
+    """Whatever the kill left: the mark being written, a part of the weights, and the files of the export before it."""
+    (tmp_path / f".{target.MARK}.writing").write_text("{")
+    target.require_free(tmp_path, MARK)
+    target.begin(tmp_path, MARK, 0)
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "model.safetensors.partial").write_text("half")
+    (tmp_path / "notes.txt").write_text("mine")
+    target.require_free(tmp_path, MARK)
+    target.begin(tmp_path, MARK, 0)  # no index of other shards stays beside new weights
+    assert sorted(path.name for path in tmp_path.iterdir()) == [target.MARK, "notes.txt"]
+    assert json.loads((tmp_path / target.MARK).read_text())["finished"] is False
+
+
+def test_places_that_cannot_hold_an_export(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        target.require_free(tmp_path / "file", MARK)
+    with pytest.raises(UserError, match="are free there"):
+        target.begin(tmp_path / "out", MARK, 10**18)
+    assert not any((tmp_path / "out").iterdir())  # and the repeat starts from nothing
+    target.require_free(tmp_path / "out", MARK)
+
+
+def test_the_card_says_base_and_licence(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps({"_name_or_path": "org/model-1.5"}))
+    (base / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# A model\n")
+    assert origin.header(str(base)) == {"base_model": "org/model-1.5", "license": "apache-2.0"}
+    assert origin.header("org/model") == {"base_model": "org/model"}
+    assert origin.header(str(base), "me/mine", "mit") == {"base_model": "me/mine", "license": "mit"}
+    (base / "README.md").write_text("---\nlicense: '<b>x: y'\n---\n")  # a file's text is data
+    (base / "config.json").write_text(json.dumps({"_name_or_path": "a/b\ntags: x"}))
+    assert origin.header(str(base)) == {}
+    for name, licence in (("no slash", ""), ("", "two words"), ("a/b\nc: d", "")):
+        with pytest.raises(UserError, match="expected"):
+            origin.header(str(base), name, licence)
+
+
+def test_the_base_is_found_through_the_stages(tmp_path):
+    for stage, start in (("sl", "org/model"), ("rl", "@sl"), ("more", "@rl:20")):
+        artefacts.write_json(tmp_path / stage / "model" / "role.json", {"initialised_from": start})
+    role = {"initialised_from": "@more"}
+    assert origin.base_of(tmp_path, "last", role) == "org/model"
+    assert origin.base_of(tmp_path, "x", {"initialised_from": "@gone"}) == ""

@@ -67,16 +67,23 @@ def ancestors(run: Run, name: str) -> list[Stage]:
     return [stage for stage in run.stages.values() if stage.name in found]
 
 
-def model_card(run: Run, name: str, kind: str, facts: dict, adapters: bool = False) -> str:
+def model_card(
+    run: Run,
+    name: str,
+    kind: str,
+    facts: dict,
+    adapters: bool = False,
+    header: dict[str, str] | None = None,
+) -> str:
     """Markdown with the hub's header. `facts`: {label: value} of the export itself (parameters, dtype, offset, …);
-    adapters: whether the directory holds nothing but those."""
+    adapters: whether the directory holds nothing but those; header: further fields of the hub's header (`origin.header`)."""
     stages = ancestors(run, name)
     task = "text-generation" if kind == "policy" else "text-classification"
     what = "policy" if kind == "policy" else "preference model"
     use = ADAPTER_USE[kind] if adapters else POLICY_USE if kind == "policy" else REWARD_USE
     library = "peft" if adapters else "transformers"
     parts = [
-        f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- constitutional-ai\n- jax\n---\n",
+        f"---\n{_header(library, task, header or {})}---\n",
         f"# {plain(name)} of {plain(run.name)}: a {what} trained by Constitutional AI\n",
         f"Made by stage `{name}` ({run.stages[name].kind}) of a cai_jax run, after Bai et al. 2022 (arXiv 2212.08073).\n",
         table(["", ""], [[label, f"`{value}`"] for label, value in facts.items()]),
@@ -90,6 +97,12 @@ def model_card(run: Run, name: str, kind: str, facts: dict, adapters: bool = Fal
         "these principles; measure it on your own data before you rely on it. No interval that covers zero is evidence.\n",
     ]
     return "\n".join(parts)
+
+
+def _header(library: str, task: str, more: dict[str, str]) -> str:
+    lines = [f"{key}: {value}" for key, value in sorted(more.items())]
+    lines += [f"library_name: {library}", f"pipeline_tag: {task}", "tags:"]
+    return "".join(line + "\n" for line in (*lines, "- constitutional-ai", "- jax"))
 
 
 def _constitution(stages: list[Stage]) -> str:
