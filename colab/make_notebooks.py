@@ -3,6 +3,7 @@
 python colab/make_notebooks.py                 # writes all four, without outputs
 python colab/make_notebooks.py --execute       # and runs them, keeping their outputs (minutes, on SmolLM2)
 python colab/make_notebooks.py --execute NAME  # one of them
+python colab/make_notebooks.py --keep-outputs  # new cells under the outputs of the last time, where those stay true
 """
 
 import importlib
@@ -20,17 +21,24 @@ NAMES = ("quickstart", "constitution_playground", "reading_a_pm", "rl_against_st
 SHARED = {
     "install": (
         "code",
-        """# On Colab this fetches the code and installs it; in a clone of the project it does nothing.
-import os, pathlib, subprocess, sys
-REPOSITORY = os.environ.get("CAI_JAX_REPOSITORY", "")  # the address of the project's git repository
+        """# Finds the code: in a clone or where cai_jax is installed it is there; on Colab say here where it is.
+ADDRESS = ""  # the address of the project's git repository, such as https://github.com/YOU/cai_jax
+import importlib.util, os, pathlib, subprocess, sys
+ADDRESS = ADDRESS or os.environ.get("CAI_JAX_REPOSITORY", "")
 if not pathlib.Path("cai_jax").is_dir() and pathlib.Path("../cai_jax").is_dir():
-    os.chdir("..")
-if not pathlib.Path("cai_jax").is_dir():
-    assert REPOSITORY, "set CAI_JAX_REPOSITORY to the address of the project's git repository"
-    subprocess.run(["git", "clone", "--depth=1", REPOSITORY, "cai_jax_repository"], check=True)
+    os.chdir("..")  # the notebooks' own folder in a clone
+if pathlib.Path("cai_jax/main.py").is_file():
+    sys.path.insert(0, os.getcwd())
+elif importlib.util.find_spec("cai_jax") is None:
+    if not ADDRESS:
+        raise SystemExit("cai_jax is not here: set ADDRESS in the first lines of this cell and run it again")
+    if not pathlib.Path("cai_jax_repository").is_dir():
+        subprocess.run(["git", "clone", "--depth=1", ADDRESS, "cai_jax_repository"], check=True)
     os.chdir("cai_jax_repository")
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-r", "requirements.txt"], check=True)
-sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, os.getcwd())
+from cai_jax import config_files
+config_files.importable(pathlib.Path("configs/notebook.py").absolute())  # the project's configs, wherever they are
 import jax
 print(jax.__version__, jax.devices())""",
     ),
@@ -110,13 +118,26 @@ def tidy(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return book
 
 
+def with_outputs(book: nbformat.NotebookNode, path: pathlib.Path) -> nbformat.NotebookNode:
+    """The new cells with the outputs that the saved notebook has in their places: for changes that change no output."""
+    saved = nbformat.read(path, as_version=4)
+    for cell, old in zip(book.cells, saved.cells, strict=True):
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = old.outputs, old.execution_count
+    book.metadata = saved.metadata
+    return book
+
+
 def main() -> None:
-    arguments = [argument for argument in sys.argv[1:] if argument != "--execute"]
+    options = {"--execute", "--keep-outputs"}
+    arguments = [argument for argument in sys.argv[1:] if argument not in options]
     for name in arguments or NAMES:
         began = time.monotonic()
         book = notebook(cells(name))
         if "--execute" in sys.argv:
             execute(book)
+        elif "--keep-outputs" in sys.argv:
+            with_outputs(book, HERE / f"{name}.ipynb")
         nbformat.write(book, HERE / f"{name}.ipynb")
         print(
             f"{name}.ipynb: {(HERE / f'{name}.ipynb').stat().st_size // 1024} kB, {time.monotonic() - began:.0f} s"

@@ -1,7 +1,10 @@
 """The notebooks run from their first cell to their last, on the tiny model with very short settings."""
 
+import importlib.util
+import os
 import pathlib
 import shutil
+import subprocess
 import sys
 
 import nbformat
@@ -98,3 +101,36 @@ def test_the_other_notebooks_run(finished, short, monkeypatch, tmp_path):
         path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
     )
     assert not touched, "reading a run changed it"
+
+
+def first_cell(folder, **environment):
+    """The first cell as a program of its own in `folder`, which prints where the code was taken from."""
+    program = make_notebooks.SHARED["install"][1] + (
+        "\nimport cai_jax; from configs import tiny; print(cai_jax.__file__, tiny.__file__)"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=kept | environment,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["clone", "notebooks' folder", "installed"])
+def test_the_first_cell_knows_where_the_code_is(where, tmp_path):
+    if where == "installed":
+        done = first_cell(tmp_path, PYTHONPATH=str(ROOT))
+    else:
+        done = first_cell(ROOT if where == "clone" else ROOT / "colab")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == [
+        str(ROOT / "cai_jax" / "__init__.py"), str(ROOT / "configs" / "tiny.py"),
+    ]  # fmt: skip
+
+
+def test_without_the_code_the_first_cell_says_which_line_to_change(tmp_path):
+    if importlib.util.find_spec("cai_jax").origin != str(ROOT / "cai_jax" / "__init__.py"):
+        pytest.skip("cai_jax is installed here")
+    done = first_cell(tmp_path, CAI_JAX_REPOSITORY="")
+    assert done.returncode == 1 and done.stderr == (
+        "cai_jax is not here: set ADDRESS in the first lines of this cell and run it again\n"
+    )

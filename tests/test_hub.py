@@ -226,3 +226,17 @@ def test_ids_do_not_depend_on_how_a_directory_is_spelled(tmp_path, monkeypatch):
     spellings = ["pairs", "./pairs", "pairs/", str(tmp_path / "pairs"), "pairs/../pairs"]
     ids = {load_comparisons(f"hf:{name}")[0][0].id for name in spellings}
     assert ids == {"pairs:1"}
+
+
+def test_without_a_network_the_line_says_what_the_hub_said(monkeypatch):
+    """Not what its client says of an empty cache, which advises an argument that no config has."""
+    import huggingface_hub
+
+    def refused(*_, **__):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refused)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="Network is unreachable") as caught:
+        hub.files("nobody/nothing-at-all", "", "train")
+    assert "local_files_only" not in str(caught.value)

@@ -48,10 +48,16 @@ def _fetched(
     import huggingface_hub
 
     where = {"repo_id": repository, "repo_type": "dataset", "revision": revision}
+    refused = (
+        None  # what the hub itself said; of a cache without the files there is nothing to learn
+    )
     try:
         try:
             listed = sorted(huggingface_hub.HfApi().list_repo_files(**where))
-        except Exception:  # no network, or no such data set: what was fetched before will do
+        except (
+            Exception
+        ) as error:  # no network, or no such data set: what was fetched before will do
+            refused = error
             folder = Path(huggingface_hub.snapshot_download(**where, local_files_only=True))
             listed = sorted(
                 str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
@@ -61,7 +67,8 @@ def _fetched(
     except UserError:
         raise
     except Exception as error:  # the hub client raises its own, httpx's and the system's errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cause = refused or error
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise UserError(
             f"{HUB}{name}: the Hugging Face hub did not give the data set: {reason}; check name and network, "
             f"or name a directory that has its files: {HUB}DIRECTORY"
