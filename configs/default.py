@@ -345,9 +345,7 @@ def absolute_harm(model="", num_samples=256, temperatures=(0.0, 1.0), **prompt_f
         "model": model,
         "num_samples": num_samples,
         "temperatures": temperatures,  # model: "@harm"; "" for none
-        "prompts": prompts(
-            **{"source": "topic:prompts", "split": "heldout", "limit": 64, **prompt_fields}
-        ),
+        "prompts": {**prompts("topic:prompts", "heldout", limit=64), **prompt_fields},
     }
 
 

@@ -54,6 +54,28 @@ def test_requests_end_in_the_cue_and_share_the_shots():
     assert "The answer is: (B)\n\nQuestion 1?" in text
 
 
+def test_worked_examples_that_do_not_fit_are_left_out_and_no_item():
+    """The last ones first; a short question keeps all of its own, and the request is never longer than the context."""
+    long = item(3, 0, ("word " * 40, "a longer text"))
+    items, shots = [item(1, 0), long], [item(8, 1), item(9, 0), item(7, 1)]
+    asked = {}
+
+    def score(requests):
+        asked.update({request.id: request for request in requests})
+        return prefers("A")(requests)
+
+    by_item = {one.id: shots for one in items}
+    found = mc.answer(score, items, BYTE_FORMAT, shots=by_item, max_length=360)
+    counts = {result.id: result.num_few_shot for result in found}
+    assert counts["q1"] == 3 and 0 < counts["q3"] < 3
+    for name, request in asked.items():
+        text = shown(request)
+        assert [f"Question {n}?" in text for n in (8, 9, 7)] == [i < counts[name] for i in range(3)]
+        assert len(text) + len(" (A)") <= 360
+    (plain,) = mc.answer(prefers("A"), items[:1], BYTE_FORMAT, max_length=360)
+    assert plain.num_few_shot is None
+
+
 def test_accuracy_and_first_option_share():
     items = [item(1, 0), item(2, 1), item(3, 1)]
     results = sorted(mc.answer(prefers("A"), items, BYTE_FORMAT), key=lambda r: r.id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -40,9 +41,7 @@ class ChoiceResult:
         tuple[float, ...], ...
     ] = ()  # the probabilities after each of the chains, whose mean `probabilities` is
     logprobs: tuple[float, ...] = ()
-    num_few_shot: int | None = (
-        None  # worked chains before each of the chains; None where none was sampled
-    )
+    num_few_shot: int | None = None  # worked examples or chains before it; None where zero-shot
 
     @property
     def right(self) -> float:
@@ -70,18 +69,32 @@ def score_requests(
 ) -> list[ScoreRequest]:
     """One request per item: its options after "The answer is:". Its worked examples, `shots` by the item's id, are a leading
     segment, which items with the same ones share."""
-    requests = []
-    for item in items:
-        header = [
-            (closed(shot.prompt), shot.options[shot.correct])
-            for shot in (shots or {}).get(item.id, ())
-        ]
-        requests.append(
-            choices.choice_request(
-                item.id, format, header, closed(item.prompt), item.options, verbatim=True
-            )
-        )
-    return requests
+    return [_request(item, format, (shots or {}).get(item.id, ())) for item in items]
+
+
+def _request(item, format, shots: Sequence) -> ScoreRequest:
+    header = [(closed(shot.prompt), shot.options[shot.correct]) for shot in shots]
+    return choices.choice_request(
+        item.id, format, header, closed(item.prompt), item.options, verbatim=True
+    )
+
+
+def shots_that_fit(
+    items: Sequence, format, shots: Mapping[str, Sequence], max_length: int
+) -> dict[str, Sequence]:
+    """`shots` without the last worked examples of those items whose requests are longer than `max_length` with them."""
+
+    def length(item, count: int) -> fitting.Segments:
+        request = _request(item, format, shots[item.id][:count])
+        return (*request.segments, max(request.options, key=len))
+
+    counts = {
+        item.id: fitting.with_examples(
+            functools.partial(length, item), len(shots[item.id]), max_length
+        )[0]
+        for item in items
+    }
+    return {name: shots[name][:count] for name, count in counts.items()}
 
 
 def closed(prompt: str) -> str:
@@ -90,13 +103,18 @@ def closed(prompt: str) -> str:
     return prompt.rstrip() if ends else f"{prompt}\n{choices.ANSWER_LEAD}"
 
 
+def num_shots_of(items: Sequence, num_shots: int) -> int:
+    """How many worked examples an item of the set has: fewer where not twice as many items are there."""
+    return min(num_shots, len(items) // 2)
+
+
 def draw_shots(items: Sequence, num_shots: int, seed: int) -> dict[str, list]:
     """item id → its `num_shots` worked examples (fewer where not twice as many items are there), drawn once for all models.
 
     All items have the same ones, but those that are these worked examples themselves: they have another draw. So every item
     is answered, none is shown its own answer, and there are two headers to prefill.
     """
-    count = min(num_shots, len(items) // 2)
+    count = num_shots_of(items, num_shots)
     drawn = (
         seeds.row_rng(seed, "multiple_choice", "shots")
         .permutation(len(items))[: 2 * count]
@@ -110,15 +128,27 @@ def draw_shots(items: Sequence, num_shots: int, seed: int) -> dict[str, list]:
 
 
 def answer(
-    score: Callable, items: Sequence, format, *, shots: Mapping[str, Sequence] | None = None
+    score: Callable,
+    items: Sequence,
+    format,
+    *,
+    shots: Mapping[str, Sequence] | None = None,
+    max_length: int | None = None,
 ) -> Iterator[ChoiceResult]:
     """Results as they are scored. `score(requests)` yields a Score for each request that fits the context; items whose
-    request it leaves out are left out here."""
+    request it leaves out are left out here. `max_length`: of the context; the last worked examples go where they do not fit."""
     by_id = {item.id: item for item in items}
+    if shots and max_length:
+        shots = shots_that_fit(items, format, shots, max_length)
     for found in score(score_requests(items, format, shots)) if items else ():
         item = by_id[found.id]
         yield ChoiceResult(
-            item.id, item.subset, normalise(found.logprobs), item.correct, logprobs=found.logprobs
+            item.id,
+            item.subset,
+            normalise(found.logprobs),
+            item.correct,
+            logprobs=found.logprobs,
+            num_few_shot=len(shots[item.id]) if shots else None,
         )
 
 

@@ -76,15 +76,21 @@ def rows(ctx, models: dict[str, str], on: str, items, journal, curves: dict) -> 
     return out
 
 
-def examples_left_out(ctx, asked) -> dict[str, int]:
-    """How many worked chains the questions in the journal lacked (`fitting.examples_left_out`); {} where none were wanted."""
-    wanted = len(_worked_chains(ctx))
-    shown = [record.get("num_few_shot") for record in asked.finished.values()]
-    return (
-        fitting.examples_left_out((count, wanted) for count in shown if count is not None)
-        if wanted
-        else {}
-    )
+def examples_left_out(ctx, asked, sets: dict[str, list]) -> dict[str, int]:
+    """How many worked examples and chains the questions in the journal lacked (`fitting.examples_left_out`); {} where none
+    were wanted. `sets`: name → items."""
+    chains, few_shot = len(_worked_chains(ctx)), ctx.config.num_few_shot
+    requests = [
+        (
+            record["num_few_shot"],
+            multiple_choice.num_shots_of(sets[record["on"]], few_shot)
+            if record["mode"] == "few_shot"
+            else chains,
+        )
+        for record in asked.finished.values()
+        if record.get("num_few_shot") is not None and record["on"] in sets
+    ]
+    return fitting.examples_left_out(requests) if any(wanted for _, wanted in requests) else {}
 
 
 def _worked_chains(ctx) -> list[tuple[str, str, str]]:
@@ -136,6 +142,7 @@ def _ask(
                 items if rest else (),
                 model.format,
                 shots=shots if mode == "few_shot" else None,
+                max_length=engine.max_length,
             )
         for result in found:
             journal.append(

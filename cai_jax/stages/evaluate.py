@@ -88,7 +88,7 @@ def run(ctx: StageContext) -> dict:
     if config.harm.model:
         rows += _harm(ctx, models, digests)
     notes = _notes(ctx)
-    few_shot = questions.examples_left_out(ctx, asked)
+    few_shot = questions.examples_left_out(ctx, asked, sets)
     digests |= {
         "records": answers.finish(),
         "scores": scores.journal.finish(),
