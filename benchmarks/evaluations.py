@@ -180,12 +180,13 @@ def compare(
                     continue
                 if time.monotonic() - start > 60 * minutes:
                     return peer.versions
-                header = [(shot, shot.options[shot.correct]) for shot in shots[item.id]]
+                shown = {item.id: shots.get(item.id, ())[: row.get("num_few_shot")]}
+                header = [(shot, shot.options[shot.correct]) for shot in shown[item.id]]
                 prompt, options = peer.ask(header, item, form.kind)
                 began = time.process_time()
                 theirs = peer.logprobs(prompt, options)
                 took = time.process_time() - began
-                (request,) = multiple_choice.score_requests([item], form, shots)
+                (request,) = multiple_choice.score_requests([item], form, shown)
                 same = prompt == [t for s in request.segments for t in s] and options == [
                     list(o) for o in request.options
                 ]
