@@ -294,3 +294,22 @@ def test_a_dead_model_is_named_by_the_loop(tmp_path, capsys):
         lambda step: [], lambda step, writer: None,
     )  # fmt: skip
     assert capsys.readouterr().err.count("grad_norm is 0 at step 2") == 1
+
+
+@pytest.mark.parametrize("name", ["grad_norm", "value_loss", "value_grad_norm"])
+def test_every_number_that_training_needs_is_finite(tmp_path, name):
+    """Not the loss alone: a gradient may overflow where the loss does not."""
+
+    def advance(state, step):
+        return state, {"loss": 1.0, name: np.inf if step == 2 else 1.0}
+
+    with pytest.raises(UserError, match=f"{name} is inf at step 3"):
+        loop.fit(
+            context(tmp_path),
+            loop.Settings(5, 2),
+            ABSTRACT,
+            init,
+            advance,
+            lambda step: ["example"],
+            lambda step, writer: None,
+        )

@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import json
 import os
 import pathlib
@@ -45,7 +46,7 @@ class Mutated(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoader
     def find_spec(self, name, path=None, target=None):
         if name != self.name:
             return None
-        return importlib.machinery.ModuleSpec(name, self, origin=self.path)
+        return importlib.util.spec_from_file_location(name, self.path, loader=self)
 
     def get_code(self, fullname):
         return compile(self._text, self.path, "exec", dont_inherit=True)
