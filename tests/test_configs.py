@@ -8,14 +8,16 @@ import pathlib
 import ml_collections
 import pytest
 
-from cai_jax import pipeline
+from cai_jax import pipeline, topic
 from cai_jax.constitution.loader import load_constitution
+from cai_jax.data import choices, fitting
 from cai_jax.data.dialogue import load_format
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.models.config import ModelConfig
-from cai_jax.stages import best_of, evaluate, feedback, harm, pm, rl, sl
+from cai_jax.stages import best_of, evaluate, feedback, harm, pm, revise, rl, sl
 from cai_jax.stages.context import LoadedModel, StageContext
-from configs import default, microworld, smollm2_cpu
+from cai_jax.structs import Message
+from configs import default, microworld, rlhf, smollm2_cpu
 from configs.figures import frontier, judging, labels, pareto, revisions
 from configs.models import zoo
 from configs.pods import (
@@ -27,6 +29,7 @@ from configs.pods import (
     llama3_70b_v5p_4x8x8,
     qwen25_32b_v5p_4x4x4,
 )
+from configs.results import smollm2 as experiment
 from tests import recording
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -237,6 +240,88 @@ def test_worked_examples_as_long_as_the_papers_in_2048_positions(dry, tmp_path, 
     require_all_rows(manifests)
     counts = manifests["revise"]["summary"]["few_shot"]
     assert 0 < counts["requests"] == counts["of"] < counts["examples"] < 5 * counts["of"]
+
+
+def pairs_file(path: pathlib.Path) -> str:
+    """Pairs in the form of hh-rlhf, with a prompt each."""
+    rows = [
+        {
+            "chosen": f"\n\nHuman: What is {n} + 1?\n\nAssistant: {n + 1}.",
+            "rejected": f"\n\nHuman: What is {n} + 1?\n\nAssistant: No.",
+        }
+        for n in range(40)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("variant", ["", "variant=harmless,"])
+def test_the_baselines_run_on_published_files(variant, dry, tmp_path, tiny_model):
+    files = [pairs_file(tmp_path / f"{name}.jsonl") for name in ("helpful", "harmless")]
+    named = f"helpful={files[0]}" + f",harmless={files[1]}" * bool(variant)
+    config = few_rows(rlhf.get_config(variant + named), model(tmp_path / "model", tiny_model, 2048))
+    manifests = dry(config)
+    require_all_rows(manifests)
+    assert manifests["pm"]["summary"]["rows"] >= 4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("size", ["cpu", "gpu"])
+def test_the_published_experiment_fits(size, dry, tmp_path, tiny_model, shared_data):
+    config = experiment.get_config(f"size={size},data={shared_data}")
+    manifests = dry(few_rows(config, model(tmp_path / "model", tiny_model, 8192)))
+    require_all_rows(manifests)
+
+
+@pytest.mark.parametrize("official", [False, True], ids=["ours", "official"])
+@pytest.mark.parametrize("name", ["default", "zoo", "pods", "smollm2_cpu"])
+def test_headers_and_limits_fit_by_the_tokens_of_smollm2(name, official, smollm2, request):
+    """No model runs: all worked examples, the longest principle, an answer and every new token of a round."""
+    config = topic.resolve(DRY[name]())
+    format, constitution = load_format(smollm2), "embedded"
+    if official:
+        constitution = str(request.getfixturevalue("shared_data") / "official" / "prompts")
+    found, limit = load_constitution(constitution), config.sampling.max_length
+    longest = max(found.critique_principles, key=lambda p: len(p.critique_request))
+    stage, answer = config.graph.revise, config.graph.respond.max_new_tokens
+    header = revise.few_shot_messages(found.critique_examples[: stage.num_few_shot], True)
+    asked = (
+        Message("human", "word " * 100),
+        Message("assistant", ""),
+        Message("critique_request", longest.critique_request),
+        Message("critique", ""),
+        Message("revision_request", longest.revision_request),
+    )
+    new = max(answer, stage.max_revision_tokens) + stage.max_critique_tokens
+    prompt = fitting.num_tokens(format.prompt(header + asked, reply="revision"))
+    assert prompt + new + stage.max_revision_tokens <= limit
+    stage = config.graph.feedback
+    modes = {stage.mode} if name == "smollm2_cpu" else set(feedback.MODES[:2])
+    for mode in sorted(modes):
+        header = feedback.draw_header(found, mode, stage.num_few_shot, 0, "header")[1]
+        build = choices.choice_segments if mode == "multiple_choice" else choices.chain_segments
+        prompt = fitting.num_tokens(build(format, header, "word " * 200))
+        new = 2 * config.graph.compare.max_new_tokens + stage.max_chain_tokens
+        assert prompt + new <= limit, mode
+
+
+REAL = {
+    **{name: DRY[name] for name in DRY if name != "microworld"},
+    "rlhf": rlhf.get_config,
+    "microworld": microworld.get_config,
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in REAL if name != "default"])
+def test_a_config_runs_on_a_model(name, tmp_path, tiny_model):
+    base = model(tmp_path / "model", tiny_model, 2048 if name == "zoo" else 8192)
+    if name.startswith(("microworld", "figures")):
+        base = microworld.BASE
+    config = shrink(REAL[name](), base)
+    if name == "zoo":
+        config.topic.constitution = long_constitution(tmp_path / "constitution.json")
+    require_all_rows(run(config, tmp_path / "run"))
 
 
 @pytest.mark.long
