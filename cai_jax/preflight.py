@@ -19,12 +19,11 @@ from etils import epath
 
 from cai_jax import topic
 from cai_jax.constitution.loader import load_constitution
-from cai_jax.data import sources
+from cai_jax.data import answers, sources
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.dialogue import load_format
 from cai_jax.data.prompts import read_prompts
 from cai_jax.data.ratings import load_ratings
-from cai_jax.data.tables import read_rows
 from cai_jax.errors import UserError
 from cai_jax.evals import questions
 from cai_jax.io import artefacts
@@ -298,10 +297,23 @@ def data(plan: Plan) -> None:
             _read(read_prompts, f"{where}.harm.prompts", fields.harm.prompts.to_dict())
         with _located(f"{where}.choices"):
             questions.choice_sets(fields.choices, fields.num_choices, fields.big_bench)
-        for name, reference in fields.models.items():
-            if reference.startswith(RESPONSES):
-                with _located(f"{where}.models.{name}"):
-                    next(iter(read_rows(reference.removeprefix(RESPONSES))), None)
+        _answer_files(where, fields)
+
+
+def _answer_files(where: str, fields: Mapping) -> None:
+    """Answers in files are readable, and of the prompts that they are compared on."""
+    written = {}
+    for name, reference in fields.models.items():
+        if reference.startswith(answers.PREFIX):
+            with _located(f"{where}.models.{name}"):
+                written[name] = answers.from_file(reference)
+    if written:
+        sets = {
+            name.removeprefix(evaluate.PROMPT_FIELD): read_prompts(**fields[name].to_dict())[0]
+            for name in fields
+            if name.startswith(evaluate.PROMPT_FIELD) and fields[name].source
+        }
+        answers.require_common(written, sets, where)
 
 
 def constitutions(plan: Plan) -> None:

@@ -139,6 +139,117 @@ def test_hh_rlhf_pairs_and_every_reason_to_drop_one(tmp_path):
     )
 
 
+HI = [{"role": "user", "content": "Hi?"}]
+BRIEF = {"role": "system", "content": "Be brief."}
+
+
+def said(text, role="assistant"):
+    return [{"role": role, "content": text}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi?", "chosen": "Hello.", "rejected": "Go."},
+        {"prompt": HI, "chosen": said("Hello."), "rejected": said("Go.")},
+        {"prompt": HI, "chosen": said("Hello.")[0], "rejected": "Go."},
+        {"prompt": "\n\nHuman: Hi?\n\nAssistant:", "chosen": " Hello.", "rejected": " Go."},
+        {
+            "prompt": "\n\nHuman: Hi?\n\nAssistant:",
+            "chosen": "\n\nHuman: Hi?\n\nAssistant: Hello.",
+            "rejected": "\n\nHuman: Hi?\n\nAssistant: Go.",
+        },
+        {"prompt": "Hi?", "chosen": HI + said("Hello."), "rejected": HI + said("Go.")},
+        {"chosen": HI + said("Hello.", "GPT"), "rejected": HI + said("Go.", "bot")},
+        {
+            "chosen": [{"from": "prompter", "value": "Hi?"}, {"from": "model", "value": "Hello."}],
+            "rejected": [{"from": "Human", "value": "Hi?"}, {"from": "gpt", "value": "Go."}],
+        },
+        {"dialogue": HI, "chosen": "Hello.", "rejected": "Go.", "prompt": None, "id": None},
+        {"dialogue": "Hi?", "chosen": said("Hello."), "rejected": said("Go.")},
+        {"chosen": [BRIEF, *HI, *said("Hello.")], "rejected": [BRIEF, *HI, *said("Go.")]},
+        {"prompt": [BRIEF, *HI], "chosen": said("Hello."), "rejected": said("Go.")},
+        {
+            "prompt": [{"role": "user", "content": [{"type": "text", "text": "Hi?"}]}],
+            "chosen": "Hello.",
+            "rejected": "Go.",
+        },
+    ],
+)
+def test_pairs_in_the_forms_in_which_they_are_published(tmp_path, row):
+    """hh-rlhf, TRL's explicit prompt as text and as chat, full-hh-rlhf, UltraFeedback, ShareGPT's names, system turns."""
+    (item,), dropped = load_comparisons(write(tmp_path / "pairs.jsonl", [row]))
+    *system, asked = item.dialogue
+    assert (asked, item.chosen, item.rejected) == (Message("human", "Hi?"), "Hello.", "Go.")
+    assert tuple(system) in ((), (Message("system", "Be brief."),)) and dropped == {}
+    assert bool(system) == (BRIEF in list(row["chosen"]) + list(row.get("prompt") or ()))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"dialogue": HI, "chosen": "b", "rejected": ""},
+        {"prompt": "Hi?", "chosen": " ", "rejected": "c"},
+        {"prompt": "", "chosen": "b", "rejected": "c"},
+        {"prompt": HI, "chosen": said("b"), "rejected": said(" ")},
+        {"chosen": HI + said(""), "rejected": HI + said("c")},
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: b",
+            "rejected": "\n\nHuman: Hi\n\nAssistant:",
+        },
+    ],
+)
+def test_an_empty_answer_is_counted_in_every_form(tmp_path, row):
+    kept, dropped = load_comparisons(write(tmp_path / "pairs.jsonl", [GOOD, row]))
+    assert len(kept) == 1 and dropped == {EMPTY: 1}
+
+
+def test_bad_rows_are_counted_with_their_lines_where_they_are_allowed(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "pairs.jsonl"
+    bad = ["not JSON", '{"chosen": null, "rejected": "x"}', '{"chosen": [{"role": "tool"}]}', "[]"]
+    path.write_text("\n".join([json.dumps(GOOD), bad[0], json.dumps(GOOD), *bad[1:]]) + "\n")
+    kept, dropped = load_comparisons(str(path), max_bad_rows=4)
+    ((reason, count),) = dropped.items()
+    assert len(kept) == 2 and count == 4
+    assert reason.startswith("bad row in pairs.jsonl (lines 2, 4, 5, 6; the first: not valid JSON")
+    with pytest.raises(UserError, match="pairs.jsonl:6: .* bad row 4, max_bad_rows allows 3"):
+        load_comparisons(str(path), max_bad_rows=3)
+    with pytest.raises(UserError, match="pairs.jsonl:2: not valid JSON.*set max_bad_rows"):
+        load_comparisons(str(path))
+    rows = [GOOD, {"chosen": None, "rejected": None}, GOOD]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    kept, dropped = load_comparisons(str(tmp_path / "pairs.parquet"), max_bad_rows=1)
+    assert len(kept) == 2
+    assert list(dropped) == [
+        "bad row in pairs.parquet (line 2; the first: field 'chosen': is null)"
+    ]
+
+
+def test_each_source_has_its_own_split_and_limit(tmp_path, embedded):
+    """Files of the same name in two folders, as hh-rlhf's are, of which only one has a field 'split'."""
+    for folder, count in (("helpful-base", 9), ("harmless-base", 30)):
+        (tmp_path / folder).mkdir()
+        turns = [f"\n\nHuman: {folder} {i}\n\nAssistant: " for i in range(count)]
+        rows = [{"chosen": turn + "a", "rejected": turn + "b"} for turn in turns]
+        write(tmp_path / folder / "train.jsonl", rows)
+    files = [f"{tmp_path}/{folder}/train.jsonl" for folder in ("helpful-base", "harmless-base")]
+    kept, _ = load_comparisons(
+        f"embedded:helpful_comparisons[heldout:5]+{files[0]}+{files[1]}[0-7/10:6]", split="train"
+    )
+    counts = collections.Counter(item.source for item in kept)
+    assert counts == {"helpful_comparisons": 5, "helpful-base/train": 9, "harmless-base/train": 6}
+    both = f"{files[1]}[0-7/10]", f"{files[1]}[8-9/10]"
+    sides = [{item.dialogue for item in load_comparisons(side)[0]} for side in both]
+    assert len(sides[0]) + len(sides[1]) == 30 and not sides[0] & sides[1]
+    with pytest.raises(
+        UserError, match=r"no split 'heldout': its rows have no field 'split'.*\[9/10\]"
+    ):
+        load_comparisons(files[0], split="heldout")
+
+
 def test_other_headings_are_words():
     turns = split_turns("\n\nHuman: x\n\nCritiqueRequest: y\n\nAssistant: z")
     assert [t.role for t in turns] == ["human", "assistant"] and "CritiqueRequest" in turns[0].text

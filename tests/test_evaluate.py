@@ -201,7 +201,7 @@ def test_numbers(tmp_path):
     assert accuracy["value"] == 1.0 and accuracy["baseline"]["longer"] == 1.0
     assert find(rows, "pm_accuracy", "hhh:honest")[0]["n"] == 4
     assert "independent evidence" in metrics["notes"][0]
-    assert not evaluate._notes(Context(tmp_path / "pairs", models={})), (
+    assert not evaluate._notes(Context(tmp_path / "pairs", models={}), {}), (
         "it judges pairs, and nobody was trained to please it"
     )
     assert set(metrics["curves"]) >= {"pm/hhh", "pm/comparisons", "choice_zero_shot/hhh"}

@@ -6,6 +6,7 @@ import math
 import pytest
 from etils import epath
 
+from cai_jax.errors import UserError
 from cai_jax.evals import judged, multiple_choice, questions
 from cai_jax.evals.rows import find
 from cai_jax.io.artefacts import StageDirectory
@@ -437,3 +438,40 @@ def test_calibration_reads_raw_scores(tmp_path, monkeypatch):
     _, rows, _, _ = run(tmp_path, monkeypatch, **fields)
     (error,) = find(rows, "pm_ece", "comparisons")
     assert error["value"] == pytest.approx(1 - 1 / (1 + math.exp(-4)))
+
+
+def test_answers_from_files_alone_with_an_empty_one(tmp_path, monkeypatch):
+    """All models are files: null fields and an empty answer are evaluated, nothing is sampled."""
+    ids = [f"{name}{i}" for name in "rh" for i in range(2)]
+    models = {
+        name: "responses:"
+        + lines(
+            tmp_path / f"{name}.jsonl",
+            [
+                {"prompt_id": i, "response": text, "num_tokens": None, "stop": None}
+                for i, text in zip(ids, texts, strict=True)
+            ],
+        )
+        for name, texts in {"a": ["Yes.", "", "Yes.", "No."], "b": ["Well, yes."] * 4}.items()
+    }
+    _, rows, asked, _ = run(tmp_path, monkeypatch, models=models, num_samples=1, anchor="a")
+    assert not asked
+    assert find(rows, "empty_rate", "red_team", "a")[0]["value"] == 0.5
+    assert find(rows, "num_tokens", "red_team", "a")[0]["value"] == 0.5  # words: one and none
+    assert find(rows, "pm_score", "red_team", "a")[0]["value"] == -2.0  # letters: four and none
+    notes = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())["notes"]
+    assert len(notes) == 2 and "lengths of a are in words" in notes[0]
+
+
+def test_files_without_a_common_prompt_are_refused_before_anything_is_sampled(
+    tmp_path, monkeypatch
+):
+    models = {"initial": "helpful"} | {
+        name: "responses:"
+        + lines(tmp_path / f"{name}.jsonl", [{"prompt_id": given, "response": "Yes."}])
+        for name, given in {"a": "r0", "b": "r1"}.items()
+    }
+    with pytest.raises(
+        UserError, match="'a' .* and 'b' .* no prompt of prompts_red_team in common"
+    ):
+        run(tmp_path, monkeypatch, answer=lambda request: 1 / 0, models=models)

@@ -232,6 +232,56 @@ def test_no_two_prompts_are_nearly_the_same():
     assert near == []
 
 
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_of_a_chat_the_last_human_turn_is_what_is_answered(tmp_path, key):
+    turns = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "Name a tree."},
+        {"role": "assistant", "content": "Oak."},
+    ]
+    path = write(tmp_path / "a.jsonl", {key: turns}, {key: turns[:1]}, {key: turns[:2]})
+    prompts, dropped = read_prompts(path)
+    assert [[m.role for m in p.dialogue] for p in prompts] == [
+        ["system", "human", "assistant", "human"],
+        ["system", "human"],
+    ]
+    assert prompts[0].dialogue[-1].text == "Name a tree." and dropped == {"no human turn": 1}
+
+
+def test_a_file_without_a_split_is_the_split_train_and_no_other(tmp_path):
+    path = write(tmp_path / "a.jsonl", {"prompt": "one"}, {"prompt": "two", "id": 7})
+    assert [p.id for p in load_prompts(path, split="train")][1] == "7"
+    with pytest.raises(UserError, match=r"no split 'heldout'.*no field 'split'.*\[9/10\] here"):
+        load_prompts(path, split="heldout", max_bad_rows=5)
+    path = write(tmp_path / "b.jsonl", {"prompt": "one", "split": "test"}, {"prompt": "two"})
+    with pytest.raises(UserError, match=r"b.jsonl:2: field 'split': missing"):
+        load_prompts(path, split="train")
+    with pytest.raises(
+        UserError, match=r"0 rows left: 0 prompts of split 'train' \(there are test\)"
+    ):
+        load_prompts(write(tmp_path / "c.jsonl", {"prompt": "one", "split": "test"}), split="train")
+
+
+def test_the_real_fault_is_named_with_the_column_to_take(tmp_path):
+    path = write(tmp_path / "a.jsonl", {"question": "Why?", "answer": "So."})
+    with pytest.raises(UserError) as error:
+        load_prompts(path, split="train")
+    assert str(error.value).endswith(
+        f"a.jsonl:1: field 'prompt': missing; fields: question, answer; name the column that has it: {path}#prompt=question"
+    )
+
+
+def test_a_json_array_is_a_table_too(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"instruction": "Why?"}, {"instruction": "Who?"}, 3], indent=1))
+    source = f"{path}#prompt=instruction"
+    assert len(load_prompts(source, max_bad_rows=1)) == 2
+    with pytest.raises(UserError, match=r"a.json:3: expected a JSON object"):
+        load_prompts(source)
+
+
 def test_sources_joined_by_plus_come_one_after_the_other(tmp_path):
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     first.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')

@@ -11,14 +11,12 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import types
 
+from cai_jax.data import answers as answers_lib
 from cai_jax.data import fitting
-from cai_jax.data.jsonl import field
 from cai_jax.data.prompts import read_prompts
-from cai_jax.data.tables import read_rows
 from cai_jax.evals import harm, judged, multiple_choice, pairs, questions, samples
 from cai_jax.evals.rows import SCHEMA as ROW_SCHEMA
 from cai_jax.evals.rows import find
@@ -38,7 +36,7 @@ from cai_jax.training.rollouts import custom_reward
 
 SCHEMA = 3
 PROMPT_FIELD = "prompts_"  # config.prompts_NAME is the set of prompts NAME
-FILE_REFERENCE = "responses:"  # a model whose answers stand in a file
+FILE_REFERENCE = answers_lib.PREFIX  # a model whose answers are in a file
 ANSWERING_KINDS = (
     "respond",
     "best_of",
@@ -51,8 +49,10 @@ def run(ctx: StageContext) -> dict:
     metrics.json ({rows, curves, notes})."""
     config = ctx.config
     models = in_order(config.models, ctx.run_config)
-    answers = ctx.directory.journal()
-    _answers(ctx, models, _prompt_sets(ctx), answers, config.num_samples, config.temperature)
+    answers, sets = ctx.directory.journal(), _prompt_sets(ctx)
+    written = _written(ctx, models)
+    answers_lib.require_common(written, sets, f"config.graph.{ctx.name}")
+    _answers(ctx, models, written, sets, answers, config.num_samples, config.temperature)
     revisions = ctx.inputs["revisions"].records() if "revisions" in ctx.inputs else []
     reward = _reward_model(ctx, config.reward) if config.reward else None
     scores = _scores(ctx, reward, answers, revisions)
@@ -74,11 +74,7 @@ def run(ctx: StageContext) -> dict:
     asked, digests = ctx.directory.journal("choices"), {}
     answering = {config.feedback: config.feedback} if config.feedback else {}
     if config.choices_of_models:
-        answering |= {
-            name: reference
-            for name, reference in models.items()
-            if _written(ctx, reference) is None
-        }
+        answering |= {name: reference for name, reference in models.items() if name not in written}
     for on, items in sets.items() if answering else ():
         rows += questions.rows(ctx, answering, on, items, asked, curves)
     if reward is not None:
@@ -86,8 +82,8 @@ def run(ctx: StageContext) -> dict:
         rows += pairs.rows(ctx, reward, sets, ranked, curves)
         digests["pairs"] = ranked.finish()
     if config.harm.model:
-        rows += _harm(ctx, models, digests)
-    notes = _notes(ctx)
+        rows += _harm(ctx, models, written, digests)
+    notes = _notes(ctx, written)
     few_shot = questions.examples_left_out(ctx, asked, sets)
     digests |= {
         "records": answers.finish(),
@@ -142,6 +138,7 @@ def _prompts(ctx: StageContext, fields) -> list:
 def _answers(
     ctx: StageContext,
     models: dict[str, str],
+    written: dict[str, answers_lib.Answers],
     sets: dict[str, list],
     journal,
     num_samples: int,
@@ -159,8 +156,8 @@ def _answers(
         missing = [key for key in wanted if key not in journal.finished]
         if not missing:
             continue
-        if (written := _written(ctx, reference)) is not None:
-            _read_answers(ctx, name, reference, written, wanted, missing, journal)
+        if name in written:
+            _copy_answers(ctx, name, reference, written[name], wanted, missing, journal)
             continue
         model = ctx.load_model(reference, format=config.format)
         sampling = SamplingParams(
@@ -207,17 +204,20 @@ def _answers(
         ctx.require_rows(journal.finished, "answers")
 
 
-def _written(ctx: StageContext, reference: str):
-    """(line, row) pairs of answers that exist already, in a file or as a stage's records; None where a model must answer."""
-    stage = reference.removeprefix("@")
-    if reference.startswith(FILE_REFERENCE):
-        return read_rows(reference.removeprefix(FILE_REFERENCE))
-    if (
-        reference.startswith("@")
-        and ctx.run_config.graph.get(stage, {}).get("kind") in ANSWERING_KINDS
-    ):
-        return enumerate(artefacts.StageDirectory(ctx.run_path / stage).records(), 1)
-    return None
+def _written(ctx: StageContext, models: dict[str, str]) -> dict[str, answers_lib.Answers]:
+    """Answers that exist already, in a file or as a stage's records, by the names of their models."""
+    found = {}
+    for name, reference in models.items():
+        stage = reference.removeprefix("@")
+        kind = ctx.run_config.graph.get(stage, {}).get("kind")
+        if reference.startswith(FILE_REFERENCE):
+            found[name] = answers_lib.from_file(reference)
+        elif reference.startswith("@") and kind in ANSWERING_KINDS:
+            records = artefacts.StageDirectory(ctx.run_path / stage).records()
+            found[name] = answers_lib.read(enumerate(records, 1), reference)
+    for answers in found.values():
+        ctx.drop(f"null response in {answers.place}", answers.num_null)
+    return found
 
 
 def _drawn_at(ctx: StageContext, reference: str) -> float | None:
@@ -232,25 +232,22 @@ def _drawn_at(ctx: StageContext, reference: str) -> float | None:
     return float(fields.temperature)
 
 
-def _read_answers(
-    ctx: StageContext, name: str, reference: str, written, wanted: dict, missing: list[str], journal
+def _copy_answers(
+    ctx: StageContext,
+    name: str,
+    reference: str,
+    answers: answers_lib.Answers,
+    wanted: dict,
+    missing: list[str],
+    journal,
 ) -> None:
-    """Answers that exist already, rows of {"prompt_id" or "prompt", "response"}: the n-th row of a prompt is its n-th sample.
-    Lengths are in words where a row has no "num_tokens"."""
-    path = reference.removeprefix(FILE_REFERENCE)
-    by_prompt = collections.defaultdict(list)
-    for line, found in written:
-        key = field(found, "prompt_id" if "prompt_id" in found else "prompt", str, path, line)
-        by_prompt[key.strip()].append(
-            {**found, "response": field(found, "response", str, path, line)}
-        )
+    """Answers that exist already, as records; those of `missing` that do not are counted."""
     for key in missing:
         on, prompt, sample = wanted[key]
-        rows = by_prompt.get(prompt.id) or by_prompt.get(prompt.dialogue[-1].text.strip()) or []
-        if sample >= len(rows):
-            ctx.drop(f"no answer in {path}")
+        given = answers.to(prompt)
+        if sample >= len(given):
+            ctx.drop(f"no answer in {answers.place}")
             continue
-        text = rows[sample]["response"].strip()
         journal.append(
             {
                 "id": key,
@@ -262,10 +259,10 @@ def _read_answers(
                 "seed": ctx.seed,
                 "dialogue": dialogue_to_json(prompt.dialogue),
                 "sample": sample,
-                "response": text,
+                "response": given[sample].text,
                 "logprob": None,
-                "stop": rows[sample].get("stop", "eos"),
-                "num_tokens": int(rows[sample].get("num_tokens", len(text.split()))),
+                "stop": given[sample].stop,
+                "num_tokens": given[sample].num_tokens,
             }
         )
     journal.flush()
@@ -310,7 +307,12 @@ class _scores:
         self.finished_scores = {key: value["score"] for key, value in self.journal.finished.items()}
 
 
-def _harm(ctx: StageContext, models: dict[str, str], digests: dict[str, str]) -> list[dict]:
+def _harm(
+    ctx: StageContext,
+    models: dict[str, str],
+    written: dict[str, answers_lib.Answers],
+    digests: dict[str, str],
+) -> list[dict]:
     """Expected harm of every model's answers at each temperature, and the regressor's error on held-out ratings. Greedy
     answers are all the same, so one a prompt is drawn. Answers that exist already are counted under the temperature that
     they were drawn at, and under no other."""
@@ -325,7 +327,8 @@ def _harm(ctx: StageContext, models: dict[str, str], digests: dict[str, str]) ->
             name: ref for name, ref in models.items() if _drawn_at(ctx, ref) in (None, temperature)
         }
         samples_each = fields.num_samples if temperature > 0 else 1
-        _answers(ctx, able, {harm.place(temperature): prompts}, answers, samples_each, temperature)
+        sets = {harm.place(temperature): prompts}
+        _answers(ctx, able, written, sets, answers, samples_each, temperature)
     missing = [record for key, record in answers.finished.items() if key not in harms.finished]
     if missing:
         judge = _reward_model(ctx, regressor, "harm")
@@ -404,8 +407,13 @@ def _judged(ctx: StageContext, records, models: list[str], journal) -> list[dict
     )
 
 
-def _notes(ctx: StageContext) -> list[str]:
-    """What a reader must know about the judge."""
+def _notes(ctx: StageContext, written: dict[str, answers_lib.Answers]) -> list[str]:
+    """What a reader must know about the judge, and about answers that were not sampled here."""
+    notes = [
+        f"lengths of {name} are in words: {answers.place} has no 'num_tokens' for some answers"
+        for name, answers in written.items()
+        if answers.in_words
+    ]
     trained = sorted(
         name
         for name, stage in ctx.run_config.graph.items()
@@ -414,11 +422,11 @@ def _notes(ctx: StageContext) -> list[str]:
     if (
         ctx.config.reward and trained and ctx.config.models
     ):  # who judges pairs alone was not optimised to
-        return [
+        notes.append(
             f"the judge {ctx.config.reward} is the preference model that {', '.join(trained)} was trained against: "
             "its score is expected to rise and is no independent evidence"
-        ]
-    return []
+        )
+    return notes
 
 
 def headline(rows: list[dict], models: list[str], topic: str = Words.name) -> str:
