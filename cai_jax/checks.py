@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from cai_jax.errors import UserError
+from cai_jax.errors import UserError, require_utf8
 
 
 class Range(NamedTuple):
@@ -171,6 +171,8 @@ def range_of(path: str, kind: str, name: str) -> Range | None:
 def _check(fields, path: str, kind: str = "") -> None:
     for name, value in fields.items():
         where = f"{path}.{name}"
+        if isinstance(value, str):
+            require_utf8(value, where)
         if isinstance(value, ml_collections.ConfigDict):
             _check(value, where, value.get("kind", "") if path == "config.graph" else "")
         elif name == "clamp":

@@ -13,13 +13,27 @@ from collections.abc import Callable, Iterable
 LONGEST = 2000  # characters of a message: what a file holds may be of any length
 
 
+def printable(text: str) -> str:
+    """The text with bytes of a path that are not UTF-8 (Python keeps them as lone surrogates) written as \\udc…, so that any
+    stream takes it."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class UserError(Exception):
     """Bad input from outside (a file, a flag, a config field). `main` prints its text on one line and exits with code 2."""
 
     def __init__(self, message: str):
-        text = " ".join(str(message).split())
+        text = printable(" ".join(str(message).split()))
         super().__init__(
             text if len(text) <= LONGEST else f"{text[: LONGEST - 300]} … {text[-300:]}"
+        )
+
+
+def require_utf8(text: str, where: str) -> None:
+    """Raises UserError where a path or text from the command line has bytes that are not UTF-8."""
+    if printable(text) != text:
+        raise UserError(
+            f"{where}: '{text}' has bytes that are not UTF-8, which checkpoints and records cannot keep; rename it"
         )
 
 

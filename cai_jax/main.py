@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cai_jax import __version__, config_files, pipeline, runtime, topic
-from cai_jax.errors import EXIT_BAD_INPUT, UserError, command
+from cai_jax.errors import EXIT_BAD_INPUT, UserError, command, require_utf8
 from cai_jax.io import preemption, progress
 
 USAGE = (
@@ -40,6 +40,7 @@ def parse(argv: list[str]):
                 f"command line: {ascii(argument)}: its bytes are not UTF-8, in which run "
                 "directories and records are written; rename the file or directory"
             )
+    require_utf8(os.getcwd(), "current directory")  # paths become absolute
     if any(argument in ("-h", "--help", "-help") for argument in arguments):
         own = config_files.own_root()
         print(
