@@ -49,10 +49,10 @@ def run(ctx: StageContext) -> dict:
     metrics.json ({rows, curves, notes})."""
     config = ctx.config
     models = in_order(config.models, ctx.run_config)
-    answers, sets = ctx.directory.journal(), _prompt_sets(ctx)
+    answers, prompts = ctx.directory.journal(), _prompt_sets(ctx)
     written = _written(ctx, models)
-    answers_lib.require_common(written, sets, f"config.graph.{ctx.name}")
-    _answers(ctx, models, written, sets, answers, config.num_samples, config.temperature)
+    answers_lib.require_common(written, prompts, f"config.graph.{ctx.name}")
+    _answers(ctx, models, written, prompts, answers, config.num_samples, config.temperature)
     revisions = ctx.inputs["revisions"].records() if "revisions" in ctx.inputs else []
     reward = _reward_model(ctx, config.reward) if config.reward else None
     scores = _scores(ctx, reward, answers, revisions)
