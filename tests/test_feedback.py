@@ -66,7 +66,9 @@ def stage(tmp_path, tiny_model):
         journal.finish()
         ctx = StageContext(
             "feedback",
-            ml_collections.ConfigDict(default.feedback(num_few_shot=2, **fields)),
+            ml_collections.ConfigDict(
+                default.feedback(num_few_shot=2, constitution="embedded", **fields)
+            ),
             run_config,
             path,
             artefacts.StageDirectory(path / "feedback"),
