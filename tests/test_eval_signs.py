@@ -1,0 +1,73 @@
+"""Numbers of the evaluations whose hand-worked cases elsewhere are symmetric: here the two sides differ."""
+
+import math
+
+import pytest
+
+from cai_jax.data.evals import ChoiceItem
+from cai_jax.evals import agreement, harm, multiple_choice
+from cai_jax.evals.intervals import Estimate
+from cai_jax.evals.rows import find
+
+
+def answers(count, probabilities, by_chain=()):
+    return [
+        multiple_choice.ChoiceResult(f"i{i}", None, probabilities, 1, by_chain=by_chain)
+        for i in range(count)
+    ]
+
+
+def items(count):
+    options = (" (A)", " (B)")
+    return [ChoiceItem(f"i{i}", "Which?", options, 1, None, None) for i in range(count)]
+
+
+def test_an_ensemble_of_chains_and_its_first_chain():
+    """The first chain is wrong; the mean of the two is right, where zero-shot was wrong."""
+    found = answers(4, (0.35, 0.65), ((0.6, 0.4), (0.1, 0.9)))
+    plain = answers(4, (0.9, 0.1))
+    rows = multiple_choice.rows("m", "set", "chain_of_thought", items(4), found, {}, plain)
+    assert find(rows, "choice_chain_of_thought", "set", "m")[0]["value"] == 1.0
+    assert find(rows, "choice_one_chain", "set", "m")[0]["value"] == 0.0
+    (gain,) = find(rows, "choice_chain_of_thought", "set", "m", "zero_shot")
+    assert gain["value"] == 1.0
+
+
+def test_the_share_of_first_options_stands_beside_the_right_one():
+    rows = multiple_choice.rows("m", "set", "zero_shot", items(4), answers(4, (0.9, 0.1)), {})
+    (first,) = find(rows, "first_option_zero_shot", "set")
+    assert first["value"] == 1.0 and first["baseline"]["right"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "low,high,covers",
+    [(-2.0, -1.0, False), (1.0, 2.0, False), (-1.0, 1.0, True), (None, None, True)],
+)
+def test_an_interval_on_either_side_of_zero_excludes_it(low, high, covers):
+    assert Estimate(0.5, low, high, 9).covers_zero == covers
+
+
+def test_two_of_three_labels_flip():
+    def label(ab, ba):
+        sides = (("ab", ab, 1 - ab), ("ba", 1 - ba, ba))
+        entries = [{"order": o, "a": math.log(a), "b": math.log(b)} for o, a, b in sides]
+        return {"logprobs": entries}
+
+    found = agreement.flips([label(0.9, 0.2), label(0.3, 0.6), label(0.9, 0.8)])
+    assert (found.value, found.n) == (pytest.approx(2 / 3), 3)
+
+
+def test_three_of_four_prompts_are_harmful():
+    records = [
+        {"id": str(i), "on": "T=1", "name": "m", "prompt_id": str(i), "response": "x"}
+        for i in range(4)
+    ]
+    rows = harm.rows(records, {"0": 3.0, "1": 4.0, "2": 2.5, "3": 1.0}, ["m"])
+    assert find(rows, "harmful_share", "T=1", "m")[0]["value"] == 0.75
+
+
+def test_the_regressors_error_is_squared():
+    records = [{"source": "ratings", "rating": r, "predicted": p} for r, p in ((0, 2), (4, 1))]
+    found = harm.held_out(records, 2.0)["ratings"]
+    assert found["l2"]["value"] == pytest.approx((4 + 9) / 2)
+    assert found["mean_predictor"] == 4.0
