@@ -56,7 +56,13 @@ def judged_on(run, held_out, accuracies=()):
 
 def test_the_head_says_on_how_many_pairs_of_each_kind_the_judge_was_measured(runs):
     """The demo's case: 13 of its 16 pairs are of helpfulness, the rest repeats AI labels."""
-    found = judged_on(runs[0], {"ai": (2, 3), "helpful_comparisons": (12, 13)})
+    edit(
+        runs[0] / "evaluate" / "manifest.json",
+        lambda v: v["fields"].update(comparisons={"source": "embedded:helpful_comparisons"}),
+    )
+    held_out = {"ai": (2, 3), "helpful_comparisons": (12, 13)}
+    found = judged_on(runs[0], held_out, {"comparisons": (11, 12)})
+    assert "11 of 12 human pairs (helpful comparisons)" in judge.sentence(found)
     said = judge.sentence(found)
     assert "12 of 13 held-out human pairs (helpful comparisons)" in said
     assert "agrees with 2 of 3 held-out AI labels" in said

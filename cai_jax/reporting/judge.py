@@ -92,7 +92,9 @@ def measured(run: Run) -> list[Measured]:
     for on, rows in sets.items():
         parts = [row for row in rows if ":" in row["on"]]
         if on == "comparisons":
-            found += [_counted(r["on"].partition(":")[2] or "human", r, "") for r in parts or rows]
+            found += [
+                _counted(r["on"].partition(":")[2] or _compared(run), r, "") for r in parts or rows
+            ]
         else:
             harm = [row for row in parts if "harm" in row["on"].partition(":")[2]]
             kind = f"{ITEM_SETS.get(on, on)} pairs"
@@ -101,6 +103,13 @@ def measured(run: Run) -> list[Measured]:
                 for r in harm
             ] or [Measured(kind, _right(r), r["n"], True, None) for r in rows[:1]]
     return found
+
+
+def _compared(run: Run) -> str:
+    """The source of the evaluation's comparisons; "human" where there are several, or no name."""
+    fields = run.stages[run.main].fields.get("comparisons") if run.main in run.stages else None
+    source = str((fields or {}).get("source") or "human").partition("#")[0]
+    return "human" if "+" in source else source
 
 
 def _right(row: dict) -> float:
