@@ -28,8 +28,8 @@ Tokens = tuple[int, ...]
 class Prompt(NamedTuple):
     """header: shared by many requests, kept once; segments: what follows, each prefilled on its own."""
 
-    header: Tokens
-    segments: tuple[Tokens, ...]
+    header: tuple[int, ...]  # not by its short name: pdoc cannot resolve that in a NamedTuple
+    segments: tuple[tuple[int, ...], ...]
 
     @property
     def own_length(self) -> int:
