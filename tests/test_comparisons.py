@@ -228,6 +228,14 @@ def test_bad_rows_are_counted_with_their_lines_where_they_are_allowed(tmp_path):
     ]
 
 
+def test_a_missing_column_is_not_guessed_among_our_own_fields(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "a?", "winner": "b", "loser": "c"}])
+    with pytest.raises(UserError, match="'chosen': missing; fields: .*#chosen=winner$"):
+        load_comparisons(path)
+    with pytest.raises(UserError, match="#chosen=COLUMN$"):
+        load_comparisons(write(tmp_path / "b.jsonl", [{"prompt": "a?", "id": "1"}]))
+
+
 def test_each_source_has_its_own_split_and_limit(tmp_path, embedded):
     """Files of the same name in two folders, as hh-rlhf's are, of which only one has a field 'split'."""
     for folder, count in (("helpful-base", 9), ("harmless-base", 30)):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cai_jax.data.jsonl import field
+from cai_jax.data.sources import FIELDS
 from cai_jax.errors import UserError, located
 
 # How published files call what we call …
@@ -59,7 +60,7 @@ def require(row: dict, name: str, place: str, line: int):
         raise UserError(f"{where}: is null")
     close = next((column for column in USUAL.get(name, ()) if column in row), None)
     texts = [column for column in row if isinstance(row[column], str | list)]
-    guess = close or next((column for column in texts if column not in ("id", "split")), "COLUMN")
+    guess = close or next((column for column in texts if column not in FIELDS), "COLUMN")
     raise UserError(
         f"{where}: missing; fields: {', '.join(row) or 'none'}; name the column that has it: "
         f"{place}#{name}={guess}"
