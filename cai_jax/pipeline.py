@@ -21,6 +21,7 @@ from etils import epath
 from cai_jax import changes, identity, pins, preflight, sharding, topic
 from cai_jax.checks import check_values
 from cai_jax.constitution.loader import missing_examples
+from cai_jax.data import templates
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, integrity, lock, memory, preemption, progress, where
 from cai_jax.models import lora
@@ -138,6 +139,9 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
                 )
         others = {"seed": config.seed, "dtype": config.model.dtype}
         models = [value for key, value in shown.items() if key.endswith(" →")]
+        args = templates.Settings.of(config).args
+        if args != templates.DEFAULT_ARGS and models:
+            others["template_args"] = dict(args)
         if config.get("date") and any(map(identity.writes_date, models)):
             others["date"] = config.date
         if limit := limits.decisive_limit(config, stage):  # decides which rows fit

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import json
 import netrc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from etils import epath
 
 from cai_jax import topic
 from cai_jax.constitution.loader import load_constitution
-from cai_jax.data import answers, sources
+from cai_jax.data import answers, sources, templates
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.dialogue import load_format
 from cai_jax.data.prompts import read_prompts
@@ -211,22 +212,23 @@ def _snapshots(fields) -> list[int]:
 
 def model_directories(plan: Plan) -> None:
     """Model directories are there: config.json, tokenizer and chat template read, weight files open, of the needed kind."""
+    settings = templates.Settings.of(plan.config)
     for reference in references(plan):
         target = reference.target
         if target.startswith(("@", PYTHON)) or RESPONSES in target[: len(RESPONSES)]:
             continue
         try:
-            _require_model(target, reference.needs, reference.format)
+            _require_model(target, reference.needs, reference.format, settings)
         except UserError as error:
             given = "" if reference.given == target else f" ('{reference.given}')"
             raise UserError(f"{reference.where}{given}: {error}") from error
 
 
 @functools.lru_cache(maxsize=64)
-def _readable(target: str, format: str, stamp) -> None:
+def _readable(target: str, format: str, args: str, date: str, stamp) -> None:
     directory = hf.resolve(target)
     config = ModelConfig.from_json(directory)
-    load_format(directory, format)
+    load_format(directory, format, templates.Settings(json.loads(args), date))
     if target.startswith(RANDOM):
         return
     classifier = hf.is_classifier(directory)
@@ -234,14 +236,15 @@ def _readable(target: str, format: str, stamp) -> None:
     hf.open_weights(directory, config, classifier)  # headers only: names and shapes
 
 
-def _require_model(target: str, needs: str, format: str) -> None:
+def _require_model(target: str, needs: str, format: str, settings: templates.Settings) -> None:
     directory = hf.resolve(target)
     if needs == "policy" and hf.is_classifier(directory):
         raise UserError(f"'{target}' is a preference model; expected {WANTED['policy']}")
     if needs != "policy" and not hf.is_classifier(directory):
         raise UserError(f"'{target}' is not a preference model; expected {WANTED[needs]}")
     files = sorted(epath.Path(directory).iterdir())
-    _readable(target, format, tuple((path.name, path.stat().mtime) for path in files))
+    stamp = tuple((path.name, path.stat().mtime) for path in files)
+    _readable(target, format, json.dumps(dict(settings.args), default=str), settings.date, stamp)
 
 
 def rewards(plan: Plan) -> None:

@@ -91,13 +91,15 @@ class SampleRequest:
 class Completion:
     """What was sampled. `tokens` are all sampled actions up to and including EOS or the token that completes a stop
     string; `text` is the answer with the stop removed. `logprobs` are those of the temperature-scaled distribution before
-    top-k and top-p (at temperature 1 where sampling was greedy). `stop` is "eos", "length", or the stop string."""
+    top-k and top-p (at temperature 1 where sampling was greedy). `stop` is "eos", "length", or the stop string.
+    `reasoning_tokens` is how many of the tokens are thoughts before the answer, which `text` leaves out."""
 
     id: str
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
     stop: str
+    reasoning_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -374,6 +374,9 @@ def base_config():
             },  # devices along each axis; -1 takes what is left
             "model": {
                 "dtype": "float32",  # of weights and activations
+                # What every chat template is given: no thoughts, as in the paper (Qwen3 and SmolLM3 know the argument, others
+                # ignore it). With True, thoughts are sampled, counted and left out of every answer.
+                "template_args": {"enable_thinking": False},
                 "scan_layers": True,  # lax.scan over layers; unrolled programs take ten times as long to compile, and run no faster
                 "remat": "none",  # activations kept in the backward pass: none (all kept), dots, full (recomputed)
                 "logprob_chunk": 128,  # positions whose logits exist at a time

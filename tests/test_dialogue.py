@@ -299,14 +299,17 @@ def test_templates_that_write_before_an_answer_or_refuse(tiny_model, tmp_path):
     assert format.eos_ids == (2,)
     encoded = format.example(DIALOGUE[2:])
     assert encoded.tokens[encoded.target_mask][0] == 0 and encoded.tokens[-1] == 2
-    with pytest.raises(UserError, match="refuses turns of system, user: no system turns"):
-        format.prompt((Message("system", "x"), *DIALOGUE[:1]))
+    shown = format.prompt((Message("system", "x"), *DIALOGUE[:1]))
+    assert shown == format.prompt((Message("human", f"x\n\n{DIALOGUE[0].text}"),))
+    assert "takes no system turns" in format.notes()[0]
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tiny_model, tmp_path):
     template = "{{ messages | length }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
-    with pytest.raises(UserError, match="rewrites earlier turns; use format = 'text'"):
-        load_format(variant(tiny_model, tmp_path, {"chat_template": template})).example(DIALOGUE)
+    with pytest.raises(
+        UserError, match="does not begin an answer as its prompt ends.*format = 'text'"
+    ):
+        load_format(variant(tiny_model, tmp_path, {"chat_template": template}))
 
 
 def test_mistakes_are_one_line(tiny_model, tmp_path):

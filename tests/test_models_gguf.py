@@ -12,6 +12,7 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.structs import Message
 
 TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}</s>{% endfor %}"
+TEMPLATE += "{% if add_generation_prompt %}<s>assistant:{% endif %}"
 D, F, H, K, Dh, V = 32, 64, 4, 2, 8, 259
 
 
@@ -271,7 +272,9 @@ def test_tokenizer_and_template(tmp_path):
     assert format.kind == "chat" and format.eos_ids == (1,) and format.tokenizer.vocab_size == V
     assert format.tokenizer.encode("ab</s>", special=True) == (V - 1, 1)
     assert len(format.tokenizer.encode("</s>")) == 4
-    assert format.decode(format.prompt((Message("human", "ab 12 ä"),))[0]) == "user:ab 12 ä"
+    assert (
+        format.decode(format.prompt((Message("human", "ab 12 ä"),))[0]) == "user:ab 12 äassistant:"
+    )
     gpt2 = tmp_path / "gpt2.gguf"
     write_gguf(gpt2, pre="gpt-2")
     assert load_format(converter.convert(gpt2, tmp_path / "gpt2")).tokenizer.encode("a 1") != ()

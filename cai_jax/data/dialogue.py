@@ -8,6 +8,7 @@ is what is trained on and scored.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
 import itertools
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cai_jax.data import templates
 from cai_jax.data.tokenizer import Tokenizer
 from cai_jax.errors import UserError
 from cai_jax.structs import ANSWERING_ROLES, ROLES, Dialogue, Message
@@ -29,12 +31,10 @@ HEADINGS = {
     "revision_request": "\n\nRevisionRequest:",
     "revision": "\n\nRevision:",
 }
-RULES = 2  # one more whenever the code here makes other tokens of a dialogue: what was kept of them is then made again
+RULES = 3  # one more whenever the code here makes other tokens of a dialogue: what was kept of them is then made again
 _ROLE_OF = {heading.strip("\n:"): role for role, heading in HEADINGS.items()}
+_MARKS = re.compile(f"[{templates.BEGIN}{templates.END}]")
 _HEADING = re.compile(rf"(?:\A\n{{0,2}}|\n\n)({'|'.join(_ROLE_OF)}):")
-# Around control tokens that stand in a message, while the template is rendered. Unicode keeps these two code points for
-# such internal use: they never are characters of a text.
-_BEGIN, _END = "\ufdd0", "\ufdd1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +57,19 @@ class _Part:
 class DialogueFormat:
     """kind: "text" or "chat". eos_ids: the tokens that end an answer. See `load_format`."""
 
-    def __init__(self, tokenizer: Tokenizer, kind: str):
+    def __init__(self, tokenizer: Tokenizer, kind: str, settings: templates.Settings | None = None):
         self.tokenizer, self.kind, self.directory = tokenizer, kind, tokenizer.directory
-        control = sorted(map(re.escape, tokenizer.control_tokens), key=len, reverse=True)
-        self._control = re.compile("|".join(control) or "(?!)")
-        self.eos_ids = tokenizer.eos_ids
+        self.eos_ids, self.template = tokenizer.eos_ids, None
+        tags = getattr(tokenizer, "reasoning_tags", ())
+        self._tags, self._tag_ids = tags, frozenset()
+        if tags:
+            ids = {tokenizer.token_id(tag) for pair in tags for tag in pair}
+            self._tag_ids = frozenset(ids - {None})
         if kind == "chat":
+            self.template = templates.ChatTemplate(tokenizer, settings or templates.Settings())
             # What the template writes after an answer begins with the token that ends it.
-            after = self._render(
-                (Message("human", "question"), Message("assistant", "answer"))
-            ).rpartition("answer")[2]
-            ends = [token for token in self._encode(after) if token in tokenizer.control_ids]
+            after = self._encode(self.template.after)
+            ends = [token for token in after if token in tokenizer.control_ids]
             self.eos_ids = tuple(dict.fromkeys(tokenizer.eos_ids + tuple(ends[:1])))
 
     def prompt(
@@ -97,8 +99,9 @@ class DialogueFormat:
         Options are never encoded alone: a tokenizer may write a space before them, or merge their first letters with the
         end of `start`. In that case the prompt ends before the first token that differs, for all options alike.
         """
+        messages, shared = self._arranged(messages, shared)
         header = self._render(messages[:shared]) if shared else ""
-        options = [self._mark(option) if self.kind == "chat" else option for option in options]
+        options = [self.template.mark(text) if self.template else text for text in options]
         return self._continued(self._render(messages, reply, start), header, options)
 
     def running_text(
@@ -131,6 +134,7 @@ class DialogueFormat:
                 raise UserError(
                     "dialogue: expected the last turn to be an answer (assistant, critique or revision)"
                 )
+        dialogues = [self._arranged(messages)[0] for messages in dialogues]
         by_dialogue = [self._parts(messages) for messages in dialogues]
         ids = iter(self._encode_all([text for parts in by_dialogue for text in _beginnings(parts)]))
         return [
@@ -154,10 +158,25 @@ class DialogueFormat:
                     ids = ids[: ends[0]] if ends else (*ids, self.tokenizer.eos)
                 length = ends[0] if ends else len(ids)
             target = targets == "all" or number == last
+            thought = self._thought(ids[:length])
             tokens += ids
             roles += [ROLES.index(part.role)] * len(ids)
-            mask += [target] * length + [False] * (len(ids) - length)
+            mask += [False] * thought + [target] * (length - thought)
+            mask += [False] * (len(ids) - length)
         return Encoded(np.array(tokens, np.int32), np.array(roles, np.int8), np.array(mask, bool))
+
+    def _thought(self, ids: Sequence[int]) -> int:
+        """How many tokens of an answer are a thought that the template writes before it, which nobody learns."""
+        gap = self.template.gap if self.template else ""
+        closed = [(end, gap.count(end)) for _, end in self._tags if end in gap]
+        for number in range(len(ids) if closed else 0):
+            shown = self._with_tags(ids[: number + 1])
+            if all(shown.count(end) >= count for end, count in closed):
+                blank = itertools.takewhile(
+                    lambda token: not self._with_tags([token]).strip(), ids[number + 1 :]
+                )
+                return number + 1 + (len(list(blank)) if gap[-1:].isspace() else 0)
+        return 0
 
     def score_input(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """What a preference model reads: the dialogue up to the token that ends its last answer."""
@@ -173,11 +192,24 @@ class DialogueFormat:
             tokenizer.eos,
             tokenizer.bos,
             tokenizer.control_tokens,
-            str(tokenizer.hf.chat_template),
+            tokenizer.template,
+            self.template.settings.read_by(tokenizer.template) if self.template else {},
             str(tokenizer.hf.special_tokens_map),
             tokenizer.hf.backend_tokenizer.to_str(),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def notes(self, asked: str = "auto") -> list[str]:
+        """What a reader of the log is told of the format; `asked` is the kind that the config asks for."""
+        if self.kind == "text" and asked == "auto":
+            return [
+                "no chat template: dialogues are written as Human/Assistant text (format = auto)"
+            ]
+        if self.template and self.template.merges_system:
+            return [
+                "the chat template takes no system turns: their text comes before the first human turn's"
+            ]
+        return []
 
     def stop_strings(self, reply: str = "assistant") -> tuple[str, ...]:
         """Where the model begins to speak for somebody else. A chat template's turns end in a token instead."""
@@ -189,7 +221,49 @@ class DialogueFormat:
         return tuple(HEADINGS[role] for role in stops)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(tokens)
+        """The text of an answer, without reasoning."""
+        if not self._tags:
+            return self.tokenizer.decode(tokens)
+        return templates.without_reasoning(self._with_tags(tokens), self._tags)
+
+    def reasoning_tokens(self, tokens: Sequence[int]) -> int:
+        """How many of an answer's tokens are spent before it begins, in thoughts: all where the last one is not closed."""
+        shown = self._with_tags(tokens) if self._tags else ""
+        for begin, end in self._tags:
+            if shown.rfind(begin) > shown.rfind(end):
+                return len(tokens)
+            if closed := shown.count(end):
+                counts = range(len(tokens) + 1)
+                return bisect.bisect_left(
+                    counts, closed, key=lambda n: self._with_tags(tokens[:n]).count(end)
+                )
+        return 0
+
+    def _with_tags(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(tokens, self._tag_ids)
+
+    def _arranged(
+        self, messages: Sequence[Message], shared: int = 0
+    ) -> tuple[tuple[Message, ...], int]:
+        """The messages with one system turn at most, which comes first: the dialogue's own, else that of the `shared` worked
+        examples before it; and how many messages are shared then. A template without system turns gets its text at the
+        beginning of the first human turn."""
+        systems = [
+            [m.text for m in part if m.role == "system"]
+            for part in (messages[:shared], messages[shared:])
+        ]
+        if not any(systems):
+            return tuple(messages), shared
+        text = "\n\n".join(dict.fromkeys(systems[1] or systems[0]))
+        rest = [m for m in messages if m.role != "system"]
+        shared -= len(systems[0])
+        if self.template is None or not self.template.merges_system:
+            return (Message("system", text), *rest), shared + bool(shared)
+        first = next((n for n, m in enumerate(rest) if _chat_role(m.role) == "user"), None)
+        if first is None:
+            return (Message("human", text), *rest), shared + bool(shared)
+        rest[first] = dataclasses.replace(rest[first], text=f"{text}\n\n{rest[first].text}")
+        return tuple(rest), shared
 
     def _bos(self) -> tuple[int, ...]:
         """A chat template writes its own."""
@@ -199,26 +273,32 @@ class DialogueFormat:
         """The dialogue as text; with `reply`, up to where that turn's text begins, and `start`."""
         if self.kind == "text":
             return render_text(messages, reply, start)
-        turns = [
-            {"role": _chat_role(message.role), "content": self._mark(message.text)}
+        text = self.template.render(self._turns(messages), bool(reply))
+        return text + (self.template.gap + self.template.mark(start) if start else "")
+
+    def _turns(self, messages: Sequence[Message]) -> list[dict]:
+        return [
+            {"role": _chat_role(message.role), "content": self.template.mark(message.text)}
             for message in messages
         ]
-        try:
-            text = self.tokenizer.hf.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=bool(reply)
-            )
-        except Exception as error:  # a template is somebody else's program
-            roles = ", ".join(turn["role"] for turn in turns)
-            told = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"{self.directory}: the chat template refuses turns of {roles}: {told}"
-            ) from None
-        return text + self._mark(start)
 
     def _parts(self, messages: Sequence[Message]) -> list[_Part]:
         """The rendered dialogue in pieces: what precedes an answer stands apart from it."""
-        whole, parts, done = self._render(messages), [], ""
+        whole = self._render(messages)
+        parts = self._parts_by_prefix(messages, whole) or self._parts_by_search(messages, whole)
+        if parts is None:
+            raise UserError(
+                f"{self.directory}: the chat template rewrites turns of the dialogue that begins "
+                f"{messages[0].text[:40]!r}; use format = 'text'"
+            )
+        return parts
+
+    def _parts_by_prefix(self, messages: Sequence[Message], whole: str) -> list[_Part] | None:
+        """From the renderings of the dialogue's first turns, where each begins the next one."""
+        parts, done = [], ""
         for number, message in enumerate(messages):
+            if message.role == "system":  # some templates refuse to render it alone
+                continue
             pieces = [(self._render(messages[: number + 1]), message.role in ANSWERING_ROLES)]
             if message.role in ANSWERING_ROLES:
                 pieces.insert(0, (self._render(messages[:number], message.role), False))
@@ -227,14 +307,35 @@ class DialogueFormat:
                     parts.append(_Part(upto[len(done) :], message.role, is_answer))
                     done = upto
                 elif message.role in ANSWERING_ROLES and upto != done:
-                    raise UserError(
-                        f"{self.directory}: the chat template rewrites earlier turns; use format = 'text'"
-                    )
+                    return None
         return parts
 
-    def _mark(self, text: str) -> str:
-        text = text.replace(_BEGIN, "").replace(_END, "")
-        return self._control.sub(lambda match: f"{_BEGIN}{match[0]}{_END}", text)
+    def _parts_by_search(self, messages: Sequence[Message], whole: str) -> list[_Part] | None:
+        """From the turns' own text, for templates that write earlier answers in another way than the last one."""
+        if self.template is None:
+            return None
+        *earlier, last = messages
+        prompt = self._render(earlier, last.role)
+        spans = self.template.spans(self._turns(earlier), prompt)
+        if spans is None or not whole.startswith(prompt):
+            return None
+        ends = [self.tokenizer.hf.convert_ids_to_tokens(token) for token in self.eos_ids]
+        parts, done = [], 0
+        for message, (begin, end), following in zip(
+            earlier, spans, [*(span[0] for span in spans[1:]), len(prompt)], strict=True
+        ):
+            is_answer = message.role in ANSWERING_ROLES
+            if is_answer:
+                parts.append(_Part(prompt[done:begin], message.role, False))
+                done, after = begin, prompt[end:following]
+                end += min((after.find(e) + len(e) for e in ends if e in after), default=0)
+            parts.append(_Part(prompt[done:end], message.role, is_answer))
+            done = end
+        return [
+            *parts,
+            _Part(prompt[done:], last.role, False),
+            _Part(whole[len(prompt) :], last.role, True),
+        ]
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return self._encode_all([text])[0]
@@ -246,7 +347,7 @@ class DialogueFormat:
         pieces = [
             (row, number, piece)
             for row, text in enumerate(texts)
-            for number, piece in enumerate(re.split(f"[{_BEGIN}{_END}]", text))
+            for number, piece in enumerate(_MARKS.split(text.replace(templates.HIDE, "")))
             if piece
         ]
         first = iter(
@@ -265,7 +366,7 @@ class DialogueFormat:
         """`_encode` of a text that goes on from another one."""
         if self.kind == "text":
             return self.tokenizer.encode_continuation(text)
-        return self._encode(_BEGIN + _END + text)
+        return self._encode(templates.BEGIN + templates.END + text)
 
     def _by_part(
         self, parts: Sequence[_Part], ids: Sequence[tuple[int, ...]]
@@ -313,15 +414,23 @@ def _num_equal(a: Sequence[int], b: Sequence[int]) -> int:
     )
 
 
-def load_format(directory, kind: str = "auto") -> DialogueFormat:
-    """The format of a model directory. kind: "text", "chat", or "auto": chat if the tokenizer has a chat template."""
+def load_format(
+    directory, kind: str = "auto", settings: templates.Settings | None = None
+) -> DialogueFormat:
+    """The format of a model directory, with its chat template checked.
+
+    Args:
+      directory: a Hugging Face directory with tokenizer.json.
+      kind: "text", "chat", or "auto": chat if the tokenizer has a chat template.
+      settings: the run's template arguments and date.
+    """
     if kind not in ("auto", "text", "chat"):
         raise UserError(f"format: expected auto, text or chat, found {kind!r}")
     tokenizer = Tokenizer(directory)
-    has_template = bool(tokenizer.hf.chat_template)
-    if kind == "chat" and not has_template:
+    if kind == "chat" and not tokenizer.template:
         raise UserError(f"{directory}: the tokenizer has no chat template; use format = 'text'")
-    return DialogueFormat(tokenizer, "text" if kind == "text" or not has_template else "chat")
+    kind = "text" if kind == "text" or not tokenizer.template else "chat"
+    return DialogueFormat(tokenizer, kind, settings)
 
 
 def _chat_role(role: str) -> str:

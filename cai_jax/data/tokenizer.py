@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
+from cai_jax.data import templates
 from cai_jax.errors import UserError
 
 
@@ -19,7 +20,8 @@ class Tokenizer:
 
     vocab_size: the largest id + 1. eos_ids: whatever ends an answer, from generation_config.json, config.json and the
     tokenizer. eos: the one of them that is appended to text. bos: the id that every sequence begins with, or None.
-    control_tokens: the strings with a meaning of their own.
+    control_tokens: the strings with a meaning of their own. template: the chat template, "" where there is none.
+    reasoning_tags: (begin, end) of thoughts, where the tokenizer or the template knows any.
     """
 
     def __init__(self, directory):
@@ -46,10 +48,20 @@ class Tokenizer:
             ) from error
 
         description = json.loads(self._backend.to_str())
-        template = self.hf.chat_template if isinstance(self.hf.chat_template, str) else ""
+        self.has_named_templates = isinstance(self.hf.chat_template, dict)
+        self.template = templates.choose(self.hf.chat_template, directory)
+        self.hf.chat_template = self.template or None
         added = description["added_tokens"]
+        self.reasoning_tags = templates.reasoning_tags(
+            self.template, [token["content"] for token in added]
+        )
+        tags = [tag for pair in self.reasoning_tags for tag in pair]
         control = [
-            t for t in added if t["special"] or (t["content"].strip() and t["content"] in template)
+            t
+            for t in added
+            if t["special"]
+            or t["content"] in tags
+            or (t["content"].strip() and t["content"] in self.template)
         ]
         self.control_tokens = tuple(token["content"] for token in control)
         self.control_ids = frozenset(token["id"] for token in control)
@@ -120,11 +132,12 @@ class Tokenizer:
             for found in tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Control tokens are left out; incomplete UTF-8 shows as U+FFFD."""
-        return self._backend.decode(
-            [int(token) for token in tokens if int(token) not in self.control_ids]
-        )
+    def decode(self, tokens: Sequence[int], keep: Container[int] = ()) -> str:
+        """Control tokens are left out but for those to `keep`; incomplete UTF-8 shows as U+FFFD."""
+        shown = [
+            int(token) for token in tokens if int(token) not in self.control_ids or token in keep
+        ]
+        return self._backend.decode(shown, skip_special_tokens=not keep)
 
     def token_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)

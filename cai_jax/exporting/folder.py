@@ -117,9 +117,16 @@ def padding_token(format) -> tuple[str, int] | None:
 
 
 def chat_template(format) -> str | None:
-    """The tokenizer's own, or that of the text form where the model was trained on it."""
+    """The tokenizer's own, with the arguments that the model was trained with as its defaults; or that of the text form
+    where the model was trained on it."""
     if format.kind == "chat":
-        return format.tokenizer.hf.chat_template
+        template, args = format.tokenizer.template, format.template.settings.args
+        defaults = "".join(
+            f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}"
+            for name, value in args.items()
+            if name in template
+        )
+        return defaults + template
     bos = "{{ bos_token }}" if format.tokenizer.bos is not None else ""
     return bos + TEXT_TEMPLATE % json.dumps(
         format.tokenizer.hf.convert_ids_to_tokens(format.tokenizer.eos)
@@ -137,7 +144,7 @@ def scoring_template(format) -> str | None:
         {"role": "user", "content": SAMPLE[0].text},
         {"role": "assistant", "content": SAMPLE[1].text},
     ]
-    text = format.tokenizer.hf.apply_chat_template(turns, chat_template=trimmed, tokenize=False)
+    text = format.template.render(turns, False, source=trimmed)
     return (
         trimmed
         if format.tokenizer.encode(text, special=True) == format.score_input(SAMPLE)

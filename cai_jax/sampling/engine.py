@@ -72,6 +72,7 @@ class Engine:
         self.config, self.options = config, options or EngineOptions()
         self.mesh = mesh or sharding.make_mesh({"data": 1}, jax.local_devices()[:1])
         self.eos_ids, self._decode_text = tuple(format.eos_ids), format.decode
+        self._reasoning_tokens = getattr(format, "reasoning_tokens", lambda tokens: 0)
         self.max_length = fitting.smallest(self.options.max_length, config.max_length)
         self.dtype = params["embed"].dtype
         platform = self.mesh.devices.flat[0].platform
@@ -235,7 +236,8 @@ class Engine:
                 rows.left[place] -= new
                 rows.token[place] = slot.tokens[-1]
             else:
-                ended.append(_completion(slot, ending))
+                thoughts = self._reasoning_tokens(slot.tokens[: ending.count])
+                ended.append(_completion(slot, ending, thoughts))
                 slots[place] = None
                 for field in rows:
                     field[place] = 0
@@ -460,9 +462,9 @@ def _set_row(rows: cached.Rows, place: int, length: int, token: int, left: int, 
     rows.key[place] = np.asarray(key, np.uint32)
 
 
-def _completion(slot: _Slot, ending: Ending) -> Completion:
+def _completion(slot: _Slot, ending: Ending, thoughts: int) -> Completion:
     tokens, logprobs = tuple(slot.tokens[: ending.count]), tuple(slot.logprobs[: ending.count])
-    return Completion(slot.request.id, tokens, logprobs, ending.text, ending.stop)
+    return Completion(slot.request.id, tokens, logprobs, ending.text, ending.stop, thoughts)
 
 
 def _question(pair: tuple[ScoreRequest, plan.Prompt]) -> packing.Question:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import weakref
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import ml_collections
 from etils import epath
 
 from cai_jax.data import dialogue as dialogue_lib
-from cai_jax.data import fitting
+from cai_jax.data import fitting, templates
 from cai_jax.data.prompts import Prompt, read_prompts
 from cai_jax.errors import UserError, require_finite
 from cai_jax.io import artefacts, preemption, progress
@@ -33,6 +34,11 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    progress.say(text)
 
 
 @dataclasses.dataclass
@@ -119,8 +125,9 @@ class StageContext:
             self.dropped[reason] = self.dropped.get(reason, 0) + int(count)
 
     def count_tokens(self, kind: str, count: int) -> None:
-        """Adds to the manifest's token counts: "sampled", "scored", "trained"."""
-        self.tokens[kind] = self.tokens.get(kind, 0) + int(count)
+        """Adds to the manifest's token counts: "sampled", "scored", "trained", and where there is any "reasoning"."""
+        if count or kind != "reasoning":
+            self.tokens[kind] = self.tokens.get(kind, 0) + int(count)
 
     def require_rows(self, rows: Sequence, what: str) -> None:
         """Stops with one line where nothing is left to work on."""
@@ -184,11 +191,18 @@ class StageContext:
         ModelConfig.from_json(
             directory
         )  # what can be wrong there is told before gigabytes are read
-        loaded = dialogue_lib.load_format(directory, format)
+        loaded = self._load_format(target, directory, format)
         weights = self._shared(
             (target, int8), lambda: Weights(target, *load(), hf.fingerprint(target, self.seed))
         )
         return LoadedModel(target, weights.config, weights.params, loaded, kind, weights=weights)
+
+    def _load_format(self, name: str, directory, kind: str) -> dialogue_lib.DialogueFormat:
+        """The format with the run's template arguments and date; says once a process what a reader would not expect."""
+        loaded = dialogue_lib.load_format(directory, kind, templates.Settings.of(self.run_config))
+        for note in loaded.notes(kind):
+            _say_once(f"{name}: {note}")
+        return loaded
 
     def _shared(self, name: tuple[str, bool], load) -> Weights:
         """Those of that name that another model of this stage has; else loaded."""
@@ -212,7 +226,8 @@ class StageContext:
         config = ModelConfig.from_hf(
             artefacts.read_json(path / "config.json") or {}, str(path / "config.json")
         )
-        loaded = dialogue_lib.load_format(path, role["format"] if format == "auto" else format)
+        kind_of_format = role["format"] if format == "auto" else format
+        loaded = self._load_format("@" + target, path, kind_of_format)
         normalisation = tuple(role["normalisation"]) if role.get("normalisation") else None
         adapters = lora.Adapters.from_fields(
             role.get("adapters"), f"{path / 'role.json'}: adapters"
@@ -332,6 +347,9 @@ class StageContext:
                 source = epath.Path(model.format.directory) / name
                 if source.exists():
                     source.copy(target / name, overwrite=True)
+            if model.format.tokenizer.has_named_templates:  # the one that was used
+                text = model.format.tokenizer.template
+                artefacts.write_text(target / "chat_template.jinja", text)
             artefacts.write_json(target / "config.json", model.config.to_hf())
             role = {
                 "kind": kind,
@@ -393,11 +411,22 @@ class StageContext:
         """Completions as they finish. Requests that do not fit the context are left out, never cut, and counted; with
         `count` False the stage counts them itself, where its rows are not its requests."""
         fits = self._fitting(engine, requests, [sampling.max_new_tokens] * len(requests), count)
+        unfinished = 0
         for completion in self._watched(engine.generate(fits, sampling), len(fits), label):
             self.count_tokens("sampled", len(completion.tokens))
             self._require_finite(sum(completion.logprobs), completion.id, engine)
+            self.count_tokens("reasoning", completion.reasoning_tokens)
+            thoughts_only = completion.reasoning_tokens == len(completion.tokens)
+            if thoughts_only and completion.tokens and completion.stop == "length":
+                self.count_tokens("answers cut in their reasoning", 1)
+                unfinished += 1
             # The space after a heading and line ends before a stop belong to the format, which writes them again.
             yield dataclasses.replace(completion, text=completion.text.strip())
+        if unfinished:
+            progress.warn(
+                f"{label}: {unfinished} of {len(fits)} answers were cut in their reasoning and are empty; give them more "
+                "tokens, or switch the reasoning off (config.model.template_args)"
+            )
 
     def score(
         self,
