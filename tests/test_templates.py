@@ -6,11 +6,14 @@ import json
 import numpy as np
 import pytest
 
+from cai_jax import pipeline
 from cai_jax.data import templates
 from cai_jax.data.dialogue import load_format
 from cai_jax.errors import UserError
 from cai_jax.exporting import folder
-from cai_jax.structs import Message
+from cai_jax.stages.context import StageContext
+from cai_jax.structs import Completion, Message, SampleRequest, SamplingParams
+from configs import tiny
 from tests.synthetic_tokenizers import sentencepiece
 
 TAGS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
@@ -246,3 +249,33 @@ def test_without_a_template_the_log_says_so(tmp_path):
     assert (
         json.loads((directory / "tokenizer_config.json").read_text()).get("chat_template") is None
     )
+
+
+def test_thoughts_are_counted_and_an_unfinished_one_is_said(tmp_path, capsys):
+    """In the manifest's tokens: those of thoughts, and how many answers are empty because theirs had no end."""
+
+    class Sampler:
+        def fits(self, request, count):
+            return True
+
+        def generate(self, requests, sampling):
+            yield Completion("a", (5, 6, 7), (-0.1,) * 3, "yes", "eos", 2)
+            yield Completion("b", (5, 6), (-0.1,) * 2, "", "length", 2)
+
+    ctx = StageContext("respond", None, None, None, None, {}, None)
+    requests = [SampleRequest(name, ((1,),), np.zeros(2, np.uint32)) for name in "ab"]
+    answers = list(ctx.sample(Sampler(), requests, SamplingParams(2), "respond"))
+    assert [answer.text for answer in answers] == ["yes", ""]
+    assert ctx.tokens == {"sampled": 5, "reasoning": 4, "answers cut in their reasoning": 1}
+    assert "1 of 2 answers were cut in their reasoning" in capsys.readouterr().err
+
+
+def test_template_arguments_are_part_of_a_stage():
+    config = tiny.get_config()
+    config.stages = ("respond",)
+    before = pipeline.build_graph(config)["respond"]
+    assert "template_args" not in before.fields  # the default is no field
+    config.model.template_args.enable_thinking = True
+    after = pipeline.build_graph(config)["respond"]
+    assert after.fingerprint != before.fingerprint
+    assert after.fields["template_args"] == {"enable_thinking": True}
