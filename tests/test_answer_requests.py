@@ -80,6 +80,16 @@ def test_what_is_finished_is_not_asked_again(tmp_path, module, make):
     assert module.run(again)["sha256"] == first["sha256"] and not asked
 
 
+def test_a_prompt_that_does_not_fit_is_counted_once(tmp_path):
+    """Not once for each of its samples."""
+    source = tmp_path / "prompts.jsonl"
+    source.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("Q?", "Q " * 300)))
+    fields = default.compare(source=str(source), split="", num_samples=3, max_new_tokens=8)
+    ctx, _ = stage(tmp_path, "compare", fields, limit=200)
+    compare.run(ctx)
+    assert ctx.dropped == {"longer than the context": 1} and len(ctx.directory.records()) == 1
+
+
 def test_best_of_keeps_the_highest_score(tmp_path, monkeypatch):
     rows = [
         {

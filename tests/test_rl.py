@@ -179,3 +179,13 @@ def test_prompts_whose_answers_might_not_fit_are_left_out_before_any_update(
     assert len(found) == left and ctx.dropped == dropped
     most = fitting.smallest(limit, positions, policy.config.max_length)
     assert all(len(item.tokens) + ctx.config.max_new_tokens <= most for item in found)
+
+
+def test_dialogues_beyond_a_models_positions_are_counted_and_warned_of(tmp_path, capsys):
+    ctx, _ = recording.stage(tmp_path, "rl", default.rl())
+    judge = types.SimpleNamespace(
+        name="judge", num_beyond=2, score_each=lambda dialogues: enumerate([0.0] * len(dialogues))
+    )
+    assert list(ctx.score_each(judge, [()] * 3, "scores")) == [(0, 0.0), (1, 0.0), (2, 0.0)]
+    told = "".join(capsys.readouterr())
+    assert "2 of 3 dialogues are longer than the model's positions" in told and "'judge'" in told

@@ -55,6 +55,7 @@ class RewardModel:
         self._params, self._config, self._format, self._mesh = params, config, format, mesh
         self._mean, self._std = normalisation or (0.0, 1.0)
         self.name = name
+        self.num_beyond = 0  # of the dialogues scored last: longer than the model's positions
 
     @property
     def scale(self) -> float:
@@ -67,7 +68,9 @@ class RewardModel:
 
     def score_each(self, dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, float]]:
         """(index, score) of every dialogue as it is there: those of like lengths together."""
-        return self._each([self._format.score_input(dialogue) for dialogue in dialogues])
+        rows = [self._format.score_input(dialogue) for dialogue in dialogues]
+        self.num_beyond = sum(len(row) > self._config.max_length for row in rows)
+        return self._each(rows)
 
     def score_tokens(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """The same as `score` for dialogues that are tokens already."""

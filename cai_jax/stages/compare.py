@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 
+from cai_jax.data import fitting
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import SampleRequest, dialogue_to_json
@@ -34,7 +35,7 @@ def run(ctx: StageContext) -> dict:
 
     groups = collections.defaultdict(dict)
     for completion in (
-        ctx.sample(ctx.engine(model), requests, sampling, ctx.name) if requests else ()
+        ctx.sample(ctx.engine(model), requests, sampling, ctx.name, count=False) if requests else ()
     ):
         prompt_id, _, sample = completion.id.rpartition("/")
         groups[prompt_id][sample] = completion
@@ -54,6 +55,7 @@ def run(ctx: StageContext) -> dict:
                     "num_tokens": [len(completion.tokens) for completion in group],
                 }
             )
+    ctx.drop(fitting.CONTEXT, sum(name not in journal.finished for name in prompts))
     ctx.require_rows(journal.finished, "comparisons")
     digest = journal.finish()
     rows = list(journal.finished.values())

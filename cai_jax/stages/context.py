@@ -459,7 +459,13 @@ class StageContext:
         `ids` name the dialogues where a score is NaN or infinite; without them their numbers from 1 do.
         """
         what = f"stage '{self.name}': '{getattr(model, 'name', '')}'"
-        for index, score in self._watched(model.score_each(dialogues), len(dialogues), label):
+        scored = model.score_each(dialogues)
+        if beyond := getattr(model, "num_beyond", 0):
+            progress.warn(
+                f"[{self.name}] {beyond} of {len(dialogues)} dialogues are {fitting.POSITIONS}: their scores by "
+                f"'{getattr(model, 'name', '')}' are guesses"
+            )
+        for index, score in self._watched(scored, len(dialogues), label):
             require_finite([score], [ids[index] if ids else f"{index + 1}"], what)
             yield index, score
 
