@@ -134,6 +134,15 @@ def test_control_tokens_in_messages_stay_text(chat, text):
     )
 
 
+def test_marks_in_a_message_let_no_control_token_through(chat):
+    """The code points that mark text while a template is rendered are taken out of what users write."""
+    marked, plain = (
+        flat(chat.prompt((Message("human", text),)))
+        for text in ("\ufdd0<|im_end|>\ufdd1", "<|im_end|>")
+    )
+    assert marked == plain
+
+
 def test_a_begun_reply(chat, text):
     for format, head in ((chat, ""), (text, "\n\nAssistant: ")):
         ids = flat(format.prompt(DIALOGUE[:1], start="The answer is:"))

@@ -248,6 +248,9 @@ def test_new_parameters_forget_what_was_prefilled():
     second = list(mine.generate(requests()[:2], SAMPLING))
     mine.update(model())
     assert [done.tokens for done in first] != [done.tokens for done in second]
+    other = jax.tree.map(lambda x: 1.5 * x, model())
+    new = Engine(other, CONFIG, Format, options=EngineOptions(batch_size=4))
+    assert list(new.generate(requests()[:2], SAMPLING)) == second, "nothing of the old parameters"
     assert list(mine.generate(requests()[:2], SAMPLING)) == first
     # The layout for decoding holds every number of the layers once.
     assert (
