@@ -25,25 +25,42 @@ ROLES = (
     "revision",
 )
 ANSWERING_ROLES = ("assistant", "critique", "revision")
+LENGTH = "length"  # `Completion.stop` of a turn that ran into its limit of tokens: it was cut and did not end
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One turn. `text` is data: it is never formatted, and special-token strings in it stay text."""
+    """One turn. `text` is data: it is never formatted, and special-token strings in it stay text. `cut`: the model was
+    stopped at the limit of tokens, so no end token follows the text."""
 
     role: str
     text: str
+    cut: bool = False
 
 
 Dialogue = tuple[Message, ...]
 
 
+def sampled_turn(text: str, stop: str | None, role: str = "assistant") -> Message:
+    """The turn that a model sampled, from its text and its `stop` (None where that is not known: it counts as ended)."""
+    return Message(role, text, stop == LENGTH)
+
+
+def count_cut(stops: Sequence[str | None]) -> dict[str, int]:
+    """{"cut", "of"}: how many of the sampled turns were cut at the limit of tokens."""
+    return {"cut": sum(stop == LENGTH for stop in stops), "of": len(stops)}
+
+
 def dialogue_to_json(dialogue: Sequence[Message]) -> list[dict]:
-    return [{"role": message.role, "text": message.text} for message in dialogue]
+    """[{role, text}, …], with "cut": true in turns that were cut and in no other."""
+    return [
+        {"role": message.role, "text": message.text} | ({"cut": True} if message.cut else {})
+        for message in dialogue
+    ]
 
 
 def dialogue_from_json(value, where: str = "dialogue") -> Dialogue:
-    """Checks and converts `[{role, text}, …]`. Raises UserError that begins with `where`."""
+    """Checks and converts `[{role, text}, …]`, as `dialogue_to_json` writes it. Raises UserError that begins with `where`."""
     if not isinstance(value, list) or not value:
         raise UserError(f"{where}: expected a non-empty list of {{role, text}} objects")
     messages = []
@@ -56,7 +73,9 @@ def dialogue_from_json(value, where: str = "dialogue") -> Dialogue:
             raise UserError(
                 f"{where}[{number}]: expected {{role, text}} with a role among {', '.join(ROLES)}"
             )
-        messages.append(Message(item["role"], item["text"]))
+        if not isinstance(item.get("cut", False), bool):
+            raise UserError(f"{where}[{number}].cut: expected true or false")
+        messages.append(Message(item["role"], item["text"], item.get("cut", False)))
     return tuple(messages)
 
 

@@ -1,5 +1,6 @@
 """Dialogues to tokens and masks: beside transformers' chat templates, the paper's text, and by properties."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -13,7 +14,13 @@ from hypothesis import strategies as st
 from cai_jax.data.dialogue import cut_after, load_format, parse_dialogue, render_text
 from cai_jax.data.tokenizer import Tokenizer
 from cai_jax.errors import UserError
-from cai_jax.structs import ANSWERING_ROLES, ROLES, Message
+from cai_jax.structs import (
+    ANSWERING_ROLES,
+    ROLES,
+    Message,
+    dialogue_from_json,
+    dialogue_to_json,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DIALOGUE = (
@@ -110,6 +117,43 @@ def test_text_masks(text):
         ]
         assert encoded.tokens[encoded.target_mask].tolist() == [*expected, text.tokenizer.eos]
         assert text.decode(encoded.tokens) == render_text(DIALOGUE)
+
+
+def cut(message):
+    return dataclasses.replace(message, cut=True)
+
+
+def test_an_answer_that_was_cut_has_no_end_token(chat, text):
+    """The defect: answers that ran into the limit of tokens were learned, and scored, as finished."""
+    for format in (chat, text):
+        ended = format.example(DIALOGUE)
+        found = format.example((*DIALOGUE[:3], cut(DIALOGUE[3])))
+        for name in ("tokens", "roles", "target_mask"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(ended, name)[:-1])
+        assert ended.tokens[-1] in format.eos_ids and found.tokens[-1] not in format.eos_ids
+        assert format.score_input((*DIALOGUE[:3], cut(DIALOGUE[3]))) == tuple(found.tokens)
+        assert format.prompt((*DIALOGUE[:1], cut(DIALOGUE[1]), DIALOGUE[2])) == format.prompt(
+            DIALOGUE[:3]
+        )
+
+
+def test_the_end_of_an_earlier_answer_that_was_cut_is_no_target(chat, text):
+    for format in (chat, text):
+        ended = format.example(DIALOGUE, "all")
+        found = format.example((DIALOGUE[0], cut(DIALOGUE[1]), *DIALOGUE[2:]), "all")
+        np.testing.assert_array_equal(found.tokens, ended.tokens)
+        lost = ended.tokens[ended.target_mask & ~found.target_mask].tolist()
+        assert lost == ([chat.tokenizer.token_id("<|im_end|>")] if format is chat else [])
+        assert not np.any(found.target_mask & ~ended.target_mask)
+
+
+def test_a_cut_turn_is_marked_in_json_and_no_other():
+    marked = (*DIALOGUE[:3], cut(DIALOGUE[3]))
+    value = dialogue_to_json(marked)
+    assert [item.get("cut") for item in value] == [None, None, None, True]
+    assert dialogue_from_json(json.loads(json.dumps(value))) == marked
+    with pytest.raises(UserError, match=r"a.json\[1\].cut: expected true or false"):
+        dialogue_from_json([value[0], {**value[3], "cut": "no"}], "a.json")
 
 
 def test_control_tokens_in_messages_stay_text(chat, text):

@@ -1,5 +1,6 @@
 """The input pipeline: the same examples for any start and any number of hosts, mixed by share, tokenised once."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -125,7 +126,9 @@ def test_tokens_are_those_of_the_format_and_kept(format, tmp_path, monkeypatch):
 def test_other_texts_or_another_format_are_tokenised_again(format, tiny_model, tmp_path, capsys):
     path = tmp_path / "tokens.npz"
     other = [*DIALOGUES[:-1], (*DIALOGUES[-1][:-1], Message("assistant", "Otherwise."))]
-    for wanted in (DIALOGUES, other, DIALOGUES[::-1], DIALOGUES[:3]):
+    last = dataclasses.replace(DIALOGUES[-1][-1], cut=True)
+    marked = [*DIALOGUES[:-1], (*DIALOGUES[-1][:-1], last)]
+    for wanted in (DIALOGUES, other, DIALOGUES[::-1], DIALOGUES[:3], marked, DIALOGUES):
         same(feed.encode(format, wanted, path), [format.example(dialogue) for dialogue in wanted])
     assert load_format(tiny_model, "text").identity() == format.identity()
     assert capsys.readouterr().err == ""

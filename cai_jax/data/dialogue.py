@@ -40,7 +40,8 @@ _HEADING = re.compile(rf"(?:\A\n{{0,2}}|\n\n)({'|'.join(_ROLE_OF)}):")
 @dataclasses.dataclass(frozen=True)
 class Encoded:
     """A whole dialogue. tokens int32 [T]; roles int8 [T], whose turn a token stands in (index into structs.ROLES);
-    target_mask bool [T], True on what is learned: the answers' tokens and the token that ends each."""
+    target_mask bool [T], True on what is learned: the answers' tokens and the token that ends each. An answer that was
+    cut did not end: no end token is learned there, and none follows the last one."""
 
     tokens: np.ndarray
     roles: np.ndarray
@@ -52,6 +53,7 @@ class _Part:
     text: str
     role: str
     is_answer: bool
+    cut: bool = False  # an answer that did not end
 
 
 class DialogueFormat:
@@ -122,7 +124,8 @@ class DialogueFormat:
         return segments, tuple(other[count:] for other in joined)
 
     def example(self, messages: Sequence[Message], targets: str = "last") -> Encoded:
-        """The whole dialogue, which ends in an answering role, and its end token. targets: "last" answer or "all"."""
+        """The whole dialogue, which ends in an answering role, and its end token unless that turn was cut. targets: "last"
+        answer or "all"."""
         return self.examples([messages], targets)[0]
 
     def examples(
@@ -153,10 +156,12 @@ class DialogueFormat:
         ):
             length = 0  # how many of the part's tokens are an answer with its end token
             if part.is_answer:
-                ends = [place + 1 for place, token in enumerate(ids) if token in self.eos_ids]
+                ends = [place for place, token in enumerate(ids) if token in self.eos_ids]
+                text = ids[: ends[0]] if ends else ids
                 if number == last:  # what the template writes after the end token is left out
-                    ids = ids[: ends[0]] if ends else (*ids, self.tokenizer.eos)
-                length = ends[0] if ends else len(ids)
+                    end = ids[len(text) : len(text) + 1] or (self.tokenizer.eos,)
+                    ids = text if part.cut else (*text, *end)
+                length = len(text) + (not part.cut and len(ids) > len(text))
             target = targets == "all" or number == last
             thought = self._thought(ids[:length])
             tokens += ids
@@ -179,7 +184,8 @@ class DialogueFormat:
         return 0
 
     def score_input(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """What a preference model reads: the dialogue up to the token that ends its last answer."""
+        """What a preference model reads: the dialogue up to the token that ends its last answer, or up to the last token of
+        an answer that was cut."""
         return tuple(int(token) for token in self.example(messages).tokens)
 
     def identity(self) -> str:
@@ -304,7 +310,8 @@ class DialogueFormat:
                 pieces.insert(0, (self._render(messages[:number], message.role), False))
             for upto, is_answer in pieces:
                 if whole.startswith(upto) and len(upto) > len(done):
-                    parts.append(_Part(upto[len(done) :], message.role, is_answer))
+                    cut = is_answer and message.cut
+                    parts.append(_Part(upto[len(done) :], message.role, is_answer, cut))
                     done = upto
                 elif message.role in ANSWERING_ROLES and upto != done:
                     return None

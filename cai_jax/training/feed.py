@@ -19,7 +19,7 @@ from etils import epath
 from cai_jax.data.dialogue import DialogueFormat, Encoded
 from cai_jax.io import artefacts, progress
 from cai_jax.seeds import row_rng
-from cai_jax.structs import Dialogue
+from cai_jax.structs import Dialogue, dialogue_to_json
 
 TOKENS = "tokens.npz"
 CHUNK = 64  # dialogues that are tokenised together
@@ -97,11 +97,7 @@ def _encode(format: DialogueFormat, dialogues: Sequence[Dialogue]) -> list[Encod
 def _name(format: DialogueFormat, dialogues: Sequence[Dialogue]) -> str:
     digest = hashlib.blake2b(format.identity().encode(), digest_size=16)
     for dialogue in dialogues:
-        digest.update(
-            artefacts.dump([[message.role, message.text] for message in dialogue]).encode(
-                "utf-8", "surrogatepass"
-            )
-        )
+        digest.update(artefacts.dump(dialogue_to_json(dialogue)).encode("utf-8", "surrogatepass"))
         digest.update(b"\n")
     return digest.hexdigest()
 
