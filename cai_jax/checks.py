@@ -131,6 +131,7 @@ CHOICES = {
     "remat": ("none", "dots", "full"),
     "format": ("auto", "text", "chat"),
     "targets": ("all", "final"),
+    "cut_answers": ("keep", "drop"),
     "mode": ("multiple_choice", "chain_of_thought", "preference_model"),
     "label_kind": ("soft", "hard"),
     "elo_ties": ("drop", "half"),

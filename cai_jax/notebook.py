@@ -61,7 +61,12 @@ class Run:
         """Its `score(dialogues)` gives float32 [n]; every dialogue ends in an answer."""
         model = self.context.load_model(reference, "reward")
         return RewardModel(
-            model.params, model.config, model.format, self.context.mesh, model.normalisation
+            model.params,
+            model.config,
+            model.format,
+            self.context.mesh,
+            model.normalisation,
+            reads_cut=model.reads_cut,
         )
 
     def sample(

@@ -7,7 +7,7 @@ Nothing here imports JAX; token ids are Python integers. Records on disk are JSO
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -44,6 +44,17 @@ Dialogue = tuple[Message, ...]
 def sampled_turn(text: str, stop: str | None, role: str = "assistant") -> Message:
     """The turn that a model sampled, from its text and its `stop` (None where that is not known: it counts as ended)."""
     return Message(role, text, stop == LENGTH)
+
+
+def responses_of(comparison: Mapping) -> list[tuple[str, str | None]]:
+    """(text, stop) of every response of a comparison record; people's have no stop and count as ended."""
+    texts = comparison["responses"]
+    return list(zip(texts, comparison.get("stops") or [None] * len(texts), strict=True))
+
+
+def as_ended(dialogue: Dialogue) -> Dialogue:
+    """The same dialogue, its last turn not marked as cut."""
+    return (*dialogue[:-1], dataclasses.replace(dialogue[-1], cut=False))
 
 
 def count_cut(stops: Sequence[str | None]) -> dict[str, int]:

@@ -159,6 +159,9 @@ def sl(revisions="revise", helpful="respond_helpful", **fields):
         "init": "base",  # a pretrained LM, not the helpful model (section 3.2)
         "targets": "all",  # all revisions (section 3.2), or final (introduction)
         "max_round": optional(int),  # SL-CAI-n trains on revisions 1..n; empty: all rounds
+        # Answers that ran into the limit of tokens. keep: learned as far as they go, without an end token. drop: left out and
+        # counted; what is left is shorter than what the model writes. The paper is silent.
+        "cut_answers": "keep",
         "helpful_fraction": optional(
             float
         ),  # of the examples; empty: all there are (the paper mixes them and gives no share)
@@ -230,6 +233,10 @@ def pm(comparisons="compare", labels="feedback", **fields):
         "label_kind": "soft",  # or hard
         "clamp": (),  # (0.4, 0.6) for chain-of-thought labels (section 4.1); () for none
         "average_orders": True,
+        # Pairs with an answer that ran into the limit of tokens. keep: where 1 % or more of the answers did, the score of one
+        # that did is read at its last token, in rl and evaluate too. drop: left out and counted. rl scores such answers, so
+        # the preference model had better know them.
+        "cut_answers": "keep",
         **optimisation(learning_rate=1e-5, batch_size=256),
         "adapters": adapters(),
         "holdout_fraction": 0.1,  # of prompts, never of rows: both sides of a prompt stay together

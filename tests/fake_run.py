@@ -167,7 +167,7 @@ def write(root, num_prompts=32, seed=0, lift=0.5, hostile=(), stages=None):
             "31 tokens a response, 14 cut at the limit",
             {"sampled": 31 * num_prompts},
             rows=num_prompts,
-            cut_by_length=14,
+            cut={"answers": {"cut": 14, "of": num_prompts}},
             mean_tokens=31.0,
         )
     if wanted("revise"):

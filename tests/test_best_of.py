@@ -44,7 +44,12 @@ class Context:
     def load_model(self, reference, kind="policy", format="auto"):
         self.asked.append((reference, kind))
         return types.SimpleNamespace(
-            name=reference, params=None, config=None, format=None, normalisation=(0.0, 1.0)
+            name=reference,
+            params=None,
+            config=None,
+            format=None,
+            normalisation=(0.0, 1.0),
+            reads_cut=True,
         )
 
     def score_each(self, model, dialogues, label, ids=None):

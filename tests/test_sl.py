@@ -37,7 +37,8 @@ HELPFUL = [{"id": "h0/00", "dialogue": ASKED, "response": "yes"}]
     ],
 )
 def test_all_and_final_revisions_up_to_a_round(targets, max_round, want):
-    assert [text for *_, text in sl.answers(REVISIONS, HELPFUL, targets, max_round)] == want
+    found = sl.answers(REVISIONS, HELPFUL, targets, max_round)
+    assert [dialogue[-1].text for _, dialogue in found] == want
 
 
 def context(tiny_model, revisions=REVISIONS, helpful=HELPFUL, **fields):
@@ -48,6 +49,7 @@ def context(tiny_model, revisions=REVISIONS, helpful=HELPFUL, **fields):
             "max_round": None,
             "helpful_fraction": None,
             "max_length": 256,
+            "cut_answers": "keep",
             **fields,
         }
     )
@@ -89,6 +91,32 @@ def test_only_the_answer_and_its_end_token_are_targets(tiny_model):
             example.tokens[~example.target].tolist()
         )  # a colon cuts nothing
     assert format.decode(examples[0].tokens[examples[0].target].tolist()).strip() == "yes"
+
+
+def test_answers_that_were_cut_have_no_end_target(tiny_model):
+    """The defect: an answer that ran into the limit of tokens was learned as one that ends there."""
+    format = load_format(tiny_model)
+    rounds = [
+        {"revision": "as long as", "revision_stop": "length"},
+        {"revision": "short", "revision_stop": "eos"},
+    ]
+    revisions = [{**REVISIONS[0], "rounds": rounds}]
+    helpful = [
+        {**HELPFUL[0], "stop": "length"},
+        {**HELPFUL[0], "id": "h1/00", "stop": "\n\nHuman:"},
+    ]
+    ctx = context(tiny_model, revisions=revisions, helpful=helpful)
+    ends = {e.id: e.tokens[e.target][-1] in format.eos_ids for e in sl.examples(ctx, format)}
+    assert ends == {
+        "revision p0#1": False,
+        "revision p0#2": True,
+        "response h0/00": False,
+        "response h1/00": True,
+    }
+    assert ctx.dropped == {}
+    ctx = context(tiny_model, revisions=revisions, helpful=helpful, cut_answers="drop")
+    assert [e.id for e in sl.examples(ctx, format)] == ["response h1/00", "revision p0#2"]
+    assert ctx.dropped == {"cut at the limit of tokens": 2}
 
 
 def test_what_is_left_out_is_counted(tiny_model):

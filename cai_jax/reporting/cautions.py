@@ -20,6 +20,11 @@ MOST_FLIP = 0.5  # beyond it most labels are decided by position
 SIDE_LIMIT = 0.2  # of how often option (A) is chosen, around one half
 CUT_LIMIT = 0.25
 FEW_ITEMS = 50
+CUT_MEANS = {  # by kind of stage, what that does further on
+    "sl": "; they are learned without an end",
+    "feedback": "; their labels follow from half a thought",
+    "rl": "; `missing_eos_penalty` makes them cost",
+}
 GAP_LIMIT = 1e-3
 COPY_LIMIT = 0.05
 EXAMPLES_LIMIT = 0.25  # of the requests: those that had fewer worked examples than wanted
@@ -273,12 +278,26 @@ def _preference(run: Run):
 
 
 def _truncation(run: Run):
-    for stage in (*run.of_kind("respond"), *run.of_kind("compare")):
-        cut, rows = stage.summary.get("cut_by_length"), stage.summary.get("rows")
-        if cut and rows and cut / rows > CUT_LIMIT:
-            limit = stage.fields.get("max_new_tokens", "?")
-            told = f"{stage.name}: {cut} of {rows} answers were cut at the limit of {limit} tokens."
-            yield Caution("note", told, "cost")
+    for stage in run.stages.values():
+        if stage.kind == "evaluate":  # by set of prompts, below
+            continue
+        counts = (stage.summary.get("cut") or {}).items()
+        high = [
+            f"{count['cut']:,} of {count['of']:,} {what}"
+            for what, count in counts
+            if count["of"] and count["cut"] / count["of"] > CUT_LIMIT
+        ]
+        if high:
+            told = f"{headed(stage.name)}: {', '.join(high)} were cut at the limit of tokens"
+            yield Caution("note", f"{told}{CUT_MEANS.get(stage.kind, '')}.", "cost")
+    for stage in run.of_kind("pm"):
+        unknown = not stage.summary.get("reads_cut", True)
+        if unknown and any(_cut_in(other) for other in _scored_by(run, stage.name)):
+            told = (
+                f"{headed(stage.name)} was trained on (almost) no answer that was cut at the limit of tokens, and "
+                "reads those that it scores as if they had ended there."
+            )
+            yield Caution("note", told, "judges")
     cut = [
         f"{number(row['value'], percent=True)} of {model_name(row['model'])}'s to {place_name(row['on'])}"
         for row in find(run.evaluation["rows"], "cut_rate")
@@ -286,6 +305,19 @@ def _truncation(run: Run):
     ]
     if cut:
         yield Caution("note", f"Answers cut at the length limit: {', '.join(cut)}.", "results")
+
+
+def _cut_in(stage) -> bool:
+    return any(count["cut"] for count in (stage.summary.get("cut") or {}).values())
+
+
+def _scored_by(run: Run, name: str) -> list:
+    """The stages whose answers the preference model of that name scores."""
+    return [
+        stage
+        for stage in run.stages.values()
+        if stage.kind in ("rl", "best_of", "evaluate") and stage.fields.get("reward") == f"@{name}"
+    ]
 
 
 def _training(run: Run):

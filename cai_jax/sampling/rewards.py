@@ -11,7 +11,7 @@ import numpy as np
 from cai_jax import sharding
 from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
-from cai_jax.structs import Dialogue
+from cai_jax.structs import Dialogue, as_ended
 from cai_jax.training import batching
 
 # Enough rows to keep the device busy, few enough that a batch of long dialogues fits beside four models. The shape is the
@@ -39,7 +39,9 @@ class RewardModel:
     """`params` is {"decoder", "head"} on the mesh; `normalisation` (mean, std) of raw scores, None to leave them raw; `name` is
     for messages.
 
-    Scores read the whole dialogue and its end token, at that token. They are float32 and do not depend on which other
+    Scores read the whole dialogue and its end token, at that token. An answer that was cut has none: with `reads_cut` its
+    score is read at its last token, as in the training of that preference model; a model that was trained on ended
+    answers only never learned to score there, and reads every answer as ended. They are float32 and do not depend on which other
     dialogues are scored in the same call beyond rounding.
     """
 
@@ -51,10 +53,11 @@ class RewardModel:
         mesh,
         normalisation: tuple[float, float] | None = None,
         name: str = "the preference model",
+        reads_cut: bool = False,
     ):
         self._params, self._config, self._format, self._mesh = params, config, format, mesh
         self._mean, self._std = normalisation or (0.0, 1.0)
-        self.name = name
+        self.name, self._reads_cut = name, reads_cut
         self.num_beyond = 0  # of the dialogues scored last: longer than the model's positions
 
     @property
@@ -68,7 +71,8 @@ class RewardModel:
 
     def score_each(self, dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, float]]:
         """(index, score) of every dialogue as it is there: those of like lengths together."""
-        rows = [self._format.score_input(dialogue) for dialogue in dialogues]
+        asked = dialogues if self._reads_cut else map(as_ended, dialogues)
+        rows = [self._format.score_input(dialogue) for dialogue in asked]
         self.num_beyond = sum(len(row) > self._config.max_length for row in rows)
         return self._each(rows)
 

@@ -10,9 +10,9 @@ import collections
 
 from cai_jax.sampling.rewards import RewardModel, collected
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import Message, dialogue_from_json
+from cai_jax.structs import count_cut, dialogue_from_json, sampled_turn
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def run(ctx: StageContext) -> dict:
@@ -21,10 +21,16 @@ def run(ctx: StageContext) -> dict:
     ctx.require_rows(rows, "responses")
     judge = ctx.load_model(ctx.config.reward, kind="reward")
     reward = RewardModel(
-        judge.params, judge.config, judge.format, ctx.mesh, judge.normalisation, judge.name
+        judge.params,
+        judge.config,
+        judge.format,
+        ctx.mesh,
+        judge.normalisation,
+        judge.name,
+        reads_cut=judge.reads_cut,
     )
     dialogues = [
-        (*dialogue_from_json(row["dialogue"]), Message("assistant", row["response"]))
+        (*dialogue_from_json(row["dialogue"]), sampled_turn(row["response"], row.get("stop")))
         for row in rows
     ]
     scores = collected(
@@ -54,5 +60,6 @@ def run(ctx: StageContext) -> dict:
         "rows": len(answers),
         "sha256": {"records": digest},
         "mean_gain": gain,
+        "cut": {"answers": count_cut([row.get("stop") for row in journal.finished.values()])},
         "headline": f"{len(answers)} of {len(rows)} answers kept, {gain:+.2f} above the mean by {ctx.config.reward}",
     }

@@ -7,7 +7,7 @@ import collections
 from cai_jax.data import fitting
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import SampleRequest, dialogue_to_json
+from cai_jax.structs import SampleRequest, count_cut, dialogue_to_json
 
 SCHEMA = 1
 
@@ -64,5 +64,6 @@ def run(ctx: StageContext) -> dict:
         "rows": len(rows),
         "sha256": {"records": digest},
         "with_equal_responses": equal,
+        "cut": {"answers": count_cut([stop for row in rows for stop in row["stops"]])},
         "headline": f"{len(rows)} groups of {config.num_samples}, {equal} with equal responses",
     }

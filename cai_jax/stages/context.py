@@ -54,7 +54,8 @@ class Weights:
 @dataclasses.dataclass
 class LoadedModel:
     """Weights on the mesh with everything needed to use them. `params` is the decoder's tree for a policy and
-    {"decoder", "head"} for a preference model, whose `normalisation` is (mean, std) of its raw scores or None.
+    {"decoder", "head"} for a preference model, whose `normalisation` is (mean, std) of its raw scores or None, and whose
+    `reads_cut` says where it scores an answer that was cut (see `RewardModel`).
 
     A model that was trained as `adapters` has them in `trained` as they were trained, and in `params` on the arrays of
     its base; such params work wherever whole ones do, but in the sampler (`StageContext.engine` adds them up).
@@ -69,6 +70,7 @@ class LoadedModel:
     adapters: lora.Adapters | None = None
     trained: Any = None
     weights: Weights | None = None
+    reads_cut: bool = False
 
     def release(self, *_) -> None:
         """Lets go of the weights, once a training state holds its own copy."""
@@ -229,6 +231,7 @@ class StageContext:
         kind_of_format = role["format"] if format == "auto" else format
         loaded = self._load_format("@" + target, path, kind_of_format)
         normalisation = tuple(role["normalisation"]) if role.get("normalisation") else None
+        reads_cut = bool(role.get("reads_cut", False))
         adapters = lora.Adapters.from_fields(
             role.get("adapters"), f"{path / 'role.json'}: adapters"
         )
@@ -237,7 +240,14 @@ class StageContext:
                 ("@" + target, int8), lambda: self._restored(target, config, kind, int8=int8)
             )
             return LoadedModel(
-                "@" + target, config, weights.params, loaded, kind, normalisation, weights=weights
+                "@" + target,
+                config,
+                weights.params,
+                loaded,
+                kind,
+                normalisation,
+                weights=weights,
+                reads_cut=reads_cut,
             )
         base = self._base(
             stage, role["adapters"]["base"], role["adapters"]["base_fingerprint"], adapters.int8
@@ -246,7 +256,16 @@ class StageContext:
         params = lora.attach(lora.base_of(base.params), trained, adapters)
         trained = trained.get("decoder", trained)
         return LoadedModel(
-            "@" + target, config, params, loaded, kind, normalisation, adapters, trained, base
+            "@" + target,
+            config,
+            params,
+            loaded,
+            kind,
+            normalisation,
+            adapters,
+            trained,
+            base,
+            reads_cut,
         )
 
     def _restored(
@@ -334,7 +353,11 @@ class StageContext:
         return feed.encode(format, dialogues, self.directory.path / feed.TOKENS)
 
     def publish(
-        self, model: LoadedModel, kind: str, normalisation: tuple[float, float] | None = None
+        self,
+        model: LoadedModel,
+        kind: str,
+        normalisation: tuple[float, float] | None = None,
+        reads_cut: bool = False,
     ) -> None:
         """Writes `model/` beside the stage's checkpoints: architecture, tokenizer and role, so that `@stage` can be loaded.
 
@@ -357,6 +380,8 @@ class StageContext:
                 "format": model.format.kind,
                 "initialised_from": model.name,
             }
+            if reads_cut:
+                role["reads_cut"] = True
             if adapters := self.adapters(model):
                 role["adapters"] = {
                     **adapters.to_json(),

@@ -25,11 +25,12 @@ from cai_jax.sampling.rewards import RewardModel
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.structs import (
-    Message,
     SampleRequest,
     SamplingParams,
+    count_cut,
     dialogue_from_json,
     dialogue_to_json,
+    sampled_turn,
 )
 from cai_jax.topic import Words
 from cai_jax.training.rollouts import custom_reward
@@ -98,10 +99,19 @@ def run(ctx: StageContext) -> dict:
         "rows": len(rows),
         "sha256": digests,
         "answers": len(answers.finished),
+        "cut": cut_answers(answers.finished.values()),
         "few_shot": few_shot,
         "headline": headline(rows, list(models), Words.of(ctx.run_config).name)
         + fitting.describe_left_out(few_shot),
     }
+
+
+def cut_answers(records) -> dict[str, dict[str, int]]:
+    """ "answers of sl", … → how many were cut at the limit of tokens, of how many."""
+    stops = collections.defaultdict(list)
+    for record in records:
+        stops[f"answers of {record['name']}"].append(record.get("stop"))
+    return {name: count_cut(found) for name, found in sorted(stops.items())}
 
 
 def in_order(models, run_config) -> dict[str, str]:
@@ -279,7 +289,13 @@ def _reward_model(ctx: StageContext, reference: str, kind: str = "reward"):
         )
     model = ctx.load_model(reference, kind=kind)
     return RewardModel(
-        model.params, model.config, model.format, ctx.mesh, model.normalisation, model.name
+        model.params,
+        model.config,
+        model.format,
+        ctx.mesh,
+        model.normalisation,
+        model.name,
+        reads_cut=model.reads_cut,
     )
 
 
@@ -290,17 +306,17 @@ class _scores:
         self.journal = ctx.directory.journal("scores")
         wanted = {}
         for record in answers.finished.values():
-            wanted[record["id"]] = record["dialogue"], record["response"]
+            wanted[record["id"]] = record["dialogue"], record["response"], record.get("stop")
         for record in revisions:
-            for number, text in enumerate(
-                [record["initial"], *(r["revision"] for r in record["rounds"])]
-            ):
-                wanted[f"{record['id']}#{number}"] = record["dialogue"], text
+            steps = [(record["initial"], record.get("initial_stop"))]
+            steps += [(item["revision"], item.get("revision_stop")) for item in record["rounds"]]
+            for number, (text, stop) in enumerate(steps):
+                wanted[f"{record['id']}#{number}"] = record["dialogue"], text, stop
         missing = [key for key in wanted if key not in self.journal.finished]
         if reward is not None and missing:
             dialogues = [
-                (*dialogue_from_json(wanted[key][0]), Message("assistant", wanted[key][1]))
-                for key in missing
+                (*dialogue_from_json(dialogue), sampled_turn(text, stop))
+                for dialogue, text, stop in map(wanted.__getitem__, missing)
             ]
             for index, score in ctx.score_each(reward, dialogues, f"{ctx.name}: scores", missing):
                 self.journal.append({"id": missing[index], "score": score})
@@ -333,7 +349,7 @@ def _harm(
     if missing:
         judge = _reward_model(ctx, regressor, "harm")
         dialogues = [
-            (*dialogue_from_json(r["dialogue"]), Message("assistant", r["response"]))
+            (*dialogue_from_json(r["dialogue"]), sampled_turn(r["response"], r.get("stop")))
             for r in missing
         ]
         ids = [record["id"] for record in missing]

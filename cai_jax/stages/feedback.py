@@ -22,9 +22,16 @@ from cai_jax.evals import agreement
 from cai_jax.sampling.rewards import RewardModel, collected
 from cai_jax.seeds import row_key, row_rng
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import Message, SampleRequest, SamplingParams, dialogue_from_json
+from cai_jax.structs import (
+    SampleRequest,
+    SamplingParams,
+    count_cut,
+    dialogue_from_json,
+    responses_of,
+    sampled_turn,
+)
 
-SCHEMA = 1
+SCHEMA = 2
 # Tokens that follow a question when its number of worked examples is chosen; a request is measured again when it is made.
 ANSWER_ROOM = 8  # " (A)"
 CONCLUSION_ROOM = 40  # what ends a chain of thought, "So the answer is:" and an answer
@@ -203,6 +210,8 @@ def _finished(ctx: StageContext, journal, digest: str, few_shot: dict | None = N
     if few_shot:
         told["few_shot"] = few_shot
         told["headline"] += fitting.describe_left_out(few_shot)
+    if stops := [chain.get("stop") for row in rows for chain in row["chains"]]:
+        told["cut"] = {"chains of thought": count_cut(stops)}
     pairs = agreement.of_pairs(rows, ctx.inputs["comparisons"].records()).values()
     if pairs:
         told["agreement"] = sum(pair["right"] for pair in pairs) / len(pairs)
@@ -214,13 +223,20 @@ def _by_preference_model(ctx: StageContext) -> dict:
     """Label records by the scores of a preference model, raw as it was trained: P(first better) = σ(Δ). No principle is asked
     and there is no order of options."""
     model = ctx.load_model(ctx.config.model, "reward", ctx.config.format)
-    judge = RewardModel(model.params, model.config, model.format, ctx.mesh, name=model.name)
+    judge = RewardModel(
+        model.params,
+        model.config,
+        model.format,
+        ctx.mesh,
+        name=model.name,
+        reads_cut=model.reads_cut,
+    )
     comparisons = ctx.inputs["comparisons"].records()
     ctx.require_rows(comparisons, "comparisons")
     answers = [
-        (*dialogue_from_json(row["dialogue"]), Message("assistant", text))
+        (*dialogue_from_json(row["dialogue"]), sampled_turn(text, stop))
         for row in comparisons
-        for text in row["responses"]
+        for text, stop in responses_of(row)
     ]
     ids = [row["id"] for row in comparisons for _ in row["responses"]]
     scores = iter(collected(ctx.score_each(judge, answers, ctx.name, ids), len(answers)).tolist())
@@ -296,6 +312,7 @@ def _label(ctx, task, scores: dict, headers, chains, model: str) -> dict:
                 "order": part[:2],
                 "chain": int(part[2:]),
                 "text": chains.finished[f"{task['id']}#{part}"]["text"],
+                "stop": chains.finished[f"{task['id']}#{part}"]["stop"],
             }
             for part in sorted(scores)
         ]

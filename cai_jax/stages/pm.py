@@ -21,17 +21,26 @@ from cai_jax.models import heads
 from cai_jax.planning import throughput
 from cai_jax.sampling.rewards import RewardModel
 from cai_jax.stages.context import StageContext, fits_training, resolve_role
-from cai_jax.structs import Message, dialogue_from_json, dialogue_to_json
+from cai_jax.structs import (
+    Dialogue,
+    as_ended,
+    dialogue_from_json,
+    dialogue_to_json,
+    responses_of,
+    sampled_turn,
+)
 from cai_jax.training import batching, feed, loop, scalar
 from cai_jax.training import state as state_lib
 from cai_jax.training.scalar import group_of, split
 
-SCHEMA = 1
+SCHEMA = 2
+MIN_CUT = 0.01  # share of cut answers from which on a preference model learns where to score them
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two answers to a dialogue and the target p = P(the first is better). `group` names the prompt."""
+    """Two answers to a dialogue and the target p = P(the first is better). `group` names the prompt, `stops` say how
+    each answer ended (None: by itself)."""
 
     id: str
     source: str
@@ -39,6 +48,15 @@ class Pair:
     dialogue: tuple
     texts: tuple[str, str]
     target: float
+    stops: tuple[str | None, str | None] = (None, None)
+
+    def answered(self, side: int) -> Dialogue:
+        """The dialogue with the answer of that side."""
+        return (*self.dialogue, sampled_turn(self.texts[side], self.stops[side]))
+
+    @property
+    def cut(self) -> tuple[bool, bool]:
+        return self.answered(0)[-1].cut, self.answered(1)[-1].cut
 
 
 def ai_pairs(ctx: StageContext) -> list[Pair]:
@@ -55,7 +73,8 @@ def ai_pairs(ctx: StageContext) -> list[Pair]:
     pairs = []
     for (name, (first, second)), rows in sorted(grouped.items()):
         record = comparisons[name]
-        texts = record["responses"][first], record["responses"][second]
+        responses = responses_of(record)
+        texts, stops = zip(responses[first], responses[second], strict=True)
         if texts[0] == texts[1]:
             ctx.drop("equal responses")
             continue
@@ -67,10 +86,8 @@ def ai_pairs(ctx: StageContext) -> list[Pair]:
             raise UserError(
                 f"stage '{ctx.name}': labels of comparison '{name}': {error}"
             ) from error
-        dialogue = dialogue_from_json(record["dialogue"])
-        pairs.append(
-            Pair(f"ai {name}#{first}-{second}", "ai", group_of(dialogue), dialogue, texts, target)
-        )
+        dialogue, pair_id = dialogue_from_json(record["dialogue"]), f"ai {name}#{first}-{second}"
+        pairs.append(Pair(pair_id, "ai", group_of(dialogue), dialogue, texts, target, stops))
     return pairs
 
 
@@ -91,6 +108,19 @@ def human_pairs(ctx: StageContext) -> list[Pair]:
             Pair(name, item.source, group_of(item.dialogue), item.dialogue, texts, float(first))
         )
     return pairs
+
+
+def count_sides(pairs: list[Pair]) -> dict[str, int]:
+    """{"cut", "of"}: how many of the pairs' answers were cut at the limit of tokens."""
+    return {"cut": sum(sum(pair.cut) for pair in pairs), "of": 2 * len(pairs)}
+
+
+def learns_cut(pairs: list[Pair]) -> bool:
+    """Whether a model that is trained on the pairs reads an answer that was cut at its last token, not after an end token
+    that it never had. Where such answers are (almost) absent, as among people's, the head would not learn to score at a
+    token that ends nothing, and RL could live on that: then every answer is read as ended, in training and after it."""
+    sides = count_sides(pairs)
+    return sides["cut"] > 0 and sides["cut"] >= MIN_CUT * sides["of"]
 
 
 def mix(pairs: list[Pair], human_fraction: float | None, seed: int, stage: str) -> list[Pair]:
@@ -162,8 +192,15 @@ def run(ctx: StageContext) -> dict:
     )  # a preference model trained further (PMP)
     model = ctx.load_model(config.init, "reward" if pretrained else "policy", config.format)
     pairs = ai_pairs(ctx) + human_pairs(ctx)
+    if config.cut_answers == "drop":
+        ended = [pair for pair in pairs if not any(pair.cut)]
+        ctx.drop("an answer cut at the limit of tokens", len(pairs) - len(ended))
+        pairs = ended
     sides = [(pair, side) for pair in pairs for side in (0, 1)]
-    dialogues = [(*pair.dialogue, Message("assistant", pair.texts[side])) for pair, side in sides]
+    reads_cut = learns_cut(pairs)
+    dialogues = [pair.answered(side) for pair, side in sides]
+    if not reads_cut:
+        dialogues = list(map(as_ended, dialogues))
     encoded = {
         (pair.id, side): item.tokens
         for (pair, side), item in zip(sides, ctx.encode(model.format, dialogues), strict=True)
@@ -209,7 +246,7 @@ def run(ctx: StageContext) -> dict:
         [encoded[pair.id, side] for pair in judged for side in (0, 1)]
     ).reshape(-1, 2)
     normalisation = (float(raw.mean()), max(float(raw.std()), 1e-6)) if config.normalise else None
-    ctx.publish(model, "reward", normalisation)
+    ctx.publish(model, "reward", normalisation, reads_cut)
     digest = record(ctx, held, raw)
     counts = collections.Counter("ai" if pair.source == "ai" else "human" for pair in mixed)
     more = {
@@ -217,6 +254,8 @@ def run(ctx: StageContext) -> dict:
         "examples_ai": counts["ai"],
         "examples_human": counts["human"],
         "normalisation": normalisation,
+        "cut": {"answers": count_sides(mixed)},
+        "reads_cut": reads_cut,
         "held_out": held_out(held, raw),
     }
     result = loop.summary(ctx, num_steps, more)
@@ -245,6 +284,7 @@ def record(ctx: StageContext, held: list[Pair], raw) -> str:
                 "target": pair.target,
                 "dialogue": dialogue_to_json(pair.dialogue),
                 "texts": list(pair.texts),
+                "stops": list(pair.stops),
                 "scores": [float(score) for score in scores],
             }
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import SampleRequest, dialogue_to_json
+from cai_jax.structs import SampleRequest, count_cut, dialogue_to_json
 
 SCHEMA = 1
 
@@ -48,12 +48,12 @@ def run(ctx: StageContext) -> dict:
     ctx.require_rows(journal.finished, "responses")
     digest = journal.finish()
     lengths = [row["num_tokens"] for row in journal.finished.values()]
-    cut = sum(row["stop"] == "length" for row in journal.finished.values())
+    cut = count_cut([row["stop"] for row in journal.finished.values()])
     mean = sum(lengths) / len(lengths)
     return {
         "rows": len(lengths),
         "sha256": {"records": digest},
         "mean_tokens": mean,
-        "cut_by_length": cut,
-        "headline": f"{mean:.0f} tokens a response, {cut} cut at the limit",
+        "cut": {"answers": cut},
+        "headline": f"{mean:.0f} tokens a response, {cut['cut']} cut at the limit",
     }

@@ -10,6 +10,7 @@ keeps the rounds that it has finished, and says so.
 
 from __future__ import annotations
 
+import collections
 import functools
 
 from cai_jax.constitution.loader import load_constitution
@@ -22,11 +23,12 @@ from cai_jax.structs import (
     Message,
     SampleRequest,
     SamplingParams,
+    count_cut,
     dialogue_from_json,
     dialogue_to_json,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def draw_principles(
@@ -46,6 +48,17 @@ def few_shot_messages(examples, critique: bool) -> Dialogue:
         for message in example.messages
         if message.role not in unwanted
     )
+
+
+def cut_turns(rows) -> dict[str, dict[str, int]]:
+    """ "critiques of round 1", "revisions of round 1", … → how many were cut at the limit, of how many."""
+    stops = collections.defaultdict(list)
+    for row in rows:
+        for number, item in enumerate(row["rounds"], 1):
+            if item["critique"] is not None:
+                stops[f"critiques of round {number}"].append(item["critique_stop"])
+            stops[f"revisions of round {number}"].append(item["revision_stop"])
+    return {name: count_cut(found) for name, found in sorted(stops.items())}
 
 
 def run(ctx: StageContext) -> dict:
@@ -174,8 +187,10 @@ def run(ctx: StageContext) -> dict:
                     "principle_id": principle.id,
                     "critique_request": principle.critique_request if config.critique else None,
                     "critique": critique and critique["text"],
+                    "critique_stop": critique and critique["stop"],
                     "revision_request": principle.revision_request,
                     "revision": revision["text"],
+                    "revision_stop": revision["stop"],
                     # How many of the record's few_shot_ids, the first ones, stood before each request.
                     "num_few_shot": num_few_shot,
                 }
@@ -195,6 +210,7 @@ def run(ctx: StageContext) -> dict:
                 "seed": ctx.seed,
                 "dialogue": dialogue_to_json(row["dialogue"]),
                 "initial": source["response"],
+                "initial_stop": source.get("stop"),
                 "few_shot_ids": [example.id for example in examples],
                 "rounds": row["rounds"],
                 "outgrown": outgrown.get(row_id),
@@ -213,6 +229,7 @@ def run(ctx: StageContext) -> dict:
         "sha256": {"records": digest},
         "num_principles": num_principles,
         "changed": changed,
+        "cut": cut_turns(rows),
         "few_shot": few_shot,
         "headline": f"{config.num_rounds} rounds, {changed} of {len(rows)} responses changed"
         + fitting.describe_left_out(few_shot),

@@ -23,12 +23,12 @@ from cai_jax.reporting import png
 from cai_jax.reporting.figure import Panel, Series
 from cai_jax.sampling.rewards import RewardModel
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import Message, SamplingParams, dialogue_to_json
+from cai_jax.structs import LENGTH, SamplingParams, dialogue_to_json, sampled_turn
 from cai_jax.training import learner as learner_lib
 from cai_jax.training import loop, rollouts
 from cai_jax.training import state as state_lib
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_RATIO_ERROR = 1e-4  # of the first minibatch, float32
 MAX_START_KL = 1e-5  # nats a response between the policy and its copy, float32
 MAX_SAMPLER_GAP = 1e-4  # nats a token between sampler and learner, float32
@@ -118,7 +118,12 @@ def run(ctx: StageContext) -> dict:
         rollouts.custom_reward(config.reward)
         if custom
         else RewardModel(
-            judge.params, judge.config, judge.format, ctx.mesh, judge.normalisation
+            judge.params,
+            judge.config,
+            judge.format,
+            ctx.mesh,
+            judge.normalisation,
+            reads_cut=judge.reads_cut,
         ).score
     )
 
@@ -190,12 +195,12 @@ def run(ctx: StageContext) -> dict:
         sampled = time.monotonic()
         raw = score(
             [
-                (*prompt.dialogue, Message("assistant", completions[name].text))
+                (*prompt.dialogue, sampled_turn(completions[name].text, completions[name].stop))
                 for name, prompt in drawn
             ]
         )
         require_finite(raw.tolist(), batch.ids, f"stage '{ctx.name}': reward '{config.reward}'")
-        cut = np.array([completions[name].stop == "length" for name, _ in drawn])
+        cut = np.array([completions[name].stop == LENGTH for name, _ in drawn])
         batch.scores = np.asarray(raw - np.float32(config.missing_eos_penalty) * cut, np.float32)
 
         frozen = learner.freeze(state, reference, batch)
@@ -409,4 +414,9 @@ def summary(ctx: StageContext, num_updates: int) -> dict:
         f"reward {first['reward']:.3f} → {last['reward']:.3f}, KL {last['kl']:.3f} nats, length "
         f"{first['response_tokens']:.0f} → {last['response_tokens']:.0f}"
     )
-    return {"steps": num_updates, **ends, "headline": headline}
+    of = ctx.config.rollouts_per_update
+    cut = {
+        f"answers of the {when} update": {"cut": round(row["truncated"] * of), "of": of}
+        for when, row in (("first", first), ("last", last))
+    }
+    return {"steps": num_updates, **ends, "cut": cut, "headline": headline}

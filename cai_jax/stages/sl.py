@@ -13,39 +13,45 @@ from cai_jax.models import heads, lora
 from cai_jax.planning import throughput
 from cai_jax.sharding import batch_ways
 from cai_jax.stages.context import StageContext, fits_training
-from cai_jax.structs import Message, dialogue_from_json
+from cai_jax.structs import Dialogue, dialogue_from_json, sampled_turn
 from cai_jax.training import batching, feed, loop
 from cai_jax.training import state as state_lib
 
-SCHEMA = 1
+SCHEMA = 2
 TARGETS = ("all", "final")
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """tokens int32 [T]; target bool [T], True on the answer and its end token."""
+    """tokens int32 [T]; target bool [T], True on the answer and its end token. `cut`: the answer has no end token."""
 
     id: str
     tokens: np.ndarray
     target: np.ndarray
+    cut: bool = False
 
 
 def answers(
     revisions, responses, targets: str = "all", max_round: int | None = None
-) -> list[tuple[str, list, str]]:
-    """(id, dialogue, answer) of everything that is learned from.
+) -> list[tuple[str, Dialogue]]:
+    """(id, dialogue that ends in the answer) of everything that is learned from.
 
     Of a revision record: all its revisions up to `max_round` (SL-CAI-n), or the last of those for targets "final"; never
     the initial response. Of a response record (a helpful sample): the response.
     """
     found = []
+
+    def add(name, dialogue, text, stop):
+        found.append((name, (*dialogue_from_json(dialogue), sampled_turn(text, stop))))
+
     for row in revisions:
         rounds = list(enumerate(row["rounds"], 1))[: max_round or None]
         for number, item in rounds if targets == "all" else rounds[-1:]:
-            found.append((f"revision {row['id']}#{number}", row["dialogue"], item["revision"]))
-    return found + [
-        (f"response {row['id']}", row["dialogue"], row["response"]) for row in responses
-    ]
+            name = f"revision {row['id']}#{number}"
+            add(name, row["dialogue"], item["revision"], item.get("revision_stop"))
+    for row in responses:
+        add(f"response {row['id']}", row["dialogue"], row["response"], row.get("stop"))
+    return found
 
 
 def examples(ctx: StageContext, format, positions: int | None = None) -> list[Example]:
@@ -61,17 +67,17 @@ def examples(ctx: StageContext, format, positions: int | None = None) -> list[Ex
         for name in ("revisions", "helpful")
     }
     learned = answers(rows["revisions"], rows["helpful"], config.targets, config.max_round)
-    full = [
-        (name, (*dialogue_from_json(dialogue), Message("assistant", text)))
-        for name, dialogue, text in learned
-        if text.strip()
-    ]
+    full = [item for item in learned if item[1][-1].text.strip()]
     ctx.drop("empty answer", len(learned) - len(full))
+    if config.cut_answers == "drop":
+        ended = [item for item in full if not item[1][-1].cut]
+        ctx.drop("cut at the limit of tokens", len(full) - len(ended))
+        full = ended
     encoded = ctx.encode(format, [dialogue for _, dialogue in full])
     kept = fits_training(ctx, [len(item.tokens) for item in encoded], positions)
     found = [
-        Example(name, item.tokens, item.target_mask)
-        for (name, _), item, fits in zip(full, encoded, kept, strict=True)
+        Example(name, item.tokens, item.target_mask, dialogue[-1].cut)
+        for (name, dialogue), item, fits in zip(full, encoded, kept, strict=True)
         if fits
     ]
     helpful = [example for example in found if example.id.startswith("response ")]
@@ -188,4 +194,5 @@ def run(ctx: StageContext) -> dict:
         throughput.training(ctx.mesh, model.config, mean_length, adapters),
     )
     ctx.publish(model, "policy")
-    return loop.summary(ctx, num_steps, {"examples": len(data)})
+    cut = {"cut": sum(example.cut for example in data), "of": len(data)}
+    return loop.summary(ctx, num_steps, {"examples": len(data), "cut": {"examples": cut}})
