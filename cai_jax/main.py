@@ -16,7 +16,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from cai_jax import __version__, config_files, pipeline, runtime, topic
+from cai_jax import __version__, config_files, pipeline, runtime
 from cai_jax.errors import EXIT_BAD_INPUT, UserError, command, require_utf8
 from cai_jax.io import preemption, progress
 
@@ -201,7 +201,7 @@ def describe_run(config, workdir: str, argv: list[str]) -> dict:
         "numpy",
     )
     return {
-        "config": json.loads(topic.resolve(config).to_json_best_effort()),
+        "config": json.loads(pipeline.resolve(config).to_json_best_effort()),
         "topic_notes": pipeline.topic_notes(config),
         "command": argv[1:],
         "cai_jax": __version__,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import chex
 import jax
@@ -56,13 +56,31 @@ def adam(
 ) -> optax.GradientTransformation:
     """Gradient clipping by global norm, then Adam with decoupled weight decay on matrices (not on norms and biases).
 
+    `rate`: step → learning rate; or {name: rate} for parameters that are a dict of the same names, each item with its own.
     PPO passes eps = 1e-5, which keeps early steps small where the second moment is still near 0.
     """
     parts = [clip_by_global_norm(max_grad_norm)] if max_grad_norm else []
     parts.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32))
     if weight_decay:
         parts.append(optax.add_decayed_weights(weight_decay, mask=decayed))
-    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+    scale = (
+        scale_by_rates(rate) if isinstance(rate, Mapping) else optax.scale_by_learning_rate(rate)
+    )
+    return optax.chain(*parts, scale)
+
+
+def scale_by_rates(rates: Mapping[str, Callable]) -> optax.GradientTransformation:
+    """Of updates {name: tree} every tree times minus its own learning rate; the count of steps is common to all."""
+
+    def init(params):
+        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+
+    def update(updates, state, params=None):
+        now = {name: -rates[name](state.count) for name in updates}
+        scaled = {name: optax.tree.scale(now[name], part) for name, part in updates.items()}
+        return scaled, optax.ScaleByScheduleState(count=state.count + 1)
+
+    return optax.GradientTransformation(init, update)
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:

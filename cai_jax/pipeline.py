@@ -18,7 +18,7 @@ import jax
 import ml_collections
 from etils import epath
 
-from cai_jax import changes, identity, pins, preflight, sharding, topic
+from cai_jax import auto, changes, identity, pins, preflight, sharding, topic
 from cai_jax.checks import check_values
 from cai_jax.constitution.loader import missing_examples
 from cai_jax.data import templates
@@ -89,6 +89,7 @@ def _strings(value, path=()):
 
 def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
     """The stages of `config.stages` and all they rest on, parents first. UserError for unknown names, kinds and cycles."""
+    config = auto.resolve(config)
     check_values(config)
     profiling.check(config)
     config = topic.resolve(config)
@@ -224,6 +225,11 @@ def mend(run_path: epath.Path, damage: artefacts.Damaged) -> None:
         artefacts.barrier(f"opened {damage.stage}")
 
 
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config as the stages read it: references to the topic and fields that are "auto" replaced by what they mean."""
+    return auto.resolve(topic.resolve(config))
+
+
 def topic_notes(config: ml_collections.ConfigDict) -> list[str]:
     """What of the run's topic is still the default while other parts are the user's own (`topic.notes`)."""
     resolved, missing = topic.resolve(config), {}
@@ -245,7 +251,7 @@ def run(
     pinned = pins.fix(config, run_path)
     nodes, given = build_graph(config), config
     require_same(nodes)
-    config = topic.resolve(config)
+    config = resolve(config)
     mesh = sharding.make_mesh(config.mesh)
     with lock.held(run_path):
         if config.on_change == "restore":
@@ -258,6 +264,8 @@ def run(
         # Nothing was moved or opened before this line, and nothing that can be known stops the run after it.
         for note in topic_notes(given):
             progress.warn(note)
+        for note in auto.notes(given):
+            progress.say(note)
         if changed.stages:
             progress.say(changed.text)
             changes.move_aside(run_path, changed.stages)

@@ -65,10 +65,10 @@ def run(argv: list[str]) -> int:
     topology = chips.parse_topology(options["topology"] or _preset(left), int(options["slices"]))
     chips.work_offline(topology)  # before JAX is imported below
     from cai_jax import main as command
-    from cai_jax import sharding
+    from cai_jax import pipeline, sharding
     from cai_jax.planning import estimate, programs, propose, table
 
-    config, _ = command.parse([argv[0], *left])
+    config = pipeline.resolve(command.parse([argv[0], *left])[0])
 
     def write(result: dict) -> None:  # after every program: compiling a large run takes a while
         if options["json"]:

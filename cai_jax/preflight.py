@@ -18,7 +18,7 @@ from typing import Any
 
 from etils import epath
 
-from cai_jax import topic
+from cai_jax import auto, topic
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.data import answers, sources, templates
 from cai_jax.data.comparisons import load_comparisons
@@ -113,7 +113,7 @@ def check(
         if name not in again and artefacts.StageDirectory(run_path / name).done
     }
     running = tuple(name for name in nodes if name in config.stages and name not in done)
-    plan = Plan(topic.resolve(config), nodes, run_path, running, tuple(damaged))
+    plan = Plan(auto.resolve(topic.resolve(config)), nodes, run_path, running, tuple(damaged))
     require_stages(plan, done)
     for one in CHECKS:
         one(plan)

@@ -192,7 +192,7 @@ def feedback(comparisons="compare", **fields):
     return {
         "kind": "feedback",
         "inputs": {"comparisons": comparisons},
-        "model": "feedback",
+        "model": "auto",  # with a chain of thought the helpful model, else the feedback model (section 4.1)
         "constitution": "topic:constitution",
         "mode": "multiple_choice",  # or chain_of_thought; or preference_model: the scores of model="@pm" are the labels
         "num_few_shot": 5,
@@ -231,7 +231,9 @@ def pm(comparisons="compare", labels="feedback", **fields):
             float
         ),  # of the training comparisons; empty: all there are (the paper: 135,296 of 318,127)
         "label_kind": "soft",  # or hard
-        "clamp": (),  # (0.4, 0.6) for chain-of-thought labels (section 4.1); () for none
+        # Soft labels are clamped to this range; () for none. auto: (0.4, 0.6) where `labels` come after chains of thought, which
+        # make them nearly 0 or 1, else () (section 4.1).
+        "clamp": ("auto",),
         "average_orders": True,
         # Pairs with an answer that ran into the limit of tokens. keep: where 1 % or more of the answers did, the score of one
         # that did is read at its last token, in rl and evaluate too. drop: left out and counted. rl scores such answers, so
@@ -240,7 +242,9 @@ def pm(comparisons="compare", labels="feedback", **fields):
         **optimisation(learning_rate=1e-5, batch_size=256),
         "adapters": adapters(),
         "holdout_fraction": 0.1,  # of prompts, never of rows: both sides of a prompt stay together
-        "normalise": True,  # mean 0, std 1 on the held-out responses; stored with the model
+        # Mean 0, std 1 on the held-out responses; stored with the model. Where all pairs are AI labels the scale that `clamp`
+        # gives the scores is lost in that; in a mixed set its ratio to people's pairs remains.
+        "normalise": True,
         "format": MODEL_FORMAT,
         **fields,
     }
@@ -255,9 +259,11 @@ def rl(policy="@sl", reward="@pm", **fields):
         "reference": "",  # the KL's other side; "": the initial policy
         "reward": reward,  # a pm stage, or python:package.module.function (dialogues → scores)
         "value_init": "reward",  # the value model starts from the preference model, or from the policy with a zero head
-        "value_model": "separate",  # or shared: a head on the policy's trunk, which then starts at zero
+        # Or shared: a head on the policy's trunk. It starts at zero and has value_learning_rate, which must then be much larger
+        # than the trunk's (such as 1e-3): at 2e-7 it stays where it is.
+        "value_model": "separate",
         "value_coefficient": 0.1,  # weight of the value loss where the trunk is shared
-        "prompts": prompts(),
+        "prompts": prompts("topic:prompts+topic:helpful"),  # both kinds (section 4.2)
         "format": MODEL_FORMAT,
         "num_updates": 1000,
         "rollouts_per_update": 256,  # not stated in the paper
@@ -274,7 +280,8 @@ def rl(policy="@sl", reward="@pm", **fields):
         "whiten_rewards": False,
         "missing_eos_penalty": 0.0,  # subtracted from the reward of an answer that ran into the length limit
         "learning_rate": 2e-7,  # 0.01 × the pretraining rate, with warm-up
-        "value_learning_rate": 2e-7,
+        "value_learning_rate": 2e-7,  # of the value model, or of the head where the trunk is shared
+        "schedule": "constant",  # constant, linear or cosine (to zero at the last update), after warm-up; of both rates
         "warmup_updates": 10,
         "max_grad_norm": 1.0,
         "adapters": adapters(),  # on policy and value model
@@ -334,10 +341,9 @@ def evaluate(models, revisions="", **fields):
         "max_chain_tokens": 256,
         "num_few_shot_chains": 0,  # worked chains of `constitution` before each chain, as in `feedback` (its default: 5); 0: none
         "constitution": "topic:constitution",  # whose chain examples those are
-        "clamp": (
-            0.4,
-            0.6,
-        ),  # of probabilities after a chain, in their second calibration curve: as pm.clamp (section 4.1)
+        # Calibration after chains of thought is also shown for probabilities clamped to this range. auto: pm.clamp, of the
+        # preference model named as reward before others, or (0.4, 0.6); () for none.
+        "clamp": ("auto",),
         "comparisons": human_pairs(split="heldout"),
         "harm": absolute_harm(),
         "format": MODEL_FORMAT,

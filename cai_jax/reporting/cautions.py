@@ -45,6 +45,7 @@ def collect(run: Run) -> list[Caution]:
         _training,
         _measured,
         _labels,
+        _clamps,
         _preference,
         _harm,
         _copied,
@@ -305,6 +306,23 @@ def _truncation(run: Run):
     ]
     if cut:
         yield Caution("note", f"Answers cut at the length limit: {', '.join(cut)}.", "results")
+
+
+def _clamps(run: Run):
+    for stage in run.of_kind("pm"):
+        if stage.summary.get("unclamped_chains"):
+            told = (
+                f"{headed(stage.name)} learned from soft labels after chains of thought that are not clamped. They are "
+                "nearly 0 or 1; the paper clamps them to 0.4 to 0.6."
+            )
+            yield Caution("care", told, "labels")
+        if gap := stage.summary.get("clamp_undone"):
+            told = (
+                f"{headed(stage.name)}: labels are clamped, but all pairs are AI labels and scores are scaled to a standard "
+                f"deviation of 1, which undoes the smaller scale: two answers differ by {number(gap['raw'])} raw and by "
+                f"{number(gap['scaled'])} scaled. Read KL and reward with that in mind."
+            )
+            yield Caution("care", told, "labels")
 
 
 def _cut_in(stage) -> bool:

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax import labels, losses, seeds
+from cai_jax import auto, labels, losses, seeds
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.errors import UserError
 from cai_jax.evals import preference
+from cai_jax.io import progress
 from cai_jax.models import heads
 from cai_jax.planning import throughput
 from cai_jax.sampling.rewards import RewardModel
@@ -247,6 +248,7 @@ def run(ctx: StageContext) -> dict:
     ).reshape(-1, 2)
     normalisation = (float(raw.mean()), max(float(raw.std()), 1e-6)) if config.normalise else None
     ctx.publish(model, "reward", normalisation, reads_cut)
+    about_labels = check_clamp(ctx, mixed, raw, normalisation)
     digest = record(ctx, held, raw)
     counts = collections.Counter("ai" if pair.source == "ai" else "human" for pair in mixed)
     more = {
@@ -256,6 +258,7 @@ def run(ctx: StageContext) -> dict:
         "normalisation": normalisation,
         "cut": {"answers": count_sides(mixed)},
         "reads_cut": reads_cut,
+        **about_labels,
         "held_out": held_out(held, raw),
     }
     result = loop.summary(ctx, num_steps, more)
@@ -269,6 +272,30 @@ def run(ctx: StageContext) -> dict:
         "sha256": {"records": digest},
         "headline": f"held out: {', '.join(told) or 'nothing'}; " + result["headline"],
     }
+
+
+def check_clamp(ctx: StageContext, mixed: list[Pair], raw, normalisation) -> dict:
+    """Warns where clamping is missing or has no effect; returns what the report needs for that.
+
+    "unclamped_chains": True where soft labels come after chains of thought and are not clamped. "clamp_undone": the mean
+    difference between two answers {"raw", "scaled"} where all pairs are clamped AI labels and scores are scaled to std 1.
+    """
+    found, clamped = {}, bool(ctx.config.clamp) and ctx.config.label_kind == "soft"
+    if not clamped and auto.after_chains(ctx.run_config, ctx.config):
+        found["unclamped_chains"] = True
+        progress.warn(
+            f"[{ctx.name}] labels after chains of thought are nearly 0 or 1 and are not clamped "
+            f"(the paper: config.graph.{ctx.name}.clamp=(0.4,0.6))"
+        )
+    if clamped and normalisation and all(pair.source == "ai" for pair in mixed):
+        gap = float(np.mean(np.abs(raw[:, 0] - raw[:, 1])))
+        found["clamp_undone"] = {"raw": gap, "scaled": gap / normalisation[1]}
+        progress.warn(
+            f"[{ctx.name}] normalise=True scales the scores to a standard deviation of 1, which undoes the scale that "
+            f"clamped labels give them, since all pairs are AI labels: two answers differ by {gap:.3f} raw, by "
+            f"{gap / normalisation[1]:.3f} scaled; mix in people's comparisons or set config.graph.{ctx.name}.normalise=False"
+        )
+    return found
 
 
 def record(ctx: StageContext, held: list[Pair], raw) -> str:

@@ -1,7 +1,8 @@
 """The PPO learner: what is frozen of a rollout, and the epochs of minibatches that follow (section 4.3; 2204 section 4).
 
 Log-probabilities, values and rewards are computed once for a rollout, with the weights that sampled it, and stay as they
-are through all epochs. Policy and value model are two models with two optimisers, or (`shared`) a decoder with a head.
+are through all epochs. Policy and value model are two models with two optimisers, or (`shared`) a decoder with a head
+and one optimiser, in which the head has the value model's learning rate.
 
 State items: "params" the policy; "value" {"decoder", "head"}, or the head alone where it is shared; "optimiser" and
 "value_optimiser"; "controller" {"kl_coefficient"}, float32. With `Bases`, adapters stand where decoders stood.
@@ -43,7 +44,7 @@ class Settings:
     whiten_rewards: bool = False
     learning_rate: float = 1e-6
     value_learning_rate: float = 1e-6
-    schedule: str = "constant"
+    schedule: str = "constant"  # of both rates
     warmup_updates: int = 0
     num_updates: int = 0  # how long a schedule that is not constant takes to reach 0
     max_grad_norm: float = 1.0
@@ -117,8 +118,11 @@ class Learner:
             for peak in (settings.learning_rate, settings.value_learning_rate)
         ]
         # eps 1e-5: with the usual 1e-8 the first steps, where the second moment is near 0, are too large for RL.
+        policy_rate, value_rate = self.rates
+        both = {"decoder": policy_rate, "head": value_rate}
         self._tx, self._value_tx = (
-            optim.adam(rate, max_grad_norm=settings.max_grad_norm, eps=1e-5) for rate in self.rates
+            optim.adam(rate, max_grad_norm=settings.max_grad_norm, eps=1e-5)
+            for rate in (both if settings.shared else policy_rate, value_rate)
         )
         self.abstract = self._abstract()
         compiled = {"compiler_options": state_lib.compiler_options(mesh)}

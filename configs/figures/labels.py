@@ -3,7 +3,7 @@ them. Plain soft labels are configs/microworld.py's own, clamped chains are conf
 
 from configs import microworld
 
-LABELS = {"soft": {}, "hard": {"label_kind": "hard"}, "clamped": {"clamp": (0.4, 0.6)}}
+LABELS = {"soft": {"clamp": ()}, "hard": {"label_kind": "hard"}, "clamped": {"clamp": (0.4, 0.6)}}
 SHARED = {"soft": "rl", "clamped_chain": "rl_chain"}
 
 

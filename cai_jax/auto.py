@@ -1,0 +1,75 @@
+"""Fields whose default is "auto": what they mean follows from other fields of the run's config.
+
+`resolve` puts the values in their place before anything else reads the config, so that fingerprints, RUN/config.json and the
+stages see them and never the word; `notes` says which ones were chosen and why.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+AUTO = "auto"
+CHAIN = "chain_of_thought"
+CLAMP = (0.4, 0.6)  # of labels after a chain of thought (section 4.1)
+NO_CLAMP = ()
+
+
+def _choices(config) -> list[tuple[str, str, object, str]]:
+    """(stage, field, value, reason) of every field that is "auto", those first that others follow from."""
+    stages = {
+        name: stage
+        for name, stage in config.graph.items()
+        if isinstance(stage, ml_collections.ConfigDict)
+    }
+    kinds = {name: stage.get("kind") for name, stage in stages.items()}
+    found, clamps = [], {}
+    for name, stage in stages.items():
+        if kinds[name] == "feedback" and stage.get("model") == AUTO:
+            model = "helpful" if stage.get("mode") == CHAIN else "feedback"
+            found.append((name, "model", model, f"mode={stage.get('mode')}"))
+    for name, stage in stages.items():
+        if kinds[name] == "pm":
+            clamps[name] = stage.get("clamp")
+            if _is_auto(clamps[name]):
+                clamps[name] = CLAMP if after_chains(config, stage) else NO_CLAMP
+                chains = "with" if clamps[name] else "without"
+                found.append((name, "clamp", clamps[name], f"soft labels {chains} chains"))
+    for name, stage in stages.items():
+        if kinds[name] == "evaluate" and _is_auto(stage.get("clamp")):
+            judge = str(stage.get("reward", "")).removeprefix("@")
+            asked = [judge, *sorted(clamps)]
+            clamp = next((clamps[pm] for pm in asked if clamps.get(pm)), CLAMP)
+            found.append((name, "clamp", clamp, "that of the preference models, or the paper's"))
+    return found
+
+
+def _is_auto(value) -> bool:
+    return value == AUTO or (isinstance(value, (tuple, list)) and tuple(value) == (AUTO,))
+
+
+def after_chains(config, stage) -> bool:
+    """Whether a pm stage learns from soft labels that were given after a chain of thought."""
+    labels = config.graph.get((stage.get("inputs") or {}).get("labels") or "") or {}
+    chains = labels.get("kind") == "feedback" and labels.get("mode") == CHAIN
+    return chains and stage.get("label_kind") == "soft"
+
+
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy of `config` in which no field is "auto" any more; the same config where none is."""
+    chosen = _choices(config)
+    if not chosen:
+        return config
+    copy = ml_collections.ConfigDict(config.to_dict())
+    for stage, field, value, _ in chosen:
+        copy.graph[stage][field] = value
+    copy.lock()
+    return copy
+
+
+def notes(config: ml_collections.ConfigDict) -> list[str]:
+    """A line for every field of a stage to be run that is not what it is without chains of thought."""
+    return [
+        f"config.graph.{stage}.{field}: auto → {value!r} ({reason})"
+        for stage, field, value, reason in _choices(config)
+        if stage in config.stages and (field, value) not in (("model", "feedback"), ("clamp", ()))
+    ]
