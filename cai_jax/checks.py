@@ -202,12 +202,14 @@ def _check_finite(where: str, value) -> None:
 
 def _check_clamp(where: str, value) -> None:
     values = list(value) if isinstance(value, (tuple, list)) else [value]
+    if values == ["auto"]:  # `auto.resolve` puts one of the others there
+        return
     if not values and isinstance(value, (tuple, list)):
         return
     if len(values) != 2 or not all(map(SHARE.holds, values)) or not values[0] < values[1]:
         raise UserError(
-            f"{where}: expected two probabilities, the lower one first, such as (0.4, 0.6), or () "
-            f"for none, not {value!r}"
+            f"{where}: expected two probabilities, the lower one first, such as (0.4, 0.6), () "
+            f"for none, or auto, not {value!r}"
         )
     if not values[0] <= 0.5 <= values[1]:
         raise UserError(

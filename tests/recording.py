@@ -18,7 +18,7 @@ import jax
 import ml_collections
 from etils import epath
 
-from cai_jax import sharding, topic
+from cai_jax import pipeline, sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.io import artefacts
 from cai_jax.models.config import ModelConfig
@@ -158,7 +158,7 @@ def stage(
     run_config.models.update(roles or {})
     run_config.graph = ml_collections.ConfigDict({kind: dict(fields), **(graph or {})})
     run_config.stages = tuple(run_config.graph)
-    run_config = topic.resolve(run_config)
+    run_config = pipeline.resolve(run_config)
     directories = {}
     for name, rows in (inputs or {}).items():
         directories[name] = artefacts.StageDirectory(epath.Path(tmp_path) / name)

@@ -55,7 +55,7 @@ def test_response_records(tmp_path):
     assert row["dialogue"] == human("Question 1") and row["seed"] == 5
     assert tokens > 1 and row["logprob"] == -0.5 * tokens
     assert rows["q1/02"]["stop"] == "eos"
-    assert summary["cut_by_length"] == 2 and summary["rows"] == 6
+    assert summary["cut"] == {"answers": {"cut": 2, "of": 6}} and summary["rows"] == 6
     assert summary["mean_tokens"] == np.mean([row["num_tokens"] for row in rows.values()])
 
 

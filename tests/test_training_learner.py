@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax import ppo, sharding
+from cai_jax import optim, ppo, sharding
 from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.decoder import hidden_states
@@ -202,6 +202,26 @@ def test_a_shared_trunk_is_read_once_for_both():
         "values": values,
     }.items():
         np.testing.assert_allclose(frozen[name], expected, atol=2e-5, err_msg=name)
+
+
+def test_the_head_on_a_shared_trunk_has_the_value_models_rate():
+    """The defect: value_learning_rate acted on nothing there; a zero head at the policy's rate learns nothing."""
+    moved = {}
+    for value_rate in (1e-4, 3e-4):
+        fields = {"shared": True, "learning_rate": 1e-3, "value_learning_rate": value_rate}
+        learner = lib.Learner(CONFIG, CONFIG, dataclasses.replace(SETTINGS, **fields), MESH)
+        state = start(learner)
+        both = {"decoder": state["params"], "head": state["value"]}
+        grads = jax.tree.map(lambda x: np.ones(x.shape, np.float32), both)
+        after, _, _ = optim.apply_gradients(learner._tx, grads, state["optimiser"], both)
+        moved[value_rate] = jax.tree.map(lambda a, b: np.asarray(a - b), after, both)
+    slow, fast = moved[1e-4], moved[3e-4]
+    jax.tree.map(np.testing.assert_array_equal, slow["decoder"], fast["decoder"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(3 * a, b, rtol=1e-2), slow["head"], fast["head"]
+    )
+    assert np.abs(slow["head"]["weight"]).max() == pytest.approx(1e-4, rel=1e-2)
+    assert np.abs(slow["decoder"]["embed"]).max() == pytest.approx(1e-3, rel=1e-2)
 
 
 @pytest.mark.long

@@ -1,0 +1,233 @@
+"""Every field of the training stages acts: another value makes other numbers, or the list below says where it is read.
+
+The defect that this looks for: a field that is declared, printed and part of the fingerprint, and that nothing reads.
+"""
+
+import dataclasses
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cai_jax.stages import pm, rl, sl
+from cai_jax.stages.context import StageContext, fits_training
+from cai_jax.training import learner as learner_lib
+from cai_jax.training import scalar
+from cai_jax.training import state as state_lib
+from configs import default
+from tests.test_training_learner import CONFIG, MESH, SETTINGS, rollouts, start
+
+# ---- rl: what the learner computes with each setting ----------------------------------------------------------------
+
+
+def learner(**fields):
+    return learner_lib.Learner(
+        CONFIG, CONFIG, dataclasses.replace(SETTINGS, scan=False, **fields), MESH
+    )
+
+
+def rates(found):
+    """Learning rates of policy and value model over the first steps, and how far one step of each goes."""
+    steps = [[float(rate(step)) for step in (0, 1, 5, 30)] for rate in found.rates]
+    return steps, [float(tx_step(tx)) for tx in (found._tx, found._value_tx)]
+
+
+def tx_step(tx):
+    """The sum of what three steps with small and large gradients move."""
+    params = {"decoder": {"w": jnp.ones((2, 2))}, "head": {"w": jnp.ones((2, 2))}}
+    state, before = tx.init(params), params
+    for size in (1.0, 30.0, 0.2):
+        grads = jax.tree.map(lambda x, size=size: size * x, params)
+        updates, state = tx.update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    return sum(jnp.sum(a - b) for a, b in zip(*map(jax.tree.leaves, (params, before)), strict=True))
+
+
+def advantages(found):
+    """Rewards, returns and advantages of three answers with values and a KL, as they are frozen."""
+    actions = np.array([[False, True, True, True]] * 3)
+    rng = np.random.default_rng(0)
+    old, ref, values = (np.where(actions, rng.normal(size=(3, 4)), 0).astype("f4") for _ in "abc")
+    scores = np.array([1.0, -2.0, 4.0], np.float32)
+    out = learner_lib._advantages(old, ref, values, scores, actions, 0.1, settings=found.settings)
+    return jax.tree.map(lambda x: np.asarray(x).tolist(), out)
+
+
+def losses(found):
+    """The losses of a step whose policy and values are far from what was frozen; not compiled, which would take longer."""
+    batch, rng = rollouts(), np.random.default_rng(1)
+    segments = batch.mask.astype(np.int32)
+    places = np.broadcast_to(np.arange(12, dtype=np.int32), batch.tokens.shape)
+    frozen = {
+        name: np.where(batch.actions, rng.normal(size=batch.tokens.shape), 0).astype(np.float32)
+        for name in ("old", "values", "advantages", "returns")
+    }
+    given = {
+        "tokens": batch.tokens,
+        "segments": segments,
+        "places": places,
+        "actions": batch.actions,
+        **frozen,
+    }
+    state = start(found)
+    both = {"decoder": state["params"], "head": start(learner(shared=True))["value"]}
+    parts = {
+        "policy": (found._policy_loss, both["decoder"]),
+        "value": (found._value_loss, both),
+        "shared": (found._shared_loss, both),
+    }
+    return {name: float(part(params, given)[0]) for name, (part, params) in parts.items()}
+
+
+def minibatches(found):
+    return [part.tolist() for part in found.minibatches(0, 8)]
+
+
+ACTS = {  # field → (what it changes, another value, other fields under which it is tried)
+    "learning_rate": (rates, 5e-3, {}),
+    "value_learning_rate": (rates, 5e-3, {}),
+    "schedule": (rates, "linear", {"num_updates": 20}),
+    "num_updates": (rates, 10, {"schedule": "cosine", "num_updates": 20}),
+    "warmup_updates": (rates, 4, {}),
+    "max_grad_norm": (rates, 0.5, {}),
+    "gamma": (advantages, 0.5, {}),
+    "lam": (advantages, 0.5, {}),
+    "whiten_rewards": (advantages, True, {}),
+    "num_epochs": (minibatches, 3, {}),
+    "num_minibatches": (minibatches, 4, {}),
+    "clip": (losses, 0.01, {}),
+    "value_clip": (losses, 0.01, {}),
+    "temperature": (losses, 1.5, {}),
+    "value_coefficient": (losses, 0.7, {}),
+}
+
+
+@pytest.mark.parametrize("field", [f for f, (probe, *_) in ACTS.items() if probe is not losses])
+def test_a_setting_of_rl_acts(field):
+    probe, value, others = ACTS[field]
+    assert probe(learner(**others)) != probe(learner(**{**others, field: value}))
+
+
+def test_settings_of_the_losses_act():
+    before = losses(learner())
+    changed = {
+        "clip": {"policy", "shared"},
+        "value_clip": {"value", "shared"},
+        "temperature": {"policy", "shared"},
+        "value_coefficient": {"shared"},
+    }
+    assert set(changed) == {field for field, (probe, *_) in ACTS.items() if probe is losses}
+    for field, want in changed.items():
+        after = losses(learner(**{field: ACTS[field][1]}))
+        assert {name for name in before if before[name] != after[name]} == want, field
+
+
+def test_a_schedule_reaches_zero_at_the_last_update():
+    found = learner(schedule="linear", num_updates=20, warmup_updates=2)
+    per_update = SETTINGS.num_epochs * SETTINGS.num_minibatches
+    policy, value = found.rates
+    assert float(policy(2 * per_update)) == pytest.approx(SETTINGS.learning_rate)
+    assert float(policy(20 * per_update)) == float(value(20 * per_update)) == 0.0
+    assert float(learner().rates[0](20 * per_update)) == pytest.approx(SETTINGS.learning_rate)
+
+
+# ---- sl and pm: the optimiser ---------------------------------------------------------------------------------------
+
+OPTIMISER = {
+    "learning_rate": 5e-3,
+    "schedule": "linear",
+    "warmup_steps": 3,
+    "weight_decay": 0.5,
+    "max_grad_norm": 0.5,
+}
+
+
+@pytest.mark.parametrize("field", OPTIMISER)
+def test_a_setting_of_the_optimiser_acts(field):
+    def moved(**fields):
+        config = {**default.optimisation(1e-3, 4), **fields}
+        rate, tx = state_lib.make_optimiser(_Fields(config), "sl", 10)
+        return [rate(step) for step in range(10)], float(tx_step(tx))
+
+    assert moved() != moved(**{field: OPTIMISER[field]})
+
+
+class _Fields(dict):
+    __getattr__ = dict.__getitem__
+
+
+# ---- All fields: each acts above, or is read where this says --------------------------------------------------------
+
+GRAPH = {"kind", "inputs"}  # read by pipeline.py
+READ = {  # stage → field → what of the code reads it; the tests that show it are those of that code
+    "rl": {
+        "policy": (rl.run, "config.policy"),
+        "reference": (rl.run, "config.reference"),
+        "reward": (rl.run, "config.reward"),
+        "value_init": (rl.run, "config.value_init"),
+        "value_model": (rl.run, "config.value_model"),
+        "prompts": (rl.fitting_prompts, "config.prompts"),
+        "format": (rl.run, "config.format"),
+        "rollouts_per_update": (rl.run, "config.rollouts_per_update"),
+        "num_microbatches": (learner_lib.Learner, "settings.num_microbatches"),
+        "kl_coefficient": (rl.run, "config.kl_coefficient"),
+        "kl_target": (rl.run, "config.kl_target"),
+        "kl_horizon": (rl.run, "config.kl_horizon"),
+        "missing_eos_penalty": (rl.run, "config.missing_eos_penalty"),
+        "max_prompt_tokens": (rl.fitting_prompts, "config.max_prompt_tokens"),
+        "max_new_tokens": (rl.run, "config.max_new_tokens"),
+        "save_every_updates": (rl.run, "config.save_every_updates"),
+        "snapshot_every_updates": (rl.run, "config.snapshot_every_updates"),
+        "adapters": (StageContext.adapters, 'config.get("adapters")'),
+    },
+    "sl": {
+        "init": (sl.run, "config.init"),
+        "targets": (sl.examples, "config.targets"),
+        "max_round": (sl.examples, "config.max_round"),
+        "cut_answers": (sl.examples, "config.cut_answers"),
+        "helpful_fraction": (sl.examples, "config.helpful_fraction"),
+        "format": (sl.run, "config.format"),
+    },
+    "pm": {
+        "init": (pm.run, "config.init"),
+        "human": (pm.human_pairs, "config.human"),
+        "human_fraction": (pm.run, "config.human_fraction"),
+        "label_kind": (pm.ai_pairs, "config.label_kind"),
+        "clamp": (pm.ai_pairs, "config.clamp"),
+        "average_orders": (pm.ai_pairs, "config.average_orders"),
+        "cut_answers": (pm.run, "config.cut_answers"),
+        "holdout_fraction": (pm.run, "config.holdout_fraction"),
+        "normalise": (pm.run, "config.normalise"),
+        "format": (pm.run, "config.format"),
+    },
+}
+
+
+def optimised(trainer):
+    """Where the fields of `optimisation` are read that are not the optimiser's."""
+    names = ("num_epochs", "batch_size", "num_microbatches", "save_every_steps", "log_every_steps")
+    return {name: (trainer, f"config.{name}") for name in names} | {
+        "max_length": (fits_training, "config.max_length"),
+        "adapters": (StageContext.adapters, 'config.get("adapters")'),
+    }
+
+
+@pytest.mark.parametrize(
+    "fields,acts,read",
+    [
+        (default.rl(), set(ACTS), READ["rl"]),
+        (default.sl(), set(OPTIMISER), READ["sl"] | optimised(sl.run)),
+        (default.pm(), set(OPTIMISER), READ["pm"] | optimised(scalar.fit)),
+    ],
+    ids=["rl", "sl", "pm"],
+)
+def test_no_field_is_without_effect(fields, acts, read):
+    assert set(fields) == acts | set(read) | GRAPH, "a new field: show above that it acts"
+    assert not acts & set(read)
+    for field, (code, how) in read.items():
+        assert re.search(rf"{re.escape(how)}(?!\w)", inspect.getsource(code)), (
+            f"{field}: nothing reads {how}"
+        )
