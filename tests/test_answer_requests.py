@@ -104,7 +104,9 @@ def test_best_of_keeps_the_highest_score(tmp_path, monkeypatch):
     ]
 
     class Lengths:
-        def __init__(self, params, config, format, mesh, normalisation=None, name=""):
+        def __init__(
+            self, params, config, format, mesh, normalisation=None, name="", reads_cut=False
+        ):
             assert normalisation == NORMALISATION
 
         def score_each(self, dialogues):

@@ -26,7 +26,7 @@ class Lengths:
 
     scale = 1.0
 
-    def __init__(self, params, config, format, mesh, normalisation=None, name=""):
+    def __init__(self, params, config, format, mesh, normalisation=None, name="", reads_cut=False):
         assert normalisation == (NORMALISATION if name == "@pm" else None)
 
     def score_each(self, dialogues):

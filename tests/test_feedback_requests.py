@@ -192,7 +192,9 @@ def test_every_pair_of_a_group_shows_its_own_responses(tmp_path):
 
 def test_a_preference_model_labels_by_the_sigmoid_of_its_difference(tmp_path, monkeypatch):
     class Lengths:
-        def __init__(self, params, config, format, mesh, normalisation=None, name=""):
+        def __init__(
+            self, params, config, format, mesh, normalisation=None, name="", reads_cut=False
+        ):
             assert normalisation is None, "raw scores"
 
         def score_each(self, dialogues):

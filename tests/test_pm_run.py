@@ -18,7 +18,7 @@ EOS = "<|im_end|>"
 class Lengths:
     """A preference model that scores how many tokens a dialogue has, raw."""
 
-    def __init__(self, params, config, format, mesh, normalisation=None, name=""):
+    def __init__(self, params, config, format, mesh, normalisation=None, name="", reads_cut=False):
         assert params["trained"] == 1.0 and normalisation is None
 
     def score_tokens(self, rows):

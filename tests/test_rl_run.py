@@ -99,7 +99,7 @@ class Watched(learner_lib.Learner):
 class Lengths:
     """The preference model's place: normalised number of letters of the answer."""
 
-    def __init__(self, params, config, format, mesh, normalisation=None, name=""):
+    def __init__(self, params, config, format, mesh, normalisation=None, name="", reads_cut=False):
         self.params, (self.mean, self.std) = params, normalisation
 
     def score(self, dialogues):
