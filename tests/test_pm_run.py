@@ -37,8 +37,9 @@ def label(name, a, b):
     return {**row, "logprobs": [entry]}
 
 
-def run(path, monkeypatch, num_ai=8, num_human=8, **fields):
-    """(summary, arguments of the training, context)."""
+def run(path, monkeypatch, num_ai=8, num_human=8, stops=None, labelled=None, **fields):
+    """(summary, arguments of the training, context). `stops`: by number of comparison, how its two responses ended;
+    `labelled`: fields of the stage that gave the labels."""
     seen = {}
 
     def fit(ctx, model, examples, loss, make_batch, head, told, meter):
@@ -47,7 +48,7 @@ def run(path, monkeypatch, num_ai=8, num_human=8, **fields):
 
     monkeypatch.setattr(pm.scalar, "fit", fit)
     monkeypatch.setattr(pm, "RewardModel", Lengths)
-    rows = [comparison(f"c{i}") for i in range(num_ai)]
+    rows = [comparison(f"c{i}", **({"stops": stops[i]} if stops else {})) for i in range(num_ai)]
     inputs = {"comparisons": rows, "labels": [label(row["id"], 0.8, 0.2) for row in rows]}
     pairs = [
         {
@@ -58,11 +59,12 @@ def run(path, monkeypatch, num_ai=8, num_human=8, **fields):
         }
         for i in range(num_human)
     ]
+    path.mkdir(exist_ok=True)
     source = path / "pairs.jsonl"
     source.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     chosen = {"human": default.human_pairs(str(source), ""), "holdout_fraction": 0.25, **fields}
     config = default.pm(**chosen)
-    graph = {"older": {"kind": "pm"}}
+    graph = {"older": {"kind": "pm"}, "feedback": {"kind": "feedback", **(labelled or {})}}
     ctx, _ = stage(path, "pm", config, inputs=inputs if num_ai else {}, graph=graph)
     return pm.run(ctx), seen, ctx
 
@@ -182,3 +184,73 @@ def test_a_preference_model_is_trained_further_with_its_head(tmp_path, monkeypat
     assert seen["head"] is not None and seen["kind"] == "policy"
     assert all(name.startswith("human") for name in seen["examples"])
     assert seen["told"]({"count": 4.0, "agree": 3.0}) == {"count": 4.0, "agreement": 0.75}
+
+
+def ends(seen, ctx):
+    """Name of a pair → whether each side's last token is an end token."""
+    names = list(seen["examples"])
+    batch = seen["make_batch"](np.arange(len(names)), batching.Shape(len(names), 256))
+    found, format = {}, ctx.load_model("base").format
+    for row in range(len(names)):
+        tokens, places = batch["tokens"][row], batch["ends"][row, 0]
+        text = format.tokenizer.hf.decode(tokens[: places[0] + 1], skip_special_tokens=True)
+        found[text.rpartition("left ")[2]] = [int(tokens[p]) in format.eos_ids for p in places]
+    return found
+
+
+def test_answers_that_were_cut_are_read_at_their_last_token(tmp_path, monkeypatch):
+    """The defect: an answer that ran into the limit was given an end token, and judged as one that ends there."""
+    stops = [["length", "eos"] if i % 2 else ["eos", "\n\nHuman:"] for i in range(8)]
+    summary, seen, ctx = run(tmp_path, monkeypatch, num_human=0, stops=stops)
+    found = ends(seen, ctx)
+    assert found == {f"c{i}": [not i % 2, True] for i in range(8) if f"c{i}" in found}
+    cut = sum(not first for first, _ in found.values())
+    assert cut and summary["cut"] == {"answers": {"cut": cut, "of": 2 * len(found)}}
+    role = json.loads((ctx.directory.path / "model" / "role.json").read_text())
+    assert role["reads_cut"] is summary["reads_cut"] is True
+    held = {row["id"]: row["stops"] for row in ctx.directory.records()}
+    assert held == {name: stops[int(name[4])] for name in held} and held
+
+
+def test_too_few_cut_answers_are_read_as_ended(tmp_path, monkeypatch):
+    """The head would not learn to score a token that ends nothing; scoring then does the same (`RewardModel`)."""
+    monkeypatch.setattr(pm, "MIN_CUT", 0.1)
+    stops = [["length" if i == 3 else "eos", "eos"] for i in range(8)]
+    summary, seen, ctx = run(tmp_path, monkeypatch, num_human=0, stops=stops)
+    assert all(all(sides) for sides in ends(seen, ctx).values())
+    assert not summary["reads_cut"]
+    assert "reads_cut" not in json.loads((ctx.directory.path / "model" / "role.json").read_text())
+
+
+def test_pairs_with_a_cut_answer_can_be_left_out(tmp_path, monkeypatch):
+    stops = [["eos", "length" if i < 3 else "eos"] for i in range(8)]
+    summary, seen, ctx = run(tmp_path, monkeypatch, stops=stops, cut_answers="drop")
+    names = set(seen["examples"]) | {row["id"] for row in ctx.directory.records()}
+    assert not names & {f"ai c{i}#0-1" for i in range(3)} and len(names) == 13
+    assert ctx.dropped == {"an answer cut at the limit of tokens": 3}
+    assert summary["cut"] == {"answers": {"cut": 0, "of": 2 * len(seen["examples"])}}
+
+
+def test_labels_after_chains_that_are_not_clamped_are_named(tmp_path, monkeypatch, capsys):
+    chains = {"mode": "chain_of_thought"}
+    summary, *_ = run(tmp_path / "a", monkeypatch, labelled=chains, clamp=())
+    assert summary["unclamped_chains"] is True and "not clamped" in capsys.readouterr().err
+    for name, fields in (("b", {"clamp": ("auto",)}), ("c", {"clamp": (), "label_kind": "hard"})):
+        summary, *_ = run(tmp_path / name, monkeypatch, labelled=chains, **fields)
+        assert "unclamped_chains" not in summary
+
+
+def test_clamped_labels_without_peoples_pairs_lose_their_scale(tmp_path, monkeypatch, capsys):
+    """All scores are divided by their spread: what the clamp took from their size is given back."""
+    summary, _, ctx = run(tmp_path / "a", monkeypatch, num_human=0, clamp=(0.4, 0.6))
+    scores = np.array([row["scores"] for row in ctx.directory.records()])
+    gap = np.abs(scores[:, 0] - scores[:, 1]).mean()
+    want = {"raw": gap, "scaled": gap / scores.std()}
+    assert summary["clamp_undone"] == pytest.approx(want)
+    assert f"{gap:.3f} raw" in capsys.readouterr().err
+    for name, fields in (
+        ("b", {"clamp": (0.4, 0.6)}),
+        ("c", {"clamp": (0.4, 0.6), "num_human": 0, "normalise": False}),
+        ("d", {"clamp": (), "num_human": 0}),
+    ):
+        assert "clamp_undone" not in run(tmp_path / name, monkeypatch, **fields)[0]

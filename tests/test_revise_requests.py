@@ -7,7 +7,7 @@ import pytest
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.errors import UserError
 from cai_jax.seeds import row_key
-from cai_jax.stages import revise
+from cai_jax.stages import revise, sl
 from configs import default
 from tests.recording import CONSTITUTION, human, stage
 
@@ -29,7 +29,7 @@ HEADER = (
 STOPS = ("\n\nHuman:", "\n\nAssistant:", "\n\nCritiqueRequest:", "\n\nRevisionRequest:")
 
 
-def run(path, rows=ROWS, limit=100_000, **fields):
+def run(path, rows=ROWS, limit=100_000, answer=None, **fields):
     """(summary, context, what was asked, principles by row) of the stage on `rows`."""
     source = path / "constitution.json"
     source.write_text(json.dumps(CONSTITUTION))
@@ -41,7 +41,7 @@ def run(path, rows=ROWS, limit=100_000, **fields):
         "revise",
         config,
         inputs={"responses": rows},
-        answer=lambda request: f" said in {request.id} ",
+        answer=answer or (lambda request: f" said in {request.id} "),
         limit=limit,
         roles={"helpful": "a helpful model"},
     )
@@ -157,3 +157,38 @@ def test_finished_turns_are_not_asked_again(tmp_path):
 def test_nothing_that_fits_is_one_line(tmp_path):
     with pytest.raises(UserError, match="0 revisions"):
         run(tmp_path, limit=3)
+
+
+def test_how_every_turn_ended_is_kept_and_what_was_cut_is_learned_without_an_end(tmp_path):
+    """The defect: revisions cut at the limit of tokens became answers of SL-CAI that end in mid-sentence."""
+
+    def answer(request):
+        cut = request.id in ("r0#0/critique", "r0#0/revision", "r1#1/revision")
+        return f"said in {request.id}", "length" if cut else "eos"
+
+    rows = [{**row, "id": f"r{i}", "stop": ("length", "eos")[i]} for i, row in enumerate(ROWS)]
+    summary, ctx, asked, _ = run(tmp_path, rows, answer=answer)
+    records = {row["id"]: row for row in ctx.directory.records()}
+    assert [row["initial_stop"] for row in records.values()] == ["length", "eos"]
+    assert [
+        [(item["critique_stop"], item["revision_stop"]) for item in row["rounds"]]
+        for row in records.values()
+    ] == [[("length", "length"), ("eos", "eos")], [("eos", "eos"), ("eos", "length")]]
+    assert summary["cut"]["critiques of round 1"] == {"cut": 1, "of": 2}
+    assert summary["cut"]["revisions of round 2"] == {"cut": 1, "of": 2}
+    shown = {request.id: request.prompt for request in asked}
+    assert "said in r0#0/critique" in shown["r0#0/revision"], "a critique that was cut is shown"
+    answers = sl.answers(records.values(), rows)
+    assert {name: dialogue[-1].cut for name, dialogue in answers} == {
+        "revision r0#1": True,
+        "revision r0#2": False,
+        "revision r1#1": False,
+        "revision r1#2": True,
+        "response r0": True,
+        "response r1": False,
+    }
+    format = ctx.load_model("helpful").format
+    for _, dialogue in answers:
+        example = format.example(dialogue)
+        learned = example.tokens[example.target_mask].tolist()
+        assert bool(set(learned) & set(format.eos_ids)) != dialogue[-1].cut
