@@ -62,7 +62,11 @@ def run(path, monkeypatch, num_ai=8, num_human=8, stops=None, labelled=None, **f
     path.mkdir(exist_ok=True)
     source = path / "pairs.jsonl"
     source.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    chosen = {"human": default.human_pairs(str(source), ""), "holdout_fraction": 0.25, **fields}
+    chosen = {
+        "human": default.human_pairs(str(source) if pairs else "", ""),
+        "holdout_fraction": 0.25,
+        **fields,
+    }
     config = default.pm(**chosen)
     graph = {"older": {"kind": "pm"}, "feedback": {"kind": "feedback", **(labelled or {})}}
     ctx, _ = stage(path, "pm", config, inputs=inputs if num_ai else {}, graph=graph)
