@@ -15,6 +15,7 @@ TIERS = [
     ("checks", 0),
     ("runtime", 0),
     ("config_files", 0),
+    ("auto", 0),
     ("topic", 2),
     ("losses", 1),
     ("ppo", 1),
