@@ -156,6 +156,10 @@ def check_values(config: ml_collections.ConfigDict) -> None:
             raise UserError(
                 f"config.graph: {name!r} cannot name a stage; use letters, digits, '_', '-' and '.'"
             )
+        if not isinstance(config.graph[name], ml_collections.ConfigDict):
+            raise UserError(
+                f"config.graph.{name}: expected the fields of a stage, not {config.graph[name]!r}"
+            )
     if date := config.get("date"):
         try:
             datetime.date.fromisoformat(date)

@@ -160,3 +160,11 @@ def test_a_label_that_is_no_number_is_refused():
     row = {"logprobs": [{"order": "ab", "chain": 0, "a": float("nan"), "b": -2.0}]}
     with pytest.raises(ValueError, match="nan"):
         labels.target([row])
+
+
+def test_a_stage_that_is_no_group_of_fields():
+    config = default.base_config()
+    config.graph = {"respond": "respond"}
+    config.stages = ("respond",)
+    with pytest.raises(UserError, match=r"config.graph.respond: expected the fields of a stage"):
+        checks.check_values(config)
