@@ -206,6 +206,17 @@ def test_mixing_by_share(fraction, first, second):
     assert len(set(mixed) - fewer) <= 1
 
 
+def test_which_items_stay_in_a_mixture_is_drawn():
+    """By name and seed: not the first ones, and others with another seed."""
+    many, one = ([Item(f"{name}{i:02d}") for i in range(20)] for name in ("a", "b"))
+    kept = [
+        {item.id for item in feed.mix(many, one[:4], 0.5, seed, "sl")} - {item.id for item in one}
+        for seed in range(4)
+    ]
+    assert all(len(ids) == 4 for ids in kept) and len(set(map(frozenset, kept))) == 4
+    assert {item.id for item in many[:4]} not in kept
+
+
 @pytest.mark.long
 def test_a_run_goes_on_with_another_number_of_hosts(tmp_path):
     """Trained by two processes, then the last steps once more by one of two devices, from the checkpoint that the two left: its
