@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from cai_jax import pipeline, topic
+from cai_jax import auto, pipeline, topic
 from cai_jax.errors import UserError
 from cai_jax.stages import limits
 from configs import default, tiny
@@ -42,7 +42,7 @@ def test_what_can_never_fit_is_refused(stage, fields, limit, told):
         **({"models": {"initial": "helpful"}} if stage == "evaluate" else {}), **fields
     )
     config.sampling.max_length = limit
-    config = topic.resolve(config)
+    config = auto.resolve(topic.resolve(config))
     with pytest.raises(UserError, match=told) as error:
         limits.check(config, [stage])
     line = str(error.value)
