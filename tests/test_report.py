@@ -334,3 +334,44 @@ def test_command(whole, tmp_path, capsys):
 def test_a_directory_that_is_no_run(tmp_path):
     with pytest.raises(UserError, match="no stage has begun"):
         Run(tmp_path)
+
+
+def test_the_share_of_cut_turns_is_named_by_stage_and_round():
+    """The defect: only respond's answers were looked at."""
+    stages = {
+        "respond": ("respond", {"answers": {"cut": 1, "of": 8}}),
+        "revise": (
+            "revise",
+            {
+                "critiques of round 1": {"cut": 3, "of": 8},
+                "revisions of round 1": {"cut": 0, "of": 8},
+                "revisions of round 2": {"cut": 8, "of": 8},
+            },
+        ),
+        "rl": ("rl", {"answers of the last update": {"cut": 16, "of": 32}}),
+        "pm": ("pm", {"answers": {"cut": 0, "of": 8}}),
+    }
+    shown = {
+        name: types.SimpleNamespace(
+            name=name, kind=kind, summary={"cut": cut, "reads_cut": False}, fields={"reward": "@pm"}
+        )
+        for name, (kind, cut) in stages.items()
+    }
+    run = types.SimpleNamespace(
+        stages=shown,
+        evaluation={"rows": []},
+        of_kind=lambda kind: [stage for stage in shown.values() if stage.kind == kind],
+    )
+    told = [caution.text for caution in cautions._truncation(run)]
+    assert len(told) == 3
+    assert "3 of 8 critiques of round 1, 8 of 8 revisions of round 2 were cut" in told[0]
+    assert "16 of 32 answers of the last update" in told[1]
+    assert "trained on (almost) no answer that was cut" in told[2]
+
+
+def test_clamps_that_are_missing_or_undone_are_named():
+    summaries = [{"unclamped_chains": True}, {"clamp_undone": {"raw": 0.3, "scaled": 1.2}}, {}]
+    stages = [types.SimpleNamespace(name="pm", summary=summary) for summary in summaries]
+    run = types.SimpleNamespace(of_kind=lambda kind: stages if kind == "pm" else [])
+    missing, undone = [caution.text for caution in cautions._clamps(run)]
+    assert "not clamped" in missing and "0.30 raw and by 1.20 scaled" in undone

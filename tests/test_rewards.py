@@ -12,7 +12,7 @@ from cai_jax.data.dialogue import load_format
 from cai_jax.models import heads
 from cai_jax.sampling import rewards
 from cai_jax.stages import context
-from cai_jax.structs import Message
+from cai_jax.structs import Message, sampled_turn
 from tests.recording import TINY, stage
 
 MESH = sharding.make_mesh({"data": 1}, jax.devices()[:1])
@@ -57,3 +57,24 @@ def test_rl_samples_with_the_weights_that_it_trains(tmp_path, monkeypatch, kind,
     ctx.engine(types.SimpleNamespace(params=1, config=2, format=3, name="m"))
     (params, config, format, _, options), *_ = seen
     assert (params, config, format) == (1, 2, 3) and options.int8 == int8
+
+
+class Rows(rewards.RewardModel):
+    """Keeps the tokens that would be scored."""
+
+    def _each(self, rows):
+        self.rows = list(rows)
+        return iter(())
+
+
+@pytest.mark.parametrize("reads_cut", [True, False])
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_a_cut_answer_is_read_as_the_model_was_trained_to(kind, reads_cut):
+    format = load_format(TINY, kind)
+    asked = Message("human", "Why?")
+    dialogues = [(asked, sampled_turn("Becau", stop)) for stop in ("length", "eos", None)]
+    model = Rows(None, types.SimpleNamespace(max_length=512), format, None, reads_cut=reads_cut)
+    list(model.score_each(dialogues))
+    cut, ended, unknown = model.rows
+    assert ended == unknown and ended[-1] in format.eos_ids
+    assert cut == (ended[:-1] if reads_cut else ended)
