@@ -91,6 +91,12 @@ def is_model_field(path: tuple[str, ...]) -> bool:
     return path[-1] in MODEL_FIELDS or "models" in path[:-1]
 
 
+def is_plain(path: tuple[str, ...]) -> bool:
+    """Whether the text at `path` is a word of ours, an item of a list of such words included."""
+    *above, field = [key for key in path if not key.isdecimal()]
+    return "models" not in above and field in PLAIN_FIELDS
+
+
 def of(reference: str, is_model: bool = False) -> Identity | None:
     """The identity of a reference by content, None where it names nothing that can be read here.
 

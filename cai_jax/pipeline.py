@@ -143,6 +143,9 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
         args = templates.Settings.of(config).args
         if args != templates.DEFAULT_ARGS and models:
             others["template_args"] = dict(args)
+        words = topic.Words.of(config)
+        if getattr(module, "READS_WHOLE_RUN", False) and words != topic.Words():
+            others["topic"] = dataclasses.asdict(words)
         if config.get("date") and any(map(identity.writes_date, models)):
             others["date"] = config.date
         if limit := limits.decisive_limit(config, stage):  # decides which rows fit
@@ -169,7 +172,7 @@ def _identified(config: ml_collections.ConfigDict, fields: dict) -> tuple[dict, 
     """
     canonical, shown, files = copy.deepcopy(fields), {}, {}
     for path, value in _strings(fields):
-        if path[0] == "inputs" or path[-1] in identity.PLAIN_FIELDS:
+        if path[0] == "inputs" or identity.is_plain(path):
             continue
         is_model, name = identity.is_model_field(path), ".".join(path)
         if is_model:

@@ -300,13 +300,14 @@ def data(plan: Plan) -> None:
             _read(read_prompts, f"{where}.harm.prompts", fields.harm.prompts.to_dict())
         with _located(f"{where}.choices"):
             questions.choice_sets(fields.choices, fields.num_choices, fields.big_bench)
-        _answer_files(where, fields)
+        _answer_files(plan, where, fields)
 
 
-def _answer_files(where: str, fields: Mapping) -> None:
+def _answer_files(plan: Plan, where: str, fields: Mapping) -> None:
     """Answers in files are readable, and of the prompts that they are compared on."""
     written = {}
     for name, reference in fields.models.items():
+        reference = resolve_role(plan.config, reference)
         if reference.startswith(answers.PREFIX):
             with _located(f"{where}.models.{name}"):
                 written[name] = answers.from_file(reference)
@@ -320,9 +321,13 @@ def _answer_files(where: str, fields: Mapping) -> None:
 
 
 def constitutions(plan: Plan) -> None:
-    """Constitutions load: those of the stages that draw principles."""
+    """Constitutions load: those of the stages that draw principles, or show worked chains."""
     for where, fields in plan.stages("revise", "feedback"):
         if fields.get("mode") != "preference_model":
+            with _located(f"{where}.constitution"):
+                load_constitution(fields.constitution)
+    for where, fields in plan.stages("evaluate"):
+        if fields.get("num_few_shot_chains"):
             with _located(f"{where}.constitution"):
                 load_constitution(fields.constitution)
 

@@ -82,7 +82,7 @@ def _resolve_fields(fields, topic, path: str, needed: bool) -> None:
                     f"{where}: '{value}' is empty in config.topic; name a source there, or leave "
                     f"'{path.split('.')[2]}' out of config.stages and of the inputs of other stages"
                 )
-        else:
+        elif value.startswith(MARK):  # elsewhere in a text they are words like others
             fields[key] = topic[_known(value.removeprefix(MARK), PLAIN, where)]
 
 

@@ -56,6 +56,8 @@ def run(path, monkeypatch, answer=None, score=None, inputs=None, **fields):
     fields = {"anchor": "sl", "num_samples": 2, **sets, **off, **sampling, **fields}
     models, graph = fields.pop("models", MODELS), fields.pop("graph", {})
     options = {"limit": fields.pop("limit")} if "limit" in fields else {}
+    roles = {"base": "somewhere", "judge": "a judge", "feedback": "a judge"}
+    roles |= fields.pop("roles", {})
     config = default.evaluate(models, "revise" if inputs else "", **fields)
     ctx, asked = stage(
         path,
@@ -64,7 +66,7 @@ def run(path, monkeypatch, answer=None, score=None, inputs=None, **fields):
         inputs=inputs,
         answer=answer or (lambda request: WORDS[request.model]),
         score=score or (lambda request: [-1.0 - i for i in range(len(request.options))]),
-        roles={"base": "somewhere", "judge": "a judge", "feedback": "a judge"},
+        roles=roles,
         graph={"sl": {"kind": "sl"}, **graph},
         **options,
     )
@@ -405,7 +407,7 @@ def test_answers_that_exist_count_under_the_temperature_that_they_were_drawn_at(
         journal = StageDirectory(epath.Path(tmp_path / name)).journal()
         journal.append({"id": "w0/00", **written[0]})
         journal.finish()
-    models = {name: f"@{name}" for name in stages}
+    models = {name: f"@{name}" for name in stages} | {"warm": "a_role"}
     models["file"] = f"responses:{lines(tmp_path / 'answers.jsonl', written)}"
     _, rows, _, _ = run(
         tmp_path,
@@ -413,6 +415,7 @@ def test_answers_that_exist_count_under_the_temperature_that_they_were_drawn_at(
         graph=stages,
         harm=fields,
         models=models,
+        roles={"a_role": "@warm"},
         prompts_red_team=NONE,
         prompts_helpful=NONE,
         reward="",

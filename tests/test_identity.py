@@ -147,6 +147,18 @@ def test_a_folder_that_is_called_like_a_value_is_not_read(tmp_path, monkeypatch)
     assert graph()["respond"].fingerprint == before
 
 
+def test_a_file_that_is_called_like_an_item_of_a_list_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = (
+        "--config.graph.sl.adapters.rank=2",
+        "--config.stages=respond,respond_helpful,revise,sl",
+    )
+    before = graph(*flags)["sl"].fingerprint
+    (tmp_path / "all").write_text("x")  # adapters.targets=("all",)
+    assert graph(*flags)["sl"].fingerprint == before
+    assert not identity.is_plain(("models", "seed"))  # the name that a model was given
+
+
 def test_weights_of_a_random_model_do_not_count(model):
     before = identity.of(f"random:{model}", is_model=True)
     (model / "model.safetensors").write_bytes(b"other")

@@ -52,6 +52,47 @@ def test_what_can_never_fit_is_refused(stage, fields, limit, told):
         limits.check(config, [stage])
 
 
+def test_a_model_is_asked_only_for_what_it_writes(tmp_path, tiny_model):
+    """The judge scores and the feedback model answers questions: neither needs room for `max_new_tokens`."""
+    config = tiny.get_config()
+    config.models.judge = model(tmp_path / "model", tiny_model, 128)
+    config.graph.evaluate = default.evaluate(
+        {"initial": "helpful"}, judge="judge", feedback="judge"
+    )
+    config = topic.resolve(config)
+    limits.check(config, ["evaluate"])
+    for fields in ({"num_chains": 1}, {"models": {"initial": "judge"}}):
+        config.graph.evaluate.update(fields)
+        with pytest.raises(UserError, match="max_chain_tokens|max_new_tokens"):
+            limits.check(config, ["evaluate"])
+        config.graph.evaluate.num_chains = 0
+
+
+def test_answers_that_a_role_names_need_no_context():
+    config = tiny.get_config()
+    config.models.judge = "@respond"
+    config.graph.evaluate.models = {"initial": "judge"}
+    assert "judge" not in limits.models_of(config, config.graph.evaluate)
+
+
+def test_the_shortest_request_is_measured_with_the_runs_template_arguments(tmp_path, tiny_model):
+    """A template that thinks unless the config says otherwise, by an argument that the defaults do not know."""
+    config = tiny.get_config()
+    reference = model(tmp_path / "model", tiny_model, 300)
+    path = tmp_path / "model" / "tokenizer_config.json"
+    fields = json.loads(path.read_text())
+    end = "<|im_start|>assistant\n' }}{% endif %}"
+    assert end in fields["chat_template"]
+    thinks = "<|im_start|>assistant\n' }}{% if think is not defined %}{{ '<think>' }}{% endif %}{% endif %}"
+    fields["chat_template"] = fields["chat_template"].replace(end, thinks) + "{# </think> #}"
+    path.write_text(json.dumps(fields))
+    config.models.base = reference
+    config.graph.respond = default.respond()
+    with config.unlocked():
+        config.model.template_args = {"think": False}
+    limits.check(config, ["respond"])
+
+
 def test_a_model_of_few_positions_refuses_what_is_longer_than_they_are(tmp_path, tiny_model):
     config = tiny.get_config()
     config.graph.respond = default.respond()  # 256 new tokens

@@ -87,6 +87,14 @@ def test_of_a_large_file_the_first_rows_are_read(tmp_path, monkeypatch):
         ("graph.evaluate.choices=nowhere.jsonl", "nowhere.jsonl"),
         ("graph.evaluate.models.initial=responses:nowhere.jsonl", "nowhere.jsonl"),
         ("graph.feedback.constitution=nowhere.json", "no such constitution"),
+        (
+            "models.judge=responses:nowhere.jsonl --config.graph.evaluate.models.rl=judge",
+            "nowhere.jsonl",
+        ),
+        (
+            "graph.evaluate.constitution=nowhere.json --config.graph.evaluate.num_few_shot_chains=1",
+            "no such constitution",
+        ),
         ("graph.rl.reward=python:nowhere.f", "nowhere"),
         ("graph.rl.reward=python:json.nothing", "nothing"),
         ("graph.evaluate.reward=python:nowhere.f", "nowhere"),
@@ -106,7 +114,7 @@ def test_mistakes_of_late_stages(tmp_path, flag, message):
     if message is None:  # a role that no stage uses need not be there
         check(tmp_path, f"--config.{flag}")
         return
-    assert message in refused(tmp_path, f"--config.{flag}")
+    assert message in refused(tmp_path, *f"--config.{flag}".split())
     assert list(tmp_path.iterdir()) == []
 
 

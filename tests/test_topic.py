@@ -102,6 +102,22 @@ def test_the_topic_is_part_of_the_fingerprint_of_what_reads_it(tmp_path):
     assert before["respond_helpful"].fingerprint != after["respond_helpful"].fingerprint
 
 
+def test_a_report_in_other_words_is_another_report():
+    before = pipeline.build_graph(config())
+    after = pipeline.build_graph(config("--config.topic.quality=plain"))
+    changed = {name for name in before if before[name].fingerprint != after[name].fingerprint}
+    assert changed == {"report"}
+    assert after["report"].fields["topic"]["quality"] == "plain"
+
+
+def test_the_mark_inside_a_text_of_ones_own_is_a_word():
+    question = "Which answer keeps to the topic: style?"
+    for flag in ("topic.question", "graph.evaluate.judge_question"):
+        resolved = pipeline.resolve(config(f"--config.{flag}={question}"))
+        assert resolved.graph.evaluate.judge_question == question
+        assert pipeline.resolve(resolved).graph.evaluate.judge_question == question
+
+
 def test_what_is_still_the_default_is_named():
     assert topic.notes(config(), {}) == []
     (note,) = topic.notes(config("--config.topic.prompts=mine.jsonl"), {})

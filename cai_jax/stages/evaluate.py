@@ -219,6 +219,7 @@ def _written(ctx: StageContext, models: dict[str, str]) -> dict[str, answers_lib
     """Answers that exist already, in a file or as a stage's records, by the names of their models."""
     found = {}
     for name, reference in models.items():
+        reference = resolve_role(ctx.run_config, reference)
         stage = reference.removeprefix("@")
         kind = ctx.run_config.graph.get(stage, {}).get("kind")
         if reference.startswith(FILE_REFERENCE):
@@ -233,6 +234,7 @@ def _written(ctx: StageContext, models: dict[str, str]) -> dict[str, answers_lib
 
 def _drawn_at(ctx: StageContext, reference: str) -> float | None:
     """The temperature of answers that exist already; None where a model must answer. A file does not say: the paper's, 1."""
+    reference = resolve_role(ctx.run_config, reference)
     if reference.startswith(FILE_REFERENCE):
         return 1.0
     fields = ctx.run_config.graph.get(reference.removeprefix("@"), {})

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 from cai_jax.constitution.loader import load_constitution
-from cai_jax.data import choices, dialogue, fitting
+from cai_jax.data import choices, dialogue, fitting, templates
 from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
 from cai_jax.stages.context import resolve_role
@@ -32,15 +32,16 @@ def models_of(config, stage) -> list[str]:
     if stage.kind == "evaluate":
         named = [*stage.models.values(), stage.get("feedback"), stage.get("judge")]
         named = [name for name in named if name]
-        return [name for name in named if not _has_answers(config, name)]
+        return [name for name in named if not has_answers(config, name)]
     if stage.get("mode") == "preference_model":
         return []
     reference = stage.get(GENERATING.get(stage.kind, ""))
     return [reference] if reference else []
 
 
-def _has_answers(config, reference: str) -> bool:
+def has_answers(config, reference: str) -> bool:
     """Whether it names answers that exist, in a file or of a stage, in place of a model."""
+    reference = resolve_role(config, reference)
     stage = config.graph.get(reference.removeprefix("@"), {}) if reference[:1] == "@" else {}
     return reference.startswith("responses:") or stage.get("kind") in ("respond", "best_of")
 
@@ -93,12 +94,12 @@ def check(config, names: Iterable[str]) -> None:
             known = positions(config, reference)
             if limit := (config.sampling.max_length or known):
                 limit = fitting.smallest(limit, known)
-                for field, reply, messages in _shortest_requests(stage):
+                for field, reply, messages in _shortest_requests(stage, reference):
                     _check_field(config, name, reference, limit, field, reply, messages)
 
 
-def _shortest_requests(stage) -> Iterator[tuple[str, str, tuple[Message, ...]]]:
-    """(field with the limit of new tokens, whose turn, the shortest dialogue that is asked about)."""
+def _shortest_requests(stage, reference: str) -> Iterator[tuple[str, str, tuple[Message, ...]]]:
+    """(field with the limit of new tokens, whose turn, the shortest dialogue that a model is asked about)."""
     if stage.kind == "revise":
         principles = load_constitution(stage.constitution).critique_principles
         principles = principles[: stage.num_principles]
@@ -115,10 +116,18 @@ def _shortest_requests(stage) -> Iterator[tuple[str, str, tuple[Message, ...]]]:
         shortest = min((item.text for item in principles), key=len)
         asked = (Message("human", choices.question(EMPTY, shortest, ("", ""))),)
         yield "max_chain_tokens" * (stage.mode == "chain_of_thought"), "assistant", asked
+    elif (
+        stage.kind == "evaluate"
+    ):  # the judge only scores, the feedback model answers only questions
+        answers = reference in stage.models.values()
+        if answers:
+            yield "max_new_tokens", "assistant", EMPTY
+        if stage.num_chains and (
+            reference == stage.feedback or answers and stage.choices_of_models
+        ):
+            yield "max_chain_tokens", "assistant", EMPTY
     else:
         yield "max_new_tokens", "assistant", EMPTY
-        if stage.kind == "evaluate" and stage.num_chains:
-            yield "max_chain_tokens", "assistant", EMPTY
 
 
 def _check_field(config, name, reference, limit, field, reply, messages) -> None:
@@ -130,7 +139,8 @@ def _check_field(config, name, reference, limit, field, reply, messages) -> None
         return
     directory = directory_of(config, reference)
     if directory and new < limit:
-        format = dialogue.load_format(directory, stage.get("format", "auto"))
+        settings = templates.Settings.of(config)
+        format = dialogue.load_format(directory, stage.get("format", "auto"), settings)
         shortest = fitting.num_tokens(format.prompt(messages, reply=reply))
     if shortest + new > limit:
         asked = f"a prompt of at least {shortest} tokens" if shortest > 1 else "a prompt"
