@@ -112,15 +112,18 @@ def test_evaluate_takes_it_as_a_policy(tmp_path):
     journal = StageDirectory(ctx.run_path / "best").journal()
     journal.append({**answer("p", 0, "chosen"), "stop": "length"})
     journal.finish()
+    ctx.run_config.models = {}
     ctx.run_config.graph = {"best": {"kind": "best_of"}, "sl": {"kind": "sl"}}
-    assert evaluate._written(ctx, "@sl") is None and evaluate._written(ctx, "helpful") is None
+    models = {"sl": "@sl", "initial": "helpful", "best-of-8": "@best"}
+    written = evaluate._written(ctx, models)
+    assert list(written) == ["best-of-8"]
     prompt = types.SimpleNamespace(id="p", kind=None, dialogue=())
     taken = ctx.directory.journal()
-    evaluate._read_answers(
+    evaluate._copy_answers(
         ctx,
         "best-of-8",
         "@best",
-        evaluate._written(ctx, "@best"),
+        written["best-of-8"],
         {"a": ("red_team", prompt, 0), "b": ("red_team", prompt, 1)},
         ["a", "b"],
         taken,

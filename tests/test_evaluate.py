@@ -36,13 +36,14 @@ class Model:
     config: None = None
     format: object = BYTE_FORMAT
     normalisation: None = None
+    reads_cut: bool = False
     max_length: None = None  # of the engine, which here is the model
 
 
 class Judge:
     scale = 1.0
 
-    def __init__(self, *_):
+    def __init__(self, *_, **__):
         pass
 
     def score(self, dialogues):

@@ -81,9 +81,9 @@ def test_the_shortest_request_is_measured_with_the_runs_template_arguments(tmp_p
     reference = model(tmp_path / "model", tiny_model, 300)
     path = tmp_path / "model" / "tokenizer_config.json"
     fields = json.loads(path.read_text())
-    end = "<|im_start|>assistant\n' }}{% endif %}"
+    end = "<|im_start|>assistant\\n' }}{% endif %}"
     assert end in fields["chat_template"]
-    thinks = "<|im_start|>assistant\n' }}{% if think is not defined %}{{ '<think>' }}{% endif %}{% endif %}"
+    thinks = "<|im_start|>assistant\\n' }}{% if think is not defined %}{{ '<think>' }}{% endif %}{% endif %}"
     fields["chat_template"] = fields["chat_template"].replace(end, thinks) + "{# </think> #}"
     path.write_text(json.dumps(fields))
     config.models.base = reference
