@@ -56,7 +56,8 @@ class Context:
         return model.score_each(dialogues)
 
     def drop(self, reason, count=1):
-        self.dropped[reason] = self.dropped.get(reason, 0) + count
+        if count:
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
 
     def require_rows(self, rows, what):
         assert rows, what
