@@ -44,12 +44,22 @@ def fix(config: ml_collections.ConfigDict, run_path) -> dict:
     for fields, key, path, _ in _strings(config):
         for text, *_ in _unpinned(fields[key], path):
             if commit := pins["revisions"].get(text):
-                pinned = f"{text.partition('@')[0]}@{commit}"
-                pattern = re.escape(text) + r"(?=$|[\s+#\[])"
-                fields[key] = re.sub(pattern, lambda _, pinned=pinned: pinned, fields[key])
+                pattern = _spelled(text) + r"(?=$|[\s+#\[])"
+                fields[key] = re.sub(
+                    pattern,
+                    lambda found, commit=commit: re.split(r"(?<!\\)@", found[0])[0] + f"@{commit}",
+                    fields[key],
+                )
     if "date" in config:
         config.date = pins["date"]
     return pins
+
+
+def _spelled(text: str) -> str:
+    """A pattern for `text` in which marks may have backslashes before them, as a source string writes them."""
+    return "".join(
+        rf"\\?{re.escape(mark)}" if mark in "+#@[]," else re.escape(mark) for mark in text
+    )
 
 
 def _revisions(config, known: dict[str, str]) -> dict[str, str]:

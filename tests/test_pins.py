@@ -75,6 +75,14 @@ def test_a_run_keeps_the_commits_it_began_with(tmp_path, heads):
     assert again.graph.a.prompts.source == expected and again.models.base == f"org/name@{OLD}"
 
 
+def test_marks_of_a_name_keep_their_backslashes(tmp_path, heads):
+    heads["head"] = OLD
+    config = config_of(a=r"hf:org/set/c\+\+@v1#prompt=text+hf:org/set")
+    pins.fix(config, epath.Path(tmp_path))
+    expected = rf"hf:org/set/c\+\+@{OLD}#prompt=text+hf:org/set@{OLD}"
+    assert config.graph.a.prompts.source == expected
+
+
 def test_a_commit_in_the_config_stays_and_other_stages_are_not_asked_for(tmp_path, heads):
     heads["head"] = OLD
     config = config_of(a=f"hf:org/set@{NEW}", b="hf:org/unused")

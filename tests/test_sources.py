@@ -6,6 +6,7 @@ import pytest
 
 from cai_jax.data import sources
 from cai_jax.data.sources import Source
+from cai_jax.data.tables import read_rows
 from cai_jax.errors import UserError
 
 
@@ -46,6 +47,13 @@ def odd_paths(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_every_form(text, expected):
     assert list(sources.parse(text)) == expected
+
+
+def test_a_home_directory_is_read_as_it_is_identified(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Hello"}\n')
+    assert sources.files("~/p.jsonl") == [tmp_path / "p.jsonl"]
+    assert [row for _, row in read_rows("~/p.jsonl")] == [{"prompt": "Hello"}]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def read_rows(
 
 def _rows(source: Source, split: str | None, bad: BadRows | None) -> Iterator[tuple[int, dict]]:
     name = source.name
+    if source.kind == sources.FILE and not Path(name).exists():
+        name = os.path.expanduser(name)  # a shell leaves "~" behind a "=" as it is
     if source.kind == sources.TFDS:
         return read_tfds(name, source.at, split)
     if source.kind == sources.HUB:
