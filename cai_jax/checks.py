@@ -141,8 +141,16 @@ CHOICES = {
 }
 
 
+GROUPS = ("models", "mesh", "model", "sampling", "graph")  # what no run can do without
+
+
 def check_values(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for the first field of a run's config whose value is out of range, with its name and the range."""
+    for name in GROUPS:
+        if not isinstance(config.get(name), ml_collections.ConfigDict):
+            raise UserError(
+                f"config.{name}: expected a group of fields as in configs/default.py, not {config.get(name)!r}"
+            )
     if not config.stages or not all(config.stages):
         raise UserError(f"config.stages: name at least one stage of {', '.join(config.graph)}")
     for name in config.graph:  # each is a folder of the run

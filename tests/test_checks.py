@@ -168,3 +168,11 @@ def test_a_stage_that_is_no_group_of_fields():
     config.stages = ("respond",)
     with pytest.raises(UserError, match=r"config.graph.respond: expected the fields of a stage"):
         checks.check_values(config)
+
+
+@pytest.mark.parametrize("name", ["models", "mesh", "model", "sampling", "graph"])
+@pytest.mark.parametrize("value", [None, 3, "text"])
+def test_a_group_that_is_none(name, value):
+    fields = default.base_config().to_dict() | {"stages": ("respond",), name: value}
+    with pytest.raises(UserError, match=rf"config.{name}: expected a group of fields"):
+        checks.check_values(ml_collections.ConfigDict(fields))
