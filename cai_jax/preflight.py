@@ -138,6 +138,61 @@ def require_stages(plan: Plan, done: set[str]) -> None:
         )
 
 
+# What the records of a kind of stage are, and what the inputs of a kind must be; those marked "?" may be empty.
+WRITES = {
+    "respond": "responses",
+    "best_of": "responses",
+    "rl": "responses",
+    "evaluate": "responses",
+    "revise": "revisions",
+    "compare": "comparisons",
+    "human": "comparisons",
+    "feedback": "labels",
+    "pm": "scored pairs",
+    "sl": "no records",
+    "harm": "no records",
+    "report": "no records",
+}
+READS = {
+    ("revise", "responses"): "responses",
+    ("best_of", "responses"): "responses",
+    ("feedback", "comparisons"): "comparisons",
+    ("sl", "revisions"): "revisions?",
+    ("sl", "helpful"): "responses?",
+    ("pm", "comparisons"): "comparisons?",
+    ("pm", "labels"): "labels?",
+    ("evaluate", "revisions"): "revisions?",
+}
+
+
+def stage_inputs(plan: Plan) -> None:
+    """Inputs are stages that write what is read there, and a preference model's labels are those of its comparisons."""
+    graph = plan.config.graph
+    for name in plan.running:
+        where, kind = f"config.graph.{name}.inputs", graph[name].kind
+        inputs = graph[name].get("inputs") or {}
+        for (k, field), needed in READS.items():
+            given, wanted = inputs.get(field), needed.rstrip("?")
+            if k != kind or not given and needed != wanted:
+                continue
+            makers = ", ".join(maker for maker, made in WRITES.items() if made == wanted)
+            expected = f"expected a stage that writes {wanted} (of kind {makers})"
+            if not given:
+                raise UserError(f"{where}.{field}: is empty; {expected}")
+            # A kind that was added to ours writes what its author says.
+            if (made := WRITES.get(graph[given].kind, wanted)) != wanted:
+                raise UserError(
+                    f"{where}.{field}: '{given}' is of kind {graph[given].kind}, which writes {made}; {expected}"
+                )
+        if kind == "pm" and (labels := inputs.get("labels")):
+            judged = (graph[labels].get("inputs") or {}).get("comparisons", "")
+            if judged != inputs.get("comparisons", ""):
+                raise UserError(
+                    f"{where}: '{labels}' labels the comparisons of '{judged}', not of "
+                    f"'{inputs.get('comparisons', '')}'; name the same stage in both"
+                )
+
+
 # Models ----------------------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +319,29 @@ def rewards(plan: Plan) -> None:
 # Data ------------------------------------------------------------------------------------------------------------------
 
 
+# Kinds of stages without which there is nothing to do where this field names no data.
+NEEDED = {
+    "respond": "prompts",
+    "compare": "prompts",
+    "rl": "prompts",
+    "human": "human",
+    "harm": "ratings",
+}
+
+
+def _require_some(where: str, fields: Mapping) -> None:
+    """UserError where neither the source nor the fields ask for any row."""
+    with _located(where):
+        limits_of = [
+            each.options(None, fields.get("limit")) for each in sources.parse(fields.source)
+        ]
+    if all(each["limit"] == 0 for each in limits_of):
+        raise UserError(
+            f"{where}: no rows are asked for (source='{fields.source}', limit={fields.get('limit')}); "
+            "name a source, or leave the stage out of config.stages"
+        )
+
+
 def _read(load: Callable, where: str, fields: Mapping) -> None:
     """Reads a source as its stage will, or its first rows where it is large."""
     options = dict(fields)
@@ -283,6 +361,8 @@ def _read(load: Callable, where: str, fields: Mapping) -> None:
 
 def data(plan: Plan) -> None:
     """Every source of prompts, comparisons, ratings, choices and answers opens and its rows parse."""
+    for where, fields in plan.stages(*NEEDED):
+        _require_some(f"{where}.{NEEDED[fields.kind]}", fields[NEEDED[fields.kind]])
     for where, fields in plan.stages("respond", "compare", "rl"):
         _read(read_prompts, f"{where}.prompts", fields.prompts.to_dict())
     for where, fields in plan.stages("human", "pm"):
@@ -396,6 +476,7 @@ def contexts(plan: Plan) -> None:
 
 
 CHECKS: tuple[Callable[[Plan], None], ...] = (
+    stage_inputs,
     stage_models,
     rewards,
     divisibility,

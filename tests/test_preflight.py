@@ -100,6 +100,23 @@ def test_of_a_large_file_the_first_rows_are_read(tmp_path, monkeypatch):
         ("graph.evaluate.reward=python:nowhere.f", "nowhere"),
         ("graph.rl.policy=python:json.dumps", "expected a policy"),
         ("graph.rl.rollouts_per_update=9", "not a multiple"),
+        ("graph.rl.prompts.source=", "config.graph.rl.prompts: no rows are asked for"),
+        ("graph.compare.prompts.limit=0", "config.graph.compare.prompts: no rows are asked for"),
+        (
+            "graph.sl.inputs.revisions=respond",
+            "'respond' is of kind respond, which writes responses",
+        ),
+        ("graph.feedback.inputs.comparisons=respond", "expected a stage that writes comparisons"),
+        (
+            "graph.feedback.inputs.comparisons=",
+            "config.graph.feedback.inputs.comparisons: is empty",
+        ),
+        (
+            "graph.pm.inputs.labels=compare",
+            "'compare' is of kind compare, which writes comparisons",
+        ),
+        ("graph.pm.inputs.comparisons=", "name the same stage in both"),
+        ("graph.evaluate.inputs.revisions=respond", "which writes responses"),
         ("graph.rl.policy=@pm", "'@pm' is a reward, a policy is needed"),
         ("graph.rl.reward=@sl", "'@sl' is a policy, a reward is needed"),
         ("graph.rl.reward=base", "not a preference model"),
@@ -116,6 +133,11 @@ def test_mistakes_of_late_stages(tmp_path, flag, message):
         return
     assert message in refused(tmp_path, *f"--config.{flag}".split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sources_own_limit_asks_for_rows(tmp_path):
+    flags = ("compare.prompts.limit=0", "compare.prompts.source=embedded:red_team[:20]")
+    check(tmp_path, *(f"--config.graph.{flag}" for flag in flags))
 
 
 def test_kept_snapshots_can_be_named(tmp_path):
@@ -186,3 +208,4 @@ def test_every_check_says_what_it_checks():
     assert all(one.__doc__ for one in preflight.CHECKS)
     kinds = {kind for kind, _ in preflight.NEEDS} | {"human", "report"}
     assert kinds == set(pipeline.KINDS), "a kind of stage whose models nobody checks"
+    assert set(preflight.WRITES) == set(pipeline.KINDS)
