@@ -89,10 +89,9 @@ def _strings(value, path=()):
 
 def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
     """The stages of `config.stages` and all they rest on, parents first. UserError for unknown names, kinds and cycles."""
-    config = auto.resolve(config)
-    check_values(config)
+    check_values(config)  # before `resolve` copies values: the field that was set is named
     profiling.check(config)
-    config = topic.resolve(config)
+    config = topic.resolve(auto.resolve(config))
     graph, nodes, visiting = config.graph, {}, []
     for name in config.stages:
         if name not in graph:

@@ -57,6 +57,7 @@ def test_fingerprints_have_the_values_and_a_line_says_so():
     ]
 
 
-def test_a_clamp_that_is_no_range_is_still_refused():
-    with pytest.raises(UserError, match="clamp: expected two probabilities"):
+def test_a_clamp_that_is_no_range_is_refused_by_the_name_of_the_field_that_was_set():
+    """The defect: evaluate.clamp, which follows pm.clamp, was named although nobody had set it."""
+    with pytest.raises(UserError, match=r"graph\.pm\.clamp: expected two probabilities"):
         pipeline.build_graph(config("--config.graph.pm.clamp=(0.6,0.4)"))
