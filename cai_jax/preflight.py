@@ -345,14 +345,17 @@ def _require_some(where: str, fields: Mapping) -> None:
 def _read(load: Callable, where: str, fields: Mapping) -> None:
     """Reads a source as its stage will, or its first rows where it is large."""
     options = dict(fields)
-    if not options["source"] or options.get("limit") == 0:
+    none = options.get("limit") == 0
+    if not options["source"]:
+        return
+    if none and load is load_comparisons:  # a preference model can do without; prompts are needed
         return
     try:
         paths = sources.files(options["source"])
         whole = bool(paths) and all(
             path.is_file() and path.stat().st_size <= READ_BYTES for path in paths
         )
-        if not whole:
+        if not whole and not none:
             options |= {"offset": 0, "limit": min(options.get("limit") or ROWS, ROWS)}
         load(options.pop("source"), **options)
     except UserError as error:

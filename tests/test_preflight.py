@@ -71,6 +71,14 @@ def test_an_offset_beyond_the_end_is_known_at_the_start(tmp_path):
     assert "0 rows left" in refused(tmp_path, "--config.graph.rl.prompts.offset=100000")
 
 
+def test_prompts_without_any_are_refused_at_the_start_and_comparisons_may_be_none(tmp_path):
+    """The defect: limit=0 was found when its stage began, after all stages before it."""
+    for field in ("rl.prompts", "evaluate.prompts_helpful"):
+        text = refused(tmp_path, f"--config.graph.{field}.limit=0")
+        assert f"config.graph.{field}" in text and "0 rows left" in text
+    check(tmp_path, "--config.graph.pm.human.limit=0")
+
+
 def test_of_a_large_file_the_first_rows_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "READ_BYTES", 100)
     good = [{"prompt": f"prompt {number}"} for number in range(preflight.ROWS)]
