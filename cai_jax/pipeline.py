@@ -263,7 +263,7 @@ def run(
         damaged = [integrity.check(artefacts.StageDirectory(run_path / name)) for name in nodes]
         damaged = [damage for damage in damaged if damage]
         preflight.check(config, nodes, run_path, changed.stages, damaged)
-        # Nothing was moved or opened before this line, and nothing that can be known stops the run after it.
+        # Only on_change=restore has moved anything before this line; nothing that can be known stops the run after it.
         for note in topic_notes(given):
             progress.warn(note)
         for note in auto.notes(given):

@@ -37,6 +37,20 @@ def test_every_pair_meets_once_a_prompt():
     ]
 
 
+def test_elo_where_the_first_model_and_the_anchor_answered_other_prompts():
+    """Written answers may cover one set of prompts alone."""
+    models = ["file", "sl", "rl"]
+    records = [record(name, name) for name in models[1:]]
+    pairs = judged.matches(records, models)
+    verdicts = {
+        name: {"id": name, "on": "red_team", "a": "sl", "b": "rl", "prompt_id": "p1", "p": 0.9}
+        for name in pairs
+    }
+    rows = judged.rows(records, pairs, verdicts, models, "file", "judge")
+    elos = {row["model"]: row["value"] for row in rows if row["metric"] == "elo_judge"}
+    assert set(elos) == {"sl", "rl"} and elos["sl"] == 0.0 and elos["rl"] < 0
+
+
 def test_questions_are_asked_in_both_orders():
     ((name, match),) = judged.matches(
         [record("a", "first text"), record("b", "other text")], ["a", "b"]

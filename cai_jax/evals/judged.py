@@ -122,7 +122,7 @@ def rows(
         pairs: those compared, see `matches`.
         verdicts: id of a match, or "evasive/<record id>" → {"p": …}.
         models: their names in the order of the run.
-        anchor: the model with Elo 0; the first where it played no match.
+        anchor: the model with Elo 0; the first of those that played a match where it played none.
         judge: the judge's name.
         ties: what Elo does with ties, see `elo.elo`.
         seed: of the bootstrap.
@@ -131,7 +131,7 @@ def rows(
     for on in sorted({record["on"] for record in records}):
         won = outcomes([verdicts[name] for name in pairs if name in verdicts], on)
         if won:
-            zero = anchor if any(anchor in pair for pair in won) else models[0]
+            zero = next(name for name in (anchor, *models) if any(name in pair for pair in won))
             ratings = elo.elo(won, zero, ties=ties, seed=seed)
             out += [
                 row(
