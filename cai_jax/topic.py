@@ -7,6 +7,7 @@ no stage goes on with the embedded red-team prompts. `resolve` replaces the refe
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import ml_collections
 
@@ -16,6 +17,7 @@ from cai_jax.errors import UserError
 MARK = "topic:"
 # A source without named splits is divided by a hash of its first human turns (data/selection.py).
 PARTS = {"train": "0-7/10", "heldout": "8-9/10"}
+ALL = "0/1"  # the only one of one part
 SOURCES = ("prompts", "helpful", "comparisons")  # each has a counterpart heldout_NAME
 DEFAULTS = {
     "prompts": "embedded:red_team",
@@ -106,7 +108,7 @@ def _source(value: str, split: str, topic, where: str) -> str:
         source = topic[_known(role, SOURCES, where)]
         heldout = topic[f"heldout_{role}"]
         if split == "heldout" and heldout:
-            source = heldout
+            source = _all_of_files(heldout, source)
         elif source and source != DEFAULTS[role] and not heldout and split in PARTS:
             source = _with_split(source, PARTS[split], split, f"config.topic.{role}", role)
         if source:
@@ -125,10 +127,26 @@ def _with_split(text: str, parts: str, split: str, where: str, role: str) -> str
             )
         if source.split is not None or source.kind == sources.EMBEDDED:
             named.append(piece)
-        elif source.limit is not None:
-            named.append(f"{piece.rpartition('[')[0]}[{parts}:{source.limit}]")
         else:
-            named.append(f"{piece}[{parts}]")
+            named.append(_in_parts(source, parts))
+    return "+".join(named)
+
+
+def _in_parts(source: sources.Source, parts: str) -> str:
+    if source.limit is not None:
+        return f"{source.written.rpartition('[')[0]}[{parts}:{source.limit}]"
+    return f"{source.written}[{parts}]"
+
+
+def _all_of_files(heldout: str, trained: str) -> str:
+    """Held-out sources in which a file that names no split stands for all its rows. One that is trained on as well keeps to
+    those of its split "heldout", and so do data sets, whose splits have names."""
+    known = {os.path.realpath(path) for path in sources.files(trained)}
+    named = []
+    for source in sources.parse(heldout):
+        own = {os.path.realpath(path) for path in sources.paths(source)}
+        apart = source.kind == sources.FILE and source.split is None and not own & known
+        named.append(_in_parts(source, ALL) if apart else source.written)
     return "+".join(named)
 
 

@@ -26,7 +26,8 @@ def topic():
         "helpful": "embedded:helpful",  # ordinary requests, mixed in to keep helpfulness; "" for none
         "comparisons": "embedded:helpful_comparisons",  # people's comparisons for the preference model; "" for none
         # Held out for evaluation. "": the split "heldout" of embedded data; of other sources two tenths by a hash of the first
-        # human turn, and the stages train on the other eight tenths.
+        # human turn, and the stages train on the other eight tenths. A file named here is held out with all its rows; one that is
+        # trained on, too, with those of its split "heldout".
         "heldout_prompts": "",
         "heldout_helpful": "",
         "heldout_comparisons": "",

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from cai_jax import pipeline, topic
+from cai_jax.data.prompts import load_prompts
 from cai_jax.errors import UserError
 from cai_jax.main import parse
 
@@ -45,7 +46,28 @@ def test_held_out_prompts_of_their_own():
     flags = ("--config.topic.prompts=a.jsonl", "--config.topic.heldout_prompts=b.jsonl")
     read = sources(topic.resolve(config(*flags)))
     assert read["respond.prompts"] == "a.jsonl"
-    assert read["evaluate.prompts_red_team"] == "b.jsonl"
+    assert read["evaluate.prompts_red_team"] == "b.jsonl[0/1]"
+
+
+def test_all_rows_of_a_held_out_file_are_held_out_unless_it_is_trained_on(tmp_path):
+    for name, fields in (("a", {}), ("b", {}), ("both", {"split": "train"})):
+        rows = [{"prompt": f"{name} {n}", **fields} for n in range(6)]
+        rows += [{"prompt": f"{name} last", **{key: "heldout" for key in fields}}]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def held_out(prompts, heldout) -> list:
+        flags = (
+            f"--config.topic.prompts={tmp_path}/{prompts}",
+            f"--config.topic.heldout_prompts={heldout}",
+        )
+        fields = topic.resolve(config(*flags)).graph.evaluate.prompts_red_team
+        return load_prompts(fields.source, split=fields.split)
+
+    assert len(held_out("a.jsonl", f"{tmp_path}/b.jsonl")) == 7
+    assert len(held_out("a.jsonl", f"{tmp_path}/b.jsonl[:2]")) == 2
+    assert len(held_out("both.jsonl", f"{tmp_path}/../{tmp_path.name}/both.jsonl")) == 1
+    with pytest.raises(UserError, match="no split 'heldout'"):
+        held_out("a.jsonl", f"{tmp_path}/a.jsonl")
 
 
 def test_every_source_of_a_sum_is_divided():
