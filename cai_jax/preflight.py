@@ -337,7 +337,7 @@ def _require_some(where: str, fields: Mapping) -> None:
         ]
     if all(each["limit"] == 0 for each in limits_of):
         raise UserError(
-            f"{where}: no rows are asked for (source='{fields.source}', limit={fields.get('limit')}); "
+            f"{where}: 0 rows left, none are asked for (source='{fields.source}', limit={fields.get('limit')}); "
             "name a source, or leave the stage out of config.stages"
         )
 

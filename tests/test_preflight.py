@@ -108,8 +108,11 @@ def test_of_a_large_file_the_first_rows_are_read(tmp_path, monkeypatch):
         ("graph.evaluate.reward=python:nowhere.f", "nowhere"),
         ("graph.rl.policy=python:json.dumps", "expected a policy"),
         ("graph.rl.rollouts_per_update=9", "not a multiple"),
-        ("graph.rl.prompts.source=", "config.graph.rl.prompts: no rows are asked for"),
-        ("graph.compare.prompts.limit=0", "config.graph.compare.prompts: no rows are asked for"),
+        ("graph.rl.prompts.source=", "config.graph.rl.prompts: 0 rows left, none are asked for"),
+        (
+            "graph.compare.prompts.limit=0",
+            "config.graph.compare.prompts: 0 rows left, none are asked for",
+        ),
         (
             "graph.sl.inputs.revisions=respond",
             "'respond' is of kind respond, which writes responses",
