@@ -113,7 +113,10 @@ def _preset(arguments: list[str]) -> str:
         r'^TOPOLOGY = "([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE
     )
     if not found:
-        raise UserError(f"--topology is missing; {USAGE}")
+        raise UserError(
+            "--topology is missing, and the config has no line TOPOLOGY; give the chips, such as "
+            f"--topology=v5e:8x8 or --topology=h100:8; {USAGE}"
+        )
     return found[1]
 
 

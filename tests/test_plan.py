@@ -194,7 +194,10 @@ def test_presets_name_their_topology(path):
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (["--config=configs/tiny.py"], "--topology is missing"),
+        (
+            ["--config=configs/tiny.py"],
+            "--topology is missing, and the config has no line TOPOLOGY",
+        ),
         (["--topology=v9:1", "--config=configs/tiny.py"], "v5e:8x8"),
         (["--config=configs/tiny.py", "--topology=v5e:2x2", "--slices=x"], "expected a number"),
         (["--config=configs/tiny.py", "--topology"], "needs a value"),
