@@ -19,7 +19,7 @@ from cai_jax.evals.rows import find, row
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.stages import evaluate
 from cai_jax.structs import Completion, Message, Score
-from configs import evaluations
+from configs import evaluations, tiny
 from tests.synthetic_tokenizers import BYTE_FORMAT
 
 WORDS = {
@@ -338,6 +338,16 @@ def test_models_stand_in_the_order_of_the_run():
     run_config = Context("x").run_config
     models = {"rl": "@rl", "a": "helpful", "rl5": "@rl:5", "sl": "@sl"}
     assert list(evaluate.in_order(models, run_config)) == ["a", "sl", "rl5", "rl"]
+
+
+def test_models_stand_in_the_same_order_where_a_command_runs_evaluate_alone():
+    """The defect: with config.stages=evaluate the models went by their names, and the headline compared another one."""
+    config = tiny.get_config()
+    whole = list(evaluate.in_order(config.graph.evaluate.models, config))
+    assert whole == ["initial", "sl", "rl"]
+    for stages in (("evaluate", "report"), ("rl", "evaluate")):
+        config.stages = stages
+        assert list(evaluate.in_order(config.graph.evaluate.models, config)) == whole
 
 
 def test_a_null_result_is_said(tmp_path):

@@ -117,17 +117,37 @@ def cut_answers(records) -> dict[str, dict[str, int]]:
 
 def in_order(models, run_config) -> dict[str, str]:
     """name → reference: given models first, then those that stages trained, in the order of the stages. The first is
-    what the others are compared with (a ConfigDict forgets the order in which it was written)."""
+    what the others are compared with (a ConfigDict forgets the order in which it was written).
+
+    Where a command runs a few stages only, the order is that in which stages need each other: config.stages does not say."""
+    targets = {name: resolve_role(run_config, value) for name, value in models.items()}
+    trained = {
+        target.removeprefix("@").partition(":")[0]
+        for target in targets.values()
+        if target.startswith("@")
+    }
+    stages = list(run_config.stages)
+    if trained <= set(stages):
+        numbers = {stage: stages.index(stage) for stage in trained}
+    else:
+        numbers = {stage: _depth(run_config, stage) for stage in trained}
 
     def place(item):
-        target = resolve_role(run_config, item[1])
+        target = targets[item[0]]
         stage, _, step = target.removeprefix("@").partition(":")
-        stages = list(run_config.stages)
-        known = target.startswith("@") and stage in stages
-        number = stages.index(stage) if known else len(stages) if target.startswith("@") else -1
-        return number, int(step) if target.startswith("@") and step else 10**12, item[0]
+        number = numbers[stage] if target.startswith("@") else -1
+        return number, int(step) if target.startswith("@") and step else 10**12, stage, item[0]
 
     return dict(sorted(models.items(), key=place))
+
+
+def _depth(run_config, stage: str) -> int:
+    """How many stages have to be done, one after the other, before this one."""
+    fields = run_config.graph.get(stage) or {}
+    roles = [resolve_role(run_config, value) for value in fields.values() if isinstance(value, str)]
+    parents = [value for value in (fields.get("inputs") or {}).values() if value]
+    parents += [role[1:].partition(":")[0] for role in roles if role.startswith("@")]
+    return max((_depth(run_config, parent) + 1 for parent in parents), default=0)
 
 
 def _prompt_sets(ctx: StageContext) -> dict[str, list]:
