@@ -39,7 +39,12 @@ def fix(config: ml_collections.ConfigDict, run_path) -> dict:
         known = artefacts.read_json(run_path / FILE) or {}
         today = datetime.date.today().isoformat()
         pins["date"] = config.get("date") or known.get("date") or today
-        pins["revisions"] = _revisions(config, known.get("revisions") or {})
+        revisions = known.get("revisions") or {}
+        if not isinstance(revisions, dict):
+            raise UserError(
+                f"{run_path / FILE}: field 'revisions': expected an object; move it away"
+            )
+        pins["revisions"] = _revisions(config, revisions)
     pins = artefacts.from_writer(pins)
     for fields, key, path, _ in _strings(config):
         for text, *_ in _unpinned(fields[key], path):

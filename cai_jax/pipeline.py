@@ -249,6 +249,7 @@ def run(
 
     `describe`: what RUN/config.json is to hold; it is written once the run is known to be ours and unchanged.
     """
+    check_values(config)
     run_path = epath.Path(workdir)
     pinned = pins.fix(config, run_path)
     nodes, given = build_graph(config), config

@@ -3,7 +3,7 @@
 import ml_collections
 import pytest
 
-from cai_jax import checks, labels
+from cai_jax import checks, labels, pipeline
 from cai_jax.errors import UserError
 from configs import default
 
@@ -176,3 +176,10 @@ def test_a_group_that_is_none(name, value):
     fields = default.base_config().to_dict() | {"stages": ("respond",), name: value}
     with pytest.raises(UserError, match=rf"config.{name}: expected a group of fields"):
         checks.check_values(ml_collections.ConfigDict(fields))
+
+
+def test_groups_are_checked_before_anything_reads_them(tmp_path):
+    fields = default.base_config().to_dict() | {"stages": ("respond",), "models": "text"}
+    with pytest.raises(UserError, match="config.models: expected a group of fields"):
+        pipeline.run(ml_collections.ConfigDict(fields), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
