@@ -128,3 +128,13 @@ def test_long_items_are_counted_and_the_limit_is_of_those_that_are_left(tmp_path
     assert [item.id for item in found] == ["5", "7"] and dropped == {
         "longer than max_characters": 1
     }
+
+
+def test_the_rows_of_a_small_file_that_are_all_in_other_parts_are_named(tmp_path):
+    """The defect: "0 rows left … none dropped" of a file of two rows that chance had held out."""
+    file = tmp_path / "two.jsonl"
+    file.write_text(json.dumps({"prompt": "How are you?"}) + "\n")
+    part = part_of(load_prompts(str(file))[0].dialogue, 10)
+    other = (part + 1) % 10
+    with pytest.raises(UserError, match=r"0 rows left: .*\(1 in the other parts: too few rows"):
+        load_prompts(str(file), split=f"{other}/10")

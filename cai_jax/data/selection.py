@@ -88,6 +88,7 @@ def take(
     kept: list = []
     ids: set[str] = set()
     first: dict = {}
+    elsewhere = 0
     for line, row in rows if limit != 0 else ():
         first = first or row
         try:
@@ -104,6 +105,7 @@ def take(
             bad.add(line, error, bool(ids))
             continue
         if not isinstance(item, str) and not wanted(item):
+            elsewhere += 1
             continue
         too_long = not isinstance(item, str) and max_characters is not None
         if too_long and characters(item) > max_characters:
@@ -120,6 +122,8 @@ def take(
     if not kept:
         reasons = [f"{count} {reason}" for reason, count in sorted(dropped.items())]
         chosen = f" of split '{split}'{of_split.others()}" if split else ""
+        if elsewhere and not ids:
+            chosen += f" ({elsewhere} in the other parts: too few rows to be divided)"
         fields = f"; fields: {', '.join(first)}" if first and not ids else ""
         raise UserError(
             f"{source.place}: 0 rows left: {len(ids)} {what}{chosen}, offset {offset}, limit {limit}, "
