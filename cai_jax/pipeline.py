@@ -87,6 +87,23 @@ def _strings(value, path=()):
             yield from _strings(item, (*path, str(index)))
 
 
+def reads_whole_run(kind: str) -> bool:
+    """Whether stages of that kind read every stage of the run, whatever a command names."""
+    return getattr(stage_module(kind), "READS_WHOLE_RUN", False)
+
+
+def _stages_read(node: Node, run_path: epath.Path) -> dict[str, str] | None:
+    """Stage → fingerprint of every finished stage of the run; None for a stage that reads its inputs only."""
+    if not reads_whole_run(node.kind):
+        return None
+    read = {}
+    for path in sorted(run_path.glob("*/manifest.json")):
+        manifest = artefacts.StageDirectory(path.parent).manifest
+        if path.parent.name != node.name and manifest.get("done"):
+            read[path.parent.name] = manifest["fingerprint"]
+    return read
+
+
 def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
     """The stages of `config.stages` and all they rest on, parents first. UserError for unknown names, kinds and cycles."""
     check_values(config)  # before `resolve` copies values: the field that was set is named
@@ -127,7 +144,7 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
             if isinstance(value, str) and value.startswith("@"):
                 parents[value[1:].partition(":")[0]] = None
         module = stage_module(kind)
-        if getattr(module, "READS_WHOLE_RUN", False):
+        if reads_whole_run(kind):
             parents.update(
                 dict.fromkeys(other for other in config.stages[: config.stages.index(name)])
             )
@@ -143,7 +160,7 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
         if args != templates.DEFAULT_ARGS and models:
             others["template_args"] = dict(args)
         words = topic.Words.of(config)
-        if getattr(module, "READS_WHOLE_RUN", False) and words != topic.Words():
+        if reads_whole_run(kind) and words != topic.Words():
             others["topic"] = dataclasses.asdict(words)
         if config.get("date") and any(map(identity.writes_date, models)):
             others["date"] = config.date
@@ -154,6 +171,8 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
         ):  # off is no field: older runs stay as they are
             others["int8"] = True
         inputs = [visit(parent).fingerprint for parent in parents]
+        if reads_whole_run(kind):
+            inputs = []  # a command may run it with few stages named: `_run_stage` compares what it read
         visiting.pop()
         mark = artefacts.fingerprint(kind, canonical | others, inputs, module.SCHEMA)
         nodes[name] = Node(name, kind, fields | shown | others, tuple(parents), mark)
@@ -314,8 +333,8 @@ def _run_mended(node: Node, nodes: dict[str, Node], config, run_path: epath.Path
 
 def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
     directory = artefacts.StageDirectory(run_path / node.name)
-    manifest = directory.manifest
-    if manifest.get("done"):
+    manifest, stages_read = directory.manifest, _stages_read(node, run_path)
+    if manifest.get("done") and manifest.get("stages_read") == stages_read:
         directory.mirror_manifest()
         progress.say(f"[{node.name}] done before: {manifest['summary'].get('headline', '')}")
         return {
@@ -368,6 +387,7 @@ def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
         tokens=ctx.tokens,
         peak_bytes=peak,
         done=True,
+        **({} if stages_read is None else {"stages_read": stages_read}),
     )
     artefacts.barrier(f"done {node.name}")
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(ctx.dropped.items()))

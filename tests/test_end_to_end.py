@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 
 import pytest
@@ -98,3 +99,16 @@ def test_eight_devices_give_what_one_gives(finished, tmp_path):
     assert [row["loss"] for row in rows[0]] == pytest.approx(
         [row["loss"] for row in rows[1]], rel=1e-5
     )
+
+
+def test_a_report_alone_is_done_before_and_written_again_when_a_stage_is_new(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    again = run(workdir, "--config.stages=report")
+    assert again.returncode == 0 and "[report] done before" in again.stdout, again.stderr
+    # Without the finished stage that the report read, it is another report.
+    (workdir / "feedback_chain").rename(tmp_path / "feedback_chain")
+    stages = "--config.stages=respond,respond_helpful,revise,report"
+    other = run(workdir, stages)
+    assert other.returncode == 0 and "[report] done before" not in other.stdout, other.stderr
+    assert "[report] done before" in run(workdir, stages).stdout

@@ -121,7 +121,7 @@ def test_parents_come_from_inputs_and_models():
 def test_a_changed_field_touches_what_rests_on_it_and_no_more():
     before, after = graph(), graph("--config.graph.compare.max_new_tokens=13")
     changed = {name for name in before if before[name].fingerprint != after[name].fingerprint}
-    assert changed == {"compare", "feedback", "feedback_chain", "pm", "rl", "evaluate", "report"}
+    assert changed == {"compare", "feedback", "feedback_chain", "pm", "rl", "evaluate"}
     seeded = graph("--config.seed=1")
     assert all(before[name].fingerprint != seeded[name].fingerprint for name in before)
     meshed = graph("--config.mesh.fsdp=2", "--config.sampling.batch_size=4")
