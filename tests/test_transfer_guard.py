@@ -81,7 +81,7 @@ def test_supervised(guarded, tmp_path, tiny_model):
 
 def test_preference_model(guarded, tmp_path, tiny_model):
     ctx = context("pm", tmp_path, tiny_model)
-    ctx.config.human.limit = 6
+    ctx.config.human.update({"source": "embedded:helpful_comparisons", "limit": 6})
     pm.run(ctx)
     assert (
         len(guarded) >= 2 and "flops_per_second" in read_rows(tmp_path / "pm" / "timing.jsonl")[0]
