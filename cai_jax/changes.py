@@ -127,6 +127,8 @@ def restore(nodes: Mapping, run_path: epath.Path, stages: Sequence[str]) -> list
     """Moves those of `stages` back that were moved aside under just the fingerprint of `nodes`; returns their names.
 
     What is in their place goes aside in turn. A stage whose directory fits already is left alone.
+
+    Raises UserError, with nothing moved, where another stage of the run would still be a changed one.
     """
     found = {}
     for name in stages:
@@ -142,6 +144,9 @@ def restore(nodes: Mapping, run_path: epath.Path, stages: Sequence[str]) -> list
             ):
                 found[name] = kept
                 break
+    # What would stay changed stops the command before anything moves.
+    rest = {name: node for name, node in nodes.items() if name not in found}
+    require_allowed(find(rest, run_path), stages, "restore")
     artefacts.barrier(f"found aside {sorted(found)}")
     if artefacts.is_writer():
         for name, kept in found.items():

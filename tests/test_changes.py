@@ -112,7 +112,11 @@ def test_what_was_moved_aside_comes_back(tmp_path, capsys):
     assert set(changes.restore(before, path, tuple(before))) == set(stale)
     assert made_by(tmp_path) == {name: node.fingerprint for name, node in before.items()}
     assert changes.restore(before, path, tuple(before)) == []
-    # What was in its place is aside in turn, and comes back the same way.
+    # What was in its place is aside in turn; alone it does not fit the other stages, so nothing moves.
+    with pytest.raises(UserError, match="Stages touched: feedback"):
+        changes.restore(after, path, tuple(after))
+    assert made_by(tmp_path) == {name: node.fingerprint for name, node in before.items()}
+    changes.move_aside(path, [name for name in stale if name != "compare"])
     assert changes.restore(after, path, tuple(after)) == ["compare"]
 
 

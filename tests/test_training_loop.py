@@ -86,6 +86,10 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, kill_at):
     want = run(tmp_path / "a")
     with pytest.raises(Killed):
         run(tmp_path / "b", kill_at=kill_at)
+    if kill_at >= 2:  # a step is saved at every second one
+        assert (
+            checkpoints_lib.Checkpoints(tmp_path / "b" / "checkpoints").latest() == kill_at // 2 * 2
+        )
     got = run(tmp_path / "b")
     np.testing.assert_array_equal(got[0], want[0])
     assert got[1:] == want[1:] and want[2] == {"trained": 21}
