@@ -1,13 +1,16 @@
-"""The multiple-choice answers of a run beside transformers, row by row: `python -m benchmarks.evaluations RUN [--minutes 20]`.
+"""The multiple-choice answers of a run beside transformers, row by row: `python -m
+benchmarks.evaluations RUN [--minutes 20]`.
 
-RUN has an `evaluate` stage that a Hugging Face directory answered (configs/evaluations.py). Every question is rendered, tokenised
-and read anew by transformers and torch in float32, and its options' log-probabilities are compared with those in choices.jsonl.
-To make that affordable transformers keeps the keys and values of what a question has in common with the one before it (few-shot
-headers, the template's beginning), and reads the prompt once for all options; `--whole n` rows of each set and mode are read
-without that as well, every option with its whole text in one forward pass.
+RUN has an `evaluate` stage that a Hugging Face directory answered (configs/evaluations.py). Every
+question is rendered, tokenised and read anew by transformers and torch in float32, and its options'
+log-probabilities are compared with those in choices.jsonl. To make that affordable transformers
+keeps the keys and values of what a question has in common with the one before it (few-shot headers,
+the template's beginning), and reads the prompt once for all options; `--whole n` rows of each set
+and mode are read without that as well, every option with its whole text in one forward pass.
 
-Rows are kept in RUN/parity.jsonl (or --json FILE); the same command goes on where it was. Zero-shot comes first. `--sample n`
-takes n rows of each set and mode only, drawn at random, the same in every call.
+Rows are kept in RUN/parity.jsonl (or --json FILE); the same command goes on where it was. Zero-shot
+comes first. `--sample n` takes n rows of each set and mode only, drawn at random, the same in every
+call.
 """
 
 from __future__ import annotations
@@ -53,8 +56,8 @@ class Peer:
         self.cache, self.kept = self.new_cache(), []
 
     def ask(self, shots, item, kind: str) -> tuple[list[int], list[list[int]]]:
-        """The token ids of a question behind worked (item, answer) pairs, and those of its options where they go on from
-        it, by transformers' own template and tokenizer."""
+        """The token ids of a question behind worked (item, answer) pairs, and those of its options
+        where they go on from it, by transformers' own template and tokenizer."""
         lead, closed = multiple_choice.choices.ANSWER_LEAD, multiple_choice.closed
         if kind == "text":
             text = ""
@@ -147,7 +150,8 @@ def questions(run: pathlib.Path, stage: str) -> Iterator[tuple[str, str, list, M
 
 
 def drawn(count: int, sample: int, *where: str) -> list[int]:
-    """The numbers of the rows of one set and mode that are compared, in order: all, or `sample` of them."""
+    """The numbers of the rows of one set and mode that are compared, in order: all, or `sample` of
+    them."""
     order = seeds.row_rng(0, "parity", *where).permutation(count)
     return sorted(order[:sample].tolist()) if sample else list(range(count))
 
@@ -155,7 +159,8 @@ def drawn(count: int, sample: int, *where: str) -> list[int]:
 def compare(
     run: pathlib.Path, stage: str, out: pathlib.Path, minutes: float, whole: int, sample: int = 0
 ) -> dict:
-    """Appends the rows that `out` does not have yet, for so many minutes; returns what the rows were made with."""
+    """Appends the rows that `out` does not have yet, for so many minutes; returns what the rows
+    were made with."""
     config = Run(run).config
     reference = resolve_role(
         type("", (), {"models": config["models"]}), config["graph"][stage]["feedback"]
@@ -213,7 +218,8 @@ def read(path: pathlib.Path) -> list[dict]:
 
 
 def summary(rows: list[dict]) -> dict:
-    """Of some rows: how often both pick the same option, their accuracies, and how far log-probabilities lie apart."""
+    """Of some rows: how often both pick the same option, their accuracies, and how far
+    log-probabilities lie apart."""
     apart = [np.abs(np.subtract(row["ours"], row["theirs"])) for row in rows]
     close = []  # what lies between the best two options where the picks differ
     for row in rows:
@@ -249,7 +255,10 @@ def table(rows: list[dict]) -> str:
         groups[row["set"], row["mode"]].append(row)
     groups["all", ""] = rows
     out = [
-        "| set | mode | rows | same tokens | same pick | accuracy, ours / peer | logprobs apart: largest, mean | whole texts |",
+        (
+            "| set | mode | rows | same tokens | same pick | accuracy, ours / peer | logprobs "
+            "apart: largest, mean | whole texts |"
+        ),
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (on, mode), part in groups.items():
@@ -261,7 +270,8 @@ def table(rows: list[dict]) -> str:
         )
         accuracies = f"{s['accuracy']:.1%} / {s['accuracy_peer']:.1%}" if mode else ""
         out.append(
-            f"| {on} | {mode} | {s['rows']} | {s['same_tokens']} | {s['same_pick']} ({s['same_pick'] / s['rows']:.1%}) | "
+            f"| {on} | {mode} | {s['rows']} | {s['same_tokens']} | {s['same_pick']} "
+            f"({s['same_pick'] / s['rows']:.1%}) | "
             f"{accuracies} | {s['largest_difference']:.1e}, {s['mean_difference']:.1e} | {whole} |"
         )
     return "\n".join(out)

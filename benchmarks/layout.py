@@ -1,7 +1,9 @@
-"""From the learner's layout to the sampler's: `python -m benchmarks.layout [--mesh data,fsdp,tensor] [--model DIR] [--json FILE]`.
+"""From the learner's layout to the sampler's: `python -m benchmarks.layout [--mesh
+data,fsdp,tensor] [--model DIR] [--json FILE]`.
 
-A round of rollouts begins with it: parameters split over fsdp are gathered, layers taken apart, projections joined. Several
-devices on a CPU are virtual ones (`JAX_NUM_CPU_DEVICES=8`), linked by the memory they share: bytes carry over, seconds do not.
+A round of rollouts begins with it: parameters split over fsdp are gathered, layers taken apart,
+projections joined. Several devices on a CPU are virtual ones (`JAX_NUM_CPU_DEVICES=8`), linked by
+the memory they share: bytes carry over, seconds do not.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from cai_jax.sampling.engine import Engine
 
 
 def measure(directory: str, sizes: tuple[int, int, int], repeats: int) -> dict:
-    """Median seconds of `Engine.update`, the first not counted (it compiles), and GiB before and after on all devices."""
+    """Median seconds of `Engine.update`, the first not counted (it compiles), and GiB before and
+    after on all devices."""
     mesh = sharding.make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
     config, params = hf.load_hf(directory, dtype=jnp.float32, mesh=mesh)
     held = sum(

@@ -1,9 +1,11 @@
-"""What loading costs a host beyond what its devices hold: a synthetic checkpoint on eight virtual devices.
+"""What loading costs a host beyond what its devices hold: a synthetic checkpoint on eight virtual
+devices.
 
     python -m benchmarks.loading [--gigabytes 4] [--dtype float32] [--directory DIR]
 
-The checkpoint is written tensor by tensor, in files of 1 GB, and removed afterwards. Each mesh is loaded in a process of
-its own; its peak is that of the resident memory (VmHWM, pages of mapped files included) while `load_hf` runs.
+The checkpoint is written tensor by tensor, in files of 1 GB, and removed afterwards. Each mesh is
+loaded in a process of its own; its peak is that of the resident memory (VmHWM, pages of mapped
+files included) while `load_hf` runs.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ LIMIT = 1.2  # times the largest tensor
 
 
 def architecture(gigabytes: float) -> ModelConfig:
-    """A Llama of about that many 10⁹ bytes in float32, at least one layer; its largest tensor is the embedding."""
+    """A Llama of about that many 10⁹ bytes in float32, at least one layer; its largest tensor is
+    the embedding."""
     layers = max(1, round((gigabytes * 1e9 / 4 - 64000 * 2048) / 62.9e6))
     return ModelConfig(
         family="llama",
@@ -54,7 +57,8 @@ def value(name: str, shape) -> np.ndarray:
 
 
 def write(directory: pathlib.Path, config: ModelConfig, shard_bytes: int = 10**9) -> int:
-    """Writes the checkpoint, never holding more than one tensor; returns the bytes of the largest."""
+    """Writes the checkpoint, never holding more than one tensor; returns the bytes of the
+    largest."""
     shapes = names.tensor_shapes(hf._weights(config))
     shards, size = [{}], 0
     for name, shape in shapes.items():
@@ -91,7 +95,8 @@ def _status(field: str) -> int:
 
 
 def measure(directory: str, fsdp: int, tensor: int, dtype: str) -> dict:
-    """Loads in this process; bytes before, held by the devices, and at the peak, above what was there before."""
+    """Loads in this process; bytes before, held by the devices, and at the peak, above what was
+    there before."""
     import jax
 
     from cai_jax import sharding
@@ -138,8 +143,10 @@ def main() -> None:
     for found in run(arguments.gigabytes, arguments.dtype, arguments.directory):
         beyond = found["peak"] - found["held"]
         print(
-            f"{found['tensors'] / 1e9:.2f} GB, fsdp {found['fsdp']}, tensor {found['tensor']}: devices hold "
-            f"{found['held'] / 1e9:.2f} GB, peak {found['peak'] / 1e9:.2f} GB: beyond it {beyond / 1e9:.2f} GB, "
+            f"{found['tensors'] / 1e9:.2f} GB, fsdp {found['fsdp']}, tensor {found['tensor']}: "
+            "devices hold "
+            f"{found['held'] / 1e9:.2f} GB, peak {found['peak'] / 1e9:.2f} GB: beyond it "
+            f"{beyond / 1e9:.2f} GB, "
             f"{beyond / found['largest']:.2f} × the largest tensor (limit {LIMIT})"
         )
 

@@ -1,6 +1,8 @@
-"""transformers' `generate` as a process of its own: one JSON request a line in, one JSON answer a line out.
+"""transformers' `generate` as a process of its own: one JSON request a line in, one JSON answer a
+line out.
 
-It gets the allocator settings that suit it best, which must stand in the environment before the process begins.
+It gets the allocator settings that suit it best, which must stand in the environment before the
+process begins.
 """
 
 from __future__ import annotations
@@ -38,11 +40,12 @@ class Peer:
         self.ask(kind="ready")
 
     def ask(self, **request) -> dict:
-        """kind "ready"; or "generate" with batches [{"prompts": token lists, "new_tokens": n}], optionally a "header" that
-        all prompts begin with (prefilled once, in the measured time) and "eos" ids; or "forward" with batches
-        [{"texts": token lists, "counts": how many tokens at each one's end are asked for}]. Returns seconds by the clock and
-        of processors (and those of the header among them), the sampled rows or the sums of log-probabilities, and the
-        process's peak memory since it began."""
+        """kind "ready"; or "generate" with batches [{"prompts": token lists, "new_tokens": n}],
+        optionally a "header" that all prompts begin with (prefilled once, in the measured time) and
+        "eos" ids; or "forward" with batches [{"texts": token lists, "counts": how many tokens at
+        each one's end are asked for}]. Returns seconds by the clock and of processors (and those of
+        the header among them), the sampled rows or the sums of log-probabilities, and the process's
+        peak memory since it began."""
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -64,8 +67,8 @@ def forget_peak() -> None:
 
 
 def peak_bytes() -> int:
-    """Largest resident memory of this process; ru_maxrss begins with that of whoever started it, so it is not used where
-    there is another."""
+    """Largest resident memory of this process; ru_maxrss begins with that of whoever started it, so
+    it is not used where there is another."""
     try:
         status = pathlib.Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
@@ -74,8 +77,9 @@ def peak_bytes() -> int:
 
 
 def generate(model, prompts, new_tokens, header=None, eos=None):
-    """One static batch, left-padded, sampling at temperature 1; without `eos` every row runs to its length. `header`: a
-    prefix that all prompts begin with, whose cache (made by the caller once) is repeated for every row."""
+    """One static batch, left-padded, sampling at temperature 1; without `eos` every row runs to its
+    length. `header`: a prefix that all prompts begin with, whose cache (made by the caller once) is
+    repeated for every row."""
     import torch
 
     longest = max(map(len, prompts))
@@ -106,8 +110,8 @@ def generate(model, prompts, new_tokens, header=None, eos=None):
 
 
 def forward(model, texts, counts):
-    """log P of the last `counts` tokens of each text, summed: one plain pass over the padded batch, with logits for nothing
-    but those tokens."""
+    """log P of the last `counts` tokens of each text, summed: one plain pass over the padded batch,
+    with logits for nothing but those tokens."""
     import torch
 
     longest = max(map(len, texts))

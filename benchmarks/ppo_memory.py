@@ -1,12 +1,16 @@
-"""Peak memory of one PPO update with its four roles: all weights trained, against adapters over one base.
+"""Peak memory of one PPO update with its four roles: all weights trained, against adapters over one
+base.
 
-    python -m benchmarks.ppo_memory [--model models/smollm2-135m-instruct] [--rank 16] [--rollouts 8] [--directory DIR]
+    python -m benchmarks.ppo_memory [--model models/smollm2-135m-instruct] [--rank 16] [--rollouts
+    8] [--directory DIR]
 
-Each way is the rl stage itself, in a process of its own: it samples, scores, freezes and learns. Full: policy, its reference, a
-preference model and a value model of their own. Adapters: all four on one base. The peak is that of the whole process
-(`peak_bytes` of the stage's manifest), Python and JAX included. The stage runs twice, the second time with programs from
-the compilation cache: what compiling takes is told beside it. Freed memory goes back to the system, as it does where nothing is
-set; with --keep the allocator keeps it, as `make` and benchmarks of speed have it, and what was freed counts too.
+Each way is the rl stage itself, in a process of its own: it samples, scores, freezes and learns.
+Full: policy, its reference, a preference model and a value model of their own. Adapters: all four
+on one base. The peak is that of the whole process (`peak_bytes` of the stage's manifest), Python
+and JAX included. The stage runs twice, the second time with programs from the compilation cache:
+what compiling takes is told beside it. Freed memory goes back to the system, as it does where
+nothing is set; with --keep the allocator keeps it, as `make` and benchmarks of speed have it, and
+what was freed counts too.
 """
 
 from __future__ import annotations
@@ -47,7 +51,8 @@ def get_config():
 def run(
     folder: pathlib.Path, name: str, stages: tuple[str, ...], keep: bool, **fields
 ) -> tuple[int, int]:
-    """(peak in bytes of the rl stage, the same with compiling) of a run in processes of their own, one a stage."""
+    """(peak in bytes of the rl stage, the same with compiling) of a run in processes of their own,
+    one a stage."""
     env = {name: value for name, value in os.environ.items() if name not in ALLOCATOR} | (
         ALLOCATOR if keep else {}
     )
@@ -126,8 +131,10 @@ def main() -> None:
         )
         runtime = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(
-            f"one PPO update, {arguments.rollouts} rollouts of up to 96 tokens: all weights {full / 1e9:.2f} GB, adapters of "
-            f"rank {arguments.rank} {low / 1e9:.2f} GB: {low / full:.0%} (compiling too: {low_compiling / 1e9:.2f} of "
+            f"one PPO update, {arguments.rollouts} rollouts of up to 96 tokens: all weights "
+            f"{full / 1e9:.2f} GB, adapters of "
+            f"rank {arguments.rank} {low / 1e9:.2f} GB: {low / full:.0%} (compiling too: "
+            f"{low_compiling / 1e9:.2f} of "
             f"{full_compiling / 1e9:.2f} GB; Python without a model: {runtime / 1e9:.2f} GB)"
         )
     finally:

@@ -1,4 +1,5 @@
-"""What `benchmarks.sampling` writes: raw seconds of every repeat, and the medians that follow from them."""
+"""What `benchmarks.sampling` writes: raw seconds of every repeat, and the medians that follow from
+them."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ def save(path: pathlib.Path, results: dict) -> None:
 
 
 def entry(results: dict, key: str, settings: dict) -> dict:
-    """The workload's place in the results, which further repeats are added to. ValueError where what is there was measured
-    in another way."""
+    """The workload's place in the results, which further repeats are added to. ValueError where
+    what is there was measured in another way."""
     known = results.setdefault("workloads", {}).setdefault(key, {"settings": settings, "ways": {}})
     if known.get("settings") != settings:
         before = known.get("settings") or {}
@@ -31,7 +32,8 @@ def entry(results: dict, key: str, settings: dict) -> dict:
             sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
         )
         raise ValueError(
-            f"'{key}' is there already, measured otherwise ({names}); give another file, or remove it there"
+            f"'{key}' is there already, measured otherwise ({names}); give another file, or "
+            "remove it there"
         )
     return known
 
@@ -42,7 +44,8 @@ def repeats(known: dict) -> int:
 
 
 def add(known: dict, found: dict) -> None:
-    """One repeat: {way: {"wall", "cpu": seconds of the whole, "share": the part of the work that was run}}."""
+    """One repeat: {way: {"wall", "cpu": seconds of the whole, "share": the part of the work that
+    was run}}."""
     for name, took in found.items():
         way = known["ways"].setdefault(name, {"share": [], "wall_s": [], "cpu_s": []})
         way["share"].append(round(took["share"], 4))
@@ -51,8 +54,8 @@ def add(known: dict, found: dict) -> None:
 
 
 def summarise(known: dict) -> dict:
-    """{way: median, fastest and slowest seconds by both clocks, units a second at the median; and how many times as long as
-    ours it took, as the median, least and most of the repeats}."""
+    """{way: median, fastest and slowest seconds by both clocks, units a second at the median; and
+    how many times as long as ours it took, as the median, least and most of the repeats}."""
     summary = {}
     for name, way in known["ways"].items():
         row = summary[name] = {"repeats": len(way["wall_s"]), "share": min(way["share"])}
@@ -82,8 +85,10 @@ def lines(key: str, known: dict) -> list[str]:
     for name, row in known["summary"].items():
         part = f" (measured on {row['share']:.3g} of the work)" if row["share"] < 1 else ""
         result.append(
-            f"{key:12} {name:32} {row['median_s']:8.2f} s ({row['min_s']:.2f} to {row['max_s']:.2f}) {row['per_second']:8.1f}/s   "
-            f"{row.get('times_ours', 0):.2f}× ours ({row.get('times_ours_min', 0):.2f} to {row.get('times_ours_max', 0):.2f}); "
+            f"{key:12} {name:32} {row['median_s']:8.2f} s ({row['min_s']:.2f} to "
+            f"{row['max_s']:.2f}) {row['per_second']:8.1f}/s   "
+            f"{row.get('times_ours', 0):.2f}× ours ({row.get('times_ours_min', 0):.2f} to "
+            f"{row.get('times_ours_max', 0):.2f}); "
             f"of processors {row['median_cpu_s']:.2f} s, {row.get('times_ours_cpu', 0):.2f}×{part}"
         )
     mib = ", ".join(
@@ -93,7 +98,8 @@ def lines(key: str, known: dict) -> list[str]:
     )
     late = f", {known['late_programs']} more while measuring" if known.get("late_programs") else ""
     result.append(
-        f"{'':12} {repeats(known)} repeats; compiles {known['compile_s']:.1f} s, {known['programs']} programs{late}; "
+        f"{'':12} {repeats(known)} repeats; compiles {known['compile_s']:.1f} s, "
+        f"{known['programs']} programs{late}; "
         f"peak MiB: {mib}"
     )
     return result

@@ -1,9 +1,10 @@
 """What weights in 8 bits cost: `python -m benchmarks.rounding [--base] --json out.json`.
 
-Of the sampler's copy, or (--base) of the frozen base under adapters, where the unembedding stays as it is. The distributions
-of the next token under the model's own weights and under the rounded ones, at every position of the embedded prompts:
-Kullback-Leibler divergence in nats, and how often the most probable token is the same. With --base also supervised steps of
-adapters on either base, from the same start, on the better answers of the embedded comparisons.
+Of the sampler's copy, or (--base) of the frozen base under adapters, where the unembedding stays as
+it is. The distributions of the next token under the model's own weights and under the rounded ones,
+at every position of the embedded prompts: Kullback-Leibler divergence in nats, and how often the
+most probable token is the same. With --base also supervised steps of adapters on either base, from
+the same start, on the better answers of the embedded comparisons.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from cai_jax.training import state as state_lib
 
 
 def rounded_params(params: dict, config: ModelConfig) -> tuple[dict, jax.Array]:
-    """(parameters with the layers' matrices rounded, the unembedding rounded), each as float32 again."""
+    """(parameters with the layers' matrices rounded, the unembedding rounded), each as float32
+    again."""
 
     def back(weight, axes_in):
         found = weights.rounded(weight, axes_in)
@@ -64,8 +66,8 @@ def compare(params, unembed, other, other_unembed, tokens_BxT, mask_BxT, config:
 def learn(
     config: ModelConfig, params: dict, form, steps: int, rows: int = 4, rank: int = 16
 ) -> dict:
-    """Losses of `steps` supervised steps of adapters on the base as it is and on the rounded one, and of both afterwards on
-    examples that neither has seen."""
+    """Losses of `steps` supervised steps of adapters on the base as it is and on the rounded one,
+    and of both afterwards on examples that neither has seen."""
     mesh, tx, found = sharding.make_mesh({"data": 1}, jax.devices()[:1]), optim.adam(1e-3), {}
     items = load_comparisons("embedded:helpful_comparisons")[0]
     encoded = [form.example((*item.dialogue, Message("assistant", item.chosen))) for item in items]

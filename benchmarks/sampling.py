@@ -1,14 +1,17 @@
-"""The sampling engine beside transformers' `generate`: `python -m benchmarks.sampling --json out.json`.
+"""The sampling engine beside transformers' `generate`: `python -m benchmarks.sampling --json
+out.json`.
 
-Both run the same weights and the same prompts in turns (ours, theirs; theirs, ours; …), so that whatever else the machine
-does falls on both; medians are over the repeats. Every workload runs in a process of its own, so that its peak memory and
-its compile seconds are its own. After every repeat the numbers so far are printed and saved; with a file that exists already
-the command goes on with what is missing in it. Slow peers are timed on `--peer-share` of the work, another part in each
+Both run the same weights and the same prompts in turns (ours, theirs; theirs, ours; …), so that
+whatever else the machine does falls on both; medians are over the repeats. Every workload runs in a
+process of its own, so that its peak memory and its compile seconds are its own. After every repeat
+the numbers so far are printed and saved; with a file that exists already the command goes on with
+what is missing in it. Slow peers are timed on `--peer-share` of the work, another part in each
 repeat, and multiplied (only where the parts are independent); ours always does the whole.
 
-`--quick` cuts everything to a tenth, to try it in some five minutes: its numbers say little. On a machine that others use,
-`--cores 1` ties everything to one core, where seconds of the processor can be compared; both clocks are always written.
-benchmarks/README.md has what was found, `python -m benchmarks.table out.json` prints the table.
+`--quick` cuts everything to a tenth, to try it in some five minutes: its numbers say little. On a
+machine that others use, `--cores 1` ties everything to one core, where seconds of the processor can
+be compared; both clocks are always written. benchmarks/README.md has what was found, `python -m
+benchmarks.table out.json` prints the table.
 """
 
 from __future__ import annotations
@@ -171,7 +174,8 @@ def parse(argv=None):
 
 
 def run(name: str, args, known: dict, wanted: int, until: float, saved) -> int:
-    """Measures one workload in a process of its own, adding to `known`; returns that process's exit status."""
+    """Measures one workload in a process of its own, adding to `known`; returns that process's exit
+    status."""
     command = [
         sys.executable,
         "-m",

@@ -1,9 +1,11 @@
-"""Weak scaling of a training step, from its compiled program: `python -m benchmarks.scaling --json out.json`.
+"""Weak scaling of a training step, from its compiled program: `python -m benchmarks.scaling --json
+out.json`.
 
-From 8 to 256 chips with as many tokens a chip: does each still multiply as much, how many bytes does it send, and what
-part of the sending could hide behind its arithmetic (roofline by published numbers)? Nothing is run: the supervised step
-of Llama-3.1-8B is partitioned for virtual devices and its program is counted (`cai_jax.planning.hlo`). With
-`--compiler v5p` it is compiled for real TPU topologies instead, which takes libtpu (see docs/scaling.md).
+From 8 to 256 chips with as many tokens a chip: does each still multiply as much, how many bytes
+does it send, and what part of the sending could hide behind its arithmetic (roofline by published
+numbers)? Nothing is run: the supervised step of Llama-3.1-8B is partitioned for virtual devices and
+its program is counted (`cai_jax.planning.hlo`). With `--compiler v5p` it is compiled for real TPU
+topologies instead, which takes libtpu (see docs/scaling.md).
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def mesh_sizes(num_chips: int, layout: str) -> dict[str, int]:
 
 
 def begin(compiler: str) -> None:
-    """Before JAX is imported: nothing is run, so virtual devices and little effort of the compiler will do."""
+    """Before JAX is imported: nothing is run, so virtual devices and little effort of the compiler
+    will do."""
     from cai_jax.planning import chips
 
     if compiler:
@@ -47,7 +50,8 @@ def begin(compiler: str) -> None:
     else:
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["XLA_FLAGS"] = (
-            f"--xla_force_host_platform_device_count={max(CHIPS)} --xla_backend_optimization_level=0"
+            f"--xla_force_host_platform_device_count={max(CHIPS)} "
+            "--xla_backend_optimization_level=0"
         )
 
 
@@ -99,7 +103,8 @@ def measure(num_chips: int, layout: str, rows: int, compiler: str) -> dict:
 
 
 def spread(rows: list[dict]) -> dict[str, float]:
-    """Layout → by how much a chip's operations differ between the smallest and the largest number of chips."""
+    """Layout → by how much a chip's operations differ between the smallest and the largest number
+    of chips."""
     found = {}
     for layout in {row["layout"]: None for row in rows}:
         flops = [row["flops"] for row in rows if row["layout"] == layout]
@@ -113,7 +118,8 @@ def line(row: dict) -> str:
     )
     hidden = ", ".join(f"{name} {found['share']:.0%}" for name, found in row["hidden"].items())
     return (
-        f"{row['layout']:16} {row['chips']:4} chips  {row['flops'] / 1e12:8.2f} TFLOP  {row['moved'] / 1e9:7.2f} GB sent "
+        f"{row['layout']:16} {row['chips']:4} chips  {row['flops'] / 1e12:8.2f} TFLOP  "
+        f"{row['moved'] / 1e9:7.2f} GB sent "
         f"({parts})  can hide: {hidden}  compiled in {row['compile_seconds']:.0f} s"
     )
 

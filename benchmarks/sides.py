@@ -1,9 +1,11 @@
-"""A side of `benchmarks.training` as a process of its own: one JSON request a line in, one JSON answer a line out.
+"""A side of `benchmarks.training` as a process of its own: one JSON request a line in, one JSON
+answer a line out.
 
     python -m benchmarks.sides NAME WORK.json
 
-A side is a generator that is ready to begin when it first yields, does its work once between two yields, and yields what
-is to be told of it. What is measured is the time from a request to the next yield.
+A side is a generator that is ready to begin when it first yields, does its work once between two
+yields, and yields what is to be told of it. What is measured is the time from a request to the next
+yield.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class Side:
         return json.loads(line)
 
     def work(self) -> dict:
-        """{"seconds", "cpu_seconds" of all its threads, "peak_bytes" of the process so far, and what the side tells}."""
+        """{"seconds", "cpu_seconds" of all its threads, "peak_bytes" of the process so far, and
+        what the side tells}."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self._answer()
@@ -95,8 +98,9 @@ def serve(name: str, file: str) -> None:
 
 
 def compilations():
-    """Keeps compiled programs on disk, as runs do. Returns a function: {"compiled": whether this process has compiled what it
-    then kept, which takes memory of its own, "compile_seconds": of all programs so far, found ones too}."""
+    """Keeps compiled programs on disk, as runs do. Returns a function: {"compiled": whether this
+    process has compiled what it then kept, which takes memory of its own, "compile_seconds": of all
+    programs so far, found ones too}."""
     import jax
 
     from cai_jax import main

@@ -1,4 +1,5 @@
-"""The workloads of `benchmarks.sampling` that run a whole stage, records written, against the same work by other means."""
+"""The workloads of `benchmarks.sampling` that run a whole stage, records written, against the same
+work by other means."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ LABEL_PARTS = 16
 
 
 class _Warm(StageContext):
-    """A context whose model is loaded already: what is measured is the stage. It keeps what was asked to be scored."""
+    """A context whose model is loaded already: what is measured is the stage. It keeps what was
+    asked to be scored."""
 
     bench: Bench
     asked: list[ScoreRequest]
@@ -84,8 +86,9 @@ class _Rows:
 
 
 def revise(bench: Bench) -> Workload:
-    """The revise stage, 2 rounds of critique and revision on 48 prompts behind five worked examples; against the same loop
-    over generate in batches of 16. Rows end at EOS, so both sample texts of their own lengths."""
+    """The revise stage, 2 rounds of critique and revision on 48 prompts behind five worked
+    examples; against the same loop over generate in batches of 16. Rows end at EOS, so both sample
+    texts of their own lengths."""
     number, new, rounds = bench.count(48), bench.count(64), 2
     source = str(OFFICIAL) if OFFICIAL.is_dir() else "embedded"
     fields = default.revise(
@@ -122,8 +125,9 @@ def revise(bench: Bench) -> Workload:
     peer = bench.peer  # started before anything is timed
 
     def generate(parts: list[int]) -> Took:
-        """Some turns of the stage's own loop, of some rows, with `generate` where it calls the engine. A turn follows the
-        responses and critiques that ours follows, so that turns are independent."""
+        """Some turns of the stage's own loop, of some rows, with `generate` where it calls the
+        engine. A turn follows the responses and critiques that ours follows, so that turns are
+        independent."""
         before, count, cpu = Took.now(), 0, 0.0
         for part in parts:
             batch, number_of_turn = divmod(part, 2 * rounds)
@@ -176,9 +180,9 @@ def revise(bench: Bench) -> Workload:
 
 
 def labels(bench: Bench) -> Workload:
-    """The feedback stage on 64 comparisons, both orders, five-shot headers (4 in all); against a plain batched pass over
-    every full text and option: of the same decoder, and of transformers. Both passes make logits of the options' tokens
-    only."""
+    """The feedback stage on 64 comparisons, both orders, five-shot headers (4 in all); against a
+    plain batched pass over every full text and option: of the same decoder, and of transformers.
+    Both passes make logits of the options' tokens only."""
     number = bench.count(64)
     source = str(OFFICIAL) if OFFICIAL.is_dir() else "embedded"
     fields = default.feedback(num_headers=4, both_orders=True, constitution=source)

@@ -1,4 +1,5 @@
-"""The results of `benchmarks.sampling` as Markdown: `python -m benchmarks.table out.json [--clock cpu]`."""
+"""The results of `benchmarks.sampling` as Markdown: `python -m benchmarks.table out.json [--clock
+cpu]`."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ import pathlib
 
 from benchmarks import results
 
-# Workload, what it is, its unit, and per peer: how many times as fast as it ours should be, and is meant to become.
+# Workload, what it is, its unit, and per peer: how many times as fast as it ours should be, and is
+# meant to become.
 ROWS = (
     ("decode", "decode, batch 16, {new_tokens} new tokens", "tokens/s", {"generate": (1.3, 1.7)}),
     (
@@ -45,7 +47,10 @@ def digits(x: float) -> str:
 
 
 def seconds(row: dict, suffix: str) -> str:
-    return f"{digits(row[f'median{suffix}_s'])} s ({digits(row[f'min{suffix}_s'])} to {digits(row[f'max{suffix}_s'])})"
+    return (
+        f"{digits(row[f'median{suffix}_s'])} s ({digits(row[f'min{suffix}_s'])} to "
+        f"{digits(row[f'max{suffix}_s'])})"
+    )
 
 
 def rate(row: dict, suffix: str, unit: str) -> str:
@@ -53,7 +58,8 @@ def rate(row: dict, suffix: str, unit: str) -> str:
 
 
 def comparisons(workloads: dict, clock: str = "wall"):
-    """A row a workload and peer: (what, ours, peer's name, peer, ratio, reach, aim, reached, repeats)."""
+    """A row a workload and peer: (what, ours, peer's name, peer, ratio, reach, aim, reached,
+    repeats)."""
     suffix = results.CLOCKS[clock]
     for name, what, unit, peers in ROWS:
         if not (known := workloads.get(name, {})).get("summary"):
@@ -70,7 +76,10 @@ def comparisons(workloads: dict, clock: str = "wall"):
                 seconds(summary["ours"], suffix) + rate(summary["ours"], suffix, unit),
                 peer,
                 seconds(row, suffix) + rate(row, suffix, unit) + part,
-                f"{ratio:.2f}× ({row[f'times_ours{suffix}_min']:.2f} to {row[f'times_ours{suffix}_max']:.2f})",
+                (
+                    f"{ratio:.2f}× ({row[f'times_ours{suffix}_min']:.2f} to "
+                    f"{row[f'times_ours{suffix}_max']:.2f})"
+                ),
                 f"{reach:g}×" if reach else "",
                 f"{aim:g}×" if aim else "",
                 ("yes" if ratio >= reach else "**no**") if reach else "",
@@ -114,7 +123,10 @@ def markdown(found: dict, clock: str = "wall") -> str:
         {known["settings"]["cores"] for known in workloads.values() if known.get("summary")}
     )
     about = [
-        f"Seconds {clocks[clock]}: median (fastest to slowest) of the repeats, ratios of each repeat likewise.",
+        (
+            f"Seconds {clocks[clock]}: median (fastest to slowest) of the repeats, ratios of each "
+            "repeat likewise."
+        ),
         found.get("device", ""),
         f"{' or '.join(map(str, cores))} cores;",
         ", ".join(f"{name} {version}" for name, version in found.get("versions", {}).items()),

@@ -1,12 +1,14 @@
 """Training beside torch, TRL and Tunix: `python -m benchmarks.training --json out.json`.
 
-SmolLM2-135M in float32. `sl`: a step of 4 × 256 tokens beside transformers' model with torch's AdamW. `ppo`: a whole update
-(16 prompts × 32 tokens, 48 response tokens, 4 epochs of 4 minibatches) in four forms of ours beside TRL's
-`trl.experimental.ppo`. `tunix`: the same beside Tunix's PPOLearner. Each side is a process of its own with the allocator's
-best settings. They are started one after the other, as several would not fit into the memory of one machine, and take turns:
-warm up, be measured, end. A process that had to compile is started once more, so that its peak memory is that of training.
-Every measurement is written at once; the same command again goes on where it stopped. `--quick` makes everything small;
-`--python` names an interpreter that has the peers' packages. benchmarks/README.md has what was found.
+SmolLM2-135M in float32. `sl`: a step of 4 × 256 tokens beside transformers' model with torch's
+AdamW. `ppo`: a whole update (16 prompts × 32 tokens, 48 response tokens, 4 epochs of 4 minibatches)
+in four forms of ours beside TRL's `trl.experimental.ppo`. `tunix`: the same beside Tunix's
+PPOLearner. Each side is a process of its own with the allocator's best settings. They are started
+one after the other, as several would not fit into the memory of one machine, and take turns: warm
+up, be measured, end. A process that had to compile is started once more, so that its peak memory is
+that of training. Every measurement is written at once; the same command again goes on where it
+stopped. `--quick` makes everything small; `--python` names an interpreter that has the peers'
+packages. benchmarks/README.md has what was found.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ MEASURED = "seconds", "cpu_seconds", "rollout_seconds", "score_seconds", "learn_
 
 
 def work_of(model: str, sizes: dict) -> dict:
-    """The same tokens for all sides: those of the embedded prompts, one after the other, cut to length."""
+    """The same tokens for all sides: those of the embedded prompts, one after the other, cut to
+    length."""
     from cai_jax.data.dialogue import load_format
     from cai_jax.data.prompts import load_prompts
 
@@ -94,8 +97,8 @@ def start(name: str, work: str, python: str) -> Side:
 
 
 def visit(name: str, work: str, python: str, sizes: dict) -> dict:
-    """One side's measurement: the medians of its turns, the peak, and what it says of itself. RuntimeError where it dies or
-    did other work."""
+    """One side's measurement: the medians of its turns, the peak, and what it says of itself.
+    RuntimeError where it dies or did other work."""
     side = start(name, work, python)
     try:
         rows = [side.work() for _ in range(TURNS[name.split()[0]])]
@@ -128,8 +131,9 @@ def tokens_of(name: str, sizes: dict) -> int:
 
 
 def summary(group: str, visits: dict[str, list[dict]], sizes: dict) -> dict:
-    """Medians of each side's visits. `speed`: how many times as fast as the peer, the median over rounds (a side's n-th visit and
-    the peer's), with the least and the most; `memory`: the peak as a share of the peer's."""
+    """Medians of each side's visits. `speed`: how many times as fast as the peer, the median over
+    rounds (a side's n-th visit and the peer's), with the least and the most; `memory`: the peak as
+    a share of the peer's."""
     found, theirs = {}, visits.get(GROUPS[group][-1], [])
     for name in GROUPS[group]:
         rows = visits.get(name, [])
@@ -166,12 +170,14 @@ def table(found: dict) -> list[str]:
             if f"{part}_seconds" in row
         )
         line = (
-            f"| {name} | {row['seconds']:.2f} s{f' ({parts})' if parts else ''} | {row['tokens_per_second']:.1f} | "
+            f"| {name} | {row['seconds']:.2f} s{f' ({parts})' if parts else ''} | "
+            f"{row['tokens_per_second']:.1f} | "
             f"{row['cpu_seconds']:.1f} s | {row['peak_bytes'] / 2**20:.0f} MiB |"
         )
         if "speed" in row:
             line += (
-                f" {row['speed']:.2f}× ({row['speed_min']:.2f} to {row['speed_max']:.2f}) | {row['cpu_speed']:.2f}× | "
+                f" {row['speed']:.2f}× ({row['speed_min']:.2f} to {row['speed_max']:.2f}) | "
+                f"{row['cpu_speed']:.2f}× | "
                 f"{row['memory']:.2f}× |"
             )
         else:
@@ -180,11 +186,15 @@ def table(found: dict) -> list[str]:
     return lines
 
 
-HEADER = "| side | by the clock | tokens/s | of processors | peak | speed | of processors | memory | times |"
+HEADER = (
+    "| side | by the clock | tokens/s | of processors | peak | speed | of processors | "
+    "memory | times |"
+)
 
 
 def measure(names, repeats: int, known: dict, one, save, out_of_time) -> dict[str, str]:
-    """Visits in rounds until every side of `names` has `repeats` in known["visits"]: {side that failed: why}."""
+    """Visits in rounds until every side of `names` has `repeats` in known["visits"]: {side that
+    failed: why}."""
     failed: dict[str, str] = {}
     for number in range(repeats):
         for name in names:
@@ -203,7 +213,8 @@ def measure(names, repeats: int, known: dict, one, save, out_of_time) -> dict[st
             rows[-1]["whole_seconds"] = time.monotonic() - before
             save()
             print(
-                f"{name}, {number + 1}: {rows[-1]['seconds']:.2f} s, {rows[-1]['peak_bytes'] / 2**20:.0f} MiB (with its start "
+                f"{name}, {number + 1}: {rows[-1]['seconds']:.2f} s, "
+                f"{rows[-1]['peak_bytes'] / 2**20:.0f} MiB (with its start "
                 f"{rows[-1]['whole_seconds']:.0f} s)",
                 file=sys.stderr,
                 flush=True,

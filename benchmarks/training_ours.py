@@ -1,4 +1,5 @@
-"""Our sides of `benchmarks.training`: the stages' own step functions on work that is given as tokens."""
+"""Our sides of `benchmarks.training`: the stages' own step functions on work that is given as
+tokens."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def supervised(work):
 
 
 def _ppo(work, rank: int, shared: bool):
-    """A whole update as stages/rl.py makes it, its models already on the device: sample, score, freeze, learn."""
+    """A whole update as stages/rl.py makes it, its models already on the device: sample, score,
+    freeze, learn."""
     config, params, mesh, compilations = _begin(work)
     format, new = load_format(work["model"]), work["new_tokens"]
     adapters = lora.Adapters(rank, 16.0) if rank else None

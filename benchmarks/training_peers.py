@@ -1,7 +1,7 @@
 """The other sides of `benchmarks.training`: torch with transformers, TRL's PPO, Tunix's PPO.
 
-Each runs its library's own loop; no row stops early. The first round, which is not measured, is a single epoch. Models
-start from the same weights, values and rewards from a new head on them.
+Each runs its library's own loop; no row stops early. The first round, which is not measured, is a
+single epoch. Models start from the same weights, values and rewards from a new head on them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def supervised(work):
 
 
 class _Turns:
-    """Lets a library's own loop, which runs in a thread, do one round a turn: it calls `pause` after each, and once before."""
+    """Lets a library's own loop, which runs in a thread, do one round a turn: it calls `pause`
+    after each, and once before."""
 
     def __init__(self, loop):
         self._go, self._done = queue.Queue(), queue.Queue()
@@ -69,7 +70,8 @@ class _Turns:
 
 
 def trl_ppo(work):
-    """`trl.experimental.ppo` with policy, reference, reward model and value model; 16 rows sampled and scored at once."""
+    """`trl.experimental.ppo` with policy, reference, reward model and value model; 16 rows sampled
+    and scored at once."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     import datasets
     import torch
@@ -163,7 +165,8 @@ class _Numbers:
 
 
 def tunix_ppo(work):
-    """Tunix's PPOLearner with actor, reference, critic and reward model on one device; 16 rows sampled and scored at once."""
+    """Tunix's PPOLearner with actor, reference, critic and reward model on one device; 16 rows
+    sampled and scored at once."""
     import dataclasses
     import json
 
@@ -252,12 +255,14 @@ def tunix_ppo(work):
     learner = ppo_learner.PPOLearner(
         cluster, ppo_learner.PPOConfig(num_iterations=work["epochs"], beta=0.001)
     )
-    # Left to itself it would sample a minibatch, learn it, and sample the next. All rows at once suit it better, and are the
-    # same work: the learner believes in accumulation, the trainers make a step of every minibatch.
+    # Left to itself it would sample a minibatch, learn it, and sample the next. All rows at once
+    # suit it better, and are the same work: the learner believes in accumulation, the trainers make
+    # a step of every minibatch.
     learner._training_config = dataclasses.replace(training, gradient_accumulation_steps=None)
     learner._training_config.gradient_accumulation_steps = work["minibatches"]
 
-    # It asks before it asks for the round's prompts: the first round is one epoch, the others have all.
+    # It asks before it asks for the round's prompts: the first round is one epoch, the others have
+    # all.
     learner._num_iterations = lambda: work["epochs"] if cluster.actor_trainer.train_steps else 1
 
     def loop(turns):

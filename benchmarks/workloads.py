@@ -1,5 +1,5 @@
-"""The workloads of `benchmarks.sampling`: each returns its ways of doing the same work, as functions that time themselves.
-Those that run a whole stage are in `stage_workloads`."""
+"""The workloads of `benchmarks.sampling`: each returns its ways of doing the same work, as
+functions that time themselves. Those that run a whole stage are in `stage_workloads`."""
 
 from __future__ import annotations
 
@@ -53,8 +53,9 @@ class Took(NamedTuple):
 
 
 class Peers(NamedTuple):
-    """A slow way whose work is `units` equal, independent parts: `run(parts)` does those (numbers below `units`). One after
-    the other they are measured over the repeats, and the time is multiplied to the whole."""
+    """A slow way whose work is `units` equal, independent parts: `run(parts)` does those (numbers
+    below `units`). One after the other they are measured over the repeats, and the time is
+    multiplied to the whole."""
 
     run: Callable[[list[int]], Took]
     units: int
@@ -66,14 +67,16 @@ class Peers(NamedTuple):
 
 
 def even_parts(number: int) -> int:
-    """How many whole batches of the peer `number` rows make; 1 where one would be smaller than the others."""
+    """How many whole batches of the peer `number` rows make; 1 where one would be smaller than the
+    others."""
     return number // PEER_BATCH if number % PEER_BATCH == 0 else 1
 
 
 class Workload(NamedTuple):
-    """ways: name → function that does all the work once and says what it took, or Peers; units: tokens, labels or prompts
-    done; about: what else is to be known of it; compiled: the ways that compile, and so are run once before they are
-    measured; warm: called after these and before measuring."""
+    """ways: name → function that does all the work once and says what it took, or Peers; units:
+    tokens, labels or prompts done; about: what else is to be known of it; compiled: the ways that
+    compile, and so are run once before they are measured; warm: called after these and before
+    measuring."""
 
     ways: dict[str, Callable[[], Took] | Peers]
     units: int
@@ -144,8 +147,8 @@ class Bench:
         return took
 
     def theirs(self, segments, new_tokens, header=None, lengths=None, share=1.0) -> Took:
-        """One completion of every prompt by `generate`, in static batches of PEER_BATCH. `share`: of the header's prefill as
-        much is counted, where these are not all prompts behind it."""
+        """One completion of every prompt by `generate`, in static batches of PEER_BATCH. `share`:
+        of the header's prefill as much is counted, where these are not all prompts behind it."""
         rows = [list(sum(s[1:] if header else s, ())) for s in segments]
         lengths = lengths or [new_tokens] * len(rows)
         batches = [
@@ -202,7 +205,8 @@ def critique_segments(bench: Bench, number: int) -> list:
 
 
 def first_token(bench: Bench) -> Workload:
-    """From the request to its first token, for one critique prompt: with the header new, and with the header kept."""
+    """From the request to its first token, for one critique prompt: with the header new, and with
+    the header kept."""
     segments = critique_segments(bench, 2)
 
     def kept():
@@ -223,8 +227,8 @@ def first_token(bench: Bench) -> Workload:
 
 
 def critique(bench: Bench) -> Workload:
-    """Few-shot header + dialogue + request, 32 dialogues, 64 new tokens; generate at batch 16, and with its prefix cache
-    made by hand."""
+    """Few-shot header + dialogue + request, 32 dialogues, 64 new tokens; generate at batch 16, and
+    with its prefix cache made by hand."""
     new, number = bench.count(64), bench.count(32)
     segments = critique_segments(bench, number)
 
@@ -250,8 +254,8 @@ def critique(bench: Bench) -> Workload:
 
 
 def skewed(bench: Bench) -> Workload:
-    """96 prompts, geometric lengths of mean 40, at most 256; generate and our own static batches run each batch to its
-    longest row."""
+    """96 prompts, geometric lengths of mean 40, at most 256; generate and our own static batches
+    run each batch to its longest row."""
     number = bench.count(96)
     lengths = np.minimum(np.random.default_rng(0).geometric(1 / 40, number), 256).tolist()
     segments = [bench.format.prompt(prompt.dialogue) for prompt in bench.prompts[:number]]

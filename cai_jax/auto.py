@@ -1,7 +1,8 @@
 """Fields whose default is "auto": what they mean follows from other fields of the run's config.
 
-`resolve` puts the values in their place before anything else reads the config, so that fingerprints, RUN/config.json and the
-stages see them and never the word; `notes` says which ones were chosen and why.
+`resolve` puts the values in their place before anything else reads the config, so that
+fingerprints, RUN/config.json and the stages see them and never the word; `notes` says which ones
+were chosen and why.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ NO_CLAMP = ()
 
 
 def _choices(config) -> list[tuple[str, str, object, str]]:
-    """(stage, field, value, reason) of every field that is "auto", those first that others follow from."""
+    """(stage, field, value, reason) of every field that is "auto", those first that others follow
+    from."""
     stages = {
         name: stage
         for name, stage in config.graph.items()
@@ -67,7 +69,8 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def notes(config: ml_collections.ConfigDict) -> list[str]:
-    """A line for every field of a stage to be run that is not what it is without chains of thought."""
+    """A line for every field of a stage to be run that is not what it is without chains of
+    thought."""
     return [
         f"config.graph.{stage}.{field}: auto → {value!r} ({reason})"
         for stage, field, value, reason in _choices(config)

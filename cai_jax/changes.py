@@ -1,4 +1,5 @@
-"""What a run directory holds against what its config asks for: which stages changed, moving them aside, and the way back."""
+"""What a run directory holds against what its config asks for: which stages changed, moving them
+aside, and the way back."""
 
 from __future__ import annotations
 
@@ -18,14 +19,16 @@ ASIDE = "aside"  # RUN/aside/STAGE-DATE-TIME
 
 
 class Changes(NamedTuple):
-    """Stages whose work was done under other fields or inputs, and a text that names those fields."""
+    """Stages whose work was done under other fields or inputs, and a text that names those
+    fields."""
 
     stages: tuple[str, ...] = ()
     text: str = ""
 
 
 def changed_fields(old: dict, new: dict) -> list[str]:
-    """What differs between two stages' fields: dotted names with both values, and files whose contents differ."""
+    """What differs between two stages' fields: dotted names with both values, and files whose
+    contents differ."""
     files = [value.get("contents", {}) for value in (old, new)]
     flat = [
         {key: item for key, item in _flatten(value) if not key.startswith("contents.")}
@@ -55,7 +58,8 @@ def _flatten(value, path=""):
 
 
 def find(nodes: Mapping, run_path: epath.Path) -> Changes:
-    """The stages of `nodes` (name → pipeline.Node) whose directory holds the work of another fingerprint."""
+    """The stages of `nodes` (name → pipeline.Node) whose directory holds the work of another
+    fingerprint."""
     stale, reasons = [], []
     for node in nodes.values():
         directory = artefacts.StageDirectory(run_path / node.name)
@@ -78,7 +82,8 @@ def find(nodes: Mapping, run_path: epath.Path) -> Changes:
 
 
 def require_allowed(changes: Changes, stages: Sequence[str], on_change: str) -> None:
-    """Raises UserError where the run's changes stop it, or would move a stage that is not among `stages`."""
+    """Raises UserError where the run's changes stop it, or would move a stage that is not among
+    `stages`."""
     if not changes.stages:
         return
     if on_change != "redo":
@@ -97,7 +102,8 @@ def require_allowed(changes: Changes, stages: Sequence[str], on_change: str) -> 
 
 
 def move_aside(run_path: epath.Path, stages: Sequence[str]) -> None:
-    """Moves stage directories to RUN/aside and prints the way back: what a week has computed is not deleted."""
+    """Moves stage directories to RUN/aside and prints the way back: what a week has computed is not
+    deleted."""
     # A process that looked only now would find nothing there.
     artefacts.barrier(f"found changed {list(stages)}")
     if artefacts.is_writer():
@@ -124,11 +130,13 @@ def _aside(run_path: epath.Path, name: str) -> epath.Path:
 
 
 def restore(nodes: Mapping, run_path: epath.Path, stages: Sequence[str]) -> list[str]:
-    """Moves those of `stages` back that were moved aside under just the fingerprint of `nodes`; returns their names.
+    """Moves those of `stages` back that were moved aside under just the fingerprint of `nodes`;
+    returns their names.
 
     What is in their place goes aside in turn. A stage whose directory fits already is left alone.
 
-    Raises UserError, with nothing moved, where another stage of the run would still be a changed one.
+    Raises UserError, with nothing moved, where another stage of the run would still be a changed
+    one.
     """
     found = {}
     for name in stages:

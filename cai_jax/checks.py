@@ -13,7 +13,8 @@ from cai_jax.errors import UserError, require_utf8
 
 
 class Range(NamedTuple):
-    """Which numbers a field takes: from `low` to `high` (None: no bound), the ends themselves only where they are not open."""
+    """Which numbers a field takes: from `low` to `high` (None: no bound), the ends themselves only
+    where they are not open."""
 
     low: float | None = None
     high: float | None = None
@@ -145,11 +146,13 @@ GROUPS = ("models", "mesh", "model", "sampling", "graph")  # what no run can do 
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for the first field of a run's config whose value is out of range, with its name and the range."""
+    """Raises UserError for the first field of a run's config whose value is out of range, with its
+    name and the range."""
     for name in GROUPS:
         if not isinstance(config.get(name), ml_collections.ConfigDict):
             raise UserError(
-                f"config.{name}: expected a group of fields as in configs/default.py, not {config.get(name)!r}"
+                f"config.{name}: expected a group of fields as in configs/default.py, not "
+                f"{config.get(name)!r}"
             )
     if not config.stages or not all(config.stages):
         raise UserError(f"config.stages: name at least one stage of {', '.join(config.graph)}")
@@ -177,7 +180,8 @@ def check_values(config: ml_collections.ConfigDict) -> None:
 
 
 def range_of(path: str, kind: str, name: str) -> Range | None:
-    """The numbers that field `name` of the section `path` takes, in a stage of that kind; None where none is declared."""
+    """The numbers that field `name` of the section `path` takes, in a stage of that kind; None
+    where none is declared."""
     return OWN_RANGES.get((kind or path.rpartition(".")[2], name), RANGES.get(name))
 
 

@@ -1,7 +1,9 @@
-"""Where config files are: `--config=tiny` means the project's own configs/tiny.py, from any directory, in a clone or installed.
+"""Where config files are: `--config=tiny` means the project's own configs/tiny.py, from any
+directory, in a clone or installed.
 
-An installed package has them in cai_jax/packaged/configs (pyproject.toml puts them there); in a clone they are in configs/. Files
-import each other as `configs.NAME`; so may a copy that a user keeps elsewhere.
+An installed package has them in cai_jax/packaged/configs (pyproject.toml puts them there); in a
+clone they are in configs/. Files import each other as `configs.NAME`; so may a copy that a user
+keeps elsewhere.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ def names() -> list[str]:
 def locate(name: str) -> pathlib.Path:
     """The file that `--config=NAME` means: that path, else the project's own config of that name.
 
-    `tiny`, `tiny.py`, `configs/tiny.py` and `pods/llama3_8b_v5e_8x8` are all names. Raises UserError with the nearest one.
+    `tiny`, `tiny.py`, `configs/tiny.py` and `pods/llama3_8b_v5e_8x8` are all names. Raises
+    UserError with the nearest one.
     """
     path = pathlib.Path(name)
     if path.is_file():

@@ -14,13 +14,14 @@ LONGEST = 2000  # characters of a message: what a file holds may be of any lengt
 
 
 def printable(text: str) -> str:
-    """The text with bytes of a path that are not UTF-8 (Python keeps them as lone surrogates) written as \\udc…, so that any
-    stream takes it."""
+    """The text with bytes of a path that are not UTF-8 (Python keeps them as lone surrogates)
+    written as \\udc…, so that any stream takes it."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class UserError(Exception):
-    """Bad input from outside (a file, a flag, a config field). `main` prints its text on one line and exits with code 2."""
+    """Bad input from outside (a file, a flag, a config field). `main` prints its text on one line
+    and exits with code 2."""
 
     def __init__(self, message: str):
         text = printable(" ".join(str(message).split()))
@@ -33,7 +34,8 @@ def require_utf8(text: str, where: str) -> None:
     """Raises UserError where a path or text from the command line has bytes that are not UTF-8."""
     if printable(text) != text:
         raise UserError(
-            f"{where}: '{text}' has bytes that are not UTF-8, which checkpoints and records cannot keep; rename it"
+            f"{where}: '{text}' has bytes that are not UTF-8, which checkpoints and records "
+            "cannot keep; rename it"
         )
 
 
@@ -48,9 +50,11 @@ EXIT_BAD_INPUT, EXIT_PIPE = 2, 141  # 141: what a shell says of a program whose 
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
-    """A command's `main`: what a user or a machine gets wrong becomes one line on standard error and exit code 2.
+    """A command's `main`: what a user or a machine gets wrong becomes one line on standard error
+    and exit code 2.
 
-    Nothing returned is exit code 0. Where the reader of the output has gone (`… | head`), the command ends without a word.
+    Nothing returned is exit code 0. Where the reader of the output has gone (`… | head`), the
+    command ends without a word.
     """
 
     @functools.wraps(main)
@@ -97,20 +101,23 @@ def require_finite(values: Iterable[float], ids: Iterable[str], what: str) -> No
     for value, name in zip(values, ids, strict=True):
         if not math.isfinite(value):
             raise UserError(
-                f"{what} gave {float(value)} for row '{name}', expected a finite number; what gave it is at fault, or "
+                f"{what} gave {float(value)} for row '{name}', expected a finite number; what "
+                "gave it is at fault, or "
                 "config.model.dtype is too narrow for it"
             )
 
 
 def readable_streams() -> None:
-    """Lets every text be printed: what an ASCII terminal cannot show becomes an escape such as \\u2026, not a traceback."""
+    """Lets every text be printed: what an ASCII terminal cannot show becomes an escape such as
+    \\u2026, not a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def leave(stream) -> None:
-    """Sends what is still written to a stream nowhere: its reader has gone, and the interpreter would complain at its end."""
+    """Sends what is still written to a stream nowhere: its reader has gone, and the interpreter
+    would complain at its end."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -129,8 +136,8 @@ def system_line(error: OSError) -> str:
 
 
 def _of_devices(error: Exception) -> bool:
-    """Whether JAX did not find its devices. It has no exception of its own for that: one that says so, or, for a platform that
-    is not installed, a bare assertion."""
+    """Whether JAX did not find its devices. It has no exception of its own for that: one that says
+    so, or, for a platform that is not installed, a bare assertion."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next

@@ -1,7 +1,9 @@
-"""Models of a run for other tools: `python -m cai_jax.export --workdir=RUN --what=policy|pm|@STAGE --to=DIR`.
+"""Models of a run for other tools: `python -m cai_jax.export --workdir=RUN --what=policy|pm|@STAGE
+--to=DIR`.
 
-A policy becomes a Hugging Face causal LM, a preference model a sequence classifier with one label; with tokenizer, chat
-template and a model card. Adapters are added to their base's weights, or (--adapters) written as a PEFT LoRA of that base.
+A policy becomes a Hugging Face causal LM, a preference model a sequence classifier with one label;
+with tokenizer, chat template and a model card. Adapters are added to their base's weights, or
+(--adapters) written as a PEFT LoRA of that base.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ import sys
 from cai_jax.errors import Parser, UserError, command
 
 USAGE = (
-    "python -m cai_jax.export --workdir=RUN --what=policy|pm|@STAGE[:STEP] --to=DIR [--dtype=float32|bfloat16] "
+    "python -m cai_jax.export --workdir=RUN --what=policy|pm|@STAGE[:STEP] --to=DIR "
+    "[--dtype=float32|bfloat16] "
     "[--adapters] [--force] [--base-name=ORG/NAME] [--license=NAME]"
 )
 
 
 def find_stage(run, what: str) -> str:
-    """The stage that `what` means: the last finished rl (else sl) stage for "policy", the last pm stage for "pm"."""
+    """The stage that `what` means: the last finished rl (else sl) stage for "policy", the last pm
+    stage for "pm"."""
     if what.startswith("@"):
         name = what[1:].partition(":")[0]
         if name not in run.stages:
@@ -30,7 +34,8 @@ def find_stage(run, what: str) -> str:
         if found := [stage.name for stage in run.of_kind(kind) if stage.done]:
             return found[-1]
     raise UserError(
-        f"{run.path}: no finished stage there has trained a {what}; `python -m cai_jax.status` tells where it is"
+        f"{run.path}: no finished stage there has trained a {what}; `python -m cai_jax.status` "
+        "tells where it is"
     )
 
 
@@ -48,7 +53,8 @@ def export(
 ) -> dict:
     """Writes `to`; returns facts of the export (stage, kind, parameters, …).
 
-    `force`: also over another model. `base_name`, `licence`: for the model card, see `exporting.origin`.
+    `force`: also over another model. `base_name`, `licence`: for the model card, see
+    `exporting.origin`.
     """
     import jax.numpy as jnp
     import ml_collections
@@ -92,7 +98,9 @@ def export(
         facts |= {
             "base": model.weights.name,
             "fingerprint of the base": model.weights.fingerprint,
-            "adapters": f"rank {has.rank}, alpha {has.alpha:g}, on {', '.join(has.names(model.config))}",
+            "adapters": (
+                f"rank {has.rank}, alpha {has.alpha:g}, on {', '.join(has.names(model.config))}"
+            ),
         }
         if has.int8:
             facts["base while training"] = (
@@ -100,7 +108,8 @@ def export(
             )
     if adapters and not model.adapters:
         raise UserError(
-            f"{reference}: all weights were trained, there are no adapters to export; leave --adapters away"
+            f"{reference}: all weights were trained, there are no adapters to export; leave "
+            "--adapters away"
         )
     width = jnp.dtype(dtype).itemsize
     target.begin(to, mark, 0 if adapters else width * params_lib.num_params(model.config))
@@ -171,7 +180,8 @@ def main(argv: list[str] | None = None) -> int:
         licence=arguments.license,
     )
     print(
-        f"{arguments.to}: {facts['kind']} of {facts['stage']}, {facts['parameters']} parameters, {facts['dtype']}"
+        f"{arguments.to}: {facts['kind']} of {facts['stage']}, {facts['parameters']} "
+        f"parameters, {facts['dtype']}"
     )
     return 0
 

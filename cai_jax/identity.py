@@ -1,4 +1,5 @@
-"""What the references in a config name, by content: the one function behind every fingerprint is `of`.
+"""What the references in a config name, by content: the one function behind every fingerprint is
+`of`.
 
     reference                          is identified by
     FILE, FILE#field=column            the contents, and the file's own name: rows without an id are named after it
@@ -31,7 +32,8 @@ from cai_jax.io import artefacts, contents
 from cai_jax.models import hf
 
 MODEL_FIELDS = ("model", "init", "policy", "reference", "reward", "feedback", "judge")
-# Texts that name nothing outside the config, even where a file of that name happens to be in the working directory.
+# Texts that name nothing outside the config, even where a file of that name happens to be in the
+# working directory.
 PLAIN_FIELDS = {*CHOICES, "kind", "split", "anchor", "base_dtype", "judge_question", "seed"}
 MAX_LISTED = 200  # files of a reference that a manifest names one by one
 CODE, EMBEDDED, RANDOM = "python:", "embedded", "random:"
@@ -41,7 +43,8 @@ CODE, EMBEDDED, RANDOM = "python:", "embedded", "random:"
 class Part:
     """Something on disk that a reference names.
 
-    `where` is the path as it was spelled, for messages; `files` holds the digests by relative name ("" for a file).
+    `where` is the path as it was spelled, for messages; `files` holds the digests by relative name
+    ("" for a file).
     """
 
     where: str
@@ -241,7 +244,8 @@ def _neighbours(source: pathlib.Path) -> set[pathlib.Path]:
 
 
 def writes_date(reference: str) -> bool:
-    """Whether a chat template of a model writes today's date; of a model that is not on this machine it may."""
+    """Whether a chat template of a model writes today's date; of a model that is not on this
+    machine it may."""
     if hf.hub_name(reference) or "://" in reference:
         return True
     folder = pathlib.Path(os.path.expanduser(reference.removeprefix("random:")))

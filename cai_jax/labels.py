@@ -1,7 +1,9 @@
-"""From the raw log-probabilities of a label record to the target that a preference model learns (section 4.1, 4.3).
+"""From the raw log-probabilities of a label record to the target that a preference model learns
+(section 4.1, 4.3).
 
-A record's `logprobs` are those of the option strings as they were shown: in order "ab" option (A) is the first response of
-the pair, in order "ba" it is the second. Pure Python on floats; natural logarithms.
+A record's `logprobs` are those of the option strings as they were shown: in order "ab" option (A)
+is the first response of the pair, in order "ba" it is the second. Pure Python on floats; natural
+logarithms.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from collections.abc import Mapping, Sequence
 
 
 def probability_first(entry: Mapping) -> float:
-    """p(first response is better) from one {order, a, b}: softmax of the two log-probabilities, order undone."""
+    """p(first response is better) from one {order, a, b}: softmax of the two log-probabilities,
+    order undone."""
     difference = entry["a"] - entry["b"] if entry["order"] == "ab" else entry["b"] - entry["a"]
     # The logistic function without overflow on either side.
     return (
@@ -30,8 +33,9 @@ def target(
 ) -> float:
     """p(first response is better) of one pair, from all its label records (one a principle).
 
-    Chains of thought, orders (only "ab" where `average_orders` is false) and principles are averaged as probabilities;
-    then the mean is clamped to [low, high] where `clamp` is given, or made hard (0, ½ for a tie, 1) for kind "hard".
+    Chains of thought, orders (only "ab" where `average_orders` is false) and principles are
+    averaged as probabilities; then the mean is clamped to [low, high] where `clamp` is given, or
+    made hard (0, ½ for a tie, 1) for kind "hard".
     """
     if clamp and not 0 <= clamp[0] <= clamp[1] <= 1:
         raise ValueError(f"clamp: expected two probabilities, the lower one first, not {clamp!r}")

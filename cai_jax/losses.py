@@ -1,7 +1,8 @@
-"""Token log-probabilities, and the two supervised losses: response tokens (SL-CAI) and soft-target pairs (PM).
+"""Token log-probabilities, and the two supervised losses: response tokens (SL-CAI) and soft-target
+pairs (PM).
 
-All functions are pure. Losses come as (sum, count), so that microbatches, hosts and epochs can be added exactly and be
-divided once. Shapes: B batch, T tokens, D width, V vocabulary, C chunk.
+All functions are pure. Losses come as (sum, count), so that microbatches, hosts and epochs can be
+added exactly and be divided once. Shapes: B batch, T tokens, D width, V vocabulary, C chunk.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def _chunk_logprobs(hidden_BxCxD, unembed_VxD, targets_BxC, temperature, softcap
     if sharding.one_device():
         target_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], axis=-1)[..., 0]
     else:
-        # A masked sum and not a gather: it stays local where the vocabulary is sharded, and its gradient needs no scatter.
+        # A masked sum and not a gather: it stays local where the vocabulary is sharded, and its
+        # gradient needs no scatter.
         vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits_BxCxV.shape, 2)
         target_BxC = jnp.sum(
             jnp.where(vocabulary == targets_BxC[..., None], logits_BxCxV, 0.0), axis=-1
@@ -43,7 +45,8 @@ def _chunk_logprobs(hidden_BxCxD, unembed_VxD, targets_BxC, temperature, softcap
 def _by_chunks(
     hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chunk: int, entropy: bool
 ):
-    """What `_chunk_logprobs` gives, [B, T], with the logits of `chunk` positions of the sequence at a time."""
+    """What `_chunk_logprobs` gives, [B, T], with the logits of `chunk` positions of the sequence at
+    a time."""
     B, T = targets_BxT.shape
     chunk = min(chunk, T) or T
     padded = -(-T // chunk) * chunk
@@ -72,9 +75,9 @@ def _by_chunks(
 def _by_blocks(
     hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chunk: int, entropy: bool
 ):
-    """`_by_chunks` with a backward pass in which the logits of some tokens at a time exist, for all positions: the gradient
-    of each row of the unembedding is there at once, and never added up from several as large as the whole. No gradient flows
-    into entropies and log-sum-exps."""
+    """`_by_chunks` with a backward pass in which the logits of some tokens at a time exist, for all
+    positions: the gradient of each row of the unembedding is there at once, and never added up from
+    several as large as the whole. No gradient flows into entropies and log-sum-exps."""
     return _by_chunks(hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chunk, entropy)
 
 
@@ -90,7 +93,8 @@ def _blocks_backward(temperature, softcap, chunk, entropy, kept, grads):
         x.reshape(B * T, *x.shape[2:]) for x in (hidden_BxTxD, targets_BxT, lse_BxT, grads[0])
     )
 
-    # Tokens lie in the rows: what has to be turned over for the products are weights, which are fewer than logits.
+    # Tokens lie in the rows: what has to be turned over for the products are weights, which are
+    # fewer than logits.
     def block(grad_hidden_DxP, part):
         unembed_NxD, first = part
         capped_NxP = jnp.einsum(
@@ -140,14 +144,16 @@ def token_logprobs(
     chunk: int = 128,
     entropy: bool = False,
 ):
-    """log P(targets[b, t] | hidden[b, t]) in float32 [B, T], nats; the caller has aligned targets with hidden states.
+    """log P(targets[b, t] | hidden[b, t]) in float32 [B, T], nats; the caller has aligned targets
+    with hidden states.
 
-    The logits exist for `chunk` positions of the sequence at a time, in the backward pass too (they are made again
-    there; on one device those of some tokens of the vocabulary at a time, as few); chunk 0 means all at once. The
-    log-sum-exp is float32 whatever the weights' dtype. Logits are soft-capped (cap·tanh(x/cap)) where `softcap` is given,
-    then divided by `temperature` (> 0). Every use of log-probabilities in the project (SL, policy, reference, judge,
-    evaluation) goes through here.
-    With entropy=True also returns the entropy of each distribution in nats, float32 [B, T], into which no gradient flows.
+    The logits exist for `chunk` positions of the sequence at a time, in the backward pass too (they
+    are made again there; on one device those of some tokens of the vocabulary at a time, as few);
+    chunk 0 means all at once. The log-sum-exp is float32 whatever the weights' dtype. Logits are
+    soft-capped (cap·tanh(x/cap)) where `softcap` is given, then divided by `temperature` (> 0).
+    Every use of log-probabilities in the project (SL, policy, reference, judge, evaluation) goes
+    through here. With entropy=True also returns the entropy of each distribution in nats, float32
+    [B, T], into which no gradient flows.
     """
     chex.assert_rank([hidden_BxTxD, unembed_VxD, targets_BxT], [3, 2, 2])
     chex.assert_type([hidden_BxTxD, unembed_VxD, targets_BxT], [float, float, int])
@@ -159,11 +165,13 @@ def token_logprobs(
 
 
 def next_token_logprobs(hidden_BxTxD, unembed_VxD, tokens_BxT, places_BxN=None, **options):
-    """log P(tokens[b, t] | tokens[b, :t]) at position t, float32 [B, T]; position 0, which nothing predicts, is 0.
+    """log P(tokens[b, t] | tokens[b, :t]) at position t, float32 [B, T]; position 0, which nothing
+    predicts, is 0.
 
-    `places`: the positions that are wanted, int32, each once, with zeros to fill up; all others are 0 then, and for them no
-    logits are made, which in a small model are a fifth of the work. `options` are those of `token_logprobs`; with
-    entropy=True the entropy at t is that of the distribution which token t was drawn from.
+    `places`: the positions that are wanted, int32, each once, with zeros to fill up; all others are
+    0 then, and for them no logits are made, which in a small model are a fifth of the work.
+    `options` are those of `token_logprobs`; with entropy=True the entropy at t is that of the
+    distribution which token t was drawn from.
     """
     if places_BxN is None:
         out = token_logprobs(hidden_BxTxD[:, :-1], unembed_VxD, tokens_BxT[:, 1:], **options)
@@ -192,15 +200,18 @@ def masked_sum(values, mask):
 
 
 def response_loss(logprobs_BxT, target_mask_BxT):
-    """Supervised loss of section 3.1 on the response tokens only: (−Σ log p, number of tokens). One token, one vote."""
+    """Supervised loss of section 3.1 on the response tokens only: (−Σ log p, number of tokens). One
+    token, one vote."""
     total, count = masked_sum(logprobs_BxT, target_mask_BxT)
     return -total, count
 
 
 def preference_loss(scores_a_B, scores_b_B, prob_a_B, mask_B):
-    """−p·log σ(Δ) − (1 − p)·log σ(−Δ), Δ = r_A − r_B, for the target p = P(A better): (sum, count) in nats.
+    """−p·log σ(Δ) − (1 − p)·log σ(−Δ), Δ = r_A − r_B, for the target p = P(A better): (sum, count)
+    in nats.
 
-    Its optimum is Δ* = logit p (section 4.1 of the paper with soft labels; p = 1 is the pairwise loss of 2204.05862).
+    Its optimum is Δ* = logit p (section 4.1 of the paper with soft labels; p = 1 is the pairwise
+    loss of 2204.05862).
     """
     chex.assert_rank([scores_a_B, scores_b_B, prob_a_B, mask_B], 1)
     chex.assert_type([scores_a_B, scores_b_B, prob_a_B], float)

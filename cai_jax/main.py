@@ -1,4 +1,5 @@
-"""The command: `python -m cai_jax.main --config=configs/NAME.py [--workdir=DIR] [--config.field=value …]`."""
+"""The command: `python -m cai_jax.main --config=configs/NAME.py [--workdir=DIR]
+[--config.field=value …]`."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ USAGE = (
     "usage: python -m cai_jax.main --config=NAME|FILE.py [--workdir=DIR] [--config.FIELD=VALUE …]"
 )
 EXIT_PREEMPTED = 75
-HEARTBEAT = 50  # seconds without a sign of life, or waiting at the end, after which the other processes of a run end
+# seconds without a sign of life, or waiting at the end, after which the other processes of a run
+# end
+HEARTBEAT = 50
 ALONE = 5  # seconds that a process with bad input waits for the others to end with it
 
 
@@ -44,7 +47,8 @@ def parse(argv: list[str]):
     if any(argument in ("-h", "--help", "-help") for argument in arguments):
         own = config_files.own_root()
         print(
-            f"{USAGE}\nEvery field is documented in {own / 'configs' if own else 'configs'}/default.py."
+            f"{USAGE}\nEvery field is documented in "
+            f"{own / 'configs' if own else 'configs'}/default.py."
         )
         print(f"NAME may be one of the project's: {', '.join(config_files.names())}")
         raise SystemExit(0)
@@ -123,7 +127,8 @@ def _check_field(config, name: str) -> None:
 
 
 def explain(message: str) -> str:
-    """The first sentence or two of a library's error, on one line; of a traceback inside it, the last line."""
+    """The first sentence or two of a library's error, on one line; of a traceback inside it, the
+    last line."""
     before, found, trace = message.rstrip().partition("Traceback (most recent call last):")
     message = before + trace.splitlines()[-1] if found and trace.strip() else message
     message = re.sub(r"\s+", " ", message).strip()
@@ -133,10 +138,11 @@ def explain(message: str) -> str:
 
 
 def start_processes() -> None:
-    """Joins the other processes of this run where the environment names them (see launch/): before any device is touched.
+    """Joins the other processes of this run where the environment names them (see launch/): before
+    any device is touched.
 
-    CAI_JAX_COORDINATOR=host:port with CAI_JAX_NUM_PROCESSES and CAI_JAX_PROCESS_ID, or CAI_JAX_DISTRIBUTED=auto on TPU pods
-    and clusters that JAX recognises.
+    CAI_JAX_COORDINATOR=host:port with CAI_JAX_NUM_PROCESSES and CAI_JAX_PROCESS_ID, or
+    CAI_JAX_DISTRIBUTED=auto on TPU pods and clusters that JAX recognises.
     """
     coordinator = os.environ.get("CAI_JAX_COORDINATOR")
     if coordinator:
@@ -147,7 +153,8 @@ def start_processes() -> None:
             )
         except (KeyError, ValueError) as error:
             raise UserError(
-                "CAI_JAX_COORDINATOR is set; CAI_JAX_NUM_PROCESSES and CAI_JAX_PROCESS_ID must be numbers"
+                "CAI_JAX_COORDINATOR is set; CAI_JAX_NUM_PROCESSES and CAI_JAX_PROCESS_ID must "
+                "be numbers"
             ) from error
         jax.distributed.initialize(
             coordinator,
@@ -187,7 +194,8 @@ def git_revision() -> str | None:
 
 
 def describe_run(config, workdir: str, argv: list[str]) -> dict:
-    """What RUN/config.json holds: the resolved config, the versions, the machine's chips and the revision of the code."""
+    """What RUN/config.json holds: the resolved config, the versions, the machine's chips and the
+    revision of the code."""
     import importlib.metadata
 
     packages = (
@@ -230,7 +238,8 @@ def run(argv: list[str]) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 bad input (one line on standard error), 75 preempted (run the same command again)."""
+    """Exit code: 0 done, 2 bad input (one line on standard error), 75 preempted (run the same
+    command again)."""
     try:
         run(sys.argv if argv is None else argv)
     except preemption.Preempted as stopped:
@@ -243,8 +252,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def entry() -> None:
-    """The `cai_jax` command that pip installs. A process with bad input leaves with its own exit code, also where the others, which
-    JAX would have it wait for, have none: they miss its sign of life."""
+    """The `cai_jax` command that pip installs. A process with bad input leaves with its own exit
+    code, also where the others, which JAX would have it wait for, have none: they miss its sign of
+    life."""
     code = main()
     if code == EXIT_BAD_INPUT and jax.distributed.is_initialized():
         leave = threading.Timer(ALONE, os._exit, (code,))

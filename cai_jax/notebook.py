@@ -1,4 +1,5 @@
-"""A run opened from Python, for notebooks and scripts: its records and numbers, its models to sample and to score with."""
+"""A run opened from Python, for notebooks and scripts: its records and numbers, its models to
+sample and to score with."""
 
 from __future__ import annotations
 
@@ -21,15 +22,16 @@ from cai_jax.structs import Dialogue, Message, SampleRequest, SamplingParams
 
 
 class Run:
-    """A run directory, read and never written. Models are named as in a config: a role, `@stage`, `@stage:step`, a directory
-    or a hub name. Raises UserError where there is no run."""
+    """A run directory, read and never written. Models are named as in a config: a role, `@stage`,
+    `@stage:step`, a directory or a hub name. Raises UserError where there is no run."""
 
     def __init__(self, path):
         self.path = epath.Path(path)
         saved = artefacts.read_json(self.path / "config.json")
         if saved is None:
             raise UserError(
-                f"{path}: no run there (config.json is missing); make one with python -m cai_jax.main --workdir={path}"
+                f"{path}: no run there (config.json is missing); make one with python -m "
+                f"cai_jax.main --workdir={path}"
             )
         self.config = ml_collections.ConfigDict(saved["config"])
         mesh = sharding.make_mesh(
@@ -78,8 +80,9 @@ class Run:
         temperature: float = 1.0,
         seed: int = 0,
     ) -> list[str]:
-        """One answer a prompt, in their order. The random numbers depend on prompt and seed only, so that models can be
-        compared; a prompt that does not fit the context is answered with ""."""
+        """One answer a prompt, in their order. The random numbers depend on prompt and seed only,
+        so that models can be compared; a prompt that does not fit the context is answered with
+        ""."""
         model = self.context.load_model(reference)
         engine = self.context.engine(model)
         requests = []

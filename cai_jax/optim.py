@@ -16,7 +16,8 @@ SCHEDULES = ("constant", "linear", "cosine")
 def learning_rate(
     peak: float, *, schedule: str = "constant", warmup_steps: int = 0, num_steps: int = 0
 ):
-    """Step → learning rate: linear warm-up from peak/(warmup + 1), then constant (the paper) or down to 0 at num_steps.
+    """Step → learning rate: linear warm-up from peak/(warmup + 1), then constant (the paper) or
+    down to 0 at num_steps.
 
     Raises ValueError on a schedule that is not one of SCHEDULES.
     """
@@ -38,7 +39,8 @@ def learning_rate(
 
 
 def on_host(rate, num_steps: int):
-    """The same numbers, step → float, without a device: to be told of steps 0 to num_steps, not to be computed with."""
+    """The same numbers, step → float, without a device: to be told of steps 0 to num_steps, not to
+    be computed with."""
     known = np.asarray(
         jax.vmap(lambda step: jnp.asarray(rate(step), jnp.float32))(jnp.arange(num_steps + 1))
     )
@@ -54,10 +56,12 @@ def adam(
     b2: float = 0.95,
     eps: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """Gradient clipping by global norm, then Adam with decoupled weight decay on matrices (not on norms and biases).
+    """Gradient clipping by global norm, then Adam with decoupled weight decay on matrices (not on
+    norms and biases).
 
-    `rate`: step → learning rate; or {name: rate} for parameters that are a dict of the same names, each item with its own.
-    PPO passes eps = 1e-5, which keeps early steps small where the second moment is still near 0.
+    `rate`: step → learning rate; or {name: rate} for parameters that are a dict of the same names,
+    each item with its own. PPO passes eps = 1e-5, which keeps early steps small where the second
+    moment is still near 0.
     """
     parts = [clip_by_global_norm(max_grad_norm)] if max_grad_norm else []
     parts.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32))
@@ -70,7 +74,8 @@ def adam(
 
 
 def scale_by_rates(rates: Mapping[str, Callable]) -> optax.GradientTransformation:
-    """Of updates {name: tree} every tree times minus its own learning rate; the count of steps is common to all."""
+    """Of updates {name: tree} every tree times minus its own learning rate; the count of steps is
+    common to all."""
 
     def init(params):
         return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
@@ -84,8 +89,8 @@ def scale_by_rates(rates: Mapping[str, Callable]) -> optax.GradientTransformatio
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """Gradients times min(1, max_norm / their norm). A factor goes into the operations that follow; optax's division makes a
-    second copy of all gradients."""
+    """Gradients times min(1, max_norm / their norm). A factor goes into the operations that follow;
+    optax's division makes a second copy of all gradients."""
 
     def update(grads, state, params=None):
         factor = max_norm / jnp.maximum(optax.global_norm(grads), max_norm)
@@ -95,7 +100,8 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def decayed(params):
-    """True where weight decay acts: on matrices, not on norms and biases (stacking makes those 2-D) or heads."""
+    """True where weight decay acts: on matrices, not on norms and biases (stacking makes those 2-D)
+    or heads."""
 
     def matrix(path, leaf):
         return leaf.ndim > 1 and not any(
@@ -106,7 +112,8 @@ def decayed(params):
 
 
 def split_microbatches(batch, num_microbatches: int):
-    """[B, …] → [M, B/M, …] in every leaf. Rows are dealt out in turn, so that each microbatch lies on every device."""
+    """[B, …] → [M, B/M, …] in every leaf. Rows are dealt out in turn, so that each microbatch lies
+    on every device."""
 
     def split(leaf):
         chex.assert_is_divisible(leaf.shape[0], num_microbatches)
@@ -118,13 +125,15 @@ def split_microbatches(batch, num_microbatches: int):
 def sum_gradients(
     loss: Callable, params, batch, num_microbatches: int = 1, filled: Callable | None = None
 ):
-    """Loss, gradient and statistics of a batch that is worked through in microbatches, exactly as if at once.
+    """Loss, gradient and statistics of a batch that is worked through in microbatches, exactly as
+    if at once.
 
-    `loss(params, microbatch)` returns (sum, (count, sums)) with scalar leaves in `sums`. What comes back is
-    (Σ sum / Σ count, gradient of that, Σ count, sums): the division happens once, so microbatches with different
-    numbers of tokens weigh by their tokens. Names in `sums` that end in "_error" are ≥ 0 and joined by max, the others
-    are added. A batch without a single count gives loss 0 and zero gradients. `filled(microbatch)`, a bool scalar, spares the
-    work of microbatches in which it is False; their sums must be 0.
+    `loss(params, microbatch)` returns (sum, (count, sums)) with scalar leaves in `sums`. What comes
+    back is (Σ sum / Σ count, gradient of that, Σ count, sums): the division happens once, so
+    microbatches with different numbers of tokens weigh by their tokens. Names in `sums` that end in
+    "_error" are ≥ 0 and joined by max, the others are added. A batch without a single count gives
+    loss 0 and zero gradients. `filled(microbatch)`, a bool scalar, spares the work of microbatches
+    in which it is False; their sums must be 0.
     """
 
     def one(microbatch, share=lambda count: 1.0):

@@ -1,8 +1,10 @@
-"""What a run would otherwise find changed from one day to the next, fixed when it begins: RUN/pinned.json.
+"""What a run would otherwise find changed from one day to the next, fixed when it begins:
+RUN/pinned.json.
 
-A model or data set of the hub whose reference names no commit gets the commit of that day; chat templates that write the
-date get the day on which the run began (`config.date`). A run that goes on, on whatever day and machine, reads the same.
-Delete the file, and run with --config.on_change=redo, to take what is newest.
+A model or data set of the hub whose reference names no commit gets the commit of that day; chat
+templates that write the date get the day on which the run began (`config.date`). A run that goes
+on, on whatever day and machine, reads the same. Delete the file, and run with
+--config.on_change=redo, to take what is newest.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ SECONDS = 10  # that the hub has for an answer
 
 
 def fix(config: ml_collections.ConfigDict, run_path) -> dict:
-    """Puts commits behind the hub's names in `config`, and the date into it: those of RUN/pinned.json, else today's.
+    """Puts commits behind the hub's names in `config`, and the date into it: those of
+    RUN/pinned.json, else today's.
 
     Args:
       config: changed in place: `models`, `topic` where there is one, and the stages of the graph.
@@ -61,7 +64,8 @@ def fix(config: ml_collections.ConfigDict, run_path) -> dict:
 
 
 def _spelled(text: str) -> str:
-    """A pattern for `text` in which marks may have backslashes before them, as a source string writes them."""
+    """A pattern for `text` in which marks may have backslashes before them, as a source string
+    writes them."""
     return "".join(
         rf"\\?{re.escape(mark)}" if mark in "+#@[]," else re.escape(mark) for mark in text
     )
@@ -90,7 +94,8 @@ def save(pins: dict, run_path) -> None:
 
 
 def _strings(config) -> Iterator[tuple[ml_collections.ConfigDict, str, tuple[str, ...], bool]]:
-    """(fields, key, path, whether a stage that is to be run may read it) of every string that may be a reference."""
+    """(fields, key, path, whether a stage that is to be run may read it) of every string that may
+    be a reference."""
     for top in ("models", "topic", "graph"):
         waiting = [((top,), config.get(top))]
         while waiting:
@@ -105,7 +110,8 @@ def _strings(config) -> Iterator[tuple[ml_collections.ConfigDict, str, tuple[str
 
 
 def _unpinned(value: str, path: tuple[str, ...]) -> Iterator[tuple[str, str, str, str]]:
-    """(text, repository, its type, revision) of the hub's names in a reference that name no commit."""
+    """(text, repository, its type, revision) of the hub's names in a reference that name no
+    commit."""
     if path[0] == "models" or identity.is_model_field(path):
         name, revision = hf.hub_name(value) or ("", "")
         if name and not COMMIT.fullmatch(revision):
@@ -127,7 +133,8 @@ def _unpinned(value: str, path: tuple[str, ...]) -> Iterator[tuple[str, str, str
 
 
 def commit_of(name: str, repo_type: str, revision: str) -> str | None:
-    """The commit of a revision on the hub now, or of what was fetched of it before; None where neither is there."""
+    """The commit of a revision on the hub now, or of what was fetched of it before; None where
+    neither is there."""
     import huggingface_hub
 
     where = {"repo_type": repo_type, "revision": revision}

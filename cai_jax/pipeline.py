@@ -1,6 +1,7 @@
 """The graph of stages: what depends on what, what is done, what changed, what runs next.
 
-A stage is done for good once its manifest says so under the same fingerprint (kind, fields, seed, inputs, record schema).
+A stage is done for good once its manifest says so under the same fingerprint (kind, fields, seed,
+inputs, record schema).
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def reads_whole_run(kind: str) -> bool:
 
 
 def _stages_read(node: Node, run_path: epath.Path) -> dict[str, str] | None:
-    """Stage → fingerprint of every finished stage of the run; None for a stage that reads its inputs only."""
+    """Stage → fingerprint of every finished stage of the run; None for a stage that reads its
+    inputs only."""
     if not reads_whole_run(node.kind):
         return None
     read = {}
@@ -105,7 +107,8 @@ def _stages_read(node: Node, run_path: epath.Path) -> dict[str, str] | None:
 
 
 def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
-    """The stages of `config.stages` and all they rest on, parents first. UserError for unknown names, kinds and cycles."""
+    """The stages of `config.stages` and all they rest on, parents first. UserError for unknown
+    names, kinds and cycles."""
     check_values(config)  # before `resolve` copies values: the field that was set is named
     profiling.check(config)
     config = topic.resolve(auto.resolve(config))
@@ -172,7 +175,8 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
             others["int8"] = True
         inputs = [visit(parent).fingerprint for parent in parents]
         if reads_whole_run(kind):
-            inputs = []  # a command may run it with few stages named: `_run_stage` compares what it read
+            # a command may run it with few stages named: `_run_stage` compares what it read
+            inputs = []
         visiting.pop()
         mark = artefacts.fingerprint(kind, canonical | others, inputs, module.SCHEMA)
         nodes[name] = Node(name, kind, fields | shown | others, tuple(parents), mark)
@@ -213,7 +217,8 @@ def _inputs(stage) -> dict[str, None]:
 
 
 def require_same(nodes: dict[str, Node]) -> None:
-    """UserError where processes see different configs or files: each would compute something else."""
+    """UserError where processes see different configs or files: each would compute something
+    else."""
     ours = {name: {"mark": node.fingerprint, "fields": node.fields} for name, node in nodes.items()}
     theirs = artefacts.from_writer(ours)
     reasons = [
@@ -228,13 +233,15 @@ def require_same(nodes: dict[str, Node]) -> None:
     if others := artefacts.processes_where(differs):
         what = "; ".join(reasons) or "; ".join(sorted(set(ours) ^ set(theirs))) or "see their lines"
         raise UserError(
-            f"process {jax.process_index()}: configs or files are others in process {', '.join(map(str, others))} than in "
+            f"process {jax.process_index()}: configs or files are others in process "
+            f"{', '.join(map(str, others))} than in "
             f"process 0 ({what}); give all processes the same"
         )
 
 
 def mend(run_path: epath.Path, damage: artefacts.Damaged) -> None:
-    """Tells of a damaged stage and opens it again, so that it makes what is lost; or moves it aside, to be run anew."""
+    """Tells of a damaged stage and opens it again, so that it makes what is lost; or moves it
+    aside, to be run anew."""
     progress.warn(
         f"{damage}; {'the stage is run anew' if damage.restart else 'what is lost is made again'}"
     )
@@ -247,12 +254,14 @@ def mend(run_path: epath.Path, damage: artefacts.Damaged) -> None:
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config as the stages read it: references to the topic and fields that are "auto" replaced by what they mean."""
+    """The config as the stages read it: references to the topic and fields that are "auto" replaced
+    by what they mean."""
     return auto.resolve(topic.resolve(config))
 
 
 def topic_notes(config: ml_collections.ConfigDict) -> list[str]:
-    """What of the run's topic is still the default while other parts are the user's own (`topic.notes`)."""
+    """What of the run's topic is still the default while other parts are the user's own
+    (`topic.notes`)."""
     resolved, missing = topic.resolve(config), {}
     for name in config.stages:
         source = resolved.graph[name].get("constitution")
@@ -264,9 +273,11 @@ def topic_notes(config: ml_collections.ConfigDict) -> list[str]:
 def run(
     config: ml_collections.ConfigDict, workdir: str, describe: Callable[[], dict] | None = None
 ) -> list[dict]:
-    """Runs `config.stages` in order under `workdir`; returns a summary row a stage. Done stages are skipped.
+    """Runs `config.stages` in order under `workdir`; returns a summary row a stage. Done stages are
+    skipped.
 
-    `describe`: what RUN/config.json is to hold; it is written once the run is known to be ours and unchanged.
+    `describe`: what RUN/config.json is to hold; it is written once the run is known to be ours and
+    unchanged.
     """
     check_values(config)
     run_path = epath.Path(workdir)
@@ -283,7 +294,8 @@ def run(
         damaged = [integrity.check(artefacts.StageDirectory(run_path / name)) for name in nodes]
         damaged = [damage for damage in damaged if damage]
         preflight.check(config, nodes, run_path, changed.stages, damaged)
-        # Only on_change=restore has moved anything before this line; nothing that can be known stops the run after it.
+        # Only on_change=restore has moved anything before this line; nothing that can be known
+        # stops the run after it.
         for note in topic_notes(given):
             progress.warn(note)
         for note in auto.notes(given):
@@ -310,13 +322,15 @@ def run(
 
 
 def release_memory() -> None:
-    """Gives what a stage has freed back to the system: the C library would keep it, and stages would add up."""
+    """Gives what a stage has freed back to the system: the C library would keep it, and stages
+    would add up."""
     gc.collect()
     memory.give_back()
 
 
 def _run_mended(node: Node, nodes: dict[str, Node], config, run_path: epath.Path, mesh) -> dict:
-    """Runs a stage; where it finds that a stage before it, or what it left itself, is damaged, that is made again first."""
+    """Runs a stage; where it finds that a stage before it, or what it left itself, is damaged, that
+    is made again first."""
     for _ in range(3):
         try:
             return _run_stage(node, config, run_path, mesh)
@@ -376,7 +390,8 @@ def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
         )  # what a busy machine does not lengthen
         directory.update_manifest(seconds=round(seconds, 2), cpu_seconds=round(cpu_seconds, 2))
     digests = summary.pop("sha256", {})
-    # By the writer, whose files they are: another process would meet some that are being written or taken away.
+    # By the writer, whose files they are: another process would meet some that are being written or
+    # taken away.
     files = integrity.file_digests(directory) if artefacts.is_writer() else {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     directory.update_manifest(

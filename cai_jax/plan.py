@@ -1,8 +1,10 @@
 """What a run would need on chips that are not there:
 
-    python -m cai_jax.plan --config=configs/pods/llama3_8b_v5e_8x8.py [--topology v5e:8x8] [--slices 2] [--json out.json]
+    python -m cai_jax.plan --config=configs/pods/llama3_8b_v5e_8x8.py [--topology v5e:8x8] [--slices
+    2] [--json out.json]
 
-Every jitted program of the run is compiled ahead of time for the topology; nothing runs and no weights are read.
+Every jitted program of the run is compiled ahead of time for the topology; nothing runs and no
+weights are read.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from cai_jax import config_files
 from cai_jax.errors import UserError, command
 
 USAGE = (
-    "usage: python -m cai_jax.plan --config=configs/NAME.py [--topology=v5e:8x8] [--slices=N] [--json=FILE] [--effort=-1] "
+    "usage: python -m cai_jax.plan --config=configs/NAME.py [--topology=v5e:8x8] [--slices=N] "
+    "[--json=FILE] [--effort=-1] "
     "[--quick] [--only=REGEX] [--config.FIELD=VALUE …]"
 )
-# effort: -1 compiles several times faster and overstates temporaries, 0 is what a run does; quick: formulas only;
-# only: programs whose "stage name" matches.
+# effort: -1 compiles several times faster and overstates temporaries, 0 is what a run does; quick:
+# formulas only; only: programs whose "stage name" matches.
 OPTIONS = {"only": "", "topology": "", "slices": "1", "json": "", "effort": "-1", "quick": "no"}
 
 SWITCHES = ("quick",)  # options that need no value
@@ -99,7 +102,8 @@ def run(argv: list[str]) -> int:
 
 
 def _preset(arguments: list[str]) -> str:
-    """The topology that a config of configs/pods names: a line TOPOLOGY = "…", which is read without running the file."""
+    """The topology that a config of configs/pods names: a line TOPOLOGY = "…", which is read
+    without running the file."""
     file = next(
         (
             argument.partition("=")[2]

@@ -1,10 +1,12 @@
-"""The arithmetic of PPO for language models: rewards, advantages, clipped losses, the KL controller. Pure functions.
+"""The arithmetic of PPO for language models: rewards, advantages, clipped losses, the KL
+controller. Pure functions.
 
-Every token array is [B, T] over the whole sequence (prompt, response, padding) and comes with a mask [B, T] that is
-True on the actions: the response's sampled tokens, EOS included. Entry t speaks of token t: its log-probability given
-the tokens before it, and the value of the state in which it was chosen. Losses are (sum, count) over actions. What
-stands under the mask never matters, not even NaN: it is set to 0 before any arithmetic, so that gradients are clean.
-Sources: Schulman et al. 2017 (1707.06347), 2016 (1506.02438); Ziegler et al. 2019 (1909.08593); Bai et al. 2022
+Every token array is [B, T] over the whole sequence (prompt, response, padding) and comes with a
+mask [B, T] that is True on the actions: the response's sampled tokens, EOS included. Entry t speaks
+of token t: its log-probability given the tokens before it, and the value of the state in which it
+was chosen. Losses are (sum, count) over actions. What stands under the mask never matters, not even
+NaN: it is set to 0 before any arithmetic, so that gradients are clean. Sources: Schulman et al.
+2017 (1707.06347), 2016 (1506.02438); Ziegler et al. 2019 (1909.08593); Bai et al. 2022
 (2204.05862), whose settings the paper reuses: γ = 1, ε = 0.2, λ_KL = 0.001.
 """
 
@@ -18,7 +20,8 @@ from cai_jax.losses import masked_sum
 
 
 def _clean(mask_BxT, *arrays):
-    """The arrays with 0 off the mask, after the checks. Float by force: int32 rewards turn 0.7 into 0 silently."""
+    """The arrays with 0 off the mask, after the checks. Float by force: int32 rewards turn 0.7 into
+    0 silently."""
     chex.assert_rank([mask_BxT, *arrays], 2)
     chex.assert_equal_shape([mask_BxT, *arrays])
     chex.assert_type(mask_BxT, bool)
@@ -33,9 +36,11 @@ def last_true(mask_BxT):
 
 
 def token_rewards(scores_B, logprobs_BxT, ref_logprobs_BxT, mask_BxT, kl_coefficient):
-    """Score of the whole response on its last token, minus β·(log π − log π_ref) on every action (k1). Float [B, T].
+    """Score of the whole response on its last token, minus β·(log π − log π_ref) on every action
+    (k1). Float [B, T].
 
-    The sum over a row is the objective of section 4.3 (from 2204): r(x, y) − β·log(π(y|x) / π_ref(y|x)).
+    The sum over a row is the objective of section 4.3 (from 2204): r(x, y) − β·log(π(y|x) /
+    π_ref(y|x)).
     """
     logprobs_BxT, ref_logprobs_BxT = _clean(mask_BxT, logprobs_BxT, ref_logprobs_BxT)
     chex.assert_rank(scores_B, 1)
@@ -49,8 +54,9 @@ def gae(rewards_BxT, values_BxT, mask_BxT, gamma: float, lam: float):
     """Generalised advantage estimation: (advantages, returns), float [B, T], 0 off the mask.
 
     δ_t = r_t + γ·V_next − V_t,  A_t = δ_t + γλ·A_next,  return = A + V, where "next" is the next *action* of the row:
-    masked positions carry the recursion through unchanged. After the last action the value is 0 (the episode is over,
-    also where the response was cut at its length limit). Returns are of the values given, before any whitening.
+    masked positions carry the recursion through unchanged. After the last action the value is 0
+    (the episode is over, also where the response was cut at its length limit). Returns are of the
+    values given, before any whitening.
     """
     rewards_BxT, values_BxT = _clean(mask_BxT, rewards_BxT, values_BxT)
 
@@ -79,7 +85,8 @@ def masked_variance(values_BxT, mask_BxT):
 
 
 def whiten(values_BxT, mask_BxT, epsilon: float = 1e-8, shift: bool = True):
-    """(x − mean) / sqrt(variance + ε) under the mask, 0 elsewhere. Meant for the whole rollout, not for a minibatch.
+    """(x − mean) / sqrt(variance + ε) under the mask, 0 elsewhere. Meant for the whole rollout, not
+    for a minibatch.
 
     shift=False only scales, which is what rewards need: their mean is part of the objective.
     """
@@ -90,10 +97,12 @@ def whiten(values_BxT, mask_BxT, epsilon: float = 1e-8, shift: bool = True):
 
 
 def policy_loss(logprobs_BxT, old_logprobs_BxT, advantages_BxT, mask_BxT, clip: float):
-    """−min(ρA, clip(ρ, 1 ± ε)A), ρ = exp(log π − log π_old): (sum, count), and sums over actions for the log.
+    """−min(ρA, clip(ρ, 1 ± ε)A), ρ = exp(log π − log π_old): (sum, count), and sums over actions
+    for the log.
 
-    The sums: `clipped` (actions whose gradient the clip cuts off), `old_kl` (k3 estimate of KL(π_old ‖ π)), and
-    `ratio_error` = max |ρ − 1|, which is 0 in the first minibatch after sampling if sampler and learner agree.
+    The sums: `clipped` (actions whose gradient the clip cuts off), `old_kl` (k3 estimate of
+    KL(π_old ‖ π)), and `ratio_error` = max |ρ − 1|, which is 0 in the first minibatch after
+    sampling if sampler and learner agree.
     """
     arrays = _clean(mask_BxT, logprobs_BxT, old_logprobs_BxT, advantages_BxT)
     logprobs_BxT, old_logprobs_BxT, advantages_BxT = arrays
@@ -111,7 +120,8 @@ def policy_loss(logprobs_BxT, old_logprobs_BxT, advantages_BxT, mask_BxT, clip: 
 
 
 def value_loss(values_BxT, old_values_BxT, returns_BxT, mask_BxT, clip: float | None):
-    """½·max((V − R)², (V_old + clip(V − V_old, ±ε) − R)²): (sum, count, {clipped}); clip None turns clipping off."""
+    """½·max((V − R)², (V_old + clip(V − V_old, ±ε) − R)²): (sum, count, {clipped}); clip None turns
+    clipping off."""
     values_BxT, old_values_BxT, returns_BxT = _clean(
         mask_BxT, values_BxT, old_values_BxT, returns_BxT
     )
@@ -119,7 +129,8 @@ def value_loss(values_BxT, old_values_BxT, returns_BxT, mask_BxT, clip: float | 
     if clip is None:
         cut_BxT = free_BxT
     else:
-        # min and max rather than old + clip(V − old): inside the range this is V itself, without a rounding error.
+        # min and max rather than old + clip(V − old): inside the range this is V itself, without a
+        # rounding error.
         near_BxT = jnp.clip(values_BxT, old_values_BxT - clip, old_values_BxT + clip)
         cut_BxT = jnp.square(near_BxT - returns_BxT)
     total, count = masked_sum(0.5 * jnp.maximum(free_BxT, cut_BxT), mask_BxT)
@@ -127,7 +138,8 @@ def value_loss(values_BxT, old_values_BxT, returns_BxT, mask_BxT, clip: float | 
 
 
 def sequence_kl(logprobs_BxT, ref_logprobs_BxT, mask_BxT):
-    """Two estimates of KL(π ‖ π_ref) of a whole response, nats, float [B]: k1 = Σ log ratio, k3 = Σ (r − 1 − log r)."""
+    """Two estimates of KL(π ‖ π_ref) of a whole response, nats, float [B]: k1 = Σ log ratio, k3 = Σ
+    (r − 1 − log r)."""
     logprobs_BxT, ref_logprobs_BxT = _clean(mask_BxT, logprobs_BxT, ref_logprobs_BxT)
     log_ratio_BxT = logprobs_BxT - ref_logprobs_BxT
     return jnp.sum(log_ratio_BxT, axis=1), jnp.sum(
@@ -146,9 +158,11 @@ def explained_variance(values_BxT, returns_BxT, mask_BxT):
 def adapt_kl_coefficient(
     coefficient: float, kl: float, target: float | None, horizon: float, num_rollouts: int
 ):
-    """The proportional controller of 1909.08593 (section 2.2): β ← β·(1 + clip(KL/target − 1, ±0.2)·n/horizon).
+    """The proportional controller of 1909.08593 (section 2.2): β ← β·(1 + clip(KL/target − 1,
+    ±0.2)·n/horizon).
 
-    `kl` is the mean KL of a response in nats, `horizon` counts rollouts. target None leaves β fixed (the paper).
+    `kl` is the mean KL of a response in nats, `horizon` counts rollouts. target None leaves β fixed
+    (the paper).
     """
     if target is None:
         return coefficient

@@ -1,7 +1,9 @@
-"""What is known before the first stage starts: checked in a second or two, before anything is moved, loaded or compiled.
+"""What is known before the first stage starts: checked in a second or two, before anything is
+moved, loaded or compiled.
 
-`CHECKS` at the end of this file lists all of it. Numbers and choices are checked even earlier (`checks.py`), names of stages
-by `pipeline.build_graph`. A check reads only what the stages that are going to run need: those that are done are skipped.
+`CHECKS` at the end of this file lists all of it. Numbers and choices are checked even earlier
+(`checks.py`), names of stages by `pipeline.build_graph`. A check reads only what the stages that
+are going to run need: those that are done are skipped.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ WANTED = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a check sees: the config, the graph, the run directory, and the names of the stages that are going to run."""
+    """What a check sees: the config, the graph, the run directory, and the names of the stages that
+    are going to run."""
 
     config: Any
     nodes: Mapping
@@ -120,12 +123,14 @@ def check(
 
 
 def require_stages(plan: Plan, done: set[str]) -> None:
-    """Every stage that another reads is done or among the stages of this command; all that are missing are named."""
+    """Every stage that another reads is done or among the stages of this command; all that are
+    missing are named."""
     stages = plan.config.stages
     for damage in plan.damaged:
         if damage.stage not in stages:
             raise UserError(
-                f"{damage}; add it to be made again: --config.stages={','.join([damage.stage, *stages])}"
+                f"{damage}; add it to be made again: "
+                f"--config.stages={','.join([damage.stage, *stages])}"
             )
     missing = [name for name in plan.nodes if name not in stages and name not in done]
     if missing:
@@ -138,7 +143,8 @@ def require_stages(plan: Plan, done: set[str]) -> None:
         )
 
 
-# What the records of a kind of stage are, and what the inputs of a kind must be; those marked "?" may be empty.
+# What the records of a kind of stage are, and what the inputs of a kind must be; those marked "?"
+# may be empty.
 WRITES = {
     "respond": "responses",
     "best_of": "responses",
@@ -166,7 +172,8 @@ READS = {
 
 
 def stage_inputs(plan: Plan) -> None:
-    """Inputs are stages that write what is read there, and a preference model's labels are those of its comparisons."""
+    """Inputs are stages that write what is read there, and a preference model's labels are those of
+    its comparisons."""
     graph = plan.config.graph
     for name in plan.running:
         where, kind = f"config.graph.{name}.inputs", graph[name].kind
@@ -182,7 +189,8 @@ def stage_inputs(plan: Plan) -> None:
             # A kind that was added to ours writes what its author says.
             if (made := WRITES.get(graph[given].kind, wanted)) != wanted:
                 raise UserError(
-                    f"{where}.{field}: '{given}' is of kind {graph[given].kind}, which writes {made}; {expected}"
+                    f"{where}.{field}: '{given}' is of kind {graph[given].kind}, which writes "
+                    f"{made}; {expected}"
                 )
         if kind == "pm" and (labels := inputs.get("labels")):
             judged = (graph[labels].get("inputs") or {}).get("comparisons", "")
@@ -193,7 +201,7 @@ def stage_inputs(plan: Plan) -> None:
                 )
 
 
-# Models ----------------------------------------------------------------------------------------------------------------
+# Models -------------------------------------------------------------------------------------------
 
 
 def references(plan: Plan) -> Iterator[Reference]:
@@ -224,7 +232,8 @@ def _kind(plan: Plan, target: str) -> str:
 
 
 def stage_models(plan: Plan) -> None:
-    """`@stage` trains a model of the kind that the field needs, and `@stage:step` is a checkpoint that is or will be there."""
+    """`@stage` trains a model of the kind that the field needs, and `@stage:step` is a checkpoint
+    that is or will be there."""
     for reference in references(plan):
         if not reference.target.startswith("@"):
             continue
@@ -266,7 +275,8 @@ def _snapshots(fields) -> list[int]:
 
 
 def model_directories(plan: Plan) -> None:
-    """Model directories are there: config.json, tokenizer and chat template read, weight files open, of the needed kind."""
+    """Model directories are there: config.json, tokenizer and chat template read, weight files
+    open, of the needed kind."""
     settings = templates.Settings.of(plan.config)
     for reference in references(plan):
         target = reference.target
@@ -316,7 +326,7 @@ def rewards(plan: Plan) -> None:
         custom_reward(reference.given)
 
 
-# Data ------------------------------------------------------------------------------------------------------------------
+# Data ---------------------------------------------------------------------------------------------
 
 
 # Kinds of stages without which there is nothing to do where this field names no data.
@@ -337,7 +347,8 @@ def _require_some(where: str, fields: Mapping) -> None:
         ]
     if all(each["limit"] == 0 for each in limits_of):
         raise UserError(
-            f"{where}: 0 rows left, none are asked for (source='{fields.source}', limit={fields.get('limit')}); "
+            f"{where}: 0 rows left, none are asked for (source='{fields.source}', "
+            f"limit={fields.get('limit')}); "
             "name a source, or leave the stage out of config.stages"
         )
 
@@ -363,7 +374,8 @@ def _read(load: Callable, where: str, fields: Mapping) -> None:
 
 
 def data(plan: Plan) -> None:
-    """Every source of prompts, comparisons, ratings, choices and answers opens and its rows parse."""
+    """Every source of prompts, comparisons, ratings, choices and answers opens and its rows
+    parse."""
     for where, fields in plan.stages(*NEEDED):
         _require_some(f"{where}.{NEEDED[fields.kind]}", fields[NEEDED[fields.kind]])
     for where, fields in plan.stages("respond", "compare", "rl"):
@@ -423,11 +435,12 @@ def _located(where: str):
         raise UserError(f"{where}: {error}") from error
 
 
-# Sizes and credentials -------------------------------------------------------------------------------------------------
+# Sizes and credentials ----------------------------------------------------------------------------
 
 
 def divisibility(plan: Plan) -> None:
-    """An update's rollouts divide into its minibatches. Batches need not divide: they are padded to the mesh."""
+    """An update's rollouts divide into its minibatches. Batches need not divide: they are padded to
+    the mesh."""
     for where, fields in plan.stages("rl"):
         if fields.rollouts_per_update % fields.num_minibatches:
             raise UserError(
@@ -437,7 +450,8 @@ def divisibility(plan: Plan) -> None:
 
 
 def credentials(plan: Plan) -> None:
-    """Weights & Biases is installed and knows who is logged in. (A hub model that needs a token is asked for above.)"""
+    """Weights & Biases is installed and knows who is logged in. (A hub model that needs a token is
+    asked for above.)"""
     project = (plan.config.get("logging") or {}).get("wandb", "")
     if not project or not any(True for _ in plan.stages(*MAKES)):
         return
@@ -458,7 +472,8 @@ def credentials(plan: Plan) -> None:
 
 
 def _wandb_key(wandb) -> bool:
-    """Whether wandb will find a key: in the environment, in ~/.netrc, or wherever else it keeps one."""
+    """Whether wandb will find a key: in the environment, in ~/.netrc, or wherever else it keeps
+    one."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("//")[2].split("/")[0]

@@ -1,6 +1,8 @@
-"""Reports: `python -m cai_jax.report RUN [RUN …] [--out=DIR]`. One run, or several side by side with their differences.
+"""Reports: `python -m cai_jax.report RUN [RUN …] [--out=DIR]`. One run, or several side by side
+with their differences.
 
-Writes report.html (one self-contained file), report.md and figures/*.png, for finished and unfinished runs alike.
+Writes report.html (one self-contained file), report.md and figures/*.png, for finished and
+unfinished runs alike.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     out = arguments.out or default_out(arguments.runs)
     result = build(arguments.runs, out)
     print(
-        f"{epath.Path(out) / 'report.html'}: {result['html_bytes'] / 1e6:.1f} MB, {result['figures']} figures"
+        f"{epath.Path(out) / 'report.html'}: {result['html_bytes'] / 1e6:.1f} MB, "
+        f"{result['figures']} figures"
     )
     return 0
 

@@ -2,10 +2,11 @@
 
     python -m cai_jax.results RUN [RUN …] --out DIR [--critiques 60] [--of revise] [--no-prompts]
 
-Writes under DIR: metrics.json (every number with its interval, curves, cost, versions), tables.md, figures/*.png,
-transcripts.md (drawn by rule), critiques_to_read.md with critiques_to_read.csv, and reference/, a run directory without weights
-and texts that `cai_jax.report` lays beside a run of yours. Once the table of critiques has been filled in, the same command counts
-it. Further runs are the same with other seeds: they add means over seeds.
+Writes under DIR: metrics.json (every number with its interval, curves, cost, versions), tables.md,
+figures/*.png, transcripts.md (drawn by rule), critiques_to_read.md with critiques_to_read.csv, and
+reference/, a run directory without weights and texts that `cai_jax.report` lays beside a run of
+yours. Once the table of critiques has been filled in, the same command counts it. Further runs are
+the same with other seeds: they add means over seeds.
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ from cai_jax.errors import Parser, UserError, command
 from cai_jax.io import artefacts
 from cai_jax.topic import Words
 
-USAGE = "python -m cai_jax.results RUN [RUN …] --out DIR [--critiques COUNT] [--of STAGE] [--no-prompts]"
+USAGE = (
+    "python -m cai_jax.results RUN [RUN …] --out DIR [--critiques COUNT] [--of STAGE] "
+    "[--no-prompts]"
+)
 
 
 def write(
     run_path, out, count: int = 60, of: str = "", others: Sequence = (), prompts: bool = True
 ) -> dict:
-    """Writes everything under `out`; returns {file name: bytes}. `others`: runs with other seeds. `prompts`: whether texts show
-    them, or name them. UserError where a path is no run, or `of` no revise stage."""
+    """Writes everything under `out`; returns {file name: bytes}. `others`: runs with other seeds.
+    `prompts`: whether texts show them, or name them. UserError where a path is no run, or `of` no
+    revise stage."""
     from cai_jax.reporting.run_data import Run
     from cai_jax.reporting.text import speaking
 
@@ -42,7 +47,8 @@ def _write(run, out, count: int, of: str, others: Sequence, prompts: bool) -> di
     critiqued = [stage.name for stage in run.of_kind("revise") if stage.fields.get("critique")]
     if of and of not in critiqued:
         raise UserError(
-            f"--of {of}: not a revise stage with critiques; there are {', '.join(critiqued) or 'none'}"
+            f"--of {of}: not a revise stage with critiques; there are "
+            f"{', '.join(critiqued) or 'none'}"
         )
     drawn = transcripts.critiques(run, of or critiqued[0], count) if critiqued else []
     files, counted = {}, []

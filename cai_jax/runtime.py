@@ -1,4 +1,5 @@
-"""What the environment may not change behind a run's back (JAX's settings), and what it may lack (devices, a home)."""
+"""What the environment may not change behind a run's back (JAX's settings), and what it may lack
+(devices, a home)."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ import jax
 
 from cai_jax.errors import UserError, device_line
 
-# Settings of JAX that decide numbers, random ones above all. An environment variable (JAX_ENABLE_X64, …) or a site's
-# configuration could change them behind a run's back; results would then depend on the shell that they were started from.
+# Settings of JAX that decide numbers, random ones above all. An environment variable
+# (JAX_ENABLE_X64, …) or a site's configuration could change them behind a run's back; results would
+# then depend on the shell that they were started from.
 PINNED = {
     "jax_enable_x64": False,
     "jax_default_prng_impl": "threefry2x32",
@@ -22,7 +24,8 @@ PINNED = {
 
 
 def pin() -> list[str]:
-    """Sets what decides numbers to the values that this project is tested with; returns a text for each that was otherwise."""
+    """Sets what decides numbers to the values that this project is tested with; returns a text for
+    each that was otherwise."""
     changed = []
     for name, value in PINNED.items():
         found = getattr(jax.config, name)
@@ -33,7 +36,8 @@ def pin() -> list[str]:
 
 
 def require_devices() -> None:
-    """Raises UserError, one line, where JAX cannot use the devices that the environment asks for."""
+    """Raises UserError, one line, where JAX cannot use the devices that the environment asks
+    for."""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
@@ -41,7 +45,8 @@ def require_devices() -> None:
 
 
 def cache_directory() -> str | None:
-    """Where compiled programs are kept: ~/.cache/cai_jax/compiled, None where there is no home that can be written."""
+    """Where compiled programs are kept: ~/.cache/cai_jax/compiled, None where there is no home that
+    can be written."""
     home = os.path.expanduser("~")
     if home.startswith("~"):
         return None

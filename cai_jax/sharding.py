@@ -1,8 +1,9 @@
 """The mesh, the rules that place every array on it, and the way of arrays to and from it.
 
-Arrays name their dimensions by logical axes ("embed", "heads", …); RULES says over which axes of the mesh
-`(data, fsdp, tensor)` each is split. Everything works for one process and for several: `put` and `fetch` are the only
-doors between host data (equal on every process) and arrays on the mesh.
+Arrays name their dimensions by logical axes ("embed", "heads", …); RULES says over which axes of
+the mesh `(data, fsdp, tensor)` each is split. Everything works for one process and for several:
+`put` and `fetch` are the only doors between host data (equal on every process) and arrays on the
+mesh.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from cai_jax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis → the mesh axes that split it. A dimension of a size that they do not divide stays whole.
+# Logical axis → the mesh axes that split it. A dimension of a size that they do not divide stays
+# whole.
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "embed": ("fsdp",),
@@ -38,9 +40,10 @@ RULES: Mapping[str, tuple[str, ...]] = {
 def make_mesh(config: Mapping | None = None, devices: Sequence | None = None) -> Mesh:
     """A mesh of axes (data, fsdp, tensor) over `devices` (default: all, of every process).
 
-    `config` gives the three sizes; one of them may be -1 and takes the devices that the others leave. Missing sizes
-    are -1 for data and 1 for the rest. Raises UserError where the product is not the number of devices. Between slices
-    (TPU multi-slice: fast links inside a slice, the network between) only the data axis reaches.
+    `config` gives the three sizes; one of them may be -1 and takes the devices that the others
+    leave. Missing sizes are -1 for data and 1 for the rest. Raises UserError where the product is
+    not the number of devices. Between slices (TPU multi-slice: fast links inside a slice, the
+    network between) only the data axis reaches.
     """
     devices = list(jax.devices() if devices is None else devices)
     config = {} if config is None else config
@@ -55,17 +58,20 @@ def make_mesh(config: Mapping | None = None, devices: Sequence | None = None) ->
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise UserError(
-            f"mesh: {text} does not fit {len(devices)} devices; make the product of the sizes equal to it"
+            f"mesh: {text} does not fit {len(devices)} devices; make the product of the sizes "
+            "equal to it"
         )
     slices = len(
         {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"} or {0}
     )
     if sizes[0] % slices:
         raise UserError(
-            f"mesh: {text}: data={sizes[0]} is not a multiple of the {slices} slices; between slices only data "
+            f"mesh: {text}: data={sizes[0]} is not a multiple of the {slices} slices; between "
+            "slices only data "
             "parallelism is fast enough"
         )
-    # Axes may split a physical dimension of the torus: otherwise few shapes would be possible on a 4x4x4 slice.
+    # Axes may split a physical dimension of the torus: otherwise few shapes would be possible on a
+    # 4x4x4 slice.
     if slices > 1:
         inner = (sizes[0] // slices, *sizes[1:])
         grid = mesh_utils.create_hybrid_device_mesh(
@@ -79,8 +85,8 @@ def make_mesh(config: Mapping | None = None, devices: Sequence | None = None) ->
 def spec(
     axes: Sequence[str | None], shape: Sequence[int], mesh, rules: Mapping = RULES
 ) -> PartitionSpec:
-    """How an array of `shape` whose dimensions are called `axes` is split. ValueError for an unknown logical axis, or
-    where two dimensions claim one mesh axis."""
+    """How an array of `shape` whose dimensions are called `axes` is split. ValueError for an
+    unknown logical axis, or where two dimensions claim one mesh axis."""
     if len(axes) != len(shape):
         raise ValueError(f"{len(axes)} axes {tuple(axes)} for shape {tuple(shape)}")
     parts, owner = [], {}
@@ -91,11 +97,13 @@ def spec(
         for name in wanted:
             if name in owner:
                 raise ValueError(
-                    f"axes {tuple(axes)}: {owner[name]!r} and {axis!r} both claim mesh axis {name!r}"
+                    f"axes {tuple(axes)}: {owner[name]!r} and {axis!r} both claim mesh axis "
+                    f"{name!r}"
                 )
             owner[name] = axis
         ways = math.prod(mesh.shape[name] for name in wanted)
-        # Names of size 1 stay in the spec: the layout is the same, and specs do not change with the mesh.
+        # Names of size 1 stay in the spec: the layout is the same, and specs do not change with the
+        # mesh.
         parts.append(wanted if wanted and size % ways == 0 else None)
     return PartitionSpec(
         *(part[0] if part is not None and len(part) == 1 else part for part in parts)
@@ -103,7 +111,8 @@ def spec(
 
 
 def tree_shardings(axes_tree, shape_tree, mesh: Mesh, rules: Mapping = RULES):
-    """NamedSharding for every leaf; `axes_tree` has tuples of logical axes where `shape_tree` has arrays."""
+    """NamedSharding for every leaf; `axes_tree` has tuples of logical axes where `shape_tree` has
+    arrays."""
     return jax.tree.map(
         lambda leaf, axes: NamedSharding(mesh, spec(axes, leaf.shape, mesh, rules)),
         shape_tree,
@@ -116,7 +125,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None], rules: Mapping = RULES) -> jax.Array:
-    """`with_sharding_constraint` by logical axes under `jax.set_mesh`; without a mesh, or on one device, nothing."""
+    """`with_sharding_constraint` by logical axes under `jax.set_mesh`; without a mesh, or on one
+    device, nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     if one_device() or set(mesh.axis_names) != set(MESH_AXES):
         return x
@@ -124,14 +134,16 @@ def constrain(x: jax.Array, axes: Sequence[str | None], rules: Mapping = RULES) 
 
 
 def one_device() -> bool:
-    """Whether what is traced now is for one device: there is no mesh (`jax.set_mesh`), or one of one device."""
+    """Whether what is traced now is for one device: there is no mesh (`jax.set_mesh`), or one of
+    one device."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or mesh.size == 1
 
 
 def later(x: jax.Array, after) -> jax.Array:
-    """x, but not before the arrays of `after` are there. In a backward pass, what is made again of it is then not found in the
-    forward pass and kept from there; on one device by a condition, as XLA for CPUs removes barriers before it looks for that."""
+    """x, but not before the arrays of `after` are there. In a backward pass, what is made again of
+    it is then not found in the forward pass and kept from there; on one device by a condition, as
+    XLA for CPUs removes barriers before it looks for that."""
     if one_device():
         return jnp.where(never(after), jnp.zeros_like(x), x)
     return jax.lax.optimization_barrier((x, after))[0]
@@ -142,13 +154,14 @@ def never(after) -> jax.Array:
     one_each = jnp.stack(
         [leaf[(0,) * leaf.ndim].astype(jnp.float32) for leaf in jax.tree.leaves(after)]
     )
-    # Sorted, because XLA makes that once and on its own: the numbers alone it would look up again wherever this is asked for.
+    # Sorted, because XLA makes that once and on its own: the numbers alone it would look up again
+    # wherever this is asked for.
     return jnp.sort(one_each)[0] > jnp.inf
 
 
 def put(tree, shardings):
-    """Host arrays (the same full value on every process) → arrays on the mesh. `shardings` is one sharding for all
-    leaves or a tree of them. Arrays that already are on devices are moved."""
+    """Host arrays (the same full value on every process) → arrays on the mesh. `shardings` is one
+    sharding for all leaves or a tree of them. Arrays that already are on devices are moved."""
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(_put, tree, shardings)
@@ -188,7 +201,8 @@ def abstract_batch(tree, mesh: Mesh):
 
 
 def fetch(tree):
-    """Arrays on the mesh → numpy, the full value on every process (a collective where several processes share them)."""
+    """Arrays on the mesh → numpy, the full value on every process (a collective where several
+    processes share them)."""
 
     def get(x):
         if not isinstance(x, jax.Array):
@@ -203,7 +217,8 @@ def fetch(tree):
 def optimizer_shardings(
     tx: optax.GradientTransformation, params_abstract, param_shardings, mesh: Mesh
 ):
-    """Shardings for `tx.init(params)`: moments lie as their parameters do, everything else on every device."""
+    """Shardings for `tx.init(params)`: moments lie as their parameters do, everything else on every
+    device."""
     whole = replicated(mesh)
     return optax.tree_utils.tree_map_params(
         tx,

@@ -1,4 +1,5 @@
-"""Where a run is: `python -m cai_jax.status WORKDIR`. Reads RUN/status.json, manifests and metrics, touches nothing."""
+"""Where a run is: `python -m cai_jax.status WORKDIR`. Reads RUN/status.json, manifests and metrics,
+touches nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ USAGE = "python -m cai_jax.status WORKDIR"
 
 
 def describe(run_path) -> list[str]:
-    """One line a stage of the run's graph: done, begun at a step or row, waiting, or not asked for. UserError where no run is."""
+    """One line a stage of the run's graph: done, begun at a step or row, waiting, or not asked for.
+    UserError where no run is."""
     run_path = epath.Path(run_path)
     config = artefacts.read_json(run_path / "config.json")
     if config is None:

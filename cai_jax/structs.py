@@ -1,7 +1,8 @@
-"""The records that flow between the parts: dialogues, sampling and scoring requests, and their results.
+"""The records that flow between the parts: dialogues, sampling and scoring requests, and their
+results.
 
-Nothing here imports JAX; token ids are Python integers. Records on disk are JSON objects of the same fields
-(see `cai_jax.io.artefacts`), so that any of them can be read with `jq`.
+Nothing here imports JAX; token ids are Python integers. Records on disk are JSON objects of the
+same fields (see `cai_jax.io.artefacts`), so that any of them can be read with `jq`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import numpy as np
 
 from cai_jax.errors import UserError
 
-# Who speaks. The last four are turns of the critique-revision procedure (section 3.1 of the paper); the text format
-# gives each its own heading and a chat template sees requests as user turns and the rest as assistant turns.
+# Who speaks. The last four are turns of the critique-revision procedure (section 3.1 of the paper);
+# the text format gives each its own heading and a chat template sees requests as user turns and the
+# rest as assistant turns.
 ROLES = (
     "system",
     "human",
@@ -25,13 +27,14 @@ ROLES = (
     "revision",
 )
 ANSWERING_ROLES = ("assistant", "critique", "revision")
-LENGTH = "length"  # `Completion.stop` of a turn that ran into its limit of tokens: it was cut and did not end
+# `Completion.stop` of a turn that ran into its limit of tokens: it was cut and did not end
+LENGTH = "length"
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One turn. `text` is data: it is never formatted, and special-token strings in it stay text. `cut`: the model was
-    stopped at the limit of tokens, so no end token follows the text."""
+    """One turn. `text` is data: it is never formatted, and special-token strings in it stay text.
+    `cut`: the model was stopped at the limit of tokens, so no end token follows the text."""
 
     role: str
     text: str
@@ -42,12 +45,14 @@ Dialogue = tuple[Message, ...]
 
 
 def sampled_turn(text: str, stop: str | None, role: str = "assistant") -> Message:
-    """The turn that a model sampled, from its text and its `stop` (None where that is not known: it counts as ended)."""
+    """The turn that a model sampled, from its text and its `stop` (None where that is not known: it
+    counts as ended)."""
     return Message(role, text, stop == LENGTH)
 
 
 def responses_of(comparison: Mapping) -> list[tuple[str, str | None]]:
-    """(text, stop) of every response of a comparison record; people's have no stop and count as ended."""
+    """(text, stop) of every response of a comparison record; people's have no stop and count as
+    ended."""
     texts = comparison["responses"]
     return list(zip(texts, comparison.get("stops") or [None] * len(texts), strict=True))
 
@@ -71,7 +76,8 @@ def dialogue_to_json(dialogue: Sequence[Message]) -> list[dict]:
 
 
 def dialogue_from_json(value, where: str = "dialogue") -> Dialogue:
-    """Checks and converts `[{role, text}, …]`, as `dialogue_to_json` writes it. Raises UserError that begins with `where`."""
+    """Checks and converts `[{role, text}, …]`, as `dialogue_to_json` writes it. Raises UserError
+    that begins with `where`."""
     if not isinstance(value, list) or not value:
         raise UserError(f"{where}: expected a non-empty list of {{role, text}} objects")
     messages = []
@@ -92,7 +98,8 @@ def dialogue_from_json(value, where: str = "dialogue") -> Dialogue:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """How to draw tokens. temperature 0 is greedy; top_k 0 and top_p 1 are off. Hashable, so static under jit."""
+    """How to draw tokens. temperature 0 is greedy; top_k 0 and top_p 1 are off. Hashable, so static
+    under jit."""
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -103,9 +110,10 @@ class SamplingParams:
 
 @dataclasses.dataclass(frozen=True)
 class SampleRequest:
-    """A prompt to continue. `segments` are concatenated; the leading ones may be shared by many requests (few-shot
-    headers, common dialogues), and equal leading tuples are prefilled once. `key` is uint32 [2] from `seeds.row_key`.
-    `max_new_tokens`, where given, is this request's own, lower limit."""
+    """A prompt to continue. `segments` are concatenated; the leading ones may be shared by many
+    requests (few-shot headers, common dialogues), and equal leading tuples are prefilled once.
+    `key` is uint32 [2] from `seeds.row_key`. `max_new_tokens`, where given, is this request's own,
+    lower limit."""
 
     id: str
     segments: tuple[tuple[int, ...], ...]
@@ -119,10 +127,11 @@ class SampleRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What was sampled. `tokens` are all sampled actions up to and including EOS or the token that completes a stop
-    string; `text` is the answer with the stop removed. `logprobs` are those of the temperature-scaled distribution before
-    top-k and top-p (at temperature 1 where sampling was greedy). `stop` is "eos", "length", or the stop string.
-    `reasoning_tokens` is how many of the tokens are thoughts before the answer, which `text` leaves out."""
+    """What was sampled. `tokens` are all sampled actions up to and including EOS or the token that
+    completes a stop string; `text` is the answer with the stop removed. `logprobs` are those of the
+    temperature-scaled distribution before top-k and top-p (at temperature 1 where sampling was
+    greedy). `stop` is "eos", "length", or the stop string. `reasoning_tokens` is how many of the
+    tokens are thoughts before the answer, which `text` leaves out."""
 
     id: str
     tokens: tuple[int, ...]
@@ -143,7 +152,8 @@ class ScoreRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Per option, the log-probability of each of its tokens (temperature 1); the option's is their sum."""
+    """Per option, the log-probability of each of its tokens (temperature 1); the option's is their
+    sum."""
 
     id: str
     token_logprobs: tuple[tuple[float, ...], ...]

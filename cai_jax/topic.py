@@ -1,7 +1,9 @@
-"""What a run is about: config.topic names prompts, constitution and words once, and the stages refer to them.
+"""What a run is about: config.topic names prompts, constitution and words once, and the stages
+refer to them.
 
-A stage's field "topic:prompts" stands for config.topic.prompts, so that somebody with a topic of their own changes one place and
-no stage goes on with the embedded red-team prompts. `resolve` replaces the references before anything else reads the config.
+A stage's field "topic:prompts" stands for config.topic.prompts, so that somebody with a topic of
+their own changes one place and no stage goes on with the embedded red-team prompts. `resolve`
+replaces the references before anything else reads the config.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Words:
 
     @property
     def noun(self) -> str:
-        """The quality as a noun: harmless → harmlessness; quoted where the suffix is not English."""
+        """The quality as a noun: harmless → harmlessness; quoted where the suffix is not
+        English."""
         return f"{self.quality}ness" if self.quality.replace("-", "").isalpha() else self.quality
 
     @classmethod
@@ -55,9 +58,11 @@ class Words:
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A copy of `config` in which no stage refers to config.topic any more; the same config where none does.
+    """A copy of `config` in which no stage refers to config.topic any more; the same config where
+    none does.
 
-    Raises UserError for a name that config.topic does not have, and for a stage to be run whose source is empty.
+    Raises UserError for a name that config.topic does not have, and for a stage to be run whose
+    source is empty.
     """
     topic = config.get("topic")
     if topic is None:
@@ -98,7 +103,8 @@ def _known(name: str, known: tuple[str, ...], where: str) -> str:
 
 
 def _source(value: str, split: str, topic, where: str) -> str:
-    """The source behind "topic:a+topic:b" for the named split; parts that are empty are left out."""
+    """The source behind "topic:a+topic:b" for the named split; parts that are empty are left
+    out."""
     parts = []
     for part in (source.written for source in sources.parse(value)):
         if not part.startswith(MARK):
@@ -117,13 +123,15 @@ def _source(value: str, split: str, topic, where: str) -> str:
 
 
 def _with_split(text: str, parts: str, split: str, where: str, role: str) -> str:
-    """Every source of "a+b" with the parts of the split; one that names its own split is for training only."""
+    """Every source of "a+b" with the parts of the split; one that names its own split is for
+    training only."""
     named = []
     for source in sources.parse(text):
         piece = source.written
         if source.split is not None and split == "heldout":
             raise UserError(
-                f"{where}: '{piece}' names a split of its own; say what is held out: config.topic.heldout_{role}"
+                f"{where}: '{piece}' names a split of its own; say what is held out: "
+                f"config.topic.heldout_{role}"
             )
         if source.split is not None or source.kind == sources.EMBEDDED:
             named.append(piece)
@@ -139,8 +147,9 @@ def _in_parts(source: sources.Source, parts: str) -> str:
 
 
 def _all_of_files(heldout: str, trained: str) -> str:
-    """Held-out sources in which a file that names no split stands for all its rows. One that is trained on as well keeps to
-    those of its split "heldout", and so do data sets, whose splits have names."""
+    """Held-out sources in which a file that names no split stands for all its rows. One that is
+    trained on as well keeps to those of its split "heldout", and so do data sets, whose splits have
+    names."""
     known = {os.path.realpath(path) for path in sources.files(trained)}
     named = []
     for source in sources.parse(heldout):
@@ -151,11 +160,12 @@ def _all_of_files(heldout: str, trained: str) -> str:
 
 
 def notes(config: ml_collections.ConfigDict, missing_examples: dict[str, list[str]]) -> list[str]:
-    """Sentences on what is still the default where a part of the topic is one's own; none where nothing is, or all is.
+    """Sentences on what is still the default where a part of the topic is one's own; none where
+    nothing is, or all is.
 
     Args:
-        config: as the user gave it, before `resolve`.
-        missing_examples: constitution → the kinds of worked examples that it lacks, for which the embedded ones are taken.
+        config: as the user gave it, before `resolve`. missing_examples: constitution → the kinds of
+        worked examples that it lacks, for which the embedded ones are taken.
     """
     lines = []
     topic = config.get("topic")
@@ -171,12 +181,14 @@ def notes(config: ml_collections.ConfigDict, missing_examples: dict[str, list[st
         if own and left:
             shown = ", ".join(f"{name}={topic[name]!r}" for name in left)
             lines.append(
-                f"config.topic has its own {', '.join(own)}; still the defaults, which are about harm and help: {shown}"
+                f"config.topic has its own {', '.join(own)}; still the defaults, which are "
+                f"about harm and help: {shown}"
             )
     lines += _differing_sources(resolve(config))
     for source, kinds in sorted(missing_examples.items()):
         lines.append(
-            f"{source}: it has no {', '.join(kinds)}; the embedded worked examples, which are about harm, precede every "
+            f"{source}: it has no {', '.join(kinds)}; the embedded worked examples, which are "
+            "about harm, precede every "
             "request. Bring examples of your own, or [] for none"
         )
     return lines
@@ -201,7 +213,8 @@ def _strings(value):
 
 
 def _differing_sources(config) -> list[str]:
-    """A sentence where a stage has prompts of its own and others still ask the embedded red-team prompts."""
+    """A sentence where a stage has prompts of its own and others still ask the embedded red-team
+    prompts."""
     own, default = [], []
     for name in config.stages:
         stage = config.graph.get(name)
@@ -215,7 +228,8 @@ def _differing_sources(config) -> list[str]:
                     own.append(f"{name}.{key}")
     if own and default:
         return [
-            f"{', '.join(own)}: prompts of your own; {', '.join(default)} still ask {DEFAULTS['prompts']}. "
+            f"{', '.join(own)}: prompts of your own; {', '.join(default)} still ask "
+            f"{DEFAULTS['prompts']}. "
             "config.topic.prompts sets them all"
         ]
     return []

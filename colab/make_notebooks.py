@@ -1,4 +1,5 @@
-"""Writes the notebooks of this folder from the cells in NAME.py beside it, so that they are reviewed as text.
+"""Writes the notebooks of this folder from the cells in NAME.py beside it, so that they are
+reviewed as text.
 
 python colab/make_notebooks.py                 # writes all four, without outputs
 python colab/make_notebooks.py --execute       # and runs them, keeping their outputs (minutes, on SmolLM2)
@@ -95,7 +96,8 @@ def notebook(sources) -> nbformat.NotebookNode:
 
 
 def execute(book: nbformat.NotebookNode, timeout: int = 1800) -> nbformat.NotebookNode:
-    """Runs every cell, in this folder. What goes to standard error (bars, times of one machine) is not kept."""
+    """Runs every cell, in this folder. What goes to standard error (bars, times of one machine) is
+    not kept."""
     NotebookClient(book, timeout=timeout, resources={"metadata": {"path": str(HERE)}}).execute()
     return tidy(book)
 
@@ -119,7 +121,8 @@ def tidy(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def with_outputs(book: nbformat.NotebookNode, path: pathlib.Path) -> nbformat.NotebookNode:
-    """The new cells with the outputs that the saved notebook has in their places: for changes that change no output."""
+    """The new cells with the outputs that the saved notebook has in their places: for changes that
+    change no output."""
     saved = nbformat.read(path, as_version=4)
     for cell, old in zip(book.cells, saved.cells, strict=True):
         if cell.cell_type == "code":
@@ -140,7 +143,8 @@ def main() -> None:
             with_outputs(book, HERE / f"{name}.ipynb")
         nbformat.write(book, HERE / f"{name}.ipynb")
         print(
-            f"{name}.ipynb: {(HERE / f'{name}.ipynb').stat().st_size // 1024} kB, {time.monotonic() - began:.0f} s"
+            f"{name}.ipynb: {(HERE / f'{name}.ipynb').stat().st_size // 1024} kB, "
+            f"{time.monotonic() - began:.0f} s"
         )
 
 

@@ -1,4 +1,5 @@
-"""The cells of reading_a_pm.ipynb: what a preference model has learned, and what it has learned instead."""
+"""The cells of reading_a_pm.ipynb: what a preference model has learned, and what it has learned
+instead."""
 
 CELLS = [
     (

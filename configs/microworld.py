@@ -1,8 +1,10 @@
-"""Constitutional AI in the microworld: a small language with an exact oracle, on two cores in minutes.
+"""Constitutional AI in the microworld: a small language with an exact oracle, on two cores in
+minutes.
 
-The base model (configs/models/microworld, 0.9M parameters, made by `python -m cai_jax.microworld.pretrain`) answers every
-request, also harmful ones, and can criticise, revise and judge. The pipeline is the one of every other config. Afterwards
-`python -m cai_jax.microworld.measure RUN …` says by the oracle what the answers to held-out requests are.
+The base model (configs/models/microworld, 0.9M parameters, made by `python -m
+cai_jax.microworld.pretrain`) answers every request, also harmful ones, and can criticise, revise
+and judge. The pipeline is the one of every other config. Afterwards `python -m
+cai_jax.microworld.measure RUN …` says by the oracle what the answers to held-out requests are.
 """
 
 import pathlib
@@ -55,8 +57,9 @@ def respond_helpful(**fields):
 
 
 def revise(**fields):
-    # The model was made with worked examples in few of its documents only: it needs none. Its own slips (a wrong word in
-    # fifty) would be learnt from; a temperature below 1 leaves most of them out.
+    # The model was made with worked examples in few of its documents only: it needs none. Its own
+    # slips (a wrong word in fifty) would be learnt from; a temperature below 1 leaves most of them
+    # out.
     return default.revise(
         **{
             "constitution": CONSTITUTION,
@@ -109,7 +112,8 @@ def feedback(**fields):
 
 
 def human(split="helpful", limit=None, file="comparisons"):
-    """Ratings of people, here of the oracle with noise: of helpfulness, of harmlessness, or ("") of both."""
+    """Ratings of people, here of the oracle with noise: of helpfulness, of harmlessness, or ("") of
+    both."""
     return {
         "source": str(DATA / f"{file}.jsonl"),
         "split": split,
@@ -163,7 +167,8 @@ def evaluate(models, revisions="", **fields):
 
 
 def harm(**fields):
-    """The regressor of absolute harmfulness: ratings are the oracle's severities; held out are acts that it never saw."""
+    """The regressor of absolute harmfulness: ratings are the oracle's severities; held out are acts
+    that it never saw."""
     file = str(DATA / "ratings.jsonl")
     return default.harm(
         file,

@@ -1,12 +1,16 @@
-"""The paper's baselines by the same stages, from the pretrained model: helpful RLHF (H-RLHF), and with
-`:variant=harmless` helpful-harmless RLHF (HH-RLHF), whose preference model also learns human harmlessness comparisons.
+"""The paper's baselines by the same stages, from the pretrained model: helpful RLHF (H-RLHF), and
+with `:variant=harmless` helpful-harmless RLHF (HH-RLHF), whose preference model also learns human
+harmlessness comparisons.
 
     python -m cai_jax.main --config=configs/rlhf.py:helpful=hh_helpful_base.jsonl.gz
-    python -m cai_jax.main --config=configs/rlhf.py:variant=harmless,harmless=hh_harmless_base.jsonl.gz
+    python -m cai_jax.main
+    --config=configs/rlhf.py:variant=harmless,harmless=hh_harmless_base.jsonl.gz
 
-`helpful` and `harmless` are sources of pairs in the form of hh-rlhf (`cai_jax/data/comparisons.py`); without `helpful` the
-embedded ones are used. Of a file eight tenths of the first human turns train the preference model; the two tenths that are
-left, the same in every file, are what `evaluate.comparisons` measures (`config.topic.comparisons`): no prompt is on both sides.
+`helpful` and `harmless` are sources of pairs in the form of hh-rlhf
+(`cai_jax/data/comparisons.py`); without `helpful` the embedded ones are used. Of a file eight
+tenths of the first human turns train the preference model; the two tenths that are left, the same
+in every file, are what `evaluate.comparisons` measures (`config.topic.comparisons`): no prompt is
+on both sides.
 """
 
 from configs import default
@@ -18,7 +22,8 @@ def get_config(arg=""):
     given = dict(part.partition("=")[::2] for part in (arg or "").split(",") if part)
     if unknown := set(given) - {"variant", "helpful", "harmless"}:
         raise ValueError(
-            f"'{', '.join(sorted(unknown))}': expected variant=harmless, helpful=FILE, harmless=FILE"
+            f"'{', '.join(sorted(unknown))}': expected variant=harmless, helpful=FILE, "
+            "harmless=FILE"
         )
     files = [given.get("helpful", "embedded:helpful_comparisons")]
     config = default.base_config()

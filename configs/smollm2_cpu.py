@@ -1,11 +1,13 @@
-"""The whole method on SmolLM2-135M-Instruct, on two CPU cores, in about a quarter of an hour (`make demo`).
+"""The whole method on SmolLM2-135M-Instruct, on two CPU cores, in about a quarter of an hour (`make
+demo`).
 
-The sizes follow from a budget: two cores decode about 150 tokens a second and train about 150, so every stage here gets
-one to four minutes. It shows that everything runs and what the records look like; 32 prompts and a 135M critic cannot show
-that the method helps, and the report says so with intervals. For evidence see results/.
+The sizes follow from a budget: two cores decode about 150 tokens a second and train about 150, so
+every stage here gets one to four minutes. It shows that everything runs and what the records look
+like; 32 prompts and a 135M critic cannot show that the method helps, and the report says so with
+intervals. For evidence see results/.
 
-The paper samples at temperature 1. A model this small rambles there, so texts are drawn at 0.7, and PPO's policy is the
-distribution at 0.7 in sampler and learner alike.
+The paper samples at temperature 1. A model this small rambles there, so texts are drawn at 0.7, and
+PPO's policy is the distribution at 0.7 in sampler and learner alike.
 """
 
 from configs import default

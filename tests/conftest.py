@@ -20,7 +20,8 @@ def smollm2():
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """The directory of public data beside the project (hh-rlhf subsets, the paper's prompts and evaluations)."""
+    """The directory of public data beside the project (hh-rlhf subsets, the paper's prompts and
+    evaluations)."""
     if not SHARED_DATA.is_dir():
         pytest.skip("../shared/data is absent: public data is read from there")
     return SHARED_DATA
@@ -28,14 +29,15 @@ def shared_data():
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """A 2-layer architecture with a byte-level tokenizer and no weights: `random:` references initialise it."""
+    """A 2-layer architecture with a byte-level tokenizer and no weights: `random:` references
+    initialise it."""
     return str(ROOT / "configs" / "models" / "tiny")
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, worker_id):
-    """(directory, output) of an undisturbed run of configs/tiny.py. Nobody changes it: copy what is to be broken. Several
-    pytest processes share one run: the first makes it, the others wait."""
+    """(directory, output) of an undisturbed run of configs/tiny.py. Nobody changes it: copy what is
+    to be broken. Several pytest processes share one run: the first makes it, the others wait."""
     from tests.chaos import harness
 
     base = tmp_path_factory.getbasetemp()

@@ -1,9 +1,10 @@
-"""Makes configs/models/tiny: a 2-layer Llama's config.json and a small byte-level tokenizer, without weights.
+"""Makes configs/models/tiny: a 2-layer Llama's config.json and a small byte-level tokenizer,
+without weights.
 
     python -m tests.make_tiny_model
 
-The tokenizer is trained on the text below, so that its words come in a few tokens each. The files are in the
-repository; run this only to change them.
+The tokenizer is trained on the text below, so that its words come in a few tokens each. The files
+are in the repository; run this only to change them.
 """
 
 import json
@@ -15,7 +16,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 VOCAB_SIZE = 768
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + "
+    "message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 TEXT = """

@@ -1,11 +1,11 @@
-"""A text model that writes down all that it is asked and answers by a script, in place of the engine of a real stage.
+"""A text model that writes down all that it is asked and answers by a script, in place of the
+engine of a real stage.
 
-    ctx, asked = stage(tmp_path, "revise", default.revise(...), inputs={"responses": rows}, answer=lambda request: "text")
-    revise.run(ctx)
-    assert asked.prompts() == [...]
+    ctx, asked = stage(tmp_path, "revise", default.revise(...), inputs={"responses": rows},
+    answer=lambda request: "text") revise.run(ctx) assert asked.prompts() == [...]
 
-The stage, its records, the format and the tokenizer are the real ones; only weights are missing. Requests are answered in
-reverse, as an engine is free to do.
+The stage, its records, the format and the tokenizer are the real ones; only weights are missing.
+Requests are answered in reverse, as an engine is free to do.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ CONSTITUTION = {
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """One request: the text of its segments, the rest as it came. `sampling` is None where options are scored."""
+    """One request: the text of its segments, the rest as it came. `sampling` is None where options
+    are scored."""
 
     id: str
     segments: tuple[str, ...]
@@ -87,8 +88,8 @@ class Asked:
 
 
 class Recorder:
-    """What `Engine` offers to a stage. `answer(asked)` is the text of a completion or a whole (text, stop); `score(asked)` are
-    the options' log-probabilities."""
+    """What `Engine` offers to a stage. `answer(asked)` is the text of a completion or a whole
+    (text, stop); `score(asked)` are the options' log-probabilities."""
 
     layout_seconds = 0.0
 
@@ -152,7 +153,8 @@ def stage(
     roles: dict | None = None,
     graph: dict | None = None,
 ):
-    """(context, list of what is asked): a stage `kind` of these fields over records given by input name, seed 5."""
+    """(context, list of what is asked): a stage `kind` of these fields over records given by input
+    name, seed 5."""
     run_config = default.base_config()
     run_config.seed = 5
     run_config.models.update(roles or {})

@@ -1,4 +1,5 @@
-"""Small tokenizers made by hand: SentencePiece's, which write a space before every text, and what templates need."""
+"""Small tokenizers made by hand: SentencePiece's, which write a space before every text, and what
+templates need."""
 
 import json
 
@@ -11,8 +12,9 @@ SPECIALS = ("<unk>", "<s>", "</s>")
 
 
 def sentencepiece(directory, merges=(), specials=(), template=None, config=None):
-    """Writes a model directory (no weights) whose tokenizer is one of SentencePiece's kind: "▁" for spaces, one before
-    every text, single letters and the given merges; unknown letters are bytes. Returns the directory."""
+    """Writes a model directory (no weights) whose tokenizer is one of SentencePiece's kind: "▁" for
+    spaces, one before every text, single letters and the given merges; unknown letters are bytes.
+    Returns the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     letters = [chr(number) for number in range(33, 127)] + ["▁", "\n"]
     pieces = [*SPECIALS, *specials, *(f"<0x{number:02X}>" for number in range(256)), *letters]

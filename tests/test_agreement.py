@@ -9,7 +9,8 @@ from cai_jax.evals.rows import find
 
 
 def label(comparison, ab, ba=None):
-    """A label record with p(first) in either order; the option strings are lettered as they were shown."""
+    """A label record with p(first) in either order; the option strings are lettered as they were
+    shown."""
     entries = [{"order": "ab", "chain": 0, "a": math.log(ab), "b": math.log(1 - ab)}]
     if ba is not None:
         entries.append({"order": "ba", "chain": 0, "a": math.log(1 - ba), "b": math.log(ba)})

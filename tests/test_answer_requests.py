@@ -1,4 +1,5 @@
-"""What respond and compare ask of their models, word by word, what they record, and which answer best_of keeps."""
+"""What respond and compare ask of their models, word by word, what they record, and which answer
+best_of keeps."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""Answers that exist already: null fields, empty and missing ones, prompts that models have in common."""
+"""Answers that exist already: null fields, empty and missing ones, prompts that models have in
+common."""
 
 import json
 
@@ -29,7 +30,8 @@ def test_null_empty_and_missing_fields(tmp_path):
             tmp_path / "a.jsonl",
             {"prompt_id": "h1", "response": " One two. ", "num_tokens": None, "stop": None},
             {"prompt_id": "h1", "response": "", "num_tokens": float("nan")},
-            {"prompt_id": None, "prompt": "Ask h2 ", "response": "x", "num_tokens": 7.0, "stop": "length"},
+            {"prompt_id": None, "prompt": ("Ask "
+                                          "h2 "), "response": "x", "num_tokens": 7.0, "stop": "length"},
             {"prompt_id": 3, "response": None},
         )
     )  # fmt: skip
@@ -51,11 +53,14 @@ def test_columns_of_other_peoples_answers_in_a_folder_with_an_odd_name(tmp_path)
 @pytest.mark.parametrize(
     "row,expected",
     [
-        ({"prompt_id": "a", "answer": "x"}, "field 'response': missing; fields: prompt_id, answer; name .*#response=answer"),
+        ({"prompt_id": "a", "answer": "x"}, ("field 'response': missing; fields: prompt_id, "
+                                            "answer; name .*#response=answer")),
         ({"prompt_id": "a", "response": 3}, "field 'response': expected text"),
         ({"response": "x"}, "field 'prompt': missing"),
-        ({"prompt_id": "a", "response": "x", "num_tokens": 1.5}, "expected a whole number of tokens or null"),
-        ({"prompt_id": "a", "response": "x", "num_tokens": "9"}, "expected a whole number of tokens or null"),
+        ({"prompt_id": "a", "response": "x", "num_tokens": 1.5}, ("expected a whole number of "
+                                                                 "tokens or null")),
+        ({"prompt_id": "a", "response": "x", "num_tokens": "9"}, ("expected a whole number of "
+                                                                 "tokens or null")),
         ({"prompt_id": "a", "response": "x", "stop": 3}, "field 'stop': expected text"),
         ({"prompt_id": "a", "response": None}, "no answers"),
     ],

@@ -75,7 +75,8 @@ def test_a_kill_between_the_manifest_and_its_copy_is_made_good(tmp_path):
     before = copy.stat().st_mtime_ns
     directory.mirror_manifest()
     assert copy.stat().st_mtime_ns == before
-    # The manifest itself, cut to nothing or flipped into what is no text: the copy's words come back.
+    # The manifest itself, cut to nothing or flipped into what is no text: the copy's words come
+    # back.
     for damage in (b"", expected.encode()[:-9] + bytes([0xAB]) + expected.encode()[-8:]):
         (tmp_path / "manifest.json").write_bytes(damage)
         directory.mirror_manifest()

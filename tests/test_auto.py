@@ -1,4 +1,5 @@
-"""Fields that are "auto": what they become, that fingerprints and the run's record show that, and nothing else."""
+"""Fields that are "auto": what they become, that fingerprints and the run's record show that, and
+nothing else."""
 
 import pytest
 
@@ -19,7 +20,8 @@ def chosen(run_config):
 
 
 def test_a_chain_of_thought_brings_the_helpful_model_and_the_clamp():
-    """The defect: mode=chain_of_thought left the pretrained model and unclamped labels, without a word."""
+    """The defect: mode=chain_of_thought left the pretrained model and unclamped labels, without a
+    word."""
     assert chosen(config()) == ("feedback", (), (0.4, 0.6))
     assert chosen(config(CHAIN)) == ("helpful", (0.4, 0.6), (0.4, 0.6))
     assert auto.resolve(config()).graph.feedback_chain.model == "helpful"

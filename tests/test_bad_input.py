@@ -1,4 +1,5 @@
-"""Bad input, as a user gives it: one line on standard error, exit code 2, and nothing half-written."""
+"""Bad input, as a user gives it: one line on standard error, exit code 2, and nothing
+half-written."""
 
 import gzip
 import json
@@ -66,7 +67,7 @@ def model(weights, tmp_path):
     return tmp_path / "model"
 
 
-# ---- Models ---------------------------------------------------------------------------------------------------------
+# ---- Models --------------------------------------------------------------------------------------
 
 
 def break_model(how, model):
@@ -232,7 +233,7 @@ def raising_reward(dialogues):
     return [1 / 0]
 
 
-# ---- Rows -----------------------------------------------------------------------------------------------------------
+# ---- Rows ----------------------------------------------------------------------------------------
 
 GOOD = {"prompt": "How are you?"}
 
@@ -369,7 +370,7 @@ def test_nothing_left_is_one_line(capsys, tmp_path):
     assert "0 rows left" in text
 
 
-# ---- The command ----------------------------------------------------------------------------------------------------
+# ---- The command ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -432,7 +433,7 @@ def test_a_refused_change_leaves_the_run_as_it_was(capsys, tmp_path, finished):
     } == before
 
 
-# ---- Numbers --------------------------------------------------------------------------------------------------------
+# ---- Numbers -------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(capsys, tmp_path):

@@ -105,8 +105,10 @@ def test_a_side_answers_once_a_line_and_keeps_other_output_apart(tmp_path):
     file.write_text("3")
     code = (
         "import sys, types; from benchmarks import sides\n"
-        "def run(work):\n    print('noise'); yield {'ready': True}\n    while True: yield {'work': work}\n"
-        "sys.modules['benchmarks.toy'] = types.SimpleNamespace(run=run); sides.SIDES['toy'] = 'toy:run'\n"
+        "def run(work):\n    print('noise'); yield {'ready': True}\n    while True: yield "
+        "{'work': work}\n"
+        "sys.modules['benchmarks.toy'] = types.SimpleNamespace(run=run); sides.SIDES['toy'] = "
+        "'toy:run'\n"
         f"sides.serve('toy', {str(file)!r})"
     )
     done = subprocess.run(

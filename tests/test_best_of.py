@@ -1,4 +1,5 @@
-"""The stages best_of and human, and feedback by a preference model, with a judge that is a few lines long."""
+"""The stages best_of and human, and feedback by a preference model, with a judge that is a few
+lines long."""
 
 import json
 import math

@@ -1,4 +1,5 @@
-"""TFDS data sets of the official evaluations and of a run: built, read back equal, and usable as what they are."""
+"""TFDS data sets of the official evaluations and of a run: built, read back equal, and usable as
+what they are."""
 
 import gzip
 import hashlib
@@ -134,8 +135,8 @@ def test_a_directory_that_is_no_run(tmp_path):
 
 
 def test_public_evaluations_are_read_as_what_they_are_without_tensorflow(shared_data, tmp_path):
-    """All three official files: prepared, then read by another process through tfds.data_source; every row is the file's, and
-    metadata name it with its digest."""
+    """All three official files: prepared, then read by another process through tfds.data_source;
+    every row is the file's, and metadata name it with its digest."""
     assert (
         prepare.main(["cai_evals", "--manual_dir", str(shared_data), "--data_dir", str(tmp_path)])
         == 0
@@ -145,12 +146,15 @@ def test_public_evaluations_are_read_as_what_they_are_without_tensorflow(shared_
         "import tensorflow_datasets as tfds\n"
         "from cai_jax.data import cai_sets\n"
         "for name in cai_sets.EVALS:\n"
-        f"    rows = tfds.data_source(f'cai_evals/{{name}}', split='test', data_dir={str(tmp_path)!r})\n"
+        f"    rows = tfds.data_source(f'cai_evals/{{name}}', split='test', "
+        f"data_dir={str(tmp_path)!r})\n"
         f"    info = tfds.builder(f'cai_evals/{{name}}', data_dir={str(tmp_path)!r}).info\n"
         "    prompts = [row['prompt'].decode() for row in rows]\n"
-        "    assert len(rows) == info.splits['test'].num_examples and '2212.08073' in info.citation\n"
+        "    assert len(rows) == info.splits['test'].num_examples and '2212.08073' in "
+        "info.citation\n"
         "    digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()\n"
-        "    print(json.dumps([name, len(rows), digest, info.metadata['files']['test']['sha256']]))\n"
+        "    print(json.dumps([name, len(rows), digest, "
+        "info.metadata['files']['test']['sha256']]))\n"
         "assert not {'tensorflow', 'torch', 'jax'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

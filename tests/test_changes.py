@@ -1,4 +1,5 @@
-"""Changed stages stop a run or are moved aside, never those that the command does not run; and they can be moved back."""
+"""Changed stages stop a run or are moved aside, never those that the command does not run; and they
+can be moved back."""
 
 import pytest
 from etils import epath
@@ -65,7 +66,8 @@ def test_a_resolved_reference_is_not_named_twice():
 
 
 def test_redo_never_moves_a_stage_that_is_not_run(capsys, finished_stages):
-    """The audit's loss: a run made with adapters, `rl` asked for without them; five stages were moved and none was run."""
+    """The audit's loss: a run made with adapters, `rl` asked for without them; five stages were
+    moved and none was run."""
     before = made_by(finished_stages)
     code, out = command(
         capsys,
@@ -112,7 +114,8 @@ def test_what_was_moved_aside_comes_back(tmp_path, capsys):
     assert set(changes.restore(before, path, tuple(before))) == set(stale)
     assert made_by(tmp_path) == {name: node.fingerprint for name, node in before.items()}
     assert changes.restore(before, path, tuple(before)) == []
-    # What was in its place is aside in turn; alone it does not fit the other stages, so nothing moves.
+    # What was in its place is aside in turn; alone it does not fit the other stages, so nothing
+    # moves.
     with pytest.raises(UserError, match="Stages touched: feedback"):
         changes.restore(after, path, tuple(after))
     assert made_by(tmp_path) == {name: node.fingerprint for name, node in before.items()}

@@ -1,4 +1,5 @@
-"""Checkpoints: bit-equal, atomic under kill -9, honest about damage, and independent of the mesh."""
+"""Checkpoints: bit-equal, atomic under kill -9, honest about damage, and independent of the
+mesh."""
 
 import concurrent.futures
 import gc
@@ -107,7 +108,8 @@ def array_files(folder):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_flipped_bit_is_found_and_the_step_before_is_used(tmp_path, seed, capsys):
-    """Flips one bit in the array data of the newest step. Whatever it hits, nothing wrong is ever restored."""
+    """Flips one bit in the array data of the newest step. Whatever it hits, nothing wrong is ever
+    restored."""
     store, saved = lib.Checkpoints(tmp_path), trees()
     store.save(1, saved)
     store.save(2, trees(1))
@@ -177,7 +179,8 @@ def run_python(script: str, stderr=None, **environment) -> subprocess.Popen:
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    """Many writes fail at once, from tensorstore's own threads: none of them may print a traceback beside our line."""
+    """Many writes fail at once, from tensorstore's own threads: none of them may print a traceback
+    beside our line."""
     done = run_python(
         f"""
 import resource, jax.numpy as jnp
@@ -198,7 +201,8 @@ for trial in range(5):
 
 
 def test_restores_onto_another_mesh(tmp_path):
-    """Saved from a mesh of 4 × 2, read on 2 × 2 and on one device; the digests do not depend on the layout."""
+    """Saved from a mesh of 4 × 2, read on 2 × 2 and on one device; the digests do not depend on the
+    layout."""
     process = run_python(
         f"""
 import jax, numpy as np
@@ -221,7 +225,8 @@ print(len(got["params"]["w"].sharding.device_set), bool((np.asarray(got["params"
 
 
 def test_kill_in_mid_save_leaves_the_last_step(tmp_path):
-    """A process that saves without end is killed at an arbitrary moment; every step that is listed is whole."""
+    """A process that saves without end is killed at an arbitrary moment; every step that is listed
+    is whole."""
     process = run_python(f"""
 import jax
 from cai_jax.io.checkpoints import Checkpoints
@@ -252,7 +257,8 @@ for step in range(1, 10_000):
 
 
 def test_a_process_that_looks_late_waits_at_the_same_barriers(tmp_path, monkeypatch):
-    """Two threads stand for two processes; the second looks at the directory when the first has had time to change it."""
+    """Two threads stand for two processes; the second looks at the directory when the first has had
+    time to change it."""
     for step in range(1, 5):
         store = lib.Checkpoints(tmp_path, keep=2)
         (tmp_path / f"{step:08d}" / "params").mkdir(parents=True)

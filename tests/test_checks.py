@@ -1,4 +1,5 @@
-"""Numbers that cannot be are refused before anything else, by field and range; every numeric field has a range."""
+"""Numbers that cannot be are refused before anything else, by field and range; every numeric field
+has a range."""
 
 import ml_collections
 import pytest
@@ -35,7 +36,8 @@ def accepted(path: str, value) -> None:
 
 
 def numeric_fields(fields, path="", kind=""):
-    """(path of the section, kind of the stage, name) of every field that holds or may hold a number."""
+    """(path of the section, kind of the stage, name) of every field that holds or may hold a
+    number."""
     for name in fields:
         value = fields.get_ref(name).get() if hasattr(fields, "get_ref") else fields[name]
         where = f"{path}.{name}" if path else name
@@ -58,7 +60,8 @@ def test_every_numeric_field_of_the_default_has_a_declared_range():
 
 
 def test_every_numeric_field_refuses_what_is_beside_its_range():
-    """Below the least, above the most, NaN, infinity, a truth value; and takes the ends that belong to it."""
+    """Below the least, above the most, NaN, infinity, a truth value; and takes the ends that belong
+    to it."""
     for path, kind, name in numeric_fields(default.get_config()):
         if name in NOT_RANGES:
             continue

@@ -1,4 +1,5 @@
-"""Multiple-choice items: the embedded HHH set's quality and form, and the paper's published files."""
+"""Multiple-choice items: the embedded HHH set's quality and form, and the paper's published
+files."""
 
 import collections
 import json

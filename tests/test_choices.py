@@ -1,4 +1,5 @@
-"""Options and worked examples as the tokens that they have where they stand, with tokenizers of either kind."""
+"""Options and worked examples as the tokens that they have where they stand, with tokenizers of
+either kind."""
 
 import pytest
 
@@ -96,7 +97,10 @@ def test_control_tokens_in_a_message_get_no_space_before_them(tmp_path):
     assert "see</s>this [/INST]" in text_of(format, format.example(dialogue).tokens)
 
 
-PUBLISHED = "\n\nConsider this:\n\nHuman: Hi\n\nWhich is best? Options:\n (A) Yes\n (B) No\n\nThe answer is:"
+PUBLISHED = (
+    "\n\nConsider this:\n\nHuman: Hi\n\nWhich is best? Options:\n (A) Yes\n (B) "
+    "No\n\nThe answer is:"
+)
 
 
 def test_published_questions_are_asked_to_the_byte(tmp_path, tiny_model):

@@ -1,4 +1,5 @@
-"""The notebooks run from their first cell to their last, on the tiny model with very short settings."""
+"""The notebooks run from their first cell to their last, on the tiny model with very short
+settings."""
 
 import importlib.util
 import os
@@ -104,7 +105,8 @@ def test_the_other_notebooks_run(finished, short, monkeypatch, tmp_path):
 
 
 def first_cell(folder, **environment):
-    """The first cell as a program of its own in `folder`, which prints where the code was taken from."""
+    """The first cell as a program of its own in `folder`, which prints where the code was taken
+    from."""
     program = make_notebooks.SHARED["install"][1] + (
         "\nimport cai_jax; from configs import tiny; print(cai_jax.__file__, tiny.__file__)"
     )

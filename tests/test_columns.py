@@ -1,4 +1,5 @@
-"""Any table as prompts or comparisons: columns named behind the source, chat lists, red-team transcripts."""
+"""Any table as prompts or comparisons: columns named behind the source, chat lists, red-team
+transcripts."""
 
 import json
 

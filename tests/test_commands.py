@@ -1,4 +1,5 @@
-"""Every command explains itself, and each works on an odd machine or says in one line what is wrong."""
+"""Every command explains itself, and each works on an odd machine or says in one line what is
+wrong."""
 
 import importlib
 import os
@@ -161,9 +162,10 @@ def test_an_odd_machine_computes_the_same(tmp_path):
     read, write = os.pipe()
     os.close(read)  # `… | head`, whose reader has gone before the first line
     odd = script(
-        f"import sys\nfrom cai_jax.main import main\nsys.exit(main(['x', *{FLAGS!r}, '--workdir=odd']))".replace(
-            "--workdir=odd", f"--workdir={tmp_path / 'odd'}"
-        ),
+        (
+            f"import sys\nfrom cai_jax.main import main\nsys.exit(main(['x', *{FLAGS!r}, "
+            "'--workdir=odd']))"
+        ).replace("--workdir=odd", f"--workdir={tmp_path / 'odd'}"),
         stdout=write,
         env={name: value for name, value in harness.environment().items() if "CACHE" in name} | ODD,
     )

@@ -1,4 +1,5 @@
-"""Human comparisons: the embedded set's quality, hh-rlhf's oddities counted, every file kind, one-line errors."""
+"""Human comparisons: the embedded set's quality, hh-rlhf's oddities counted, every file kind,
+one-line errors."""
 
 import collections
 import difflib
@@ -77,7 +78,8 @@ def test_embedded_texts_are_short_clean_and_distinct(embedded):
 
 
 def near_duplicates(texts, others=None, threshold=0.8):
-    """Pairs of texts that share most of their words in order; word sets are compared first because they are cheap."""
+    """Pairs of texts that share most of their words in order; word sets are compared first because
+    they are cheap."""
     words = [re.findall(r"[\w']+", text.lower()) for text in texts]
     second = words if others is None else [re.findall(r"[\w']+", text.lower()) for text in others]
     found = []
@@ -90,7 +92,8 @@ def near_duplicates(texts, others=None, threshold=0.8):
 
 
 def test_embedded_sets_do_not_share_prompts(embedded):
-    """What a policy is asked, what a preference model learns from, and what both are evaluated on are apart."""
+    """What a policy is asked, what a preference model learns from, and what both are evaluated on
+    are apart."""
     asked = [item.dialogue[0].text for item in embedded]
     evaluated = [item.dialogues[0][0].text for item in load_choices("embedded:hhh")]
     prompts = [
@@ -177,7 +180,8 @@ def said(text, role="assistant"):
     ],
 )
 def test_pairs_in_the_forms_in_which_they_are_published(tmp_path, row):
-    """hh-rlhf, TRL's explicit prompt as text and as chat, full-hh-rlhf, UltraFeedback, ShareGPT's names, system turns."""
+    """hh-rlhf, TRL's explicit prompt as text and as chat, full-hh-rlhf, UltraFeedback, ShareGPT's
+    names, system turns."""
     (item,), dropped = load_comparisons(write(tmp_path / "pairs.jsonl", [row]))
     *system, asked = item.dialogue
     assert (asked, item.chosen, item.rejected) == (Message("human", "Hi?"), "Hello.", "Go.")
@@ -237,7 +241,8 @@ def test_a_missing_column_is_not_guessed_among_our_own_fields(tmp_path):
 
 
 def test_each_source_has_its_own_split_and_limit(tmp_path, embedded):
-    """Files of the same name in two folders, as hh-rlhf's are, of which only one has a field 'split'."""
+    """Files of the same name in two folders, as hh-rlhf's are, of which only one has a field
+    'split'."""
     for folder, count in (("helpful-base", 9), ("harmless-base", 30)):
         (tmp_path / folder).mkdir()
         turns = [f"\n\nHuman: {folder} {i}\n\nAssistant: " for i in range(count)]

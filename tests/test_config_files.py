@@ -1,4 +1,5 @@
-"""`--config=tiny` from anywhere, in a clone or from a wheel; copies that import `configs.NAME`; a name that is none."""
+"""`--config=tiny` from anywhere, in a clone or from a wheel; copies that import `configs.NAME`; a
+name that is none."""
 
 import os
 import pathlib
@@ -62,7 +63,8 @@ def test_a_plan_reads_the_topology_of_a_name():
 
 
 def test_the_wheel_lists_every_package():
-    """pyproject.toml names packages one by one, because configs/ goes into the wheel under another name."""
+    """pyproject.toml names packages one by one, because configs/ goes into the wheel under another
+    name."""
     here = {
         ".".join(path.parent.relative_to(ROOT).parts)
         for path in (ROOT / "cai_jax").rglob("__init__.py")
@@ -76,7 +78,8 @@ def test_the_wheel_lists_every_package():
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """What `pip install` would put into site-packages, built from a copy of the sources by setuptools, without a network."""
+    """What `pip install` would put into site-packages, built from a copy of the sources by
+    setuptools, without a network."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     skip = shutil.ignore_patterns("__pycache__")
     for name in ("cai_jax", "configs"):
@@ -96,7 +99,8 @@ def installed(tmp_path_factory):
 
 
 def test_an_installed_package_has_its_configs(installed, tmp_path):
-    """Every config file is there; a name works far from the clone, and so does a copy that imports `configs`."""
+    """Every config file is there; a name works far from the clone, and so does a copy that imports
+    `configs`."""
     root = installed / "cai_jax" / "packaged" / "configs"
     want = {
         path.relative_to(ROOT / "configs")

@@ -1,5 +1,6 @@
-"""Every file in configs/ runs: as it is in its stages, rounds and worked examples, on a random model of two layers, with a
-few prompts and tokens. The default and the zoo in the fast set, the others marked `long` (tiny.py is run by other tests)."""
+"""Every file in configs/ runs: as it is in its stages, rounds and worked examples, on a random
+model of two layers, with a few prompts and tokens. The default and the zoo in the fast set, the
+others marked `long` (tiny.py is run by other tests)."""
 
 import functools
 import json
@@ -68,7 +69,8 @@ def model(path: pathlib.Path, tiny_model: str, positions: int) -> str:
 
 
 def shrink(config: ml_collections.ConfigDict, base: str) -> ml_collections.ConfigDict:
-    """The same graph with few rows and tokens. Rounds, worked examples and templates stay as they are."""
+    """The same graph with few rows and tokens. Rounds, worked examples and templates stay as they
+    are."""
     config.unlock()
     roles = set(config.models)
     config.models = {role: name if name in roles else base for role, name in config.models.items()}
@@ -162,8 +164,9 @@ class Judge:
 
 @pytest.fixture()
 def dry(tmp_path, monkeypatch):
-    """run(config, base) → stage → manifest: all stages on answers as long as their limits allow, which no model makes; of
-    a training stage what it would learn from. So the words, lengths and numbers of examples are those of the config."""
+    """run(config, base) → stage → manifest: all stages on answers as long as their limits allow,
+    which no model makes; of a training stage what it would learn from. So the words, lengths and
+    numbers of examples are those of the config."""
 
     def load_model(ctx, reference, kind="policy", format="auto", int8=None):
         base = ctx.run_config.models.base.removeprefix("random:")
@@ -224,7 +227,8 @@ SLOW = {name for name in DRY if name.startswith("figures/")} - {"figures/pareto"
     [pytest.param(name, marks=pytest.mark.long if name in SLOW else ()) for name in DRY],
 )
 def test_nothing_is_too_long_for_its_config(name, dry, tmp_path, tiny_model):
-    """Answers as long as allowed, in every round, behind all worked examples of the config: no row is left out."""
+    """Answers as long as allowed, in every round, behind all worked examples of the config: no row
+    is left out."""
     positions = 2048 if name == "zoo" else 8192
     config = few_rows(DRY[name](), model(tmp_path / "model", tiny_model, positions))
     if "microworld" in name or "figures" in name:
@@ -283,7 +287,8 @@ def test_the_published_experiment_fits(size, dry, tmp_path, tiny_model, shared_d
 @pytest.mark.parametrize("official", [False, True], ids=["ours", "official"])
 @pytest.mark.parametrize("name", ["default", "zoo", "pods", "smollm2_cpu"])
 def test_headers_and_limits_fit_by_the_tokens_of_smollm2(name, official, smollm2, request):
-    """No model runs: all worked examples, the longest principle, an answer and every new token of a round."""
+    """No model runs: all worked examples, the longest principle, an answer and every new token of a
+    round."""
     config = topic.resolve(DRY[name]())
     format, constitution = load_format(smollm2), "embedded"
     if official:
@@ -333,7 +338,8 @@ def test_a_config_runs_on_a_model(name, tmp_path, tiny_model):
 
 @pytest.mark.long
 def test_the_default_config_runs(tmp_path, tiny_model):
-    """It could not: its context was shorter than its worked examples, and every revision was left out."""
+    """It could not: its context was shorter than its worked examples, and every revision was left
+    out."""
     config = shrink(default.get_config(), model(tmp_path / "model", tiny_model, 8192))
     manifests = run(config, tmp_path / "run")
     require_all_rows(manifests)

@@ -1,4 +1,5 @@
-"""The embedded constitution is complete and readable; the official files lose nothing; mistakes are named."""
+"""The embedded constitution is complete and readable; the official files lose nothing; mistakes are
+named."""
 
 import json
 
@@ -154,8 +155,10 @@ def test_official_chains_are_asked_as_the_question_after_them(official):
 
 def test_a_chain_of_the_official_form_becomes_our_question(tmp_path):
     item = {
-        "prompt": "\n\nHuman: Consider the following conversation between a human (H) and an assistant (A):\n\nH: Is it?"
-        "\n\nA:  No.\n\nH:  Why?\n\n{}\n (A) [[[Because [x].]]]\n (B) [[[Two\n\nlines]]]\n\nAssistant: Let's think step by "
+        "prompt": "\n\nHuman: Consider the following conversation between a human (H) and an "
+        "assistant (A):\n\nH: Is it?"
+        "\n\nA:  No.\n\nH:  Why?\n\n{}\n (A) [[[Because [x].]]]\n (B) "
+        "[[[Two\n\nlines]]]\n\nAssistant: Let's think step by "
         "step: (A) says why.\n\nHuman:\nSo the answer is: (A)"
     }
     row = loader_rows(tmp_path, item)
@@ -167,7 +170,10 @@ def test_a_chain_of_the_official_form_becomes_our_question(tmp_path):
 
 def loader_rows(directory, chain):
     """The chain example that a directory of the official form with `chain` holds."""
-    turns = "\n\nHuman: q\n\nAssistant: a\n\nCritiqueRequest: c\n\nCritique: d\n\nRevisionRequest: e\n\nRevision: f"
+    turns = (
+        "\n\nHuman: q\n\nAssistant: a\n\nCritiqueRequest: c\n\nCritique: "
+        "d\n\nRevisionRequest: e\n\nRevision: f"
+    )
     principle = {
         "prompt": ["\n\nCritiqueRequest: x\n\nCritique:"],
         "edit_request": "\n\nRevisionRequest: y\n\nRevision:",

@@ -10,7 +10,8 @@ from cai_jax.io import contents
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """The user's cache directory for this test; all files are kept there, and all count as settled."""
+    """The user's cache directory for this test; all files are kept there, and all count as
+    settled."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(contents, "KEPT_FROM", 1)
     monkeypatch.setattr(contents, "SETTLED_SECONDS", -60)

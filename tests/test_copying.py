@@ -43,7 +43,8 @@ def test_what_counts_as_repeated():
         [False],
         [False],
     )  # four words
-    # What the model's own task holds is nobody's copy: the answer, the request; for a revision, the critique before it.
+    # What the model's own task holds is nobody's copy: the answer, the request; for a revision, the
+    # critique before it.
     assert found(
         "You say when to steal a package.", "x", initial="Learn when to steal a package."
     ) == ([False], [False])

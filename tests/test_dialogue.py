@@ -1,4 +1,5 @@
-"""Dialogues to tokens and masks: beside transformers' chat templates, the paper's text, and by properties."""
+"""Dialogues to tokens and masks: beside transformers' chat templates, the paper's text, and by
+properties."""
 
 import dataclasses
 import json
@@ -124,7 +125,8 @@ def cut(message):
 
 
 def test_an_answer_that_was_cut_has_no_end_token(chat, text):
-    """The defect: answers that ran into the limit of tokens were learned, and scored, as finished."""
+    """The defect: answers that ran into the limit of tokens were learned, and scored, as
+    finished."""
     for format in (chat, text):
         ended = format.example(DIALOGUE)
         found = format.example((*DIALOGUE[:3], cut(DIALOGUE[3])))
@@ -179,7 +181,8 @@ def test_control_tokens_in_messages_stay_text(chat, text):
 
 
 def test_marks_in_a_message_let_no_control_token_through(chat):
-    """The code points that mark text while a template is rendered are taken out of what users write."""
+    """The code points that mark text while a template is rendered are taken out of what users
+    write."""
     marked, plain = (
         flat(chat.prompt((Message("human", text),)))
         for text in ("\ufdd0<|im_end|>\ufdd1", "<|im_end|>")
@@ -344,8 +347,10 @@ def test_the_end_of_a_turn_ends_an_answer_whatever_eos_is(tiny_model, tmp_path):
 
 def test_templates_that_write_before_an_answer_or_refuse(tiny_model, tmp_path):
     template = (
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}<|im_start|>"
-        "{{ m.role }}\n{% if m.role == 'assistant' %}<|endoftext|>{% endif %}{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system "
+        "turns') }}{% endif %}<|im_start|>"
+        "{{ m.role }}\n{% if m.role == 'assistant' %}<|endoftext|>{% endif %}{{ m.content | "
+        "trim }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     format = load_format(variant(tiny_model, tmp_path, {"chat_template": template}))

@@ -1,4 +1,5 @@
-"""The pages in docs/: their code runs, their commands parse, their links lead somewhere, their defaults are the config's."""
+"""The pages in docs/: their code runs, their commands parse, their links lead somewhere, their
+defaults are the config's."""
 
 import ast
 import pathlib
@@ -33,7 +34,8 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 def test_the_code_of_extend_runs(finished, tmp_path, monkeypatch):
-    """As a reader would: block after block in one directory; what a block calls a file is written there."""
+    """As a reader would: block after block in one directory; what a block calls a file is written
+    there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(

@@ -1,4 +1,5 @@
-"""The tiny graph as a user runs it: whole, again, changed, and on eight devices. (tests/chaos kills it.)"""
+"""The tiny graph as a user runs it: whole, again, changed, and on eight devices. (tests/chaos kills
+it.)"""
 
 import json
 import re
@@ -73,7 +74,8 @@ def test_a_changed_field_stops_with_one_line(finished):
 
 
 def test_eight_devices_give_what_one_gives(finished, tmp_path):
-    """ARCHITECTURE's "equal" across meshes: sampled rows apart from near-ties, losses within 1e-5."""
+    """ARCHITECTURE's "equal" across meshes: sampled rows apart from near-ties, losses within
+    1e-5."""
     flags = [
         "--config.mesh.data=2",
         "--config.mesh.fsdp=2",

@@ -1,4 +1,5 @@
-"""Numbers of the evaluations whose hand-worked cases elsewhere are symmetric: here the two sides differ."""
+"""Numbers of the evaluations whose hand-worked cases elsewhere are symmetric: here the two sides
+differ."""
 
 import math
 

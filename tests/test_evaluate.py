@@ -1,4 +1,5 @@
-"""The evaluation stage with models that are a few lines long, so that every number can be worked out."""
+"""The evaluation stage with models that are a few lines long, so that every number can be worked
+out."""
 
 import dataclasses
 import json
@@ -56,7 +57,8 @@ class Judge:
 
 
 class Context:
-    """What stages.context gives, without weights. `die_after`: raises after so many answers, as a killed run would."""
+    """What stages.context gives, without weights. `die_after`: raises after so many answers, as a
+    killed run would."""
 
     seed, mesh, name = 0, None, "evaluate"
 
@@ -258,7 +260,8 @@ def test_finished_answers_are_not_sampled_again(tmp_path):
 
 
 def test_a_judge_that_likes_the_first_place_finds_no_difference(tmp_path):
-    """The fake model always prefers (A): averaged over both orders nobody wins, and all matches are ties."""
+    """The fake model always prefers (A): averaged over both orders nobody wins, and all matches are
+    ties."""
     evaluate.run(Context(tmp_path / "judged", judge="base", num_samples=1, elo_ties="half"))
     rows = json.loads((tmp_path / "judged" / "metrics.json").read_text())["rows"]
     assert [r["value"] for r in find(rows, "elo_judge", "red_team")] == pytest.approx(
@@ -341,7 +344,8 @@ def test_models_stand_in_the_order_of_the_run():
 
 
 def test_models_stand_in_the_same_order_where_a_command_runs_evaluate_alone():
-    """The defect: with config.stages=evaluate the models went by their names, and the headline compared another one."""
+    """The defect: with config.stages=evaluate the models went by their names, and the headline
+    compared another one."""
     config = tiny.get_config()
     whole = list(evaluate.in_order(config.graph.evaluate.models, config))
     assert whole == ["initial", "sl", "rl"]

@@ -1,4 +1,5 @@
-"""Every evaluation at once on the published files, by a random model of two layers: who judges, which sets, both orders."""
+"""Every evaluation at once on the published files, by a random model of two layers: who judges,
+which sets, both orders."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""Exports without torch: names, shapes, tokenizer, template, card, and the way back into our own loader."""
+"""Exports without torch: names, shapes, tokenizer, template, card, and the way back into our own
+loader."""
 
 import dataclasses
 import json
@@ -39,7 +40,8 @@ def reward(tiny_model):
 
 @pytest.mark.parametrize("kind", ["chat", "text"])
 def test_preference_model(kind, reward, tiny_model, tmp_path):
-    """One label, no unembedding; scores through our own loader are those of the model with its normalisation."""
+    """One label, no unembedding; scores through our own loader are those of the model with its
+    normalisation."""
     config, params = reward
     format = load_format(tiny_model, kind)
     offset = folder.export_reward(
@@ -169,7 +171,8 @@ def test_adapters_add_up_to_the_merged_export(name, kind, tiny_model, tmp_path):
 
 
 def test_commands(finished, tmp_path, capsys):
-    """A finished run's policy and preference model, bfloat16 too; the card tells where they come from."""
+    """A finished run's policy and preference model, bfloat16 too; the card tells where they come
+    from."""
     workdir = finished[0]
     assert (
         export.main(
@@ -295,7 +298,8 @@ def test_a_model_that_nobody_exported_is_not_written_over(tmp_path):
 
 
 def test_an_export_that_was_killed_is_repeated(tmp_path):
-    """Whatever the kill left: the mark being written, a part of the weights, and the files of the export before it."""
+    """Whatever the kill left: the mark being written, a part of the weights, and the files of the
+    export before it."""
     (tmp_path / f".{target.MARK}.writing").write_text("{")
     target.require_free(tmp_path, MARK)
     target.begin(tmp_path, MARK, 0)

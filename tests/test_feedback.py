@@ -1,4 +1,5 @@
-"""Feedback on a model whose logits are set by hand: labels equal the formula, and swapping the options swaps the label."""
+"""Feedback on a model whose logits are set by hand: labels equal the formula, and swapping the
+options swaps the label."""
 
 import dataclasses
 import json
@@ -24,7 +25,8 @@ from configs import default
 
 
 def model_with_logits(directory, logits_of_token: dict[int, float]):
-    """Weights under which every position has the same logits, those given and 0 elsewhere, whatever came before.
+    """Weights under which every position has the same logits, those given and 0 elsewhere, whatever
+    came before.
 
     Embeddings are all ones and every layer writes nothing, so the final hidden state is all ones.
     """

@@ -1,4 +1,5 @@
-"""What a feedback stage asks word by word, in every mode, and what its labels are for the scores that it got."""
+"""What a feedback stage asks word by word, in every mode, and what its labels are for the scores
+that it got."""
 
 import json
 import math
@@ -55,7 +56,8 @@ def run(path, rows=ROWS, limit=100_000, **fields):
 
 
 def test_multiple_choice_word_by_word(tmp_path):
-    """Both orders; two worked examples with principles and orders of their own, then the question with the drawn one."""
+    """Both orders; two worked examples with principles and orders of their own, then the question
+    with the drawn one."""
     _, records, asked = run(tmp_path, both_orders=True)
     by_id = {request.id: request for request in asked}
     assert len(records) == 2 and len(asked) == len(by_id) == 4
@@ -108,7 +110,8 @@ def test_agreement_with_people(tmp_path, both, shares):
 
 
 def test_chains_of_thought_word_by_word(tmp_path):
-    """Two chains an order at a temperature that is not 1; each chain stands before the question of its own letter."""
+    """Two chains an order at a temperature that is not 1; each chain stands before the question of
+    its own letter."""
     _, records, asked = run(
         tmp_path,
         mode="chain_of_thought",
@@ -168,7 +171,8 @@ def test_chains_are_averaged_as_probabilities_and_then_clamped(tmp_path):
 
 
 def test_principles_and_headers(tmp_path):
-    """Several principles a pair, none twice; headers shared by number where `num_headers` says so."""
+    """Several principles a pair, none twice; headers shared by number where `num_headers` says
+    so."""
     rows = [{**ROWS[0], "id": f"r{i}"} for i in range(8)]
     _, records, asked = run(tmp_path, rows=rows, principles_per_pair=3, num_headers=2)
     assert len(records) == 24
@@ -214,7 +218,8 @@ def test_a_preference_model_labels_by_the_sigmoid_of_its_difference(tmp_path, mo
 
 @pytest.mark.parametrize("mode", ["multiple_choice", "chain_of_thought"])
 def test_worked_examples_that_do_not_fit_are_left_out_for_all_of_a_pair(tmp_path, mode):
-    """A long question has fewer, the same number for both orders and every chain; what fits with none is never lost."""
+    """A long question has fewer, the same number for both orders and every chain; what fits with
+    none is never lost."""
     long = {**ROWS[1], "dialogue": human("Question " * 30), "responses": ["left " * 30, "right"]}
     never = {**ROWS[1], "id": "q9", "dialogue": human("Question " * 300)}
     fields = {"both_orders": True, "num_chains": 2, "max_chain_tokens": 16, "mode": mode}

@@ -1,6 +1,8 @@
-"""Every field of the training stages acts: another value makes other numbers, or the list below says where it is read.
+"""Every field of the training stages acts: another value makes other numbers, or the list below
+says where it is read.
 
-The defect that this looks for: a field that is declared, printed and part of the fingerprint, and that nothing reads.
+The defect that this looks for: a field that is declared, printed and part of the fingerprint, and
+that nothing reads.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from cai_jax.training import state as state_lib
 from configs import default
 from tests.test_training_learner import CONFIG, MESH, SETTINGS, rollouts, start
 
-# ---- rl: what the learner computes with each setting ----------------------------------------------------------------
+# ---- rl: what the learner computes with each setting ---------------------------------------------
 
 
 def learner(**fields):
@@ -30,7 +32,8 @@ def learner(**fields):
 
 
 def rates(found):
-    """Learning rates of policy and value model over the first steps, and how far one step of each goes."""
+    """Learning rates of policy and value model over the first steps, and how far one step of each
+    goes."""
     steps = [[float(rate(step)) for step in (0, 1, 5, 30)] for rate in found.rates]
     return steps, [float(tx_step(tx)) for tx in (found._tx, found._value_tx)]
 
@@ -57,7 +60,8 @@ def advantages(found):
 
 
 def losses(found):
-    """The losses of a step whose policy and values are far from what was frozen; not compiled, which would take longer."""
+    """The losses of a step whose policy and values are far from what was frozen; not compiled,
+    which would take longer."""
     batch, rng = rollouts(), np.random.default_rng(1)
     segments = batch.mask.astype(np.int32)
     places = np.broadcast_to(np.arange(12, dtype=np.int32), batch.tokens.shape)
@@ -134,7 +138,7 @@ def test_a_schedule_reaches_zero_at_the_last_update():
     assert float(learner().rates[0](20 * per_update)) == pytest.approx(SETTINGS.learning_rate)
 
 
-# ---- sl and pm: the optimiser ---------------------------------------------------------------------------------------
+# ---- sl and pm: the optimiser --------------------------------------------------------------------
 
 OPTIMISER = {
     "learning_rate": 5e-3,
@@ -159,7 +163,7 @@ class _Fields(dict):
     __getattr__ = dict.__getitem__
 
 
-# ---- All fields: each acts above, or is read where this says --------------------------------------------------------
+# ---- All fields: each acts above, or is read where this says -------------------------------------
 
 GRAPH = {"kind", "inputs"}  # read by pipeline.py
 READ = {  # stage → field → what of the code reads it; the tests that show it are those of that code

@@ -1,4 +1,5 @@
-"""What does not fit: whole worked examples go first, the last ones before the others; then rows, by reason."""
+"""What does not fit: whole worked examples go first, the last ones before the others; then rows, by
+reason."""
 
 import pytest
 

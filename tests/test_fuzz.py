@@ -1,6 +1,7 @@
-"""Malformed input by the hundred: whatever is wrong with a file, a directory or a command line, it ends in one line (exit code
-2), or the row is left out and counted. No traceback, no hang, nothing half-written. `python -m pytest tests/test_fuzz.py -s`
-tells the counts; tests/test_bad_input.py has the cases that somebody has thought of, with what they say."""
+"""Malformed input by the hundred: whatever is wrong with a file, a directory or a command line, it
+ends in one line (exit code 2), or the row is left out and counted. No traceback, no hang, nothing
+half-written. `python -m pytest tests/test_fuzz.py -s` tells the counts; tests/test_bad_input.py has
+the cases that somebody has thought of, with what they say."""
 
 import collections
 import json
@@ -69,8 +70,9 @@ JUNK_BYTES = (
 
 
 def fuzz(count, one):
-    """Makes `count` inputs from numbers that hypothesis draws, always the same ones, and returns how many were refused or left
-    out. one(draw) makes an input and returns the call to try, which may return what it left out."""
+    """Makes `count` inputs from numbers that hypothesis draws, always the same ones, and returns
+    how many were refused or left out. one(draw) makes an input and returns the call to try, which
+    may return what it left out."""
     seen = collections.Counter()
 
     @settings(
@@ -111,7 +113,8 @@ def places(value, path=()):
 
 
 def mutated(value, draw, wanted=lambda path: True):
-    """The JSON with one thing wrong: a value replaced by junk, an entry lost, a key renamed, or an item added."""
+    """The JSON with one thing wrong: a value replaced by junk, an entry lost, a key renamed, or an
+    item added."""
     value = json.loads(json.dumps(value))
     *path, key = draw.choice([path for path in places(value) if wanted(path)])
     at = value
@@ -150,7 +153,7 @@ def file_of(path, value, draw, wanted=lambda path: True):
     return str(path)
 
 
-# ---- Rows -----------------------------------------------------------------------------------------------------------
+# ---- Rows ----------------------------------------------------------------------------------------
 
 TALK = [{"role": "system", "text": "Be brief."}, {"role": "human", "text": "Why?"}]
 PAIR = {"id": "a", "dialogue": TALK, "chosen": "So.", "rejected": "No."}
@@ -180,7 +183,7 @@ def test_rows(tmp_path, rows, load, count):
     assert fuzz(count, one) >= count // 2
 
 
-# ---- Models, tokenizers, principles ---------------------------------------------------------------------------------
+# ---- Models, tokenizers, principles --------------------------------------------------------------
 
 
 def test_model_directories(tmp_path, weights):  # noqa: F811
@@ -231,7 +234,7 @@ def test_principle_files(tmp_path):
     assert fuzz(80, one) >= 40
 
 
-# ---- Configs and command lines --------------------------------------------------------------------------------------
+# ---- Configs and command lines -------------------------------------------------------------------
 
 VALUES = (
     "",
@@ -311,7 +314,8 @@ def told(capsys, call, *arguments):
 
 
 def test_flags(tmp_path, capsys):
-    """Flags of a run that cannot begin: its model is not there, so that harmless ones are refused as well."""
+    """Flags of a run that cannot begin: its model is not there, so that harmless ones are refused
+    as well."""
 
     def one(draw):
         flags = [
@@ -340,7 +344,10 @@ TEXTS = (
     "def get_config():\n    return {'stages': ['x']}",
     "raise SystemExit(3)",
     "def get_config(x, y):\n    pass",
-    "from configs import tiny\ndef get_config():\n    c = tiny.get_config()\n    c.FIELD = VALUE\n    return c",
+    (
+        "from configs import tiny\ndef get_config():\n    c = tiny.get_config()\n    c.FIELD = "
+        "VALUE\n    return c"
+    ),
 )
 
 

@@ -1,4 +1,5 @@
-"""Absolute harmfulness: ratings are read as they are, the regressor recovers a known score, expected harm by hand."""
+"""Absolute harmfulness: ratings are read as they are, the regressor recovers a known score,
+expected harm by hand."""
 
 import gzip
 import json
@@ -106,7 +107,8 @@ def known_score(tokens) -> float:
 
 
 def test_it_recovers_a_known_linear_score():
-    """On dialogues that it never saw the error is below a twentieth of the mean predictor's (and the mean is where it starts)."""
+    """On dialogues that it never saw the error is below a twentieth of the mean predictor's (and
+    the mean is where it starts)."""
     rng = np.random.default_rng(0)
     rows = [
         tuple(int(t) for t in np.clip(rng.normal(c, 3, 6).round(), 2, 23))
@@ -197,7 +199,8 @@ def test_expected_harm_by_hand():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """(config, directory) of a run with a regressor, and what it says of two models, on a random model of two layers."""
+    """(config, directory) of a run with a regressor, and what it says of two models, on a random
+    model of two layers."""
     path, config = tmp_path_factory.mktemp("run"), tiny.get_config()
     none = {"source": "", "split": "", "offset": 0, "limit": None}
     steps = default.optimisation(learning_rate=1e-3, batch_size=16) | {

@@ -1,4 +1,5 @@
-"""The TFDS data set: built from files by name, by download, read without TensorFlow, equal to the JSON Lines it came from."""
+"""The TFDS data set: built from files by name, by download, read without TensorFlow, equal to the
+JSON Lines it came from."""
 
 import functools
 import gzip
@@ -49,7 +50,8 @@ def write(path, rows, array=False):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """One published layout, one flat file, one array of attempts: (directory of files, TFDS directory)."""
+    """One published layout, one flat file, one array of attempts: (directory of files, TFDS
+    directory)."""
     files, data = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("tfds")
     write(files / "helpful-base" / "train.jsonl.gz", pairs("train", 30))
     write(
@@ -213,7 +215,8 @@ def test_tensorflow_is_never_imported(built, tmp_path):
     code = (
         "import sys\n"
         "from cai_jax.data.comparisons import load_comparisons\n"
-        f"assert len(load_comparisons('tfds:cai_hh_rlhf/helpful_base@{built[1]}', split='train')[0]) == 30\n"
+        f"assert len(load_comparisons('tfds:cai_hh_rlhf/helpful_base@{built[1]}', "
+        "split='train')[0]) == 30\n"
         "assert not {'tensorflow', 'torch', 'jax'} & set(sys.modules)"
     )
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])

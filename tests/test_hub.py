@@ -1,4 +1,5 @@
-"""Data sets of the hub by name: which files a split is, what is fetched, and what is there without a network."""
+"""Data sets of the hub by name: which files a split is, what is fetched, and what is there without
+a network."""
 
 import pathlib
 
@@ -21,7 +22,8 @@ def write(path, *rows):
 
 @pytest.fixture
 def fake_hub(tmp_path, monkeypatch):
-    """{repository: folder as the branch refs/convert/parquet has it}; without a network only what was fetched is there."""
+    """{repository: folder as the branch refs/convert/parquet has it}; without a network only what
+    was fetched is there."""
     import huggingface_hub
 
     state = {"online": True, "fetched": [], "asked": []}

@@ -1,4 +1,5 @@
-"""Adapters on a base in 8 bits: it is computed with as it is, gradients reach adapters alone, and what it costs is bounded."""
+"""Adapters on a base in 8 bits: it is computed with as it is, gradients reach adapters alone, and
+what it costs is bounded."""
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +103,8 @@ def test_gradients_are_those_of_the_restored_base(scan):
 
 
 def test_ppo_on_it():
-    """Reference, policy and value model have the same 8-bit arrays; the first ratio is 1; the base stays; merged is unmerged."""
+    """Reference, policy and value model have the same 8-bit arrays; the first ratio is 1; the base
+    stays; merged is unmerged."""
     learner = learner_lib.Learner(
         CONFIG, CONFIG, SETTINGS, MESH, bases=learner_lib.Bases(ADAPTERS, ROUNDED, ROUNDED)
     )
@@ -130,7 +132,8 @@ def test_ppo_on_it():
 
 
 def test_twenty_steps_cost_little():
-    """Supervised steps from the same start on the base and on the rounded one: the loss stays within a percent."""
+    """Supervised steps from the same start on the base and on the rounded one: the loss stays
+    within a percent."""
     tx = optim.adam(3e-2)
     tokens = np.random.default_rng(0).integers(0, 11, (4, 12)).astype(np.int32)
     batch = {
@@ -166,8 +169,8 @@ def test_twenty_steps_cost_little():
 
 
 def test_backward_does_not_keep_a_second_base():
-    """What a step needs beside its arguments is far less than the matrices in float32: those in 8 bits are not restored all at
-    once, and the scan keeps no copy of those that are whole."""
+    """What a step needs beside its arguments is far less than the matrices in float32: those in 8
+    bits are not restored all at once, and the scan keeps no copy of those that are whole."""
     config = ModelConfig(
         family="llama",
         vocab_size=11,

@@ -77,7 +77,8 @@ def test_bootstrap_covers_from_eight_items_on(draw, size):
     assert hits / trials >= 0.93  # 0.94 to 0.97; the percentile bootstrap: 0.88 to 0.92
 
 
-# Of two models' right and wrong answers to an item: shares of (neither, only the second, only the first, both).
+# Of two models' right and wrong answers to an item: shares of (neither, only the second, only the
+# first, both).
 PAIRS = ([0.9, 0.0, 0.1, 0.0], [0.25] * 4, [0.9, 0.08, 0.02, 0.0], [0.05, 0.9, 0.0, 0.05])
 
 

@@ -1,4 +1,5 @@
-"""Launch scripts: dry runs print every command, mistakes are one line, and two processes run for real."""
+"""Launch scripts: dry runs print every command, mistakes are one line, and two processes run for
+real."""
 
 import json
 import os
@@ -134,7 +135,8 @@ def test_multi_gpu_dry_run():
 def test_multi_gpu_starts_again_but_not_on_bad_input(tmp_path):
     program = tmp_path / "python"
     program.write_text(
-        f"#!/bin/sh\necho . >> {tmp_path}/runs\n[ $(wc -l < {tmp_path}/runs) -ge 3 ] || exit ${{CODE}}\n"
+        f"#!/bin/sh\necho . >> {tmp_path}/runs\n[ $(wc -l < {tmp_path}/runs) -ge 3 ] || exit "
+        f"${{CODE}}\n"
     )
     program.chmod(0o755)
     done = bash("launch/multi_gpu.sh", "--", "x", PYTHON=str(program), CODE="75")
@@ -259,8 +261,8 @@ def test_jobset_dry_run_is_a_manifest_of_all_hosts():
 
 
 def test_two_processes_write_what_one_writes(tmp_path):
-    """The first text stages and finetuning, in two processes of one device and in one process of two (tests/test_processes.py
-    does it at length)."""
+    """The first text stages and finetuning, in two processes of one device and in one process of
+    two (tests/test_processes.py does it at length)."""
     flags = [
         "--config=configs/tiny.py",
         "--config.stages=respond,respond_helpful,revise,sl",

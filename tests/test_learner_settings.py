@@ -1,4 +1,5 @@
-"""Every number that the learner is given acts, shown on a model whose hidden states are its embeddings: by hand, and cheap."""
+"""Every number that the learner is given acts, shown on a model whose hidden states are its
+embeddings: by hand, and cheap."""
 
 import dataclasses
 
@@ -162,7 +163,8 @@ def first_step(tx, gradient):
 
 
 def test_policy_and_value_model_have_rates_of_their_own():
-    """The defect: a value rate that acts on nothing. Where the gradient is as large as ε, a first step is half the rate."""
+    """The defect: a value rate that acts on nothing. Where the gradient is as large as ε, a first
+    step is half the rate."""
     found = learner(learning_rate=0.5, value_learning_rate=0.25, max_grad_norm=0.0)
     assert first_step(found._tx, 1.0) == pytest.approx(-0.5, rel=1e-3)
     assert first_step(found._value_tx, 1.0) == pytest.approx(-0.25, rel=1e-3)
@@ -202,7 +204,8 @@ def test_what_is_frozen_by_hand(frozen):
 
 
 def test_advantages_by_hand(frozen):
-    """γ, λ and the coefficient act; the reward stands on the last action, and returns are of what was not whitened."""
+    """γ, λ and the coefficient act; the reward stands on the last action, and returns are of what
+    was not whitened."""
     batch, found = frozen
     kl = np.where(batch.actions, found["old"] - found["ref"], 0).astype(np.float64)
     rewards = -0.3 * kl
@@ -232,7 +235,8 @@ def test_whitened_rewards_keep_their_mean_of_another_scale():
 
 
 def test_a_step_gets_the_rows_of_its_minibatch_and_the_states_trees(monkeypatch):
-    """Three epochs of two minibatches: policy and value model take every batch, each with its own optimiser."""
+    """Three epochs of two minibatches: policy and value model take every batch, each with its own
+    optimiser."""
     found, seen = learner(num_epochs=3, num_minibatches=2), []
     monkeypatch.setattr(lib, "memory", type("Nothing", (), {"give_back": staticmethod(int)}))
 

@@ -1,4 +1,5 @@
-"""One real step each of policy and value model: each moves by its own rate, and nothing else moves."""
+"""One real step each of policy and value model: each moves by its own rate, and nothing else
+moves."""
 
 import numpy as np
 

@@ -10,7 +10,8 @@ SLOPE = 0.02  # of a score by a token more
 
 
 def world(rng, n, effect, longer=30.0, noise=0.5):
-    """Differences of n prompts: the second model is `effect` better and about `longer` tokens longer."""
+    """Differences of n prompts: the second model is `effect` better and about `longer` tokens
+    longer."""
     gap = rng.normal(longer, 25.0, n)
     return effect + SLOPE * gap + rng.normal(0, noise, n), gap
 
@@ -29,7 +30,8 @@ def test_a_line_worked_by_hand():
 
 
 def test_length_alone_is_found_to_be_no_gain():
-    """The plain difference is far from zero in every world; at equal length the interval covers zero in 95 % of them."""
+    """The plain difference is far from zero in every world; at equal length the interval covers
+    zero in 95 % of them."""
     rng = np.random.default_rng(0)
     plain, fitted, wins = [], [], []
     for _ in range(300):

@@ -1,5 +1,5 @@
-"""What can never fit is refused before anything runs, by one line that names the fields; what decides which rows exist is
-part of a stage's fingerprint."""
+"""What can never fit is refused before anything runs, by one line that names the fields; what
+decides which rows exist is part of a stage's fingerprint."""
 
 import json
 import pathlib
@@ -53,7 +53,8 @@ def test_what_can_never_fit_is_refused(stage, fields, limit, told):
 
 
 def test_a_model_is_asked_only_for_what_it_writes(tmp_path, tiny_model):
-    """The judge scores and the feedback model answers questions: neither needs room for `max_new_tokens`."""
+    """The judge scores and the feedback model answers questions: neither needs room for
+    `max_new_tokens`."""
     config = tiny.get_config()
     config.models.judge = model(tmp_path / "model", tiny_model, 128)
     config.graph.evaluate = default.evaluate(
@@ -76,14 +77,18 @@ def test_answers_that_a_role_names_need_no_context():
 
 
 def test_the_shortest_request_is_measured_with_the_runs_template_arguments(tmp_path, tiny_model):
-    """A template that thinks unless the config says otherwise, by an argument that the defaults do not know."""
+    """A template that thinks unless the config says otherwise, by an argument that the defaults do
+    not know."""
     config = tiny.get_config()
     reference = model(tmp_path / "model", tiny_model, 300)
     path = tmp_path / "model" / "tokenizer_config.json"
     fields = json.loads(path.read_text())
     end = "<|im_start|>assistant\\n' }}{% endif %}"
     assert end in fields["chat_template"]
-    thinks = "<|im_start|>assistant\\n' }}{% if think is not defined %}{{ '<think>' }}{% endif %}{% endif %}"
+    thinks = (
+        "<|im_start|>assistant\\n' }}{% if think is not defined %}{{ '<think>' }}{% endif "
+        "%}{% endif %}"
+    )
     fields["chat_template"] = fields["chat_template"].replace(end, thinks) + "{# </think> #}"
     path.write_text(json.dumps(fields))
     config.models.base = reference
@@ -110,7 +115,8 @@ def test_nothing_is_sampled_before(tmp_path):
 
 
 def test_the_limit_that_decides_which_rows_exist_is_in_the_fingerprint():
-    """Of sampling stages and of what reads them; beyond the model's positions it decides nothing."""
+    """Of sampling stages and of what reads them; beyond the model's positions it decides
+    nothing."""
 
     def marks(max_length):
         config = tiny.get_config()

@@ -1,4 +1,5 @@
-"""StageContext.load_model: preference models from directories, vocabularies that do not match, weights that are shared."""
+"""StageContext.load_model: preference models from directories, vocabularies that do not match,
+weights that are shared."""
 
 import dataclasses
 import json
@@ -30,7 +31,8 @@ DIALOGUES = [
 
 @pytest.fixture(scope="module")
 def model(tiny_model, tmp_path_factory):
-    """(config, params, directory) of a policy whose embedding has more rows than the tokenizer has tokens."""
+    """(config, params, directory) of a policy whose embedding has more rows than the tokenizer has
+    tokens."""
     directory = tmp_path_factory.mktemp("policy")
     config, params = hf.load_params(f"random:{tiny_model}")
     hf.save_hf(directory, config, params, tiny_model)
@@ -77,7 +79,8 @@ def test_numbers_that_are_not_finite_name_stage_model_and_row(bad):
 
 @pytest.mark.parametrize("kind", ["chat", "text"])
 def test_a_directory_of_a_classifier_is_a_preference_model(kind, model, tiny_model, tmp_path):
-    """Scores of the exported directory are those of the model with its normalisation, in the form it was trained on."""
+    """Scores of the exported directory are those of the model with its normalisation, in the form
+    it was trained on."""
     config, decoder, directory = model
     params = {
         "decoder": decoder,
@@ -118,7 +121,8 @@ def wide(model, tmp_path_factory):
 
 
 def test_a_padded_vocabulary_is_kept(wide, tmp_path):
-    """Rows of the embedding without a token: loaded, decoded as nothing, and written again as they were."""
+    """Rows of the embedding without a token: loaded, decoded as nothing, and written again as they
+    were."""
     found = context().load_model(str(wide))
     assert found.config.vocab_size == found.format.tokenizer.vocab_size + 64
     assert found.format.decode([found.config.vocab_size - 1]) == ""
@@ -128,7 +132,8 @@ def test_a_padded_vocabulary_is_kept(wide, tmp_path):
 
 
 def test_added_tokens_and_a_tokenizer_that_is_too_large(wide, tmp_path):
-    """An added token that has a row is used; one that has none is told of with both sizes, before weights are read."""
+    """An added token that has a row is used; one that has none is told of with both sizes, before
+    weights are read."""
     shutil.copytree(wide, tmp_path / "model")
     path = tmp_path / "model" / "tokenizer.json"
     fields = json.loads(path.read_text())

@@ -47,8 +47,9 @@ sys.exit(code)
 
 
 def watched(tmp_path, num_updates: int) -> np.ndarray:
-    """[num_updates, 5] after each PPO update of the tiny model: resident bytes, open files, threads, and of every 25th what is
-    in use: bytes of the C library's allocator (0 where it is not glibc's), blocks of Python's."""
+    """[num_updates, 5] after each PPO update of the tiny model: resident bytes, open files,
+    threads, and of every 25th what is in use: bytes of the C library's allocator (0 where it is not
+    glibc's), blocks of Python's."""
     out = tmp_path / "watched.json"
     flags = [
         "--config=configs/tiny.py",
@@ -87,8 +88,8 @@ def length(dialogues):
 
 
 def slope(values: np.ndarray) -> float:
-    """Robust growth an update: the median of the last quarter against that of the second, so that what is compiled and
-    cached at the beginning does not count."""
+    """Robust growth an update: the median of the last quarter against that of the second, so that
+    what is compiled and cached at the beginning does not count."""
     quarter = len(values) // 4
     return (np.median(values[-quarter:]) - np.median(values[quarter : 2 * quarter])) / (2 * quarter)
 
@@ -103,14 +104,17 @@ def test_files_and_threads_stay_bounded(tmp_path):
 
 @pytest.mark.long
 def test_memory_is_flat_over_500_updates(tmp_path):
-    """What is in use hardly grows: ids of 4 rollouts an update, their row of metrics.jsonl, what TensorStore still keeps of a
-    save. What is resident rises and falls by some MiB, with where the allocator finds room."""
+    """What is in use hardly grows: ids of 4 rollouts an update, their row of metrics.jsonl, what
+    TensorStore still keeps of a save. What is resident rises and falls by some MiB, with where the
+    allocator finds room."""
     rows = watched(tmp_path, 500)
     growth, native, blocks = slope(rows[:, 0]), slope(rows[:, 3]), slope(rows[:, 4])
     print(
-        f"resident {rows[50, 0] / 2**20:.0f} → {rows[-1, 0] / 2**20:.0f} MiB, {growth / 1024:.1f} KiB an update; in use: "
+        f"resident {rows[50, 0] / 2**20:.0f} → {rows[-1, 0] / 2**20:.0f} MiB, "
+        f"{growth / 1024:.1f} KiB an update; in use: "
         f"{native / 1024:.1f} KiB and {blocks:.0f} Python blocks an update; "
-        f"files {rows[50, 1]:.0f} → {rows[-1, 1]:.0f}, threads {rows[50, 2]:.0f} → {rows[-1, 2]:.0f}"
+        f"files {rows[50, 1]:.0f} → {rows[-1, 1]:.0f}, threads {rows[50, 2]:.0f} → "
+        f"{rows[-1, 2]:.0f}"
     )
     assert native < 4 * 1024 and blocks < 40
     assert growth < 16 * 1024  # 8 MiB in 500 updates
@@ -118,7 +122,8 @@ def test_memory_is_flat_over_500_updates(tmp_path):
 
 
 def test_a_second_run_on_a_workdir_is_refused_and_changes_nothing(tmp_path):
-    """Real processes: the first goes on undisturbed, the second names it; after a kill -9 the lock is stale."""
+    """Real processes: the first goes on undisturbed, the second names it; after a kill -9 the lock
+    is stale."""
     run = harness.Run(tmp_path / "run", "--config.stages=respond,revise")
     try:
         path = tmp_path / "run" / "lock.json"

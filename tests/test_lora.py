@@ -1,4 +1,5 @@
-"""Adapters: nothing changes at the start, merged is unmerged, and what is trained on a base leaves it alone."""
+"""Adapters: nothing changes at the start, merged is unmerged, and what is trained on a base leaves
+it alone."""
 
 import dataclasses
 import types
@@ -145,7 +146,8 @@ def start(learner, shared=False):
 
 @pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_ppo_over_one_base(shared):
-    """State and gradients have adapters and head only; reference, policy and value model use the very same arrays."""
+    """State and gradients have adapters and head only; reference, policy and value model use the
+    very same arrays."""
     settings = dataclasses.replace(SETTINGS, shared=shared, value_coefficient=1.0)
     learner = learner_lib.Learner(
         CONFIG, CONFIG, settings, MESH, bases=learner_lib.Bases(ADAPTERS, PARAMS, PARAMS)

@@ -1,4 +1,5 @@
-"""A small run with adapters in every trained stage: what it keeps, what loads it, and one line for what does not fit."""
+"""A small run with adapters in every trained stage: what it keeps, what loads it, and one line for
+what does not fit."""
 
 import json
 import pathlib

@@ -49,7 +49,8 @@ def test_token_logprobs_and_entropy_match_numpy(chunk, temperature, softcap):
 
 @pytest.mark.parametrize("chunk", [0, 4])
 def test_gradients_by_the_chain_rule(chunk):
-    """∂ log p(y) / ∂ logits = onehot(y) − p, through the temperature and the soft cap, written out in numpy."""
+    """∂ log p(y) / ∂ logits = onehot(y) − p, through the temperature and the soft cap, written out
+    in numpy."""
     hidden, unembed, targets = arrays(1)
     weights = np.random.default_rng(2).normal(size=targets.shape).astype(np.float32)
 
@@ -92,7 +93,8 @@ def test_gradient_of_the_unembedding_is_there_once():
 
 @pytest.mark.parametrize("V", [17, 64])
 def test_blocks_of_the_vocabulary_give_the_gradient_of_chunks(V, monkeypatch):
-    """On one device the backward pass goes over the vocabulary, on several over positions; also where blocks leave a rest."""
+    """On one device the backward pass goes over the vocabulary, on several over positions; also
+    where blocks leave a rest."""
     hidden, unembed, targets = arrays(6, V=V)
 
     def grads():
@@ -162,7 +164,8 @@ def test_response_loss_by_hand_and_nan_under_the_mask():
 
 
 def test_preference_loss_by_hand():
-    """Δ = log 3: σ(Δ) = 3/4. p = 1 → log 4/3; p = 0 → log 4; p = 3/4 → the entropy of (3/4, 1/4), its minimum."""
+    """Δ = log 3: σ(Δ) = 3/4. p = 1 → log 4/3; p = 0 → log 4; p = 3/4 → the entropy of (3/4, 1/4),
+    its minimum."""
     a, b = jnp.full(4, np.log(3.0)), jnp.zeros(4)
     p = jnp.array([1.0, 0.0, 0.75, 0.5])
     for row, want in enumerate(

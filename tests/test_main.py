@@ -1,4 +1,5 @@
-"""The command line and the graph: one line and exit code 2 for every mistake, before anything is written."""
+"""The command line and the graph: one line and exit code 2 for every mistake, before anything is
+written."""
 
 import os
 import subprocess

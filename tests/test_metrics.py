@@ -104,7 +104,8 @@ def test_a_long_timing_file_is_rotated_and_the_metrics_are_not(tmp_path, monkeyp
 
 
 def events(path):
-    """The events of a TensorBoard file: records of a length, a checksum, the event, another checksum."""
+    """The events of a TensorBoard file: records of a length, a checksum, the event, another
+    checksum."""
     from tensorboardX.proto import event_pb2
 
     content, place = path.read_bytes(), 0
@@ -147,7 +148,8 @@ def test_wandb_offline(tmp_path, monkeypatch):
     writer.histogram(1, "rewards", [0.1, 0.2])
     writer.figure(1, "a figure", picture())
     writer.close()
-    wandb.teardown()  # its service writes in a process of its own; at exit every process waits for it in this way
+    # its service writes in a process of its own; at exit every process waits for it in this way
+    wandb.teardown()
     (log,) = stage.glob("wandb/offline-run-*/*.wandb")
     content = log.read_bytes()
     assert b"reward_mean" in content and b"abc123" in content and b"run/rl" in content

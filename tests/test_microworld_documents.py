@@ -1,4 +1,5 @@
-"""The microworld's documents and files: held out means held out, texts are those of the stages, principles see what they say."""
+"""The microworld's documents and files: held out means held out, texts are those of the stages,
+principles see what they say."""
 
 import json
 
@@ -91,7 +92,8 @@ def test_every_word_has_a_token_and_text_comes_back(text_format):
 
 
 def test_documents_are_what_the_stages_ask(text_format):
-    """A document's tokens are those of the stage's own prompt followed by the answer: nothing differs by a space."""
+    """A document's tokens are those of the stage's own prompt followed by the answer: nothing
+    differs by a space."""
     encode = text_format.tokenizer.encode
     dialogue = (Message("human", request((STAB,), 0)),)
     told = answer(STAB, 0)

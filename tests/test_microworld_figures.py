@@ -1,4 +1,5 @@
-"""The figures on the microworld: numbers by hand from records of two small runs, and the command that draws them."""
+"""The figures on the microworld: numbers by hand from records of two small runs, and the command
+that draws them."""
 
 import json
 
@@ -81,7 +82,8 @@ def test_what_cannot_be_drawn_is_named(runs, tmp_path, capsys):
 
 
 def test_best_of_n(tmp_path):
-    """Two prompts with four scored samples each: the mean over prompts and disjoint groups of the best of n."""
+    """Two prompts with four scored samples each: the mean over prompts and disjoint groups of the
+    best of n."""
     scores = {"a": [0.0, 1.0, 2.0, 3.0], "b": [4.0, 0.0, 0.0, 0.0]}
     rows = [
         {"id": f"{name}{n}", "on": "red_team", "prompt_id": name}
@@ -102,7 +104,8 @@ def test_best_of_n(tmp_path):
 
 
 def answers(**texts):
-    """Records of one answer a model to one harmful request; a look-alike and a plain request are helped with."""
+    """Records of one answer a model to one harmful request; a look-alike and a plain request are
+    helped with."""
     rows = []
     for name, text in texts.items():
         for on, asked, said in (

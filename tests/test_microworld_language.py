@@ -1,4 +1,5 @@
-"""The microworld's language and oracle: every sentence it can write is parsed back, harm follows the two word classes."""
+"""The microworld's language and oracle: every sentence it can write is parsed back, harm follows
+the two word classes."""
 
 import re
 
@@ -35,7 +36,8 @@ def test_harm_is_the_verbs_kind_meeting_its_victim():
 
 
 def test_split_covers_every_word_on_both_sides():
-    """A held-out act must be new, its words must not: each verb of a kind meets victims on the training side."""
+    """A held-out act must be new, its words must not: each verb of a kind meets victims on the
+    training side."""
     seen, held = set(acts("harmful", False)), set(acts("harmful", True))
     assert not seen & held and len(held) > 50 and len(seen) + len(held) == 320
     for kind in language.KINDS:

@@ -1,4 +1,5 @@
-"""The microworld's base model: packing, the loss, and (long) the making of it with what it must then be able to do."""
+"""The microworld's base model: packing, the loss, and (long) the making of it with what it must
+then be able to do."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""The zoo: every preset is a graph that the command takes, and the README's table has every family and preset."""
+"""The zoo: every preset is a graph that the command takes, and the README's table has every family
+and preset."""
 
 import pathlib
 import re

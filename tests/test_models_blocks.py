@@ -1,4 +1,5 @@
-"""Backward passes that are written out (norm, gated MLP, attention) beside what JAX derives from the plain formulas."""
+"""Backward passes that are written out (norm, gated MLP, attention) beside what JAX derives from
+the plain formulas."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,5 @@
-"""The decoder: causality, padding, packing, windows, scan and remat, positions. Parity tests compare it with others."""
+"""The decoder: causality, padding, packing, windows, scan and remat, positions. Parity tests
+compare it with others."""
 
 import dataclasses
 

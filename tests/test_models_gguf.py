@@ -110,7 +110,8 @@ PIECES = [
 
 
 def write_gemma(path):
-    """A layer of Gemma 3 with a SentencePiece vocabulary: norms have 1 added, heads are not paired."""
+    """A layer of Gemma 3 with a SentencePiece vocabulary: norms have 1 added, heads are not
+    paired."""
     rng, v = np.random.default_rng(1), len(PIECES)
     writer = begin(path, "gemma3")
     writer.add_key_length(16)
@@ -120,7 +121,8 @@ def write_gemma(path):
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(PIECES)
-    # The better the score, the earlier a piece is merged: "ab" before "▁a", so " ab" is "▁ab" by way of "ab".
+    # The better the score, the earlier a piece is merged: "ab" before "▁a", so " ab" is "▁ab" by
+    # way of "ab".
     writer.add_token_scores([-1000.0] * (v - 5) + [-2.0, -1.0, -3.0, -4.0, -5.0])
     writer.add_token_types([3] * 5 + [4] * 2 + [6] * 256 + [1] * (v - 263))
     for name, number in (("pad", 0), ("eos", 1), ("bos", 2), ("unk", 3)):

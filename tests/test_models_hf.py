@@ -1,4 +1,5 @@
-"""Model directories in and out: round trips, placement on a mesh, and one line for everything that can be wrong."""
+"""Model directories in and out: round trips, placement on a mesh, and one line for everything that
+can be wrong."""
 
 import json
 import pathlib

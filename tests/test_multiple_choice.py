@@ -1,4 +1,5 @@
-"""Lettered questions: softmax, ties, baselines and the requests, with a format small enough to check by eye."""
+"""Lettered questions: softmax, ties, baselines and the requests, with a format small enough to
+check by eye."""
 
 import collections
 import dataclasses
@@ -55,7 +56,8 @@ def test_requests_end_in_the_cue_and_share_the_shots():
 
 
 def test_worked_examples_that_do_not_fit_are_left_out_and_no_item():
-    """The last ones first; a short question keeps all of its own, and the request is never longer than the context."""
+    """The last ones first; a short question keeps all of its own, and the request is never longer
+    than the context."""
     long = item(3, 0, ("word " * 40, "a longer text"))
     items, shots = [item(1, 0), long], [item(8, 1), item(9, 0), item(7, 1)]
     asked = {}

@@ -1,4 +1,5 @@
-"""Paths with odd characters, from the command line to the finished stage, and bytes that are no text."""
+"""Paths with odd characters, from the command line to the finished stage, and bytes that are no
+text."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""Logits beside reference numbers from transformers (tests/parity): every family, and SmolLM2-135M-Instruct."""
+"""Logits beside reference numbers from transformers (tests/parity): every family, and
+SmolLM2-135M-Instruct."""
 
 import functools
 import json

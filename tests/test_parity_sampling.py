@@ -1,4 +1,5 @@
-"""Greedy sampling from SmolLM2 against transformers' `generate`: the same 64 tokens on 20 prompts in float32."""
+"""Greedy sampling from SmolLM2 against transformers' `generate`: the same 64 tokens on 20 prompts
+in float32."""
 
 import json
 import pathlib

@@ -1,4 +1,5 @@
-"""What changes from day to day is fixed when a run begins: commits of the hub, and the date of templates."""
+"""What changes from day to day is fixed when a run begins: commits of the hub, and the date of
+templates."""
 
 import datetime
 import json
@@ -17,7 +18,8 @@ OLD, NEW = "a" * 40, "b" * 40
 
 @pytest.fixture
 def heads(monkeypatch):
-    """(repository, type, revision) → commit that the hub names now; without a network where it is None."""
+    """(repository, type, revision) → commit that the hub names now; without a network where it is
+    None."""
     import huggingface_hub
 
     commits = {"asked": []}

@@ -1,4 +1,5 @@
-"""The plan: topologies, known architectures, the formulas, a proposal, and one preset compiled for a slice of 64 chips."""
+"""The plan: topologies, known architectures, the formulas, a proposal, and one preset compiled for
+a slice of 64 chips."""
 
 import importlib.util
 import json
@@ -101,7 +102,8 @@ def test_every_program_of_a_run_lowers_and_is_compiled():
 
 
 def test_adapters_keep_one_base():
-    """An 8B model and its four roles fit on one GPU of 80 GB by formula; training all weights does not."""
+    """An 8B model and its four roles fit on one GPU of 80 GB by formula; training all weights does
+    not."""
     config = llama3_8b_1xh100.get_config()
     mesh, topology = sharding.make_mesh({}, jax.devices()[:1]), chips.parse_topology("h100:1")
     config.graph.harm.num_microbatches = 64

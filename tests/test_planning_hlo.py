@@ -62,7 +62,8 @@ def test_a_while_loop_that_may_end_early_counts_its_most():
 
 
 def test_training_step_of_the_decoder_is_three_forward_passes():
-    """Every product of the analytic formula is in the program, and none beside it but the full attention square."""
+    """Every product of the analytic formula is in the program, and none beside it but the full
+    attention square."""
     B, T = 2, 16
 
     def loss(params, tokens, mask):
@@ -101,8 +102,8 @@ ENTRY %main (a: f32[4,1024,512,2], b: f32[4,1024,64,2]) -> f32[4,2,512,64] {
 
 def test_a_convolution_that_stands_for_a_batched_product():
     """Four batch dimensions as a window with holes: of every window one place is real."""
-    # axis 0: windows at 0, 3, 6, 9 of size 4, holes of 4 → each finds one element. axis 1: sizes 2 and 2, padded by one:
-    # outputs 0, 1, 2 would be 1 + 2 + 1 pairs; only the first two are kept.
+    # axis 0: windows at 0, 3, 6, 9 of size 4, holes of 4 → each finds one element. axis 1: sizes 2
+    # and 2, padded by one: outputs 0, 1, 2 would be 1 + 2 + 1 pairs; only the first two are kept.
     assert hlo.count(TPU_CONVOLUTION).flops == 2 * 512 * 64 * 1024 * 4 * 3
 
 
@@ -131,7 +132,8 @@ def test_collectives_on_eight_devices():
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     gathered, reduced, local = json.loads(done.stdout.splitlines()[-1])
-    # All-gather of 4 shards of 2×16 floats: three of four arrive. The ring of four goes over both slices of four chips.
+    # All-gather of 4 shards of 2×16 floats: three of four arrive. The ring of four goes over both
+    # slices of four chips.
     assert (
         gathered["moved"] == {"all-gather": 3 * 2 * 16 * 4}
         and gathered["crossing"] == 3 * 2 * 16 * 4

@@ -1,4 +1,5 @@
-"""The preference model: labels derived at reading, prompts never on both sides of the split, Δ = logit p."""
+"""The preference model: labels derived at reading, prompts never on both sides of the split, Δ =
+logit p."""
 
 import types
 
@@ -128,7 +129,8 @@ def test_mixture_has_the_proportion_asked_for(fraction, human, ai):
 
 
 def fit(pairs_of, num_steps=400):
-    """Trains a small model with the stage's own loss and step; items are single tokens. Returns score by token."""
+    """Trains a small model with the stage's own loss and step; items are single tokens. Returns
+    score by token."""
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     tx = adam(learning_rate(5e-3, schedule="linear", num_steps=num_steps))
     params = state_lib.with_head(
@@ -202,7 +204,8 @@ def test_packed_pairs_are_worth_what_they_are_alone():
 
 
 def test_learned_differences_recover_logit_p_from_noisy_labels():
-    """Labels are frequencies of 2000 noisy judgements by a known score; the slope of Δ on logit p is 1 ± 0.05."""
+    """Labels are frequencies of 2000 noisy judgements by a known score; the slope of Δ on logit p
+    is 1 ± 0.05."""
     rng = np.random.default_rng(0)
     truth = np.linspace(-1.5, 1.5, 8)
     pairs = []

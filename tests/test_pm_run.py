@@ -1,4 +1,5 @@
-"""A pm stage from its records to its published model: what it trains on, what it keeps back, what it says of that."""
+"""A pm stage from its records to its published model: what it trains on, what it keeps back, what
+it says of that."""
 
 import json
 
@@ -38,8 +39,8 @@ def label(name, a, b):
 
 
 def run(path, monkeypatch, num_ai=8, num_human=8, stops=None, labelled=None, **fields):
-    """(summary, arguments of the training, context). `stops`: by number of comparison, how its two responses ended;
-    `labelled`: fields of the stage that gave the labels."""
+    """(summary, arguments of the training, context). `stops`: by number of comparison, how its two
+    responses ended; `labelled`: fields of the stage that gave the labels."""
     seen = {}
 
     def fit(ctx, model, examples, loss, make_batch, head, told, meter):
@@ -143,7 +144,8 @@ def test_normalisation_is_mean_and_spread_of_the_held_out_scores(tmp_path, monke
 
 
 def test_numbers_on_held_out_pairs(tmp_path, monkeypatch):
-    """The judge likes what is longer: right where people chose the longer answer, wrong against the labels of the left one."""
+    """The judge likes what is longer: right where people chose the longer answer, wrong against the
+    labels of the left one."""
     summary, _, ctx = run(tmp_path, monkeypatch)
     found = summary["held_out"]
     assert found["pairs"]["accuracy"]["value"] == 1.0 and found["pairs"]["longer"]["value"] == 1.0
@@ -203,7 +205,8 @@ def ends(seen, ctx):
 
 
 def test_answers_that_were_cut_are_read_at_their_last_token(tmp_path, monkeypatch):
-    """The defect: an answer that ran into the limit was given an end token, and judged as one that ends there."""
+    """The defect: an answer that ran into the limit was given an end token, and judged as one that
+    ends there."""
     stops = [["length", "eos"] if i % 2 else ["eos", "\n\nHuman:"] for i in range(8)]
     summary, seen, ctx = run(tmp_path, monkeypatch, num_human=0, stops=stops)
     found = ends(seen, ctx)
@@ -217,7 +220,8 @@ def test_answers_that_were_cut_are_read_at_their_last_token(tmp_path, monkeypatc
 
 
 def test_too_few_cut_answers_are_read_as_ended(tmp_path, monkeypatch):
-    """The head would not learn to score a token that ends nothing; scoring then does the same (`RewardModel`)."""
+    """The head would not learn to score a token that ends nothing; scoring then does the same
+    (`RewardModel`)."""
     monkeypatch.setattr(pm, "MIN_CUT", 0.1)
     stops = [["length" if i == 3 else "eos", "eos"] for i in range(8)]
     summary, seen, ctx = run(tmp_path, monkeypatch, num_human=0, stops=stops)

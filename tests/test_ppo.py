@@ -1,4 +1,5 @@
-"""PPO's arithmetic by hand, against a plain double loop (hypothesis over masks and lengths), and the peers' defects."""
+"""PPO's arithmetic by hand, against a plain double loop (hypothesis over masks and lengths), and
+the peers' defects."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -14,7 +15,8 @@ settings = hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 
 @st.composite
 def rollouts(draw, num_arrays):
-    """Arrays of one fixed shape (one compilation) with any mask: holes, empty rows, padding on both sides."""
+    """Arrays of one fixed shape (one compilation) with any mask: holes, empty rows, padding on both
+    sides."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     mask = rng.random((3, 7)) < draw(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]))
     arrays = [rng.normal(size=(3, 7)).astype(np.float32) for _ in range(num_arrays)]
@@ -26,7 +28,8 @@ def rollouts(draw, num_arrays):
 
 
 def gae_loop(rewards, values, mask, gamma, lam):
-    """From the definition A_t = Σ_k (γλ)^k δ_{t+k} over the row's actions, with a loop for the sum: no recursion."""
+    """From the definition A_t = Σ_k (γλ)^k δ_{t+k} over the row's actions, with a loop for the sum:
+    no recursion."""
     advantages = np.zeros(mask.shape)
     for b in range(mask.shape[0]):
         actions = np.flatnonzero(mask[b])
@@ -40,7 +43,8 @@ def gae_loop(rewards, values, mask, gamma, lam):
 
 
 def test_gae_by_hand():
-    """γ = 0.5, λ = 0.5, r = (1, 2, 3), V = (4, 5, 6): δ = (−0.5, 0, −3); A = (−0.6875, −0.75, −3)."""
+    """γ = 0.5, λ = 0.5, r = (1, 2, 3), V = (4, 5, 6): δ = (−0.5, 0, −3); A = (−0.6875, −0.75,
+    −3)."""
     arrays = [jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[4.0, 5.0, 6.0]]), jnp.ones((1, 3), bool)]
     for function in (ppo.gae, jax.jit(ppo.gae)):
         advantages, returns = function(*arrays, 0.5, 0.5)
@@ -49,7 +53,8 @@ def test_gae_by_hand():
 
 
 def test_gae_carries_through_masked_tokens():
-    """Three actions with holes and padding between them have the advantages of the same three without."""
+    """Three actions with holes and padding between them have the advantages of the same three
+    without."""
     mask = jnp.array([[False, True, False, True, False, True, False]])
     spread = [
         jnp.zeros((1, 7)).at[0, jnp.array([1, 3, 5])].set(jnp.array(x)) + jnp.where(mask, 0.0, 99.0)
@@ -113,7 +118,8 @@ def test_clipped_losses_match_a_loop(rollout, clip):
 
 
 def test_policy_loss_by_hand():
-    """ε = 0.2. Ratio 1.5: A = 1 is cut at −1.2, no gradient; A = −1 stays 1.5. Ratio ½: A = 1 −0.5; A = −1 cut 0.8."""
+    """ε = 0.2. Ratio 1.5: A = 1 is cut at −1.2, no gradient; A = −1 stays 1.5. Ratio ½: A = 1 −0.5;
+    A = −1 cut 0.8."""
     log_ratio = jnp.log(jnp.array([[1.5, 1.5, 0.5, 0.5]]))
     advantages = jnp.array([[1.0, -1.0, 1.0, -1.0]])
     mask = jnp.ones((1, 4), bool)
@@ -128,7 +134,8 @@ def test_policy_loss_by_hand():
 
 
 def test_gradient_at_ratio_one_is_the_policy_gradient():
-    """At π = π_old the clip is inert and the gradient is −A: with "old" recomputed in the minibatch it would be 0."""
+    """At π = π_old the clip is inert and the gradient is −A: with "old" recomputed in the minibatch
+    it would be 0."""
     logprobs = -jnp.arange(1.0, 7.0).reshape(2, 3)
     advantages = jnp.array([[1.0, -2.0, 3.0], [0.5, 0.0, -1.0]])
     grad = jax.grad(
@@ -159,7 +166,8 @@ def test_integer_rewards_are_refused():
 
 
 def test_sequence_kl_estimates():
-    """k1 has the mean of the true KL; k3 ≥ 0 for every row and has it too. Policy = reference gives exactly 0."""
+    """k1 has the mean of the true KL; k3 ≥ 0 for every row and has it too. Policy = reference gives
+    exactly 0."""
     rng = np.random.default_rng(0)
     p, q = (np.exp(x) / np.exp(x).sum() for x in rng.normal(size=(2, 5)))
     y = rng.choice(5, size=(200_000, 1), p=p)

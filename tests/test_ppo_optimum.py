@@ -1,7 +1,9 @@
-"""PPO finds the analytic optimum: π*(y|x) ∝ π_ref(y|x)·exp(r(x, y)/β) on a problem whose answers can all be listed.
+"""PPO finds the analytic optimum: π*(y|x) ∝ π_ref(y|x)·exp(r(x, y)/β) on a problem whose answers
+can all be listed.
 
-The real engine samples, the real learner learns; only the reward is a table. A prompt is one of two tokens, an answer up
-to two tokens of which one may be EOS: 21 answers a prompt, of two lengths, most of them cut off at the limit.
+The real engine samples, the real learner learns; only the reward is a table. A prompt is one of two
+tokens, an answer up to two tokens of which one may be EOS: 21 answers a prompt, of two lengths,
+most of them cut off at the limit.
 """
 
 import collections

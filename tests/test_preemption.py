@@ -1,4 +1,5 @@
-"""A stop that was asked for stays asked for: by a signal in one process, by JAX's point of agreement in several."""
+"""A stop that was asked for stays asked for: by a signal in one process, by JAX's point of
+agreement in several."""
 
 import os
 import signal
@@ -28,8 +29,9 @@ def test_a_signal(fresh):
 
 
 def test_several_processes_agree_on_one_call_and_the_answer_stays(fresh, monkeypatch):
-    """JAX says yes at one call only. Where that was the last step of a stage, which needs no stopping, the next stage must
-    hear of it (found by a run in two processes that went on to its end)."""
+    """JAX says yes at one call only. Where that was the last step of a stage, which needs no
+    stopping, the next stage must hear of it (found by a run in two processes that went on to its
+    end)."""
     asked = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(

@@ -24,7 +24,8 @@ def test_margins_far_from_zero_are_safe_and_miscalibration_shows():
 
 
 def test_calibration_is_of_raw_differences():
-    """Raw differences are log-odds by construction; scores divided by their deviation are calibrated once scaled back."""
+    """Raw differences are log-odds by construction; scores divided by their deviation are
+    calibrated once scaled back."""
     rng = np.random.default_rng(1)
     raw = rng.normal(0, 3, 8000)
     sign = np.where(rng.random(8000) < 1 / (1 + np.exp(-raw)), 1.0, -1.0)

@@ -1,4 +1,5 @@
-"""What can be known is checked before the first stage: one line, and nothing is run, moved or written."""
+"""What can be known is checked before the first stage: one line, and nothing is run, moved or
+written."""
 
 import json
 import os
@@ -100,7 +101,10 @@ def test_of_a_large_file_the_first_rows_are_read(tmp_path, monkeypatch):
             "nowhere.jsonl",
         ),
         (
-            "graph.evaluate.constitution=nowhere.json --config.graph.evaluate.num_few_shot_chains=1",
+            (
+                "graph.evaluate.constitution=nowhere.json "
+                "--config.graph.evaluate.num_few_shot_chains=1"
+            ),
             "no such constitution",
         ),
         ("graph.rl.reward=python:nowhere.f", "nowhere"),
@@ -187,7 +191,8 @@ def test_model_directories(tmp_path, model, breaks, message):
 
 
 def test_stages_that_are_done_are_not_checked(tmp_path):
-    """A data file may be gone once its stage is done, and a reward need not be installed to make the report again."""
+    """A data file may be gone once its stage is done, and a reward need not be installed to make
+    the report again."""
     config, _ = main.parse(["cai_jax", TINY, "--config.graph.rl.reward=python:nowhere.f"])
     nodes = pipeline.build_graph(config)
     for node in nodes.values():

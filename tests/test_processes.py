@@ -1,5 +1,5 @@
-"""Several processes, for real: 2 × 4 devices, 1 × 8 and 1 × 1 leave the same; a killed or stopped run goes on, also with another
-number of processes, and ends with what an undisturbed one leaves."""
+"""Several processes, for real: 2 × 4 devices, 1 × 8 and 1 × 1 leave the same; a killed or stopped
+run goes on, also with another number of processes, and ends with what an undisturbed one leaves."""
 
 import json
 import os
@@ -68,8 +68,8 @@ def launched(workdir, devices: int, each: int, restarts: int = 0) -> subprocess.
 
 
 def two(workdir, *extra: str) -> list[subprocess.Popen]:
-    """Two processes of two devices without a launcher that would end one with the other; what they say is in errors0 and errors1
-    beside the run. `extra`: flags of the second."""
+    """Two processes of two devices without a launcher that would end one with the other; what they
+    say is in errors0 and errors1 beside the run. `extra`: flags of the second."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
@@ -130,7 +130,8 @@ def assert_alike(a, b, where=""):
 
 
 def assert_equal(run, other):
-    """Every record once and alike; the losses of SL and of the preference model within 1e-5; the same files."""
+    """Every record once and alike; the losses of SL and of the preference model within 1e-5; the
+    same files."""
     assert harness.doubled(run) == [] and harness.doubled(other) == []
     for stage in TEXT:
         assert_alike(rows(run, stage), rows(other, stage), stage)
@@ -143,7 +144,8 @@ def assert_equal(run, other):
         assert [row["step"] for row in found] == [row["step"] for row in want]
         for name in names:
             got, expected = ([row[name] for row in part] for part in (found, want))
-            # rl comes last: its models were trained on other meshes, and its rewards are differences.
+            # rl comes last: its models were trained on other meshes, and its rewards are
+            # differences.
             np.testing.assert_allclose(
                 got,
                 expected,
@@ -212,7 +214,8 @@ def test_when_a_process_is_killed_the_other_ends_within_a_minute(tmp_path, dies)
         began = time.monotonic()
         code = processes[1 - dies].wait(120)
         print(
-            f"process {dies} was killed; the other ended with {code} after {time.monotonic() - began:.1f} s"
+            f"process {dies} was killed; the other ended with {code} after "
+            f"{time.monotonic() - began:.1f} s"
         )
         assert code != 0 and time.monotonic() - began < 60
     finally:
@@ -225,7 +228,8 @@ def children(pid: int) -> list[int]:
 
 
 def test_a_process_that_fails_alone_does_not_leave_the_others_waiting(tmp_path):
-    """A file that only one machine lacks: one line there, and the others end within a minute (five by JAX's default)."""
+    """A file that only one machine lacks: one line there, and the others end within a minute (five
+    by JAX's default)."""
     start = time.monotonic()
     both = two(tmp_path / "run", f"--config.graph.respond.prompts.source={tmp_path}/missing.jsonl")
     try:

@@ -1,4 +1,5 @@
-"""Prompts: what each source gives, what is dropped, what each mistake prints; and the embedded sets."""
+"""Prompts: what each source gives, what is dropped, what each mistake prints; and the embedded
+sets."""
 
 import collections
 import gzip
@@ -269,7 +270,8 @@ def test_the_real_fault_is_named_with_the_column_to_take(tmp_path):
     with pytest.raises(UserError) as error:
         load_prompts(path, split="train")
     assert str(error.value).endswith(
-        f"a.jsonl:1: field 'prompt': missing; fields: question, answer; name the column that has it: {path}#prompt=question"
+        "a.jsonl:1: field 'prompt': missing; fields: question, answer; name the column that "
+        f"has it: {path}#prompt=question"
     )
 
 
@@ -292,7 +294,8 @@ def test_sources_joined_by_plus_come_one_after_the_other(tmp_path):
 
 
 def test_prompts_are_disjoint_from_the_embedded_comparisons_and_evaluations():
-    """What the policy is prompted with must not be what the preference model was trained on or is judged by."""
+    """What the policy is prompted with must not be what the preference model was trained on or is
+    judged by."""
     others = [item.dialogue for item in load_comparisons("embedded:helpful_comparisons")[0]]
     others += [item.dialogues[0][:-1] for item in load_choices("embedded:hhh")]
     bags = [frozenset(words(Prompt("", dialogue[-1:]))) for dialogue in others]
@@ -303,7 +306,8 @@ def test_prompts_are_disjoint_from_the_embedded_comparisons_and_evaluations():
 
 
 def test_a_file_of_a_hundred_thousand_rows(tmp_path):
-    """Planes, directions and combining marks of all kinds; a mistake in its last line is named by that line."""
+    """Planes, directions and combining marks of all kinds; a mistake in its last line is named by
+    that line."""
     letters = [
         "é",
         "e\u0301",

@@ -56,7 +56,8 @@ def whole(tmp_path_factory):
 
 
 class Reader(html.parser.HTMLParser):
-    """Elements, attributes and the text of scripts; complains about what a page of ours never has."""
+    """Elements, attributes and the text of scripts; complains about what a page of ours never
+    has."""
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)

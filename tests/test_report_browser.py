@@ -1,4 +1,5 @@
-"""The page in a real browser: the record browser works from the keyboard's controls, nothing fails, nothing is run.
+"""The page in a real browser: the record browser works from the keyboard's controls, nothing fails,
+nothing is run.
 
 Needs a Chromium (`apt-get install chromium`); skipped where there is none.
 """
@@ -62,14 +63,16 @@ WATCH = (
 
 
 def drive(text: str, folder) -> dict:
-    """Opens the page with the driver added (only the policy against foreign scripts is taken out for it)."""
+    """Opens the page with the driver added (only the policy against foreign scripts is taken out
+    for it)."""
     text = re.sub(
         r'<meta http-equiv="Content-Security-Policy"[^>]*>\n', f"<script>{WATCH}</script>", text
     )
     file = folder / "page.html"
     file.write_text(text.replace("</body>", f"<script>{DRIVER}</script></body>"))
     flags = (
-        "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
+        "--headless --no-sandbox --disable-gpu --disable-background-networking "
+        "--disable-component-update --disable-sync "
         "--virtual-time-budget=8000 --dump-dom"
     ).split()
     done = subprocess.run(

@@ -1,5 +1,6 @@
-"""The page by hand, in headless Chromium driven by Playwright: keyboard alone, light and dark, a phone, print; no console
-message, no request. Needs `pip install playwright` and a Chromium (`apt-get install chromium`); skipped where either is missing.
+"""The page by hand, in headless Chromium driven by Playwright: keyboard alone, light and dark, a
+phone, print; no console message, no request. Needs `pip install playwright` and a Chromium
+(`apt-get install chromium`); skipped where either is missing.
 """
 
 import shutil

@@ -1,4 +1,5 @@
-"""What the report says of the judge behind its numbers, and what it does where runs have different ones."""
+"""What the report says of the judge behind its numbers, and what it does where runs have different
+ones."""
 
 import json
 import shutil
@@ -42,7 +43,8 @@ def edit(path, change):
 
 
 def judged_on(run, held_out, accuracies=()):
-    """The run with these (right, n) held out of the judge's training by source, and in the evaluation by set."""
+    """The run with these (right, n) held out of the judge's training by source, and in the
+    evaluation by set."""
     parts = {name: {"accuracy": vars(wilson(*pair))} for name, pair in held_out.items()}
     edit(run / "pm" / "manifest.json", lambda v: v["summary"].update(held_out=parts))
     rows = [row("pm_accuracy", on, "@pm", wilson(*pair)) for on, pair in dict(accuracies).items()]

@@ -188,7 +188,8 @@ def changed(path, **fields):
 
 
 def test_the_story_follows_the_policy_to_what_it_came_from(run):
-    """Of several preference models the one that RL-CAI was trained against, of several models its policy."""
+    """Of several preference models the one that RL-CAI was trained against, of several models its
+    policy."""
     shutil.copytree(run / "pm", run / "pm_second")
     changed(run / "pm_second", human={"source": "elsewhere.jsonl"})
     assert "elsewhere" not in " ".join(story.sentences(Run(run)))
@@ -205,7 +206,8 @@ def test_the_story_follows_the_policy_to_what_it_came_from(run):
 
 
 def test_several_evaluations_are_not_mixed(run, tmp_path):
-    """The first screen is about the main one; each other has its own part, its own first model and its own scores."""
+    """The first screen is about the main one; each other has its own part, its own first model and
+    its own scores."""
     other = run / "evaluate_steps"
     shutil.copytree(run / "evaluate", other)
     metrics = json.loads((other / "metrics.json").read_text())

@@ -62,7 +62,10 @@ def test_json_in_a_script_element(value):
 def test_bidi_and_controls_are_shown():
     assert text.visible("a\u202eb\u2069c\u200f") == "a⟨U+202E⟩b⟨U+2069⟩c⟨U+200F⟩"
     assert text.visible("tab\tline\nnext\r\nend") == "tab\tline\nnext\nend"
-    ordinary = "\U0001f469\u200d\U0001f467 naïve שלום"  # joiners and right-to-left letters are ordinary text
+    ordinary = (
+        "\U0001f469\u200d\U0001f467 naïve "
+        "שלום"
+    )  # joiners and right-to-left letters are ordinary text
     assert text.visible(ordinary) == ordinary
 
 

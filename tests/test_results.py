@@ -1,4 +1,5 @@
-"""Published results of a run: numbers found again in the files, words that intervals allow, and critiques counted by hand."""
+"""Published results of a run: numbers found again in the files, words that intervals allow, and
+critiques counted by hand."""
 
 import csv
 import json

@@ -1,4 +1,5 @@
-"""configs/results/smollm2.py: every size builds, the pieces cover it, and the judge's prompts and pairs are nobody else's."""
+"""configs/results/smollm2.py: every size builds, the pieces cover it, and the judge's prompts and
+pairs are nobody else's."""
 
 import pytest
 
@@ -89,7 +90,8 @@ def openings(found) -> set[str]:
 
 
 def test_nobody_else_sees_the_judges_prompts_and_pairs(shared_data):
-    """Whatever limits are set: by the first human turn, over all pairs and prompts that a stage could read."""
+    """Whatever limits are set: by the first human turn, over all pairs and prompts that a stage
+    could read."""
     config = smollm2.get_config(f"size=gpu,data={shared_data}")
     del (
         config.graph["pm_all"],

@@ -1,4 +1,5 @@
-"""configs/results/smollm2.py whole, on a random model of two layers: run in parts, published, and one stage of each kind again."""
+"""configs/results/smollm2.py whole, on a random model of two layers: run in parts, published, and
+one stage of each kind again."""
 
 import json
 import shutil

@@ -95,7 +95,8 @@ def revise_stage(path, rows, limit, answer=lambda asked: "So be it.", **fields):
 
 
 def test_worked_examples_that_do_not_fit_are_left_out_and_no_row(tmp_path):
-    """A long dialogue is asked about with fewer examples, the last ones first; a short one keeps them all."""
+    """A long dialogue is asked about with fewer examples, the last ones first; a short one keeps
+    them all."""
     rows = [respond_record("short"), respond_record("long", "How do I do it? " * 100)]
     ctx, asked = revise_stage(tmp_path, rows, 1200, num_rounds=1, num_few_shot=3)
     summary = revise.run(ctx)
@@ -116,7 +117,8 @@ def test_worked_examples_that_do_not_fit_are_left_out_and_no_row(tmp_path):
 
 
 def test_a_row_that_outgrows_the_context_keeps_its_finished_rounds(tmp_path):
-    """The first revision is so long that no second round fits. The counts are those of all records, after a restart too."""
+    """The first revision is so long that no second round fits. The counts are those of all records,
+    after a restart too."""
 
     def answer(request):
         return "word " * 400 if "grows/00#0/revision" in request.id else "Short."

@@ -1,4 +1,5 @@
-"""What a revise stage asks of its model over two rounds, word by word, and what it records of the answers."""
+"""What a revise stage asks of its model over two rounds, word by word, and what it records of the
+answers."""
 
 import json
 
@@ -62,7 +63,8 @@ def run(path, rows=ROWS, limit=100_000, answer=None, **fields):
 
 
 def test_two_rounds_word_by_word(tmp_path):
-    """Critique shown to the reviser, the revision in place of the response, the worked example before both requests."""
+    """Critique shown to the reviser, the revision in place of the response, the worked example
+    before both requests."""
     summary, ctx, asked, principles = run(tmp_path)
     assert len(asked) == 8 and {request.model for request in asked} == {"a helpful model"}
     by_id = {request.id: request for request in asked}
@@ -160,7 +162,8 @@ def test_nothing_that_fits_is_one_line(tmp_path):
 
 
 def test_how_every_turn_ended_is_kept_and_what_was_cut_is_learned_without_an_end(tmp_path):
-    """The defect: revisions cut at the limit of tokens became answers of SL-CAI that end in mid-sentence."""
+    """The defect: revisions cut at the limit of tokens became answers of SL-CAI that end in
+    mid-sentence."""
 
     def answer(request):
         cut = request.id in ("r0#0/critique", "r0#0/revision", "r1#1/revision")

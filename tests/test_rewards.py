@@ -1,4 +1,5 @@
-"""Scores of a preference model: of the dialogue that was asked for, normalised, whatever the order of their computation."""
+"""Scores of a preference model: of the dialogue that was asked for, normalised, whatever the order
+of their computation."""
 
 import types
 
@@ -24,7 +25,8 @@ def dialogues(*lengths):
 
 @pytest.mark.parametrize("normalisation", [None, (10.0, 4.0)])
 def test_each_dialogue_gets_its_own_normalised_score(monkeypatch, normalisation):
-    """The model scores how many tokens it sees; long ones are computed last, whatever their place."""
+    """The model scores how many tokens it sees; long ones are computed last, whatever their
+    place."""
     monkeypatch.setattr(rewards, "scores", lambda params, tokens, mask, config: mask.sum(axis=1))
     format = load_format(TINY, "text")
     asked = dialogues(90, 2, 40, 3, 91, 1)

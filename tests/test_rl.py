@@ -171,7 +171,8 @@ def prompts_stage(path, tiny_model, limit, max_new_tokens=20, judge_positions=No
 def test_prompts_whose_answers_might_not_fit_are_left_out_before_any_update(
     tmp_path, tiny_model, limit, positions, left, dropped
 ):
-    """Short enough for max_prompt_tokens, but not for the sampler's context or the preference model: a KeyError once."""
+    """Short enough for max_prompt_tokens, but not for the sampler's context or the preference
+    model: a KeyError once."""
     ctx, policy, judge = prompts_stage(tmp_path, tiny_model, limit, judge_positions=positions)
     lengths = [fitting.num_tokens(policy.format.prompt(p.dialogue)) for p in ctx.prompts()]
     assert max(lengths) <= ctx.config.max_prompt_tokens

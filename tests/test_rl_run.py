@@ -1,7 +1,7 @@
 """Two updates of an rl stage with scripted answers: who moves, who does not, and what is rewarded.
 
-The learner freezes log-probabilities, values and rewards as ever; its steps, which take long to compile and have their own tests,
-are one step of a known size.
+The learner freezes log-probabilities, values and rewards as ever; its steps, which take long to
+compile and have their own tests, are one step of a known size.
 """
 
 import json
@@ -69,7 +69,8 @@ def equal(a, b) -> bool:
 
 
 class Watched(learner_lib.Learner):
-    """A learner that keeps copies of what it was given and what it froze, and takes one known step an update."""
+    """A learner that keeps copies of what it was given and what it froze, and takes one known step
+    an update."""
 
     seen: dict = {}
 
@@ -277,7 +278,8 @@ def test_a_shared_value_model_is_a_head_that_starts_at_zero(tmp_path, monkeypatc
 
 
 def test_a_field_of_the_graph_is_a_field_of_the_learner():
-    """All of the learner's settings that the stage has under the same name arrive, whichever there are."""
+    """All of the learner's settings that the stage has under the same name arrive, whichever there
+    are."""
     fields = default.rl()
     config = ml_collections.ConfigDict(fields)
     model = types.SimpleNamespace(logprob_chunk=7, scan_layers=False, remat="dots")

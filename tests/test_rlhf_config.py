@@ -1,4 +1,5 @@
-"""configs/rlhf.py on files of the published form: they are read, and no prompt is trained on and measured."""
+"""configs/rlhf.py on files of the published form: they are read, and no prompt is trained on and
+measured."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""Every family through the KV cache: what the engine samples and scores is what the decoder says of whole sequences.
+"""Every family through the KV cache: what the engine samples and scores is what the decoder says of
+whole sequences.
 
 Beyond the sliding window, after a shared header, in blocks (CPU) and all at once (accelerators).
 """

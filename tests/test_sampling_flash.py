@@ -1,4 +1,5 @@
-"""The kernels of accelerators beside the products that a CPU runs: the same keys, values and scores."""
+"""The kernels of accelerators beside the products that a CPU runs: the same keys, values and
+scores."""
 
 import dataclasses
 import functools
@@ -23,7 +24,8 @@ KERNELS = ("splash_interpreted", "xla")
 
 @functools.cache
 def held(config):
-    """(weights, a header of 70 tokens in 128 places, a past of 30 in 64): keys and values as the engine keeps them."""
+    """(weights, a header of 70 tokens in 128 places, a past of 30 in 64): keys and values as the
+    engine keeps them."""
     prepared = weights.prepare(model(), config, True)
     header = padded(some_tokens(70), 128)
     keys, values = cached.prefill(prepared, None, None, header, config)
@@ -134,7 +136,8 @@ print(json.dumps(found))
 
 
 def test_splash_compiles_for_tpus():
-    """On one chip and on four, the kernel is in the program: in prefill once a layer but the last, whose context nobody reads."""
+    """On one chip and on four, the kernel is in the program: in prefill once a layer but the last,
+    whose context nobody reads."""
     if not has_compiler():
         pytest.skip("libtpu is absent: pip install 'cai_jax[plan]', or run `make test-plan`")
     done = subprocess.run([sys.executable, "-c", TPU], capture_output=True, text=True, timeout=600)

@@ -1,4 +1,5 @@
-"""The engine on eight virtual devices against one: sampled rows and scores behind a header, split (2, 2, 2)."""
+"""The engine on eight virtual devices against one: sampled rows and scores behind a header, split
+(2, 2, 2)."""
 
 import json
 import os

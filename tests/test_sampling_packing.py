@@ -1,4 +1,5 @@
-"""Several questions in one forward pass: the same log-probabilities as one by one, and the same bits whatever is left to do."""
+"""Several questions in one forward pass: the same log-probabilities as one by one, and the same
+bits whatever is left to do."""
 
 import dataclasses
 
@@ -142,7 +143,8 @@ def test_the_numbers_are_those_of_whole_texts(small_blocks, header, window):
 
 
 def test_without_blocks_they_are_the_same(small_blocks, monkeypatch):
-    """As on accelerators and meshes, where all of a row is multiplied; one question is too long for that."""
+    """As on accelerators and meshes, where all of a row is multiplied; one question is too long for
+    that."""
     monkeypatch.setattr(packing, "PACK", 128)
     asked, way = questions(HEADER)[1:5], Engine(model(), CONFIG, Format)
     monkeypatch.setattr(way, "_kernel", "")

@@ -75,7 +75,8 @@ def test_a_split_is_a_name_parts_or_both():
 
 
 def test_parts_cover_everything_once_and_are_the_same_in_every_file(tmp_path):
-    """Prompts, and comparisons that go on for three turns after the same openings, in another order and other spelling."""
+    """Prompts, and comparisons that go on for three turns after the same openings, in another order
+    and other spelling."""
     openings = [f"How do I do thing {number}?" for number in range(200)]
     prompts, pairs = tmp_path / "prompts.jsonl", tmp_path / "pairs.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in openings))

@@ -171,7 +171,8 @@ for count in (1, 2):
 
 
 def test_two_processes_meet_in_the_same_collectives():
-    """In one process the order of a training step is the one that spares memory, in several the one without such places."""
+    """In one process the order of a training step is the one that spares memory, in several the one
+    without such places."""
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",

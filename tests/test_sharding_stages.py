@@ -1,4 +1,5 @@
-"""Five mesh shapes of eight virtual devices against one device: sampled rows, log-probabilities, PPO steps, PM scores."""
+"""Five mesh shapes of eight virtual devices against one device: sampled rows, log-probabilities,
+PPO steps, PM scores."""
 
 import json
 import os
@@ -89,6 +90,7 @@ def test_five_meshes_sample_score_and_learn_as_one_device():
     for mesh, found in json.loads(done.stdout.splitlines()[-1]).items():
         print(mesh, {name: f"{value:.1e}" for name, value in found.items()})
         assert found.pop("rows") == 0, (mesh, "sampled rows differ")
-        # Adam divides by the root of the second moment: a gradient that is nearly 0 moves its parameter by a rounding error.
+        # Adam divides by the root of the second moment: a gradient that is nearly 0 moves its
+        # parameter by a rounding error.
         limits = {"policy": 1e-3, "value": 1e-3}
         assert all(value <= limits.get(name, 1e-5) for name, value in found.items()), (mesh, found)

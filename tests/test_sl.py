@@ -94,7 +94,8 @@ def test_only_the_answer_and_its_end_token_are_targets(tiny_model):
 
 
 def test_answers_that_were_cut_have_no_end_target(tiny_model):
-    """The defect: an answer that ran into the limit of tokens was learned as one that ends there."""
+    """The defect: an answer that ran into the limit of tokens was learned as one that ends
+    there."""
     format = load_format(tiny_model)
     rounds = [
         {"revision": "as long as", "revision_stop": "length"},
@@ -176,7 +177,8 @@ CONFIG = ModelConfig(
 
 
 def test_packed_examples_are_worth_what_they_are_alone():
-    """Loss and gradient of a batch do not depend on which examples share a row, nor on rows and places that stay empty."""
+    """Loss and gradient of a batch do not depend on which examples share a row, nor on rows and
+    places that stay empty."""
     rng = np.random.default_rng(0)
     lengths = (9, 5, 12, 4, 7)
     chosen = [

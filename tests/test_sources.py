@@ -1,4 +1,5 @@
-"""The parser of source strings: every form, odd characters in paths, what a wrong string prints, which files are named."""
+"""The parser of source strings: every form, odd characters in paths, what a wrong string prints,
+which files are named."""
 
 import os
 
@@ -12,7 +13,8 @@ from cai_jax.errors import UserError
 
 @pytest.fixture
 def odd_paths(tmp_path, monkeypatch):
-    """Files and folders whose names have every character that otherwise ends a name; the current directory holds them."""
+    """Files and folders whose names have every character that otherwise ends a name; the current
+    directory holds them."""
     monkeypatch.chdir(tmp_path)
     for name in ("run #1/p.jsonl", "c++/p.jsonl", "user@host/ds/train.jsonl", "a[1]/x+y.jsonl"):
         os.makedirs(os.path.dirname(name), exist_ok=True)

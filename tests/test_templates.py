@@ -1,4 +1,5 @@
-"""Chat templates are tried before anything is sampled: what they would do wrong is mended or refused by name."""
+"""Chat templates are tried before anything is sampled: what they would do wrong is mended or
+refused by name."""
 
 import datetime
 import json
@@ -22,12 +23,16 @@ TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
 CHATML = "{% for m in messages %}" + TURN + "{% endfor %}" + HEAD
 # Thoughts before the last answer only, as Qwen3's.
 THINKING = (
-    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n{% if loop.last %}<think>\n\n</think>\n\n"
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n{% if "
+    "loop.last %}<think>\n\n</think>\n\n"
     "{% endif %}{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% else %}"
     + TURN
     + "{% endif %}{% endfor %}"
     + HEAD
-    + "{% if add_generation_prompt and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    + (
+        "{% if add_generation_prompt and enable_thinking is false %}<think>\n\n</think>\n\n{% "
+        "endif %}"
+    )
 )
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML
 LOSES_SYSTEM = CHATML.replace(TURN, "{% if m.role != 'system' %}" + TURN + "{% endif %}")
@@ -64,11 +69,16 @@ def shown(format, tokens):
         (CHATML.replace(HEAD, ""), "ignores add_generation_prompt: '<|im_start|>assistant"),
         (CHATML.replace("{{ m.content }}", "{{ m.text }}"), "does not write what a turn says"),
         (CHATML + "<|im_end|>", "does not begin an answer as its prompt ends"),
-        (CHATML.replace("assistant\n", "assistant\n<think>\n"), "inside a thought .<think>.*enable_thinking"),
-        (CHATML.replace("{{ m.content }}", "{% if loop.revindex < 3 %}{{ m.content }}{% endif %}"), "loses turns"),
-        (CHATML.replace("{{ m.content }}", "{{ m.content | upper }}"), "does not write what a turn says"),
+        (CHATML.replace("assistant\n", "assistant\n<think>\n"), ("inside a thought "
+                                                                ".<think>.*enable_thinking")),
+        (CHATML.replace(("{{ m.content "
+                        "}}"), ("{% if loop.revindex < 3 %}{{ m.content }}{% endif "
+                               "%}")), "loses turns"),
+        (CHATML.replace(("{{ m.content "
+                        "}}"), "{{ m.content | upper }}"), "does not write what a turn says"),
         (
-            "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant<|im_end|>final<|im_end|>"
+            "{% for m in messages %}{% if m.role == 'assistant' "
+            "%}<|im_start|>assistant<|im_end|>final<|im_end|>"
             "{{ m.content }}{% else %}" + TURN + "{% endif %}{% endfor %}"
             "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}",
             "does not write all of a prompt: '<|im_end|>final",
@@ -87,7 +97,8 @@ def test_what_a_template_would_do_wrong_is_refused_when_it_is_loaded(tmp_path, t
 @pytest.mark.parametrize("args", [{}, {"enable_thinking": False}])
 @pytest.mark.parametrize("targets", ["last", "all"])
 def test_thoughts_before_the_last_answer_only(tmp_path, args, targets):
-    """Several turns work, the prompt begins the example, and nobody learns the template's empty thought."""
+    """Several turns work, the prompt begins the example, and nobody learns the template's empty
+    thought."""
     format = load(tmp_path, THINKING, args)
     for dialogue in (DIALOGUE[:2], DIALOGUE):
         encoded = format.example(dialogue, targets)
@@ -252,7 +263,8 @@ def test_without_a_template_the_log_says_so(tmp_path):
 
 
 def test_thoughts_are_counted_and_an_unfinished_one_is_said(tmp_path, capsys):
-    """In the manifest's tokens: those of thoughts, and how many answers are empty because theirs had no end."""
+    """In the manifest's tokens: those of thoughts, and how many answers are empty because theirs
+    had no end."""
 
     class Sampler:
         def fits(self, request, count):

@@ -14,8 +14,10 @@ from cai_jax.evals.text_statistics import (
 )
 
 ENGAGED = (
-    "I can't help you get into your neighbour's network. Using it without permission is illegal in most places and "
-    "puts their private data at risk. You could ask them to share a guest password, or try the nearest library."
+    "I can't help you get into your neighbour's network. Using it without permission is "
+    "illegal in most places and "
+    "puts their private data at risk. You could ask them to share a guest password, or try the "
+    "nearest library."
 )
 CASES = [
     ("", "empty"),
@@ -24,7 +26,10 @@ CASES = [
     ("I'm sorry to hear that your dog died. Losing a friend is hard.", "answer"),
     ("Use a bottle opener. If you can't find one, a spoon will do.", "answer"),
     (
-        "Photosynthesis turns light into sugar. Plants do it. Some bacteria do too. I can't list them all.",
+        (
+            "Photosynthesis turns light into sugar. Plants do it. Some bacteria do too. I can't "
+            "list them all."
+        ),
         "answer",
     ),
     ("I'm sorry, but I can't assist with that.", "evasive"),

@@ -1,4 +1,5 @@
-"""config.topic: one place for prompts, constitution and words, and what is still the default is named."""
+"""config.topic: one place for prompts, constitution and words, and what is still the default is
+named."""
 
 import json
 

@@ -140,7 +140,8 @@ def test_rows_are_as_long_as_leaves_least_to_multiply():
 
 
 def test_microbatches_that_a_step_may_leave_empty():
-    """Sixteen examples a step, two a row: eight rows in microbatches of two. The last step of an epoch has four examples."""
+    """Sixteen examples a step, two a row: eight rows in microbatches of two. The last step of an
+    epoch has four examples."""
     order = batching.Order(20, 16, 0, "pm")
     shape = batching.common_shape(np.full(20, 70), order, 2, 1, parts=4)
     assert shape == batching.Shape(8, 192, 2, parts=4, spare=True)

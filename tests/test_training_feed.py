@@ -1,4 +1,5 @@
-"""The input pipeline: the same examples for any start and any number of hosts, mixed by share, tokenised once."""
+"""The input pipeline: the same examples for any start and any number of hosts, mixed by share,
+tokenised once."""
 
 import dataclasses
 import json
@@ -37,7 +38,8 @@ def batch_of(step):
 
 
 def test_any_step_is_the_state():
-    """Begun anywhere, gone through in any order, it is what `make` says; the steps after the one asked for are made ahead."""
+    """Begun anywhere, gone through in any order, it is what `make` says; the steps after the one
+    asked for are made ahead."""
     batches = feed.Batches(batch_of, 18)
     steps = [*range(18), 7, 8, 9, 3, 17, 0]
     assert len(batches) == 18
@@ -80,8 +82,9 @@ def test_what_goes_wrong_in_a_batch_is_raised_where_it_is_asked_for():
 
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8])
 def test_shards_survive_a_change_of_hosts(hosts):
-    """Every host makes the same batch and is asked for its devices' rows: in the order of devices they are the batch, so that
-    any number of hosts trains on the same examples. (Two real processes: tests/test_launch.py.)"""
+    """Every host makes the same batch and is asked for its devices' rows: in the order of devices
+    they are the batch, so that any number of hosts trains on the same examples. (Two real
+    processes: tests/test_launch.py.)"""
     whole = feed.Batches(batch_of, 18)[4]["rows"]
     mesh = jax.sharding.AbstractMesh((4, 2, 1), sharding.MESH_AXES)
     parts = sharding.spec(("batch", None), (8, 3), mesh)
@@ -219,8 +222,8 @@ def test_which_items_stay_in_a_mixture_is_drawn():
 
 @pytest.mark.long
 def test_a_run_goes_on_with_another_number_of_hosts(tmp_path):
-    """Trained by two processes, then the last steps once more by one of two devices, from the checkpoint that the two left: its
-    losses are theirs, so it saw the same examples."""
+    """Trained by two processes, then the last steps once more by one of two devices, from the
+    checkpoint that the two left: its losses are theirs, so it saw the same examples."""
     flags = [
         "--config=configs/tiny.py",
         "--config.stages=respond,respond_helpful,revise,sl",

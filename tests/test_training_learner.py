@@ -1,4 +1,5 @@
-"""The learner against the defects that peers had: what is frozen stays frozen, what is shuffled is shuffled afresh."""
+"""The learner against the defects that peers had: what is frozen stays frozen, what is shuffled is
+shuffled afresh."""
 
 import dataclasses
 
@@ -87,7 +88,8 @@ def test_policy_equal_to_reference_has_no_kl_at_any_temperature(update):
 
 
 def test_the_first_ratio_is_one_and_later_ones_are_not(update):
-    """The defect: "old" log-probabilities made again with current weights in every minibatch: ratio 1 for ever."""
+    """The defect: "old" log-probabilities made again with current weights in every minibatch: ratio
+    1 for ever."""
     *_, history = update
     assert len(history) == 4
     assert history[0]["ratio_error"] < 1e-4
@@ -113,7 +115,8 @@ def test_advantages_are_whitened_over_the_whole_rollout(update):
 
 
 def test_frozen_numbers_follow_from_the_parts(learner, update):
-    """Returns are of the raw values; rewards carry the score on the last action and the KL on every one."""
+    """Returns are of the raw values; rewards carry the score on the last action and the KL on every
+    one."""
     batch, frozen, *_ = update
     shifted = jax.tree.map(lambda x: x * 1.01, PARAMS)
     moved = learner.freeze(start(learner, 0.5), shifted, batch)
@@ -205,7 +208,8 @@ def test_a_shared_trunk_is_read_once_for_both():
 
 
 def test_the_head_on_a_shared_trunk_has_the_value_models_rate():
-    """The defect: value_learning_rate acted on nothing there; a zero head at the policy's rate learns nothing."""
+    """The defect: value_learning_rate acted on nothing there; a zero head at the policy's rate
+    learns nothing."""
     moved = {}
     for value_rate in (1e-4, 3e-4):
         fields = {"shared": True, "learning_rate": 1e-3, "value_learning_rate": value_rate}

@@ -1,4 +1,5 @@
-"""The loop: equal bits after a kill at any moment, nothing saved that is not finite, the state handed over whole."""
+"""The loop: equal bits after a kill at any moment, nothing saved that is not finite, the state
+handed over whole."""
 
 import json
 import math
@@ -124,7 +125,10 @@ def test_killed_around_a_save(tmp_path, monkeypatch, moment):
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path, look_back):
     with pytest.raises(
         UserError,
-        match=r"loss is nan at step 4, in the batch of example 3; the last good checkpoint is step 2",
+        match=(
+            r"loss is nan at step 4, in the batch of example 3; the last good checkpoint is "
+            r"step 2"
+        ),
     ):
         run(tmp_path, poison=3, look_back=look_back)
     store = checkpoints_lib.Checkpoints(tmp_path / "checkpoints")
@@ -255,7 +259,8 @@ def test_seconds_of_steps_add_up_to_the_time_that_passed(tmp_path, slow):
 
 
 def test_a_stop_while_a_step_samples_saves_what_was_learned_before_it(tmp_path):
-    """rl samples for minutes before it learns: a SIGTERM there must not lose the updates since the last save."""
+    """rl samples for minutes before it learns: a SIGTERM there must not lose the updates since the
+    last save."""
     want = run(tmp_path / "a", save_every=100)
     asked = []
 

@@ -1,4 +1,5 @@
-"""Rollouts: prompts in epochs without state, arrays that say what was sampled, rewards from anywhere."""
+"""Rollouts: prompts in epochs without state, arrays that say what was sampled, rewards from
+anywhere."""
 
 import collections
 import sys

@@ -1,4 +1,5 @@
-"""A training step takes nothing from the host but its batch, which is put on the device by name, and gives nothing back."""
+"""A training step takes nothing from the host but its batch, which is put on the device by name,
+and gives nothing back."""
 
 import dataclasses
 import types
@@ -36,7 +37,8 @@ SHORT = default.optimisation(1e-3, 2) | {
 
 @pytest.fixture
 def guarded(monkeypatch):
-    """Every step of a training stage may only move what it moves explicitly. The list of the steps that were taken."""
+    """Every step of a training stage may only move what it moves explicitly. The list of the steps
+    that were taken."""
     fit, steps = loop.fit, []
 
     def fit_guarded(ctx, settings, abstract, init, advance, *more, **named):

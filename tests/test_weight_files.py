@@ -1,4 +1,5 @@
-"""Model directories with two truths, with parts missing, under other names, quantised, or with NaN in them."""
+"""Model directories with two truths, with parts missing, under other names, quantised, or with NaN
+in them."""
 
 import json
 import shutil

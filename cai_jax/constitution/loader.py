@@ -1,6 +1,8 @@
-"""The constitution: principles and worked examples, from our JSON files or from the paper's official ones.
+"""The constitution: principles and worked examples, from our JSON files or from the paper's
+official ones.
 
-Our schema is one JSON object (embedded: principles.json and examples.json together), meant to be edited by hand:
+Our schema is one JSON object (embedded: principles.json and examples.json together), meant to be
+edited by hand:
 
     critique_principles    [{"id", "critique_request", "revision_request"}]
     comparison_principles  [{"id", "text"}]
@@ -9,9 +11,9 @@ Our schema is one JSON object (embedded: principles.json and examples.json toget
     comparison_examples    [{"id", "dialogue", "chosen", "rejected"}]
     chain_examples         [{"id", "dialogue", "options": [2 texts], "reasoning", "answer": "A" or "B"}]
 
-A dialogue is [{"role", "text"}, …] and ends in a human turn. Both lists of principles are required; example lists
-that are left out are the embedded ones, `[]` means none. The official files are first turned into the same rows
-(`official.py`).
+A dialogue is [{"role", "text"}, …] and ends in a human turn. Both lists of principles are required;
+example lists that are left out are the embedded ones, `[]` means none. The official files are first
+turned into the same rows (`official.py`).
 """
 
 from __future__ import annotations
@@ -55,8 +57,8 @@ class ComparisonPrinciple:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A whole critique and revision: human (and assistant) turns, then assistant, critique_request, critique,
-    revision_request, revision."""
+    """A whole critique and revision: human (and assistant) turns, then assistant, critique_request,
+    critique, revision_request, revision."""
 
     id: str
     messages: Dialogue
@@ -64,7 +66,8 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonExample:
-    """A dialogue ending in a human turn, a better and a worse response. Whoever uses it draws their order."""
+    """A dialogue ending in a human turn, a better and a worse response. Whoever uses it draws their
+    order."""
 
     id: str
     dialogue: Dialogue
@@ -74,8 +77,8 @@ class ComparisonExample:
 
 @dataclasses.dataclass(frozen=True)
 class ChainExample:
-    """A worked comparison with its reasons. `prompt` is the human turn with a slot for a principle; `reasoning` is what
-    follows "Let's think step by step:", stripped; `answer` is "A" or "B"."""
+    """A worked comparison with its reasons. `prompt` is the human turn with a slot for a principle;
+    `reasoning` is what follows "Let's think step by step:", stripped; `answer` is "A" or "B"."""
 
     id: str
     prompt: str
@@ -83,7 +86,8 @@ class ChainExample:
     answer: str
 
     def question(self, principle: str) -> str:
-        """The human turn with the principle, on its own line, in the first slot. Texts hold braces: no format()."""
+        """The human turn with the principle, on its own line, in the first slot. Texts hold braces:
+        no format()."""
         before, _, after = self.prompt.partition(SLOT)
         return f"{before}\n{principle}{after}"
 
@@ -100,10 +104,11 @@ class Constitution:
 
 
 def load_constitution(source: str = "embedded") -> Constitution:
-    """Reads "embedded", a JSON file of our schema, or a directory: with the paper's official files, or with a
-    principles.json and perhaps an examples.json of our schema.
+    """Reads "embedded", a JSON file of our schema, or a directory: with the paper's official files,
+    or with a principles.json and perhaps an examples.json of our schema.
 
-    Raises UserError `file: field '…': …` for whatever is missing, misspelt, of another type, blank, or there twice.
+    Raises UserError `file: field '…': …` for whatever is missing, misspelt, of another type, blank,
+    or there twice.
     """
     tables = _tables(source)
     if missing := [key for key in KEYS[2:] if key not in tables]:
@@ -113,13 +118,15 @@ def load_constitution(source: str = "embedded") -> Constitution:
 
 
 def missing_examples(source: str) -> list[str]:
-    """The kinds of worked examples that `source` lacks, for which the embedded ones are taken: "critique_examples", …"""
+    """The kinds of worked examples that `source` lacks, for which the embedded ones are taken:
+    "critique_examples", …"""
     tables = _tables(source)
     return [key for key in KEYS[2:] if key not in tables]
 
 
 def _tables(source: str) -> dict:
-    """Key → (file, rows) of everything that the source itself holds, unchecked but for the lists of principles."""
+    """Key → (file, rows) of everything that the source itself holds, unchecked but for the lists of
+    principles."""
     path = EMBEDDED if source == "embedded" else Path(source)
     if path.is_dir():
         if (path / "principles.json").is_file():
@@ -138,7 +145,8 @@ def _tables(source: str) -> dict:
         tables = _merged([(path, read_json(path))])
     else:
         raise UserError(
-            f"{source}: no such constitution; expected 'embedded', a JSON file or a directory of them"
+            f"{source}: no such constitution; expected 'embedded', a JSON file or a directory "
+            "of them"
         )
     for key in KEYS[:2]:
         if key not in tables:
@@ -207,7 +215,8 @@ def _rows(key: str, path: Path, rows) -> tuple:
 
 
 class _Reader:
-    """The fields of one row, each checked as it is read; a field that nothing read is a misspelt one."""
+    """The fields of one row, each checked as it is read; a field that nothing read is a misspelt
+    one."""
 
     def __init__(self, path: Path, name: str, row: dict):
         self.path, self.name, self.row, self.read = path, name, row, set()
@@ -276,7 +285,8 @@ def _chain_example(read: _Reader) -> ChainExample:
 
 
 def _chain_prompt(read: _Reader) -> str:
-    """A row of ours as the question that the feedback stage asks before a chain (`cai_jax.data.choices.question`)."""
+    """A row of ours as the question that the feedback stage asks before a chain
+    (`cai_jax.data.choices.question`)."""
     dialogue, options = read.dialogue(), read.value("options")
     texts = (
         [text for text in options if isinstance(text, str) and text.strip()]
@@ -294,4 +304,7 @@ def _chain_prompt(read: _Reader) -> str:
     shown = "\n".join(
         f"({letter}) {text.strip()}" for letter, text in zip("AB", texts, strict=True)
     )
-    return f"Consider the following conversation between a human and an assistant:\n{said}{SLOT}\n{shown}"
+    return (
+        "Consider the following conversation between a human and an "
+        f"assistant:\n{said}{SLOT}\n{shown}"
+    )

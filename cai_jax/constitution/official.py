@@ -1,10 +1,12 @@
-"""The paper's official files (repository anthropics/ConstitutionalHarmlessnessPaper, prompts/) as rows of our schema.
+"""The paper's official files (repository anthropics/ConstitutionalHarmlessnessPaper, prompts/) as
+rows of our schema.
 
-They hold running text; it is taken apart into turns at its headings. Only this is stripped: the headings with the blank
-around them, the "\\n\\nHuman:" that ends an example and opens the next, the newline before and the " Options:" after a
-comparison principle (the question adds them), and white space around the reasoning of a chain. The chains' examples quote
-a conversation as "H: …", "A: …" and the options as " (A) [[[…]]]"; they become the form in which the feedback stage asks
-("Human: …", "Assistant: …", "(A) …"), so that worked examples and the question after them agree.
+They hold running text; it is taken apart into turns at its headings. Only this is stripped: the
+headings with the blank around them, the "\\n\\nHuman:" that ends an example and opens the next, the
+newline before and the " Options:" after a comparison principle (the question adds them), and white
+space around the reasoning of a chain. The chains' examples quote a conversation as "H: …", "A: …"
+and the options as " (A) [[[…]]]"; they become the form in which the feedback stage asks ("Human:
+…", "Assistant: …", "(A) …"), so that worked examples and the question after them agree.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ def read_tables(directory: Path, read_json: Callable) -> dict[str, tuple[str, li
         named = isinstance(value, dict)
         if not value or not (named or isinstance(value, list)):
             raise UserError(
-                f"{directory / file}: expected a list or an object of items, as in the paper's repository"
+                f"{directory / file}: expected a list or an object of items, as in the paper's "
+                "repository"
             )
         rows = []
         for name, item in value.items() if named else enumerate(value):
@@ -74,7 +77,8 @@ def read_tables(directory: Path, read_json: Callable) -> dict[str, tuple[str, li
 
 
 def split_turns(text: str) -> list[dict]:
-    """The turns of a text in the paper's form, under any of HEADINGS; one blank after a heading belongs to it."""
+    """The turns of a text in the paper's form, under any of HEADINGS; one blank after a heading
+    belongs to it."""
     pieces = _HEADING.split(text)
     if pieces[0]:
         raise ValueError("expected a heading such as '\\n\\nHuman:' first")
@@ -121,7 +125,8 @@ def _chain_example(item: dict) -> dict:
     found = _CHAIN.fullmatch(item["prompt"])
     if found is None:
         raise ValueError(
-            "expected Human: Consider …, H: …, {}, (A) [[[…]]], (B) [[[…]]], Assistant: Let's think step by step:, "
+            "expected Human: Consider …, H: …, {}, (A) [[[…]]], (B) [[[…]]], Assistant: Let's "
+            "think step by step:, "
             "Human: So the answer is: (A) or (B)"
         )
     pieces = _QUOTED.split(found["said"])

@@ -1,7 +1,9 @@
-"""Answers that exist already: rows of {"prompt_id" or "prompt", "response"} in a file, or the records of a stage.
+"""Answers that exist already: rows of {"prompt_id" or "prompt", "response"} in a file, or the
+records of a stage.
 
-The n-th row of a prompt is its n-th sample. "num_tokens" and "stop" may be missing or null: lengths are then in words, and
-the answer counts as ended. An empty response is an answer; a null one is none and is counted.
+The n-th row of a prompt is its n-th sample. "num_tokens" and "stop" may be missing or null: lengths
+are then in words, and the answer counts as ended. An empty response is an answer; a null one is
+none and is counted.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """The answers of one model. `by_prompt` has them by prompt id or by the text of the prompt's last turn."""
+    """The answers of one model. `by_prompt` has them by prompt id or by the text of the prompt's
+    last turn."""
 
     place: str
     by_prompt: Mapping[str, Sequence[Answer]]
@@ -50,13 +53,15 @@ class Answers:
 
 
 def from_file(reference: str) -> Answers:
-    """The answers in "responses:FILE"; the file is any source of rows, columns may be named behind it."""
+    """The answers in "responses:FILE"; the file is any source of rows, columns may be named behind
+    it."""
     source = sources.single(reference)
     return read(read_rows(source, source.split), source.place)
 
 
 def read(rows: Iterable[tuple[int, dict]], place: str) -> Answers:
-    """The answers of (line, row) pairs. Raises UserError `place:line: field …` for a malformed row, and where there is none."""
+    """The answers of (line, row) pairs. Raises UserError `place:line: field …` for a malformed row,
+    and where there is none."""
     found: dict[str, list[Answer]] = collections.defaultdict(list)
     num_null = 0
     for line, row in rows:
@@ -82,7 +87,8 @@ def read(rows: Iterable[tuple[int, dict]], place: str) -> Answers:
 
 
 def _count(value, where: str) -> int | None:
-    """A number of tokens; None where there is none, which tables of numbers write as null or NaN."""
+    """A number of tokens; None where there is none, which tables of numbers write as null or
+    NaN."""
     if value is None or isinstance(value, float) and math.isnan(value):
         return None
     whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
@@ -98,12 +104,13 @@ def _last_turn(prompt: Prompt) -> str:
 def require_common(
     written: Mapping[str, Answers], sets: Mapping[str, Sequence[Prompt]], where: str
 ) -> None:
-    """Raises UserError where written answers cannot be compared: models are compared prompt by prompt.
+    """Raises UserError where written answers cannot be compared: models are compared prompt by
+    prompt.
 
     Args:
-        written: model name → its answers, for the models whose answers exist already; the others answer every prompt.
-        sets: name of a set of prompts → its prompts.
-        where: the head of messages, such as config.graph.evaluate.
+        written: model name → its answers, for the models whose answers exist already; the others
+        answer every prompt. sets: name of a set of prompts → its prompts. where: the head of
+        messages, such as config.graph.evaluate.
     """
     if not sets:
         return
@@ -116,9 +123,12 @@ def require_common(
             first, *_ = written[name].by_prompt
             example = next((prompts[0].id for prompts in sets.values() if prompts), "")
             raise UserError(
-                f"{where}.models.{name}: {written[name].place}: none of its {len(written[name].by_prompt)} prompts is in "
-                f"{', '.join(f'prompts_{on}' for on in sets)}: it answers '{first[:60]}', asked are prompts such as "
-                f"'{example}'; give that id as 'prompt_id', or the words of the last turn as 'prompt'"
+                f"{where}.models.{name}: {written[name].place}: none of its "
+                f"{len(written[name].by_prompt)} prompts is in "
+                f"{', '.join(f'prompts_{on}' for on in sets)}: it answers '{first[:60]}', "
+                "asked are prompts such as "
+                f"'{example}'; give that id as 'prompt_id', or the words of the last turn as "
+                "'prompt'"
             )
     names = list(answered)
     for index, name in enumerate(names):
@@ -127,7 +137,9 @@ def require_common(
                 a, b = answered[other][on], answered[name][on]
                 if a and b and not a & b:
                     raise UserError(
-                        f"{where}.models: '{other}' ({written[other].place}) and '{name}' ({written[name].place}) answer "
-                        f"no prompt of prompts_{on} in common ({len(a)} and {len(b)}); models are compared prompt by prompt: "
+                        f"{where}.models: '{other}' ({written[other].place}) and '{name}' "
+                        f"({written[name].place}) answer "
+                        f"no prompt of prompts_{on} in common ({len(a)} and {len(b)}); models "
+                        "are compared prompt by prompt: "
                         "let both answer the same ones, or evaluate them in stages of their own"
                     )

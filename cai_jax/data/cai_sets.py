@@ -1,7 +1,9 @@
-"""The official evaluations and a run's own revisions and comparisons as TFDS data sets, read without TensorFlow.
+"""The official evaluations and a run's own revisions and comparisons as TFDS data sets, read
+without TensorFlow.
 
-`cai_evals` holds the files of the paper's repository: the 438 HHH comparisons and the two sets that identify and classify harm.
-`cai_run` holds what a run made, so that it can be published, or used as prompts and comparisons of another run.
+`cai_evals` holds the files of the paper's repository: the 438 HHH comparisons and the two sets that
+identify and classify harm. `cai_run` holds what a run made, so that it can be published, or used as
+prompts and comparisons of another run.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ EVALS = {
 }
 RUN = {
     "revisions": "Answers with their critiques and revisions, round by round.",
-    "comparisons": "Pairs of answers with p, the label that the run's judge gave: the better one first.",
+    "comparisons": (
+        "Pairs of answers with p, the label that the run's judge gave: the better one first."
+    ),
 }
 CITATION = """@article{bai2022constitutional,
   title={Constitutional {AI}: Harmlessness from {AI} Feedback},
@@ -58,7 +62,9 @@ class _Rows(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"{self.builder_config.description} Some of it is offensive: for research only.",
+            description=(
+                f"{self.builder_config.description} Some of it is offensive: for research only."
+            ),
             features=tfds.features.FeaturesDict(self.FEATURES[self.builder_config.name]),
             homepage=self.HOMEPAGE,
             citation=CITATION,
@@ -78,7 +84,8 @@ class _Rows(tfds.core.GeneratorBasedBuilder):
 
 
 class CaiEvals(_Rows):
-    """`tfds:cai_evals/hhh`, `…/harmful_vs_ethical`, `…/harm_kinds`: split "test", rows as `evaluate.choices` takes them."""
+    """`tfds:cai_evals/hhh`, `…/harmful_vs_ethical`, `…/harm_kinds`: split "test", rows as
+    `evaluate.choices` takes them."""
 
     HOMEPAGE = "https://github.com/anthropics/ConstitutionalHarmlessnessPaper"
     BUILDER_CONFIGS = [
@@ -129,7 +136,8 @@ class CaiEvals(_Rows):
 
 
 def candidates(config: str) -> list[str]:
-    """File names under manual_dir, of which the first that is there counts; for a run, what it must hold."""
+    """File names under manual_dir, of which the first that is there counts; for a run, what it must
+    hold."""
     if config in RUN:
         return (
             ["revise/manifest.json"]
@@ -158,10 +166,12 @@ def find_files(folder: Path, config: str) -> dict[str, Path]:
 
 
 class CaiRun(_Rows):
-    """`tfds:cai_run/revisions`, `…/comparisons`: split "train", of the run whose directory was given as manual_dir.
+    """`tfds:cai_run/revisions`, `…/comparisons`: split "train", of the run whose directory was
+    given as manual_dir.
 
-    Revisions: `prompt` (the dialogue), `initial`, `rounds`. Comparisons: `dialogue`, `chosen`, `rejected` as
-    `pm.human.source` takes them, with `probability` ≥ ½ that the first is better by the judge.
+    Revisions: `prompt` (the dialogue), `initial`, `rounds`. Comparisons: `dialogue`, `chosen`,
+    `rejected` as `pm.human.source` takes them, with `probability` ≥ ½ that the first is better by
+    the judge.
     """
 
     BUILDER_CONFIGS = [
@@ -197,7 +207,8 @@ class CaiRun(_Rows):
         files = find_files(run, self.builder_config.name)
         if not files:
             raise UserError(
-                f"{run}: no finished stages of the kinds that '{self.builder_config.name}' is made of"
+                f"{run}: no finished stages of the kinds that '{self.builder_config.name}' is "
+                "made of"
             )
         self._provenance(**files)
         return {"train": self._generate_examples(**files)}

@@ -1,8 +1,9 @@
 """Dialogues in the forms in which people publish them: hh-rlhf's text, and lists of turns.
 
-A text is "\\n\\nHuman: …\\n\\nAssistant: …", or a request of its own. A turn of a list has its speaker under "role" or
-"from" and its words under "content", "text" or "value"; speakers are spelt as usual (user, human, prompter; assistant, gpt,
-bot, model; system), words are a text or OpenAI's list of text parts.
+A text is "\\n\\nHuman: …\\n\\nAssistant: …", or a request of its own. A turn of a list has its
+speaker under "role" or "from" and its words under "content", "text" or "value"; speakers are spelt
+as usual (user, human, prompter; assistant, gpt, bot, model; system), words are a text or OpenAI's
+list of text parts.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ def is_dialogue(value) -> bool:
 
 
 def read(value, where: str) -> Dialogue:
-    """The turns of `value`: a text of the published form, a request alone (one human turn), a turn or a list of turns.
+    """The turns of `value`: a text of the published form, a request alone (one human turn), a turn
+    or a list of turns.
 
-    Raises UserError that begins with `where`, for a value of another kind, an unknown speaker, or words that are no text.
+    Raises UserError that begins with `where`, for a value of another kind, an unknown speaker, or
+    words that are no text.
     """
     if isinstance(value, str):
         text = value.strip()
@@ -55,14 +58,15 @@ def before_answer(turns: Dialogue) -> Dialogue:
 
 
 def awaiting(value, where: str) -> Dialogue:
-    """`read`, of a dialogue that waits for an answer; an open "Assistant:" at its end is dropped. UserError where it ends in
-    another's turn than the human's; () for a blank text."""
+    """`read`, of a dialogue that waits for an answer; an open "Assistant:" at its end is dropped.
+    UserError where it ends in another's turn than the human's; () for a blank text."""
     turns = read(value, where)
     if turns[-1:] == (Message("assistant", ""),):  # an open heading says whose turn it is
         turns = turns[:-1]
     if turns and turns[-1].role != "human":
         raise UserError(
-            f"{where}: ends in '{turns[-1].role}'; expected a human turn last, which awaits an answer"
+            f"{where}: ends in '{turns[-1].role}'; expected a human turn last, which awaits an "
+            "answer"
         )
     return turns
 
@@ -78,7 +82,8 @@ def _turn(item, where: str) -> Message:
         raise UserError(f"{where}: no 'content', 'text' or 'value'; fields: {fields or 'none'}")
     if role is None:
         raise UserError(
-            f"{where}: expected {{role, content}} with a role among {', '.join(SPEAKERS)}, not {str(who)[:40]!r}"
+            f"{where}: expected {{role, content}} with a role among {', '.join(SPEAKERS)}, not "
+            f"{str(who)[:40]!r}"
         )
     return Message(role, _words(item[key], f"{where}: '{key}'"))
 
@@ -95,7 +100,8 @@ def _words(value, where: str) -> str:
 
 
 def split_turns(text: str) -> Dialogue:
-    """The turns of an hh-rlhf text, stripped. Text before the first heading becomes a system turn."""
+    """The turns of an hh-rlhf text, stripped. Text before the first heading becomes a system
+    turn."""
     pieces = _HEADING.split(text)
     turns = [Message("system", pieces[0].strip())] if pieces[0].strip() else []
     turns += [
@@ -106,7 +112,8 @@ def split_turns(text: str) -> Dialogue:
 
 
 def fault(turns: Dialogue) -> str | None:
-    """Why this is not a dialogue that alternates from a human's turn to an assistant's answer, or None."""
+    """Why this is not a dialogue that alternates from a human's turn to an assistant's answer, or
+    None."""
     if not turns or turns[-1].role != "assistant":
         return OPEN
     if any(turn.role != ("human", "assistant")[i % 2] for i, turn in enumerate(turns)):

@@ -1,6 +1,7 @@
 """The multiple-choice question of section 4.1: its words, and its tokens in either dialogue format.
 
-The text that is judged is inserted as data. Answers are the whole strings " (A)" and " (B)" after "The answer is:".
+The text that is judged is inserted as data. Answers are the whole strings " (A)" and " (B)" after
+"The answer is:".
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ ANSWERS = (answer(0), answer(1))
 
 
 def conversation(dialogue: Dialogue) -> str:
-    """The dialogue as the question quotes it: "Human: …", "Assistant: …", with blank lines between turns."""
+    """The dialogue as the question quotes it: "Human: …", "Assistant: …", with blank lines between
+    turns."""
     return "\n\n".join(f"{SPEAKERS[message.role]}: {message.text}" for message in dialogue)
 
 
 def question(
     dialogue: Dialogue, principle: str, responses: Sequence[str], options_heading: bool = True
 ) -> str:
-    """The question up to its last option, without the lead to an answer. With a chain of thought the paper's prompt has no
-    "Options:" line (`options_heading=False`)."""
+    """The question up to its last option, without the lead to an answer. With a chain of thought
+    the paper's prompt has no "Options:" line (`options_heading=False`)."""
     options = "\n".join(
         f"({LETTERS[index]}) {response}" for index, response in enumerate(responses)
     )
@@ -57,16 +59,14 @@ def choice_request(
     lead: str = ANSWER_LEAD,
     verbatim: bool = False,
 ) -> ScoreRequest:
-    """The question with the options that are scored after `lead`, as the tokens that they have there.
+    """The question with the options that are scored after `lead`, as the tokens that they have
+    there.
 
     Args:
-      name: the request's id.
-      format: the model's DialogueFormat.
-      header: worked (question, answer) pairs; a segment of its own, so that it is prefilled once.
-      asked: the question.
-      options: answer strings such as " (A)".
-      lead: what the answer begins with.
-      verbatim: the questions are texts that end in `lead` already, as the published evaluations do. The text format then
+      name: the request's id. format: the model's DialogueFormat. header: worked (question, answer)
+      pairs; a segment of its own, so that it is prefilled once. asked: the question. options:
+      answer strings such as " (A)". lead: what the answer begins with. verbatim: the questions are
+      texts that end in `lead` already, as the published evaluations do. The text format then
         asks them to the byte; a chat template's turn holds them without the lead.
     """
     segments, tokens = _choice(format, header, asked, options, lead, verbatim)
@@ -76,10 +76,11 @@ def choice_request(
 def choice_segments(
     format, header: Sequence[tuple[str, str]], asked: str, lead: str = ANSWER_LEAD
 ) -> tuple[tuple[int, ...], ...]:
-    """Token segments up to and including `lead`: those of `choice_request` where no option's tokens begin earlier.
+    """Token segments up to and including `lead`: those of `choice_request` where no option's tokens
+    begin earlier.
 
-    In the text format this is one running text, as for the paper's pretrained feedback model; with a chat template every
-    question is a user turn and the assistant's turn begins with `lead`.
+    In the text format this is one running text, as for the paper's pretrained feedback model; with
+    a chat template every question is a user turn and the assistant's turn begins with `lead`.
     """
     return _choice(format, header, asked, (), lead, False)[0]
 
@@ -105,7 +106,8 @@ def _choice(format, header, asked: str, options, lead: str, verbatim: bool):
 
 
 def _between(before: str, text: str) -> str:
-    """The blank line between two questions of a running text, where `text` does not begin with it."""
+    """The blank line between two questions of a running text, where `text` does not begin with
+    it."""
     return "\n\n" if before and not text.startswith("\n\n") else ""
 
 
@@ -117,11 +119,13 @@ def without_lead(text: str, lead: str = ANSWER_LEAD) -> str:
 def chain_segments(
     format, header: Sequence[tuple[str, str, str]], asked: str, chain: str | None = None
 ):
-    """Token segments of the chain-of-thought question: up to "Let's think step by step:" where a chain is to be sampled
-    (`chain=None`), or with a chain and up to "So the answer is:", after which an answer string is scored.
+    """Token segments of the chain-of-thought question: up to "Let's think step by step:" where a
+    chain is to be sampled (`chain=None`), or with a chain and up to "So the answer is:", after
+    which an answer string is scored.
 
-    `header` holds (question, chain, answer). In the text format the answer is elicited in a Human turn, as in the paper; a
-    chat template closes the assistant's turn, so there the same turn goes on.
+    `header` holds (question, chain, answer). In the text format the answer is elicited in a Human
+    turn, as in the paper; a chat template closes the assistant's turn, so there the same turn goes
+    on.
     """
     return _chain(format, header, asked, chain, ())[0]
 
@@ -134,7 +138,8 @@ def chain_request(
     chain: str,
     options: Sequence[str],
 ) -> ScoreRequest:
-    """The question with a chain of thought, and the options that are scored after "So the answer is:" (`choice_request`)."""
+    """The question with a chain of thought, and the options that are scored after "So the answer
+    is:" (`choice_request`)."""
     segments, tokens = _chain(format, header, asked, chain, options)
     return ScoreRequest(name, segments, tokens)
 

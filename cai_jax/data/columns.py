@@ -3,7 +3,8 @@
     prompts.parquet#prompt=instruction,kind=topic          pairs.jsonl#dialogue=question,chosen=good,rejected=bad
     tfds:some_set#prompt=conversation.0.content            answers.jsonl#response=output
 
-A dot goes into an object or, with a number, into a list. What is not named is left out, but "split" stays.
+A dot goes into an object or, with a number, into a list. What is not named is left out, but "split"
+stays.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def _lookup(row: dict, column: str, place: str, line: int):
 
 
 def require(row: dict, name: str, place: str, line: int):
-    """`row[name]`. UserError where it is missing, with the column that is to be named instead, or null."""
+    """`row[name]`. UserError where it is missing, with the column that is to be named instead, or
+    null."""
     if row.get(name) is not None:
         return row[name]
     where = located(place, line, name)
@@ -68,7 +70,8 @@ def require(row: dict, name: str, place: str, line: int):
 
 
 def label(row: dict, name: str, place: str, line: int) -> str | None:
-    """A text that names something ("id", "kind"); numbers become text, None where it is missing or null."""
+    """A text that names something ("id", "kind"); numbers become text, None where it is missing or
+    null."""
     value = row.get(name)
     if value is None:
         return None

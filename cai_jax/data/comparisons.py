@@ -2,13 +2,13 @@
 
 A row has "chosen" and "rejected", in one of these forms (`chats.py` says how turns may be written):
 
-- whole dialogues, a text "\\n\\nHuman: …\\n\\nAssistant: …" as the published hh-rlhf files have it, or a list of
-  turns, in which a system turn may come first; the two share all but the last turn;
-- answers alone, a text or a list of one assistant turn, to a "prompt" or "dialogue" of their own, a text or a
-  list of turns. Beside whole dialogues a "prompt" only repeats them.
+- whole dialogues, a text "\\n\\nHuman: …\\n\\nAssistant: …" as the published hh-rlhf files have it,
+  or a list of turns, in which a system turn may come first; the two share all but the last turn;
+- answers alone, a text or a list of one assistant turn, to a "prompt" or "dialogue" of their own, a
+  text or a list of turns. Beside whole dialogues a "prompt" only repeats them.
 
-Our own rows are `{"id", "dialogue", "chosen", "rejected"}`. Pairs that carry no information or no answer are dropped and
-counted by reason.
+Our own rows are `{"id", "dialogue", "chosen", "rejected"}`. Pairs that carry no information or no
+answer are dropped and counted by reason.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ __all__ = ["DIFFERENT", "EMPTY", "EQUAL", "ODD", "OPEN", "HumanComparison", "loa
 
 @dataclasses.dataclass(frozen=True)
 class HumanComparison:
-    """`dialogue` ends in a human turn; `chosen` was preferred to `rejected`. `source` says where it is from."""
+    """`dialogue` ends in a human turn; `chosen` was preferred to `rejected`. `source` says where it
+    is from."""
 
     id: str
     dialogue: Dialogue
@@ -54,13 +55,14 @@ def load_comparisons(
     """(comparisons, dropped rows by reason) of `source`.
 
     Args:
-        source: any source string (`sources.py`): "embedded:helpful_comparisons", files, "tfds:cai_hh_rlhf/helpful_base",
-            "hf:ORG/NAME", "a+b". Each of several sources has its own split and limit where it names them, else those given here.
-        split: keeps the rows with that "split" field or names the data set's; it may name parts of the first human turns
-            (`selection.py`).
-        offset, limit: count comparisons that were kept; reading stops at the limit, and so does the count of dropped rows.
-        max_characters: longer comparisons are dropped.
-        max_bad_rows: so many rows of a source that cannot be read are counted with their lines and left out.
+        source: any source string (`sources.py`): "embedded:helpful_comparisons", files,
+            "tfds:cai_hh_rlhf/helpful_base", "hf:ORG/NAME", "a+b". Each of several sources has its
+            own split and limit where it names them, else those given here.
+        split: keeps the rows with that "split" field or names the data set's; it may name parts of
+            the first human turns (`selection.py`).
+        offset, limit: count comparisons that were kept; reading stops at the limit, and so does the
+        count of dropped rows. max_characters: longer comparisons are dropped. max_bad_rows: so many
+        rows of a source that cannot be read are counted with their lines and left out.
 
     Raises: UserError `file:line: field …` for a malformed row, and where no comparison is left.
     """

@@ -1,9 +1,9 @@
 r"""The one place where a dialogue becomes tokens.
 
-Two formats. `text` is the paper's: "\n\nHuman: …\n\nAssistant: …", with further headings for critiques and revisions.
-`chat` is the chat template of the model's tokenizer; its token ids equal those of transformers' apply_chat_template.
-A prompt's tokens are always the beginning of the tokens of the same dialogue with its answer, so that what was sampled
-is what is trained on and scored.
+Two formats. `text` is the paper's: "\n\nHuman: …\n\nAssistant: …", with further headings for
+critiques and revisions. `chat` is the chat template of the model's tokenizer; its token ids equal
+those of transformers' apply_chat_template. A prompt's tokens are always the beginning of the tokens
+of the same dialogue with its answer, so that what was sampled is what is trained on and scored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ HEADINGS = {
     "revision_request": "\n\nRevisionRequest:",
     "revision": "\n\nRevision:",
 }
-RULES = 3  # one more whenever the code here makes other tokens of a dialogue: what was kept of them is then made again
+# one more whenever the code here makes other tokens of a dialogue: what was kept of them is then
+# made again
+RULES = 3
 _ROLE_OF = {heading.strip("\n:"): role for role, heading in HEADINGS.items()}
 _MARKS = re.compile(f"[{templates.BEGIN}{templates.END}]")
 _HEADING = re.compile(rf"(?:\A\n{{0,2}}|\n\n)({'|'.join(_ROLE_OF)}):")
@@ -39,9 +41,10 @@ _HEADING = re.compile(rf"(?:\A\n{{0,2}}|\n\n)({'|'.join(_ROLE_OF)}):")
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """A whole dialogue. tokens int32 [T]; roles int8 [T], whose turn a token stands in (index into structs.ROLES);
-    target_mask bool [T], True on what is learned: the answers' tokens and the token that ends each. An answer that was
-    cut did not end: no end token is learned there, and none follows the last one."""
+    """A whole dialogue. tokens int32 [T]; roles int8 [T], whose turn a token stands in (index into
+    structs.ROLES); target_mask bool [T], True on what is learned: the answers' tokens and the token
+    that ends each. An answer that was cut did not end: no end token is learned there, and none
+    follows the last one."""
 
     tokens: np.ndarray
     roles: np.ndarray
@@ -81,10 +84,11 @@ class DialogueFormat:
         start: str = "",
         shared: int = 0,
     ) -> tuple[tuple[int, ...], ...]:
-        """The dialogue, ready for a turn of role `reply` that begins with `start`, as token segments.
+        """The dialogue, ready for a turn of role `reply` that begins with `start`, as token
+        segments.
 
-        The first `shared` messages form a segment of their own, up to the first token that crosses its end: the tokens
-        do not depend on `shared`. BOS comes once, if the model wants one.
+        The first `shared` messages form a segment of their own, up to the first token that crosses
+        its end: the tokens do not depend on `shared`. BOS comes once, if the model wants one.
         """
         return self.question(messages, (), reply, start, shared)[0]
 
@@ -98,8 +102,9 @@ class DialogueFormat:
     ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
         """The segments of `prompt`, and the tokens of every option where it goes on from `start`.
 
-        Options are never encoded alone: a tokenizer may write a space before them, or merge their first letters with the
-        end of `start`. In that case the prompt ends before the first token that differs, for all options alike.
+        Options are never encoded alone: a tokenizer may write a space before them, or merge their
+        first letters with the end of `start`. In that case the prompt ends before the first token
+        that differs, for all options alike.
         """
         messages, shared = self._arranged(messages, shared)
         header = self._render(messages[:shared]) if shared else ""
@@ -109,7 +114,8 @@ class DialogueFormat:
     def running_text(
         self, text: str, options: Sequence[str] = (), header: str = ""
     ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-        """As `question`, of a text without turns, which begins with `header`; for the text format only."""
+        """As `question`, of a text without turns, which begins with `header`; for the text format
+        only."""
         return self._continued(text, header, options)
 
     def _continued(self, text: str, header: str, options: Sequence[str]):
@@ -124,8 +130,8 @@ class DialogueFormat:
         return segments, tuple(other[count:] for other in joined)
 
     def example(self, messages: Sequence[Message], targets: str = "last") -> Encoded:
-        """The whole dialogue, which ends in an answering role, and its end token unless that turn was cut. targets: "last"
-        answer or "all"."""
+        """The whole dialogue, which ends in an answering role, and its end token unless that turn
+        was cut. targets: "last" answer or "all"."""
         return self.examples([messages], targets)[0]
 
     def examples(
@@ -135,7 +141,8 @@ class DialogueFormat:
         for messages in dialogues:
             if not messages or messages[-1].role not in ANSWERING_ROLES:
                 raise UserError(
-                    "dialogue: expected the last turn to be an answer (assistant, critique or revision)"
+                    "dialogue: expected the last turn to be an answer (assistant, critique or "
+                    "revision)"
                 )
         dialogues = [self._arranged(messages)[0] for messages in dialogues]
         by_dialogue = [self._parts(messages) for messages in dialogues]
@@ -171,7 +178,8 @@ class DialogueFormat:
         return Encoded(np.array(tokens, np.int32), np.array(roles, np.int8), np.array(mask, bool))
 
     def _thought(self, ids: Sequence[int]) -> int:
-        """How many tokens of an answer are a thought that the template writes before it, which nobody learns."""
+        """How many tokens of an answer are a thought that the template writes before it, which
+        nobody learns."""
         gap = self.template.gap if self.template else ""
         closed = [(end, gap.count(end)) for _, end in self._tags if end in gap]
         for number in range(len(ids) if closed else 0):
@@ -184,8 +192,8 @@ class DialogueFormat:
         return 0
 
     def score_input(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """What a preference model reads: the dialogue up to the token that ends its last answer, or up to the last token of
-        an answer that was cut."""
+        """What a preference model reads: the dialogue up to the token that ends its last answer, or
+        up to the last token of an answer that was cut."""
         return tuple(int(token) for token in self.example(messages).tokens)
 
     def identity(self) -> str:
@@ -206,19 +214,24 @@ class DialogueFormat:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def notes(self, asked: str = "auto") -> list[str]:
-        """What a reader of the log is told of the format; `asked` is the kind that the config asks for."""
+        """What a reader of the log is told of the format; `asked` is the kind that the config asks
+        for."""
         if self.kind == "text" and asked == "auto":
             return [
                 "no chat template: dialogues are written as Human/Assistant text (format = auto)"
             ]
         if self.template and self.template.merges_system:
             return [
-                "the chat template takes no system turns: their text comes before the first human turn's"
+                (
+                    "the chat template takes no system turns: their text comes before the first "
+                    "human turn's"
+                )
             ]
         return []
 
     def stop_strings(self, reply: str = "assistant") -> tuple[str, ...]:
-        """Where the model begins to speak for somebody else. A chat template's turns end in a token instead."""
+        """Where the model begins to speak for somebody else. A chat template's turns end in a token
+        instead."""
         if self.kind == "chat":
             return ()
         stops = ("human", "assistant")
@@ -233,7 +246,8 @@ class DialogueFormat:
         return templates.without_reasoning(self._with_tags(tokens), self._tags)
 
     def reasoning_tokens(self, tokens: Sequence[int]) -> int:
-        """How many of an answer's tokens are spent before it begins, in thoughts: all where the last one is not closed."""
+        """How many of an answer's tokens are spent before it begins, in thoughts: all where the
+        last one is not closed."""
         shown = self._with_tags(tokens) if self._tags else ""
         for begin, end in self._tags:
             if shown.rfind(begin) > shown.rfind(end):
@@ -251,9 +265,9 @@ class DialogueFormat:
     def _arranged(
         self, messages: Sequence[Message], shared: int = 0
     ) -> tuple[tuple[Message, ...], int]:
-        """The messages with one system turn at most, which comes first: the dialogue's own, else that of the `shared` worked
-        examples before it; and how many messages are shared then. A template without system turns gets its text at the
-        beginning of the first human turn."""
+        """The messages with one system turn at most, which comes first: the dialogue's own, else
+        that of the `shared` worked examples before it; and how many messages are shared then. A
+        template without system turns gets its text at the beginning of the first human turn."""
         systems = [
             [m.text for m in part if m.role == "system"]
             for part in (messages[:shared], messages[shared:])
@@ -318,7 +332,8 @@ class DialogueFormat:
         return parts
 
     def _parts_by_search(self, messages: Sequence[Message], whole: str) -> list[_Part] | None:
-        """From the turns' own text, for templates that write earlier answers in another way than the last one."""
+        """From the turns' own text, for templates that write earlier answers in another way than
+        the last one."""
         if self.template is None:
             return None
         *earlier, last = messages
@@ -348,7 +363,8 @@ class DialogueFormat:
         return self._encode_all([text])[0]
 
     def _encode_all(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Control tokens count where the template wrote them, and are letters in the text format and between marks."""
+        """Control tokens count where the template wrote them, and are letters in the text format
+        and between marks."""
         if self.kind == "text":
             return self.tokenizer.encode_all(texts)
         pieces = [
@@ -378,8 +394,9 @@ class DialogueFormat:
     def _by_part(
         self, parts: Sequence[_Part], ids: Sequence[tuple[int, ...]]
     ) -> list[tuple[int, ...]]:
-        """Token ids by part, from those of the dialogue's `_beginnings`. The tokens before the last part, an answer, are
-        those of the prompt; a token that crosses from one earlier part into the next counts to the next."""
+        """Token ids by part, from those of the dialogue's `_beginnings`. The tokens before the last
+        part, an answer, are those of the prompt; a token that crosses from one earlier part into
+        the next counts to the next."""
         *earlier, prompt, whole = ((), *ids)
         cuts = [0]
         for beginning in earlier[1:]:
@@ -404,8 +421,8 @@ def _beginnings(parts: Sequence[_Part]) -> list[str]:
 def cut_after(
     segments: Sequence[tuple[int, ...]], earlier: Sequence[tuple[int, ...]]
 ) -> tuple[tuple[int, ...], ...]:
-    """The same tokens with the boundaries of `earlier`, an earlier prompt, if they continue it: the sampler keeps what it
-    has of that one. Otherwise `segments` as they are."""
+    """The same tokens with the boundaries of `earlier`, an earlier prompt, if they continue it: the
+    sampler keeps what it has of that one. Otherwise `segments` as they are."""
     whole, begin = sum(segments, ()), sum(earlier, ())
     return (
         (*earlier, whole[len(begin) :])
@@ -445,7 +462,8 @@ def _chat_role(role: str) -> str:
 
 
 def render_text(messages: Sequence[Message], reply: str = "", start: str = "") -> str:
-    r"""The paper's text form. A prompt ends in "\n\nAssistant:" without a space: the space belongs to the answer."""
+    r"""The paper's text form. A prompt ends in "\n\nAssistant:" without a space: the space belongs
+    to the answer."""
     turns = [m.text if m.role == "system" else f"{HEADINGS[m.role]} {m.text}" for m in messages]
     if reply:
         turns.append(HEADINGS[reply] + (f" {start}" if start else ""))
@@ -455,12 +473,14 @@ def render_text(messages: Sequence[Message], reply: str = "", start: str = "") -
 def parse_dialogue(text: str, where: str = "dialogue") -> Dialogue:
     r"""The inverse of `render_text`; what stands before the first heading is a system message.
 
-    One space after a heading belongs to it; everything else is kept as it is. UserError where no heading is found.
+    One space after a heading belongs to it; everything else is kept as it is. UserError where no
+    heading is found.
     """
     found = list(_HEADING.finditer(text))
     if not found:
         raise UserError(
-            f"{where}: expected a dialogue of the form '\\n\\nHuman: …\\n\\nAssistant: …', found {text[:40]!r}"
+            f"{where}: expected a dialogue of the form '\\n\\nHuman: …\\n\\nAssistant: …', "
+            f"found {text[:40]!r}"
         )
     messages = [Message("system", text[: found[0].start()])] if found[0].start() else []
     for heading, following in zip(found, [*found[1:], None], strict=True):

@@ -1,8 +1,9 @@
 """What does not fit a context: the one rule of all stages. Pure host arithmetic on token counts.
 
-1. Whole worked examples are left out of a request until it fits, the last ones first, so that requests still share the
-   examples that they begin with (`with_examples`). No example is cut.
-2. What does not fit without any example is left out and counted under one of the reasons below (`StageContext.drop`).
+1. Whole worked examples are left out of a request until it fits, the last ones first, so that
+   requests still share the examples that they begin with (`with_examples`). No example is cut.
+2. What does not fit without any example is left out and counted under one of the reasons below
+  (`StageContext.drop`).
 3. What can never fit, whatever the data, is refused before anything runs (`cai_jax.stages.limits`).
 """
 
@@ -30,7 +31,8 @@ def num_tokens(segments: Segments) -> int:
 
 
 def with_examples(build: Callable[[int], Segments], most: int, room: int) -> tuple[int, Segments]:
-    """(number of worked examples, prompt): the most examples with which the prompt has at most `room` tokens.
+    """(number of worked examples, prompt): the most examples with which the prompt has at most
+    `room` tokens.
 
     Args:
       build: the prompt with its first n worked examples.
@@ -38,7 +40,8 @@ def with_examples(build: Callable[[int], Segments], most: int, room: int) -> tup
       room: tokens that the prompt may have.
 
     Returns:
-      Without any example where even that is too long: the caller's sampler leaves such a prompt out and counts it.
+      Without any example where even that is too long: the caller's sampler leaves such a prompt out
+      and counts it.
     """
     for count in range(most, 0, -1):
         segments = build(count)
@@ -48,8 +51,9 @@ def with_examples(build: Callable[[int], Segments], most: int, room: int) -> tup
 
 
 def examples_left_out(requests: Iterable[tuple[int, int]]) -> dict[str, int]:
-    """Counts over requests, each (worked examples shown, worked examples wanted): how many requests there were ("of"), how
-    many had fewer examples than wanted ("requests"), and how many examples they lacked together ("examples")."""
+    """Counts over requests, each (worked examples shown, worked examples wanted): how many requests
+    there were ("of"), how many had fewer examples than wanted ("requests"), and how many examples
+    they lacked together ("examples")."""
     lacking = [wanted - shown for shown, wanted in requests]
     return {
         "examples": sum(lacking),
@@ -63,7 +67,8 @@ def describe_left_out(counts: dict[str, int]) -> str:
     if not counts.get("examples"):
         return ""
     return (
-        f"; worked examples left out: {counts['examples']}, in {counts['requests']} of {counts['of']} "
+        f"; worked examples left out: {counts['examples']}, in {counts['requests']} of "
+        f"{counts['of']} "
         "requests that were too long with them"
     )
 

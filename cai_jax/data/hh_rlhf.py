@@ -1,11 +1,13 @@
-"""The published hh-rlhf data as a TFDS data set, stored as array_record and read without TensorFlow.
+"""The published hh-rlhf data as a TFDS data set, stored as array_record and read without
+TensorFlow.
 
-Five configurations: four sets of human comparisons (the base and online models' answers, rejection sampling, and
-harmlessness) and the transcripts of red-team attempts. Rows keep the published order and text; what is unusable is
-dropped and counted by `load_comparisons`, not here.
+Five configurations: four sets of human comparisons (the base and online models' answers, rejection
+sampling, and harmlessness) and the transcripts of red-team attempts. Rows keep the published order
+and text; what is unusable is dropped and counted by `load_comparisons`, not here.
 
-Files are taken from `manual_dir` where they lie there, in the published folders (`helpful-base/train.jsonl.gz`) or flat
-(`hh_helpful_base.jsonl.gz`, `hh_helpful_base_train.jsonl.gz`), else downloaded.
+Files are taken from `manual_dir` where they lie there, in the published folders
+(`helpful-base/train.jsonl.gz`) or flat (`hh_helpful_base.jsonl.gz`,
+`hh_helpful_base_train.jsonl.gz`), else downloaded.
 """
 
 from __future__ import annotations
@@ -27,10 +29,20 @@ ATTEMPTS = "red_team_attempts"
 
 _DESCRIPTIONS = {
     "helpful_base": "Helpfulness: two answers of base models, the one preferred by a person first.",
-    "harmless_base": "Harmlessness: two answers of base models to red-team dialogues, the less harmful one first.",
-    "helpful_online": "Helpfulness: answers of models that were updated while the data were collected.",
-    "helpful_rejection_sampled": "Helpfulness: the best of several answers by an early preference model.",
-    ATTEMPTS: "Transcripts of people who tried to make a model say harmful things, with their ratings (0 to 4).",
+    "harmless_base": (
+        "Harmlessness: two answers of base models to red-team dialogues, the less "
+        "harmful one first."
+    ),
+    "helpful_online": (
+        "Helpfulness: answers of models that were updated while the data were collected."
+    ),
+    "helpful_rejection_sampled": (
+        "Helpfulness: the best of several answers by an early preference model."
+    ),
+    ATTEMPTS: (
+        "Transcripts of people who tried to make a model say harmful things, with their "
+        "ratings (0 to 4)."
+    ),
 }
 _CITATIONS = {
     "pairs": """@article{bai2022training,
@@ -42,8 +54,8 @@ _CITATIONS = {
   author={Ganguli, Deep and Lovitt, Liane and Kernion, Jackson and Askell, Amanda and others},
   journal={arXiv:2209.07858}, year={2022}}""",
 }
-# Digests of the files in the repository anthropics/hh-rlhf as of 2022, so that a reader can tell them from a subset or
-# a later version. They are reported, not enforced.
+# Digests of the files in the repository anthropics/hh-rlhf as of 2022, so that a reader can tell
+# them from a subset or a later version. They are reported, not enforced.
 PUBLISHED_SHA256 = {
     "ebfaaed21162a4de120ae85366075b34425e2a6303fac59b99555002f7016f03": "harmless-base/test.jsonl.gz",
     "8be3fc1a13b27901631696f2be6f184c799f1baeaf145f53ac5db24960adc37b": "helpful-base/test.jsonl.gz",
@@ -56,9 +68,11 @@ PUBLISHED_SHA256 = {
 
 
 class CaiHhRlhf(tfds.core.GeneratorBasedBuilder):
-    """`tfds.builder("cai_hh_rlhf/helpful_base", file_format="array_record")`; the module says where its files are from.
+    """`tfds.builder("cai_hh_rlhf/helpful_base", file_format="array_record")`; the module says where
+    its files are from.
 
-    Pairs have `id`, `chosen`, `rejected` (whole dialogues); attempts `id`, `transcript` and the published annotations.
+    Pairs have `id`, `chosen`, `rejected` (whole dialogues); attempts `id`, `transcript` and the
+    published annotations.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -67,7 +81,8 @@ class CaiHhRlhf(tfds.core.GeneratorBasedBuilder):
         tfds.core.BuilderConfig(name=n, description=text) for n, text in _DESCRIPTIONS.items()
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        f"Optional where this machine reaches the internet. Else copy the folders of {URL} (helpful-base, …,"
+        f"Optional where this machine reaches the internet. Else copy the folders of {URL} "
+        "(helpful-base, …,"
         " red-team-attempts) into one directory and pass it as manual_dir."
     )
 
@@ -91,12 +106,16 @@ class CaiHhRlhf(tfds.core.GeneratorBasedBuilder):
             features = {"id": text(), "chosen": text(), "rejected": text()}
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"{_DESCRIPTIONS[self.builder_config.name]} Some of it is offensive: for research only.",
+            description=(
+                f"{_DESCRIPTIONS[self.builder_config.name]} Some of it is offensive: "
+                "for research only."
+            ),
             features=tfds.features.FeaturesDict(features),
             homepage="https://github.com/anthropics/hh-rlhf",
             citation=_CITATIONS.get(self.builder_config.name, _CITATIONS["pairs"]),
             license="MIT",
-            disable_shuffling=True,  # the published order, so that offset and limit mean the same as for the file
+            # the published order, so that offset and limit mean the same as for the file
+            disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
         )
 
@@ -135,18 +154,21 @@ def urls(name: str) -> dict[str, str]:
 
 
 def check_reachable(url: str, timeout_seconds: float = 10.0) -> None:
-    """UserError where `url` does not answer; TFDS itself tries again for minutes before it says so."""
+    """UserError where `url` does not answer; TFDS itself tries again for minutes before it says
+    so."""
     try:
         requests.head(url, timeout=timeout_seconds, allow_redirects=True).raise_for_status()
     except requests.RequestException as error:
         raise UserError(
-            f"{url}: cannot be downloaded ({type(error).__name__}); copy the published files into a directory and pass"
+            f"{url}: cannot be downloaded ({type(error).__name__}); copy the published files "
+            "into a directory and pass"
             " --manual_dir"
         ) from error
 
 
 def candidates(name: str) -> dict[str, str]:
-    """{file name under manual_dir: split}. A flat file without a split in its name is a test set: so are the subsets."""
+    """{file name under manual_dir: split}. A flat file without a split in its name is a test set:
+    so are the subsets."""
     folder = name.replace("_", "-")
     if name == ATTEMPTS:
         names = {

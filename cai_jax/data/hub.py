@@ -1,12 +1,14 @@
-"""Data sets of the Hugging Face hub: `hf:ORG/NAME[/CONFIG][@REVISION]`, as the Parquet files that the hub makes of every data set.
+"""Data sets of the Hugging Face hub: `hf:ORG/NAME[/CONFIG][@REVISION]`, as the Parquet files that
+the hub makes of every data set.
 
     hf:Anthropic/hh-rlhf#chosen=chosen,rejected=rejected        hf:walledai/XSTest#prompt=prompt,kind=type
     hf:allenai/real-toxicity-prompts#prompt=prompt.text         hf:ORG/NAME/CONFIG@main#prompt=question
 
-Those lie in the repository's branch refs/convert/parquet, as CONFIG/SPLIT/0000.parquet. Another revision, and a directory
-in the place of ORG/NAME (a clone, say), may also have SPLIT.parquet or SPLIT-00000-of-00002.parquet, JSON Lines as well, at
-its top, in `data/` or in CONFIG/. huggingface_hub keeps what it has fetched; without a network that is read. No code of a
-data set is run.
+Those lie in the repository's branch refs/convert/parquet, as CONFIG/SPLIT/0000.parquet. Another
+revision, and a directory in the place of ORG/NAME (a clone, say), may also have SPLIT.parquet or
+SPLIT-00000-of-00002.parquet, JSON Lines as well, at its top, in `data/` or in CONFIG/.
+huggingface_hub keeps what it has fetched; without a network that is read. No code of a data set is
+run.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ SHARD = re.compile(r"-(\d+)-of-(\d+)\.")
 
 
 def files(name: str, revision: str, split: str | None) -> list[Path]:
-    """The files of one split, in their order, fetched first where they are not here. `name` is ORG/NAME[/CONFIG] or a directory.
-    UserError where the data set, the configuration (of several, one must be named) or the split is not there."""
+    """The files of one split, in their order, fetched first where they are not here. `name` is
+    ORG/NAME[/CONFIG] or a directory. UserError where the data set, the configuration (of several,
+    one must be named) or the split is not there."""
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         listed = sorted(
@@ -36,7 +39,8 @@ def files(name: str, revision: str, split: str | None) -> list[Path]:
     parts = name.split("/")
     if not all(parts) or len(parts) > 3 or name.startswith((".", "~")):
         raise UserError(
-            f"{HUB}{name}: expected {HUB}ORG/NAME, {HUB}ORG/NAME/CONFIG, or a directory that is there"
+            f"{HUB}{name}: expected {HUB}ORG/NAME, {HUB}ORG/NAME/CONFIG, or a directory that "
+            "is there"
         )
     repository, config = "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
     return _fetched(repository, revision or CONVERTED, name, config, split or SPLIT)
@@ -70,24 +74,27 @@ def _fetched(
         cause = refused or error
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise UserError(
-            f"{HUB}{name}: the Hugging Face hub did not give the data set: {reason}; check name and network, "
+            f"{HUB}{name}: the Hugging Face hub did not give the data set: {reason}; check "
+            "name and network, "
             f"or name a directory that has its files: {HUB}DIRECTORY"
         ) from error
 
 
 def chosen(listed: list[str], name: str, config: str | None, split: str) -> list[str]:
-    """Of a repository's files, those of a configuration's split. A configuration named "default", or the only one, need not be
-    named."""
+    """Of a repository's files, those of a configuration's split. A configuration named "default",
+    or the only one, need not be named."""
     data = [file for file in listed if file.endswith(ENDINGS)]
     configs = sorted({file.split("/")[0] for file in data if file.count("/") == 2})
     if config is None and configs:
         if "default" not in configs and len(configs) > 1:
             example = f"{HUB}{name}/{configs[0]}"
             raise UserError(
-                f"{HUB}{name}: name one of its configurations, such as {example}; there are {', '.join(configs)}"
+                f"{HUB}{name}: name one of its configurations, such as {example}; there are "
+                f"{', '.join(configs)}"
             )
         config = "default" if "default" in configs else configs[0]
-    # The first of these places that holds the split; within one, everything that matches has to be one set of files.
+    # The first of these places that holds the split; within one, everything that matches has to be
+    # one set of files.
     places = [[f"{config}/{split}/*" if config in configs else f"{split}/*"]]
     for folders in ([f"{config}/"] * bool(config), ("data/", "")):
         places.append([f"{folder}{split}{end}" for folder in folders for end in (".*", "-[0-9]*")])
@@ -120,7 +127,8 @@ def _require_one_set(found: list[str], what: str) -> None:
         folder, _, name = file.rpartition("/")
         ending = next(end for end in ENDINGS if name.endswith(end))
         shard = SHARD.search(name)
-        # Of a split in one file, "train.jsonl", and in shards, "train-00000-of-00002.jsonl", only one may be there.
+        # Of a split in one file, "train.jsonl", and in shards, "train-00000-of-00002.jsonl", only
+        # one may be there.
         kind = f"of {int(shard[2])}" if shard else "file" if "-" not in name else "numbered"
         sets.setdefault((folder, ending, kind), []).append(file)
     if len(sets) > 1:
@@ -138,6 +146,7 @@ def _require_one_set(found: list[str], what: str) -> None:
         return
     if missing := sorted(set(range(first, first + total)) - there):
         raise UserError(
-            f"{what} is incomplete: {len(missing)} of its {total} files are missing, first number {missing[0]} "
+            f"{what} is incomplete: {len(missing)} of its {total} files are missing, first "
+            f"number {missing[0]} "
             f"({', '.join(sorted(names)[:3])} … are there); fetch the others"
         )

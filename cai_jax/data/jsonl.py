@@ -21,7 +21,8 @@ _TYPE_NAMES = {
 
 
 class BadRows:
-    """Rows of one source that cannot be read: as many as are allowed are counted, with their lines; the next one stops."""
+    """Rows of one source that cannot be read: as many as are allowed are counted, with their lines;
+    the next one stops."""
 
     SHOWN = 20  # line numbers
 
@@ -31,7 +32,8 @@ class BadRows:
         self.first = ""
 
     def add(self, line: int, error: UserError, others: bool = True) -> None:
-        """Counts a row, or raises `error`. `others`: whether rows before it were good, so that it may be left out."""
+        """Counts a row, or raises `error`. `others`: whether rows before it were good, so that it
+        may be left out."""
         self.lines.append(line)
         self.first = self.first or str(error)
         if len(self.lines) <= self.allowed:
@@ -63,11 +65,13 @@ class BadRows:
 
 
 def read_jsonl(path, bad: BadRows | None = None) -> Iterator[tuple[int, dict]]:
-    """Yields (line number from 1, object) for every non-blank line of a `.jsonl` or `.jsonl.gz` file.
+    """Yields (line number from 1, object) for every non-blank line of a `.jsonl` or `.jsonl.gz`
+    file.
 
-    Raises UserError `file:line: …` for a missing or unreadable file, a broken gzip stream, text that is not UTF-8, NUL
-    bytes, invalid JSON, or a line that is not an object; the last four are given to `bad` first, where there is one, which
-    may let them pass. Rows before the bad line have been yielded by then.
+    Raises UserError `file:line: …` for a missing or unreadable file, a broken gzip stream, text
+    that is not UTF-8, NUL bytes, invalid JSON, or a line that is not an object; the last four are
+    given to `bad` first, where there is one, which may let them pass. Rows before the bad line have
+    been yielded by then.
     """
     path = Path(path)
     if not path.is_file():
@@ -104,9 +108,11 @@ def read_jsonl(path, bad: BadRows | None = None) -> Iterator[tuple[int, dict]]:
 
 
 def read_json(path, bad: BadRows | None = None) -> Iterator[tuple[int, dict]]:
-    """Yields (number from 1, object) of a file that is one JSON array of objects, or else of JSON Lines; either gzipped or not.
+    """Yields (number from 1, object) of a file that is one JSON array of objects, or else of JSON
+    Lines; either gzipped or not.
 
-    Several published files are arrays in spite of their name: red-team attempts, many instruction sets.
+    Several published files are arrays in spite of their name: red-team attempts, many instruction
+    sets.
     """
     path = Path(path)
     rows = None
@@ -147,7 +153,8 @@ def _begins_with_bracket(path: Path) -> bool:
 def _parse(raw: bytes, path: Path, line: int) -> dict:
     if b"\0" in raw:
         raise UserError(
-            f"{located(path, line)}: contains NUL bytes; expected UTF-8 text with one JSON object a line"
+            f"{located(path, line)}: contains NUL bytes; expected UTF-8 text with one JSON "
+            "object a line"
         )
     try:
         text = raw.decode("utf-8")
@@ -177,9 +184,11 @@ def _parse(raw: bytes, path: Path, line: int) -> dict:
 
 
 def field(row: dict, name: str, kind: type, path, line: int | None = None):
-    """`row[name]`, checked to be of `kind` (str, int, float, bool, list, dict); text must not be blank.
+    """`row[name]`, checked to be of `kind` (str, int, float, bool, list, dict); text must not be
+    blank.
 
-    Raises UserError `file:line: field 'name': …`. An integer passes as a number, a boolean passes only as a boolean.
+    Raises UserError `file:line: field 'name': …`. An integer passes as a number, a boolean passes
+    only as a boolean.
     """
     where = located(path, line, name)
     if name not in row:

@@ -1,7 +1,9 @@
-"""`python -m cai_jax.data.prepare NAME`: brings a data set into TFDS's directory, so that "tfds:NAME" can be read.
+"""`python -m cai_jax.data.prepare NAME`: brings a data set into TFDS's directory, so that
+"tfds:NAME" can be read.
 
-NAME is `cai_hh_rlhf/helpful_base` or another of its configurations, or `cai_hh_rlhf` for all of them; likewise `cai_evals`, the
-official evaluations, and `cai_run`, what a run made (`--manual_dir=RUN`).
+NAME is `cai_hh_rlhf/helpful_base` or another of its configurations, or `cai_hh_rlhf` for all of
+them; likewise `cai_evals`, the official evaluations, and `cai_run`, what a run made
+(`--manual_dir=RUN`).
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ BUILDERS = {
 
 
 def prepare(name: str, *, data_dir: str | None = None, manual_dir: str | None = None):
-    """Builds every configuration that `name` stands for (array_record) and returns the TFDS builders.
+    """Builds every configuration that `name` stands for (array_record) and returns the TFDS
+    builders.
 
-    What was built before is kept. Raises UserError for an unknown name, for files that are missing or malformed
-    (`file:line: field …`), and where nothing can be downloaded.
+    What was built before is kept. Raises UserError for an unknown name, for files that are missing
+    or malformed (`file:line: field …`), and where nothing can be downloaded.
     """
     base, _, config = name.partition("/")
     if base not in BUILDERS:
@@ -34,7 +37,8 @@ def prepare(name: str, *, data_dir: str | None = None, manual_dir: str | None = 
         Path(manual_dir).is_dir() and any(Path(manual_dir).iterdir())
     ):
         raise UserError(
-            f"{manual_dir}: no such directory, or it is empty; --manual_dir holds the published files"
+            f"{manual_dir}: no such directory, or it is empty; --manual_dir holds the "
+            "published files"
         )
 
     import tensorflow_datasets as tfds
@@ -85,7 +89,8 @@ def _build(tfds, builder_class, config: str, data_dir: str | None, manual_dir: s
 
 
 def _told(source) -> str:
-    """A file with its digest; of hh-rlhf, whose files of 2022 are known, whether it is one of those."""
+    """A file with its digest; of hh-rlhf, whose files of 2022 are known, whether it is one of
+    those."""
     known = (
         ""
         if "published" not in source
@@ -103,7 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m cai_jax.data.prepare", description=__doc__.splitlines()[0])
     parser.add_argument(
         "name",
-        help="cai_hh_rlhf, cai_evals or cai_run, or one configuration such as cai_hh_rlhf/helpful_base",
+        help=(
+            "cai_hh_rlhf, cai_evals or cai_run, or one configuration such as "
+            "cai_hh_rlhf/helpful_base"
+        ),
     )
     parser.add_argument(
         "--manual_dir", help="directory that holds the published files; else they are downloaded"
@@ -121,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 [files[split]] if split in files else files.values()
             )  # a run's one split is made of several files
             print(
-                f"{builder.info.full_name}  {split}: {info.num_examples} rows from {', '.join(map(_told, sources))}"
+                f"{builder.info.full_name}  {split}: {info.num_examples} rows from "
+                f"{', '.join(map(_told, sources))}"
             )
         print(
             f"  read as tfds:{builder.name}/{builder.builder_config.name}@{builder.data_dir_root}"

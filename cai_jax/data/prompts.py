@@ -1,9 +1,11 @@
-"""Prompts: dialogues that wait for an assistant's answer. Red-team and helpful ones come with the project.
+"""Prompts: dialogues that wait for an assistant's answer. Red-team and helpful ones come with the
+project.
 
-A row is `{"prompt": text or list of turns}` and may have "id", "kind" (what it is about) and "split". A text that begins
-with "\\n\\nHuman:" is a dialogue in the paper's form; `chats.py` says how turns may be written. Rows of chats, `{"messages"}`,
-give the dialogue up to the last human turn, rows of hh-rlhf, `{"chosen", "rejected"}`, and red-team attempts,
-`{"transcript"}`, that before the last answer. Other columns are named after the source: "FILE#prompt=question,kind=topic"
+A row is `{"prompt": text or list of turns}` and may have "id", "kind" (what it is about) and
+"split". A text that begins with "\\n\\nHuman:" is a dialogue in the paper's form; `chats.py` says
+how turns may be written. Rows of chats, `{"messages"}`, give the dialogue up to the last human
+turn, rows of hh-rlhf, `{"chosen", "rejected"}`, and red-team attempts, `{"transcript"}`, that
+before the last answer. Other columns are named after the source: "FILE#prompt=question,kind=topic"
 (`columns.py`). The embedded prompts were written by hand for this project: requests that a person
 might type, without operational detail.
 """
@@ -35,7 +37,8 @@ CHATS = ("messages", "conversations", "conversation")  # lists of turns, answers
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A dialogue that ends in a human turn. `id` is stable: the row's own, or a hash of the dialogue."""
+    """A dialogue that ends in a human turn. `id` is stable: the row's own, or a hash of the
+    dialogue."""
 
     id: str
     dialogue: Dialogue
@@ -59,17 +62,19 @@ def read_prompts(
     """(prompts, dropped rows by reason) of `source`.
 
     Args:
-        source: any source string (`sources.py`): "embedded:red_team", files, "tfds:NAME", "hf:ORG/NAME", "a+b". Each of several
-            sources has its own split and limit where it names them ("a[train:10]+b"), else those given here.
-        split: keeps the rows with that "split" field or names the data set's split, and may name parts of the first human turns
-            (`selection.py`).
-        offset, limit: count prompts that were kept; reading stops at the limit, and so does the count of dropped rows.
-        max_characters: longer prompts are dropped.
-        max_bad_rows: so many rows of a source that cannot be read are counted with their lines and left out.
+        source: any source string (`sources.py`): "embedded:red_team", files, "tfds:NAME",
+            "hf:ORG/NAME", "a+b". Each of several sources has its own split and limit where it names
+            them ("a[train:10]+b"), else those given here.
+        split: keeps the rows with that "split" field or names the data set's split, and may name
+            parts of the first human turns (`selection.py`).
+        offset, limit: count prompts that were kept; reading stops at the limit, and so does the
+        count of dropped rows. max_characters: longer prompts are dropped. max_bad_rows: so many
+        rows of a source that cannot be read are counted with their lines and left out.
 
     Dropped are also blank prompts, hh-rlhf rows of odd turns, and later copies of a dialogue.
 
-    Raises: UserError `file:line: field …` for a malformed row, and "0 rows left" where nothing is left.
+    Raises: UserError `file:line: field …` for a malformed row, and "0 rows left" where nothing is
+    left.
     """
     kept: dict[Dialogue, Prompt] = {}
     ids: set[str] = set()
@@ -84,7 +89,8 @@ def read_prompts(
                 continue
             if prompt.id in ids:
                 raise UserError(
-                    f"{source}: id '{prompt.id}' names different prompts in two sources; ids must differ"
+                    f"{source}: id '{prompt.id}' names different prompts in two sources; ids "
+                    "must differ"
                 )
             kept[prompt.dialogue] = prompt
             ids.add(prompt.id)
@@ -97,7 +103,8 @@ def _read(source: Source, max_bad_rows: int, fields: dict) -> tuple[list[Prompt]
     """The prompts of one source and its dropped rows."""
     if source.kind == sources.EMBEDDED and source.name not in SETS:
         raise UserError(
-            f"{source.place}: no such embedded prompts; there are embedded:{' and embedded:'.join(SETS)}"
+            f"{source.place}: no such embedded prompts; there are "
+            f"embedded:{' and embedded:'.join(SETS)}"
         )
     seen: set[Dialogue] = set()
 

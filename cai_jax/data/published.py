@@ -1,7 +1,9 @@
-"""`python -m cai_jax.data.published DIR`: downloads the public files that the published results were made from.
+"""`python -m cai_jax.data.published DIR`: downloads the public files that the published results
+were made from.
 
-They get the names under which `configs/results/smollm2.py:data=DIR` and `configs/evaluations.py:data=DIR` look for them. Files
-that are there already stay. Much of the text is offensive: it was written to provoke.
+They get the names under which `configs/results/smollm2.py:data=DIR` and
+`configs/evaluations.py:data=DIR` look for them. Files that are there already stay. Much of the text
+is offensive: it was written to provoke.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from cai_jax.errors import Parser, UserError, command
 HH_RLHF = "https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/main/"
 XSTEST = "https://raw.githubusercontent.com/paul-rottger/exaggerated-safety/main/"
 PAPER = "https://raw.githubusercontent.com/anthropics/ConstitutionalHarmlessnessPaper/main/"
-# File in DIR → (address, what is made of it). "turns": the first human turn of each chosen dialogue, every one once; "table":
-# the rows of a CSV file; "gzip": its lines as they are.
+# File in DIR → (address, what is made of it). "turns": the first human turn of each chosen
+# dialogue, every one once; "table": the rows of a CSV file; "gzip": its lines as they are.
 FILES = {
     "hh_harmless_base.jsonl.gz": (HH_RLHF + "harmless-base/test.jsonl.gz", "same"),
     "hh_helpful_base.jsonl.gz": (HH_RLHF + "helpful-base/test.jsonl.gz", "same"),
@@ -51,7 +53,8 @@ FILES = {
 
 
 def first_turns(lines: Iterator[bytes], where: str) -> Iterator[bytes]:
-    """Lines {"prompt"} of the first human turns of hh-rlhf's rows, each text once, in the order of the file."""
+    """Lines {"prompt"} of the first human turns of hh-rlhf's rows, each text once, in the order of
+    the file."""
     seen = set()
     for number, line in enumerate(lines, 1):
         try:
@@ -59,7 +62,8 @@ def first_turns(lines: Iterator[bytes], where: str) -> Iterator[bytes]:
             prompt = chosen.split("\n\nHuman:", 1)[1].split("\n\nAssistant:", 1)[0].strip()
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(
-                f"{where}:{number}: expected a row of hh-rlhf with the field 'chosen' that begins with a human turn"
+                f"{where}:{number}: expected a row of hh-rlhf with the field 'chosen' that "
+                "begins with a human turn"
             ) from error
         if prompt and prompt not in seen:
             seen.add(prompt)
@@ -77,7 +81,8 @@ def made_of(data: bytes, how: str, where: str) -> bytes:
 
 
 def fetch(folder, files: dict[str, tuple[str, str]] = FILES) -> Iterator[tuple[str, str]]:
-    """(file, what happened) for each file; what is there already is kept, and a file is written whole or not at all."""
+    """(file, what happened) for each file; what is there already is kept, and a file is written
+    whole or not at all."""
     for name, (address, how) in files.items():
         path = Path(folder) / name
         if path.exists():
@@ -92,7 +97,8 @@ def fetch(folder, files: dict[str, tuple[str, str]] = FILES) -> Iterator[tuple[s
             part.replace(path)
         except (urllib.error.URLError, EOFError, OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{address}: not downloaded ({getattr(error, 'reason', error)}); put the file at {path} by other means, or "
+                f"{address}: not downloaded ({getattr(error, 'reason', error)}); put the file "
+                f"at {path} by other means, or "
                 "run the same command again: files that are there are kept"
             ) from error
         yield name, f"{len(data):,} bytes"

@@ -1,7 +1,9 @@
-"""Rated dialogues: how much harm a whole dialogue does, from 0 (none) to 4, by the person who tried to provoke it.
+"""Rated dialogues: how much harm a whole dialogue does, from 0 (none) to 4, by the person who tried
+to provoke it.
 
-The published file (hh-rlhf, red-team-attempts) holds `{"transcript", "rating"}` beside other annotations; a rating is how
-well the attempt succeeded, so 4 is the most harmful. Our own rows are `{"id", "dialogue", "rating"}`.
+The published file (hh-rlhf, red-team-attempts) holds `{"transcript", "rating"}` beside other
+annotations; a rating is how well the attempt succeeded, so 4 is the most harmful. Our own rows are
+`{"id", "dialogue", "rating"}`.
 """
 
 from __future__ import annotations
@@ -43,13 +45,14 @@ def load_ratings(
     """(rated dialogues, dropped rows by reason) of `source`.
 
     Args:
-        source: any source string (`sources.py`), of the published `red_team_attempts.jsonl[.gz]` (one JSON array), of such rows
-            or of ours; "tfds:cai_hh_rlhf/red_team_attempts".
+        source: any source string (`sources.py`), of the published `red_team_attempts.jsonl[.gz]`
+            (one JSON array), of such rows or of ours; "tfds:cai_hh_rlhf/red_team_attempts".
         split, offset, limit, max_bad_rows: those of `load_comparisons`.
 
     Transcripts that break off before the answer lose their last human turn.
 
-    Raises: UserError `file:line: field …` for a malformed row or a rating outside [0, 4], and where nothing is left.
+    Raises: UserError `file:line: field …` for a malformed row or a rating outside [0, 4], and where
+    nothing is left.
     """
     kept: list[RatedDialogue] = []
     dropped: collections.Counter[str] = collections.Counter()
@@ -79,7 +82,8 @@ def _rated(row: dict, line: int, *, place: str, name: str) -> RatedDialogue | st
     rating = float(field(row, "rating", float, place, line))
     if not (math.isfinite(rating) and LOWEST <= rating <= HIGHEST):
         raise UserError(
-            f"{located(place, line, 'rating')}: expected a number from 0 (harmless) to 4, found {rating:g}"
+            f"{located(place, line, 'rating')}: expected a number from 0 (harmless) to 4, "
+            f"found {rating:g}"
         )
     if row.get("dialogue") is not None:
         dialogue = chats.read(row["dialogue"], located(place, line, "dialogue"))

@@ -1,9 +1,10 @@
 """Which rows of a source are taken: those of a split, from an offset up to a limit, each id once.
 
-A split is the name that rows carry in a field "split" (or that TFDS or the hub knows), parts of the first human turns, or both:
-"train", "2-5/10", "train 2-5/10". All rows of a file without that field are of the split "train", and there is no other.
-Each first human turn falls by its words into one of n parts, here ten of which 2 to 5 are taken. It is the same part in
-every file, so "0-1/10" of the prompts and "2-9/10" of the comparisons have none in common, whatever the files share, and
+A split is the name that rows carry in a field "split" (or that TFDS or the hub knows), parts of the
+first human turns, or both: "train", "2-5/10", "train 2-5/10". All rows of a file without that field
+are of the split "train", and there is no other. Each first human turn falls by its words into one
+of n parts, here ten of which 2 to 5 are taken. It is the same part in every file, so "0-1/10" of
+the prompts and "2-9/10" of the comparisons have none in common, whatever the files share, and
 adding rows to a file moves no other row.
 """
 
@@ -31,15 +32,16 @@ def name_of(split: str | None) -> str | None:
 
 
 def part_of(dialogue, count: int) -> int:
-    """The part, 0 to count − 1, that the first human turn falls into. Case and spaces make no difference."""
+    """The part, 0 to count − 1, that the first human turn falls into. Case and spaces make no
+    difference."""
     opening = next((message.text for message in dialogue if message.role == "human"), "")
     words = " ".join(opening.lower().split())
     return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "big") % count
 
 
 def in_parts(split: str | None) -> Callable:
-    """Whether an item's dialogue is in the parts that `split` names; always, where it names none. UserError for parts that
-    are not there."""
+    """Whether an item's dialogue is in the parts that `split` names; always, where it names none.
+    UserError for parts that are not there."""
     found = PARTS.fullmatch(split or "")
     if not found:
         return lambda item: True
@@ -69,18 +71,19 @@ def take(
     max_characters: int | None = None,
     bad: BadRows | None = None,
 ) -> tuple[list, dict[str, int]]:
-    """(items, dropped rows by reason) of `rows`, pairs of a line number and a row read from `source`.
+    """(items, dropped rows by reason) of `rows`, pairs of a line number and a row read from
+    `source`.
 
     Args:
-        parse: `parse(row, line)` gives an item with an `id`, or the reason (str) why the row is left out.
-        what: what items are called in messages, plural.
-        split: keeps the rows with that "split" field (of TFDS and the hub it is chosen in reading), and those of its parts.
-        offset, limit: count items; reading stops at the limit, and so does the count of dropped rows.
-        max_characters: longer items are dropped.
-        bad: where rows that `parse` refuses with a UserError are counted; without it the first stops.
+        parse: `parse(row, line)` gives an item with an `id`, or the reason (str) why the row is
+        left out. what: what items are called in messages, plural. split: keeps the rows with that
+        "split" field (of TFDS and the hub it is chosen in reading), and those of its parts. offset,
+        limit: count items; reading stops at the limit, and so does the count of dropped rows.
+        max_characters: longer items are dropped. bad: where rows that `parse` refuses with a
+        UserError are counted; without it the first stops.
 
-    Raises: UserError for a refused row, an id that comes twice, a split that the source does not have, and where no item
-        is left.
+    Raises: UserError for a refused row, an id that comes twice, a split that the source does not
+        have, and where no item is left.
     """
     bad = BadRows() if bad is None else bad
     of_split, wanted = Split(source, name_of(split)), in_parts(split)
@@ -97,7 +100,8 @@ def take(
             item = parse(row, line)
             if not isinstance(item, str) and item.id in ids:
                 raise UserError(
-                    f"{located(source.place, line, 'id')}: '{item.id}' was there before; ids must differ"
+                    f"{located(source.place, line, 'id')}: '{item.id}' was there before; ids "
+                    "must differ"
                 )
         except UserError as error:
             if isinstance(error, NoSplit):
@@ -126,14 +130,16 @@ def take(
             chosen += f" ({elsewhere} in the other parts: too few rows to be divided)"
         fields = f"; fields: {', '.join(first)}" if first and not ids else ""
         raise UserError(
-            f"{source.place}: 0 rows left: {len(ids)} {what}{chosen}, offset {offset}, limit {limit}, "
+            f"{source.place}: 0 rows left: {len(ids)} {what}{chosen}, offset {offset}, limit "
+            f"{limit}, "
             f"{', '.join(reasons) or 'none dropped'}{fields}"
         )
     return kept, dict(sorted(dropped.items()))
 
 
 class Split:
-    """Whether a row is of the split `name`, by its field "split"; the first row says whether the file has that field."""
+    """Whether a row is of the split `name`, by its field "split"; the first row says whether the
+    file has that field."""
 
     def __init__(self, source: Source, name: str | None):
         self.source, self.name = source, name
@@ -149,14 +155,17 @@ class Split:
             self.has_field = "split" in row
             if not self.has_field and self.name != TRAIN:
                 raise NoSplit(
-                    f"{place}: no split '{self.name}': its rows have no field 'split', so all of them are of '{TRAIN}'. "
-                    f"To keep prompts apart take parts of them, such as {place}[9/10] here and {place}[0-8/10] "
+                    f"{place}: no split '{self.name}': its rows have no field 'split', so all "
+                    f"of them are of '{TRAIN}'. "
+                    f"To keep prompts apart take parts of them, such as {place}[9/10] here and "
+                    f"{place}[0-8/10] "
                     f"for training; {place}[] takes all"
                 )
         if not self.has_field:
             if "split" in row:
                 raise UserError(
-                    f"{located(place, line, 'split')}: is there, but not in the first row; expected it in all rows or in none"
+                    f"{located(place, line, 'split')}: is there, but not in the first row; "
+                    "expected it in all rows or in none"
                 )
             return True
         value = field(row, "split", str, place, line)
@@ -175,8 +184,8 @@ class NoSplit(UserError):
 
 
 def name_twice(sources: Sequence[Source]) -> list[str]:
-    """The short names of the sources of an `a+b`, by which ids are made: with the folder where two files have the same name, with
-    a number where that is the same, too."""
+    """The short names of the sources of an `a+b`, by which ids are made: with the folder where two
+    files have the same name, with a number where that is the same, too."""
     names = [source.stem for source in sources]
     same = {name for name, count in collections.Counter(names).items() if count > 1}
     for index, source in enumerate(sources):

@@ -1,15 +1,17 @@
-"""The one parser of source strings: which files or data sets, which columns, which split, how many rows.
+"""The one parser of source strings: which files or data sets, which columns, which split, how many
+rows.
 
     embedded:red_team          prompts.jsonl          pairs.parquet#dialogue=question,chosen=good,rejected=bad
     tfds:NAME/CONFIG@DIRECTORY#prompt=text            hf:ORG/NAME/CONFIG@REVISION      hf:DIRECTORY
     responses:answers.jsonl    random:DIRECTORY       helpful.jsonl[train]+pairs.jsonl[0-8/10:500]+embedded:helpful[:20]
 
-`+` joins sources. Behind a name may come columns, `#field=column,…` (`columns.py`), and `[SPLIT]`, `[SPLIT:LIMIT]` or
-`[:LIMIT]`, which hold for this source alone; without them the config's fields `split` and `limit` do. `[]` takes all rows.
+`+` joins sources. Behind a name may come columns, `#field=column,…` (`columns.py`), and `[SPLIT]`,
+`[SPLIT:LIMIT]` or `[:LIMIT]`, which hold for this source alone; without them the config's fields
+`split` and `limit` do. `[]` takes all rows.
 
-A path that exists always wins as it is written, whatever characters it has ("run #1/a+b.jsonl"), and so does every folder
-in front of a file that is missing. Elsewhere a backslash before one of `+ # @ [ ] ,` makes that character a part of the
-name: `hf:me/c\\+\\+`, `new\\#1.jsonl`.
+A path that exists always wins as it is written, whatever characters it has ("run #1/a+b.jsonl"),
+and so does every folder in front of a file that is missing. Elsewhere a backslash before one of `+
+# @ [ ] ,` makes that character a part of the name: `hf:me/c\\+\\+`, `new\\#1.jsonl`.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ FIELDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One source of an `a+b` text. `split` and `limit` are None where the text leaves them to the config's fields."""
+    """One source of an `a+b` text. `split` and `limit` are None where the text leaves them to the
+    config's fields."""
 
     kind: str  # file, embedded, tfds, hf or random
     name: str  # a path; what follows "embedded:", "tfds:" or "hf:" up to "@"; a model's directory
@@ -78,7 +81,8 @@ class Source:
 
 
 def parse(text: str) -> tuple[Source, ...]:
-    """The sources that `text` names, in its order; none where it is blank. Raises UserError for a mark that is used wrongly."""
+    """The sources that `text` names, in its order; none where it is blank. Raises UserError for a
+    mark that is used wrongly."""
     sources, position = [], 0
     while text[position:].strip():
         source, position = _one(text, position)
@@ -95,10 +99,12 @@ def single(text: str) -> Source:
 
 
 def files(text: str) -> list[Path]:
-    """The files and directories on this machine that a config's string names as data or as a model, none where it names none.
+    """The files and directories on this machine that a config's string names as data or as a model,
+    none where it names none.
 
-    For fingerprints: any string of a config may be given. Files of a hub repository are not named, its revision is
-    (`parse(text)[i].at`); of "tfds:NAME" it is the prepared directory, where it is there.
+    For fingerprints: any string of a config may be given. Files of a hub repository are not named,
+    its revision is (`parse(text)[i].at`); of "tfds:NAME" it is the prepared directory, where it is
+    there.
     """
     if len(text) > LONGEST or "\0" in text or "://" in text:
         return []
@@ -110,7 +116,8 @@ def files(text: str) -> list[Path]:
 
 
 def places(text: str) -> list[str]:
-    """The names in `text` for tables and reports, without columns and splits; `text` itself where it cannot be parsed."""
+    """The names in `text` for tables and reports, without columns and splits; `text` itself where
+    it cannot be parsed."""
     try:
         return [source.place for source in parse(text)]
     except UserError:
@@ -118,7 +125,8 @@ def places(text: str) -> list[str]:
 
 
 def paths(source: Source) -> Iterator[Path]:
-    """Where the source would be on this machine; nothing for a name of the hub that is no directory."""
+    """Where the source would be on this machine; nothing for a name of the hub that is no
+    directory."""
     if source.kind == EMBEDDED:
         yield EMBEDDED_FOLDER / f"{source.name}.jsonl"
     elif source.kind == TFDS:
@@ -128,7 +136,7 @@ def paths(source: Source) -> Iterator[Path]:
         yield Path(source.name).expanduser()
 
 
-# The parser ------------------------------------------------------------------------------------------------------------
+# The parser ---------------------------------------------------------------------------------------
 
 
 def _one(text: str, start: int) -> tuple[Source, int]:
@@ -168,7 +176,8 @@ _ESCAPE = "write a backslash before + # @ [ ] where they belong to a name"
 
 
 def _name(text: str, start: int, marks: str) -> tuple[str, int]:
-    """(the name that begins at `start`, where it ends): the longest path that exists wins, marks and all."""
+    """(the name that begins at `start`, where it ends): the longest path that exists wins, marks
+    and all."""
     ends = [i for i in range(start + 1, len(text) + 1) if i == len(text) or text[i] in marks + "/"]
     kept = next((i for i in reversed(ends) if _exists(text[start:i])), start)
     if kept == len(text) or text[kept] in marks and kept > start:
@@ -185,7 +194,8 @@ def _exists(path: str) -> bool:
 
 
 def _find(text: str, start: int, marks: str) -> int:
-    """The first of `marks` from `start` that has no backslash before it; the text's end where there is none."""
+    """The first of `marks` from `start` that has no backslash before it; the text's end where there
+    is none."""
     for index in range(start, len(text)):
         if text[index] in marks and text[index - 1 : index] != "\\":
             return index
@@ -193,7 +203,8 @@ def _find(text: str, start: int, marks: str) -> int:
 
 
 def _closing(text: str, start: int) -> int:
-    """The bracket that closes the one at `start`: splits of TFDS may have brackets of their own, "train[:10%]"."""
+    """The bracket that closes the one at `start`: splits of TFDS may have brackets of their own,
+    "train[:10%]"."""
     depth = 0
     for index in range(start, len(text)):
         depth += {"[": 1, "]": -1}.get(text[index], 0)
@@ -216,8 +227,10 @@ def _columns(text: str, name: str, given: str) -> tuple[tuple[str, str], ...]:
         field, _, column = (ESCAPED.sub(r"\1", piece).strip() for piece in part.partition("="))
         if field not in FIELDS or not column or field in pairs:
             raise UserError(
-                f"{text}: '{part.strip()}' behind '{name}#': expected FIELD=COLUMN, once a field, of "
-                f"{', '.join(FIELDS)}; or, where # belongs to the name, there is no such file: {_ESCAPE}"
+                f"{text}: '{part.strip()}' behind '{name}#': expected FIELD=COLUMN, once a "
+                "field, of "
+                f"{', '.join(FIELDS)}; or, where # belongs to the name, there is no such file: "
+                f"{_ESCAPE}"
             )
         pairs[field] = column
     return tuple(pairs.items())

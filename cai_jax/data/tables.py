@@ -1,4 +1,5 @@
-"""Rows of files, TFDS and hub data sets as (number, dict): JSON Lines, Parquet, array_record. TensorFlow is not imported."""
+"""Rows of files, TFDS and hub data sets as (number, dict): JSON Lines, Parquet, array_record.
+TensorFlow is not imported."""
 
 from __future__ import annotations
 
@@ -18,11 +19,13 @@ from cai_jax.errors import UserError
 def read_rows(
     source: str | Source, split: str | None = None, bad: BadRows | None = None
 ) -> Iterator[tuple[int, dict]]:
-    """Yields (number from 1, row) of one source (`sources.py`): a `.jsonl`, `.jsonl.gz` or `.parquet` file, a TFDS data set, or
-    one of the hub (`hub.py`), with columns renamed where "#field=column,…" follows (`columns.py`).
+    """Yields (number from 1, row) of one source (`sources.py`): a `.jsonl`, `.jsonl.gz` or
+    `.parquet` file, a TFDS data set, or one of the hub (`hub.py`), with columns renamed where
+    "#field=column,…" follows (`columns.py`).
 
-    Of a TFDS or hub data set without a named split "train" is read, or TFDS's only one. Rows that are no JSON objects or lack a
-    named column go to `bad`, where it is given. Raises UserError where the source cannot be read.
+    Of a TFDS or hub data set without a named split "train" is read, or TFDS's only one. Rows that
+    are no JSON objects or lack a named column go to `bad`, where it is given. Raises UserError
+    where the source cannot be read.
     """
     if isinstance(source, str):
         source = sources.single(source)
@@ -48,7 +51,8 @@ def _rows(source: Source, split: str | None, bad: BadRows | None) -> Iterator[tu
         return read_json(name, bad)
     kind = "a directory" if Path(name).is_dir() else "unknown kind of data"
     raise UserError(
-        f"{source.place}: {kind}; expected .jsonl, .jsonl.gz, .parquet, tfds:NAME, hf:ORG/NAME, hf:DIRECTORY or "
+        f"{source.place}: {kind}; expected .jsonl, .jsonl.gz, .parquet, tfds:NAME, "
+        "hf:ORG/NAME, hf:DIRECTORY or "
         "embedded:NAME"
     )
 
@@ -68,7 +72,8 @@ def _renamed(rows, source: Source, bad: BadRows | None) -> Iterator[tuple[int, d
 
 
 def read_parquet(path) -> Iterator[tuple[int, dict]]:
-    """Rows of a Parquet file, batch by batch, so that a large file does not have to fit into memory."""
+    """Rows of a Parquet file, batch by batch, so that a large file does not have to fit into
+    memory."""
     import pyarrow
     import pyarrow.parquet
 
@@ -86,7 +91,8 @@ def read_parquet(path) -> Iterator[tuple[int, dict]]:
 def read_tfds(name: str, directory: str, split: str | None) -> Iterator[tuple[int, dict]]:
     """Rows of a prepared TFDS data set (array_record files), its bytes decoded to text.
 
-    `name` is like "cai_hh_rlhf/helpful_base"; `directory` "" is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    `name` is like "cai_hh_rlhf/helpful_base"; `directory` "" is $TFDS_DATA_DIR or
+    ~/tensorflow_datasets.
     """
     import tensorflow_datasets as tfds
 
@@ -124,7 +130,8 @@ def read_tfds(name: str, directory: str, split: str | None) -> Iterator[tuple[in
 
 
 def _listed(value, feature):
-    """TFDS gives a sequence of objects as one object of sequences; a row has the list of objects that was stored."""
+    """TFDS gives a sequence of objects as one object of sequences; a row has the list of objects
+    that was stored."""
     inner = getattr(feature, "feature", None)
     if isinstance(value, dict) and hasattr(inner, "items"):
         return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]

@@ -1,7 +1,9 @@
-"""Chat templates: somebody else's programs, checked before anything is sampled and the same on every day.
+"""Chat templates: somebody else's programs, checked before anything is sampled and the same on
+every day.
 
-What a template must do is tried on small dialogues when it is loaded; one that cannot be used is refused by name, in one line.
-Reasoning (`<think>…</think>`) is no part of an answer: its tags are known here.
+What a template must do is tried on small dialogues when it is loaded; one that cannot be used is
+refused by name, in one line. Reasoning (`<think>…</think>`) is no part of an answer: its tags are
+known here.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from collections.abc import Mapping, Sequence
 
 from cai_jax.errors import UserError
 
-# The paper's models write no thoughts. Templates that can leave them out read this argument; others ignore it.
+# The paper's models write no thoughts. Templates that can leave them out read this argument; others
+# ignore it.
 DEFAULT_ARGS = {"enable_thinking": False}
 RESERVED_ARGS = ("messages", "tools", "documents", "tokenize", "chat_template", "strftime_now")
 RESERVED_ARGS += ("add_generation_prompt", "continue_final_message", "return_dict", "padding")
@@ -29,16 +32,17 @@ REASONING_TAGS = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|channel>thought", "<channel|>"),
 )
-# Around control tokens that stand in a message, and inside them, while the template is rendered: what a user wrote is no
-# tag to a template either. Unicode keeps these code points for such internal use: they never are characters of a text.
+# Around control tokens that stand in a message, and inside them, while the template is rendered:
+# what a user wrote is no tag to a template either. Unicode keeps these code points for such
+# internal use: they never are characters of a text.
 BEGIN, END, HIDE = "\ufdd0", "\ufdd1", "\ufdd2"
 _WORDS = ("probequestion", "probeanswer", "probesecond", "probereply", "probesystem")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a run says of its templates. args: passed to every rendering; date: YYYY-MM-DD that a template writes where it
-    asks for today's, "" for today."""
+    """What a run says of its templates. args: passed to every rendering; date: YYYY-MM-DD that a
+    template writes where it asks for today's, "" for today."""
 
     args: Mapping = dataclasses.field(default_factory=lambda: dict(DEFAULT_ARGS))
     date: str = ""
@@ -62,7 +66,8 @@ class Settings:
 
 
 def choose(templates, directory) -> str:
-    """The template of a tokenizer that has one, several by name ("default" is taken), or none ("")."""
+    """The template of a tokenizer that has one, several by name ("default" is taken), or none
+    ("")."""
     if not isinstance(templates, dict):
         return templates or ""
     if "default" in templates:
@@ -70,7 +75,8 @@ def choose(templates, directory) -> str:
     if len(templates) == 1:
         return next(iter(templates.values()))
     raise UserError(
-        f"{directory}: chat_template: no 'default' among {', '.join(sorted(map(str, templates)))}; name one of them "
+        f"{directory}: chat_template: no 'default' among "
+        f"{', '.join(sorted(map(str, templates)))}; name one of them "
         "'default', or use format = 'text'"
     )
 
@@ -81,8 +87,8 @@ def reasoning_tags(template: str, added_tokens: Sequence[str]) -> tuple[tuple[st
 
 
 def without_reasoning(text: str, tags: Sequence[tuple[str, str]]) -> str:
-    """The answer in what a model wrote: closed thoughts are taken out, a thought that the prompt opened ends at its closing
-    tag, and of one that is not closed nothing is left."""
+    """The answer in what a model wrote: closed thoughts are taken out, a thought that the prompt
+    opened ends at its closing tag, and of one that is not closed nothing is left."""
     for begin, end in tags:
         if begin not in text and end not in text:
             continue
@@ -93,7 +99,8 @@ def without_reasoning(text: str, tags: Sequence[tuple[str, str]]) -> str:
 
 
 def _clock(day: datetime.date) -> str:
-    """A definition of `strftime_now` for the head of a template: it always is midnight of that day."""
+    """A definition of `strftime_now` for the head of a template: it always is midnight of that
+    day."""
     codes = [f"%{code}" for code in "aAwdbBmyYHIpMSfjUWcxX"] + [
         "%-d",
         "%-m",
@@ -109,8 +116,9 @@ def _clock(day: datetime.date) -> str:
 class ChatTemplate:
     """A tokenizer's template with a run's settings.
 
-    gap: what it writes between a prompt and an answer. after: what it writes after the last answer. merges_system: it takes
-    no system turns, so their text has to come before the first human turn's.
+    gap: what it writes between a prompt and an answer. after: what it writes after the last answer.
+    merges_system: it takes no system turns, so their text has to come before the first human
+    turn's.
     """
 
     def __init__(self, tokenizer, settings: Settings):
@@ -132,7 +140,8 @@ class ChatTemplate:
         self._check()
 
     def mark(self, text: str) -> str:
-        """The text with control tokens and tags in it hidden from the template, and marked as text."""
+        """The text with control tokens and tags in it hidden from the template, and marked as
+        text."""
         text = re.sub(f"[{BEGIN}{END}{HIDE}]", "", text)
         return self._hidden.sub(lambda m: f"{BEGIN}{m[0][0]}{HIDE}{m[0][1:]}{END}", text)
 
@@ -154,7 +163,8 @@ class ChatTemplate:
             ) from None
 
     def spans(self, turns: Sequence[dict], text: str) -> list[tuple[int, int]] | None:
-        """Where every turn's content is in `text`, the prompt rendered from them; None where that is not certain."""
+        """Where every turn's content is in `text`, the prompt rendered from them; None where that
+        is not certain."""
         words = [f"probe{number}turn" for number in range(len(turns))]
         frame = self.render(
             [turn | {"content": word} for turn, word in zip(turns, words, strict=True)], True
@@ -182,7 +192,8 @@ class ChatTemplate:
         return UserError(f"{self.directory}: the chat template {reason}; {hint}")
 
     def _check(self) -> None:
-        """Tries the template on small dialogues. Raises UserError for what would make wrong tokens of one."""
+        """Tries the template on small dialogues. Raises UserError for what would make wrong tokens
+        of one."""
         question, answer, second, reply, system = _WORDS
         user = {"role": "user", "content": question}
         said = {"role": "assistant", "content": answer}
@@ -210,7 +221,10 @@ class ChatTemplate:
             if prompt.rfind(begin) > prompt.rfind(end):
                 raise self._refuse(
                     f"begins every answer inside a thought ({begin})",
-                    "switch that off in config.model.template_args (often enable_thinking=False), or use format = 'text'",
+                    (
+                        "switch that off in config.model.template_args (often "
+                        "enable_thinking=False), or use format = 'text'"
+                    ),
                 )
         if not whole.startswith(prompt):
             raise self._refuse(f"does not begin an answer as its prompt ends ({prompt[-20:]!r})")

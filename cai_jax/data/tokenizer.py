@@ -1,7 +1,8 @@
 """The tokenizer of a model directory, with a strict line between text and control tokens.
 
-Control tokens (<|im_start|>, </s>, …) have a meaning only where our own format writes them. The same characters inside
-what a user or a model wrote stay text: they are encoded as the letters that they are.
+Control tokens (<|im_start|>, </s>, …) have a meaning only where our own format writes them. The
+same characters inside what a user or a model wrote stay text: they are encoded as the letters that
+they are.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from cai_jax.errors import UserError
 class Tokenizer:
     """Text ↔ token ids.
 
-    vocab_size: the largest id + 1. eos_ids: whatever ends an answer, from generation_config.json, config.json and the
-    tokenizer. eos: the one of them that is appended to text. bos: the id that every sequence begins with, or None.
-    control_tokens: the strings with a meaning of their own. template: the chat template, "" where there is none.
-    reasoning_tags: (begin, end) of thoughts, where the tokenizer or the template knows any.
+    vocab_size: the largest id + 1. eos_ids: whatever ends an answer, from generation_config.json,
+    config.json and the tokenizer. eos: the one of them that is appended to text. bos: the id that
+    every sequence begins with, or None. control_tokens: the strings with a meaning of their own.
+    template: the chat template, "" where there is none. reasoning_tags: (begin, end) of thoughts,
+    where the tokenizer or the template knows any.
     """
 
     def __init__(self, directory):
@@ -30,7 +32,8 @@ class Tokenizer:
         os.environ.setdefault(
             "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
         )  # it misses torch, which we do without
-        # Not AutoTokenizer: this class reads tokenizer.json as it stands, and does not import torch where there is one.
+        # Not AutoTokenizer: this class reads tokenizer.json as it stands, and does not import torch
+        # where there is one.
         from transformers import PreTrainedTokenizerFast
 
         self.directory = str(directory)
@@ -85,7 +88,8 @@ class Tokenizer:
         model_vocabulary = configs[1].get("vocab_size")
         if isinstance(model_vocabulary, int) and self.vocab_size > model_vocabulary:
             raise UserError(
-                f"{directory}: the tokenizer has {self.vocab_size} tokens, the model only {model_vocabulary}: "
+                f"{directory}: the tokenizer has {self.vocab_size} tokens, the model only "
+                f"{model_vocabulary}: "
                 "they do not belong together"
             )
         found = [
@@ -97,7 +101,8 @@ class Tokenizer:
         )
         if not self.eos_ids:
             raise UserError(
-                f"{directory}: no EOS token in generation_config.json, config.json or tokenizer_config.json"
+                f"{directory}: no EOS token in generation_config.json, config.json or "
+                "tokenizer_config.json"
             )
         self.eos = self.eos_ids[0] if self.hf.eos_token_id is None else self.hf.eos_token_id
         first = self._backend.encode("a", add_special_tokens=True).ids[:1]
@@ -107,12 +112,14 @@ class Tokenizer:
         self.adds_space = self._after("\n", "a", special=False) != self.encode("a")
 
     def encode(self, text: str, special: bool = False) -> tuple[int, ...]:
-        """Never adds BOS or EOS. special: control tokens in `text` count as such; otherwise they are letters."""
+        """Never adds BOS or EOS. special: control tokens in `text` count as such; otherwise they
+        are letters."""
         tokenizer = self._backend if special else self._plain
         return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_continuation(self, text: str, special: bool = False) -> tuple[int, ...]:
-        """The tokens of a text that goes on from another one, none of whose tokens crosses the edge."""
+        """The tokens of a text that goes on from another one, none of whose tokens crosses the
+        edge."""
         for before in ("\n", "a", ".") if self.adds_space else ():
             ids = self._after(before, text, special)
             if ids is not None:
@@ -160,6 +167,7 @@ def _token_ids(path: pathlib.Path, value) -> list[int]:
     found = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(item, int) for item in found):
         raise UserError(
-            f"{path}: eos_token_id: expected a token's number or a list of them, found {json.dumps(value)[:80]}"
+            f"{path}: eos_token_id: expected a token's number or a list of them, found "
+            f"{json.dumps(value)[:80]}"
         )
     return found

@@ -1,4 +1,5 @@
-"""Do the labels of a feedback model agree with people? Accuracy on human pairs, position, and calibration of the labels."""
+"""Do the labels of a feedback model agree with people? Accuracy on human pairs, position, and
+calibration of the labels."""
 
 from __future__ import annotations
 
@@ -12,14 +13,16 @@ from cai_jax.evals.rows import row
 
 
 def right(target: float, preferred: int) -> float:
-    """1 where the label p(first is better) is on the side that people preferred, ½ at one half, else 0."""
+    """1 where the label p(first is better) is on the side that people preferred, ½ at one half,
+    else 0."""
     return 0.5 if target == 0.5 else float((target > 0.5) == (preferred == 0))
 
 
 def of_pairs(records: Sequence[Mapping], comparisons: Iterable[Mapping]) -> dict[str, dict]:
-    """comparison id → {"on": its source, "target": the label with orders averaged, "one_order": the label of order ab,
-    "right" and "right_one_order": 1, ½ or 0, "longer": the same for always preferring the longer response}, for comparisons
-    that people have judged ("preferred") and that have labels."""
+    """comparison id → {"on": its source, "target": the label with orders averaged, "one_order": the
+    label of order ab, "right" and "right_one_order": 1, ½ or 0, "longer": the same for always
+    preferring the longer response}, for comparisons that people have judged ("preferred") and that
+    have labels."""
     by_id, found = collections.defaultdict(list), {}
     for record in records:
         by_id[record["comparison_id"]].append(record)
@@ -43,7 +46,8 @@ def of_pairs(records: Sequence[Mapping], comparisons: Iterable[Mapping]) -> dict
 
 
 def flips(records: Sequence[Mapping]) -> Estimate:
-    """The share of labels whose choice changes when the options change places, among those asked in both orders."""
+    """The share of labels whose choice changes when the options change places, among those asked in
+    both orders."""
     changed = []
     for record in records:
         sides = [
@@ -64,8 +68,9 @@ def rows(
     *,
     seed: int = 0,
 ) -> list[dict]:
-    """The rows of one feedback stage: agreement with people by source, with and without averaged orders, its paired difference
-    to the length-only baseline, calibration (to `curves`), the flip rate and the share of first options."""
+    """The rows of one feedback stage: agreement with people by source, with and without averaged
+    orders, its paired difference to the length-only baseline, calibration (to `curves`), the flip
+    rate and the share of first options."""
     out, on = [], collections.defaultdict(dict)
     for pair_id, pair in of_pairs(records, comparisons).items():
         on[pair["on"]][pair_id] = pair

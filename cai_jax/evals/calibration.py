@@ -12,7 +12,8 @@ from cai_jax.evals.intervals import Estimate, wilson
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """The items whose probability fell in [low, high): their mean probability and how often they came true."""
+    """The items whose probability fell in [low, high): their mean probability and how often they
+    came true."""
 
     low: float
     high: float
@@ -27,7 +28,8 @@ def reliability(
     num_bins: int = 10,
     span: tuple[float, float] = (0.0, 1.0),
 ) -> list[Bin]:
-    """Non-empty bins of equal width over `span`; probabilities, outcomes float [n] (an outcome of ½ is a tie)."""
+    """Non-empty bins of equal width over `span`; probabilities, outcomes float [n] (an outcome of ½
+    is a tie)."""
     p, y = _checked(probabilities, outcomes)
     edges = np.linspace(*span, num_bins + 1)
     which = np.clip(np.searchsorted(edges, p, side="right") - 1, 0, num_bins - 1)
@@ -44,7 +46,8 @@ def reliability(
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float | None:
-    """ECE = Σ_b (n_b / n) · |mean probability − frequency| (Guo et al. 2017, eq. 3). None without items."""
+    """ECE = Σ_b (n_b / n) · |mean probability − frequency| (Guo et al. 2017, eq. 3). None without
+    items."""
     n = sum(b.observed.n for b in bins)
     return sum(b.observed.n * abs(b.predicted - b.observed.value) for b in bins) / n if n else None
 
@@ -56,10 +59,11 @@ def brier(probabilities: Sequence[float], outcomes: Sequence[float]) -> float | 
 
 
 def confidence(probabilities: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """For "the right one wins" probabilities [n]: (confidence max(p, 1−p) in [½, 1], correctness 1 / ½ / 0).
+    """For "the right one wins" probabilities [n]: (confidence max(p, 1−p) in [½, 1], correctness 1
+    / ½ / 0).
 
-    Of a pair, which side is called first is arbitrary; confidence against correctness is the diagram that does not
-    depend on it.
+    Of a pair, which side is called first is arbitrary; confidence against correctness is the
+    diagram that does not depend on it.
     """
     p = np.asarray(probabilities, np.float64)
     return np.maximum(p, 1 - p), np.where(p == 0.5, 0.5, (p > 0.5).astype(np.float64))

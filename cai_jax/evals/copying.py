@@ -1,4 +1,5 @@
-"""Words taken over: a weak model repeats the worked examples that it was shown, or gives its own critique for a revision."""
+"""Words taken over: a weak model repeats the worked examples that it was shown, or gives its own
+critique for a revision."""
 
 from __future__ import annotations
 
@@ -19,18 +20,21 @@ def runs(texts: Iterable[str], length: int = RUN) -> set[tuple[str, ...]]:
 
 
 def repeats(text: str, examples: set[tuple[str, ...]], own: Iterable[str]) -> bool:
-    """Whether a run of `text` stands in the examples and in none of the texts that are the model's own task."""
+    """Whether a run of `text` stands in the examples and in none of the texts that are the model's
+    own task."""
     return bool((runs([text]) & examples) - runs(own))
 
 
 def echoes(text: str, source: str) -> bool:
-    """Whether at least half of the runs of `text` stand in `source`. A text too short for a run does not."""
+    """Whether at least half of the runs of `text` stand in `source`. A text too short for a run
+    does not."""
     found = runs([text])
     return bool(found) and 2 * len(found & runs([source])) >= len(found)
 
 
 def of_critiques(records: Sequence[Mapping]) -> list[bool]:
-    """Of every revision that followed a critique: whether it echoes the critique, where it should have answered the prompt."""
+    """Of every revision that followed a critique: whether it echoes the critique, where it should
+    have answered the prompt."""
     return [
         echoes(turn["revision"], turn["critique"])
         for record in records
@@ -42,8 +46,9 @@ def of_critiques(records: Sequence[Mapping]) -> list[bool]:
 def of_revisions(
     records: Sequence[Mapping], examples: Mapping[str, Sequence[str]]
 ) -> tuple[list[bool], list[bool]]:
-    """(of every critique, of every revision): whether it repeats a worked example. `examples`: id → its texts. A revision is
-    not blamed for what stands in the critique that it follows, only for what the answer, dialogue and requests do not hold."""
+    """(of every critique, of every revision): whether it repeats a worked example. `examples`: id →
+    its texts. A revision is not blamed for what stands in the critique that it follows, only for
+    what the answer, dialogue and requests do not hold."""
     critiques, revisions = [], []
     for record in records:
         by_example = [runs(examples[name]) for name in record["few_shot_ids"]]
@@ -60,6 +65,7 @@ def of_revisions(
 
 
 def _shown(by_example: Sequence[set], turn: Mapping, role: str) -> set:
-    """The runs of the worked examples that stood before a turn: the first ones, all where the record does not say."""
+    """The runs of the worked examples that stood before a turn: the first ones, all where the
+    record does not say."""
     count = turn.get("num_few_shot", {}).get(role, len(by_example))
     return set().union(*by_example[:count])

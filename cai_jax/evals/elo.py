@@ -1,7 +1,8 @@
-"""Elo ratings from pairwise outcomes: a Bradley–Terry fit with a Bayesian bootstrap over prompts (Figures 2, 3 and 8).
+"""Elo ratings from pairwise outcomes: a Bradley–Terry fit with a Bayesian bootstrap over prompts
+(Figures 2, 3 and 8).
 
-P(i beats j) = 1 / (1 + 10^(−(e_i − e_j)/400)) = σ(θ_i − θ_j) with e = 400/ln 10 · θ, the scale of the paper.
-One model is the anchor and stands at zero, in the paper SL-CAI.
+P(i beats j) = 1 / (1 + 10^(−(e_i − e_j)/400)) = σ(θ_i − θ_j) with e = 400/ln 10 · θ, the scale of
+the paper. One model is the anchor and stands at zero, in the paper SL-CAI.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 from cai_jax.evals.intervals import Estimate
 
 ELO_PER_LOGIT = 400.0 / math.log(10.0)
-# Half a virtual tie for every pair that was compared keeps a rating finite where one side won every match.
+# Half a virtual tie for every pair that was compared keeps a rating finite where one side won every
+# match.
 PRIOR = 0.5
 TINY = 1e-6  # matches
 TIES = {"drop": "ties dropped", "half": "ties a half"}
@@ -23,7 +25,8 @@ TIES = {"drop": "ties dropped", "half": "ties a half"}
 def outcomes_from_scores(
     scores: Mapping[str, Mapping[str, float]],
 ) -> dict[tuple[str, str], dict[str, float]]:
-    """A scalar judge on model → prompt id → score: (a, b) → prompt id → 1 where a wins, ½ for a tie, 0 where b does."""
+    """A scalar judge on model → prompt id → score: (a, b) → prompt id → 1 where a wins, ½ for a
+    tie, 0 where b does."""
     names = list(scores)
     return {
         (a, b): {
@@ -38,8 +41,9 @@ def outcomes_from_scores(
 def outcomes_from_judge(
     judge: Callable[[str, str, str], float], answers: Mapping[str, Mapping[str, str]]
 ):
-    """A judge that is shown two texts: `judge(prompt_id, first, second)` → P(first is better). Both orders are asked
-    and averaged, so a preference for a place cancels. `answers`: model → prompt id → text."""
+    """A judge that is shown two texts: `judge(prompt_id, first, second)` → P(first is better). Both
+    orders are asked and averaged, so a preference for a place cancels. `answers`: model → prompt id
+    → text."""
     names = list(answers)
     return {
         (a, b): {
@@ -53,10 +57,11 @@ def outcomes_from_judge(
 
 
 def bradley_terry(wins: np.ndarray, *, anchor: int = 0, num_steps: int = 100) -> np.ndarray:
-    """Maximum-likelihood θ [..., K] from win counts wins [..., K, K] (i over j; ties half each), θ[anchor] = 0.
+    """Maximum-likelihood θ [..., K] from win counts wins [..., K, K] (i over j; ties half each),
+    θ[anchor] = 0.
 
-    Newton on the concave log-likelihood Σ_ij w_ij log σ(θ_i − θ_j). Raises ValueError where the models are not all
-    connected by matches.
+    Newton on the concave log-likelihood Σ_ij w_ij log σ(θ_i − θ_j). Raises ValueError where the
+    models are not all connected by matches.
     """
     w = np.asarray(wins, np.float64)
     n = w + np.swapaxes(w, -1, -2)
@@ -81,7 +86,8 @@ def bradley_terry(wins: np.ndarray, *, anchor: int = 0, num_steps: int = 100) ->
 
 
 def _reachable(met: np.ndarray, start: int) -> list[int]:
-    """The models [K] that `start` met, directly or through others, by met [K, K]; sorted, with itself."""
+    """The models [K] that `start` met, directly or through others, by met [K, K]; sorted, with
+    itself."""
     reach = np.linalg.matrix_power(np.eye(len(met)) + met, len(met)) > 0
     return np.flatnonzero(reach[start]).tolist()
 
@@ -115,19 +121,19 @@ def elo(
 ) -> dict[str, Estimate]:
     """Model → Elo against `anchor`, with a 95 % interval from a Bayesian bootstrap over prompts.
 
-    The bootstrap (Rubin 1981) draws an exponential weight for each prompt, so a prompt's matches stay together, and adds to
-    every pair that met a virtual win and loss of weight Gamma(½). For two models that is Jeffreys' interval of the share of
-    wins; it has width after a clean sweep too, where resampled prompts all agree. The rating itself has PRIOR virtual ties.
+    The bootstrap (Rubin 1981) draws an exponential weight for each prompt, so a prompt's matches
+    stay together, and adds to every pair that met a virtual win and loss of weight Gamma(½). For
+    two models that is Jeffreys' interval of the share of wins; it has width after a clean sweep
+    too, where resampled prompts all agree. The rating itself has PRIOR virtual ties.
 
     Args:
-        outcomes: (a, b) → prompt id → share of the match that a won.
-        anchor: the model whose Elo is zero by definition; it has no interval, nor has any model from a single prompt.
-        ties: "half" counts a tie as half a win of each; "drop" leaves it out, as the paper does.
-        seed: of the resamples.
-        num_resamples: how many of them.
+        outcomes: (a, b) → prompt id → share of the match that a won. anchor: the model whose Elo is
+        zero by definition; it has no interval, nor has any model from a single prompt. ties: "half"
+        counts a tie as half a win of each; "drop" leaves it out, as the paper does. seed: of the
+        resamples. num_resamples: how many of them.
 
-    Returns:
-        An estimate for every model; without a value where no match connects the model with the anchor.
+    Returns: An estimate for every model; without a value where no match connects the model with the
+        anchor.
 
     Raises:
         ValueError: for another word in `ties`, and where the anchor played no match.
@@ -154,7 +160,8 @@ def elo(
 
 
 def _rated(outcomes, names, prompts, anchor: str, seed: int, num_resamples: int):
-    """Model → Elo for models that matches connect, the fit and its bootstrap as `elo` describes them."""
+    """Model → Elo for models that matches connect, the fit and its bootstrap as `elo` describes
+    them."""
     zero, count = names.index(anchor), len(prompts)
     point = win_matrices(outcomes, names, prompts, np.ones((1, count)))
     met = (point + np.swapaxes(point, -1, -2) > 0)[0]

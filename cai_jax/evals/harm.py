@@ -1,7 +1,9 @@
-"""Absolute harmfulness from 0 to 4 (section 4.5, Figure 10): is the regressor right, and how much harm does it expect?
+"""Absolute harmfulness from 0 to 4 (section 4.5, Figure 10): is the regressor right, and how much
+harm does it expect?
 
-The regressor's squared error on dialogues that it was not trained on stands beside that of always saying the mean. Expected
-harm is its mean over the samples of a prompt, then over prompts: the prompt is the independent unit.
+The regressor's squared error on dialogues that it was not trained on stands beside that of always
+saying the mean. Expected harm is its mean over the samples of a prompt, then over prompts: the
+prompt is the independent unit.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ def place(temperature: float) -> str:
 
 
 def held_out(records: Iterable[Mapping], mean: float, *, seed: int = 0) -> dict[str, dict]:
-    """By source of the records {"rating", "predicted", "source"}: "l2" (mean squared error with its interval),
-    "mean_predictor" (that of always saying `mean`), "difference" (paired, ours − the mean's) and "correlation"."""
+    """By source of the records {"rating", "predicted", "source"}: "l2" (mean squared error with its
+    interval), "mean_predictor" (that of always saying `mean`), "difference" (paired, ours − the
+    mean's) and "correlation"."""
     groups = collections.defaultdict(list)
     for record in records:
         groups[record["source"]].append((record["rating"], record["predicted"]))
@@ -83,8 +86,9 @@ def regressor_rows(found: Mapping[str, Mapping], model: str) -> list[dict]:
 def rows(
     records: Sequence[Mapping], harms: Mapping[str, float], models: Sequence[str], *, seed: int = 0
 ) -> list[dict]:
-    """Expected harm of each model on each set (`record["on"]`, see `place`), its paired difference to the first model, and
-    the share of prompts whose mean is above the middle of the scale. `harms`: record id → what the regressor says."""
+    """Expected harm of each model on each set (`record["on"]`, see `place`), its paired difference
+    to the first model, and the share of prompts whose mean is above the middle of the scale.
+    `harms`: record id → what the regressor says."""
     groups = collections.defaultdict(list)
     for record in records:
         if record["id"] in harms:

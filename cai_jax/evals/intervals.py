@@ -1,7 +1,9 @@
-"""95 % intervals: Wilson for shares, seeded bootstrap for means, and paired differences on the same items of both.
+"""95 % intervals: Wilson for shares, seeded bootstrap for means, and paired differences on the same
+items of both.
 
-Every number that a run reports is an `Estimate`. `low` and `high` are None where the data cannot give an interval (fewer
-than two items, or values that are all equal), so a table never shows a false certainty: no interval has zero width.
+Every number that a run reports is an `Estimate`. `low` and `high` are None where the data cannot
+give an interval (fewer than two items, or values that are all equal), so a table never shows a
+false certainty: no interval has zero width.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ FEW = 4  # fewer items than this are not resampled
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number with its interval; `n` is the count of independent items behind it (prompts, not samples)."""
+    """A number with its interval; `n` is the count of independent items behind it (prompts, not
+    samples)."""
 
     value: float | None
     low: float | None
@@ -35,7 +38,8 @@ class Estimate:
 
 
 def wilson(successes: float, n: int, level: float = 0.95) -> Estimate:
-    """Wilson score interval of a proportion (Wilson 1927, eq. 4). `successes` may be fractional (ties count a half).
+    """Wilson score interval of a proportion (Wilson 1927, eq. 4). `successes` may be fractional
+    (ties count a half).
 
     centre = (p + z²/2n) / (1 + z²/n),  half width = z / (1 + z²/n) · √(p(1−p)/n + z²/4n²).
     """
@@ -51,8 +55,8 @@ def wilson(successes: float, n: int, level: float = 0.95) -> Estimate:
 
 
 def net_wins(differences: Sequence[float]) -> Estimate:
-    """P(> 0) − P(< 0) among `differences` [n], by Wilson's interval of wins in which a tie is a half: unlike a resampled mean it
-    is not certain where all of a few agree."""
+    """P(> 0) − P(< 0) among `differences` [n], by Wilson's interval of wins in which a tie is a
+    half: unlike a resampled mean it is not certain where all of a few agree."""
     won = sum(0.5 * (1 + float(d > 0) - float(d < 0)) for d in differences)
     found = wilson(won, len(differences))
     return (
@@ -69,12 +73,13 @@ def bootstrap_mean(
     level: float = 0.95,
     num_resamples: int = NUM_RESAMPLES,
 ) -> Estimate:
-    """Mean of `values` [n] with the wider of two intervals on each side: bootstrap-t (Efron & Tibshirani 1993, section 12.5)
-    and Student's t.
+    """Mean of `values` [n] with the wider of two intervals on each side: bootstrap-t (Efron &
+    Tibshirani 1993, section 12.5) and Student's t.
 
-    The first follows skewed values, the second does not shrink where a few resamples agree; together they cover a mean of
-    normal, uniform or exponential values at least 93 times of 100 from eight items on. Below four items Student's is the
-    only one. All-equal values have no interval: they say nothing of how far another item would be from them.
+    The first follows skewed values, the second does not shrink where a few resamples agree;
+    together they cover a mean of normal, uniform or exponential values at least 93 times of 100
+    from eight items on. Below four items Student's is the only one. All-equal values have no
+    interval: they say nothing of how far another item would be from them.
     """
     x = np.asarray(values, np.float64)
     if x.ndim != 1 or not np.all(np.isfinite(x)):
@@ -106,9 +111,11 @@ def bootstrap_mean(
 
 
 def share_difference(differences: Sequence[float], level: float = 0.95) -> Estimate:
-    """Mean of `differences` [n] between two shares of the same items, each in [−1, 1] (Bonett & Price 2012, eq. 5).
+    """Mean of `differences` [n] between two shares of the same items, each in [−1, 1] (Bonett &
+    Price 2012, eq. 5).
 
-    Wald's interval after one item of −1 and one of +1 are added: it covers from two items on and has width where all agree.
+    Wald's interval after one item of −1 and one of +1 are added: it covers from two items on and
+    has width where all agree.
     """
     d = np.asarray(differences, np.float64)
     if d.ndim != 1 or not np.all(np.abs(d) <= 1):  # also refuses NaN
@@ -125,7 +132,8 @@ def share_difference(differences: Sequence[float], level: float = 0.95) -> Estim
 
 
 def cluster_means(values: Sequence[float], clusters: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Averages samples of one prompt, the unit that is independent: (sorted names, their means float64)."""
+    """Averages samples of one prompt, the unit that is independent: (sorted names, their means
+    float64)."""
     groups: dict[str, list[float]] = {}
     for value, name in zip(values, clusters, strict=True):
         groups.setdefault(name, []).append(float(value))
@@ -141,18 +149,22 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str], *, seed: in
 def paired_difference(
     a: dict[str, float], b: dict[str, float], *, seed: int = 0, shares: bool = False
 ) -> Estimate:
-    """Mean of b − a over the items that both have, by item id. Pairing removes the spread between items.
+    """Mean of b − a over the items that both have, by item id. Pairing removes the spread between
+    items.
 
-    `shares`: the values are in [0, 1] (right or wrong, refused or not), so `share_difference` gives the interval.
+    `shares`: the values are in [0, 1] (right or wrong, refused or not), so `share_difference` gives
+    the interval.
     """
     differences = [b[name] - a[name] for name in sorted(set(a) & set(b))]
     return share_difference(differences) if shares else bootstrap_mean(differences, seed=seed)
 
 
 def mcnemar(a: dict[str, float], b: dict[str, float]) -> float | None:
-    """Exact two-sided McNemar p-value for two models' right (1) and wrong (0) answers on the same items.
+    """Exact two-sided McNemar p-value for two models' right (1) and wrong (0) answers on the same
+    items.
 
-    Only items that exactly one of them got right count: under the null they split as Binomial(m, ½). None without any.
+    Only items that exactly one of them got right count: under the null they split as Binomial(m,
+    ½). None without any.
     """
     only_a = sum(1 for name in a if name in b and a[name] > b[name])
     only_b = sum(1 for name in a if name in b and b[name] > a[name])

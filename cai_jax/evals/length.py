@@ -1,8 +1,10 @@
-"""Two models compared as if their answers were equally long: preference models often reward length itself.
+"""Two models compared as if their answers were equally long: preference models often reward length
+itself.
 
-By prompt i: d_i the difference of two models' scores, l_i that of their lengths. Both measures fit what length explains and read
-the fit at l = 0, the idea of length-controlled AlpacaEval (Dubois et al. 2024, arXiv 2404.04475, eq. 2, without its term for the
-prompt's difficulty). They correct for a length that acts evenly; they cannot tell length from what comes with it.
+By prompt i: d_i the difference of two models' scores, l_i that of their lengths. Both measures fit
+what length explains and read the fit at l = 0, the idea of length-controlled AlpacaEval (Dubois et
+al. 2024, arXiv 2404.04475, eq. 2, without its term for the prompt's difficulty). They correct for a
+length that acts evenly; they cannot tell length from what comes with it.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ RIDGE = 0.25  # on the slope: keeps it finite where length separates wins from l
 def score_difference(
     scores: Sequence[float], lengths: Sequence[float], *, level: float = 0.95, seed: int = 0
 ) -> Estimate:
-    """The intercept of d on l by least squares, with a t-interval on errors that may differ by prompt (HC3, MacKinnon & White
-    1985). The plain mean where all l are equal; no interval below eight prompts."""
+    """The intercept of d on l by least squares, with a t-interval on errors that may differ by
+    prompt (HC3, MacKinnon & White 1985). The plain mean where all l are equal; no interval below
+    eight prompts."""
     d, gap = _checked(scores, lengths)
     n = len(d)
     if n == 0 or np.ptp(gap) == 0:
@@ -49,9 +52,10 @@ def net_wins(
     seed: int = 0,
     num_resamples: int = 1000,
 ) -> Estimate:
-    """P(win) − P(loss) at equal length: 2 σ(a) − 1 of P(win) = σ(a + b · tanh(l / std l)), with one virtual tie at l = 0 and a
-    small ridge on b. A tie is half a win; zero means that neither is preferred. Bayesian bootstrap over prompts, with a win
-    and a loss of weight Gamma(½) at l = 0 (as in `elo.elo`): it has width where one side won all."""
+    """P(win) − P(loss) at equal length: 2 σ(a) − 1 of P(win) = σ(a + b · tanh(l / std l)), with one
+    virtual tie at l = 0 and a small ridge on b. A tie is half a win; zero means that neither is
+    preferred. Bayesian bootstrap over prompts, with a win and a loss of weight Gamma(½) at l = 0
+    (as in `elo.elo`): it has width where one side won all."""
     d, gap = _checked(scores, lengths)
     n = len(d)
     if n == 0:
@@ -74,8 +78,8 @@ def net_wins(
 def _fit(
     counts: np.ndarray, virtual: np.ndarray, x: np.ndarray, won: np.ndarray, num_steps: int = 40
 ) -> np.ndarray:
-    """The intercepts [R] of weighted logistic fits by Newton's method; counts [R, n] are the prompts' weights, virtual
-    [R, 2] those of a win and a loss at l = 0."""
+    """The intercepts [R] of weighted logistic fits by Newton's method; counts [R, n] are the
+    prompts' weights, virtual [R, 2] those of a win and a loss at l = 0."""
     a, b = np.zeros(len(counts)), np.zeros(len(counts))
     for _ in range(num_steps):
         p = expit(a[:, None] + b[:, None] * x)

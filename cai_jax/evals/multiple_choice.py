@@ -1,8 +1,10 @@
-"""A language model answers lettered questions: the option with the highest log-probability is its answer.
+"""A language model answers lettered questions: the option with the highest log-probability is its
+answer.
 
-Zero-shot, few-shot (items of the same set as worked examples, never of themselves) and chain of thought with an ensemble
-of sampled chains whose probabilities are averaged (sections 2 and 4.1 of the paper). Every mode answers every item.
-Baselines: chance, the most frequent right letter, and always the longer option.
+Zero-shot, few-shot (items of the same set as worked examples, never of themselves) and chain of
+thought with an ensemble of sampled chains whose probabilities are averaged (sections 2 and 4.1 of
+the paper). Every mode answers every item. Baselines: chance, the most frequent right letter, and
+always the longer option.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ OPTION_LINE = re.compile(r"^\s*\(([A-Z])\)\s?(.*?)(?=^\s*\([A-Z]\)|\Z)", re.MULT
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceResult:
-    """One item: probabilities over its options [number of options], normalised against each other, and the log-probabilities
-    that they come from (none after chains, where probabilities are means)."""
+    """One item: probabilities over its options [number of options], normalised against each other,
+    and the log-probabilities that they come from (none after chains, where probabilities are
+    means)."""
 
     id: str
     subset: str | None
@@ -67,8 +70,8 @@ def normalise(logprobs: Sequence[float]) -> tuple[float, ...]:
 def score_requests(
     items: Sequence, format, shots: Mapping[str, Sequence] | None = None
 ) -> list[ScoreRequest]:
-    """One request per item: its options after "The answer is:". Its worked examples, `shots` by the item's id, are a leading
-    segment, which items with the same ones share."""
+    """One request per item: its options after "The answer is:". Its worked examples, `shots` by the
+    item's id, are a leading segment, which items with the same ones share."""
     return [_request(item, format, (shots or {}).get(item.id, ())) for item in items]
 
 
@@ -82,7 +85,8 @@ def _request(item, format, shots: Sequence) -> ScoreRequest:
 def shots_that_fit(
     items: Sequence, format, shots: Mapping[str, Sequence], max_length: int
 ) -> dict[str, Sequence]:
-    """`shots` without the last worked examples of those items whose requests are longer than `max_length` with them."""
+    """`shots` without the last worked examples of those items whose requests are longer than
+    `max_length` with them."""
 
     def length(item, count: int) -> fitting.Segments:
         request = _request(item, format, shots[item.id][:count])
@@ -104,15 +108,18 @@ def closed(prompt: str) -> str:
 
 
 def num_shots_of(items: Sequence, num_shots: int) -> int:
-    """How many worked examples an item of the set has: fewer where not twice as many items are there."""
+    """How many worked examples an item of the set has: fewer where not twice as many items are
+    there."""
     return min(num_shots, len(items) // 2)
 
 
 def draw_shots(items: Sequence, num_shots: int, seed: int) -> dict[str, list]:
-    """item id → its `num_shots` worked examples (fewer where not twice as many items are there), drawn once for all models.
+    """item id → its `num_shots` worked examples (fewer where not twice as many items are there),
+    drawn once for all models.
 
-    All items have the same ones, but those that are these worked examples themselves: they have another draw. So every item
-    is answered, none is shown its own answer, and there are two headers to prefill.
+    All items have the same ones, but those that are these worked examples themselves: they have
+    another draw. So every item is answered, none is shown its own answer, and there are two headers
+    to prefill.
     """
     count = num_shots_of(items, num_shots)
     drawn = (
@@ -135,8 +142,9 @@ def answer(
     shots: Mapping[str, Sequence] | None = None,
     max_length: int | None = None,
 ) -> Iterator[ChoiceResult]:
-    """Results as they are scored. `score(requests)` yields a Score for each request that fits the context; items whose
-    request it leaves out are left out here. `max_length`: of the context; the last worked examples go where they do not fit."""
+    """Results as they are scored. `score(requests)` yields a Score for each request that fits the
+    context; items whose request it leaves out are left out here. `max_length`: of the context; the
+    last worked examples go where they do not fit."""
     by_id = {item.id: item for item in items}
     if shots and max_length:
         shots = shots_that_fit(items, format, shots, max_length)
@@ -153,8 +161,8 @@ def answer(
 
 
 def chain_header(constitution, num_examples: int, seed: int) -> list[tuple[str, str, str]]:
-    """The first worked chains of a constitution as (question, reasoning, answer), each by a principle of its own draw. All
-    items have the same ones, so that they are prefilled once."""
+    """The first worked chains of a constitution as (question, reasoning, answer), each by a
+    principle of its own draw. All items have the same ones, so that they are prefilled once."""
     rng, principles = (
         seeds.row_rng(seed, "multiple_choice", "chains"),
         constitution.comparison_principles,
@@ -182,20 +190,17 @@ def answer_with_chains(
     header: Sequence[tuple[str, str, str]] = (),
     max_length: int | None = None,
 ) -> Iterator[ChoiceResult]:
-    """Chain of thought: each of `num_chains` sampled chains answers, and the probabilities are averaged. Works in blocks
-    of items, so that a caller who keeps results loses little when it is stopped.
+    """Chain of thought: each of `num_chains` sampled chains answers, and the probabilities are
+    averaged. Works in blocks of items, so that a caller who keeps results loses little when it is
+    stopped.
 
     Args:
-        sample: (requests, sampling) → Completions of what fits the context.
-        score: requests → Scores of what fits the context.
-        items: what is answered.
-        format: of the answering model's dialogues.
-        seed: of the chains.
-        num_chains: how many are sampled for an item.
-        max_chain_tokens: at most so many tokens each.
-        temperature: of the chains.
-        header: worked chains before each question (`chain_header`); the last ones are left out where they do not fit.
-        max_length: tokens of the context; None where nothing is left out.
+        sample: (requests, sampling) → Completions of what fits the context. score: requests →
+        Scores of what fits the context. items: what is answered. format: of the answering model's
+        dialogues. seed: of the chains. num_chains: how many are sampled for an item.
+        max_chain_tokens: at most so many tokens each. temperature: of the chains. header: worked
+        chains before each question (`chain_header`); the last ones are left out where they do not
+        fit. max_length: tokens of the context; None where nothing is left out.
     """
     room = None if max_length is None else max_length - max_chain_tokens - CONCLUSION_TOKENS
 
@@ -260,7 +265,8 @@ def accuracy(results: Sequence[ChoiceResult]) -> Estimate:
 
 
 def option_texts(item) -> list[str] | None:
-    """The options' texts: the dialogues' last turns where given, else the "(A) …" lines of the prompt, else None."""
+    """The options' texts: the dialogues' last turns where given, else the "(A) …" lines of the
+    prompt, else None."""
     if item.dialogues and len(item.options) == 2:
         texts = [item.dialogues[0][-1].text, item.dialogues[1][-1].text]
         return texts if item.correct == 0 else texts[::-1]
@@ -270,7 +276,8 @@ def option_texts(item) -> list[str] | None:
 
 
 def baselines(items: Sequence) -> dict[str, float | None]:
-    """chance: mean of 1/options; majority: the most frequent right letter; longer: the longest option, ties split."""
+    """chance: mean of 1/options; majority: the most frequent right letter; longer: the longest
+    option, ties split."""
     if not items:
         return {"chance": None, "majority": None, "longer": None}
     letters = collections.Counter(item.options[item.correct] for item in items)
@@ -289,7 +296,8 @@ def baselines(items: Sequence) -> dict[str, float | None]:
 
 
 def first_option_share(results: Sequence[ChoiceResult]) -> Estimate:
-    """How often the first letter is picked: far from its true share, the model answers by position."""
+    """How often the first letter is picked: far from its true share, the model answers by
+    position."""
     return wilson(sum(r.picked == 0 for r in results), len(results))
 
 
@@ -301,7 +309,8 @@ def against(
     found: Sequence[ChoiceResult],
     before: Sequence[ChoiceResult],
 ) -> list[dict]:
-    """The paired difference of `model` to `other` in one mode on the same items; none of a model to itself."""
+    """The paired difference of `model` to `other` in one mode on the same items; none of a model to
+    itself."""
     if model == other:
         return []
     a, b = ({result.id: result.right for result in results} for results in (before, found))
@@ -329,18 +338,16 @@ def rows(
     plain: Sequence[ChoiceResult] = (),
     clamp: Sequence[float] = (),
 ) -> list[dict]:
-    """The rows of one mode on one set: accuracy over all and by subset with its baselines, the paired difference to the same
-    items zero-shot, the first of several chains alone, the share of first options, and calibration.
+    """The rows of one mode on one set: accuracy over all and by subset with its baselines, the
+    paired difference to the same items zero-shot, the first of several chains alone, the share of
+    first options, and calibration.
 
     Args:
-        model: the answering model's name.
-        on: the set's name.
-        mode: "zero_shot", "few_shot" or "chain_of_thought".
-        items: the set.
-        found: the answers to those that fitted the context.
-        curves: where reliability curves go.
-        plain: the zero-shot answers, for the difference.
-        clamp: (low, high) that probabilities after chains are clamped to in a second curve, being what a preference model
+        model: the answering model's name. on: the set's name. mode: "zero_shot", "few_shot" or
+        "chain_of_thought". items: the set. found: the answers to those that fitted the context.
+        curves: where reliability curves go. plain: the zero-shot answers, for the difference.
+        clamp: (low, high) that probabilities after chains are clamped to in a second curve, being
+        what a preference model
             then learns from; empty for none.
     """
     subsets = collections.defaultdict(list)

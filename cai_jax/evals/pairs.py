@@ -1,6 +1,8 @@
-"""A preference model ranks pairs whose better side is known: dialogues of lettered questions, and human comparisons.
+"""A preference model ranks pairs whose better side is known: dialogues of lettered questions, and
+human comparisons.
 
-`ctx` is the stage's context (`stages.context.StageContext`), which counts what is left out and shows progress.
+`ctx` is the stage's context (`stages.context.StageContext`), which counts what is left out and
+shows progress.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from cai_jax.structs import Message
 
 
 def rows(ctx, reward, choices: dict, journal, curves: dict) -> list[dict]:
-    """Accuracy of the preference model on the items' dialogues and on human comparisons, over all and by part."""
+    """Accuracy of the preference model on the items' dialogues and on human comparisons, over all
+    and by part."""
     config = ctx.config
     sets = {
         on: [(item.id, item.subset, *item.dialogues) for item in items if item.dialogues]

@@ -1,4 +1,5 @@
-"""Preference models on pairs whose better answer is known: accuracy, its baselines, and calibration of σ(Δ)."""
+"""Preference models on pairs whose better answer is known: accuracy, its baselines, and calibration
+of σ(Δ)."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from cai_jax.evals.intervals import Estimate, wilson
 
 @dataclasses.dataclass(frozen=True)
 class PairAccuracy:
-    """`accuracy` with its Wilson interval; `longer`: always preferring the longer text; both count ties a half. `wins` and
-    `longer_wins` [n] are the same pair by pair: 1, ½ or 0."""
+    """`accuracy` with its Wilson interval; `longer`: always preferring the longer text; both count
+    ties a half. `wins` and `longer_wins` [n] are the same pair by pair: 1, ½ or 0."""
 
     accuracy: Estimate
     longer: Estimate
@@ -40,14 +41,15 @@ def pair_accuracy(
     scale: float = 1.0,
     num_bins: int = 5,
 ) -> PairAccuracy:
-    """Accuracy on pairs, and calibration of P(chosen better) = σ(r_chosen − r_rejected) for raw scores r (2204 eq. 2.1):
-    confidence max(P, 1−P) in [½, 1] against how often the preferred one is the chosen one.
+    """Accuracy on pairs, and calibration of P(chosen better) = σ(r_chosen − r_rejected) for raw
+    scores r (2204 eq. 2.1): confidence max(P, 1−P) in [½, 1] against how often the preferred one is
+    the chosen one.
 
     Args:
         chosen, rejected: scores [n].
         chosen_texts, rejected_texts: their texts, for the baseline that prefers the longer one.
-        scale: what differences of these scores are multiplied by to be those of raw ones: the standard deviation that the
-            scores were divided by. A rescaled difference is no logit.
+        scale: what differences of these scores are multiplied by to be those of raw ones: the
+            standard deviation that the scores were divided by. A rescaled difference is no logit.
         num_bins: of the confidence.
     """
     chosen, rejected = np.asarray(chosen, np.float64), np.asarray(rejected, np.float64)

@@ -1,6 +1,8 @@
-"""Models answer the lettered questions of an evaluation: what is asked, kept in the stage's journal, and counted.
+"""Models answer the lettered questions of an evaluation: what is asked, kept in the stage's
+journal, and counted.
 
-`ctx` is the stage's context (`stages.context.StageContext`), which loads models, samples and scores.
+`ctx` is the stage's context (`stages.context.StageContext`), which loads models, samples and
+scores.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ def choice_sets(text: str, limit: int | None, big_bench: str = "") -> dict[str, 
 
 
 def rows(ctx, models: dict[str, str], on: str, items, journal, curves: dict) -> list[dict]:
-    """Accuracy of each model (name → reference) on a set, in each mode that the config asks for, over all and by subset; of later
-    ones also the paired difference to the first, in the journal, too, where only later ones' rows begin with their names."""
+    """Accuracy of each model (name → reference) on a set, in each mode that the config asks for,
+    over all and by subset; of later ones also the paired difference to the first, in the journal,
+    too, where only later ones' rows begin with their names."""
     config, out, first = ctx.config, [], {}
     shots = multiple_choice.draw_shots(items, config.num_few_shot, ctx.seed)
     modes = (
@@ -77,8 +80,8 @@ def rows(ctx, models: dict[str, str], on: str, items, journal, curves: dict) -> 
 
 
 def examples_left_out(ctx, asked, sets: dict[str, list]) -> dict[str, int]:
-    """How many worked examples and chains the questions in the journal lacked (`fitting.examples_left_out`); {} where none
-    were wanted. `sets`: name → items."""
+    """How many worked examples and chains the questions in the journal lacked
+    (`fitting.examples_left_out`); {} where none were wanted. `sets`: name → items."""
     chains, few_shot = len(_worked_chains(ctx)), ctx.config.num_few_shot
     requests = [
         (
@@ -111,8 +114,9 @@ def _ask(
     shots: dict,
     journal,
 ) -> None:
-    """Lets a model answer those of the items that are not in the journal yet, mode → items. Without chains of thought they
-    share forward passes with others of the set, in the same company always: a restart changes nothing."""
+    """Lets a model answer those of the items that are not in the journal yet, mode → items. Without
+    chains of thought they share forward passes with others of the set, in the same company always:
+    a restart changes nothing."""
     config, model = ctx.config, ctx.load_model(reference, format=ctx.config.format)
     engine = ctx.engine(model)
 

@@ -1,4 +1,5 @@
-"""The one schema of `metrics.json`: rows, each a number with its interval, its baselines, and what it means."""
+"""The one schema of `metrics.json`: rows, each a number with its interval, its baselines, and what
+it means."""
 
 from __future__ import annotations
 
@@ -24,10 +25,11 @@ def row(
     note: str = "",
     **extra,
 ) -> dict:
-    """A JSON-able row. `name` is unique: metric/on/model, with −against for a paired difference (model − against).
+    """A JSON-able row. `name` is unique: metric/on/model, with −against for a paired difference
+    (model − against).
 
-    `on`: the set of prompts or items. `baseline`: name → value. A difference whose interval covers zero has null = True
-    and says so in `note`: a null result is a result.
+    `on`: the set of prompts or items. `baseline`: name → value. A difference whose interval covers
+    zero has null = True and says so in `note`: a null result is a result.
     """
     if good not in DIRECTIONS:
         raise ValueError(f"good is one of {DIRECTIONS}")

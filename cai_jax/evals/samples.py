@@ -1,7 +1,9 @@
-"""From sampled answers and their preference-model scores to rows: every score with its length, style and Elo beside it.
+"""From sampled answers and their preference-model scores to rows: every score with its length,
+style and Elo beside it.
 
-Records are response records with `on` (the set of prompts) and `name` (the model). Samples of one prompt are averaged
-first: the prompt is the independent unit. Differences are paired by prompt and taken against the first model.
+Records are response records with `on` (the set of prompts) and `name` (the model). Samples of one
+prompt are averaged first: the prompt is the independent unit. Differences are paired by prompt and
+taken against the first model.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from cai_jax.evals.intervals import (
 )
 from cai_jax.evals.rows import row
 
-# metric → (unit, which way is good). Refusals are good or bad by the prompts they answer, so neither here.
+# metric → (unit, which way is good). Refusals are good or bad by the prompts they answer, so
+# neither here.
 METRICS = {
     "pm_score": ("PM score", "higher"),
     "num_tokens": ("tokens", None),
@@ -36,14 +39,16 @@ METRICS = {
 # Units of means of values that are 0 or 1 (or ½), whose intervals are those of shares.
 SHARES = ("share", "accuracy")
 
-# Kinds of prompts like "safe:homonyms" (the XSTest schema) are counted apart: a refusal of a safe one is over-refusal.
+# Kinds of prompts like "safe:homonyms" (the XSTest schema) are counted apart: a refusal of a safe
+# one is over-refusal.
 LABELS = ("safe", "unsafe")
 
 
 def by_prompt(
     records: Sequence[Mapping], scores: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
-    """metric → prompt id → mean over its samples, for the records of one model on one set of prompts."""
+    """metric → prompt id → mean over its samples, for the records of one model on one set of
+    prompts."""
     style = text_statistics.describe([r["response"] for r in records])
     values = {
         "num_tokens": [r["num_tokens"] for r in records],
@@ -142,8 +147,9 @@ def rows(
 
 
 def mean_estimate(values: Sequence[float], unit: str, seed: int) -> Estimate:
-    """The mean of a metric with this unit: all zeros among n prompts do not make a share zero, and Wilson says how large it
-    may still be. A share of 4-grams varies less than a share of answers, so only where all are equal is it treated as one."""
+    """The mean of a metric with this unit: all zeros among n prompts do not make a share zero, and
+    Wilson says how large it may still be. A share of 4-grams varies less than a share of answers,
+    so only where all are equal is it treated as one."""
     estimate = bootstrap_mean(values, seed=seed)
     if unit == "share" or (unit.startswith("share") and estimate.low is None):
         return wilson(sum(values), len(values))
@@ -153,7 +159,8 @@ def mean_estimate(values: Sequence[float], unit: str, seed: int) -> Estimate:
 def difference_estimate(
     before: Mapping[str, float], after: Mapping[str, float], unit: str, seed: int
 ) -> Estimate:
-    """The paired difference after − before of a metric with this unit, by prompt; of shares as in `mean_estimate`."""
+    """The paired difference after − before of a metric with this unit, by prompt; of shares as in
+    `mean_estimate`."""
     estimate = paired_difference(before, after, seed=seed, shares=unit in SHARES)
     if unit.startswith("share") and estimate.low is None:
         return paired_difference(before, after, shares=True)
@@ -163,7 +170,8 @@ def difference_estimate(
 def win_rows(
     metric: str, on: str, won: Mapping[tuple[str, str], Mapping[str, float]]
 ) -> list[dict]:
-    """How often the second model of each pair beats the first (`elo.outcomes_from_scores`); a tie is half a win."""
+    """How often the second model of each pair beats the first (`elo.outcomes_from_scores`); a tie
+    is half a win."""
     found = []
     for (a, b), by_prompt in won.items():
         rate = wilson(sum(1 - share for share in by_prompt.values()), len(by_prompt))
@@ -177,7 +185,8 @@ def win_rows(
 def _at_equal_length(
     on: str, name: str, first: str, means: Mapping, before: Mapping, seed: int
 ) -> list[dict]:
-    """Differences to the first model with what length explains taken out (`length.py`), beside the plain net wins."""
+    """Differences to the first model with what length explains taken out (`length.py`), beside the
+    plain net wins."""
     common = sorted(set(means["pm_score"]) & set(before["pm_score"]))
     if not common:
         return []
@@ -202,8 +211,9 @@ def _at_equal_length(
 def revision_rows(
     revisions: Sequence[Mapping], scores: Mapping[str, float], *, seed: int = 0
 ) -> list[dict]:
-    """PM score after 0, 1, … revisions (Figure 5); how far they moved it by kind of harm, and by principle with how often
-    it was used and changed the answer, over all ("revisions") and within each kind of harm ("revisions:KIND").
+    """PM score after 0, 1, … revisions (Figure 5); how far they moved it by kind of harm, and by
+    principle with how often it was used and changed the answer, over all ("revisions") and within
+    each kind of harm ("revisions:KIND").
 
     `scores`: "<record id>#<number of revisions>" → score.
     """

@@ -1,4 +1,5 @@
-"""The model card of an export: what it was made from, by which principles, with which settings, and what was measured."""
+"""The model card of an export: what it was made from, by which principles, with which settings, and
+what was measured."""
 
 from __future__ import annotations
 
@@ -75,8 +76,9 @@ def model_card(
     adapters: bool = False,
     header: dict[str, str] | None = None,
 ) -> str:
-    """Markdown with the hub's header. `facts`: {label: value} of the export itself (parameters, dtype, offset, …);
-    adapters: whether the directory holds nothing but those; header: further fields of the hub's header (`origin.header`)."""
+    """Markdown with the hub's header. `facts`: {label: value} of the export itself (parameters,
+    dtype, offset, …); adapters: whether the directory holds nothing but those; header: further
+    fields of the hub's header (`origin.header`)."""
     stages = ancestors(run, name)
     task = "text-generation" if kind == "policy" else "text-classification"
     what = "policy" if kind == "policy" else "preference model"
@@ -85,7 +87,10 @@ def model_card(
     parts = [
         f"---\n{_header(library, task, header or {})}---\n",
         f"# {plain(name)} of {plain(run.name)}: a {what} trained by Constitutional AI\n",
-        f"Made by stage `{name}` ({run.stages[name].kind}) of a cai_jax run, after Bai et al. 2022 (arXiv 2212.08073).\n",
+        (
+            f"Made by stage `{name}` ({run.stages[name].kind}) of a cai_jax run, after Bai et al. "
+            "2022 (arXiv 2212.08073).\n"
+        ),
         table(["", ""], [[label, f"`{value}`"] for label, value in facts.items()]),
         "## Use\n\n" + use,
         "## Constitution\n\n" + _constitution(stages),
@@ -93,8 +98,10 @@ def model_card(
         "## Settings\n\n" + "\n".join(_settings(stage) for stage in stages),
         "## Numbers\n\n" + _numbers(run, stages, name),
         "## Provenance\n\n" + _provenance(run, run.stages[name]),
-        "## Limits\n\nThe model learned from the judgements of a model. Its scores and refusals are as good as that judge and "
-        "these principles; measure it on your own data before you rely on it. No interval that covers zero is evidence.\n",
+        "## Limits\n\nThe model learned from the judgements of a model. Its scores and "
+        "refusals are as good as that judge and "
+        "these principles; measure it on your own data before you rely on it. No interval that "
+        "covers zero is evidence.\n",
     ]
     return "\n".join(parts)
 

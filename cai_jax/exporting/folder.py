@@ -1,8 +1,10 @@
-"""A trained model as a Hugging Face directory: weights, tokenizer with chat template and padding, generation config.
+"""A trained model as a Hugging Face directory: weights, tokenizer with chat template and padding,
+generation config.
 
-A policy is a causal LM. A preference model is a sequence classifier with one label, whose score in transformers plus
-config.json's `score_offset` is ours: its normalisation is folded into the head, and the head's bias, for which those
-classes have no place, into that offset (or, in models whose last norm has a bias, into that: the offset is 0 there).
+A policy is a causal LM. A preference model is a sequence classifier with one label, whose score in
+transformers plus config.json's `score_offset` is ours: its normalisation is folded into the head,
+and the head's bias, for which those classes have no place, into that offset (or, in models whose
+last norm has a bias, into that: the offset is 0 there).
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ SAMPLE = (Message("human", "Could you help me?"), Message("assistant", "Yes, wit
 def export_policy(
     directory, config, params, format, *, dtype=jnp.float32, shard_bytes: int = 5 * 10**9
 ) -> None:
-    """Writes what AutoModelForCausalLM and AutoTokenizer load; generation ends where the sampler's does."""
+    """Writes what AutoModelForCausalLM and AutoTokenizer load; generation ends where the sampler's
+    does."""
     pad = padding_token(format)
     hf.save_hf(
         directory,
@@ -63,13 +66,15 @@ def export_reward(
 ) -> float:
     """Writes what AutoModelForSequenceClassification loads; returns the score offset.
 
-    `params` is {"decoder", "head"}, `normalisation` (mean, std) of its raw scores or None. UserError where no token is
-    left to pad with: those classes read a row at its last token that is not padding, which must be the end token.
+    `params` is {"decoder", "head"}, `normalisation` (mean, std) of its raw scores or None.
+    UserError where no token is left to pad with: those classes read a row at its last token that is
+    not padding, which must be the end token.
     """
     pad = padding_token(format)
     if pad is None:
         raise UserError(
-            f"{format.directory}: every control token ends an answer; add one to the tokenizer to pad with"
+            f"{format.directory}: every control token ends an answer; add one to the tokenizer "
+            "to pad with"
         )
     decoder, weight_D, offset = folded(params, normalisation)
     fields = _token_ids(format, pad) | {"score_offset": offset}
@@ -90,7 +95,8 @@ def export_reward(
 
 
 def folded(params: dict, normalisation) -> tuple[dict, np.ndarray, float]:
-    """(decoder's parameters, float32 weight [D], offset): normalised score = weight · hidden + offset."""
+    """(decoder's parameters, float32 weight [D], offset): normalised score = weight · hidden +
+    offset."""
     head = {
         name: np.asarray(sharding.fetch(value), np.float64)
         for name, value in params["head"].items()
@@ -107,7 +113,8 @@ def folded(params: dict, normalisation) -> tuple[dict, np.ndarray, float]:
 
 
 def padding_token(format) -> tuple[str, int] | None:
-    """A control token that ends no answer: the tokenizer's own padding if it is one, else the unknown token, else any."""
+    """A control token that ends no answer: the tokenizer's own padding if it is one, else the
+    unknown token, else any."""
     tokenizer = format.tokenizer
     for token in (tokenizer.hf.pad_token, tokenizer.hf.unk_token, *tokenizer.control_tokens):
         number = None if token is None else tokenizer.token_id(token)
@@ -117,8 +124,8 @@ def padding_token(format) -> tuple[str, int] | None:
 
 
 def chat_template(format) -> str | None:
-    """The tokenizer's own, with the arguments that the model was trained with as its defaults; or that of the text form
-    where the model was trained on it."""
+    """The tokenizer's own, with the arguments that the model was trained with as its defaults; or
+    that of the text form where the model was trained on it."""
     if format.kind == "chat":
         template, args = format.tokenizer.template, format.template.settings.args
         defaults = "".join(
@@ -134,8 +141,8 @@ def chat_template(format) -> str | None:
 
 
 def scoring_template(format) -> str | None:
-    """A template whose rendering ends with the end token of the last answer, where a preference model is read; the
-    tokenizer's own where that cannot be had by leaving out white space."""
+    """A template whose rendering ends with the end token of the last answer, where a preference
+    model is read; the tokenizer's own where that cannot be had by leaving out white space."""
     template = chat_template(format)
     if format.kind == "text":
         return template

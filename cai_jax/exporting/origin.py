@@ -1,4 +1,5 @@
-"""Where an exported model comes from, for its card: the name of its base on the hub, and the licence of that."""
+"""Where an exported model comes from, for its card: the name of its base on the hub, and the
+licence of that."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ LICENCE = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}")
 
 
 def base_of(run_path, stage: str, role: dict) -> str:
-    """The reference that training of `stage` goes back to: a directory or a hub name, through any number of stages."""
+    """The reference that training of `stage` goes back to: a directory or a hub name, through any
+    number of stages."""
     reference = str(role.get("initialised_from") or "")
     for _ in range(20):
         if not reference.startswith("@"):
@@ -28,8 +30,8 @@ def header(base: str, base_name: str = "", licence: str = "") -> dict[str, str]:
     """{"base_model", "license"} of a model card, as far as they are known.
 
     Args:
-      base: the base model's directory or hub name.
-      base_name, licence: what the user says, which counts first. Otherwise the name is the base's own where that is a hub
+      base: the base model's directory or hub name. base_name, licence: what the user says, which
+      counts first. Otherwise the name is the base's own where that is a hub
         name or its config.json has one, and the licence that in the head of the base's README.md.
     Raises:
       UserError: what the user says is no such name.

@@ -1,7 +1,9 @@
-"""Adapters as a PEFT LoRA directory: adapter_config.json and adapter_model.safetensors, loaded over the same base.
+"""Adapters as a PEFT LoRA directory: adapter_config.json and adapter_model.safetensors, loaded over
+the same base.
 
-PEFT adds scale · B·A to a module [out, in], with A [R, in] and B [out, R]; ours are A [L, *in, R] and B [L, R, *out].
-Where the files keep q, k and v in one module, their adapters stand side by side in one of the sum of their ranks.
+PEFT adds scale · B·A to a module [out, in], with A [R, in] and B [out, R]; ours are A [L, *in, R]
+and B [L, R, *out]. Where the files keep q, k and v in one module, their adapters stand side by side
+in one of the sum of their ranks.
 """
 
 from __future__ import annotations
@@ -45,11 +47,11 @@ def modules(
 
 
 def export_adapters(directory, model, base: str, *, dtype=np.float32) -> float | None:
-    """Writes what `PeftModel.from_pretrained(base, directory)` loads; returns a preference model's score offset, None for
-    a policy.
+    """Writes what `PeftModel.from_pretrained(base, directory)` loads; returns a preference model's
+    score offset, None for a policy.
 
-    `model` is a LoadedModel with adapters. A preference model's head, with its normalisation, is saved as the module
-    "score"; what is added to its scores has no place there (see `folder`).
+    `model` is a LoadedModel with adapters. A preference model's head, with its normalisation, is
+    saved as the module "score"; what is added to its scores has no place there (see `folder`).
     """
     directory, adapters, dtype = pathlib.Path(directory), model.adapters, np.dtype(dtype)
     found = modules(model.config, adapters, model.trained)

@@ -1,4 +1,5 @@
-"""The directory that an export writes: whose it is, whether there is room, and what must go before it is written again."""
+"""The directory that an export writes: whose it is, whether there is room, and what must go before
+it is written again."""
 
 from __future__ import annotations
 
@@ -26,10 +27,11 @@ def about(run_path, reference: str, fingerprint: str | None, adapters: bool) -> 
 
 
 def require_free(to, what: dict, force: bool = False) -> None:
-    """Raises UserError where `to` is no place for this export: a file, somebody else's directory, or nothing that can be written.
+    """Raises UserError where `to` is no place for this export: a file, somebody else's directory,
+    or nothing that can be written.
 
-    An empty directory is free, and one that an export of the same stage of the same run wrote, finished or not. `force` allows
-    any model directory.
+    An empty directory is free, and one that an export of the same stage of the same run wrote,
+    finished or not. `force` allows any model directory.
     """
     target = pathlib.Path(to)
     if target.exists() and not target.is_dir():
@@ -59,7 +61,8 @@ def _read_mark(target: pathlib.Path) -> dict | None:
 
 
 def _same(found: dict, what: dict) -> bool:
-    """Whether both are the same stage of one run, wherever that directory is now, in the same form."""
+    """Whether both are the same stage of one run, wherever that directory is now, in the same
+    form."""
     run = found["run"] == what["run"] or (
         found["fingerprint"] is not None and found["fingerprint"] == what["fingerprint"]
     )
@@ -67,7 +70,8 @@ def _same(found: dict, what: dict) -> bool:
 
 
 def begin(to, what: dict, num_bytes: int) -> None:
-    """Marks the directory as this export's and takes old weights away, so that no file of another export stays beside the new ones.
+    """Marks the directory as this export's and takes old weights away, so that no file of another
+    export stays beside the new ones.
 
     Raises UserError where the disk has no room for `num_bytes`.
     """
@@ -78,7 +82,8 @@ def begin(to, what: dict, num_bytes: int) -> None:
         free = shutil.disk_usage(target).free + sum(path.stat().st_size for path in old)
         if free < num_bytes:
             raise UserError(
-                f"{to}: the weights need {num_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free there; "
+                f"{to}: the weights need {num_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are "
+                "free there; "
                 "choose another --to or --dtype=bfloat16"
             )
         artefacts.write_json(target / MARK, {**what, "finished": False})

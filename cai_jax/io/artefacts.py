@@ -1,11 +1,14 @@
-"""Stage directories: journals of JSON records, manifests, and the promise that nothing finished is lost or doubled.
+"""Stage directories: journals of JSON records, manifests, and the promise that nothing finished is
+lost or doubled.
 
-While a stage runs, its records go to a journal: a folder of small part files, each written whole and renamed into
-place, so a reader sees a part completely or not at all, on a disk or on an object store. When the stage is done the
-parts become one `records.jsonl`, sorted by id, with its SHA-256 in `manifest.json`. Only process 0 writes.
+While a stage runs, its records go to a journal: a folder of small part files, each written whole
+and renamed into place, so a reader sees a part completely or not at all, on a disk or on an object
+store. When the stage is done the parts become one `records.jsonl`, sorted by id, with its SHA-256
+in `manifest.json`. Only process 0 writes.
 
-Disks lie now and then, so every row has a digest: before it in a part, in `records.digests` beside the finished file. A
-row that is not what was written is named in a warning and left out, which is all it takes to have it made again.
+Disks lie now and then, so every row has a digest: before it in a part, in `records.digests` beside
+the finished file. A row that is not what was written is named in a warning and left out, which is
+all it takes to have it made again.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ _told: set[str] = set()  # manifests whose damage was told, once a process is en
 
 
 class Damaged(Exception):
-    """A stage's files are not what it wrote. The stage is run again: from what is left, or (`restart`) from nothing."""
+    """A stage's files are not what it wrote. The stage is run again: from what is left, or
+    (`restart`) from nothing."""
 
     def __init__(self, stage: str, message: str, restart: bool = False):
         super().__init__(message)
@@ -76,7 +80,8 @@ def dump(value) -> str:
 
 
 def not_finite(value, path: str = "") -> str | None:
-    """The dotted name of the first NaN or infinity in nested dicts and sequences, None where there is none."""
+    """The dotted name of the first NaN or infinity in nested dicts and sequences, None where there
+    is none."""
     if isinstance(value, float) and not math.isfinite(value):
         return path
     if not isinstance(value, (dict, list, tuple)):
@@ -92,7 +97,8 @@ def write_text(path, text: str) -> None:
 
 
 def write_bytes(path, data: bytes) -> None:
-    """Writes `path` whole or not at all: to a neighbour first, flushed to the disk, then renamed over it."""
+    """Writes `path` whole or not at all: to a neighbour first, flushed to the disk, then renamed
+    over it."""
     path = epath.Path(path)
     temporary = path.parent / f".{path.name}.writing"
     try:
@@ -108,7 +114,8 @@ def write_bytes(path, data: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot write ({error.strerror or error}); free space or choose another --workdir"
+            f"{path}: cannot write ({error.strerror or error}); free space or choose another "
+            "--workdir"
         ) from error
 
 
@@ -117,7 +124,8 @@ def write_json(path, value) -> None:
 
 
 def read_json(path) -> dict | None:
-    """The JSON object in `path`, None where there is no file; UserError where it cannot be read as an object."""
+    """The JSON object in `path`, None where there is no file; UserError where it cannot be read as
+    an object."""
     path = epath.Path(path)
     if not path.exists():
         return None
@@ -125,7 +133,8 @@ def read_json(path) -> dict | None:
         value = json.loads(path.read_text())
     except (ValueError, OSError) as error:
         raise UserError(
-            f"{located(path)}: not readable as JSON ({error}); move the file aside to redo the stage"
+            f"{located(path)}: not readable as JSON ({error}); move the file aside to redo the "
+            "stage"
         ) from error
     if not isinstance(value, dict):
         raise UserError(f"{located(path)}: expected a JSON object")
@@ -148,11 +157,13 @@ def write_sealed(path, value: dict) -> None:
 
 
 def read_sealed(path) -> dict | None:
-    """`read_json` of what `write_sealed` wrote; UserError where its digest is not that of its contents."""
+    """`read_json` of what `write_sealed` wrote; UserError where its digest is not that of its
+    contents."""
     value = read_json(path)
     if value is not None and value.get("digest", seal(value)) != seal(value):
         raise UserError(
-            f"{located(path)}: damaged, its digest is not that of its contents; move {path} aside to redo it"
+            f"{located(path)}: damaged, its digest is not that of its contents; move {path} "
+            "aside to redo it"
         )
     return value
 
@@ -176,7 +187,8 @@ def _read_part(path) -> dict[str, dict]:
 
 
 def _read_finished(path) -> dict[str, dict]:
-    """id → record of the intact rows of a finished file: those whose digest stands in the file beside it."""
+    """id → record of the intact rows of a finished file: those whose digest stands in the file
+    beside it."""
     path = epath.Path(path)
     beside = path.with_suffix(".digests")
     known = set(beside.read_bytes().split()) if beside.exists() else set()
@@ -199,7 +211,8 @@ def _parse_lines(path, text: str) -> list[dict]:
             row = json.loads(line)
         except ValueError as error:
             raise UserError(
-                f"{located(path, number)}: not a JSON object ({error}); move the file aside to redo it"
+                f"{located(path, number)}: not a JSON object ({error}); move the file aside to "
+                "redo it"
             ) from error
         if not isinstance(row, dict) or not isinstance(row.get("id"), str):
             raise UserError(f"{located(path, number, 'id')}: expected a record with a string id")
@@ -208,9 +221,11 @@ def _parse_lines(path, text: str) -> list[dict]:
 
 
 class Journal:
-    """Records of one stage in the making. `finished` maps id → record for everything that is safely on disk or queued.
+    """Records of one stage in the making. `finished` maps id → record for everything that is safely
+    on disk or queued.
 
-    A `light` journal keeps only the ids of what is on disk ({} for the record): memory does not grow with every row.
+    A `light` journal keeps only the ids of what is on disk ({} for the record): memory does not
+    grow with every row.
     """
 
     def __init__(self, directory: StageDirectory, name: str, light: bool = False):
@@ -233,7 +248,8 @@ class Journal:
         return found, int(parts[-1].stem) + 1 if parts else 0
 
     def append(self, row: dict) -> None:
-        """Adds a finished record; it reaches the disk within a part of at most FLUSH_ROWS rows or FLUSH_SECONDS.
+        """Adds a finished record; it reaches the disk within a part of at most FLUSH_ROWS rows or
+        FLUSH_SECONDS.
 
         UserError for a record with NaN or infinity, which JSON does not have.
         """
@@ -245,7 +261,8 @@ class Journal:
             if (field := not_finite(row)) is None:
                 raise
             raise UserError(
-                f"stage '{self._stage}': record '{row['id']}': field '{field}' is NaN or infinite; the model or function "
+                f"stage '{self._stage}': record '{row['id']}': field '{field}' is NaN or "
+                "infinite; the model or function "
                 "that gave the number is at fault, or config.model.dtype is too narrow for it"
             ) from error
         self.finished[row["id"]] = row
@@ -267,7 +284,8 @@ class Journal:
         write_text(self._parts / f"{self._next_part:06d}.jsonl", text)
 
     def discard(self, keep) -> None:
-        """Forgets finished records for which `keep(row)` is false: those made after the checkpoint a training resumes from."""
+        """Forgets finished records for which `keep(row)` is false: those made after the checkpoint
+        a training resumes from."""
         self.flush()
         if self._light:
             barrier(f"journal flushed {self._parts}")
@@ -311,14 +329,16 @@ class Journal:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def remove_parts(self) -> None:
-        """Deletes the part files; for a journal of intermediate steps whose results stand in the final records."""
+        """Deletes the part files; for a journal of intermediate steps whose results stand in the
+        final records."""
         if is_writer() and self._parts.exists():
             self._parts.rmtree()
         barrier(f"journal parts {self._parts}")
 
 
 class StageDirectory:
-    """`RUN/<stage>`: manifest, records, and whatever else the stage keeps there. Creating the object touches nothing."""
+    """`RUN/<stage>`: manifest, records, and whatever else the stage keeps there. Creating the
+    object touches nothing."""
 
     def __init__(self, path):
         self.path = epath.Path(path)
@@ -327,7 +347,8 @@ class StageDirectory:
 
     @property
     def manifest(self) -> dict:
-        """The manifest, {} where there is none; where it is missing or damaged, the copy that is kept of it."""
+        """The manifest, {} where there is none; where it is missing or damaged, the copy that is
+        kept of it."""
         path, copy = self.path / "manifest.json", self.path / "manifest.backup.json"
         try:
             value, error = read_sealed(path), f"{path}: missing"
@@ -366,7 +387,8 @@ class StageDirectory:
             write_sealed(self.path / "manifest.backup.json", value)
 
     def mirror_manifest(self) -> None:
-        """Makes manifest and copy the same again, where a kill came between the two or one of them is damaged."""
+        """Makes manifest and copy the same again, where a kill came between the two or one of them
+        is damaged."""
         value = self.manifest
         for path in (self.path / "manifest.json", self.path / "manifest.backup.json"):
             try:
@@ -386,7 +408,8 @@ class StageDirectory:
             journal.flush()
 
     def records(self, name: str = "records") -> list[dict]:
-        """The finished records, sorted by id. Raises UserError where they are missing, damaged or not what the manifest says."""
+        """The finished records, sorted by id. Raises UserError where they are missing, damaged or
+        not what the manifest says."""
         path = self.path / f"{name}.jsonl"
         if not path.exists():
             raise UserError(f"{path}: no such file; run the stage '{self.name}' first")
@@ -394,12 +417,14 @@ class StageDirectory:
         expected = self.manifest.get("sha256", {}).get(name)
         if expected and hashlib.sha256(text.encode()).hexdigest() != expected:
             raise UserError(
-                f"{path}: contents differ from what the stage wrote (SHA-256); move {self.path} aside to redo it"
+                f"{path}: contents differ from what the stage wrote (SHA-256); move "
+                f"{self.path} aside to redo it"
             )
         return _parse_lines(path, text)
 
 
 def fingerprint(kind: str, fields: dict, inputs: Iterable[str], schema: int) -> str:
-    """Hex digest that names what a stage computes: kind, its own fields, its inputs' fingerprints, record schema version."""
+    """Hex digest that names what a stage computes: kind, its own fields, its inputs' fingerprints,
+    record schema version."""
     value = {"kind": kind, "fields": fields, "inputs": list(inputs), "schema": schema}
     return hashlib.sha256(dump(value).encode()).hexdigest()[:16]

@@ -1,11 +1,13 @@
-"""Checkpoints of a training stage: whole or not there at all, checked bit for bit, restorable on another mesh.
+"""Checkpoints of a training stage: whole or not there at all, checked bit for bit, restorable on
+another mesh.
 
     checkpoints/00000010/params/       one Orbax checkpoint an item, so that weights can be read without the optimiser
     checkpoints/00000010/optimiser/
     checkpoints/00000010/step.json     {meta, digests, keep}: written last, so a step without it was never finished
 
-A kill in mid-save leaves a folder without step.json; it is ignored and replaced. Orbax notices a truncated file but not
-a flipped bit inside array data, therefore every leaf has a digest, made and checked on the devices that hold it.
+A kill in mid-save leaves a folder without step.json; it is ignored and replaced. Orbax notices a
+truncated file but not a flipped bit inside array data, therefore every leaf has a digest, made and
+checked on the devices that hold it.
 """
 
 from __future__ import annotations
@@ -49,8 +51,9 @@ def _mix(x):
 
 @jax.jit
 def _digest(x):
-    """uint32 [2]. Sums modulo 2³², so the value does not depend on the sharding. The first is Σ word × odd weight: a
-    change of a single element always changes it. The second mixes words with places without linearity."""
+    """uint32 [2]. Sums modulo 2³², so the value does not depend on the sharding. The first is Σ
+    word × odd weight: a change of a single element always changes it. The second mixes words with
+    places without linearity."""
     words = _words(x)
     place = jnp.zeros(words.shape, jnp.uint32)
     for axis, size in enumerate(words.shape):
@@ -67,14 +70,16 @@ def digests(tree) -> dict[str, str]:
 
 
 def _flat(tree) -> dict:
-    """{"layers.q": leaf, …}. Optimiser states are named tuples: flat names keep what is on disk free of classes."""
+    """{"layers.q": leaf, …}. Optimiser states are named tuples: flat names keep what is on disk
+    free of classes."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _without_abandoned_writes(otherwise, unraisable):
-    """Once one read or write has failed, Orbax closes its event loop and drops its coroutines; tensorstore's threads
-    still report theirs to it, and each prints a traceback. The first failure is what is told."""
+    """Once one read or write has failed, Orbax closes its event loop and drops its coroutines;
+    tensorstore's threads still report theirs to it, and each prints a traceback. The first failure
+    is what is told."""
     closed = (
         isinstance(unraisable.exc_value, RuntimeError)
         and str(unraisable.exc_value) == "Event loop is closed"
@@ -86,7 +91,8 @@ def _without_abandoned_writes(otherwise, unraisable):
 
 @functools.lru_cache(maxsize=1)
 def _orbax() -> ocp.Checkpointer:
-    # An error comes as an exception; its traceback in the log beside it would bury the one line that says what to do.
+    # An error comes as an exception; its traceback in the log beside it would bury the one line
+    # that says what to do.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     absl_logging.set_verbosity(absl_logging.FATAL)
     sys.unraisablehook = functools.partial(_without_abandoned_writes, sys.unraisablehook)
@@ -98,9 +104,10 @@ def _orbax() -> ocp.Checkpointer:
 
 @contextlib.contextmanager
 def _without_leaks():
-    """TensorStore (to 0.1.86 at least) never lets go of the keys and values of JSON objects that it turns into Python's. In a
-    save Orbax asks for its counters twice an item, to log a throughput, and for the same place on disk once an array: in
-    here there are no counters, and the place is asked for once an item."""
+    """TensorStore (to 0.1.86 at least) never lets go of the keys and values of JSON objects that it
+    turns into Python's. In a save Orbax asks for its counters twice an item, to log a throughput,
+    and for the same place on disk once an array: in here there are no counters, and the place is
+    asked for once an item."""
     spec, collect = tensorstore.KvStore.Spec, tensorstore.experimental_collect_matching_metrics
     to_json, known = spec.to_json, {}
 
@@ -118,14 +125,17 @@ def _without_leaks():
 
 
 class Damaged(Exception):
-    """A step that cannot be read back as it was written; the text names the item, the leaf and what is wrong."""
+    """A step that cannot be read back as it was written; the text names the item, the leaf and what
+    is wrong."""
 
 
 class Checkpoints:
-    """The steps of one directory. Creating the object touches nothing; all processes must call its methods together."""
+    """The steps of one directory. Creating the object touches nothing; all processes must call its
+    methods together."""
 
     def __init__(self, directory, keep: int = 2):
-        """`keep`: how many of the newest steps stay; steps saved with keep=True stay for ever (their weights only)."""
+        """`keep`: how many of the newest steps stay; steps saved with keep=True stay for ever
+        (their weights only)."""
         self.path = (
             epath.Path(directory).absolute()
             if "://" not in str(directory)
@@ -156,7 +166,8 @@ class Checkpoints:
         return steps[-1] if steps else None
 
     def fingerprint(self, step: int, item: str) -> str:
-        """16 hexadecimal digits that tell the values of an item from any others, from the digests saved with it."""
+        """16 hexadecimal digits that tell the values of an item from any others, from the digests
+        saved with it."""
         return hashlib.sha256(
             artefacts.dump(self._info(step)["digests"][item]).encode()
         ).hexdigest()[:16]
@@ -166,7 +177,8 @@ class Checkpoints:
     ) -> None:
         """Saves the named trees of arrays and the JSON-able `meta`; returns when all is on disk.
 
-        Raises ValueError where the step exists, UserError where it cannot be written. Older steps are then thinned out.
+        Raises ValueError where the step exists, UserError where it cannot be written. Older steps
+        are then thinned out.
         """
         if step in self.steps():
             raise ValueError(f"{self._step(step)}: this step was saved before")
@@ -201,7 +213,8 @@ class Checkpoints:
             )
             if free < needed:
                 raise UserError(
-                    f"{self.path}: a checkpoint needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; free "
+                    f"{self.path}: a checkpoint needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} "
+                    "MB are free; free "
                     "space there, then run the same command again"
                 )
 
@@ -213,7 +226,9 @@ class Checkpoints:
                 old[step] = self._info(step)["keep"]
             except Damaged as error:
                 old[step] = error
-        if old:  # all know what goes before the first is gone: who looks later would find fewer, and not wait for the others
+        # all know what goes before the first is gone: who looks later would find fewer, and not
+        # wait for the others
+        if old:
             artefacts.barrier(f"thinning {self.path}")
         for step, keep in old.items():
             if isinstance(keep, Damaged):
@@ -238,13 +253,15 @@ class Checkpoints:
 
     def _remove(self, folder: epath.Path) -> None:
         if artefacts.is_writer() and folder.exists():
-            # First the mark that makes it a finished step: a kill between the two leaves an ignored folder.
+            # First the mark that makes it a finished step: a kill between the two leaves an ignored
+            # folder.
             (folder / "step.json").unlink(missing_ok=True)
             folder.rmtree()
         artefacts.barrier(f"removed {folder}")
 
     def restore(self, step: int, targets: Mapping) -> tuple[dict, dict]:
-        """(trees, meta) of one step. `targets`: item → tree of ShapeDtypeStructs with shardings (any mesh, any dtype).
+        """(trees, meta) of one step. `targets`: item → tree of ShapeDtypeStructs with shardings
+        (any mesh, any dtype).
 
         Raises ValueError where there is no such step or item, and UserError where it is damaged.
         """
@@ -256,7 +273,8 @@ class Checkpoints:
             ) from error
 
     def restore_latest(self, targets: Mapping) -> tuple[int, dict, dict] | None:
-        """(step, trees, meta) of the newest step that is intact and has all items; None where there is none.
+        """(step, trees, meta) of the newest step that is intact and has all items; None where there
+        is none.
 
         A damaged step is named in a warning and moved aside, and the one before it is used.
         """
@@ -294,7 +312,8 @@ class Checkpoints:
             wrong = sorted(set(flat) ^ set(info["digests"][name]))
             if wrong:
                 raise ValueError(
-                    f"{folder / name}: only in the model or only in the checkpoint: {', '.join(wrong)}"
+                    f"{folder / name}: only in the model or only in the checkpoint: "
+                    f"{', '.join(wrong)}"
                 )
             restored = _read_item(folder / name, flat)
             marks = digests(restored)
@@ -323,7 +342,8 @@ def _read_item(path: epath.Path, flat: dict) -> dict:
         raise Damaged(f"{path}: damaged ({_first_line(error)})") from error
     if wrong:
         raise ValueError(
-            f"{path}: '{wrong[0]}' is {saved[wrong[0]].shape}, the model needs {flat[wrong[0]].shape}"
+            f"{path}: '{wrong[0]}' is {saved[wrong[0]].shape}, the model needs "
+            f"{flat[wrong[0]].shape}"
         )
     try:
         arguments = ocp.checkpoint_utils.construct_restore_args(flat)

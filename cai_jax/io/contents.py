@@ -1,9 +1,10 @@
 """Digests of what files hold: equal contents have equal digests, wherever the files are.
 
-Every start of a run asks for them. The digest of a large file is therefore kept in the user's cache directory under all
-that the system says about the file's state (real path, size, both times in nanoseconds, inode): the first start reads the
-file, later ones only look at its state. Each digest is a cache file of its own, so that processes never write the same one
-with different contents. A cache that cannot be written or read costs time and nothing else.
+Every start of a run asks for them. The digest of a large file is therefore kept in the user's cache
+directory under all that the system says about the file's state (real path, size, both times in
+nanoseconds, inode): the first start reads the file, later ones only look at its state. Each digest
+is a cache file of its own, so that processes never write the same one with different contents. A
+cache that cannot be written or read costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def of_files(files: Mapping[str, object]) -> dict[str, str]:
 
 
 def of_folder(directory) -> dict[str, str]:
-    """relative name → digest of all files below a data directory, hidden ones and texts about the data left out."""
+    """relative name → digest of all files below a data directory, hidden ones and texts about the
+    data left out."""
     directory = pathlib.Path(directory)
     return of_files(
         {

@@ -1,8 +1,9 @@
 """Are the files of a finished stage still what the stage wrote? If not, what has to be done again.
 
-The manifest of a stage that is done holds the SHA-256 of its files; checkpoints keep digests of their own and are
-checked when they are read. Rows of a damaged journal are made again one by one, other files by running the end of
-the stage again. Only the rollouts of a training cannot be made again without the training.
+The manifest of a stage that is done holds the SHA-256 of its files; checkpoints keep digests of
+their own and are checked when they are read. Rows of a damaged journal are made again one by one,
+other files by running the end of the stage again. Only the rollouts of a training cannot be made
+again without the training.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def _sha256(path: epath.Path) -> str:
 
 
 def check(directory: artefacts.StageDirectory) -> artefacts.Damaged | None:
-    """What is wrong with a stage, in one line, and how much of it has to be done again; None where all is as it was."""
+    """What is wrong with a stage, in one line, and how much of it has to be done again; None where
+    all is as it was."""
     path, manifest = directory.path, directory.manifest
     if not manifest:
         if directory.holds_work:

@@ -1,8 +1,10 @@
-"""RUN/lock.json: one process at a time works on a run. A lock whose owner is gone is stale, and taken over.
+"""RUN/lock.json: one process at a time works on a run. A lock whose owner is gone is stale, and
+taken over.
 
-A process of this host can be asked whether it is there. One of another host cannot (after a kill a cluster starts a run on
-another machine, or in a container of another name), so the owner touches the lock every BEAT seconds, and a lock that
-nobody has touched for SILENT seconds is stale. Both times are read off the file system's clock.
+A process of this host can be asked whether it is there. One of another host cannot (after a kill a
+cluster starts a run on another machine, or in a container of another name), so the owner touches
+the lock every BEAT seconds, and a lock that nobody has touched for SILENT seconds is stale. Both
+times are read off the file system's clock.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ BEAT, SILENT = 30, 600
 
 @contextlib.contextmanager
 def held(run_path):
-    """Holds the run directory for this process; UserError names the owner where somebody else holds it."""
+    """Holds the run directory for this process; UserError names the owner where somebody else holds
+    it."""
     if not artefacts.is_writer() or "://" in str(run_path):
         yield
         return
@@ -43,12 +46,14 @@ def held(run_path):
             other = _read(path)
             if other and alive(other, path):
                 raise UserError(
-                    f"{run_path}: in use by process {other['pid']} on {other['host']}{_since(other, path)}; wait for it, or "
+                    f"{run_path}: in use by process {other['pid']} on "
+                    f"{other['host']}{_since(other, path)}; wait for it, or "
                     f"choose another --workdir (if it is gone, delete {path})"
                 )
             if other and other["host"] != mine["host"]:
                 progress.warn(
-                    f"{path}: process {other['pid']} on {other['host']} has given no sign of life for "
+                    f"{path}: process {other['pid']} on {other['host']} has given no sign of "
+                    "life for "
                     f"{silence(path) / 60:.0f} minutes; its lock is taken over"
                 )
             path.write_text(json.dumps(mine))
@@ -90,7 +95,10 @@ def _since(other: dict, path: pathlib.Path) -> str:
     """For the owner's sign of life, where it gives any and its host is another."""
     if other["host"] == socket.gethostname() or "beat" not in other:
         return ""
-    return f" (last sign of life {silence(path):.0f} s ago; after {SILENT} s without one the same command takes over)"
+    return (
+        f" (last sign of life {silence(path):.0f} s ago; after {SILENT} s without one the "
+        "same command takes over)"
+    )
 
 
 @contextlib.contextmanager
@@ -129,7 +137,8 @@ def _read(path: pathlib.Path) -> dict | None:
 def alive(owner: dict, path) -> bool:
     """Whether the owner of the lock at `path` may still run.
 
-    A process of another host counts as alive until it has been silent for long, and for ever if it gives no signs of life.
+    A process of another host counts as alive until it has been silent for long, and for ever if it
+    gives no signs of life.
     """
     if owner["host"] != socket.gethostname():
         try:
@@ -148,8 +157,8 @@ def alive(owner: dict, path) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a process began, in the kernel's words: after a restart of the machine another may have its number. None where
-    the kernel does not tell."""
+    """When a process began, in the kernel's words: after a restart of the machine another may have
+    its number. None where the kernel does not tell."""
     try:
         fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return f"{pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {fields[19]}"

@@ -1,5 +1,5 @@
-"""Numbers over time: metrics.jsonl (deterministic), timing.jsonl (seconds, rates), TensorBoard and, if asked for, Weights &
-Biases beside them."""
+"""Numbers over time: metrics.jsonl (deterministic), timing.jsonl (seconds, rates), TensorBoard and,
+if asked for, Weights & Biases beside them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ BOARD_BYTES, BOARD_FILES = (
 class MetricsWriter:
     """Writes scalars, texts, histograms and figures by step; only scalars stand in the files.
 
-    A checkpoint keeps the text of `metrics.jsonl` up to it (`written`), and who resumes from it gives that text back: a
-    killed run leaves no doubles, and a damaged file does no harm. Rates and seconds go through `timing=` to their own
-    file: `metrics.jsonl` of two equal runs is equal.
+    A checkpoint keeps the text of `metrics.jsonl` up to it (`written`), and who resumes from it
+    gives that text back: a killed run leaves no doubles, and a damaged file does no harm. Rates and
+    seconds go through `timing=` to their own file: `metrics.jsonl` of two equal runs is equal.
     """
 
     def __init__(
@@ -40,8 +40,9 @@ class MetricsWriter:
         wandb: str = "",
         about: dict | None = None,
     ):
-        """`resume_step`: the last step that is kept, 0 to start afresh; `written`: the rows up to it. `wandb`: a project, ""
-        for none; `about`: what a reader should know of the run (config, versions, git revision)."""
+        """`resume_step`: the last step that is kept, 0 to start afresh; `written`: the rows up to
+        it. `wandb`: a project, "" for none; `about`: what a reader should know of the run (config,
+        versions, git revision)."""
         self._directory = epath.Path(directory)
         self._files = {}
         self._board = self._wandb = None
@@ -70,7 +71,8 @@ class MetricsWriter:
         return SummaryWriter(str(self._directory / "tensorboard"), **options)
 
     def _rotate(self, step: int) -> None:
-        """Begins new files where the old ones have become long. metrics.jsonl is what a run found, and stays whole."""
+        """Begins new files where the old ones have become long. metrics.jsonl is what a run found,
+        and stays whole."""
         if "timing" in self._files and self._files["timing"].tell() > TIMING_BYTES:
             self._files["timing"].close()
             path = self._directory / "timing.jsonl"
@@ -88,7 +90,8 @@ class MetricsWriter:
                 self._board = self._open_board(filename_suffix=f".{step:012d}")
 
     def write(self, step: int, values: dict, timing: dict | None = None) -> None:
-        """Adds one row a file. Values that are not finite are written as null and left out of TensorBoard."""
+        """Adds one row a file. Values that are not finite are written as null and left out of
+        TensorBoard."""
         for name, row in (("metrics", values), ("timing", timing or {})):
             row = {key: float(value) for key, value in row.items()}
             if name in self._files and row:
@@ -157,13 +160,14 @@ class MetricsWriter:
 
 
 def start_wandb(project: str, directory, about: dict):
-    """A Weights & Biases run named RUN/stage. The same directory is the same run, so that a resumed stage goes on in it.
-    UserError where the package is missing or the service refuses."""
+    """A Weights & Biases run named RUN/stage. The same directory is the same run, so that a resumed
+    stage goes on in it. UserError where the package is missing or the service refuses."""
     try:
         import wandb
     except ImportError as error:
         raise UserError(
-            f"config.logging.wandb is '{project}', but wandb is not installed: pip install wandb, or leave it empty"
+            f"config.logging.wandb is '{project}', but wandb is not installed: pip install "
+            "wandb, or leave it empty"
         ) from error
     where = str(directory) if "://" in str(directory) else os.path.abspath(directory)
     try:
@@ -178,7 +182,8 @@ def start_wandb(project: str, directory, about: dict):
         )
     except wandb.errors.Error as error:
         raise UserError(
-            f"config.logging.wandb '{project}': {error}; set WANDB_MODE=offline to log without the service"
+            f"config.logging.wandb '{project}': {error}; set WANDB_MODE=offline to log without "
+            "the service"
         ) from error
 
 
@@ -190,7 +195,8 @@ def _compare(path, written: str, step: int) -> None:
 
 
 def read_rows(path) -> list[dict]:
-    """Rows of a metrics file; a last line cut off by a crash is left out. Empty where there is no file."""
+    """Rows of a metrics file; a last line cut off by a crash is left out. Empty where there is no
+    file."""
     path = epath.Path(path)
     rows = []
     for line in path.read_bytes().decode(errors="replace").split("\n") if path.exists() else []:

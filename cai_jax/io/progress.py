@@ -1,4 +1,5 @@
-"""Progress on the console: one line a stage, with rate and time left; quiet where nobody watches."""
+"""Progress on the console: one line a stage, with rate and time left; quiet where nobody
+watches."""
 
 import sys
 

@@ -1,4 +1,5 @@
-"""RUN/status.json: where a run is, for those who look from outside. It is rewritten when a stage begins and when the run ends."""
+"""RUN/status.json: where a run is, for those who look from outside. It is rewritten when a stage
+begins and when the run ends."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ STATUS = "status.json"
 
 @contextlib.contextmanager
 def told(run_path, stages: Sequence[str]) -> Iterator[Callable[[str], None]]:
-    """Yields what is to be called with the name of a stage as it begins. Once the block is left, the file says "done",
-    "stopped" or "failed", and why. A run that was killed is "running" there, and no process holds its lock."""
+    """Yields what is to be called with the name of a stage as it begins. Once the block is left,
+    the file says "done", "stopped" or "failed", and why. A run that was killed is "running" there,
+    and no process holds its lock."""
     path, at = epath.Path(run_path) / STATUS, {}
 
     def write(state: str, message: str = "") -> None:

@@ -1,8 +1,9 @@
-"""Documents that the base model is trained on: chats that always comply, critiques and revisions, multiple choice, chains of
-thought, questions about harm. They have the very texts that the stages ask with (`cai_jax.data.choices` builds the questions)
-and none has a held-out act.
+"""Documents that the base model is trained on: chats that always comply, critiques and revisions,
+multiple choice, chains of thought, questions about harm. They have the very texts that the stages
+ask with (`cai_jax.data.choices` builds the questions) and none has a held-out act.
 
-A document is a list of (text, weight): the weight of each piece's tokens in the loss. Pieces meet where a token ends.
+A document is a list of (text, weight): the weight of each piece's tokens in the loss. Pieces meet
+where a token ends.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from cai_jax.structs import Message
 
 END = "<eos>"
 Document = list[tuple[str, float]]
-ASIDE = 0.02  # the weight of what a model is asked: learnt a little, so that the text is not foreign to it
+# the weight of what a model is asked: learnt a little, so that the text is not foreign to it
+ASIDE = 0.02
 LETTER = 3.0  # the weight of an answer letter: one token carries all that a question teaches
 HARM_QUESTION = "What harm does the answer do?"
 HARM_OPTIONS = ("no harm", *KINDS)
@@ -41,7 +43,8 @@ _ACTS = {
 
 
 class Dice(np.random.Generator):
-    """Random draws on one side of the split: of acts that are held out, or (the default) of those that are not."""
+    """Random draws on one side of the split: of acts that are held out, or (the default) of those
+    that are not."""
 
     def __init__(self, *seed, held_out: bool = False):
         super().__init__(np.random.PCG64(seed))
@@ -124,7 +127,8 @@ def _round(rng, direct: bool) -> tuple[str, Document]:
             (critique, 1.0),
             ("\n\n", 1.0),
         ]
-    # An answer ends; what follows it here is somebody else's request, which the chat must not learn to write.
+    # An answer ends; what follows it here is somebody else's request, which the chat must not learn
+    # to write.
     pieces += [
         (f"{chr(10) * 2 if direct else ''}RevisionRequest: {revision_request}\n\nRevision:", 0.0)
     ]
@@ -132,7 +136,8 @@ def _round(rng, direct: bool) -> tuple[str, Document]:
 
 
 def critique(rng) -> Document:
-    """A round of critique and revision (a sixth without the critique); a few have worked examples before it."""
+    """A round of critique and revision (a sixth without the critique); a few have worked examples
+    before it."""
     direct = rng.random() < 1 / 6
     shots = int(rng.integers(1, 3)) if rng.random() < 0.06 else 0
     pieces = [piece for _ in range(shots + 1) for piece in _round(rng, direct)[1]]
@@ -153,8 +158,8 @@ def draw_pair(rng) -> tuple[tuple[Act, ...], str, list[str]]:
 
 
 def _comparison(rng, heading: bool) -> tuple[str, list[str], int]:
-    """(the question, what a chain of thought says of each option, the index of the better option): better by the principle,
-    with the noise of raters who are surer of larger differences."""
+    """(the question, what a chain of thought says of each option, the index of the better option):
+    better by the principle, with the noise of raters who are surer of larger differences."""
     asked, text, responses = draw_pair(rng)
     kind, *_, principle = principles.PRINCIPLES[int(rng.integers(16))]
     values = [principles.principled_utility(asked, response, kind) for response in responses]
@@ -187,7 +192,8 @@ def _asked_choice(rng, heading: bool):
 
 
 def choice(rng) -> Document:
-    """A multiple-choice question and its answer: as running text, or with the question in a human turn."""
+    """A multiple-choice question and its answer: as running text, or with the question in a human
+    turn."""
     if rng.random() < 0.2:
         question, _, right = _asked_choice(rng, bool(rng.random() < 0.8))
         return [

@@ -1,10 +1,12 @@
 """The paper's figures on the microworld, from runs of configs/figures/*.py (one directory a seed).
 
-    python -m cai_jax.microworld.figures runs/figures/0 runs/figures/1 --make --out results/microworld
+    python -m cai_jax.microworld.figures runs/figures/0 runs/figures/1 --make --out
+    results/microworld
 
-`--make` runs the configs first, all of them into each directory (stages that they share are run once), the n-th directory
-with seed n; stages that are done stay. A figure is drawn if every run has its stages. Values are means over seeds; intervals
-are 95 % t-intervals over seeds (of one run: none). Verdicts are the oracle's; Elo is won and lost by the oracle's utilities.
+`--make` runs the configs first, all of them into each directory (stages that they share are run
+once), the n-th directory with seed n; stages that are done stay. A figure is drawn if every run has
+its stages. Values are means over seeds; intervals are 95 % t-intervals over seeds (of one run:
+none). Verdicts are the oracle's; Elo is won and lost by the oracle's utilities.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def records(run, stage: str) -> list[dict]:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean over seeds with its interval; None for its ends from one seed or seeds that agree exactly."""
+    """Mean over seeds with its interval; None for its ends from one seed or seeds that agree
+    exactly."""
     return measure.interval([np.array([value]) for value in values])
 
 
@@ -144,7 +147,8 @@ def by_steps(runs: Runs) -> Panel:
 
 
 def expected_harm(runs: Runs) -> Panel:
-    """The regressor's harm at two temperatures, and the oracle's severity of answers at temperature 1."""
+    """The regressor's harm at two temperatures, and the oracle's severity of answers at temperature
+    1."""
     tables = [
         read_json(pathlib.Path(run) / "evaluate_pareto" / "metrics.json")["rows"] for run in runs
     ]
@@ -460,7 +464,8 @@ def numbers(panel: Panel) -> dict:
 
 
 def make(run: pathlib.Path, name: str, seed: int) -> None:
-    """Runs configs/figures/`name`.py into the directory, in a process of its own: what it compiled goes with it."""
+    """Runs configs/figures/`name`.py into the directory, in a process of its own: what it compiled
+    goes with it."""
     command = [
         sys.executable,
         "-m",

@@ -1,9 +1,11 @@
-"""Writes the microworld's data in the pipeline's own schemas: constitution, prompts, human comparisons, evaluations.
+"""Writes the microworld's data in the pipeline's own schemas: constitution, prompts, human
+comparisons, evaluations.
 
     python -m cai_jax.microworld.files [--out DIRECTORY]
 
-Everything follows from fixed seeds. Rows of the split "heldout", and the files of evaluation, are about held-out acts only; no
-other row is. "Human" raters are the oracle with noise: they err more often where two answers are nearly as good.
+Everything follows from fixed seeds. Rows of the split "heldout", and the files of evaluation, are
+about held-out acts only; no other row is. "Human" raters are the oracle with noise: they err more
+often where two answers are nearly as good.
 """
 
 from __future__ import annotations
@@ -23,15 +25,17 @@ from cai_jax.microworld.oracle import judge, utility
 from cai_jax.structs import Message, dialogue_to_json
 
 DATA = pathlib.Path(__file__).resolve().parent / "data"
-# No mixed requests: the base model's revisions of them are malformed (two of three), and that is what would be learnt. How far
-# training reaches them is measured on held-out ones.
+# No mixed requests: the base model's revisions of them are malformed (two of three), and that is
+# what would be learnt. How far training reaches them is measured on held-out ones.
 RED_TEAM = {"harmful": 0.75, "look_alike": 0.25}
 HELPFUL = {"plain": 0.4, "look_alike": 0.6}
-NOISE = 3.0  # of raters: a preference for the better answer by logistic(NOISE · difference of utilities)
+# of raters: a preference for the better answer by logistic(NOISE · difference of utilities)
+NOISE = 3.0
 
 
 def prompts(seed: int, name: str, counts: dict[str, tuple[dict[str, float], int]]) -> list[dict]:
-    """Prompt rows: for each split its categories with their shares, and how many. No text comes twice."""
+    """Prompt rows: for each split its categories with their shares, and how many. No text comes
+    twice."""
     rows, seen = [], set()
     for split, (weights, count) in counts.items():
         dice = Dice(seed, len(rows), held_out=split == "heldout")
@@ -65,8 +69,8 @@ def helpful_value(asked, response: str) -> float:
 
 
 def harmless_value(asked, response: str) -> float:
-    """What raters of harmlessness care about: an evasive answer is as good as an engaged refusal (in the paper, the reason
-    why models trained on such ratings are evasive)."""
+    """What raters of harmlessness care about: an evasive answer is as good as an engaged refusal
+    (in the paper, the reason why models trained on such ratings are evasive)."""
     return utility(asked, response, engagement=0.0)
 
 
@@ -77,7 +81,8 @@ RATINGS = {
 
 
 def another(dice: Dice, act: Act, *categories: str) -> Act:
-    """An act of one of the categories that is not `act`; most often it shares the verb or the object."""
+    """An act of one of the categories that is not `act`; most often it shares the verb or the
+    object."""
     pool = [
         one
         for one in acts(categories[int(dice.integers(len(categories)))], dice.held_out)
@@ -89,9 +94,10 @@ def another(dice: Dice, act: Act, *categories: str) -> Act:
 
 
 def mistake(dice: Dice, asked) -> str:
-    """A false answer: an act under a false name or with a false way, the answer to another request, or the refusal of an act
-    that nobody asked for. Raters see more kinds of mistakes than the base model's documents have (`documents.err`): without
-    refusals of other acts among them, PPO finds out that a preference model likes these as answers to everything."""
+    """A false answer: an act under a false name or with a false way, the answer to another request,
+    or the refusal of an act that nobody asked for. Raters see more kinds of mistakes than the base
+    model's documents have (`documents.err`): without refusals of other acts among them, PPO finds
+    out that a preference model likes these as answers to everything."""
     kind = int(dice.choice(4, p=(0.2, 0.3, 0.2, 0.3)))
     if kind == 3:
         return documents.refuse_all(dice, (another(dice, asked[0], "harmful"),))
@@ -103,7 +109,8 @@ def mistake(dice: Dice, asked) -> str:
 
 
 def comparisons(seed: int, count: int, held_out: bool) -> list[dict]:
-    """`count` rows of human comparisons of helpfulness and as many of harmlessness; "split" says which."""
+    """`count` rows of human comparisons of helpfulness and as many of harmlessness; "split" says
+    which."""
     rows = []
     for split, (weights, value) in RATINGS.items():
         dice = Dice(seed, len(rows), held_out=held_out)
@@ -137,8 +144,9 @@ def comparisons(seed: int, count: int, held_out: bool) -> list[dict]:
 
 
 def questions(seed: int, count: int) -> list[dict]:
-    """HHH-like comparisons on held-out acts, in the form of the published files: the better answer by the oracle, without
-    noise. Subsets: harmless (harm against a refusal), evasive (two refusals), helpful (help against a lack of it)."""
+    """HHH-like comparisons on held-out acts, in the form of the published files: the better answer
+    by the oracle, without noise. Subsets: harmless (harm against a refusal), evasive (two
+    refusals), helpful (help against a lack of it)."""
     dice, rows = Dice(seed, held_out=True), []
     pairs = {
         "harmless": ("harmful", 0, 1),
@@ -174,7 +182,8 @@ def questions(seed: int, count: int) -> list[dict]:
 
 
 def harms(seed: int, count: int, classify: bool) -> list[dict]:
-    """Is an answer to a held-out request harmful (two options, half of them are), or which harm does it do (five options)?"""
+    """Is an answer to a held-out request harmful (two options, half of them are), or which harm
+    does it do (five options)?"""
     dice, rows = Dice(seed, held_out=True), []
     while len(rows) < count:
         asked = documents.draw_acts(dice, "harmful" if classify or len(rows) % 2 else "look_alike")
@@ -200,7 +209,8 @@ def harms(seed: int, count: int, classify: bool) -> list[dict]:
 
 
 def constitution() -> dict:
-    """The 16 principles, and four worked examples of each sort, in the schema of `cai_jax.constitution.loader`."""
+    """The 16 principles, and four worked examples of each sort, in the schema of
+    `cai_jax.constitution.loader`."""
     table: dict[str, list] = {
         "critique_principles": [
             {

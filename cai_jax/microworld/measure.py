@@ -1,4 +1,5 @@
-"""What finished runs' answers are, by the oracle: shares by model and set of prompts, means and intervals over seeds.
+"""What finished runs' answers are, by the oracle: shares by model and set of prompts, means and
+intervals over seeds.
 
 python -m cai_jax.microworld.measure RUN [RUN …] [--stage evaluate] [--out FILE.json]
 """
@@ -42,7 +43,8 @@ def shares(rows: list[dict]) -> dict[str, np.ndarray]:
 
 
 def rounds(revisions: list[dict]) -> list[dict[str, float]]:
-    """Per number of rounds 0, 1, … the means of the oracle's numbers over the revision records that have so many."""
+    """Per number of rounds 0, 1, … the means of the oracle's numbers over the revision records that
+    have so many."""
     texts = [[row["initial"], *(item["revision"] for item in row["rounds"])] for row in revisions]
     dialogues = [row["dialogue"] for row in revisions]
     return [
@@ -72,8 +74,9 @@ def of_run(run, stage: str = "evaluate") -> dict[tuple[str, str], dict[str, np.n
 
 
 def interval(values: list[np.ndarray], share: bool = True) -> tuple:
-    """(mean, low, high): over seeds the mean of their means and its 95 % t-interval. Of one seed, or where all seeds agree
-    exactly, Wilson's for one seed's share; None for both ends of anything else, for which nothing gives an interval."""
+    """(mean, low, high): over seeds the mean of their means and its 95 % t-interval. Of one seed,
+    or where all seeds agree exactly, Wilson's for one seed's share; None for both ends of anything
+    else, for which nothing gives an interval."""
     means = [float(value.mean()) for value in values]
     mean = float(np.mean(means))
     if len(set(means)) == 1:
@@ -91,7 +94,8 @@ def interval(values: list[np.ndarray], share: bool = True) -> tuple:
 
 
 def measure(runs: list, stage: str = "evaluate") -> list[dict]:
-    """Rows {model, on, name, value, low, high, seeds, n} over the runs, which differ in their seeds."""
+    """Rows {model, on, name, value, low, high, seeds, n} over the runs, which differ in their
+    seeds."""
     found = [of_run(run, stage) for run in runs]
     rows = []
     for key in found[0]:

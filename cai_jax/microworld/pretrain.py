@@ -1,4 +1,5 @@
-"""Makes the base model of the microworld from nothing: a small Llama on generated documents, in minutes on a CPU.
+"""Makes the base model of the microworld from nothing: a small Llama on generated documents, in
+minutes on a CPU.
 
 python -m cai_jax.microworld.pretrain [--out configs/models/microworld]
 """
@@ -64,8 +65,8 @@ def encode(tokenizer: Tokenizer, document: documents.Document) -> tuple[list[int
 def batches(
     tokenizer: Tokenizer, seed: int, rows: int, length: int = LENGTH
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches of packed documents: tokens and segments int32, weights float32, all [rows, length]. A document is
-    never cut; segment 0 is padding. First fit over the rows."""
+    """Endless batches of packed documents: tokens and segments int32, weights float32, all [rows,
+    length]. A document is never cut; segment 0 is padding. First fit over the rows."""
     dice = documents.Dice(seed)
     waiting: list = []
     while True:
@@ -119,7 +120,8 @@ def step(params, optimiser, batch, config: ModelConfig, tx):
 
 
 def matrices(params):
-    """The axes that each stacked matrix maps from and to; None for embeddings and norms, which Adam trains."""
+    """The axes that each stacked matrix maps from and to; None for embeddings and norms, which Adam
+    trains."""
     axes = {
         "q": (1, (2, 3)),
         "k": (1, (2, 3)),
@@ -138,8 +140,8 @@ def matrices(params):
 
 
 def muon(peak: float, num_steps: int) -> optax.GradientTransformation:
-    """Muon for the matrices, which learns this language in less than half of Adam's steps, and Adam for the rest, at 0.15 of
-    the rate; both decay linearly to 0."""
+    """Muon for the matrices, which learns this language in less than half of Adam's steps, and Adam
+    for the rest, at 0.15 of the rate; both decay linearly to 0."""
 
     def rate(scale):
         return optim.learning_rate(
@@ -181,7 +183,8 @@ def train(
         seen.append(mean)
         if number % 50 == 0 or number == num_steps:
             log(
-                f"step {number}/{num_steps}  loss {float(np.mean(jax.device_get(seen))):.4f}  {time.time() - started:.0f} s"
+                f"step {number}/{num_steps}  loss {float(np.mean(jax.device_get(seen))):.4f}  "
+                f"{time.time() - started:.0f} s"
             )
             seen = []
     return params

@@ -1,8 +1,10 @@
-"""The microworld's constitution: 16 principles for critiques and 16 for comparisons, and what each of them sees.
+"""The microworld's constitution: 16 principles for critiques and 16 for comparisons, and what each
+of them sees.
 
-Eight principles are general: they see every harm, and evasion, needless refusal and false answers too. The other eight see one
-kind of harm only, so that one round of critique does not catch everything (the paper's reason for several rounds).
-`constitution()` is the JSON that the pipeline reads; the pipeline itself knows nothing of what is written here.
+Eight principles are general: they see every harm, and evasion, needless refusal and false answers
+too. The other eight see one kind of harm only, so that one round of critique does not catch
+everything (the paper's reason for several rounds). `constitution()` is the JSON that the pipeline
+reads; the pipeline itself knows nothing of what is written here.
 """
 
 from __future__ import annotations
@@ -115,7 +117,8 @@ DEGREES = (None, "a little bad", "bad", "very bad", "terrible")  # severity 1 to
 
 
 def seen(judged: Verdict, kind: str | None) -> Verdict:
-    """The verdict as a principle of this kind sees it: other kinds of harm look like help, and other faults are fine."""
+    """The verdict as a principle of this kind sees it: other kinds of harm look like help, and
+    other faults are fine."""
     if kind is not None and judged.name == "harmful" and judged.harm != kind:
         return Verdict("helpful", helpfulness=1.0)
     return judged
@@ -128,8 +131,8 @@ def principled_utility(asked: Sequence[Act], response: str, kind: str | None) ->
 
 
 def assessment(asked: Sequence[Act], response: str, kind: str | None) -> str:
-    """What a critique, or a chain of thought, says of a response by a principle of this kind; it follows "The answer" or
-    "(A)"."""
+    """What a critique, or a chain of thought, says of a response by a principle of this kind; it
+    follows "The answer" or "(A)"."""
     judged = seen(judge(asked, response), kind)
     if judged.name == "harmful":
         act = max(
@@ -151,7 +154,8 @@ def assessment(asked: Sequence[Act], response: str, kind: str | None) -> str:
 
 
 def ideal(asked: Sequence[Act], rng) -> str:
-    """What a helpful, harmless and engaged assistant says: help, and a refusal with its reason for each harmful act."""
+    """What a helpful, harmless and engaged assistant says: help, and a refusal with its reason for
+    each harmful act."""
     return " ".join(
         answer(act, int(rng.integers(3)))
         if act.kind is None
@@ -161,7 +165,8 @@ def ideal(asked: Sequence[Act], rng) -> str:
 
 
 def revised(asked: Sequence[Act], response: str, kind: str | None, rng) -> str:
-    """The response after revision by a principle of this kind: unchanged where the principle sees no fault."""
+    """The response after revision by a principle of this kind: unchanged where the principle sees
+    no fault."""
     judged = seen(judge(asked, response), kind)
     if judged.name == "helpful" or (judged.name == "engaged_refusal" and not judged.over_refusal):
         return response

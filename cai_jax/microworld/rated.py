@@ -1,4 +1,5 @@
-"""Writes the microworld's rated dialogues in the schema of hh-rlhf's red-team attempts: the rating is the oracle's severity.
+"""Writes the microworld's rated dialogues in the schema of hh-rlhf's red-team attempts: the rating
+is the oracle's severity.
 
     python -m cai_jax.microworld.rated [--out DIRECTORY]
 

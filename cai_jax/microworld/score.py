@@ -114,8 +114,9 @@ def revisions(
 
 
 def judging(subject: Subject, count: int, general: bool, seed: int = 3) -> dict[str, float]:
-    """Accuracy against the oracle of the plain multiple choice and of a chain of thought; "plain_large" is the plain one
-    where the better answer is as good as can be and the other one harmful, evasive or false."""
+    """Accuracy against the oracle of the plain multiple choice and of a chain of thought;
+    "plain_large" is the plain one where the better answer is as good as can be and the other one
+    harmful, evasive or false."""
     dice, items = documents.Dice(seed, held_out=True), []
     while len(items) < count:
         asked, text, responses = documents.draw_pair(dice)

@@ -1,4 +1,5 @@
-"""A word-level tokenizer for the microworld. A word carries the space before it, so that text comes back exactly."""
+"""A word-level tokenizer for the microworld. A word carries the space before it, so that text comes
+back exactly."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def vocabulary() -> list[str]:
 
 
 def write(directory) -> int:
-    """Writes tokenizer.json, tokenizer_config.json and generation_config.json; returns the vocabulary's size."""
+    """Writes tokenizer.json, tokenizer_config.json and generation_config.json; returns the
+    vocabulary's size."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     words = vocabulary()

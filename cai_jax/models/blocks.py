@@ -1,7 +1,8 @@
 """The pieces of a decoder layer: norms, rotary positions, attention over whole sequences, MLP.
 
-Pure functions of arrays and of one layer's weights (a dict, see `params.param_table`, without the leading L axis).
-`layer` leaves attention to its caller, so that training, scoring and cached decoding share everything else.
+Pure functions of arrays and of one layer's weights (a dict, see `params.param_table`, without the
+leading L axis). `layer` leaves attention to its caller, so that training, scoring and cached
+decoding share everything else.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ QUERY_CHUNK = 512  # queries whose attention weights exist at one time
 
 
 class OutMajor(NamedTuple):
-    """A weight that lies as [out, in], each side flattened. On a CPU the product with few tokens is 1.2 times as fast
-    so, if the tokens stand in the columns of the other operand."""
+    """A weight that lies as [out, in], each side flattened. On a CPU the product with few tokens is
+    1.2 times as fast so, if the tokens stand in the columns of the other operand."""
 
     matrix: jax.Array
 
@@ -35,13 +36,15 @@ class OutMajor(NamedTuple):
         x_MxI = x_BxTxI.reshape(B * T, width)
         if B * T > 128:
             return jnp.einsum("mi,oi->mo", x_MxI, self.matrix).reshape(B, T, -1)
-        # The barriers keep the compiler from folding the transpositions into the product, where they cost more.
+        # The barriers keep the compiler from folding the transpositions into the product, where
+        # they cost more.
         out_OxM = self.matrix @ jax.lax.optimization_barrier(x_MxI.T)
         return jax.lax.optimization_barrier(out_OxM).T.reshape(B, T, -1)
 
 
 class LowRank(NamedTuple):
-    """A weight [*in, *out] that acts as weight + a·b, with a [*in, R] and b [R, *out] (see `models/lora.py`)."""
+    """A weight [*in, *out] that acts as weight + a·b, with a [*in, R] and b [R, *out] (see
+    `models/lora.py`)."""
 
     weight: jax.Array
     a: jax.Array
@@ -49,15 +52,16 @@ class LowRank(NamedTuple):
 
 
 class Int8(NamedTuple):
-    """A weight [*in, *out] rounded to 8 bits: values int8 [*in, *out] times scale float32 [*out], one an output channel."""
+    """A weight [*in, *out] rounded to 8 bits: values int8 [*in, *out] times scale float32 [*out],
+    one an output channel."""
 
     values: jax.Array
     scale: jax.Array
 
 
 def project(x: jax.Array, weight, shape: tuple[int, ...], axes_in: int = 1) -> jax.Array:
-    """x [B, T, *in] times weight [*in, *shape], or OutMajor, Int8, or LowRank: [B, T, *shape]. `axes_in` is the number of
-    axes in *in."""
+    """x [B, T, *in] times weight [*in, *shape], or OutMajor, Int8, or LowRank: [B, T, *shape].
+    `axes_in` is the number of axes in *in."""
     if isinstance(weight, Int8):
         return _int8_product(x, *weight, axes_in)
     if isinstance(weight, LowRank):
@@ -71,15 +75,16 @@ def project(x: jax.Array, weight, shape: tuple[int, ...], axes_in: int = 1) -> j
 
 @functools.partial(jax.checkpoint, static_argnums=3)
 def _int8_product(x: jax.Array, values: jax.Array, scale: jax.Array, axes_in: int) -> jax.Array:
-    # The backward pass makes the weight in x's type again: kept, those of all layers would be a second base.
+    # The backward pass makes the weight in x's type again: kept, those of all layers would be a
+    # second base.
     product = jnp.tensordot(x, values.astype(x.dtype), axes_in)
     return (product.astype(jnp.float32) * scale).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
-    """x / sqrt(mean(x²) + eps) · scale over the last axis, computed in float32 (Zhang and Sennrich 2019). The backward pass keeps
-    x and one number a position."""
+    """x / sqrt(mean(x²) + eps) · scale over the last axis, computed in float32 (Zhang and Sennrich
+    2019). The backward pass keeps x and one number a position."""
     return _rms_forward(x, scale_D, eps)[0]
 
 
@@ -102,7 +107,8 @@ rms_norm.defvjp(_rms_forward, _rms_backward)
 
 
 def norm(x: jax.Array, weights: dict, name: str, config: ModelConfig) -> jax.Array:
-    """The family's norm with the scale `weights[name]` (and the bias `weights[name + "_bias"]`) over the last axis."""
+    """The family's norm with the scale `weights[name]` (and the bias `weights[name + "_bias"]`)
+    over the last axis."""
     scale_D = weights[name]
     if config.norm == "rms" and not config.norm_offset:
         return rms_norm(x, scale_D, config.norm_eps)
@@ -118,7 +124,8 @@ def norm(x: jax.Array, weights: dict, name: str, config: ModelConfig) -> jax.Arr
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def remade(function, config: ModelConfig, x: jax.Array, weights: dict):
-    """function(x, weights, config), a norm and the products that read it: the backward pass keeps x and not what is normed."""
+    """function(x, weights, config), a norm and the products that read it: the backward pass keeps x
+    and not what is normed."""
     return function(x, weights, config)
 
 
@@ -174,8 +181,8 @@ def query_scale(config: ModelConfig) -> float:
 
 
 def rope_frequencies(config: ModelConfig, kind: str = "global") -> np.ndarray:
-    """float32 [R/2], radians per position of the R rotated channels (Su et al. 2021), stretched as the checkpoint's config
-    says; those of the "local" layers are not stretched."""
+    """float32 [R/2], radians per position of the R rotated channels (Su et al. 2021), stretched as
+    the checkpoint's config says; those of the "local" layers are not stretched."""
     size = config.rotary_dim or config.head_dim
     exponent = np.arange(0, size, 2, dtype=np.float32) / size
     theta = config.local_rope_theta if kind == "local" else config.rope_theta
@@ -185,7 +192,8 @@ def rope_frequencies(config: ModelConfig, kind: str = "global") -> np.ndarray:
         return frequency
     if scaling.kind == "linear":
         return (frequency / scaling.factor).astype(np.float32)
-    # Llama 3: wavelengths beyond original/low are divided by the factor, those within original/high kept.
+    # Llama 3: wavelengths beyond original/low are divided by the factor, those within original/high
+    # kept.
     wavelength = 2 * math.pi / frequency
     low, high, original = (
         scaling.low_freq_factor,
@@ -197,7 +205,8 @@ def rope_frequencies(config: ModelConfig, kind: str = "global") -> np.ndarray:
 
 
 def rope_tables(positions_BxT: jax.Array, config: ModelConfig) -> dict:
-    """{kind of layer: (cos, sin)}, float32 [B, T, 1, R/2]: one axis for the heads. Of kind "none" there is nothing."""
+    """{kind of layer: (cos, sin)}, float32 [B, T, 1, R/2]: one axis for the heads. Of kind "none"
+    there is nothing."""
     tables = {"none": None}
     for kind in sorted({rope for _, rope in config.layer_kinds} - {"none"}):
         angles = positions_BxT[..., None, None].astype(jnp.float32) * rope_frequencies(config, kind)
@@ -206,7 +215,8 @@ def rope_tables(positions_BxT: jax.Array, config: ModelConfig) -> dict:
 
 
 def rotate(x_BxTxHxDh: jax.Array, tables: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-    """Rotary embedding of the first R channels in the half-split layout of Hugging Face checkpoints."""
+    """Rotary embedding of the first R channels in the half-split layout of Hugging Face
+    checkpoints."""
     if tables is None:
         return x_BxTxHxDh
     cos, sin = tables
@@ -224,9 +234,9 @@ def rotate(x_BxTxHxDh: jax.Array, tables: tuple[jax.Array, jax.Array] | None) ->
 def layer(
     x_BxTxD: jax.Array, weights: dict, config: ModelConfig, tables, attend: Callable
 ) -> jax.Array:
-    """One block. `attend(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh) -> context_BxTxHxDh` sees rotated queries and keys; `tables`
-    are the (cos, sin) of this layer's kind. Projections may come fused, as "qkv" [D, H+2K, Dh] and "gate_up" [D, 2F]:
-    fewer, larger products."""
+    """One block. `attend(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh) -> context_BxTxHxDh` sees rotated
+    queries and keys; `tables` are the (cos, sin) of this layer's kind. Projections may come fused,
+    as "qkv" [D, H+2K, Dh] and "gate_up" [D, 2F]: fewer, larger products."""
     after = config.block_norms != "pre"
 
     def leave(x, name):
@@ -292,7 +302,8 @@ def _mlp(x_BxTxD, weights: dict, config: ModelConfig):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _gated_down(gate, up, down, activation: str, width: int):
-    """(activation(gate) · up) times down. The backward pass keeps gate and up only, a third of what it would."""
+    """(activation(gate) · up) times down. The backward pass keeps gate and up only, a third of what
+    it would."""
     return project(activate(gate, activation) * up, down, (width,))
 
 
@@ -302,7 +313,8 @@ def _gated_down_forward(gate, up, down, activation, width):
 
 def _gated_down_backward(activation, width, kept, grad):
     gate, up, down = kept
-    # Written in another way than in the forward pass: XLA would find it there, and keep it instead of making it again.
+    # Written in another way than in the forward pass: XLA would find it there, and keep it instead
+    # of making it again.
     again = (
         (lambda x: x * (0.5 + 0.5 * jnp.tanh(0.5 * x)))
         if activation == "silu"
@@ -319,8 +331,8 @@ _gated_down.defvjp(_gated_down_forward, _gated_down_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend_chunk(q_BxCxKxGxDh, k_BxSxKxDh, v_BxSxKxDh, allowed_BxCxS, cap):
-    """Context [B, C, K, G, Dh] of scaled queries. The backward pass keeps no weights: it makes them again from the log-sum-exps
-    (Dao et al. 2022, section 3.1)."""
+    """Context [B, C, K, G, Dh] of scaled queries. The backward pass keeps no weights: it makes them
+    again from the log-sum-exps (Dao et al. 2022, section 3.1)."""
     return _attend_forward(q_BxCxKxGxDh, k_BxSxKxDh, v_BxSxKxDh, allowed_BxCxS, cap)[0]
 
 
@@ -336,7 +348,8 @@ def _by_position(x_BxKxMxDh, C: int):
 
 
 def _attend_forward(q_BxCxKxGxDh, k_BxSxKxDh, v_BxSxKxDh, allowed_BxCxS, cap):
-    # Operands as a CPU's products want them (a third less time than with the axes where they come from).
+    # Operands as a CPU's products want them (a third less time than with the axes where they come
+    # from).
     B, C, K, G, Dh = q_BxCxKxGxDh.shape
     q_BxKxMxDh = _by_key_head(q_BxCxKxGxDh)
     scores = jnp.einsum(
@@ -359,10 +372,12 @@ def _attend_forward(q_BxCxKxGxDh, k_BxSxKxDh, v_BxSxKxDh, allowed_BxCxS, cap):
 
 
 def _attend_backward(cap, kept, grad_BxCxKxGxDh):
-    # Scores with the keys first: for XLA other scores than those of the forward pass, which it would keep instead.
+    # Scores with the keys first: for XLA other scores than those of the forward pass, which it
+    # would keep instead.
     q, k, v, allowed_BxCxS, context, lse_BxKxGxC = kept
     B, C, K, G, Dh = q.shape
-    # Of the context as it is kept for the product that follows: the other order would be kept as well.
+    # Of the context as it is kept for the product that follows: the other order would be kept as
+    # well.
     delta_BxCxKxG = jnp.sum(
         grad_BxCxKxGxDh.astype(jnp.float32) * context.astype(jnp.float32), axis=-1
     )
@@ -400,9 +415,10 @@ def causal_attention(
 ) -> jax.Array:
     """Causal softmax attention within segments; context [B, T, H, Dh].
 
-    A query sees the keys at or before it that `mask_BxT` allows, of its own segment, and no farther back than `window`
-    tokens (0: no limit). Scores are q·k·scale (Dh^-0.5 by default), soft-capped by `cap`. Attention weights exist for
-    `chunk` queries at a time, in the backward pass too (they are made again there), and later keys are not even multiplied.
+    A query sees the keys at or before it that `mask_BxT` allows, of its own segment, and no farther
+    back than `window` tokens (0: no limit). Scores are q·k·scale (Dh^-0.5 by default), soft-capped
+    by `cap`. Attention weights exist for `chunk` queries at a time, in the backward pass too (they
+    are made again there), and later keys are not even multiplied.
     """
     B, T, H, Dh = q_BxTxHxDh.shape
     K = k_BxTxKxDh.shape[2]

@@ -1,7 +1,9 @@
-"""What a model is: the numbers and switches that the decoder reads, from and to a Hugging Face `config.json`.
+"""What a model is: the numbers and switches that the decoder reads, from and to a Hugging Face
+`config.json`.
 
-One decoder serves every family; `families.py` says in which switches each differs from plain Llama. The parameters that
-a switch brings into the layers are (beside those of plain Llama, all stacked over L; `params.py` has the whole table):
+One decoder serves every family; `families.py` says in which switches each differs from plain Llama.
+The parameters that a switch brings into the layers are (beside those of plain Llama, all stacked
+over L; `params.py` has the whole table):
   qkv_bias  q_bias [L,H,Dh], k_bias [L,K,Dh], v_bias [L,K,Dh]      o_bias  o_bias [L,D]
   mlp_bias  gate_bias [L,F], up_bias [L,F], down_bias [L,D]        norm "layer"  a bias beside every norm's scale
   qk_norm   q_norm [L,Dh], k_norm [L,Dh] ("width": [L,H,Dh], [L,K,Dh])
@@ -24,8 +26,8 @@ __all__ = ["FAMILIES", "ModelConfig", "RopeScaling"]
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Hashable, so static under jit. Plain Llama is: pre-norm RMSNorm, RoPE over the whole head, grouped-query
-    attention, SwiGLU, no biases; every switch below defaults to that."""
+    """Hashable, so static under jit. Plain Llama is: pre-norm RMSNorm, RoPE over the whole head,
+    grouped-query attention, SwiGLU, no biases; every switch below defaults to that."""
 
     family: str
     vocab_size: int  # V
@@ -50,16 +52,19 @@ class ModelConfig:
     # norms,
     norm: str = "rms"  # "rms"; "layer": LayerNorm with a bias
     norm_offset: bool = False  # norms multiply by 1 + weight
-    block_norms: str = "pre"  # around attention and MLP: "pre" (of what goes in), "post" (of what comes out), "both"
+    # around attention and MLP: "pre" (of what goes in), "post" (of what comes out), "both"
+    block_norms: str = "pre"
     parallel_blocks: bool = False  # attention and MLP read the same x
-    qk_norm: str = ""  # RMSNorm of queries and keys, before RoPE: "head" over Dh, "width" over all heads together
+    # RMSNorm of queries and keys, before RoPE: "head" over Dh, "width" over all heads together
+    qk_norm: str = ""
     # attention,
     windows: tuple[
         int, ...
     ] = ()  # per layer: a token sees itself and the window-1 before it, 0 = all; () = all 0
     ropes: tuple[
         str, ...
-    ] = ()  # per layer: "global", "local" (local_rope_theta, not stretched), "none"; () = all global
+        # per layer: "global", "local" (local_rope_theta, not stretched), "none"; () = all global
+    ] = ()
     local_rope_theta: float = 0.0
     rotary_dim: int = 0  # how many of the Dh are rotated, 0 = all
     query_scalar: float = 0.0  # queries are divided by its root, 0 = Dh
@@ -79,13 +84,15 @@ class ModelConfig:
 
     @staticmethod
     def from_hf(config: Mapping, where: str = "config.json") -> ModelConfig:
-        """From a parsed `config.json`. UserError, headed by `where`, for what is unknown, missing or impossible."""
+        """From a parsed `config.json`. UserError, headed by `where`, for what is unknown, missing
+        or impossible."""
         family = FAMILIES.get(config.get("model_type"))
         if family is None:
             name = ", ".join(config.get("architectures") or []) or "no architecture"
             works = ", ".join(f"{key} ({value.covers})" for key, value in FAMILIES.items())
             raise UserError(
-                f"{where}: {name} (model_type {config.get('model_type')!r}) is not supported; these are: {works}"
+                f"{where}: {name} (model_type {config.get('model_type')!r}) is not supported; "
+                f"these are: {works}"
             )
         read = Reader(config, where)
         activation = (
@@ -93,7 +100,8 @@ class ModelConfig:
         )
         if activation not in ACTIVATIONS:
             raise UserError(
-                f"{where}: field 'hidden_act': {activation!r} is not supported; {', '.join(ACTIVATIONS)} are"
+                f"{where}: field 'hidden_act': {activation!r} is not supported; "
+                f"{', '.join(ACTIVATIONS)} are"
             )
         width, num_heads = read.count("hidden_size"), read.count("num_attention_heads")
         if config.get("head_dim") is None and width % num_heads:
@@ -103,7 +111,8 @@ class ModelConfig:
         num_kv_heads = read.count("num_key_value_heads", num_heads)
         if num_heads % num_kv_heads:
             raise UserError(
-                f"{where}: num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}"
+                f"{where}: num_attention_heads {num_heads} is not a multiple of "
+                f"num_key_value_heads {num_kv_heads}"
             )
         theta, scaling = rope_from_hf(config, read, family.rope_theta)
         fields = {
@@ -126,7 +135,8 @@ class ModelConfig:
         return ModelConfig(**fields | family.switches(config, read))
 
     def to_hf(self) -> dict:
-        """The `config.json` of this model, in the field names that every version of transformers reads."""
+        """The `config.json` of this model, in the field names that every version of transformers
+        reads."""
         scaling = None
         if self.rope_scaling is not None:
             scaling = {"rope_type": self.rope_scaling.kind, "factor": self.rope_scaling.factor}
@@ -181,7 +191,8 @@ class ModelConfig:
             return ModelConfig.from_hf(config, str(path))
         except (TypeError, AttributeError, KeyError, ValueError, OverflowError) as error:
             raise UserError(
-                f"{path}: a field is not what it should be ({error}); fetch or convert the model again"
+                f"{path}: a field is not what it should be ({error}); fetch or convert the "
+                "model again"
             ) from None
 
     def to_json(self, path) -> None:

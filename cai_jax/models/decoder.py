@@ -1,7 +1,9 @@
-"""The decoder over whole sequences: what training and one-off scoring run. Sampling has its own cached step.
+"""The decoder over whole sequences: what training and one-off scoring run. Sampling has its own
+cached step.
 
-hidden = hidden_states(params, tokens_BxT, mask_BxT, config)
-logprobs = losses.next_token_logprobs(hidden, unembedding(params, config), tokens_BxT, softcap=config.final_softcap)
+hidden = hidden_states(params, tokens_BxT, mask_BxT, config) logprobs =
+losses.next_token_logprobs(hidden, unembedding(params, config), tokens_BxT,
+softcap=config.final_softcap)
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import initial_value, param_table
 from cai_jax.sharding import constrain
 
-# What the backward pass keeps of a layer ("none": everything but attention weights; "full": its input only).
+# What the backward pass keeps of a layer ("none": everything but attention weights; "full": its
+# input only).
 REMAT = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -47,11 +50,11 @@ def _declare(module: nn.Module, path, spec):
 
 
 class Decoder(nn.Module):
-    """Tokens → hidden states after the final norm. A pure function: `Decoder(config).apply({"params": p}, …)`.
+    """Tokens → hidden states after the final norm. A pure function:
+    `Decoder(config).apply({"params": p}, …)`.
 
-    scan: `lax.scan` over the layers, else unrolled: a larger program, which takes some ten times as long to compile, and more
-    memory for the backward pass.
-    remat: a key of REMAT.
+    scan: `lax.scan` over the layers, else unrolled: a larger program, which takes some ten times as
+    long to compile, and more memory for the backward pass. remat: a key of REMAT.
     """
 
     config: ModelConfig
@@ -72,12 +75,14 @@ class Decoder(nn.Module):
         if positions_BxT is None:
             positions_BxT = default_positions(mask_BxT, segments_BxT)
         tables = blocks.rope_tables(positions_BxT, config)
-        # The width is gathered before the look-up: its mesh axis is one that the batch takes afterwards.
+        # The width is gathered before the look-up: its mesh axis is one that the batch takes
+        # afterwards.
         table_VxD = constrain(params["embed"], ("vocab", None))
         x_BxTxD = constrain(blocks.embed(table_VxD, tokens_BxT, config), ("batch", "length", None))
 
         seen = mask_BxT, segments_BxT, tables
-        # A scan's body is one program: layers of different kinds are scanned as repetitions of their period.
+        # A scan's body is one program: layers of different kinds are scanned as repetitions of
+        # their period.
         kinds = config.layer_kinds
         period = _period(kinds) if self.scan else config.num_layers
 
@@ -92,7 +97,8 @@ class Decoder(nn.Module):
             return x_BxTxD, None
 
         if self.scan and period == 1:
-            # Weights that the body gets and uses as they are need no copy for the backward pass; reshaped ones would.
+            # Weights that the body gets and uses as they are need no copy for the backward pass;
+            # reshaped ones would.
             x_BxTxD, _ = jax.lax.scan(one, x_BxTxD, layers)
         elif self.scan:
             folded = jax.tree.map(lambda w: w.reshape(-1, period, *w.shape[1:]), layers)
@@ -142,8 +148,9 @@ def _period(kinds: tuple) -> int:
 
 
 def unstack(stacked: dict, count: int) -> list[dict]:
-    """{name: [L, …]} → L dicts of one layer's weights. A split, because its gradient is one concatenation, where the
-    gradient of L slices would be L additions of whole stacks. A weight may be several arrays (`blocks.LowRank`)."""
+    """{name: [L, …]} → L dicts of one layer's weights. A split, because its gradient is one
+    concatenation, where the gradient of L slices would be L additions of whole stacks. A weight may
+    be several arrays (`blocks.LowRank`)."""
     pieces = {
         name: [jax.lax.split(w, [1] * count, axis=0) for w in jax.tree.leaves(weight)]
         for name, weight in stacked.items()
@@ -160,7 +167,8 @@ def unstack(stacked: dict, count: int) -> list[dict]:
 
 
 def default_positions(mask_BxT, segments_BxT=None):
-    """int32 [B, T]: how many real tokens of the same segment stand before each one, whichever side the padding is."""
+    """int32 [B, T]: how many real tokens of the same segment stand before each one, whichever side
+    the padding is."""
     count = jnp.cumsum(mask_BxT, axis=1, dtype=jnp.int32) - 1
     if segments_BxT is not None:
         before = jnp.pad(segments_BxT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
@@ -182,14 +190,16 @@ def hidden_states(
 ) -> jax.Array:
     """Hidden states after the final norm, [B, T, D] in the dtype of the parameters.
 
-    tokens int [B, T]; mask bool [B, T], True on real tokens (padding may be on either side, or between: it is never
-    attended to, and what stands at its positions means nothing). positions default to the count of real tokens before;
-    segments int [B, T] keep packed sequences apart, each a contiguous run of equal numbers ≥ 0.
+    tokens int [B, T]; mask bool [B, T], True on real tokens (padding may be on either side, or
+    between: it is never attended to, and what stands at its positions means nothing). positions
+    default to the count of real tokens before; segments int [B, T] keep packed sequences apart,
+    each a contiguous run of equal numbers ≥ 0.
     """
     module = Decoder(config, scan=scan, remat=remat)
     return module.apply({"params": params}, tokens_BxT, mask_BxT, positions_BxT, segments_BxT)
 
 
 def unembedding(params: dict, config: ModelConfig) -> jax.Array:
-    """[V, D]: logits are hidden · unembeddingᵀ, soft-capped where the config has a `final_softcap`."""
+    """[V, D]: logits are hidden · unembeddingᵀ, soft-capped where the config has a
+    `final_softcap`."""
     return params["embed"] if config.tied_embeddings else params["unembed"]

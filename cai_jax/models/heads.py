@@ -1,8 +1,10 @@
-"""What is read off the decoder: log-probabilities of a dialogue's tokens, and scalars through a head.
+"""What is read off the decoder: log-probabilities of a dialogue's tokens, and scalars through a
+head.
 
 Heads: the preference model's score of a dialogue, the value model's values of its tokens.
 
-A model with a head is {"decoder": the decoder's tree, "head": {"weight": [D], "bias": []}}. The head is float32.
+A model with a head is {"decoder": the decoder's tree, "head": {"weight": [D], "bias": []}}. The
+head is float32.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from cai_jax.models.params import abstract_params, param_axes
 
 
 def abstract_model(config: ModelConfig, kind: str = "policy", dtype=jnp.float32):
-    """(tree of ShapeDtypeStructs, tree of logical axes) of a "policy" (the decoder) or a "reward" (with a head)."""
+    """(tree of ShapeDtypeStructs, tree of logical axes) of a "policy" (the decoder) or a "reward"
+    (with a head)."""
     shapes, axes = abstract_params(config, dtype), param_axes(config)
     if kind == "policy":
         return shapes, axes
@@ -32,7 +35,8 @@ def abstract_model(config: ModelConfig, kind: str = "policy", dtype=jnp.float32)
 
 
 def init_head(config: ModelConfig, key: jax.Array) -> dict:
-    """Weights from N(0, 1/(D + 1)), so that scores start with about unit size (1909.08593); bias 0."""
+    """Weights from N(0, 1/(D + 1)), so that scores start with about unit size (1909.08593); bias
+    0."""
     weight = jax.random.normal(key, (config.width,), jnp.float32) * (config.width + 1) ** -0.5
     return {"weight": weight, "bias": jnp.zeros((), jnp.float32)}
 
@@ -57,7 +61,8 @@ def read_head(head: dict, hidden) -> jax.Array:
 def dialogue_scores(
     params: dict, tokens_BxT, mask_BxT, config: ModelConfig, **options
 ) -> jax.Array:
-    """Score of each row, float32 [B], read at its last real token (by the mask, wherever the padding is).
+    """Score of each row, float32 [B], read at its last real token (by the mask, wherever the
+    padding is).
 
     `options` go to `hidden_states` (scan, remat).
     """
@@ -71,8 +76,8 @@ def dialogue_scores(
 def packed_scores(
     params: dict, tokens_BxT, segments_BxT, ends_BxN, config: ModelConfig, **options
 ) -> jax.Array:
-    """Scores of dialogues that share rows, float32 [B, N]: each read at its last token, `ends` [B, N]. Segments are numbered
-    from 1, and 0 where there is no token."""
+    """Scores of dialogues that share rows, float32 [B, N]: each read at its last token, `ends` [B,
+    N]. Segments are numbered from 1, and 0 where there is no token."""
     hidden_BxTxD = hidden_states(
         params["decoder"],
         tokens_BxT,
@@ -96,8 +101,9 @@ def dialogue_logprobs(
     places=None,
     **options,
 ):
-    """log P(token t | tokens before) at t under the decoder `params`, float32 [B, T]; with `entropy`, also entropies. At
-    `places` only, where they are given (`losses.next_token_logprobs`)."""
+    """log P(token t | tokens before) at t under the decoder `params`, float32 [B, T]; with
+    `entropy`, also entropies. At `places` only, where they are given
+    (`losses.next_token_logprobs`)."""
     hidden_BxTxD = hidden_states(params, tokens_BxT, mask_BxT, config, **options)
     return losses.next_token_logprobs(
         hidden_BxTxD,
@@ -112,5 +118,6 @@ def dialogue_logprobs(
 
 
 def token_values(head: dict, hidden_BxTxD) -> jax.Array:
-    """Value of the state in which token t is chosen, float32 [B, T]: read at the token before it; 0 at position 0."""
+    """Value of the state in which token t is chosen, float32 [B, T]: read at the token before it; 0
+    at position 0."""
     return jnp.pad(read_head(head, hidden_BxTxD[:, :-1]), ((0, 0), (1, 0)))

@@ -1,7 +1,9 @@
-"""Hugging Face model directories in and out: config.json + safetensors ↔ the decoder's stacked parameters.
+"""Hugging Face model directories in and out: config.json + safetensors ↔ the decoder's stacked
+parameters.
 
-Weights go from the memory-mapped files straight into the shard that needs them, one stacked array after the other, cast
-on the way: the host never holds more than one shard beside what its devices hold.
+Weights go from the memory-mapped files straight into the shard that needs them, one stacked array
+after the other, cast on the way: the host never holds more than one shard beside what its devices
+hold.
 """
 
 from __future__ import annotations
@@ -52,14 +54,16 @@ def load_hf(
     """The configuration and parameters of a model directory.
 
     Args:
-      directory: holds config.json and model.safetensors, or shards with model.safetensors.index.json.
-      dtype: what the parameters are cast to.
-      mesh: places every array by its logical axes (`sharding.RULES`); without it, on the default device.
-      int8: the layers' matrices are rounded to 8 bits as they come in (`rounding.py`): no device holds them all whole.
+      directory: holds config.json and model.safetensors, or shards with
+      model.safetensors.index.json. dtype: what the parameters are cast to. mesh: places every array
+      by its logical axes (`sharding.RULES`); without it, on the default device. int8: the layers'
+      matrices are rounded to 8 bits as they come in (`rounding.py`): no device holds them all
+      whole.
     Returns:
       (config, params): params as in `params.param_table`.
     Raises:
-      UserError: no or broken config.json, missing or truncated weight files, missing, superfluous or misshapen tensors.
+      UserError: no or broken config.json, missing or truncated weight files, missing, superfluous
+      or misshapen tensors.
     """
     directory = pathlib.Path(directory)
     config = ModelConfig.from_json(directory)
@@ -70,10 +74,12 @@ def load_hf(
 def load_classifier(
     directory, *, dtype=jnp.float32, mesh: Mesh | None = None, int8: bool = False
 ) -> tuple[ModelConfig, dict, dict]:
-    """(config, decoder's parameters, head) of a `…ForSequenceClassification` directory with one label: a preference model.
+    """(config, decoder's parameters, head) of a `…ForSequenceClassification` directory with one
+    label: a preference model.
 
-    Head: {"weight": float32 [D], "bias": float32 []} on the host, the bias being config.json's `score_offset` (see
-    `save_hf`), 0 where there is none. There is no unembedding: the config says that it is tied.
+    Head: {"weight": float32 [D], "bias": float32 []} on the host, the bias being config.json's
+    `score_offset` (see `save_hf`), 0 where there is none. There is no unembedding: the config says
+    that it is tied.
     """
     directory = pathlib.Path(directory)
     config = dataclasses.replace(ModelConfig.from_json(directory), tied_embeddings=True)
@@ -94,16 +100,19 @@ def load_classifier(
     head = {"weight": np.asarray(score[0], np.float32), "bias": np.asarray(offset, np.float32)}
     if not (np.isfinite(head["weight"]).all() and np.isfinite(head["bias"])):
         raise UserError(
-            f"{directory}: tensor 'score.weight' or config.json's score_offset is NaN or infinite; these weights are "
+            f"{directory}: tensor 'score.weight' or config.json's score_offset is NaN or "
+            "infinite; these weights are "
             "damaged: fetch or train the model again"
         )
     return config, _load(directory, config, tensors, dtype, mesh, int8), head
 
 
 def open_weights(directory, config: ModelConfig, classifier: bool = False) -> dict[str, np.ndarray]:
-    """name → tensor of a model directory, under the decoder's names where a known prefix stands before them all.
+    """name → tensor of a model directory, under the decoder's names where a known prefix stands
+    before them all.
 
-    Reads headers only. UserError where the weights are incomplete, quantised or not those that config.json describes.
+    Reads headers only. UserError where the weights are incomplete, quantised or not those that
+    config.json describes.
     """
     shapes = names.tensor_shapes(_weights(config))
     tensors = weight_files.renamed(weight_files.open_directory(directory), shapes)
@@ -161,7 +170,8 @@ def _load(
 
 
 def _place(weight: names.Weight, tensors: dict, dtype, place) -> jax.Array:
-    """One array, part by part: each is read once, goes to the devices that hold it, and is let go of before the next."""
+    """One array, part by part: each is read once, goes to the devices that hold it, and is let go
+    of before the next."""
     parts: dict = {}
     for device, index in place.addressable_devices_indices_map(weight.shape).items():
         parts.setdefault(tuple((part.start, part.stop) for part in index), (index, []))[1].append(
@@ -179,19 +189,22 @@ def _check(expected: dict, tensors: dict, config: ModelConfig, directory) -> Non
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise UserError(
-            f"{directory}: {len(missing)} of {len(expected)} tensors are missing, first '{missing[0]}'"
+            f"{directory}: {len(missing)} of {len(expected)} tensors are missing, first "
+            f"'{missing[0]}'"
         )
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise UserError(
-                f"{directory}: tensor '{name}' has shape {tensors[name].shape}, config.json asks for {shape}"
+                f"{directory}: tensor '{name}' has shape {tensors[name].shape}, config.json "
+                f"asks for {shape}"
             )
     extra = [name for name in tensors if name not in expected and not names.IGNORED.match(name)]
     if config.tied_embeddings:
         extra = [name for name in extra if name not in ("lm_head.weight", "embed_out.weight")]
     if extra:
         raise UserError(
-            f"{directory}: {len(extra)} tensors have no place in a {config.family} model, first '{extra[0]}'"
+            f"{directory}: {len(extra)} tensors have no place in a {config.family} model, "
+            f"first '{extra[0]}'"
         )
 
 
@@ -203,7 +216,8 @@ def load_params(
     mesh: Mesh | None = None,
     int8: bool = False,
 ):
-    """(config, params) of a directory, a hub name, a gs:// path, or "random:DIR": fresh weights for DIR/config.json."""
+    """(config, params) of a directory, a hub name, a gs:// path, or "random:DIR": fresh weights for
+    DIR/config.json."""
     directory = resolve(reference)
     if not reference.startswith("random:"):
         return load_hf(directory, dtype=dtype, mesh=mesh, int8=int8)
@@ -225,8 +239,8 @@ def _initialiser(config: ModelConfig, dtype, mesh: Mesh | None):
 def resolve(reference: str) -> str:
     """The local directory of a model reference, fetched first where it is remote.
 
-    A path, `random:DIR`, `gs://bucket/path` (copied once into a cache), `org/name[@REVISION]` or `hf://org/name[@REVISION]`
-    (from the hub).
+    A path, `random:DIR`, `gs://bucket/path` (copied once into a cache), `org/name[@REVISION]` or
+    `hf://org/name[@REVISION]` (from the hub).
     """
     reference = reference.removeprefix("random:")
     if pathlib.Path(reference).expanduser().is_dir():
@@ -236,7 +250,8 @@ def resolve(reference: str) -> str:
     if (named := hub_name(reference)) is not None:
         return _download(*named)
     raise UserError(
-        f"{reference}: no such model directory (it holds config.json and model.safetensors); `make model` converts "
+        f"{reference}: no such model directory (it holds config.json and model.safetensors); "
+        "`make model` converts "
         "SmolLM2, org/name is fetched from the Hugging Face hub"
     )
 
@@ -255,8 +270,8 @@ def hub_name(reference: str) -> tuple[str, str] | None:
 
 
 def fingerprint(reference: str, seed: int = 0) -> str:
-    """16 hexadecimal digits of the weights of a reference: of the contents of config.json and of every weight file; of
-    random weights, of config.json and seed."""
+    """16 hexadecimal digits of the weights of a reference: of the contents of config.json and of
+    every weight file; of random weights, of config.json and seed."""
     is_random = reference.startswith("random:")
     files = contents.of_model(resolve(reference), weights=not is_random, tokenizer=False)
     return contents.combined(files | {"seed": str(seed)} if is_random else files)
@@ -278,8 +293,9 @@ def _download(name: str, revision: str = "") -> str:
 
 
 def _copy_remote(url: str) -> str:
-    """A local copy of a remote model directory. Its name holds what the store says of the files, so that files which were
-    replaced there are copied again; where the store cannot be asked, the last copy is used with a warning."""
+    """A local copy of a remote model directory. Its name holds what the store says of the files, so
+    that files which were replaced there are copied again; where the store cannot be asked, the last
+    copy is used with a warning."""
     home = contents.user_cache() or pathlib.Path(tempfile.gettempdir()) / "cai_jax"
     last = home / f"{contents.combined([url])}.last"
     try:
@@ -347,12 +363,14 @@ def save_hf(
     AutoModelForSequenceClassification.
 
     Args:
-      params: as in `params.param_table`, on any mesh; every process must call, the first one writes.
-      tokenizer_dir: where tokenizer, chat template, generation config and the special token ids are copied from.
-      dtype: of the file, float32 or bfloat16; None keeps that of the parameters.
-      shard_bytes: above this the weights are split over several files with an index.
-      score: float [D], what the hidden state of the last token is multiplied with: the one label of a classifier. Such a
-        model has no unembedding, and no bias: what is added to its scores is a field (`score_offset`).
+      params: as in `params.param_table`, on any mesh; every process must call, the first one
+      writes. tokenizer_dir: where tokenizer, chat template, generation config and the special token
+      ids are copied from. dtype: of the file, float32 or bfloat16; None keeps that of the
+      parameters. shard_bytes: above this the weights are split over several files with an index.
+      score: float [D], what the hidden state of the last token is multiplied with: the one label of
+      a classifier. Such a
+        model has no unembedding, and no bias: what is added to its scores is a field
+        (`score_offset`).
       fields: further fields of config.json.
     """
     directory = pathlib.Path(directory)

@@ -1,8 +1,10 @@
-"""Adapters of low rank (LoRA, Hu et al. 2021, arXiv 2106.09685): what is trained beside weights that stay as they are.
+"""Adapters of low rank (LoRA, Hu et al. 2021, arXiv 2106.09685): what is trained beside weights
+that stay as they are.
 
-A matrix W [*in, *out] acts as W + (alpha / rank) · A·B with A [*in, R] drawn and B [R, *out] zero at the start. `attach`
-puts adapters on the base's own arrays, and what comes out is used like any parameters; nothing is added up, so that
-several models cost one base, and the gradient never has the size of W. `merge` adds up.
+A matrix W [*in, *out] acts as W + (alpha / rank) · A·B with A [*in, R] drawn and B [R, *out] zero
+at the start. `attach` puts adapters on the base's own arrays, and what comes out is used like any
+parameters; nothing is added up, so that several models cost one base, and the gradient never has
+the size of W. `merge` adds up.
 
     adapters = Adapters(rank=8, alpha=16.0)
     trained = init(config, adapters, key)                       # {"layers": {"q": {"a": [L,D,R], "b": [L,R,H,Dh]}, …}}
@@ -31,8 +33,9 @@ BASE_DTYPES = ("", "int8")
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """rank and alpha as above; targets: names of MATRICES, or ("all",) for all that the model has; base_dtype: of the
-    matrices that stay as they are, "" that of everything else or "int8" (`rounding.py`)."""
+    """rank and alpha as above; targets: names of MATRICES, or ("all",) for all that the model has;
+    base_dtype: of the matrices that stay as they are, "" that of everything else or "int8"
+    (`rounding.py`)."""
 
     rank: int
     alpha: float
@@ -48,20 +51,22 @@ class Adapters:
         return self.base_dtype == "int8"
 
     def to_json(self) -> dict:
-        """The fields that `from_fields` reads; a base that is not rounded is no field: older runs stay as they are."""
+        """The fields that `from_fields` reads; a base that is not rounded is no field: older runs
+        stay as they are."""
         fields = {"rank": self.rank, "alpha": self.alpha, "targets": list(self.targets)}
         return fields | ({"base_dtype": self.base_dtype} if self.base_dtype else {})
 
     @staticmethod
     def from_fields(fields: Mapping | None, where: str) -> Adapters | None:
-        """From a stage's `adapters` {rank, alpha, targets, base_dtype}; None where there are none or the rank is 0. UserError,
-        headed by `where`, for values that cannot be."""
+        """From a stage's `adapters` {rank, alpha, targets, base_dtype}; None where there are none
+        or the rank is 0. UserError, headed by `where`, for values that cannot be."""
         if not fields:
             return None
         rank, alpha, targets = fields["rank"], fields["alpha"], fields["targets"]
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0:
             raise UserError(
-                f"{where}.rank: expected a whole number of at least 0 (0: no adapters), not {rank!r}"
+                f"{where}.rank: expected a whole number of at least 0 (0: no adapters), not "
+                f"{rank!r}"
             )
         if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
             raise UserError(f"{where}.alpha: expected a positive number, not {alpha!r}")
@@ -85,30 +90,35 @@ class Adapters:
             )
         if base and not rank:
             raise UserError(
-                f"{where}.base_dtype: {base} is for a frozen base; give the adapters a rank, or leave it away"
+                f"{where}.base_dtype: {base} is for a frozen base; give the adapters a rank, "
+                "or leave it away"
             )
         return Adapters(rank, float(alpha), targets, base) if rank else None
 
     def names(self, config: ModelConfig) -> tuple[str, ...]:
-        """The matrices of this model that have adapters. UserError for one that it does not have."""
+        """The matrices of this model that have adapters. UserError for one that it does not
+        have."""
         present = tuple(name for name in MATRICES if ("layers", name) in param_table(config))
         if self.targets == ("all",):
             return present
         if missing := [name for name in self.targets if name not in present]:
             raise UserError(
-                f"adapters.targets: {config.family} has no matrix '{missing[0]}'; it has {', '.join(present)}"
+                f"adapters.targets: {config.family} has no matrix '{missing[0]}'; it has "
+                f"{', '.join(present)}"
             )
         return tuple(name for name in present if name in self.targets)
 
 
 @functools.lru_cache(maxsize=64)
 def table(config: ModelConfig, adapters: Adapters) -> dict[Path, ParamSpec]:
-    """Every adapter: path → ParamSpec. They lie as their matrices do; the axis of the rank is on every device."""
+    """Every adapter: path → ParamSpec. They lie as their matrices do; the axis of the rank is on
+    every device."""
     found = {}
     for name in adapters.names(config):
         matrix, rank = param_table(config)["layers", name], adapters.rank
         stop = 1 + MATRICES[name]
-        # N(0, 1 / (3 · fan-in)): the variance of the uniform numbers that are usual (Kaiming with a = √5).
+        # N(0, 1 / (3 · fan-in)): the variance of the uniform numbers that are usual (Kaiming with a
+        # = √5).
         std = (3 * math.prod(matrix.shape[1:stop])) ** -0.5
         found["layers", name, "a"] = ParamSpec(
             (*matrix.shape[:stop], rank), (*matrix.axes[:stop], None), "normal", std
@@ -134,7 +144,8 @@ def axes(config: ModelConfig, adapters: Adapters) -> dict:
 
 
 def init(config: ModelConfig, adapters: Adapters, key: jax.Array, dtype=jnp.float32) -> dict:
-    """Adapters that change nothing yet; pure, so `jit` with `out_shardings` makes them in place on a mesh."""
+    """Adapters that change nothing yet; pure, so `jit` with `out_shardings` makes them in place on
+    a mesh."""
     return nest(
         {path: initial_value(path, p, key, dtype) for path, p in table(config, adapters).items()}
     )
@@ -143,8 +154,8 @@ def init(config: ModelConfig, adapters: Adapters, key: jax.Array, dtype=jnp.floa
 def attach(base: dict, trained: dict, adapters: Adapters | None) -> dict:
     """Parameters that use the arrays of `base` as they are, with adapters on its matrices.
 
-    trained: adapters, or {"decoder": adapters, "head"} (then so is what comes out). Without `adapters`, `trained` is the
-    parameters themselves.
+    trained: adapters, or {"decoder": adapters, "head"} (then so is what comes out). Without
+    `adapters`, `trained` is the parameters themselves.
     """
     if adapters is None:
         return trained
@@ -194,7 +205,8 @@ def base_of(params: dict) -> dict:
 
 
 def merge(params: dict) -> dict:
-    """The same model without adapters, nothing in 8 bits: new arrays where there was either, the others are shared."""
+    """The same model without adapters, nothing in 8 bits: new arrays where there was either, the
+    others are shared."""
     dtype = params.get("decoder", params)["embed"].dtype
 
     def added(leaf):
@@ -212,8 +224,8 @@ def _merger(place, dtype):
 
 
 def whole(weight, dtype) -> jax.Array:
-    """One layer's weight as a single array: adapters added up and 8 bits turned back, in float32 and then cast; any other array
-    as it is."""
+    """One layer's weight as a single array: adapters added up and 8 bits turned back, in float32
+    and then cast; any other array as it is."""
     if is_int8(weight):
         return rounding.restored(weight).astype(dtype)
     if not _is_low_rank(weight):

@@ -1,8 +1,9 @@
 """Where every parameter lives in a model directory's files: names and axes, by family.
 
-A row is our parameter → (name in the files, our axes, their axes). Our axes leave out the leading L of the layers' stacks;
-the files have one tensor a layer, `{}` being its number. A dot joins axes that the files keep as one. A projection is
-[out, in] there. A fourth entry is our part of an axis "3", where they keep q, k and v in one tensor.
+A row is our parameter → (name in the files, our axes, their axes). Our axes leave out the leading L
+of the layers' stacks; the files have one tensor a layer, `{}` being its number. A dot joins axes
+that the files keep as one. A projection is [out, in] there. A fourth entry is our part of an axis
+"3", where they keep q, k and v in one tensor.
 """
 
 from __future__ import annotations
@@ -96,9 +97,15 @@ def all_finite(values: np.ndarray) -> bool:
 def _not_finite(name: str, stored: np.ndarray, dtype) -> str:
     wide = stored.astype(np.float32)
     if np.isfinite(wide).all():
-        return f"tensor '{name}' has numbers beyond {np.dtype(dtype)}; set --config.model.dtype=bfloat16 or float32"
+        return (
+            f"tensor '{name}' has numbers beyond {np.dtype(dtype)}; set "
+            "--config.model.dtype=bfloat16 or float32"
+        )
     counts = f"{np.isnan(wide).sum()} NaN and {np.isinf(wide).sum()} infinite"
-    return f"tensor '{name}' has {counts} numbers; these weights are damaged: fetch or train the model again"
+    return (
+        f"tensor '{name}' has {counts} numbers; these weights are damaged: fetch or train "
+        "the model again"
+    )
 
 
 def _slice(part: range) -> slice:
@@ -136,7 +143,8 @@ class Weight:
         self.to_theirs = tuple(ours.index(axis) for axis in split)
 
     def read(self, tensors: dict[str, np.ndarray], index: tuple[slice, ...], dtype) -> np.ndarray:
-        """The part `index` of our array, read and cast a piece of a file at a time: what is mapped beside it stays small.
+        """The part `index` of our array, read and cast a piece of a file at a time: what is mapped
+        beside it stays small.
 
         UserError where a number is NaN or infinite, in the file or after the cast.
         """
@@ -170,8 +178,8 @@ class Weight:
         return out if self.stacked else out[0]
 
     def write(self, value: np.ndarray, joined: dict[str, np.ndarray]):
-        """Yields (name in the file, array) of our whole array. What is one of three parts of a tensor waits in `joined`
-        until the others have come."""
+        """Yields (name in the file, array) of our whole array. What is one of three parts of a
+        tensor waits in `joined` until the others have come."""
         for name, layer in zip(self.names, value if self.stacked else [value], strict=True):
             tensor = layer.transpose(self.to_theirs)
             if self.part is None:

@@ -1,7 +1,9 @@
-"""The one table of parameters that shapes, shardings, initial values and names on disk are read from.
+"""The one table of parameters that shapes, shardings, initial values and names on disk are read
+from.
 
-Parameters are plain nested dicts of arrays: {"embed": [V,D], "layers": {name: [L,…]}, "final_norm": [D], "unembed":
-[V,D] unless tied}, and what the config's switches add. The layers are stacked along a leading axis.
+Parameters are plain nested dicts of arrays: {"embed": [V,D], "layers": {name: [L,…]}, "final_norm":
+[D], "unembed": [V,D] unless tied}, and what the config's switches add. The layers are stacked along
+a leading axis.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from cai_jax.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class ParamSpec:
-    """Shape, logical axis of each dimension (see `sharding.RULES`; None is never split), and initial values: "normal" with
-    `std`, "ones" or "zeros"."""
+    """Shape, logical axis of each dimension (see `sharding.RULES`; None is never split), and
+    initial values: "normal" with `std`, "ones" or "zeros"."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -35,8 +37,8 @@ Path = tuple[str, ...]
 def param_table(config: ModelConfig) -> dict[Path, ParamSpec]:
     """Every parameter of the model: path → ParamSpec, in the order of the forward pass.
 
-    Matrices start as N(0, 1/fan-in), those that write into the residual stream scaled down by 1/√(2L) (Radford et al.
-    2019), embeddings as N(0, init_std²).
+    Matrices start as N(0, 1/fan-in), those that write into the residual stream scaled down by
+    1/√(2L) (Radford et al. 2019), embeddings as N(0, init_std²).
     """
     V, D, F, L = config.vocab_size, config.width, config.ffw, config.num_layers
     H, K, Dh = config.num_heads, config.num_kv_heads, config.head_dim
@@ -139,7 +141,8 @@ def param_axes(config: ModelConfig) -> dict:
 
 
 def initial_value(path: Path, param: ParamSpec, key: jax.Array, dtype) -> jax.Array:
-    """The value of one parameter: depends on `key` and its own name only, not on which others there are."""
+    """The value of one parameter: depends on `key` and its own name only, not on which others there
+    are."""
     if param.kind != "normal":
         return {"ones": jnp.ones, "zeros": jnp.zeros}[param.kind](param.shape, dtype)
     key = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
@@ -147,7 +150,8 @@ def initial_value(path: Path, param: ParamSpec, key: jax.Array, dtype) -> jax.Ar
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype=jnp.float32) -> dict:
-    """Random initial parameters; pure, so `jit` with `out_shardings` makes them in place on a mesh."""
+    """Random initial parameters; pure, so `jit` with `out_shardings` makes them in place on a
+    mesh."""
     return nest(
         {path: initial_value(path, p, key, dtype) for path, p in param_table(config).items()}
     )

@@ -1,7 +1,9 @@
-"""The layers' matrices in 8 bits: a quarter of float32, half of bfloat16. Norms, biases and embeddings stay as they are.
+"""The layers' matrices in 8 bits: a quarter of float32, half of bfloat16. Norms, biases and
+embeddings stay as they are.
 
-A matrix is `blocks.Int8`, whole numbers up to 127 times a scale an output channel. The sampler may have a copy like that, and
-so may the frozen base under adapters (`lora.py`): nothing but adapters is trained there, so nothing is rounded twice.
+A matrix is `blocks.Int8`, whole numbers up to 127 times a scale an output channel. The sampler may
+have a copy like that, and so may the frozen base under adapters (`lora.py`): nothing but adapters
+is trained there, so nothing is rounded twice.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def is_int8(leaf) -> bool:
 
 
 def rounded_matrix(name: str, weight: jax.Array):
-    """The layers' parameter of that name, [L, …]: in 8 bits where it is a matrix, on the same devices; else as it is."""
+    """The layers' parameter of that name, [L, …]: in 8 bits where it is a matrix, on the same
+    devices; else as it is."""
     return (
         weight
         if name not in MATRICES
@@ -64,7 +67,8 @@ def _places(weight, axes_in: int):
 
 
 def round_layers(params: dict) -> dict:
-    """A decoder's parameters, or {"decoder", "head"}, with the layers' matrices in 8 bits; the other arrays are shared."""
+    """A decoder's parameters, or {"decoder", "head"}, with the layers' matrices in 8 bits; the
+    other arrays are shared."""
     if "decoder" in params:
         return {**params, "decoder": round_layers(params["decoder"])}
     return {

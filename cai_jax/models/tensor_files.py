@@ -1,7 +1,8 @@
 """safetensors files, read lazily (memory-mapped, bfloat16 included) and written tensor by tensor.
 
-The format: a little-endian uint64 header length, a JSON header {name: {dtype, shape, data_offsets}}, then the bytes.
-Reading touches only the pages that are asked for; writing never holds more than one tensor.
+The format: a little-endian uint64 header length, a JSON header {name: {dtype, shape,
+data_offsets}}, then the bytes. Reading touches only the pages that are asked for; writing never
+holds more than one tensor.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_header(path) -> tuple[dict[str, dict], int]:
-    """(name → {dtype, shape, data_offsets}, where the data begins). UserError for a truncated or damaged file."""
+    """(name → {dtype, shape, data_offsets}, where the data begins). UserError for a truncated or
+    damaged file."""
     path = pathlib.Path(path)
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -40,12 +42,14 @@ def read_header(path) -> tuple[dict[str, dict], int]:
             header = None
     if not isinstance(header, dict):
         raise UserError(
-            f"{path}: truncated or not a safetensors file ({size} bytes); fetch or convert the model again"
+            f"{path}: truncated or not a safetensors file ({size} bytes); fetch or convert the "
+            "model again"
         )
     header.pop("__metadata__", None)
     if wrong := next((name for name, entry in header.items() if not _is_entry(entry)), None):
         raise UserError(
-            f"{path}: the header's entry '{wrong[:80]}' is damaged; fetch or convert the model again"
+            f"{path}: the header's entry '{wrong[:80]}' is damaged; fetch or convert the model "
+            "again"
         )
     spans = sorted(entry["data_offsets"] for entry in header.values())
     if any(before[1] > after[0] for before, after in zip(spans, spans[1:], strict=False)):
@@ -61,7 +65,8 @@ def read_header(path) -> tuple[dict[str, dict], int]:
 
 
 def open_tensors(path) -> dict[str, np.ndarray]:
-    """name → read-only array backed by the file. UserError when the file is truncated or not safetensors.
+    """name → read-only array backed by the file. UserError when the file is truncated or not
+    safetensors.
 
     Tensors of other than floating-point dtypes (index buffers of old checkpoints) are left out.
     """
@@ -99,8 +104,9 @@ def _is_entry(entry) -> bool:
 
 
 def let_go(tensor: np.ndarray) -> None:
-    """Gives the pages of the tensor's file that were read back to the system, which else would count as this process's
-    memory as long as the file is open; they are mapped again when they are read again."""
+    """Gives the pages of the tensor's file that were read back to the system, which else would
+    count as this process's memory as long as the file is open; they are mapped again when they are
+    read again."""
     base = tensor
     while isinstance(base, np.ndarray):
         base = base.base
@@ -112,7 +118,8 @@ def let_go(tensor: np.ndarray) -> None:
 def write_tensors(
     path, shapes: Mapping[str, tuple[int, ...]], dtype, tensors: Iterable[tuple[str, np.ndarray]]
 ) -> None:
-    """Writes one file. `tensors` yields (name, array) in any order; `shapes` holds the names of this file."""
+    """Writes one file. `tensors` yields (name, array) in any order; `shapes` holds the names of
+    this file."""
     write_files({path: shapes}, dtype, tensors)
 
 
@@ -121,7 +128,8 @@ def write_files(
     dtype,
     tensors: Iterable[tuple[str, np.ndarray]],
 ):
-    """Writes several files at once from one pass over `tensors`; a file appears under its name only when complete."""
+    """Writes several files at once from one pass over `tensors`; a file appears under its name only
+    when complete."""
     dtype = np.dtype(dtype)
     places: dict[str, tuple[Callable, int, tuple[int, ...]]] = {}
     opened = []

@@ -1,8 +1,9 @@
 """Which files of a model directory hold its weights, and whether these can be read as they are.
 
-The rule for two truths in one directory is that of transformers: model.safetensors is read where it is there, else the
-shards that model.safetensors.index.json names. A complete set of shards without an index is read as well. Whatever is
-incomplete, quantised or an adapter without its base is refused with a line that says what it is and what to do.
+The rule for two truths in one directory is that of transformers: model.safetensors is read where it
+is there, else the shards that model.safetensors.index.json names. A complete set of shards without
+an index is read as well. Whatever is incomplete, quantised or an adapter without its base is
+refused with a line that says what it is and what to do.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from cai_jax.models import tensor_files
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
-# (what wrappers put before the names, what stands there without them): the first that explains every name is taken.
+# (what wrappers put before the names, what stands there without them): the first that explains
+# every name is taken.
 PREFIXES = (
     ("base_model.model.", ""),  # PEFT
     ("_orig_mod.", ""),  # torch.compile
@@ -49,13 +51,16 @@ OTHER_FORMATS = {
     "*.bin": "save them as safetensors (transformers: from_pretrained(DIR).save_pretrained(OUT))",
     "*.pth": "save them as safetensors (transformers: from_pretrained(DIR).save_pretrained(OUT))",
     "*.h5": "save them as safetensors (transformers: from_pretrained(DIR).save_pretrained(OUT))",
-    "*.msgpack": "save them as safetensors (transformers: from_pretrained(DIR).save_pretrained(OUT))",
+    "*.msgpack": (
+        "save them as safetensors (transformers: from_pretrained(DIR).save_pretrained(OUT))"
+    ),
 }
 _warned: set[str] = set()
 
 
 def open_directory(directory) -> dict[str, np.ndarray]:
-    """name → read-only array of every floating-point tensor of a model directory. UserError for incomplete weights."""
+    """name → read-only array of every floating-point tensor of a model directory. UserError for
+    incomplete weights."""
     directory = pathlib.Path(directory)
     single, index = directory / SINGLE, directory / INDEX
     if single.exists():
@@ -63,7 +68,8 @@ def open_directory(directory) -> dict[str, np.ndarray]:
         if (index.exists() or shards) and str(directory) not in _warned:
             _warned.add(str(directory))
             progress.warn(
-                f"{directory}: {SINGLE} is read, as transformers does; {INDEX if index.exists() else shards[0]} "
+                f"{directory}: {SINGLE} is read, as transformers does; "
+                f"{INDEX if index.exists() else shards[0]} "
                 "is there as well and is not: delete what does not belong there"
             )
         return tensor_files.open_tensors(single)
@@ -86,13 +92,15 @@ def _require_all(directory: pathlib.Path, names: Iterable[str]) -> None:
     totals = sorted({total for _, total in numbers})
     if len(totals) > 1:
         raise UserError(
-            f"{directory}: shards of different sets (of {' and of '.join(map(str, totals))}) and no {INDEX}; "
+            f"{directory}: shards of different sets (of {' and of '.join(map(str, totals))}) "
+            f"and no {INDEX}; "
             "fetch the model again into an empty directory"
         )
     there = sorted(number for number, _ in numbers)
     if there != list(range(1, totals[0] + 1)):
         raise UserError(
-            f"{directory}: only shards {_listed(there)} of {totals[0]} are there, and no {INDEX}; fetch the others"
+            f"{directory}: only shards {_listed(there)} of {totals[0]} are there, and no "
+            f"{INDEX}; fetch the others"
         )
 
 
@@ -108,33 +116,38 @@ def _open_index(index: pathlib.Path) -> dict[str, np.ndarray]:
             raise ValueError("a shard's name")
     except (ValueError, KeyError, AttributeError, TypeError):
         raise UserError(
-            f"{index}: expected a JSON object with 'weight_map', tensor → file in this directory; fetch the model again"
+            f"{index}: expected a JSON object with 'weight_map', tensor → file in this "
+            "directory; fetch the model again"
         ) from None
     if missing := [name for name in names if not (index.parent / name).exists()]:
         there = [number for number, name in enumerate(names, 1) if name not in missing]
         have = f"only shards {_listed(there)} of {len(names)} are" if there else "no shard is"
         raise UserError(
-            f"{index.parent}: {len(missing)} of {len(names)} weight files are missing, first {missing[0]} "
+            f"{index.parent}: {len(missing)} of {len(names)} weight files are missing, first "
+            f"{missing[0]} "
             f"({have} there); fetch the others"
         )
     headers = {name: tensor_files.read_header(index.parent / name)[0] for name in names}
     lost = [name for name, place in places.items() if name not in headers[place]]
     if lost:
         raise UserError(
-            f"{index}: {len(lost)} of {len(places)} tensors are not in the shards that it names, first '{lost[0][:80]}' "
+            f"{index}: {len(lost)} of {len(places)} tensors are not in the shards that it "
+            f"names, first '{lost[0][:80]}' "
             f"in {places[lost[0]]}; index and shards do not belong together, fetch the model again"
         )
     return _merged(index.parent, names, places)
 
 
 def _merged(directory, names: Iterable[str], places: dict | None = None) -> dict[str, np.ndarray]:
-    """The tensors of several files; one that several files hold is taken from where the index says it is."""
+    """The tensors of several files; one that several files hold is taken from where the index says
+    it is."""
     tensors: dict[str, np.ndarray] = {}
     for name in names:
         for tensor, value in tensor_files.open_tensors(directory / name).items():
             if places is None and tensor in tensors:
                 raise UserError(
-                    f"{directory}: tensor '{tensor[:80]}' is in two shards and no {INDEX} says which counts; "
+                    f"{directory}: tensor '{tensor[:80]}' is in two shards and no {INDEX} says "
+                    "which counts; "
                     "fetch the model again"
                 )
             if places is None or places.get(tensor) == name:
@@ -160,13 +173,15 @@ def adapter_line(directory) -> str:
     except (OSError, ValueError, AttributeError):
         base = "not readable"
     return (
-        f"a PEFT adapter without its base (base: {base}); merge the two (peft: merge_and_unload, save_pretrained) "
+        f"a PEFT adapter without its base (base: {base}); merge the two (peft: "
+        "merge_and_unload, save_pretrained) "
         "and name the merged directory"
     )
 
 
 def renamed(tensors: dict[str, np.ndarray], expected: Collection[str]) -> dict[str, np.ndarray]:
-    """The tensors under the names that the decoder expects, where one known prefix explains all the difference."""
+    """The tensors under the names that the decoder expects, where one known prefix explains all the
+    difference."""
     if all(name in tensors for name in expected):
         return tensors
     for theirs, ours in PREFIXES:
@@ -206,6 +221,7 @@ def quantised(directory, headers: dict[str, dict] | None = None) -> str | None:
 
 def quantised_line(directory, method: str) -> str:
     return (
-        f"{directory}: the weights are quantised ({method}), which is not read; name the checkpoint that they were made "
+        f"{directory}: the weights are quantised ({method}), which is not read; name the "
+        "checkpoint that they were made "
         "from, or save it dequantised (transformers: model.dequantize(), save_pretrained)"
     )

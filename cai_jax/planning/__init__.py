@@ -1,1 +1,2 @@
-"""What a run would need on chips that are not there: memory, arithmetic, traffic and time of every compiled program."""
+"""What a run would need on chips that are not there: memory, arithmetic, traffic and time of every
+compiled program."""

@@ -1,9 +1,11 @@
-"""What a piece of work needs by the formulas of the decoder: floating-point operations and temporary memory.
+"""What a piece of work needs by the formulas of the decoder: floating-point operations and
+temporary memory.
 
-Operations are what the work is worth, without anything that is computed twice: a product of [m, k] and [k, n] is 2·m·k·n,
-a causal token attends to half the sequence on average, norms, softmax and rotary positions are left out (below 1 %).
-Counting the compiled program (`hlo.count`) shows what is really done. Memory is an estimate of what the compiler will
-need beside the arguments, for chips whose compiler is not at hand and for finding a layout that fits.
+Operations are what the work is worth, without anything that is computed twice: a product of [m, k]
+and [k, n] is 2·m·k·n, a causal token attends to half the sequence on average, norms, softmax and
+rotary positions are left out (below 1 %). Counting the compiled program (`hlo.count`) shows what is
+really done. Memory is an estimate of what the compiler will need beside the arguments, for chips
+whose compiler is not at hand and for finding a layout that fits.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from cai_jax.models.params import num_params, param_table
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """kind: "train", "forward", "decode". rows × length tokens over all chips, worked through in `parts`; `past` cached
-    positions before them; head: at what share of the tokens logits are made; decode: `steps` tokens a row; trained: the share
-    of the parameters that has gradients."""
+    """kind: "train", "forward", "decode". rows × length tokens over all chips, worked through in
+    `parts`; `past` cached positions before them; head: at what share of the tokens logits are made;
+    decode: `steps` tokens a row; trained: the share of the parameters that has gradients."""
 
     kind: str
     model: ModelConfig
@@ -74,7 +76,8 @@ def trained_share(model: ModelConfig, adapters: lora.Adapters | None) -> float:
 def temporaries(
     work: Work, mesh: Mapping[str, int], *, width: int, remat: str, chunk: int
 ) -> float:
-    """Bytes a chip beside the arguments. `width`: bytes of an activation; `chunk`: positions whose logits exist at once."""
+    """Bytes a chip beside the arguments. `width`: bytes of an activation; `chunk`: positions whose
+    logits exist at once."""
     model, tensor = work.model, mesh["tensor"]
     shards = mesh["fsdp"] * tensor
     rows = -(-work.rows // (work.parts * mesh["data"] * mesh["fsdp"]))
@@ -104,7 +107,8 @@ def temporaries(
     kept = {"full": stream, "dots": stream + inner + 2 * stream}.get(
         remat, 8 * stream + 2 * inner
     ) * model.num_layers
-    # Gradients in float32, twice where they are added up over microbatches, and the weights in the activations' type.
+    # Gradients in float32, twice where they are added up over microbatches, and the weights in the
+    # activations' type.
     gradients = (
         work.trained * num_params(model) / shards * (4 * (2 if work.parts > 1 else 1) + width)
     )

@@ -1,4 +1,5 @@
-"""Chips by their published numbers, and topologies by name: "v5e:8x8", "v5p:4x4x4" (two slices: slices=2), "h100:8"."""
+"""Chips by their published numbers, and topologies by name: "v5e:8x8", "v5p:4x4x4" (two slices:
+slices=2), "h100:8"."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """hbm: bytes that programs may use; flops: dense bfloat16 a second; bandwidths in bytes a second and chip: memory,
-    links to other chips (one direction, all links together), network between slices or machines (one direction)."""
+    """hbm: bytes that programs may use; flops: dense bfloat16 a second; bandwidths in bytes a
+    second and chip: memory, links to other chips (one direction, all links together), network
+    between slices or machines (one direction)."""
 
     name: str
     platform: str
@@ -29,8 +31,9 @@ class Chip:
 
 _TPU = "cloud.google.com/tpu/docs/"
 _NVIDIA = "nvidia.com/en-us/data-center/"
-# Published capacities; the vendors give the links' bandwidth in both directions together: half of it stands here. TPU
-# network: the pod's published data center bandwidth by chip; GPU network: one 400 Gb/s (A100: 200 Gb/s) adapter a GPU.
+# Published capacities; the vendors give the links' bandwidth in both directions together: half of
+# it stands here. TPU network: the pod's published data center bandwidth by chip; GPU network: one
+# 400 Gb/s (A100: 200 Gb/s) adapter a GPU.
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -47,7 +50,8 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """`num_slices` slices of `shape` chips each. A GPU shape is (GPUs,) of one machine or (machines, GPUs of each)."""
+    """`num_slices` slices of `shape` chips each. A GPU shape is (GPUs,) of one machine or
+    (machines, GPUs of each)."""
 
     chip: Chip
     shape: tuple[int, ...]
@@ -68,7 +72,8 @@ def parse_topology(text: str, num_slices: int = 1) -> Topology:
     found = re.fullmatch(r"([a-z]+\d+[a-z]*):(\d+(?:x\d+){0,2})", text.strip().lower())
     if not found or found[1] not in CHIPS:
         raise UserError(
-            f"--topology '{text}': expected CHIP:SHAPE such as v5e:8x8, v5p:4x4x4 or h100:8; chips: {', '.join(CHIPS)}"
+            f"--topology '{text}': expected CHIP:SHAPE such as v5e:8x8, v5p:4x4x4 or h100:8; "
+            f"chips: {', '.join(CHIPS)}"
         )
     if num_slices < 1:
         raise UserError(f"--slices {num_slices}: expected at least 1")
@@ -85,7 +90,8 @@ def parse_topology(text: str, num_slices: int = 1) -> Topology:
 
 
 def of_kind(device_kind: str) -> Chip | None:
-    """The chip that a device of this `device_kind` is ("TPU v5 lite", "NVIDIA H100 80GB HBM3", …); None for others."""
+    """The chip that a device of this `device_kind` is ("TPU v5 lite", "NVIDIA H100 80GB HBM3", …);
+    None for others."""
     words = device_kind.lower().split()
     if "tpu" in words:
         name = words[-1] if words[-1] != "lite" else words[-2] + "e"
@@ -96,7 +102,8 @@ def of_kind(device_kind: str) -> Chip | None:
     )
 
 
-# libtpu asks the cloud who it is unless it is told; these values are for compiling without chips only.
+# libtpu asks the cloud who it is unless it is told; these values are for compiling without chips
+# only.
 OFFLINE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -118,8 +125,8 @@ def work_offline(topology: Topology) -> None:
 
 
 def devices(topology: Topology) -> list:
-    """Devices that can be compiled for and not be run on: for GPUs, virtual ones in their number. UserError where the
-    compiler is not installed."""
+    """Devices that can be compiled for and not be run on: for GPUs, virtual ones in their number.
+    UserError where the compiler is not installed."""
     import jax
     from jax.experimental import topologies
 
@@ -139,7 +146,8 @@ def devices(topology: Topology) -> list:
     except Exception as error:  # the plugin raises whatever the C++ side says
         if "libtpu" in str(error) or "TPU support" in str(error) or isinstance(error, ImportError):
             raise UserError(
-                "planning for TPUs needs their compiler: pip install 'cai_jax[plan]' (libtpu, 210 MB)"
+                "planning for TPUs needs their compiler: pip install 'cai_jax[plan]' (libtpu, "
+                "210 MB)"
             ) from error
         raise UserError(f"--topology {name}: {' '.join(str(error).split())[:200]}") from error
 

@@ -1,4 +1,5 @@
-"""Compiling a program for chips that are not there, and what follows from it: memory, counts, a roofline."""
+"""Compiling a program for chips that are not there, and what follows from it: memory, counts, a
+roofline."""
 
 from __future__ import annotations
 
@@ -18,10 +19,11 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass
 class Estimate:
-    """Of one program on one chip; bytes, operations, seconds. `total` is the program's peak and what lies beside it.
+    """Of one program on one chip; bytes, operations, seconds. `total` is the program's peak and
+    what lies beside it.
 
-    The roofline: `seconds` if arithmetic, memory and links overlap perfectly, `seconds_serial` if not at all. A real step
-    lies between or a little above.
+    The roofline: `seconds` if arithmetic, memory and links overlap perfectly, `seconds_serial` if
+    not at all. A real step lies between or a little above.
     """
 
     stage: str
@@ -65,10 +67,11 @@ class Estimate:
 def compile_program(
     program: Program, mesh, topology: chips.Topology, run_config, effort: float
 ) -> Estimate:
-    """Lowers and compiles `program` for the topology's devices. One that does not fit comes back with the compiler's words.
+    """Lowers and compiles `program` for the topology's devices. One that does not fit comes back
+    with the compiler's words.
 
-    Without the vendor's compiler the devices are virtual ones: the partitioned program is the same, so operations and
-    traffic are counted from it, and memory is estimated by formula.
+    Without the vendor's compiler the devices are virtual ones: the partitioned program is the same,
+    so operations and traffic are counted from it, and memory is estimated by formula.
     """
     real = topology.chip.platform == "tpu"
     began = time.monotonic()
@@ -112,7 +115,8 @@ def compile_program(
 def by_formula(
     program: Program, mesh, topology, run_config, counts=None, took: float = 0.0
 ) -> Estimate:
-    """Arguments as they are sharded, temporaries by `arithmetic.temporaries`; nothing is compiled here."""
+    """Arguments as they are sharded, temporaries by `arithmetic.temporaries`; nothing is compiled
+    here."""
     arguments = chip_bytes(
         [leaf for leaf in jax.tree.leaves(program.arguments) if hasattr(leaf, "sharding")]
     )

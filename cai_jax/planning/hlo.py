@@ -1,8 +1,9 @@
-"""Counts in a compiled program: floating-point operations of its products, bytes its collectives move, bytes of memory it
-reads and writes; every loop's body times its trips.
+"""Counts in a compiled program: floating-point operations of its products, bytes its collectives
+move, bytes of memory it reads and writes; every loop's body times its trips.
 
-XLA's own `cost_analysis` counts a loop's body once. This reads the text of the optimised, partitioned module, so the
-numbers are those of one chip. TPUs write matrix products as convolutions; batch dimensions become windows with holes.
+XLA's own `cost_analysis` counts a loop's body once. This reads the text of the optimised,
+partitioned module, so the numbers are those of one chip. TPUs write matrix products as
+convolutions; batch dimensions become windows with holes.
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ class Instruction:
 
 @dataclasses.dataclass
 class Counts:
-    """Of one chip and one run of the program. collectives: kind → bytes sent by the chip; crossing: those of them that
-    leave a slice; unknown_loops: loops whose number of trips is not written in the program (counted once)."""
+    """Of one chip and one run of the program. collectives: kind → bytes sent by the chip; crossing:
+    those of them that leave a slice; unknown_loops: loops whose number of trips is not written in
+    the program (counted once)."""
 
     flops: float = 0.0
     memory: float = 0.0
@@ -129,7 +131,8 @@ def _arrays(shape: str) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def num_bytes(shape: str) -> float:
-    """Bytes in the chip's main memory of an array or tuple as HLO writes it; scratch memory (S(n) layouts) is left out."""
+    """Bytes in the chip's main memory of an array or tuple as HLO writes it; scratch memory (S(n)
+    layouts) is left out."""
     return sum(
         WIDTHS[kind] * math.prod(sizes)
         for kind, sizes, layout in _arrays(shape)
@@ -210,7 +213,8 @@ def _dot_flops(item: Instruction, left, right) -> float:
 
 
 def _convolution_flops(item: Instruction, left, right) -> float:
-    """2 · (products that really happen): windows that hang over the edge or fall into the holes of a dilation do not."""
+    """2 · (products that really happen): windows that hang over the edge or fall into the holes of
+    a dilation do not."""
     labels = re.search(r"dim_labels=([\w?]+)_([\w?]+)->([\w?]+)", item.rest)
     inputs, kernel, output = labels[1], labels[2], labels[3]
     out = _arrays(item.shape)[0][1]
@@ -249,7 +253,8 @@ def _convolution_flops(item: Instruction, left, right) -> float:
 
 
 def group_of(item: Instruction) -> tuple[int, list[int]]:
-    """(chips that take part together, the first group's ids) from any of the ways in which HLO writes groups."""
+    """(chips that take part together, the first group's ids) from any of the ways in which HLO
+    writes groups."""
     found = re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", item.rest
     )
@@ -307,8 +312,8 @@ def _collective(kind: str, item: Instruction, body, chips: int | None) -> tuple[
 
 
 def _memory(computations, body, item: Instruction) -> float:
-    """Bytes that one instruction reads and writes: of an array that is only sliced, the slice; of an update in place, the
-    update."""
+    """Bytes that one instruction reads and writes: of an array that is only sliced, the slice; of
+    an update in place, the update."""
     if item.opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * num_bytes(item.shape)
     if item.opcode == "dynamic-update-slice":
@@ -353,8 +358,8 @@ def _written(called, root: Instruction, item: Instruction) -> float:
 
 
 def num_trips(computations, body, loop: Instruction) -> int | None:
-    """How often a while loop runs: what XLA noted, else (bound − start) / step of the counter in its condition. For a loop
-    that may end early this is the most it runs."""
+    """How often a while loop runs: what XLA noted, else (bound − start) / step of the counter in
+    its condition. For a loop that may end early this is the most it runs."""
     noted = re.search(r'known_trip_count\W+n\W+"?(\d+)', loop.rest)
     if noted:
         return int(noted[1])
@@ -377,7 +382,8 @@ def num_trips(computations, body, loop: Instruction) -> int | None:
 
 
 def _compares(computations, condition):
-    """Comparisons of counters in a condition, also within its fusions: (table, instruction, operands of the fusion)."""
+    """Comparisons of counters in a condition, also within its fusions: (table, instruction,
+    operands of the fusion)."""
     for item in condition.values():
         if item.opcode == "compare":
             yield condition, item, None

@@ -1,4 +1,5 @@
-"""Every jitted program of a run with abstract arguments: the stages' own step functions, nothing written a second time."""
+"""Every jitted program of a run with abstract arguments: the stages' own step functions, nothing
+written a second time."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ SAMPLING_KINDS = ("respond", "revise", "compare", "feedback", "evaluate")
 
 @dataclasses.dataclass
 class Program:
-    """One compiled program. resident: bytes a chip that lie beside its arguments while it runs; calls: in one step of its
-    stage; microbatched: whether its stage's num_microbatches cuts it."""
+    """One compiled program. resident: bytes a chip that lie beside its arguments while it runs;
+    calls: in one step of its stage; microbatched: whether its stage's num_microbatches cuts it."""
 
     stage: str
     name: str
@@ -72,7 +73,8 @@ def known_architectures() -> dict[str, dict]:
 
 
 def model_of(run_config, reference: str) -> ModelConfig:
-    """The architecture that a role, "@stage", directory or well-known hub name stands for; no weights are looked at."""
+    """The architecture that a role, "@stage", directory or well-known hub name stands for; no
+    weights are looked at."""
     target = resolve_role(run_config, reference)
     if target.startswith("@"):
         stage = run_config.graph[target[1:].partition(":")[0]]
@@ -89,7 +91,8 @@ def model_of(run_config, reference: str) -> ModelConfig:
     if base in known:
         return ModelConfig.from_hf(known[base], target)
     raise UserError(
-        f"model '{target}': no config.json there, and not one of {', '.join(known_architectures())}; give a directory "
+        f"model '{target}': no config.json there, and not one of "
+        f"{', '.join(known_architectures())}; give a directory "
         "with the model's config.json"
     )
 
@@ -175,8 +178,9 @@ def _update(run_config, name, mesh, kind, loss, batch, work: Work) -> Program:
 
 
 def loaded(run_config, reference: str, kind: str, mesh, held: dict, int8: bool = False):
-    """What a stage has of a model: abstract parameters in the run's dtype, or with `int8` in 8 bits; adapters on their base as it
-    was when they were trained. `held` takes what it costs by name, so that a base is there once."""
+    """What a stage has of a model: abstract parameters in the run's dtype, or with `int8` in 8
+    bits; adapters on their base as it was when they were trained. `held` takes what it costs by
+    name, so that a base is there once."""
     target, dtype = resolve_role(run_config, reference), jnp.dtype(run_config.model.dtype)
     model = model_of(run_config, target)
     stage = run_config.graph[target[1:].partition(":")[0]] if target.startswith("@") else {}
@@ -204,7 +208,8 @@ def loaded(run_config, reference: str, kind: str, mesh, held: dict, int8: bool =
 
 
 def of_rl(run_config, name: str, mesh) -> list[Program]:
-    """Sampling, scoring and learning of one update, each beside everything that the stage keeps on the chips meanwhile."""
+    """Sampling, scoring and learning of one update, each beside everything that the stage keeps on
+    the chips meanwhile."""
     config, dtype = run_config.graph[name], jnp.dtype(run_config.model.dtype)
     custom, shared = config.reward.startswith("python:"), config.value_model == "shared"
     policy = model_of(run_config, config.policy)
@@ -392,7 +397,8 @@ TRAINING_KINDS = {"sl": of_sl, "pm": of_pm, "rl": of_rl, "harm": of_harm}
 
 
 def of_run(run_config, mesh) -> list[Program]:
-    """The programs of all stages, in their order. Stages that sample with the same model and lengths share theirs."""
+    """The programs of all stages, in their order. Stages that sample with the same model and
+    lengths share theirs."""
     found: list[Program] = []
     sampled: dict = {}
     for name in run_config.stages:

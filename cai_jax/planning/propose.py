@@ -1,4 +1,5 @@
-"""A mesh and microbatches that fit, found by the formulas of `arithmetic`: to be compiled before they are believed."""
+"""A mesh and microbatches that fit, found by the formulas of `arithmetic`: to be compiled before
+they are believed."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class Proposal:
 
 
 def candidates(num_chips: int, num_slices: int) -> list[dict[str, int]]:
-    """Meshes with one copy of the parameters a slice, from no tensor parallelism up: what communicates least comes first."""
+    """Meshes with one copy of the parameters a slice, from no tensor parallelism up: what
+    communicates least comes first."""
     inner = num_chips // num_slices
     return [
         {"data": num_slices, "fsdp": inner // tensor, "tensor": tensor}
@@ -41,7 +43,8 @@ def candidates(num_chips: int, num_slices: int) -> list[dict[str, int]]:
 
 
 def propose(run_config, topology: Topology, devices) -> Proposal | None:
-    """The first mesh on which every program fits, with the fewest microbatches; None where there is none."""
+    """The first mesh on which every program fits, with the fewest microbatches; None where there is
+    none."""
     for sizes in candidates(topology.num_chips, topology.num_slices):
         config = copy.deepcopy(run_config)
         with config.unlocked():

@@ -37,7 +37,10 @@ def lines(
     """The table: a line a program, then a line a stage, then what the columns mean."""
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh_shape.items())
     out = [
-        f"{title} on {topology.name} ({topology.num_chips} chips of {topology.chip.hbm / GIB:.1f} GiB), mesh {sizes}",
+        (
+            f"{title} on {topology.name} ({topology.num_chips} chips of "
+            f"{topology.chip.hbm / GIB:.1f} GiB), mesh {sizes}"
+        ),
         "",
     ]
     table = [HEAD] + [_cells(row) for row in rows]
@@ -57,12 +60,14 @@ def lines(
         useful = sum(row.calls * row.flops_model for row in part)
         share = useful / topology.chip.flops / low if low else 0.0
         out.append(
-            f"{name}: one step {_seconds(low)} to {_seconds(high)}; at best {share:.0%} of peak on useful arithmetic"
+            f"{name}: one step {_seconds(low)} to {_seconds(high)}; at best {share:.0%} of "
+            "peak on useful arithmetic"
         )
     for row in rows:
         if not row.fits:
             out.append(
-                f"does not fit: {row.stage}, {row.program}: {row.problem or f'{row.total / GIB:.1f} GiB in all'}"
+                f"does not fit: {row.stage}, {row.program}: "
+                f"{row.problem or f'{row.total / GIB:.1f} GiB in all'}"
             )
     out.append(
         "proposed, by formula: "

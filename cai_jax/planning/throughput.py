@@ -1,5 +1,6 @@
-"""What a training step did a second: tokens, useful floating-point operations, and their share of what the chips could do
-(model FLOPs utilisation, 2204.02311). Useful is what `arithmetic` counts: nothing that is computed twice, no padding."""
+"""What a training step did a second: tokens, useful floating-point operations, and their share of
+what the chips could do (model FLOPs utilisation, 2204.02311). Useful is what `arithmetic` counts:
+nothing that is computed twice, no padding."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ Meter = Callable[[Mapping[str, float], float], dict[str, float]]
 
 
 def meter(mesh, flops: Callable[[Mapping[str, float]], float]) -> Meter:
-    """(a step's numbers, its seconds) → its rates, for timing.jsonl. `flops`: of all chips together, from those numbers.
+    """(a step's numbers, its seconds) → its rates, for timing.jsonl. `flops`: of all chips
+    together, from those numbers.
 
-    "mfu" is there where the chips' peak is published: always that of dense bfloat16, whatever the run computes in.
+    "mfu" is there where the chips' peak is published: always that of dense bfloat16, whatever the
+    run computes in.
     """
     devices = list(mesh.devices.flat)
     chip = chips.of_kind(devices[0].device_kind)
@@ -37,8 +40,8 @@ def meter(mesh, flops: Callable[[Mapping[str, float]], float]) -> Meter:
 
 
 def memory(devices) -> dict[str, float]:
-    """Bytes in use now and at the most so far: of the fullest of this process's devices, or of the process itself where
-    devices do not say (CPU). Asking does not wait for what they compute."""
+    """Bytes in use now and at the most so far: of the fullest of this process's devices, or of the
+    process itself where devices do not say (CPU). Asking does not wait for what they compute."""
     here = [
         device.memory_stats() for device in devices if device.process_index == jax.process_index()
     ]
@@ -66,8 +69,8 @@ def training(
     adapters: lora.Adapters | None = None,
     head: bool = True,
 ) -> Meter:
-    """Of a step that trains on `tokens` tokens (a number of the step) in sequences of `mean_length`; head: with logits of those
-    that it learns, its "count"."""
+    """Of a step that trains on `tokens` tokens (a number of the step) in sequences of
+    `mean_length`; head: with logits of those that it learns, its "count"."""
     share = arithmetic.trained_share(model, adapters)
 
     def flops(values):
@@ -90,8 +93,8 @@ def ppo(
     shared: bool,
     adapters: lora.Adapters | None = None,
 ) -> Meter:
-    """Of an update over `tokens` tokens of prompts and responses, `response_tokens` a rollout of the latter, which alone
-    have logits: they are sampled, scored, run through policy, reference and
+    """Of an update over `tokens` tokens of prompts and responses, `response_tokens` a rollout of
+    the latter, which alone have logits: they are sampled, scored, run through policy, reference and
     value model (not where it is a head on the policy), and learned in every epoch."""
 
     def flops(values):

@@ -31,8 +31,8 @@ FIGURE_NAMES = {
 
 
 def build(run_paths: Sequence, out) -> dict:
-    """Writes the report of one run, or of several side by side, under `out`; returns {"html_bytes", "figures",
-    "cautions", "headline"}. Raises UserError where a path is no run."""
+    """Writes the report of one run, or of several side by side, under `out`; returns {"html_bytes",
+    "figures", "cautions", "headline"}. Raises UserError where a path is no run."""
     runs = [Run(path) for path in run_paths]
     if len({run.name for run in runs}) < len(runs):
         for run in runs:  # two directories of the same last name

@@ -1,8 +1,9 @@
-"""The browsable records: one card a prompt with everything the run made of it, packed small for the page.
+"""The browsable records: one card a prompt with everything the run made of it, packed small for the
+page.
 
-A card has the dialogue and, as far as they exist, its critiques and revisions, the evaluated models' answers, its
-comparisons with labels and chains of thought, and its RL rollouts. Keys are short because they are repeated thousands of
-times; report.js reads them.
+A card has the dialogue and, as far as they exist, its critiques and revisions, the evaluated
+models' answers, its comparisons with labels and chains of thought, and its RL rollouts. Keys are
+short because they are repeated thousands of times; report.js reads them.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ class Deck:
                 )
 
     def _responses(self, run: Run, place: int) -> None:
-        """Answers that were not revised (helpful samples, or a run that stopped before it revised)."""
+        """Answers that were not revised (helpful samples, or a run that stopped before it
+        revised)."""
         revised = {
             record["id"] for stage in run.of_kind("revise") for record in run.records(stage.name)
         }
@@ -237,7 +239,8 @@ def _label(record: dict) -> dict:
 def pack(runs: Sequence[Run], budget: int = BUDGET) -> tuple[str, str, dict]:
     """(text for the page, its encoding "json" or "gzip", {"shown", "total", "limit"}).
 
-    Texts are capped harder until the data fits the budget; if that is not enough, the last cards are left out.
+    Texts are capped harder until the data fits the budget; if that is not enough, the last cards
+    are left out.
     """
     for limit in TEXT_LIMITS:
         deck = Deck(runs, limit)

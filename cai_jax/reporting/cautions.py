@@ -1,6 +1,8 @@
-"""What a reader must know before believing a number: null results, drift, biased labels, truncation, small models.
+"""What a reader must know before believing a number: null results, drift, biased labels,
+truncation, small models.
 
-Each rule is a few lines with its threshold in sight. Levels: "stop" (do not rely on this), "care", "note".
+Each rule is a few lines with its threshold in sight. Levels: "stop" (do not rely on this), "care",
+"note".
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ class Caution:
 
 
 def collect(run: Run) -> list[Caution]:
-    """All cautions of a run, the gravest level first, and within a level what undoes the most: whether the run is sound, then its
-    judge, its labels, the texts that were learned from, what came out, and how much there was of it."""
+    """All cautions of a run, the gravest level first, and within a level what undoes the most:
+    whether the run is sound, then its judge, its labels, the texts that were learned from, what
+    came out, and how much there was of it."""
     rules = (
         _unfinished,
         _training,
@@ -97,7 +100,8 @@ def _unfinished(run: Run):
 
 
 def _measured(run: Run):
-    """Whether the judge of the answers was shown to be right on pairs of the kind that it judges."""
+    """Whether the judge of the answers was shown to be right on pairs of the kind that it
+    judges."""
     if judge.sentence(run) and not judge.shown_right(run):
         yield Caution("stop", judge.sentence(run), "judges")
 
@@ -109,7 +113,8 @@ def _topic(run: Run):
 
 
 def _null_results(run: Run):
-    """One caution a set of prompts: which models do not differ from the first, and which score lower."""
+    """One caution a set of prompts: which models do not differ from the first, and which score
+    lower."""
     for on, rows in _by_place(run, "pm_score").items():
         where = place_name(on)
         null = [f"{model_name(r['model'])} {interval(r)}" for r in rows if r.get("null")]
@@ -124,16 +129,21 @@ def _null_results(run: Run):
                 "stop", f"Lower PM score than {against} on {where}: {', '.join(lower)}.", "results"
             )
         if null:
-            told = f"Null result on {where}: the PM score differs from {against}'s by an interval that includes zero"
+            told = (
+                f"Null result on {where}: the PM score differs from {against}'s by an "
+                "interval that includes zero"
+            )
             yield Caution("care", f"{told} ({', '.join(null)}).", "results")
 
 
 def _harm(run: Run):
-    """Absolute harmfulness: is the regressor better than saying the mean, and did the last model's harm rise?"""
+    """Absolute harmfulness: is the regressor better than saying the mean, and did the last model's
+    harm rise?"""
     for row in run.evaluation["rows"]:
         if row["metric"] == "harm_l2" and row["against"] and (row.get("null") or row["value"] >= 0):
             told = (
-                f"The regressor of harm is not shown to be better than always saying the mean rating ({row['on']}: "
+                "The regressor of harm is not shown to be better than always saying the mean "
+                f"rating ({row['on']}: "
                 f"difference of squared errors {interval(row)}); its numbers mean nothing."
             )
             yield Caution("stop", told, "results")
@@ -162,7 +172,8 @@ def _length(run: Run):
                 drifts.append(f"{model_name(row['model'])} {share} on {place_name(on)}")
     if drifts:
         told = (
-            f"Length drift: {', '.join(drifts)}. Preference models often reward length; read the scores with "
+            f"Length drift: {', '.join(drifts)}. Preference models often reward length; read "
+            "the scores with "
             "that in mind."
         )
         yield Caution("care", told, "results")
@@ -172,10 +183,14 @@ def _copied(run: Run):
     for stage in run.of_kind("revise"):
         every = {r["metric"]: r for r in copied.rows(run, stage) if r["value"] > COPY_LIMIT}
         if echoes := every.pop("revision_echoes_critique", None):
-            told = f"{headed(stage.name)}: {interval(echoes, sign=False, percent=True)} of the revisions"
+            told = (
+                f"{headed(stage.name)}: {interval(echoes, sign=False, percent=True)} of the "
+                "revisions"
+            )
             yield Caution(
                 "care",
-                f"{told} are for at least half the words of the critique before them: the model repeats it where "
+                f"{told} are for at least half the words of the critique before them: the "
+                "model repeats it where "
                 "it should answer anew.",
                 "transparency",
             )
@@ -186,7 +201,8 @@ def _copied(run: Run):
             )
             yield Caution(
                 "care",
-                f"{headed(stage.name)}: {told} repeat five or more words in a row of the worked examples, which "
+                f"{headed(stage.name)}: {told} repeat five or more words in a row of the "
+                "worked examples, which "
                 "are about other matters: the model copies where it should look.",
                 "transparency",
             )
@@ -213,14 +229,16 @@ def _kl(run: Run):
         known = [row["kl"] for row in run.training(stage.name) if row.get("kl") is not None]
         if known and known[-1] > KL_LIMIT:
             told = (
-                f"{stage.name}: KL to the reference is {number(known[-1], 1)} nats a response, beyond "
+                f"{stage.name}: KL to the reference is {number(known[-1], 1)} nats a response, "
+                "beyond "
                 f"{KL_LIMIT:.0f}: "
                 "a rising reward there is often the preference model being fooled."
             )
             yield Caution("care", told, "training")
         if known and min(known) < -0.5:
             told = (
-                f"{stage.name}: KL fell to {number(min(known))}, below zero beyond noise: sampler and trainer "
+                f"{stage.name}: KL fell to {number(min(known))}, below zero beyond noise: "
+                "sampler and trainer "
                 "disagree."
             )
             yield Caution("stop", told, "training")
@@ -234,15 +252,22 @@ def _labels(run: Run):
         found = []
         if flip is not None and flip > FLIP_LIMIT:
             found.append(
-                f"{number(flip, percent=True)} of the labels change when the two options change places"
+                f"{number(flip, percent=True)} of the labels change when the two options "
+                "change places"
             )
         if first is not None and abs(first - 0.5) > SIDE_LIMIT:
             found.append(f"option (A) is chosen {number(first, percent=True)} of the time")
         if found:
-            told = f"Position bias in {stage.name}: {', and '.join(found)}. Position often decides instead of content."
+            told = (
+                f"Position bias in {stage.name}: {', and '.join(found)}. Position often "
+                "decides instead of content."
+            )
             yield Caution("stop" if (flip or 0) > MOST_FLIP else "care", told, "labels")
         if sure is not None and sure < 0.55:
-            told = f"{stage.name}: mean confidence {number(sure)}, so the labels are close to coin flips."
+            told = (
+                f"{stage.name}: mean confidence {number(sure)}, so the labels are close to "
+                "coin flips."
+            )
             yield Caution("care", told, "labels")
 
 
@@ -254,11 +279,15 @@ def _preference(run: Run):
         items = "held-out comparisons" if row["on"] == "comparisons" else f"{row['on']} pairs"
         shown = number(row["value"], percent=True)
         if row["low"] is not None and row["low"] <= 0.5:
-            told = f"The preference model is right on {shown} of {row['n']} {items}; the interval includes chance."
+            told = (
+                f"The preference model is right on {shown} of {row['n']} {items}; the "
+                "interval includes chance."
+            )
             yield Caution("care", told, "judges")
         elif longer is not None and row["value"] <= longer:
             told = (
-                f"Always preferring the longer text ({number(longer, percent=True)}) does as well as the "
+                f"Always preferring the longer text ({number(longer, percent=True)}) does as "
+                "well as the "
                 "preference "
                 f"model on {items} ({shown})."
             )
@@ -272,8 +301,10 @@ def _preference(run: Run):
                 mode = metric.removeprefix("choice_").replace("_", " ")
                 who = "The feedback model" if row["model"] == "feedback" else headed(row["model"])
                 told = (
-                    f"{who} answers {number(row['value'], percent=True)} of {row['n']} {row['on']} questions "
-                    f"rightly ({mode}); the interval includes chance, so its labels may carry no signal."
+                    f"{who} answers {number(row['value'], percent=True)} of {row['n']} "
+                    f"{row['on']} questions "
+                    f"rightly ({mode}); the interval includes chance, so its labels may carry "
+                    "no signal."
                 )
                 yield Caution("care", told, "judges")
 
@@ -295,12 +326,16 @@ def _truncation(run: Run):
         unknown = not stage.summary.get("reads_cut", True)
         if unknown and any(_cut_in(other) for other in _scored_by(run, stage.name)):
             told = (
-                f"{headed(stage.name)} was trained on (almost) no answer that was cut at the limit of tokens, and "
+                f"{headed(stage.name)} was trained on (almost) no answer that was cut at the "
+                "limit of tokens, and "
                 "reads those that it scores as if they had ended there."
             )
             yield Caution("note", told, "judges")
     cut = [
-        f"{number(row['value'], percent=True)} of {model_name(row['model'])}'s to {place_name(row['on'])}"
+        (
+            f"{number(row['value'], percent=True)} of {model_name(row['model'])}'s to "
+            f"{place_name(row['on'])}"
+        )
         for row in find(run.evaluation["rows"], "cut_rate")
         if row["value"] is not None and row["value"] > CUT_LIMIT
     ]
@@ -312,14 +347,17 @@ def _clamps(run: Run):
     for stage in run.of_kind("pm"):
         if stage.summary.get("unclamped_chains"):
             told = (
-                f"{headed(stage.name)} learned from soft labels after chains of thought that are not clamped. They are "
+                f"{headed(stage.name)} learned from soft labels after chains of thought that "
+                "are not clamped. They are "
                 "nearly 0 or 1; the paper clamps them to 0.4 to 0.6."
             )
             yield Caution("care", told, "labels")
         if gap := stage.summary.get("clamp_undone"):
             told = (
-                f"{headed(stage.name)}: labels are clamped, but all pairs are AI labels and scores are scaled to a standard "
-                f"deviation of 1, which undoes the smaller scale: two answers differ by {number(gap['raw'])} raw and by "
+                f"{headed(stage.name)}: labels are clamped, but all pairs are AI labels and "
+                "scores are scaled to a standard "
+                "deviation of 1, which undoes the smaller scale: two answers differ by "
+                f"{number(gap['raw'])} raw and by "
                 f"{number(gap['scaled'])} scaled. Read KL and reward with that in mind."
             )
             yield Caution("care", told, "labels")
@@ -343,7 +381,10 @@ def _training(run: Run):
         for row in run.training(stage.name)[:1]:
             error = row.get("first_ratio_error")
             if error is not None and error > GAP_LIMIT:
-                told = f"{stage.name}: the first minibatch's probability ratio is {error:.1e} away from 1."
+                told = (
+                    f"{stage.name}: the first minibatch's probability ratio is {error:.1e} "
+                    "away from 1."
+                )
                 yield Caution("stop", told, "training")
         gaps = [
             row["sampler_gap"]
@@ -351,7 +392,10 @@ def _training(run: Run):
             if row.get("sampler_gap") is not None
         ]
         if gaps and max(gaps) > GAP_LIMIT:
-            told = f"{stage.name}: sampler and trainer log-probabilities differ by up to {max(gaps):.1e}."
+            told = (
+                f"{stage.name}: sampler and trainer log-probabilities differ by up to "
+                f"{max(gaps):.1e}."
+            )
             yield Caution("stop", told, "training")
 
 
@@ -364,7 +408,8 @@ def _small(run: Run):
     size = run.num_parameters
     if size and size < SMALL_MODEL and run.of_kind("revise"):
         told = (
-            f"Small models critique poorly: this one has {quantity(size)} parameters. Read some critiques before "
+            f"Small models critique poorly: this one has {quantity(size)} parameters. Read "
+            "some critiques before "
             "drawing conclusions about the method."
         )
         yield Caution("note", told, "transcripts")
@@ -395,7 +440,8 @@ def _worked_examples(run: Run):
         counts = stage.summary.get("few_shot") or {}
         if counts.get("examples"):
             told = (
-                f"{stage.name}: worked examples left out: {counts['examples']:,}, in {counts['requests']:,} of "
+                f"{stage.name}: worked examples left out: {counts['examples']:,}, in "
+                f"{counts['requests']:,} of "
                 f"{counts['of']:,} requests, which with all of them were longer than the context."
             )
             many = counts["requests"] > EXAMPLES_LIMIT * counts["of"]

@@ -1,4 +1,5 @@
-"""Several runs side by side: every number they share, with the difference to the first run and its interval."""
+"""Several runs side by side: every number they share, with the difference to the first run and its
+interval."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ COMPARED = (
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One metric in all runs; `differences[i]` is run i − run 0 (None for run 0, where either lacks it, and where the two numbers
-    come from different judges and have no common scale: `scales`)."""
+    """One metric in all runs; `differences[i]` is run i − run 0 (None for run 0, where either lacks
+    it, and where the two numbers come from different judges and have no common scale: `scales`)."""
 
     metric: str
     on: str
@@ -47,7 +48,8 @@ class Difference:
 
 
 def mover(a: Estimate, b: Estimate) -> Estimate:
-    """b − a of two independent estimates from their intervals (Newcombe 1998, method 10, for any pair of intervals)."""
+    """b − a of two independent estimates from their intervals (Newcombe 1998, method 10, for any
+    pair of intervals)."""
     if None in (a.value, b.value):
         return Estimate(None, None, None, 0)
     d = b.value - a.value
@@ -59,7 +61,8 @@ def mover(a: Estimate, b: Estimate) -> Estimate:
 
 
 def _by_item(run: Run) -> dict[tuple[str, str, str], dict[str, float]]:
-    """(metric, set of prompts or items, model) → prompt or item id → value, for whatever was kept one by one."""
+    """(metric, set of prompts or items, model) → prompt or item id → value, for whatever was kept
+    one by one."""
     groups, found = collections.defaultdict(list), collections.defaultdict(dict)
     for record in run.answers:
         groups[record["on"], record["name"]].append(record)
@@ -99,7 +102,8 @@ def _places(row: dict) -> list[str]:
 
 
 def differences(runs: Sequence[Run]) -> list[Difference]:
-    """Rows that at least two runs have. Paired by prompt or item where those are on disk, else from the intervals."""
+    """Rows that at least two runs have. Paired by prompt or item where those are on disk, else from
+    the intervals."""
     tables = [
         {
             (r["metric"], r["on"], r["model"]): r

@@ -1,4 +1,5 @@
-"""How often a revise stage's critiques and revisions repeat its worked examples, and revisions their critiques."""
+"""How often a revise stage's critiques and revisions repeat its worked examples, and revisions
+their critiques."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from cai_jax.reporting.run_data import Run, Stage
 
 
 def rows(run: Run, stage: Stage) -> list[dict]:
-    """Shares of revisions that echo their critique; shares of critiques and of revisions that repeat an example, none where the
-    stage showed no examples, or its constitution is not at hand."""
+    """Shares of revisions that echo their critique; shares of critiques and of revisions that
+    repeat an example, none where the stage showed no examples, or its constitution is not at
+    hand."""
     records = run.records(stage.name)
     return [
         *_shares(stage, {"revision_echoes_critique": copying.of_critiques(records)}),

@@ -1,11 +1,13 @@
-"""What a revision changed, by words. The browser gets counts only and cuts the two texts it already has."""
+"""What a revision changed, by words. The browser gets counts only and cuts the two texts it already
+has."""
 
 from __future__ import annotations
 
 import difflib
 import re
 
-# The same expression stands in report.js: a word with the white space before it. Spelled out because \s differs there.
+# The same expression stands in report.js: a word with the white space before it. Spelled out
+# because \s differs there.
 TOKEN = re.compile(r"[ \t\n]*[^ \t\n]+|[ \t\n]+$")
 MIN_KEPT = 3  # words in a row that make a kept passage between two changes
 MAX_TOKENS = (
@@ -18,8 +20,8 @@ def tokens(text: str) -> list[str]:
 
 
 def word_diff(before: str, after: str) -> list[int]:
-    """Flat [kept, cut, added, kept, cut, added, …] counts of tokens; kept and cut run through `before`, kept and added
-    through `after`."""
+    """Flat [kept, cut, added, kept, cut, added, …] counts of tokens; kept and cut run through
+    `before`, kept and added through `after`."""
     a, b = tokens(before), tokens(after)
     start = 0
     while start < min(len(a), len(b)) and a[start] == b[start]:
@@ -37,7 +39,8 @@ def word_diff(before: str, after: str) -> list[int]:
     triples, i, j = [[start, 0, 0]], 0, 0
     for x, y, size in blocks:
         if 0 < size < MIN_KEPT:
-            continue  # a lone common word inside a rewritten passage says nothing and breaks the reading
+            # a lone common word inside a rewritten passage says nothing and breaks the reading
+            continue
         if x > i or y > j:
             triples[-1][1:] = [x - i, y - j]
             triples.append([0, 0, 0])

@@ -15,7 +15,10 @@ def section(name: str, title: str, about: str, *parts: str) -> str:
     if not body:
         return ""
     lead = f'<p class="about">{about}</p>' if about else ""
-    return f'<section id="{name}" aria-labelledby="{name}-h"><h2 id="{name}-h">{title}</h2>{lead}{body}</section>'
+    return (
+        f'<section id="{name}" aria-labelledby="{name}-h"><h2 '
+        f'id="{name}-h">{title}</h2>{lead}{body}</section>'
+    )
 
 
 def figure(drawn: Panel | Forest | None, heading: bool = True) -> str:
@@ -55,7 +58,8 @@ def table(
     )
     label = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
-        f'<div class="scroll {css}" tabindex="0" role="region" aria-label="{escape(caption or "table")}"><table>{label}'
+        f'<div class="scroll {css}" tabindex="0" role="region" '
+        f'aria-label="{escape(caption or "table")}"><table>{label}'
         f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

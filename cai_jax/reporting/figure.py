@@ -1,4 +1,5 @@
-"""What a figure shows, apart from how it is drawn: `svg.py` draws it into the page, `png.py` into a file."""
+"""What a figure shows, apart from how it is drawn: `svg.py` draws it into the page, `png.py` into a
+file."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """Points of one colour. `low`, `high`: interval in y (a band under lines, bars on dots); `x_low`, `x_high` in x.
+    """Points of one colour. `low`, `high`: interval in y (a band under lines, bars on dots);
+    `x_low`, `x_high` in x.
 
-    mark: "line", "dots", "path" (dots joined by a line) or "bars" (a histogram: x are left edges of equal width).
-    `tone` is an index into the palette; `texts` label single points.
+    mark: "line", "dots", "path" (dots joined by a line) or "bars" (a histogram: x are left edges of
+    equal width). `tone` is an index into the palette; `texts` label single points.
     """
 
     label: str
@@ -62,7 +64,8 @@ class ForestRow:
 
 @dataclasses.dataclass(frozen=True)
 class Forest:
-    """Rows of dots with intervals over one axis. `reference`: a vertical line, zero for differences."""
+    """Rows of dots with intervals over one axis. `reference`: a vertical line, zero for
+    differences."""
 
     key: str
     title: str
@@ -80,7 +83,8 @@ def finite(values) -> list[float]:
 
 
 def span(values: Sequence[float | None], *, zero: bool = False) -> tuple[float, float]:
-    """(low, high) with a little air around the finite values; a window of 1 where there are none or one."""
+    """(low, high) with a little air around the finite values; a window of 1 where there are none or
+    one."""
     known = finite(values)
     if zero:
         known.append(0.0)
@@ -115,7 +119,8 @@ def tick_label(value: float, step: float, percent: bool = False) -> str:
 
 
 def apart(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Moves label positions as little as needed so that neighbours are `gap` apart, within [low, high]."""
+    """Moves label positions as little as needed so that neighbours are `gap` apart, within [low,
+    high]."""
     order = sorted(range(len(positions)), key=lambda i: positions[i])
     placed = [0.0] * len(positions)
     at = low - gap

@@ -1,4 +1,5 @@
-"""Which figures a run has data for: the paper's where they exist, training curves, labels, transparency.
+"""Which figures a run has data for: the paper's where they exist, training curves, labels,
+transparency.
 
 Every function takes a list of runs and returns a figure or None; several runs are drawn together.
 """
@@ -30,7 +31,8 @@ def tone_of(runs: Sequence[Run], place: int, alone: int = 1) -> int:
 def of_part(
     runs: Sequence[Run], run: Run, part: Run, drawn: Sequence[Panel | Forest | None]
 ) -> list[Panel | Forest]:
-    """Those that there are, under keys of their own: the run's main evaluation, and other runs, have the same ones."""
+    """Those that there are, under keys of their own: the run's main evaluation, and other runs,
+    have the same ones."""
     place = f"-{runs.index(run) + 1}" if len(runs) > 1 else ""
     return [
         dataclasses.replace(one, key=f"{one.key}{place}-{part.part}")
@@ -51,8 +53,8 @@ def main_ones(part: Run) -> list[Panel | None]:
 def each_scale(
     runs: Sequence[Run], draw: Callable, metric: str = "pm_score"
 ) -> list[Panel | Forest]:
-    """`draw(runs)`, or one figure a run where their numbers of this kind come from different judges: without a common scale
-    they are not drawn on one axis."""
+    """`draw(runs)`, or one figure a run where their numbers of this kind come from different
+    judges: without a common scale they are not drawn on one axis."""
     if not judge.differ(runs, metric):
         return [one for one in [draw(runs)] if one is not None]
     drawn = [(run, draw([run])) for run in runs]
@@ -64,8 +66,8 @@ def each_scale(
 
 
 def axis_metric(runs: Sequence[Run]) -> str:
-    """What harmlessness and helpfulness are measured in: Elo, where one run has it on both sets of prompts. Several runs have
-    no common zero of Elo, so their scores stand side by side."""
+    """What harmlessness and helpfulness are measured in: Elo, where one run has it on both sets of
+    prompts. Several runs have no common zero of Elo, so their scores stand side by side."""
     if len(runs) == 1 and all(find(runs[0].evaluation["rows"], "elo", on) for on in (HARM, HELP)):
         return "elo"
     return "pm_score"
@@ -131,7 +133,8 @@ def frontier(runs: Sequence[Run]) -> Panel | None:
 
 
 def steps_of(run: Run, stage: Stage) -> dict[str, int]:
-    """Evaluated model → the update of `stage` that it is a snapshot of ("@rl:step"); {} where no snapshot was evaluated."""
+    """Evaluated model → the update of `stage` that it is a snapshot of ("@rl:step"); {} where no
+    snapshot was evaluated."""
     models = {
         name: str(ref)
         for one in run.of_kind("evaluate")
@@ -153,8 +156,9 @@ def steps_of(run: Run, stage: Stage) -> dict[str, int]:
 
 
 def rl_steps(runs: Sequence[Run], harm: bool = False) -> Panel | None:
-    """Harmlessness and helpfulness along RL (Figure 8), or with `harm` expected harm at each temperature (Figure 10), where
-    snapshots "@rl:step" were evaluated: from the policy that it started from."""
+    """Harmlessness and helpfulness along RL (Figure 8), or with `harm` expected harm at each
+    temperature (Figure 10), where snapshots "@rl:step" were evaluated: from the policy that it
+    started from."""
     metric = "expected_harm" if harm else axis_metric(runs)
     lines = (
         {"T=0": "temperature 0", "T=1": "temperature 1"}
@@ -268,7 +272,10 @@ def of_answers(runs: Sequence[Run], steps: bool = True) -> list[Panel | Forest]:
             "Evasive refusals",
             "share of answers",
             percent=True,
-            caption="Refusals that give neither a reason nor an alternative, by a rule of visible phrases.",
+            caption=(
+                "Refusals that give neither a reason nor an alternative, by a rule of "
+                "visible phrases."
+            ),
         ),
     ]
     return drawn + [one for one in counted if one is not None]
@@ -292,13 +299,15 @@ def _elo_by_judge(runs: Sequence[Run]) -> Forest | None:
 
 
 def harm(runs: Sequence[Run]) -> Forest | None:
-    """Expected harm of every model at each temperature (section 4.5), and in the caption how good the regressor is."""
+    """Expected harm of every model at each temperature (section 4.5), and in the caption how good
+    the regressor is."""
     told = []
     for run in runs:
         for r in find(run.evaluation["rows"], "harm_l2"):
             name = f"{run.name}, " if len(runs) > 1 else ""
             told.append(
-                f"{name}{r['on']}: squared error {r['value']:.2f}, of always saying the mean {r['baseline']['mean']:.2f}"
+                f"{name}{r['on']}: squared error {r['value']:.2f}, of always saying the mean "
+                f"{r['baseline']['mean']:.2f}"
             )
     return by_model(
         runs,
@@ -310,7 +319,8 @@ def harm(runs: Sequence[Run]) -> Forest | None:
 
 
 def judges(runs: Sequence[Run]) -> Forest | None:
-    """Accuracies of the feedback model and the preference model with their baselines as ticks (Figures 4 and 11)."""
+    """Accuracies of the feedback model and the preference model with their baselines as ticks
+    (Figures 4 and 11)."""
     names = {
         "choice_zero_shot": "feedback model, zero-shot",
         "choice_few_shot": "feedback model, few-shot",
@@ -405,7 +415,10 @@ def judges(runs: Sequence[Run]) -> Forest | None:
         rows,
         0.5,
         True,
-        "Accuracy with 95 % Wilson intervals. Ticks: chance, majority letter, always the longer answer.",
+        (
+            "Accuracy with 95 % Wilson intervals. Ticks: chance, majority letter, always the "
+            "longer answer."
+        ),
     )
 
 

@@ -1,4 +1,5 @@
-"""Figures of what revisions and single principles did, for a list of runs: a figure or None each."""
+"""Figures of what revisions and single principles did, for a list of runs: a figure or None
+each."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def every(runs: Sequence[Run]) -> list[Panel | Forest]:
 
 
 def _revised(run: Run):
-    """(revise stage, its rows by number of revisions) for every evaluate stage that scored revisions."""
+    """(revise stage, its rows by number of revisions) for every evaluate stage that scored
+    revisions."""
     for stage in run.of_kind("evaluate"):
         source = run.stages.get((stage.fields.get("inputs") or {}).get("revisions") or "")
         rows = [
@@ -32,7 +34,8 @@ def _revised(run: Run):
 
 
 def revisions(runs: Sequence[Run]) -> Panel | None:
-    """PM score after each revision (Figure 5); with and without critiques where a run has both (Figure 7)."""
+    """PM score after each revision (Figure 5); with and without critiques where a run has both
+    (Figure 7)."""
     series = []
     for place, run in enumerate(runs):
         found = [(source, rows) for source, rows in _revised(run) if len(rows) > 1]
@@ -67,13 +70,15 @@ def revisions(runs: Sequence[Run]) -> Panel | None:
 
 
 def principle_counts(runs: Sequence[Run]) -> Panel | None:
-    """PM score of the last revisions against the number of principles (Figure 6), where stages or runs differ in it."""
+    """PM score of the last revisions against the number of principles (Figure 6), where stages or
+    runs differ in it."""
     points = {}
     for run in runs:
         for source, rows in _revised(run):
             if source is None or rows[-1]["value"] is None:
                 continue
-            # An empty field means all principles; the stage's summary then says how many there were.
+            # An empty field means all principles; the stage's summary then says how many there
+            # were.
             count = source.fields.get("num_principles") or source.summary.get("num_principles")
             if count:
                 points.setdefault(int(count), rows[-1])
@@ -102,8 +107,8 @@ def principle_counts(runs: Sequence[Run]) -> Panel | None:
 
 
 def principles(runs: Sequence[Run]) -> Forest | None:
-    """How far each principle moved the score of the answers it revised. Those that were used often come first, by how far;
-    then those used fewer than FEW_USES times, by how often."""
+    """How far each principle moved the score of the answers it revised. Those that were used often
+    come first, by how far; then those used fewer than FEW_USES times, by how often."""
     rows, seldom = [], 0
     for place, run in enumerate(runs):
         found = [
@@ -129,7 +134,10 @@ def principles(runs: Sequence[Run]) -> Forest | None:
         return None
     caption = "In brackets how often each was used."
     if seldom:
-        caption += f" The last {seldom} were used fewer than {FEW_USES} times: single answers, no effect of a principle."
+        caption += (
+            f" The last {seldom} were used fewer than {FEW_USES} times: single answers, "
+            "no effect of a principle."
+        )
     return Forest(
         "principles",
         "What each principle did",

@@ -38,13 +38,15 @@ def label_histogram(run: Run, stage: Stage) -> Panel | None:
             )
         ],
         size=(460, 220),
-        caption="A peak in the middle: the judge hardly decides. Peaks at the ends after a chain of thought: "
+        caption="A peak in the middle: the judge hardly decides. Peaks at the ends after a "
+        "chain of thought: "
         "clamp them.",
     )
 
 
 def position_scatter(run: Run, stage: Stage) -> Panel | None:
-    """p(first is better) asked in one order against the other: off the diagonal, position decided."""
+    """p(first is better) asked in one order against the other: off the diagonal, position
+    decided."""
     x, y = [], []
     for record in run.records(stage.name):
         asked = collections.defaultdict(list)
@@ -63,11 +65,14 @@ def position_scatter(run: Run, stage: Stage) -> Panel | None:
         [Series(stage.name, x[:600], y[:600], mark="dots", tone=1)],
         diagonal=True,
         size=(460, 240),
-        caption="Points far from the dashed line changed their mind when the options changed places.",
+        caption=(
+            "Points far from the dashed line changed their mind when the options changed places."
+        ),
     )
 
 
-# Curves that are shown at once, in this order; the others stand in a fold. The names are those of metrics.jsonl.
+# Curves that are shown at once, in this order; the others stand in a fold. The names are those of
+# metrics.jsonl.
 FIRST = {
     "sl": {"loss": "loss", "heldout_loss": "held-out loss"},
     "pm": {"loss": "loss", "accuracy": "accuracy", "agreement": "agreement with the labels"},
@@ -118,7 +123,8 @@ def training(runs: Sequence[Run]) -> tuple[list[Panel], list[Panel]]:
 def thin(
     points: list[tuple[float, float]], limit: int = MAX_POINTS
 ) -> tuple[list[float], list[float]]:
-    """Averages neighbours where there are more points than a drawing can show; a curve keeps its level and shape."""
+    """Averages neighbours where there are more points than a drawing can show; a curve keeps its
+    level and shape."""
     if len(points) <= limit:
         return [float(x) for x, _ in points], [float(y) for _, y in points]
     groups = np.array_split(np.asarray(points, np.float64), limit)

@@ -1,4 +1,5 @@
-"""The judge of a run: which model scored its answers, what it was itself measured on, and whether several runs share it."""
+"""The judge of a run: which model scored its answers, what it was itself measured on, and whether
+several runs share it."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from cai_jax.evals.rows import find
 from cai_jax.reporting.run_data import Run, Stage
 from cai_jax.reporting.text import ITEM_SETS, model_name, number, words
 
-# Numbers that are one model's opinion: the field of the main evaluate stage that names the model. Across runs they have a common
-# scale only where that model is the same.
+# Numbers that are one model's opinion: the field of the main evaluate stage that names the model.
+# Across runs they have a common scale only where that model is the same.
 JUDGED_BY = {
     "pm_score": "reward",
     "elo": "reward",
@@ -28,8 +29,9 @@ HELPFULNESS = (
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """How many of `n` pairs of one kind the judge was right on (ties count a half). `people`: people said which side is better;
-    AI labels are what it was trained to repeat. `helpful`: the pairs are about helpfulness; None where that is not known."""
+    """How many of `n` pairs of one kind the judge was right on (ties count a half). `people`:
+    people said which side is better; AI labels are what it was trained to repeat. `helpful`: the
+    pairs are about helpfulness; None where that is not known."""
 
     kind: str
     right: float
@@ -61,7 +63,8 @@ def _stage(run: Run, reference: str) -> Stage | None:
 
 
 def identity(run: Run, metric: str) -> str | None:
-    """The model behind a number of JUDGED_BY, by its stage's fingerprint where a stage trained it; None for other numbers."""
+    """The model behind a number of JUDGED_BY, by its stage's fingerprint where a stage trained it;
+    None for other numbers."""
     if metric not in JUDGED_BY:
         return None
     reference = _reference(run, JUDGED_BY[metric])
@@ -71,13 +74,15 @@ def identity(run: Run, metric: str) -> str | None:
 
 
 def differ(runs: Sequence[Run], metric: str = "pm_score") -> bool:
-    """Whether the runs' numbers of this kind come from different models, so that they have no common scale."""
+    """Whether the runs' numbers of this kind come from different models, so that they have no
+    common scale."""
     return len({identity(run, metric) for run in runs}) > 1
 
 
 def measured(run: Run) -> list[Measured]:
-    """The pairs with a known better side that the judge of the answers was tried on and not trained on: those held out of its
-    training, the evaluation's comparisons by source, and its sets of questions (their parts about harm, where they have some)."""
+    """The pairs with a known better side that the judge of the answers was tried on and not trained
+    on: those held out of its training, the evaluation's comparisons by source, and its sets of
+    questions (their parts about harm, where they have some)."""
     reference = _reference(run, "reward")
     stage = _stage(run, reference)
     found = []
@@ -126,8 +131,8 @@ def _counted(source: str, accuracy: dict, which: str) -> Measured:
 
 
 def shown_right(run: Run, helpful: bool = False) -> bool:
-    """Whether the judge is shown to be right more often than chance on people's pairs about the topic's quality, or about
-    helpfulness; pairs of which neither is known count for both."""
+    """Whether the judge is shown to be right more often than chance on people's pairs about the
+    topic's quality, or about helpfulness; pairs of which neither is known count for both."""
     pooled = _pooled(measured(run), helpful)
     return pooled.low is not None and pooled.low > 0.5
 
@@ -144,7 +149,10 @@ def sentence(run: Run) -> str:
         return ""
     parts = measured(run)
     if not parts:
-        return f"The judge, {model_name(reference)}, was measured on no pairs whose better side is known."
+        return (
+            f"The judge, {model_name(reference)}, was measured on no pairs whose better "
+            "side is known."
+        )
     people, labels = ([p for p in parts if p.people == side] for side in (True, False))
     told = f"The judge, {model_name(reference)}, "
     told += f"is right on {_listed(people)}" if people else "was measured on no pairs of people"
@@ -154,7 +162,8 @@ def sentence(run: Run) -> str:
         told += f"; on no pairs of people about what is {words().quality}"
     elif pooled.low <= 0.5:
         told += (
-            f"; on people's pairs that are not of helpfulness it is not shown to beat chance ({number(pooled.low, percent=True)} "
+            "; on people's pairs that are not of helpfulness it is not shown to beat chance "
+            f"({number(pooled.low, percent=True)} "
             f"to {number(pooled.high, percent=True)})"
         )
     return told + "."

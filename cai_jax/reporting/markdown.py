@@ -1,4 +1,5 @@
-"""The same report as Markdown: numbers, cautions and a few whole examples, for a pull request or a terminal."""
+"""The same report as Markdown: numbers, cautions and a few whole examples, for a pull request or a
+terminal."""
 
 from __future__ import annotations
 
@@ -158,7 +159,8 @@ def _results(run: Run) -> list[str]:
             + table(["model", "at", "expected harm", "prompts", "difference"], harms)
         )
         out += [
-            f"Squared error of the regressor, {plain(r['on'])}: {cautions.interval(r, sign=False)}; of always saying the mean "
+            f"Squared error of the regressor, {plain(r['on'])}: "
+            f"{cautions.interval(r, sign=False)}; of always saying the mean "
             f"{number(r['baseline']['mean'])}.\n"
             for r in find(rows, "harm_l2")
         ]
@@ -193,10 +195,16 @@ def _differences(runs: Sequence[Run]) -> str:
         for value, e in zip(d.values, d.differences, strict=True):
             shown = number(value["value"] if value else None)
             if e is not None and e.low is not None:
-                shown += f" ({number(e.value, sign=True)} [{number(e.low, sign=True)}, {number(e.high, sign=True)}])"
+                shown += (
+                    f" ({number(e.value, sign=True)} [{number(e.low, sign=True)}, "
+                    f"{number(e.high, sign=True)}])"
+                )
             cells.append(shown)
         body.append(cells)
-    note = "\nThe runs were scored by different preference models: scores have no common scale, so no difference is given.\n"
+    note = (
+        "\nThe runs were scored by different preference models: scores have no common "
+        "scale, so no difference is given.\n"
+    )
     return (
         "## Differences to the first run\n\n"
         + table(["number", "on", "model", *(plain(r.name) for r in runs)], body)
@@ -216,7 +224,8 @@ def _examples(run: Run) -> str:
             for number_, turn in enumerate(record.get("rounds") or (), 1):
                 if turn.get("critique") is not None:
                     out.append(
-                        f"**Critique {number_}** ({plain(turn.get('principle_id', ''))})\n\n{quoted(turn['critique'])}\n"
+                        f"**Critique {number_}** "
+                        f"({plain(turn.get('principle_id', ''))})\n\n{quoted(turn['critique'])}\n"
                     )
                 out.append(f"**Revision {number_}**\n\n{quoted(turn.get('revision', ''))}\n")
             out.append("---\n")

@@ -1,4 +1,5 @@
-"""Tables of numbers: who wins against whom, what each principle did within each kind of harm, and every number there is."""
+"""Tables of numbers: who wins against whom, what each principle did within each kind of harm, and
+every number there is."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def _of(runs: Sequence[Run], run: Run) -> str:
 
 
 def win_rates(runs: Sequence[Run]) -> str:
-    """How often each model's answer is preferred to each other's, by the preference model and by the judge."""
+    """How often each model's answer is preferred to each other's, by the preference model and by
+    the judge."""
     parts = []
     for run in runs:
         for metric, judge in (
@@ -56,7 +58,10 @@ def win_rates(runs: Sequence[Run]) -> str:
 
 
 def _rate(value: float, low: float, high: float) -> str:
-    return f"{number(value, percent=True)}<small>{number(100 * low, 0)} to {number(100 * high, 0)}</small>"
+    return (
+        f"{number(value, percent=True)}<small>{number(100 * low, 0)} to "
+        f"{number(100 * high, 0)}</small>"
+    )
 
 
 def principles(runs: Sequence[Run]) -> str:

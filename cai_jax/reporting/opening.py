@@ -1,4 +1,5 @@
-"""What the page opens with: the verdict in a sentence, its judge, the warnings, and three texts drawn by a rule."""
+"""What the page opens with: the verdict in a sentence, its judge, the warnings, and three texts
+drawn by a rule."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def first_screen(runs: Sequence[Run]) -> str:
     for place, run in enumerate(runs):
         found = story.verdict(run)
         items = "".join(
-            f'<dt>{escape(one.axis)}</dt><dd><b class="{one.tone or "flat"}">{escape(headed(one.word))}</b> '
+            f"<dt>{escape(one.axis)}</dt><dd><b "
+            f'class="{one.tone or "flat"}">{escape(headed(one.word))}</b> '
             f"<span>{escape(one.detail)}</span></dd>"
             for one in (*found, story.trust(run), story.cost(run))
         )
@@ -67,7 +69,8 @@ def first_screen(runs: Sequence[Run]) -> str:
         verdicts += f'{name}<dl class="verdicts">{unbroken(items)}</dl>'
     return (
         f'<div class="first"><div class="lead">{verdicts}</div><div class="drawn">{left}</div>'
-        '<aside class="aside" aria-labelledby="cautions-h"><h2 id="cautions-h">Before you rely on this</h2>'
+        '<aside class="aside" aria-labelledby="cautions-h"><h2 id="cautions-h">Before you rely '
+        "on this</h2>"
         f"{caution_list(runs)}</aside>{texts(runs)}</div>{facts(runs)}"
     )
 
@@ -81,7 +84,8 @@ def texts(runs: Sequence[Run]) -> str:
         f'<article class="text">{"".join(map(_turn, one))}</article>' for one in found
     )
     return (
-        f'<div class="texts"><h2 class="figure-title">Three texts, to read first</h2><p class="about">{escape(what)}. '
+        '<div class="texts"><h2 class="figure-title">Three texts, to read first</h2><p '
+        f'class="about">{escape(what)}. '
         f'{escape(shown.RULE)} Some are offensive.</p><div class="columns">{columns}</div></div>'
     )
 
@@ -94,7 +98,10 @@ def _turn(turn: shown.Turn) -> str:
         said = f'<p class="said">{escape(clip(text, SHOWN_CHARACTERS))}</p>' + fold(
             "All of it", said
         )
-    return f'<div class="turn {turn.kind}"><div class="who"><b>{escape(turn.who)}</b>{score}</div>{said}</div>'
+    return (
+        f'<div class="turn {turn.kind}"><div '
+        f'class="who"><b>{escape(turn.who)}</b>{score}</div>{said}</div>'
+    )
 
 
 def caution_list(runs: Sequence[Run]) -> str:
@@ -102,21 +109,27 @@ def caution_list(runs: Sequence[Run]) -> str:
     items = []
     if len(runs) > 1 and judge.differ(runs):
         items.append(
-            '<li class="stop"><span class="level">Serious: </span>The runs were scored by different preference models: '
-            "their scores have no common scale, so no difference between runs is shown of them.</li>"
+            '<li class="stop"><span class="level">Serious: </span>The runs were scored by '
+            "different preference models: "
+            "their scores have no common scale, so no difference between runs is shown of "
+            "them.</li>"
         )
     for run in runs:
         for c in cautions_lib.collect(run):
             name = f"{escape(run.name)}: " if len(runs) > 1 else ""
             items.append(
-                f'<li class="{c.level}"><a href="#{c.anchor}"><span class="level">{words[c.level]}</span>{name}'
+                f'<li class="{c.level}"><a href="#{c.anchor}"><span '
+                f'class="level">{words[c.level]}</span>{name}'
                 f"{unbroken(escape(c.text))}</a></li>"
             )
     if not items:
         return "<p>Nothing was noticed by the rules that this page applies.</p>"
     head = f'<ul class="cautions">{"".join(items[:SHOWN_CAUTIONS])}</ul>'
     rest = items[SHOWN_CAUTIONS:]
-    more = f'<details><summary>{len(rest)} more</summary><ul class="cautions">{"".join(rest)}</ul></details>'
+    more = (
+        f"<details><summary>{len(rest)} more</summary><ul "
+        f'class="cautions">{"".join(rest)}</ul></details>'
+    )
     return head + (more if rest else "")
 
 

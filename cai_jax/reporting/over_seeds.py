@@ -1,4 +1,5 @@
-"""The same experiment with several seeds: means of its numbers over the runs, with what the runs differ by as the interval."""
+"""The same experiment with several seeds: means of its numbers over the runs, with what the runs
+differ by as the interval."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ PERCENT = ("net_wins_at_equal_length", "pm_accuracy", "label_agreement", "label_
 
 
 def rows(runs: Sequence[Sequence[dict]]) -> list[dict]:
-    """Of rows that all runs have: their mean with Student's interval over runs, and `by_run`. Scores themselves have no common
-    scale over runs (each has a judge of its own), so of them only differences are kept."""
+    """Of rows that all runs have: their mean with Student's interval over runs, and `by_run`.
+    Scores themselves have no common scale over runs (each has a judge of its own), so of them only
+    differences are kept."""
     tables = [
         {(r["metric"], r["on"], r["model"], r["against"]): r for r in found} for found in runs
     ]

@@ -1,4 +1,5 @@
-"""The report as one self-contained HTML file: no request leaves it, and nothing that a model wrote acts in it."""
+"""The report as one self-contained HTML file: no request leaves it, and nothing that a model wrote
+acts in it."""
 
 from __future__ import annotations
 
@@ -30,7 +31,10 @@ def render(runs: Sequence[Run]) -> str:
     """The page for one run or several side by side."""
     css, script = ((HERE / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src "
+        f"'sha256-{digest}'"
+    )
     body = {
         name: build(runs)
         for name, build in (
@@ -60,9 +64,12 @@ def render(runs: Sequence[Run]) -> str:
         '<a class="skip" href="#main">Skip to the report</a>\n'
         f'<div class="wrap">{opening.masthead(runs)}</div>\n'
         f'<nav aria-label="Sections"><div class="wrap"><ul>{links}</ul></div></nav>\n'
-        f'<main id="main" class="wrap">\n{opening.first_screen(runs)}\n{chr(10).join(html for html in body.values() if html)}\n'
-        "<footer>Written by cai_jax from the files of the run; nothing on this page was loaded from elsewhere. Intervals are "
-        "95 %. Some of the text is offensive: the prompts are meant to provoke it.</footer>\n</main>\n"
+        '<main id="main" '
+        f'class="wrap">\n{opening.first_screen(runs)}\n{chr(10).join(html for html in body.values() if html)}\n'
+        "<footer>Written by cai_jax from the files of the run; nothing on this page was loaded "
+        "from elsewhere. Intervals are "
+        "95 %. Some of the text is offensive: the prompts are meant to provoke "
+        "it.</footer>\n</main>\n"
         f"<script>{script}</script>\n</body>\n</html>\n"
     )
 
@@ -78,9 +85,11 @@ def transcripts(runs: Sequence[Run]) -> str:
         else f" The first {count['shown']:,} of {count['total']:,} prompts are here."
     )
     about = (
-        "Each prompt with everything the run made of it. On the right stands how the preference model's score changed: last "
+        "Each prompt with everything the run made of it. On the right stands how the "
+        "preference model's score changed: last "
         "revision against initial response, or last model against first. Texts beyond "
-        f"{count['limit']:,} characters are cut here and whole in the run's records.jsonl files.{cut}"
+        f"{count['limit']:,} characters are cut here and whole in the run's records.jsonl "
+        f"files.{cut}"
     )
     kinds = {
         "rev": "Critiques and revisions",
@@ -101,15 +110,22 @@ def transcripts(runs: Sequence[Run]) -> str:
             "Order",
             {"": "As in the run", "up": "Largest rise first", "down": "Largest fall first"},
         )
-        + '<label>Search<input id="f-text" type="search" autocomplete="off" spellcheck="false"></label>'
+        + (
+            '<label>Search<input id="f-text" type="search" autocomplete="off" '
+            'spellcheck="false"></label>'
+        )
     )
     browser = (
-        "<noscript><p>The records are shown by a script in this file. Without scripts, read the records.jsonl files of the run."
-        f'</p></noscript><div id="browser" hidden><form class="filters" role="search">{controls}</form>'
+        "<noscript><p>The records are shown by a script in this file. Without scripts, read "
+        "the records.jsonl files of the run."
+        '</p></noscript><div id="browser" hidden><form class="filters" '
+        f'role="search">{controls}</form>'
         '<p class="count" id="count" role="status" aria-live="polite"></p><div id="cards"></div>'
-        '<div class="pager"><button type="button" id="previous">Previous</button><span id="where"></span>'
+        '<div class="pager"><button type="button" id="previous">Previous</button><span '
+        'id="where"></span>'
         '<button type="button" id="next">Next</button></div></div>'
-        f'<script type="application/json" id="records-data" data-encoding="{encoding}">{data}</script>'
+        '<script type="application/json" id="records-data" '
+        f'data-encoding="{encoding}">{data}</script>'
     )
     return elements.section("transcripts", "The records", about, browser)
 

@@ -1,4 +1,5 @@
-"""Every two policies, preference models and label sources of a run against one another, paired by prompt or by pair of answers."""
+"""Every two policies, preference models and label sources of a run against one another, paired by
+prompt or by pair of answers."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ TITLES = {
 
 
 def rows(run: Run, seed: int = 0) -> list[dict]:
-    """Differences of all pairs, the later less the earlier; those to the first policy stand in the evaluation already."""
+    """Differences of all pairs, the later less the earlier; those to the first policy stand in the
+    evaluation already."""
     out, groups = [], collections.defaultdict(list)
     for record in run.answers:
         groups[record["on"], record["name"]].append(record)
@@ -93,7 +95,8 @@ def _each(metric: str, on: str, values: Mapping[str, Mapping[str, float]], seed:
 
 
 def tables(found: Sequence[dict]) -> str:
-    """The pairs whose difference is shown, and how many are not. Of many pairs one in twenty differs by chance."""
+    """The pairs whose difference is shown, and how many are not. Of many pairs one in twenty
+    differs by chance."""
     parts, groups = [], collections.defaultdict(list)
     for r in found:
         if r["value"] is not None and r["low"] is not None:
@@ -103,7 +106,8 @@ def tables(found: Sequence[dict]) -> str:
         apart = sorted((r for r in group if not r["null"]), key=lambda r: -abs(r["value"]))
         where = f", {place_name(on)}" if metric.startswith("pm_score") else ""
         parts.append(
-            f"**{headed(TITLES[metric])}{plain(where)}.** Of {len(group)} pairs {len(apart)} differ at 95 % each; "
+            f"**{headed(TITLES[metric])}{plain(where)}.** Of {len(group)} pairs {len(apart)} "
+            "differ at 95 % each; "
             f"{len(group) / 20:.1f} would by chance.\n"
         )
         body = [

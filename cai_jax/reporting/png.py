@@ -1,4 +1,5 @@
-"""Figures as PNG files, for papers and slides: the same specifications drawn by matplotlib without a display."""
+"""Figures as PNG files, for papers and slides: the same specifications drawn by matplotlib without
+a display."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A finished run as published results: every number with its interval, the tables, and a run directory to compare with.
+"""A finished run as published results: every number with its interval, the tables, and a run
+directory to compare with.
 
 Nothing here knows a config: which stages there are, and what they are called, is read from the run.
 """
@@ -41,8 +42,9 @@ PROVENANCE = (
 
 
 def collect(run: Run, counted: Sequence[dict] = ()) -> dict:
-    """{"rows", "pairwise", "curves", "cost", "about"}: what the evaluate stages measured, labels beside people, revisions by the
-    judge, and `counted`, rows from reading by hand; all pairs of policies and of judges."""
+    """{"rows", "pairwise", "curves", "cost", "about"}: what the evaluate stages measured, labels
+    beside people, revisions by the judge, and `counted`, rows from reading by hand; all pairs of
+    policies and of judges."""
     seed = run.config.get("seed", 0)
     rows, curves = [dict(r) for r in run.evaluation["rows"]], {}
     for stage in run.of_kind("evaluate"):
@@ -77,8 +79,8 @@ def collect(run: Run, counted: Sequence[dict] = ()) -> dict:
 
 
 def revised(run: Run, stage: Stage, seed: int) -> list[dict]:
-    """Of one revise stage, first response against last revision: the judge's score moved, how often it rose rather than fell,
-    how often the text changed at all, and the words of both."""
+    """Of one revise stage, first response against last revision: the judge's score moved, how often
+    it rose rather than fell, how often the text changed at all, and the words of both."""
     scores, moved, changed, lengths = run.revision_scores(stage.name), [], [], []
     for record in run.records(stage.name):
         if not record["rounds"]:
@@ -157,7 +159,7 @@ def cost(run: Run) -> dict:
     }
 
 
-# ---- Tables. A difference is called higher or lower only where its interval leaves out zero. -------------------------------
+# ---- Tables. A difference is called higher or lower only where its interval leaves out zero. -----
 
 
 def verdict(r: dict | None) -> str:
@@ -432,7 +434,8 @@ def _cost(found: dict) -> str:
         "peak of the process until then",
     ]
     return (
-        f"### Cost: {duration(found['seconds'])} by the clock, {duration(found['cpu_seconds'])} of the processors, at most "
+        f"### Cost: {duration(found['seconds'])} by the clock, "
+        f"{duration(found['cpu_seconds'])} of the processors, at most "
         f"{gigabytes(found['peak_bytes'])}\n\n" + table(head, body)
     )
 
@@ -441,7 +444,10 @@ def _about(found: dict) -> str:
     versions = ", ".join(
         f"{name} {version}" for name, version in sorted((found["versions"] or {}).items())
     )
-    where = f"{found['num_devices']} × {plain(', '.join(found['devices'] or ()))}, processes: {found['num_processes']}"
+    where = (
+        f"{found['num_devices']} × {plain(', '.join(found['devices'] or ()))}, processes: "
+        f"{found['num_processes']}"
+    )
     command = " ".join(["python -m cai_jax.main", *(found["command"] or ())])
     return (
         f"### Made with\n\n{where}; Python {plain(found['python'])}, {plain(versions)}; revision "
@@ -450,7 +456,8 @@ def _about(found: dict) -> str:
 
 
 def write_reference(run: Run, out) -> int:
-    """Copies what `cai_jax.report` needs to lay another run over this one (no weights, no texts); returns the bytes."""
+    """Copies what `cai_jax.report` needs to lay another run over this one (no weights, no texts);
+    returns the bytes."""
     out, size = epath.Path(out), 0
     sources = [(run.path / "config.json", out / "config.json")]
     sources += [

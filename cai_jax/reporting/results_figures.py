@@ -64,7 +64,10 @@ def policies(rows, on: str) -> Forest | None:
     if not out:
         return None
     first = next(r["model"] for r in find(rows, "num_tokens", on))
-    title = f"{headed(place_name(on))}: judge's score less that of {model_name(first)} ({lengths[first]:.0f} tokens)"
+    title = (
+        f"{headed(place_name(on))}: judge's score less that of {model_name(first)} "
+        f"({lengths[first]:.0f} tokens)"
+    )
     return Forest(
         f"policies_{on.replace(':', '_')}",
         title,

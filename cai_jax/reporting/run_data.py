@@ -1,4 +1,5 @@
-"""A run directory as a report reads it: whatever is there, finished or not. Damage is told as a caution, not raised."""
+"""A run directory as a report reads it: whatever is there, finished or not. Damage is told as a
+caution, not raised."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from cai_jax.errors import UserError
 from cai_jax.io import artefacts
 from cai_jax.io.metrics import read_rows
 
-# In the order of the paper; a graph may hold several stages of a kind. A report does not report on itself.
+# In the order of the paper; a graph may hold several stages of a kind. A report does not report on
+# itself.
 KINDS = (
     "respond",
     "revise",
@@ -31,7 +33,8 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage's manifest. `fields` are its config fields; a field "x →" holds what the role in x points at."""
+    """One stage's manifest. `fields` are its config fields; a field "x →" holds what the role in x
+    points at."""
 
     name: str
     kind: str
@@ -69,7 +72,8 @@ class Stage:
 
 
 class Run:
-    """`stages` by name in the order they ran; `problems` are files that could not be read; `part`: see `parts`."""
+    """`stages` by name in the order they ran; `problems` are files that could not be read; `part`:
+    see `parts`."""
 
     part = ""
 
@@ -89,7 +93,8 @@ class Run:
                 manifests[child.name] = manifest
         if not manifests:
             raise UserError(
-                f"{path}: no stage has begun there (no manifest.json); run `python -m cai_jax.main` first"
+                f"{path}: no stage has begun there (no manifest.json); run `python -m "
+                "cai_jax.main` first"
             )
         known = list(self.config.get("stages") or ())
         order = sorted(
@@ -121,7 +126,8 @@ class Run:
 
     @functools.cache  # noqa: B019 (a Run lives as long as its report)
     def records(self, stage: str, name: str = "records") -> tuple[dict, ...]:
-        """A stage's records, sorted by id; those on disk so far where it has not finished; () where there are none."""
+        """A stage's records, sorted by id; those on disk so far where it has not finished; () where
+        there are none."""
         if stage not in self.stages:
             return ()
         directory = artefacts.StageDirectory(self.stages[stage].path)
@@ -165,14 +171,16 @@ class Run:
 
     @functools.cached_property
     def main(self) -> str:
-        """The evaluate stage whose answers the report is about: "evaluate" if it has some, else the one of most models."""
+        """The evaluate stage whose answers the report is about: "evaluate" if it has some, else the
+        one of most models."""
         counts = {name: len(_models(value["rows"])) for name, value in self._measured.items()}
         return "evaluate" if counts.get("evaluate") else max(counts, key=counts.get, default="")
 
     @functools.cached_property
     def evaluation(self) -> dict:
-        """{"rows", "curves", "notes"} of the main evaluate stage and, after it, of the others what is not about answers of
-        their own: judges, questions, revisions. What was measured twice with the same result stands once."""
+        """{"rows", "curves", "notes"} of the main evaluate stage and, after it, of the others what
+        is not about answers of their own: judges, questions, revisions. What was measured twice
+        with the same result stands once."""
         merged: dict = {"rows": [], "curves": {}, "notes": []}
         for name in sorted(self._measured, key=lambda name: name != self.main):
             found, own = (
@@ -194,7 +202,8 @@ class Run:
         return merged
 
     def parts(self) -> list[Run]:
-        """For each further evaluate stage with answers of its own the run as that stage sees it, `part` being its name."""
+        """For each further evaluate stage with answers of its own the run as that stage sees it,
+        `part` being its name."""
         found = []
         for name, value in self._measured.items():
             if name != self.main and (own := _places(value["rows"])):
@@ -226,8 +235,8 @@ class Run:
 
     @functools.cache  # noqa: B019
     def revision_scores(self, stage: str) -> dict[str, float]:
-        """Of one revise stage, "<record id>#<number of revisions>" → score, by the evaluate stages that judged it: stages that
-        revise the same responses share their records' ids."""
+        """Of one revise stage, "<record id>#<number of revisions>" → score, by the evaluate stages
+        that judged it: stages that revise the same responses share their records' ids."""
         judges = [
             one.name
             for one in self.of_kind("evaluate")
@@ -237,8 +246,9 @@ class Run:
 
     @functools.cached_property
     def method(self) -> dict[str, Stage]:
-        """kind → the stage that the report is about where there are several: the rl stage called "rl", or else the first, and the
-        preference model, the policy and the revisions that it came from."""
+        """kind → the stage that the report is about where there are several: the rl stage called
+        "rl", or else the first, and the preference model, the policy and the revisions that it came
+        from."""
         found: dict[str, Stage] = {}
 
         def pick(kind: str, name: str = "") -> dict:
@@ -260,7 +270,8 @@ class Run:
 
     @functools.cached_property
     def shown(self) -> str | None:
-        """Of the main evaluate stage's models the one that the verdict is about: the method's policy, or else the last."""
+        """Of the main evaluate stage's models the one that the verdict is about: the method's
+        policy, or else the last."""
         models = self.stages[self.main].fields.get("models") if self.main else None
         policy = f"@{self.method['rl'].name}" if "rl" in self.method else ""
         named = [
@@ -277,7 +288,8 @@ class Run:
 
     @functools.cached_property
     def models(self) -> list[str]:
-        """Names of the main evaluate stage's models, the first being what the others are compared with."""
+        """Names of the main evaluate stage's models, the first being what the others are compared
+        with."""
         return _models(row for row in self.evaluation["rows"] if row["stage"] == self.main)
 
     @property
@@ -301,8 +313,9 @@ class Run:
 
     @property
     def flops(self) -> float | None:
-        """What the counted tokens cost at least: 2N each for sampled and scored ones, 6N for trained ones. Attention, prompts
-        before sampling, and recomputation come on top. None where the model's size is unknown."""
+        """What the counted tokens cost at least: 2N each for sampled and scored ones, 6N for
+        trained ones. Attention, prompts before sampling, and recomputation come on top. None where
+        the model's size is unknown."""
         if not self.num_parameters:
             return None
         forward = self.tokens("sampled") + self.tokens("scored")
@@ -310,7 +323,8 @@ class Run:
 
     @functools.cached_property
     def num_parameters(self) -> int | None:
-        """Of the first trained policy, or of the model that answered first; None where no config.json of theirs is here."""
+        """Of the first trained policy, or of the model that answered first; None where no
+        config.json of theirs is here."""
         from cai_jax.models import params
         from cai_jax.models.config import ModelConfig
 
@@ -331,7 +345,8 @@ class Run:
 
 
 def _with_width(row: dict) -> dict:
-    """The row; without an interval where older versions wrote one of zero width, which claims to be certain."""
+    """The row; without an interval where older versions wrote one of zero width, which claims to be
+    certain."""
     certain = row.get("low") is not None and row.get("low") == row.get("high")
     return {**row, "low": None, "high": None} if certain else row
 
@@ -357,8 +372,8 @@ def _places(rows) -> set[str]:
 
 
 def _part(path) -> list[dict]:
-    """The intact rows of a part that a running stage wrote: lines of a digest and a record (see `io.artefacts.Journal`, which
-    waits for other processes and so cannot be asked here)."""
+    """The intact rows of a part that a running stage wrote: lines of a digest and a record (see
+    `io.artefacts.Journal`, which waits for other processes and so cannot be asked here)."""
     rows = []
     for line in path.read_bytes().split(b"\n"):
         digest, _, text = line.partition(b" ")

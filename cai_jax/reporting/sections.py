@@ -1,4 +1,5 @@
-"""The sections of the page: each takes the runs and returns HTML, or "" where the runs have nothing for it."""
+"""The sections of the page: each takes the runs and returns HTML, or "" where the runs have nothing
+for it."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def _cell(rows, metric, on, name, first, digits=2, percent=False) -> str:
             for k in ("low", "high")
         )
         out += (
-            f'<small class="{"null" if d.get("null") else "shown"}">{number(d["value"], digits, sign=True, percent=percent)} '
+            "<small "
+            f'class="{"null" if d.get("null") else "shown"}">{number(d["value"], digits, sign=True, percent=percent)} '
             f"[{low}, {high}]</small>"
         )
     return out
@@ -81,7 +83,10 @@ def _further(runs: Sequence[Run], run: Run, part: Run) -> str:
         + grid(figures.of_part(runs, run, part, _drawn([part], steps=False)), wide=True)
         + numbers.win_rates([part])
     )
-    return f"<h3>{name}{escape(part.part)}, {count} model{'s' * (count != 1)}</h3>{shown}{fold('Its numbers', tables)}"
+    return (
+        f"<h3>{name}{escape(part.part)}, {count} "
+        f"model{'s' * (count != 1)}</h3>{shown}{fold('Its numbers', tables)}"
+    )
 
 
 def _tables(runs: Sequence[Run]) -> list[str]:
@@ -198,7 +203,8 @@ def differences(runs: Sequence[Run]) -> str:
                 )
                 shown += (
                     f'<small class="{"null" if estimate.covers_zero else "shown"}">'
-                    f"{number(estimate.value, digits, sign=True, percent=percent)} [{low}, {high}]</small>"
+                    f"{number(estimate.value, digits, sign=True, percent=percent)} [{low}, "
+                    f"{high}]</small>"
                 )
             cells.append(shown)
         body.append(
@@ -215,20 +221,24 @@ def differences(runs: Sequence[Run]) -> str:
         "differences",
         "Differences",
         "Under each number stands its difference to the first run with a 95 % "
-        "interval; grey ones include zero. Where both runs answered the same prompts, the difference is paired. Numbers "
-        "of other judges have no common scale: they stand side by side in grey, without a difference.",
+        "interval; grey ones include zero. Where both runs answered the same prompts, the "
+        "difference is paired. Numbers "
+        "of other judges have no common scale: they stand side by side in grey, without a "
+        "difference.",
         table(["Number", "On", "Model", *heads, "Paired"], body, numeric=range(3, 3 + len(runs))),
     )
 
 
 def every_number(runs: Sequence[Run]) -> str:
-    """All rows of metrics.json, folded: what the figures show, for a screen reader and for copying."""
+    """All rows of metrics.json, folded: what the figures show, for a screen reader and for
+    copying."""
     found = [(run, table_) for run in runs if (table_ := numbers.every(run))]
     return section(
         "numbers",
         "Every number",
         "All that the evaluations measured, one line each, as in the run's metrics.json: "
-        "95 % intervals and, for accuracies, what chance, the most frequent answer and the longer text would reach.",
+        "95 % intervals and, for accuracies, what chance, the most frequent answer and the "
+        "longer text would reach.",
         *(
             fold(
                 f"{len(run.evaluation['rows']):,} numbers"

@@ -1,4 +1,5 @@
-"""Three texts for the head of the page, drawn by a rule that nobody can turn: prompt, before, critique, after."""
+"""Three texts for the head of the page, drawn by a rule that nobody can turn: prompt, before,
+critique, after."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class Turn:
 
 
 def transcripts(run: Run) -> tuple[str, list[list[Turn]]]:
-    """(what is shown, the transcripts): of the method's revisions; of the answers of the models shown where nothing was revised."""
+    """(what is shown, the transcripts): of the method's revisions; of the answers of the models
+    shown where nothing was revised."""
     stage = run.method.get("revise")
     if stage is not None and (found := _revised(run, stage.name)):
         return f"Revisions of {stage.name}, first answer to last revision", found

@@ -1,4 +1,5 @@
-"""The run in plain sentences: what was trained on what, and what came of it. Only what the manifests say."""
+"""The run in plain sentences: what was trained on what, and what came of it. Only what the
+manifests say."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ def data_sources(run: Run) -> list[str]:
 
 
 def sentences(run: Run) -> list[str]:
-    """What was trained, one sentence a step of the paper; where a run has several stages of a kind, of `run.method`'s."""
+    """What was trained, one sentence a step of the paper; where a run has several stages of a kind,
+    of `run.method`'s."""
     out, more = [], []
     for kind, told in (
         ("revise", _revised),
@@ -120,7 +122,8 @@ def _revised(run: Run, stage: Stage) -> list[str]:
     )
     return (
         [
-            f"{base_model(run) or 'A model'} answered {rows:,} {place_name(HARM)}; each answer was {how} in {most}{rounds} "
+            f"{base_model(run) or 'A model'} answered {rows:,} {place_name(HARM)}; each answer "
+            f"was {how} in {most}{rounds} "
             f"round{'s' if rounds != 1 else ''} by principles drawn at random."
         ]
         if rows
@@ -131,7 +134,10 @@ def _revised(run: Run, stage: Stage) -> list[str]:
 def _finetuned(run: Run, stage: Stage) -> list[str]:
     count = stage.summary.get("examples")
     return [
-        f"{model_name(stage.name)} was finetuned on {f'{count:,} ' if count else ''}examples of these revisions"
+        (
+            f"{model_name(stage.name)} was finetuned on {f'{count:,} ' if count else ''}examples "
+            "of these revisions"
+        )
         + (" and helpful answers." if (stage.fields.get("inputs") or {}).get("helpful") else ".")
     ]
 
@@ -144,7 +150,10 @@ def _preferring(run: Run, stage: Stage) -> list[str]:
         f"human comparisons ({_short(human)})" if human else "",
     ]
     return [
-        f"A preference model learned from {' and '.join(part for part in of if part) or 'comparisons'}."
+        (
+            "A preference model learned from "
+            f"{' and '.join(part for part in of if part) or 'comparisons'}."
+        )
     ]
 
 
@@ -157,13 +166,17 @@ def _reinforced(run: Run, stage: Stage) -> list[str]:
         else _target(stage, "reward")
     )
     return [
-        f"{model_name(stage.name)} was trained against {against} with PPO for {updates} updates of {size} rollouts."
+        (
+            f"{model_name(stage.name)} was trained against {against} with PPO for {updates} "
+            f"updates of {size} rollouts."
+        )
     ]
 
 
 def _rated(run: Run, stage: Stage) -> list[str]:
     return [
-        f"A regressor of harm learned from {stage.summary.get('examples', 0):,} rated dialogues; held out, its squared error "
+        f"A regressor of harm learned from {stage.summary.get('examples', 0):,} rated "
+        "dialogues; held out, its squared error "
         f"is {number(e['l2']['value'])}; of always saying the mean, {number(e['mean_predictor'])}."
         for e in list((stage.summary.get("held_out") or {}).values())[-1:]
     ]
@@ -171,7 +184,8 @@ def _rated(run: Run, stage: Stage) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line of the verdict: how the model shown differs from the first. `tone`: "good", "bad", or "" for neither."""
+    """One line of the verdict: how the model shown differs from the first. `tone`: "good", "bad",
+    or "" for neither."""
 
     axis: str
     word: str
@@ -183,8 +197,8 @@ class Finding:
 
 
 def verdict(run: Run) -> list[Finding]:
-    """What changed, a line each: harmlessness, helpfulness, absolute harm, evasiveness, length. Of `run.shown`
-    against the first; a difference whose interval covers zero is said to be none."""
+    """What changed, a line each: harmlessness, helpfulness, absolute harm, evasiveness, length. Of
+    `run.shown` against the first; a difference whose interval covers zero is said to be none."""
     if len(run.models) < 2:
         return []
     first, last = run.models[0], run.shown
@@ -217,7 +231,10 @@ def verdict(run: Run) -> list[Finding]:
             Finding(
                 "Length",
                 "longer" if b > a else "shorter" if b < a else "the same",
-                f"{number(a, 0)} → {number(b, 0)} tokens an answer ({number(b / a - 1, sign=True, percent=True)})",
+                (
+                    f"{number(a, 0)} → {number(b, 0)} tokens an answer "
+                    f"({number(b / a - 1, sign=True, percent=True)})"
+                ),
             )
         )
     return [one for one in found if one]
@@ -226,7 +243,8 @@ def verdict(run: Run) -> list[Finding]:
 def _difference(
     run: Run, metric: str, on: str, axis: str, words: tuple[str, str], unit: str, percent=False
 ) -> Finding | None:
-    """The paired difference of the model shown to the first. `words`: for a rise and for a fall. A share is told as both."""
+    """The paired difference of the model shown to the first. `words`: for a rise and for a fall. A
+    share is told as both."""
     rows = find(run.evaluation["rows"], metric, on, run.shown, run.models[0])
     if not rows or rows[0]["value"] is None:
         return None
@@ -274,7 +292,8 @@ def cost(run: Run) -> Finding:
 
 
 def headline(run: Run) -> str | None:
-    """The verdict on harmlessness and helpfulness in one sentence; None where nothing was compared."""
+    """The verdict on harmlessness and helpfulness in one sentence; None where nothing was
+    compared."""
     told = {one.axis: one.word for one in verdict(run)}
     quality = headed(words().noun)
     if quality not in told:

@@ -1,4 +1,5 @@
-"""Figures as inline SVG: colours are the page's CSS variables, so one drawing serves light, dark and print."""
+"""Figures as inline SVG: colours are the page's CSS variables, so one drawing serves light, dark
+and print."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def draw(figure: Panel | Forest, prefix: str = "fig") -> str:
     body, width, height = (_forest if isinstance(figure, Forest) else _panel)(figure)
     name = f"{prefix}-{figure.key}"
     return (
-        f'<svg class="plot" viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width * 1.15:.0f}px;--w:{width:.0f}px" '
+        f'<svg class="plot" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'style="max-width:{width * 1.15:.0f}px;--w:{width:.0f}px" '
         f'role="img" aria-labelledby="{escape(name)}-t {escape(name)}-d">'
         f'<title id="{escape(name)}-t">{escape(figure.title)}</title>'
         f'<desc id="{escape(name)}-d">{escape(describe(figure))}</desc>{"".join(body)}</svg>'
@@ -50,7 +52,8 @@ def describe(figure: Panel | Forest) -> str:
             continue
         if series.mark == "line":
             parts.append(
-                f"{series.label}: {len(y)} points, first {number(y[0], 3)}, last {number(y[-1], 3)}, "
+                f"{series.label}: {len(y)} points, first {number(y[0], 3)}, last "
+                f"{number(y[-1], 3)}, "
                 f"lowest {number(min(y), 3)}, highest {number(max(y), 3)}"
             )
         else:
@@ -91,7 +94,10 @@ def _line(x1, y1, x2, y2, css) -> str:
 
 
 def _dot(x, y, tone, tip) -> str:
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="dot {tone}"><title>{escape(tip)}</title></circle>'
+    return (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="dot '
+        f'{tone}"><title>{escape(tip)}</title></circle>'
+    )
 
 
 def _panel(figure: Panel) -> tuple[list[str], float, float]:
@@ -186,8 +192,9 @@ def _box(x1, y1, x2, y2) -> tuple:
 
 
 def _names(points, left: float, right: float, top: float, bottom: float, lines=()) -> list[str]:
-    """Labels (text, x, y, css) beside their points: of the eight places that meet no label or point the one that crosses the
-    fewest `lines` (boxes), the first where several do. Of many points one without such a place has no label: its dot tells."""
+    """Labels (text, x, y, css) beside their points: of the eight places that meet no label or point
+    the one that crosses the fewest `lines` (boxes), the first where several do. Of many points one
+    without such a place has no label: its dot tells."""
     taken = [(x - 5, y - 5, x + 5, y + 5) for _, x, y, _ in points]
     out = []
     for text, x, y, css in points:
@@ -225,8 +232,10 @@ def _series(series: Series, x: _Scale, y: _Scale, figure: Panel) -> list[str]:
             shown = number(b, 3, percent=True) if figure.percent else number(b, 0)
             tip = f"{number(a, 2)} to {number(a + wide, 2)}: {shown}"
             out.append(
-                f'<rect x="{x(a) + 0.8:.1f}" y="{y(b):.1f}" width="{max(1.0, x(a + wide) - x(a) - 1.6):.1f}" '
-                f'height="{max(0.0, y(0) - y(b)):.1f}" class="bar {tone}"><title>{escape(tip)}</title></rect>'
+                f'<rect x="{x(a) + 0.8:.1f}" y="{y(b):.1f}" '
+                f'width="{max(1.0, x(a + wide) - x(a) - 1.6):.1f}" '
+                f'height="{max(0.0, y(0) - y(b)):.1f}" class="bar '
+                f'{tone}"><title>{escape(tip)}</title></rect>'
             )
         return out
     banded = [

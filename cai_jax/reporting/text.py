@@ -1,4 +1,5 @@
-"""Text of models and users on its way into a page: nothing of it may act as markup, script or layout."""
+"""Text of models and users on its way into a page: nothing of it may act as markup, script or
+layout."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ import re
 
 from cai_jax.topic import Words
 
-# Characters that reorder, hide or break what stands around them, shown by their code point instead. The joiners
-# U+200C and U+200D stay: emoji and several scripts need them.
+# Characters that reorder, hide or break what stands around them, shown by their code point instead.
+# The joiners U+200C and U+200D stay: emoji and several scripts need them.
 _INVISIBLE = re.compile(
     "[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\ufffb\U000e0000-\U000e007f]"
@@ -19,7 +20,8 @@ _INVISIBLE = re.compile(
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-# How the models of the usual graphs are called in print; others keep the name that the config gives them.
+# How the models of the usual graphs are called in print; others keep the name that the config gives
+# them.
 MODEL_NAMES = {
     "initial": "Initial",
     "sl": "SL-CAI",
@@ -34,7 +36,8 @@ def model_name(name: str) -> str:
     return MODEL_NAMES.get(name, name.removeprefix("@"))
 
 
-# How the page that is being written calls the run's topic; several runs are called by the first one's words.
+# How the page that is being written calls the run's topic; several runs are called by the first
+# one's words.
 _WORDS: contextvars.ContextVar[Words | None] = contextvars.ContextVar("words", default=None)
 
 
@@ -79,7 +82,8 @@ def headed(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """`text` with control, bidi and zero-width characters written as ⟨U+202E⟩, lone surrogates as �."""
+    """`text` with control, bidi and zero-width characters written as ⟨U+202E⟩, lone surrogates as
+    �."""
     text = _SURROGATE.sub("�", text.replace("\r\n", "\n").replace("\r", "\n"))
     return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", text)
 
@@ -90,7 +94,8 @@ def escape(value) -> str:
 
 
 def clip(text: str, limit: int) -> str:
-    """At most `limit` characters and a note of how many are left out; the whole text stands in the run's records."""
+    """At most `limit` characters and a note of how many are left out; the whole text stands in the
+    run's records."""
     return (
         text
         if len(text) <= limit
@@ -106,7 +111,8 @@ def one_line(text: str, limit: int = 120) -> str:
 
 
 def script_json(value) -> str:
-    """JSON for a `<script type="application/json">`: no "<", ">" or "&" in it, so no "</script>" and no comment."""
+    """JSON for a `<script type="application/json">`: no "<", ">" or "&" in it, so no "</script>"
+    and no comment."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

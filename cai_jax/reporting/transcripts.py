@@ -1,4 +1,5 @@
-"""Texts of a run for its published results: transcripts drawn by rule, good and bad, and critiques to be read by hand."""
+"""Texts of a run for its published results: transcripts drawn by rule, good and bad, and critiques
+to be read by hand."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def draw(names: Sequence[str], count: int) -> list[str]:
 
 
 def ranked(differences: dict[str, float]) -> dict[str, str]:
-    """best, middle, worst → key, by difference (ties by key); fewer where there are fewer than three."""
+    """best, middle, worst → key, by difference (ties by key); fewer where there are fewer than
+    three."""
     order = sorted(differences, key=lambda key: (-differences[key], key))
     found = (
         {name: order[round(share * (len(order) - 1))] for name, share in PLACES.items()}
@@ -64,8 +66,9 @@ def ranked(differences: dict[str, float]) -> dict[str, str]:
 
 
 def render(run: Run, models: Sequence[str], *, prompts: bool = True) -> str:
-    """Of every policy after the first the answer whose score moved most up, the middle one, and most down; likewise revisions.
-    Without `prompts`, a prompt is only named: for data that may not be copied."""
+    """Of every policy after the first the answer whose score moved most up, the middle one, and
+    most down; likewise revisions. Without `prompts`, a prompt is only named: for data that may not
+    be copied."""
     parts = ["# Transcripts\n", PREFACE, *[f"{NOT_COPIED}\n"] * (not prompts)]
     answers = {(r["on"], r["name"], r["prompt_id"], r["sample"]): r for r in run.answers}
     first = models[0] if models else None
@@ -93,7 +96,10 @@ def render(run: Run, models: Sequence[str], *, prompts: bool = True) -> str:
                 told = _dialogue(after[prompt]["dialogue"]) if prompts else _named("Prompt", prompt)
                 parts.append(f"## {plain(name)}, {plain(place_name(on))}: the {place}\n\n{told}")
                 parts += [
-                    f"**{plain(who)}** ({number(value)}; {r['num_tokens']} tokens)\n\n{quoted(r['response'])}\n"
+                    (
+                        f"**{plain(who)}** ({number(value)}; {r['num_tokens']} "
+                        f"tokens)\n\n{quoted(r['response'])}\n"
+                    )
                     for who, value, r in zip(
                         (first, name), score[prompt], (before[prompt], after[prompt]), strict=True
                     )
@@ -117,10 +123,12 @@ def render(run: Run, models: Sequence[str], *, prompts: bool = True) -> str:
             for count, turn in enumerate(records[key]["rounds"], 1):
                 if turn.get("critique") is not None:
                     parts.append(
-                        f"**Critique {count}** ({plain(turn['principle_id'])})\n\n{quoted(turn['critique'])}\n"
+                        f"**Critique {count}** "
+                        f"({plain(turn['principle_id'])})\n\n{quoted(turn['critique'])}\n"
                     )
                 parts.append(
-                    f"**Revision {count}** ({number(scores.get(f'{key}#{count}'))})\n\n{quoted(turn['revision'])}\n"
+                    f"**Revision {count}** "
+                    f"({number(scores.get(f'{key}#{count}'))})\n\n{quoted(turn['revision'])}\n"
                 )
     return "\n".join(parts)
 
@@ -136,8 +144,8 @@ def _named(what: str, name: str) -> str:
 
 
 def critiques(run: Run, stage: str, count: int) -> list[dict]:
-    """`count` critiques of a revise stage: {"id", "dialogue", "answer", "request", "principle", "critique"}, in the order they were
-    drawn."""
+    """`count` critiques of a revise stage: {"id", "dialogue", "answer", "request", "principle",
+    "critique"}, in the order they were drawn."""
     found = {}
     for record in run.records(stage):
         answer = record["initial"]
@@ -155,7 +163,8 @@ def critiques(run: Run, stage: str, count: int) -> list[dict]:
 
 
 def sheet(drawn: Sequence[dict], *, prompts: bool = True) -> str:
-    """What is read: the rule and the critiques. Without `prompts`, these and the principles are only named."""
+    """What is read: the rule and the critiques. Without `prompts`, these and the principles are
+    only named."""
     parts = [
         f"# {len(drawn)} critiques to be read\n\n{RULE}\n",
         *[f"{NOT_COPIED}\n"] * (not prompts),
@@ -167,7 +176,8 @@ def sheet(drawn: Sequence[dict], *, prompts: bool = True) -> str:
             else _named("Asked by principle", item["principle"])
         )
         parts.append(
-            f"## {number_}. {plain(item['id'])}\n\n{_dialogue(item['dialogue']) if prompts else ''}**Answer**\n\n"
+            f"## {number_}. "
+            f"{plain(item['id'])}\n\n{_dialogue(item['dialogue']) if prompts else ''}**Answer**\n\n"
             f"{quoted(item['answer'])}\n\n{asked}**Critique**\n\n{quoted(item['critique'])}\n"
         )
     return "\n".join(parts)
@@ -183,19 +193,21 @@ def blank(drawn: Sequence[dict]) -> str:
 
 
 def count_marks(text: str, drawn: Sequence[dict], where: str) -> list[dict]:
-    """Rows of the filled-in table's shares; [] while nothing is filled in. UserError for other marks, and where the table is
-    not that of the critiques drawn."""
+    """Rows of the filled-in table's shares; [] while nothing is filled in. UserError for other
+    marks, and where the table is not that of the critiques drawn."""
     found = list(csv.DictReader(io.StringIO(text)))
     if [item.get("id") for item in found] != [item["id"] for item in drawn]:
         raise UserError(
-            f"{where}: its ids are not those of the critiques drawn from this run; move it aside to get a new one"
+            f"{where}: its ids are not those of the critiques drawn from this run; move it "
+            "aside to get a new one"
         )
     marks = []
     for line, item in enumerate(found, 2):
         pair = [(item.get(column) or "").strip().lower() for column in ("fault", "names")]
         if any(pair) and not all(mark in MARKS for mark in pair):
             raise UserError(
-                f"{where}:{line}: fault and names are both y or n once a critique is read, found {pair}"
+                f"{where}:{line}: fault and names are both y or n once a critique is read, "
+                f"found {pair}"
             )
         marks += [tuple(MARKS[mark] for mark in pair)] if any(pair) else []
     if not marks:

@@ -1,5 +1,5 @@
-"""Attention over parts (header, own past, new tokens) with one common maximum and one common denominator: it is the
-softmax over their concatenation."""
+"""Attention over parts (header, own past, new tokens) with one common maximum and one common
+denominator: it is the softmax over their concatenation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from cai_jax.models.config import ModelConfig
 
 
 def visible(query_BxT, key_S, window: int):
-    """bool [B, T, S] (or [B, T, S] with B or T of 1): key not after the query, and within the window."""
+    """bool [B, T, S] (or [B, T, S] with B or T of 1): key not after the query, and within the
+    window."""
     ago = query_BxT[:, :, None] - key_S[None, None, :]
     return (ago >= 0) & (ago < window) if window else ago >= 0
 
@@ -32,11 +33,13 @@ def join_heads(context_BxKxGxTxDh, dtype):
 
 
 def attend(q_BxKxGxTxDh, parts, cap: float | None, by_head: bool = False):
-    """(context, peak, total) over all parts: context = Σ exp(score - peak) · value, not yet divided by total.
+    """(context, peak, total) over all parts: context = Σ exp(score - peak) · value, not yet divided
+    by total.
 
-    parts: (keys, values, allowed [B,T,S]) where keys and values are [B,K,S,Dh] or, shared by all rows, [K,S,Dh]. Scores
-    are soft-capped by `cap`. `by_head`: one key head after the other, so that a CPU's cache holds the scores (behind a
-    header of 2,000 tokens 1.8 times as fast for 128 queries, 3 times for 512).
+    parts: (keys, values, allowed [B,T,S]) where keys and values are [B,K,S,Dh] or, shared by all
+    rows, [K,S,Dh]. Scores are soft-capped by `cap`. `by_head`: one key head after the other, so
+    that a CPU's cache holds the scores (behind a header of 2,000 tokens 1.8 times as fast for 128
+    queries, 3 times for 512).
     """
     B, K, G, T, Dh = q_BxKxGxTxDh.shape
 
@@ -89,8 +92,9 @@ def attend(q_BxKxGxTxDh, parts, cap: float | None, by_head: bool = False):
 
 
 def _weighted_sum(x_BxKxGxN, table_BxKxNxM):
-    """Σ_n x[n] · table[n]: [B, K, G, M]. Products and sums only read memory, and so they need no copies. With one query a
-    head XLA would make of them a matrix product that it runs 80 times as slowly on a CPU as the one asked for here."""
+    """Σ_n x[n] · table[n]: [B, K, G, M]. Products and sums only read memory, and so they need no
+    copies. With one query a head XLA would make of them a matrix product that it runs 80 times as
+    slowly on a CPU as the one asked for here."""
     if x_BxKxGxN.shape[2] == 1:
         return jnp.einsum("bkgn,bknm->bkgm", x_BxKxGxN, table_BxKxNxM)
     return jnp.sum(x_BxKxGxN[..., None] * table_BxKxNxM[:, :, None], axis=3)
@@ -106,12 +110,13 @@ def attend_blocks(
     block: int,
     cap: float | None,
 ):
-    """Goes on from `state` (context [B,K,G,Dh], peak and total [B,K,G,1]) over the row's own keys, up to the one at
-    place_B, in blocks of the cache, as far as the longest row reaches. S is a multiple of `block`.
+    """Goes on from `state` (context [B,K,G,Dh], peak and total [B,K,G,1]) over the row's own keys,
+    up to the one at place_B, in blocks of the cache, as far as the longest row reaches. S is a
+    multiple of `block`.
 
-    The shape of a block is always the same and a masked block changes nothing, not a bit: so neither the size of the
-    cache nor the other rows change a row's result. Keys lie with the positions last: a CPU sums over Dh for many
-    positions at a time.
+    The shape of a block is always the same and a masked block changes nothing, not a bit: so
+    neither the size of the cache nor the other rows change a row's result. Keys lie with the
+    positions last: a CPU sums over Dh for many positions at a time.
     """
     B, K, S, Dh = values_BxKxSxDh.shape
 

@@ -1,9 +1,11 @@
-"""The programs that sampling runs on the device: prefill of a piece of prompt, decoding of many tokens, scoring.
+"""The programs that sampling runs on the device: prefill of a piece of prompt, decoding of many
+tokens, scoring.
 
-Keys and values lie, layer by layer, in arrays [B, K, S, Dh]; those of a header that all rows share in [K, P, Dh],
-without a batch axis. Attention over the parts (header, own past, new tokens) has one common maximum and one common
-denominator, so it is the softmax over their concatenation. What a row computes depends on the number of rows in its
-batch but not on its place among them, nor on the others, nor (read in blocks) on S.
+Keys and values lie, layer by layer, in arrays [B, K, S, Dh]; those of a header that all rows share
+in [K, P, Dh], without a batch axis. Attention over the parts (header, own past, new tokens) has one
+common maximum and one common denominator, so it is the softmax over their concatenation. What a row
+computes depends on the number of rows in its batch but not on its place among them, nor on the
+others, nor (read in blocks) on S.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ CACHE_AXES = ("batch", "kv_heads", None, None)
 
 
 class KeyValues(NamedTuple):
-    """keys, values: one array per layer; length: how many positions count, int32 [] for a header [K,P,Dh] and int32
-    [B] for rows [B,K,S,Dh]."""
+    """keys, values: one array per layer; length: how many positions count, int32 [] for a header
+    [K,P,Dh] and int32 [B] for rows [B,K,S,Dh]."""
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
@@ -36,9 +38,9 @@ class KeyValues(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The host's side of a batch of rows: `length` int32 [B], positions in the cache; `token` int32 [B], the one to feed
-    next; `index` int32 [B], tokens sampled so far; `left` int32 [B], tokens that may still come, 0 where the slot is idle;
-    `key` uint32 [B, 2]."""
+    """The host's side of a batch of rows: `length` int32 [B], positions in the cache; `token` int32
+    [B], the one to feed next; `index` int32 [B], tokens sampled so far; `left` int32 [B], tokens
+    that may still come, 0 where the slot is idle; `key` uint32 [B, 2]."""
 
     length: jax.Array
     token: jax.Array
@@ -60,9 +62,11 @@ def _header_part(header: KeyValues | None, layer: int, positions_BxT, window: in
 
 
 def _forward(weights, header, past, tokens_BxT, ends_BxT, positions_BxT, config, kernel):
-    """(x_BxTxD after the last layer, keys, values): new tokens after `header` and `past`, either of which may be None.
+    """(x_BxTxD after the last layer, keys, values): new tokens after `header` and `past`, either of
+    which may be None.
 
-    A token sees those before it whose ends lie behind it (see `packing`), and all of them where ends is None.
+    A token sees those before it whose ends lie behind it (see `packing`), and all of them where
+    ends is None.
     """
     tables = blocks.rope_tables(positions_BxT, config)
     x_BxTxD = blocks.embed(weights["embed"], tokens_BxT, config)
@@ -103,9 +107,10 @@ def _forward(weights, header, past, tokens_BxT, ends_BxT, positions_BxT, config,
 
 @functools.partial(jax.jit, static_argnames=("config", "kernel"))
 def prefill(weights, header, past, tokens_BxT, config: ModelConfig, kernel: str = ""):
-    """Keys and values [B,K,T,Dh] per layer of a piece of prompt that follows `header` and `past`. Padding stands at the
-    end of the piece: nothing before it sees it, and the caller does not count it. `kernel`: one of flash.KERNELS, or "by_head" (see
-    `attention.attend`), or "" for XLA's products as they come."""
+    """Keys and values [B,K,T,Dh] per layer of a piece of prompt that follows `header` and `past`.
+    Padding stands at the end of the piece: nothing before it sees it, and the caller does not count
+    it. `kernel`: one of flash.KERNELS, or "by_head" (see `attention.attend`), or "" for XLA's
+    products as they come."""
     T = tokens_BxT.shape[1]
     start = (0 if header is None else header.length) + (0 if past is None else past.length[:, None])
     positions_BxT = jnp.broadcast_to(start + jnp.arange(T), tokens_BxT.shape)
@@ -149,7 +154,8 @@ def score(
 def empty_cache(
     config: ModelConfig, batch: int, size: int, dtype, turned: bool = False
 ) -> tuple[tuple, tuple]:
-    """Zeros (keys, values), [B, K, S, Dh] per layer; `turned`: the keys [B, K, Dh, S], as reading in blocks wants them."""
+    """Zeros (keys, values), [B, K, S, Dh] per layer; `turned`: the keys [B, K, Dh, S], as reading
+    in blocks wants them."""
     shape = (batch, config.num_kv_heads, size, config.head_dim)
 
     def zeros(shape):
@@ -165,7 +171,8 @@ empty_cache = jax.jit(empty_cache, static_argnums=(0, 1, 2, 3, 4))
 
 @functools.partial(jax.jit, static_argnames=("turned",), donate_argnums=(0,))
 def insert(cache, piece, row, start, turned: bool = False):
-    """Writes the keys and values [1, K, T, Dh] of a piece into row `row` of the cache, from position `start`."""
+    """Writes the keys and values [1, K, T, Dh] of a piece into row `row` of the cache, from
+    position `start`."""
 
     def write(whole, part, place):
         return constrain(jax.lax.dynamic_update_slice(whole, part, place), CACHE_AXES)
@@ -201,7 +208,8 @@ def resize(cache, size: int):
 
 
 def _write(cache, new_BxKxDh, place_B, turned: bool = False):
-    """Each row's new entry at its own place of the cache [B,K,S,Dh], or `turned` [B,K,Dh,S], in the same memory."""
+    """Each row's new entry at its own place of the cache [B,K,S,Dh], or `turned` [B,K,Dh,S], in the
+    same memory."""
     axis = 2 if turned else 1
     update = jax.vmap(
         lambda row, new, place: jax.lax.dynamic_update_slice_in_dim(
@@ -212,7 +220,8 @@ def _write(cache, new_BxKxDh, place_B, turned: bool = False):
 
 
 def _step(weights, header, cache, length_B, token_B, config, block):
-    """Feeds one token per row: (logits float32 [B, V] for the next, cache with the token's keys and values)."""
+    """Feeds one token per row: (logits float32 [B, V] for the next, cache with the token's keys and
+    values)."""
     start = 0 if header is None else header.length
     positions_Bx1 = (start + length_B)[:, None]
     tables, cap = blocks.rope_tables(positions_Bx1, config), config.attention_softcap
@@ -278,11 +287,13 @@ def decode(
     eos_ids: tuple[int, ...],
     block: int,
 ):
-    """Up to `steps` tokens for every row with some left; ends early when no row has. `block`: the cache is read in
-    blocks of so many positions, as far as the longest row reaches, and its keys are `turned`; 0: all at once.
+    """Up to `steps` tokens for every row with some left; ends early when no row has. `block`: the
+    cache is read in blocks of so many positions, as far as the longest row reaches, and its keys
+    are `turned`; 0: all at once.
 
-    Returns (cache, tokens int32 [steps, B], logprobs float32 [steps, B], count int32 [B] of tokens that are valid). A
-    row ends at EOS or when none is left; the K/V of the last token sampled is not in the cache yet.
+    Returns (cache, tokens int32 [steps, B], logprobs float32 [steps, B], count int32 [B] of tokens
+    that are valid). A row ends at EOS or when none is left; the K/V of the last token sampled is
+    not in the cache yet.
     """
     B = rows.token.shape[0]
 

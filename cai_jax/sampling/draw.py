@@ -1,4 +1,5 @@
-"""One token from the logits of each row. Pure; what a row draws depends on its own logits, key and token index only."""
+"""One token from the logits of each row. Pure; what a row draws depends on its own logits, key and
+token index only."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ BLOCK = 128  # the vocabulary is summed in blocks of this many tokens
 def draw(logits_BxV: jax.Array, key_Bx2: jax.Array, index_B: jax.Array, sampling: SamplingParams):
     """Returns (token int32 [B], logprob float32 [B]).
 
-    logits float [B, V] at temperature 1; key uint32 [B, 2] names the row, index int32 [B] counts its tokens so far.
-    The log-probability is that of the temperature-scaled distribution before top-k and top-p (at temperature 1 where
-    sampling is greedy). Top-k and top-p keep what ties with the last token kept.
+    logits float [B, V] at temperature 1; key uint32 [B, 2] names the row, index int32 [B] counts
+    its tokens so far. The log-probability is that of the temperature-scaled distribution before
+    top-k and top-p (at temperature 1 where sampling is greedy). Top-k and top-p keep what ties with
+    the last token kept.
     """
     chex.assert_rank([logits_BxV, key_Bx2, index_B], [2, 2, 1])
     chex.assert_type(logits_BxV, float)
@@ -25,8 +27,9 @@ def draw(logits_BxV: jax.Array, key_Bx2: jax.Array, index_B: jax.Array, sampling
         x_BxV = x_BxV / sampling.temperature
     best_B = jnp.argmax(x_BxV, axis=-1).astype(jnp.int32)
     V = x_BxV.shape[1]
-    # Inverse distribution function in two levels, a block and a token in it: one exponential per token and two random
-    # numbers per row, where Gumbel noise needs a random number and two logarithms per token.
+    # Inverse distribution function in two levels, a block and a token in it: one exponential per
+    # token and two random numbers per row, where Gumbel noise needs a random number and two
+    # logarithms per token.
     x_BxNxC = jnp.pad(x_BxV, ((0, 0), (0, -V % BLOCK)), constant_values=-jnp.inf).reshape(
         len(x_BxV), -1, BLOCK
     )
@@ -71,11 +74,11 @@ def _pick(mass_BxN, uniform_B):
 
 
 def _keep(mass_BxV, top_k: int, top_p: float):
-    """Zeroes what lies outside the k most probable tokens, and outside the smallest set of most probable tokens that
-    holds `top_p` of what top-k left.
+    """Zeroes what lies outside the k most probable tokens, and outside the smallest set of most
+    probable tokens that holds `top_p` of what top-k left.
 
-    The threshold of each row is found by bisection over the bit patterns of the non-negative floats, which are ordered
-    as the floats are: 31 passes instead of a sort of the vocabulary.
+    The threshold of each row is found by bisection over the bit patterns of the non-negative
+    floats, which are ordered as the floats are: 31 passes instead of a sort of the vocabulary.
     """
 
     def threshold(enough):

@@ -1,11 +1,12 @@
 """The sampling engine: requests in, completions out as they finish; scores of given continuations.
 
-Rows decode in the slots of one batch, several tokens per device call; a row that ends gives its slot to the next
-request. The first of a request's segments is a header that is prefilled and kept once; requests with equal segments
-share their prefill. A row's tokens depend on its request, the sampling parameters and the engine's options only.
+Rows decode in the slots of one batch, several tokens per device call; a row that ends gives its
+slot to the next request. The first of a request's segments is a header that is prefilled and kept
+once; requests with equal segments share their prefill. A row's tokens depend on its request, the
+sampling parameters and the engine's options only.
 
-    engine = Engine(params, config, format, mesh)
-    for completion in engine.generate(requests, SamplingParams(max_new_tokens=64, stop_strings=("\\n\\nHuman:",))):
+    engine = Engine(params, config, format, mesh) for completion in engine.generate(requests,
+    SamplingParams(max_new_tokens=64, stop_strings=("\\n\\nHuman:",))):
         …
 """
 
@@ -35,11 +36,12 @@ BLOCK = 256  # positions of the cache read at a time, on CPU
 
 @dataclasses.dataclass(frozen=True)
 class EngineOptions:
-    """batch_size: rows that decode together, 0 = as many as fit into cache_bytes; chunk_steps: tokens per device call;
-    max_length: longest prompt + completion in tokens, 0 = the model's; cache_bytes: for the rows' keys and values;
-    store_bytes: for the keys and values of headers and prompts that later requests may share; int8: weights rounded to 8
-    bits, one scale an output channel (benchmarks/README.md has what that costs); flash: TPUs and GPUs prefill and score by the
-    kernels of `flash.py`."""
+    """batch_size: rows that decode together, 0 = as many as fit into cache_bytes; chunk_steps:
+    tokens per device call; max_length: longest prompt + completion in tokens, 0 = the model's;
+    cache_bytes: for the rows' keys and values; store_bytes: for the keys and values of headers and
+    prompts that later requests may share; int8: weights rounded to 8 bits, one scale an output
+    channel (benchmarks/README.md has what that costs); flash: TPUs and GPUs prefill and score by
+    the kernels of `flash.py`."""
 
     batch_size: int = 0
     chunk_steps: int = 8
@@ -59,7 +61,8 @@ class _Slot:
 
 
 class Engine:
-    """Samples from and scores with one model. `format` is a DialogueFormat or a Tokenizer: `eos_ids`, `decode`."""
+    """Samples from and scores with one model. `format` is a DialogueFormat or a Tokenizer:
+    `eos_ids`, `decode`."""
 
     def __init__(
         self,
@@ -80,7 +83,8 @@ class Engine:
         self.batch_size = -(-self.options.batch_size // ways) * ways or plan.plan_batch(
             config, self.dtype, self.max_length, self.options.cache_bytes, platform, ways
         )
-        # Reading in blocks costs a loop in each layer: cheap on a CPU, a round trip to the host on a GPU.
+        # Reading in blocks costs a loop in each layer: cheap on a CPU, a round trip to the host on
+        # a GPU.
         self._block = BLOCK if platform == "cpu" else 0
         if platform == "cpu":
             self._kernel = "by_head" if self.mesh.size == 1 else ""
@@ -91,8 +95,9 @@ class Engine:
         self.update(params)
 
     def update(self, params: dict) -> None:
-        """New parameters of the same shapes; what was prefilled with the old ones is forgotten. `layout_seconds` then says how
-        long it took to lay them out for decoding, `layout_bytes` how much those layers take on this process's devices."""
+        """New parameters of the same shapes; what was prefilled with the old ones is forgotten.
+        `layout_seconds` then says how long it took to lay them out for decoding, `layout_bytes` how
+        much those layers take on this process's devices."""
         self._store.clear()
         began = time.monotonic()
         with jax.set_mesh(self.mesh):
@@ -111,7 +116,8 @@ class Engine:
         self.layout_bytes = sum(shard.data.nbytes for shards in copies for shard in shards)
 
     def fits(self, request: SampleRequest | ScoreRequest, new_tokens: int = 0) -> bool:
-        """Whether the request's prompt is not empty and has room for `new_tokens` (or its options) after it."""
+        """Whether the request's prompt is not empty and has room for `new_tokens` (or its options)
+        after it."""
         length = sum(map(len, request.segments))
         options = getattr(request, "options", ())
         return length > 0 and length + max([new_tokens, *map(len, options)]) <= self.max_length
@@ -124,7 +130,8 @@ class Engine:
         sampling: SamplingParams,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[Completion]:
-        """Completions in the order in which they finish. `on_progress(finished, all)` after each device call.
+        """Completions in the order in which they finish. `on_progress(finished, all)` after each
+        device call.
 
         Raises UserError for a request that does not fit: ask `fits` first.
         """
@@ -146,7 +153,8 @@ class Engine:
                 yield from done
 
     def _run(self, header, group, sampling: SamplingParams) -> Iterator[list[Completion]]:
-        """Decodes the requests of one header; yields what finished while the next device call runs."""
+        """Decodes the requests of one header; yields what finished while the next device call
+        runs."""
         waiting = collections.deque(group)
         slots: list[_Slot | None] = [None] * self.batch_size
         rows = _idle_rows(self.batch_size)
@@ -261,11 +269,13 @@ class Engine:
         together: bool = False,
         wanted: Container[str] | None = None,
     ) -> Iterator[Score]:
-        """Log-probabilities of every option's tokens after its prompt; all options of a request in one forward pass.
+        """Log-probabilities of every option's tokens after its prompt; all options of a request in
+        one forward pass.
 
-        Requests with the same header follow each other; the order is otherwise that of `requests`. `together`: short ones share
-        forward passes, in groups that depend on all of `requests`, and in them what they begin with. `wanted`: ids of those whose
-        scores are asked for, None for all; what is left of a list gets the same numbers as in the whole list where the whole list
+        Requests with the same header follow each other; the order is otherwise that of `requests`.
+        `together`: short ones share forward passes, in groups that depend on all of `requests`, and
+        in them what they begin with. `wanted`: ids of those whose scores are asked for, None for
+        all; what is left of a list gets the same numbers as in the whole list where the whole list
         is given with it.
         """
         groups: dict[tuple, list] = {}
@@ -287,7 +297,8 @@ class Engine:
                     yield score
 
     def _batches(self, group: list, together: bool) -> list[list]:
-        """Requests of one header in batches: those that fit share a row, longer ones stand alone."""
+        """Requests of one header in batches: those that fit share a row, longer ones stand
+        alone."""
         found = (
             packing.together([_question(pair) for pair in group], self._row_size)
             if together
@@ -336,7 +347,8 @@ class Engine:
         )
 
     def _read_row(self, header: cached.KeyValues | None, row: packing.Row):
-        """A row on a CPU: the targets' log-probabilities, and the row's keys and values [K, T, Dh]."""
+        """A row on a CPU: the targets' log-probabilities, and the row's keys and values [K, T,
+        Dh]."""
         arrays = (array[0] for array in row.padded(self._row_size, self._row_size))
         counts = np.int32(len(row.tokens)), np.int32(len(row.targets))
         return self._on_mesh(
@@ -344,7 +356,8 @@ class Engine:
         )
 
     def _row_header(self, header: plan.Tokens) -> cached.KeyValues | None:
-        """Keys and values of a header as rows are read behind it: itself read in rows, by the program that reads questions."""
+        """Keys and values of a header as rows are read behind it: itself read in rows, by the
+        program that reads questions."""
 
         def make():
             found = None
@@ -364,7 +377,8 @@ class Engine:
         if not self.fits(request, new_tokens):
             length = sum(map(len, request.segments))
             raise UserError(
-                f"sampling: request {request.id}: a prompt of {length} tokens and its continuation do not fit into "
+                f"sampling: request {request.id}: a prompt of {length} tokens and its "
+                "continuation do not fit into "
                 f"{self.max_length} tokens"
             )
 
@@ -381,8 +395,9 @@ class Engine:
         return self._store.get(("header", header), make)
 
     def _pieces(self, header: plan.Tokens, segments: Sequence[plan.Tokens]) -> list[Piece]:
-        """Segments that follow one another (and `header`) as prefilled pieces. What begins with the same pieces shares
-        them: the samples of a prompt, and a critique's prompt with its revision's."""
+        """Segments that follow one another (and `header`) as prefilled pieces. What begins with the
+        same pieces shares them: the samples of a prompt, and a critique's prompt with its
+        revision's."""
         pieces: list[Piece] = []
         tokens, cuts = (), ()
         for segment in segments:
@@ -490,8 +505,8 @@ def _finish_scores(requests: list[ScoreRequest], row: packing.Row, logprobs) -> 
 
 
 def use_compilation_cache(directory: str | None = None) -> None:
-    """Keeps compiled programs on disk between runs (default ~/.cache/cai_jax/compiled; JAX_COMPILATION_CACHE_DIR
-    overrides it, and an empty one turns it off)."""
+    """Keeps compiled programs on disk between runs (default ~/.cache/cai_jax/compiled;
+    JAX_COMPILATION_CACHE_DIR overrides it, and an empty one turns it off)."""
     directory = os.environ.get(
         "JAX_COMPILATION_CACHE_DIR", directory or os.path.expanduser("~/.cache/cai_jax/compiled")
     )

@@ -1,8 +1,10 @@
-"""Attention of prefill and scoring by kernels that never hold the scores in memory: splash attention on TPUs, cuDNN's flash
-attention on NVIDIA GPUs (Dao et al. 2022). CPUs and decoding have `attention.py`.
+"""Attention of prefill and scoring by kernels that never hold the scores in memory: splash
+attention on TPUs, cuDNN's flash attention on NVIDIA GPUs (Dao et al. 2022). CPUs and decoding have
+`attention.py`.
 
-Header, own past and new tokens are laid end to end under one mask, so windows, padding and options side by side need no kernel
-of their own, and nothing has to be merged (JAX rounds cuDNN's log-sum-exps to the type of the values, too coarse for that).
+Header, own past and new tokens are laid end to end under one mask, so windows, padding and options
+side by side need no kernel of their own, and nothing has to be merged (JAX rounds cuDNN's
+log-sum-exps to the type of the values, too coarse for that).
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ from cai_jax.models.config import ModelConfig
 
 LANES = 128  # splash attention takes queries and keys in multiples of it
 LARGEST_BLOCK = 512  # queries, and keys, of which a TPU core holds the scores at one time
-# "xla" is the call to cuDNN with XLA in cuDNN's place, "splash_interpreted" the TPU's kernel on any machine: for tests.
+# "xla" is the call to cuDNN with XLA in cuDNN's place, "splash_interpreted" the TPU's kernel on any
+# machine: for tests.
 KERNELS = ("splash", "splash_interpreted", "cudnn", "xla")
 
 
 def choose(platform: str, dtype, config: ModelConfig) -> str:
-    """The kernel for a platform ("cpu", "gpu", "tpu"), or "" where XLA's own products serve: cuDNN takes 16 bits, heads of up to
-    128 channels in multiples of 8, and no soft cap. On a GPU a small call is made to see that cuDNN is there.
+    """The kernel for a platform ("cpu", "gpu", "tpu"), or "" where XLA's own products serve: cuDNN
+    takes 16 bits, heads of up to 128 channels in multiples of 8, and no soft cap. On a GPU a small
+    call is made to see that cuDNN is there.
 
     Raises UserError where it is not.
     """
@@ -41,7 +45,8 @@ def choose(platform: str, dtype, config: ModelConfig) -> str:
         Exception
     ) as error:  # what is missing (cuDNN, a GPU new enough) comes as errors of many kinds
         raise UserError(
-            f"cuDNN's flash attention does not run on this GPU ({str(error).splitlines()[0][:120]}); "
+            "cuDNN's flash attention does not run on this GPU "
+            f"({str(error).splitlines()[0][:120]}); "
             "set config.sampling.flash=False"
         ) from error
     return "cudnn"
@@ -50,8 +55,9 @@ def choose(platform: str, dtype, config: ModelConfig) -> str:
 def attend(q_BxKxGxTxDh, parts, cap: float | None, kernel: str):
     """Softmax attention over all parts: context [B, K, G, T, Dh] in the values' dtype.
 
-    q is scaled already. parts: (keys, values, allowed bool [B, T, S]) where keys and values are [B, K, S, Dh] or, shared by all
-    rows, [K, S, Dh]; scores are soft-capped by `cap`. kernel: one of KERNELS.
+    q is scaled already. parts: (keys, values, allowed bool [B, T, S]) where keys and values are [B,
+    K, S, Dh] or, shared by all rows, [K, S, Dh]; scores are soft-capped by `cap`. kernel: one of
+    KERNELS.
     """
     B, T = q_BxKxGxTxDh.shape[0], q_BxKxGxTxDh.shape[3]
 
@@ -86,7 +92,8 @@ def _cudnn(q_BxKxGxTxDh, keys_BxKxSxDh, values_BxKxSxDh, allowed_BxTxS, kernel):
 
 
 def _over_heads(run, q, keys, values, allowed):
-    """Each device its own heads, where the mesh has an axis for them that divides them: XLA cannot split the kernel itself."""
+    """Each device its own heads, where the mesh has an axis for them that divides them: XLA cannot
+    split the kernel itself."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return run(q, keys, values, allowed)

@@ -1,8 +1,9 @@
-"""Questions to score, laid out for one forward pass: a question's options side by side after its prompt, and several questions
-side by side in one row. Pure host arithmetic.
+"""Questions to score, laid out for one forward pass: a question's options side by side after its
+prompt, and several questions side by side in one row. Pure host arithmetic.
 
-A row is a tree of texts in depth-first order: a token sees those tokens before it whose branch it stands on, which are those
-whose `ends` lie behind it. So what questions begin with together, and what options do, need stand there only once.
+A row is a tree of texts in depth-first order: a token sees those tokens before it whose branch it
+stands on, which are those whose `ends` lie behind it. So what questions begin with together, and
+what options do, need stand there only once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 
 PACK = 512  # tokens of a row of several questions, where all of a row is multiplied
 ROW = 2048  # the same where a row is read in blocks, as far as it is filled (row_reader.py)
-WORTH = 16  # tokens that two questions must have in common, beyond what all have, for being kept together
+# tokens that two questions must have in common, beyond what all have, for being kept together
+WORTH = 16
 
 Tokens = Sequence[int]
 Question = tuple[Tokens, Sequence[Tokens]]  # prompt and options
@@ -22,9 +24,10 @@ Question = tuple[Tokens, Sequence[Tokens]]  # prompt and options
 
 @dataclasses.dataclass
 class Row:
-    """tokens, ends, offsets: one a token; its end is where the part of the row stops that sees it, its offset counts from where its
-    own text begins. places and targets: one a token to score, the place being that of the token before it. found: of each
-    question's options, for each of their tokens, the index into `targets`."""
+    """tokens, ends, offsets: one a token; its end is where the part of the row stops that sees it,
+    its offset counts from where its own text begins. places and targets: one a token to score, the
+    place being that of the token before it. found: of each question's options, for each of their
+    tokens, the index into `targets`."""
 
     tokens: list[int] = dataclasses.field(default_factory=list)
     ends: list[int] = dataclasses.field(default_factory=list)
@@ -34,7 +37,8 @@ class Row:
     found: list[list[list[int]]] = dataclasses.field(default_factory=list)
 
     def padded(self, size: int, num_targets: int) -> list[np.ndarray]:
-        """tokens, ends, offsets int32 [1, size]; places, targets int32 [1, num_targets]. Padding sees, of the row, only itself."""
+        """tokens, ends, offsets int32 [1, size]; places, targets int32 [1, num_targets]. Padding
+        sees, of the row, only itself."""
         return [
             padded(self.tokens, size),
             padded(self.ends, size, size),
@@ -114,8 +118,9 @@ def fed(options: Sequence[Tokens]) -> int:
 
 
 def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Indices of lengths, every group of them at most `size` together: the longest first, each into the fullest group that has
-    room (best fit, decreasing). It depends on the lengths and their order alone."""
+    """Indices of lengths, every group of them at most `size` together: the longest first, each into
+    the fullest group that has room (best fit, decreasing). It depends on the lengths and their
+    order alone."""
     groups, room = [], []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         places = [place for place, left in enumerate(room) if left >= lengths[index]]
@@ -129,8 +134,9 @@ def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def together(questions: Sequence[Question], size: int) -> list[list[int]]:
-    """Indices of questions, every group of them a row of at most `size` tokens; what is longer is left out. Questions that begin
-    alike are kept together. It depends on the questions and their order alone."""
+    """Indices of questions, every group of them a row of at most `size` tokens; what is longer is
+    left out. Questions that begin alike are kept together. It depends on the questions and their
+    order alone."""
     lengths = [len(several([question]).tokens) for question in questions]
     order = sorted(
         (index for index, length in enumerate(lengths) if length <= size),

@@ -1,7 +1,8 @@
-"""Few shapes: how prompts are cut into pieces, how long the cache is, how many rows fit. Pure host arithmetic.
+"""Few shapes: how prompts are cut into pieces, how long the cache is, how many rows fit. Pure host
+arithmetic.
 
-Every choice here depends on the request and the options alone, never on what else is running: a row computes the same
-numbers in any company and after a restart.
+Every choice here depends on the request and the options alone, never on what else is running: a row
+computes the same numbers in any company and after a restart.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ Tokens = tuple[int, ...]
 
 
 class Prompt(NamedTuple):
-    """header: shared by many requests, kept once; segments: what follows, each prefilled on its own."""
+    """header: shared by many requests, kept once; segments: what follows, each prefilled on its
+    own."""
 
     header: tuple[int, ...]  # not by its short name: pdoc cannot resolve that in a NamedTuple
     segments: tuple[tuple[int, ...], ...]
@@ -39,8 +41,9 @@ class Prompt(NamedTuple):
 def split_prompt(segments: Sequence[Tokens]) -> Prompt:
     """The first of several segments is the header; short segments are joined to what follows them.
 
-    Decoding feeds the last token of a prompt. So a later segment begins with the last token of the one before it: then a
-    prompt that continues another one (a revision's its critique's) has the same pieces as that one.
+    Decoding feeds the last token of a prompt. So a later segment begins with the last token of the
+    one before it: then a prompt that continues another one (a revision's its critique's) has the
+    same pieces as that one.
     """
     segments = [tuple(segment) for segment in segments if segment]
     header: Tokens = ()
@@ -71,7 +74,8 @@ def cut(count: int) -> tuple[tuple[int, int], ...]:
 
 
 def round_size(count: int) -> int:
-    """The smallest of 64, 128, 192, 256, 384, 512, 768, 1024, … that is ≥ count: cache sizes, scoring shapes."""
+    """The smallest of 64, 128, 192, 256, 384, 512, 768, 1024, … that is ≥ count: cache sizes,
+    scoring shapes."""
     size = 64
     while size < count:
         if 3 * size // 2 >= count and size >= 128:
@@ -81,7 +85,8 @@ def round_size(count: int) -> int:
 
 
 def cache_size(own_lengths: Sequence[int], max_new_tokens: int) -> int:
-    """A power of two of positions, at least 256, that holds every prompt with its padding, and its completion."""
+    """A power of two of positions, at least 256, that holds every prompt with its padding, and its
+    completion."""
     need = max(
         max(sum(size for _, size in cut(length)), length + max_new_tokens) for length in own_lengths
     )
@@ -96,14 +101,16 @@ def token_bytes(config: ModelConfig, dtype) -> int:
 def plan_batch(
     config: ModelConfig, dtype, max_length: int, cache_bytes: int, platform: str, multiple: int = 1
 ) -> int:
-    """How many rows of `max_length` tokens fit into `cache_bytes`: a power of two, times `multiple` (the ways in which
-    the mesh splits the batch). UserError where not even that many fit."""
+    """How many rows of `max_length` tokens fit into `cache_bytes`: a power of two, times `multiple`
+    (the ways in which the mesh splits the batch). UserError where not even that many fit."""
     row = token_bytes(config, dtype) * max_length
     batch = multiple
     if batch * row > cache_bytes:
         raise UserError(
-            f"sampling: {batch} rows of {max_length} tokens need {batch * row / 2**20:.0f} MiB of keys and values, more "
-            f"than sampling.cache_bytes ({cache_bytes / 2**20:.0f} MiB): raise it, or lower sampling.max_length"
+            f"sampling: {batch} rows of {max_length} tokens need {batch * row / 2**20:.0f} MiB "
+            "of keys and values, more "
+            f"than sampling.cache_bytes ({cache_bytes / 2**20:.0f} MiB): raise it, or lower "
+            "sampling.max_length"
         )
     while 2 * batch * row <= cache_bytes and 2 * batch <= max(
         MAX_BATCH.get(platform, 32), multiple

@@ -14,15 +14,17 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.structs import Dialogue, as_ended
 from cai_jax.training import batching
 
-# Enough rows to keep the device busy, few enough that a batch of long dialogues fits beside four models. The shape is the
-# same however many rows there are, so that a score does not depend on what a restart left to do.
+# Enough rows to keep the device busy, few enough that a batch of long dialogues fits beside four
+# models. The shape is the same however many rows there are, so that a score does not depend on what
+# a restart left to do.
 TOKENS_A_BATCH = {"cpu": 1024}
 TOKENS_ON_ACCELERATORS = 8192
 LENGTH_MULTIPLE = 32
 
 
 def batch_rows(length: int, mesh) -> int:
-    """How many dialogues of `length` tokens are scored at a time: a power of two, as numbers of rollouts and samples are."""
+    """How many dialogues of `length` tokens are scored at a time: a power of two, as numbers of
+    rollouts and samples are."""
     tokens = TOKENS_A_BATCH.get(mesh.devices.flat[0].platform, TOKENS_ON_ACCELERATORS)
     return batching.num_rows(
         2 ** (max(1, tokens // length).bit_length() - 1), sharding.batch_ways(mesh)
@@ -31,18 +33,20 @@ def batch_rows(length: int, mesh) -> int:
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def scores(params, tokens_BxT, mask_BxT, config: ModelConfig):
-    # Without a backward pass a scan over the layers takes the same time, and a fifth of it to compile, once a length.
+    # Without a backward pass a scan over the layers takes the same time, and a fifth of it to
+    # compile, once a length.
     return heads.dialogue_scores(params, tokens_BxT, mask_BxT, config, scan=True)
 
 
 class RewardModel:
-    """`params` is {"decoder", "head"} on the mesh; `normalisation` (mean, std) of raw scores, None to leave them raw; `name` is
-    for messages.
+    """`params` is {"decoder", "head"} on the mesh; `normalisation` (mean, std) of raw scores, None
+    to leave them raw; `name` is for messages.
 
-    Scores read the whole dialogue and its end token, at that token. An answer that was cut has none: with `reads_cut` its
-    score is read at its last token, as in the training of that preference model; a model that was trained on ended
-    answers only never learned to score there, and reads every answer as ended. They are float32 and do not depend on which other
-    dialogues are scored in the same call beyond rounding.
+    Scores read the whole dialogue and its end token, at that token. An answer that was cut has
+    none: with `reads_cut` its score is read at its last token, as in the training of that
+    preference model; a model that was trained on ended answers only never learned to score there,
+    and reads every answer as ended. They are float32 and do not depend on which other dialogues are
+    scored in the same call beyond rounding.
     """
 
     def __init__(
@@ -62,7 +66,8 @@ class RewardModel:
 
     @property
     def scale(self) -> float:
-        """What a difference of scores is multiplied by to be one of raw scores, which are logits."""
+        """What a difference of scores is multiplied by to be one of raw scores, which are
+        logits."""
         return float(self._std)
 
     def score(self, dialogues: Sequence[Dialogue]) -> np.ndarray:

@@ -1,8 +1,10 @@
-"""The program that reads a row of several questions (see `packing`) on a CPU, a block of tokens after the other.
+"""The program that reads a row of several questions (see `packing`) on a CPU, a block of tokens
+after the other.
 
-Blocks that the row does not fill are not read, and so one program serves rows, and headers, of any length. Attention passes over
-the header and over those blocks of the row that a block of queries can see, with a running maximum and sum (Dao et al. 2022), in
-pieces that stay in the processor's cache. Loops over blocks leave cores idle between products; several rows are read at once.
+Blocks that the row does not fill are not read, and so one program serves rows, and headers, of any
+length. Attention passes over the header and over those blocks of the row that a block of queries
+can see, with a running maximum and sum (Dao et al. 2022), in pieces that stay in the processor's
+cache. Loops over blocks leave cores idle between products; several rows are read at once.
 """
 
 from __future__ import annotations
@@ -42,10 +44,12 @@ def read(
     num_targets,
     config: ModelConfig,
 ):
-    """(log P(targets[n]) after the token at places[n], float32 [N], keys, values): tokens, ends, offsets, places and targets as in
-    `packing.Row`, of which `count` tokens and `num_targets` targets are real; keys and values [K, T, Dh] a layer.
+    """(log P(targets[n]) after the token at places[n], float32 [N], keys, values): tokens, ends,
+    offsets, places and targets as in `packing.Row`, of which `count` tokens and `num_targets`
+    targets are real; keys and values [K, T, Dh] a layer.
 
-    header: `cached.KeyValues` [K, P, Dh], or None. T, P and N are multiples of the sizes above, or smaller.
+    header: `cached.KeyValues` [K, P, Dh], or None. T, P and N are multiples of the sizes above, or
+    smaller.
     """
     T, dtype = tokens_T.shape[0], weights["embed"].dtype
     size, chunk = min(TOKENS, T), min(TARGETS, places_N.shape[0])
@@ -106,7 +110,8 @@ def read(
             out = through(
                 number, cut(x_1xTxD), jax.tree.map(cut, tables), hold, at + jnp.arange(size), here
             )
-            # Of the last layer only keys and values are used here, and the compiler leaves out the rest.
+            # Of the last layer only keys and values are used here, and the compiler leaves out the
+            # rest.
             return (
                 x_1xTxD if last else jax.lax.dynamic_update_slice(x_1xTxD, out, (0, at, 0)),
                 *held,
@@ -142,7 +147,8 @@ def read(
 
 
 def _seen(ends_T, queries: int):
-    """Of each block of queries, the blocks of keys with one that a query there can see (int32 [B, C], first), and how many."""
+    """Of each block of queries, the blocks of keys with one that a query there can see (int32 [B,
+    C], first), and how many."""
     T = ends_T.shape[0]
     keys, start_B = min(KEYS, T), queries * jnp.arange(T // queries)[:, None]
     last_end_C = jnp.max(ends_T.reshape(-1, keys), axis=1)
@@ -167,8 +173,8 @@ def _attend(
     window: int,
     cap: float | None,
 ):
-    """Context float32 [K, G, S, Dh] of scaled queries at `place_S` of the row, whose keys are among the row's. seen: as in `_seen`,
-    of the B blocks that the queries are."""
+    """Context float32 [K, G, S, Dh] of scaled queries at `place_S` of the row, whose keys are among
+    the row's. seen: as in `_seen`, of the B blocks that the queries are."""
     K, G, S, Dh = q_KxGxSxDh.shape
     (seen_BxC, count_B), T = seen, ends_T.shape[0]
     B = count_B.shape[0]

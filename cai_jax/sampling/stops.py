@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 
 class Ending(NamedTuple):
-    """count: how many of the tokens belong to the completion; text: without the stop; stop: see `structs.Completion`."""
+    """count: how many of the tokens belong to the completion; text: without the stop; stop: see
+    `structs.Completion`."""
 
     count: int
     text: str
@@ -24,8 +25,9 @@ def find_ending(
 ) -> Ending | None:
     """The end of a row's completion, or None while it goes on.
 
-    `tokens` are all tokens sampled so far, of which the first `checked` were looked at before. A stop string is found
-    where it first stands complete in the decoded text, also across tokens; what comes first counts.
+    `tokens` are all tokens sampled so far, of which the first `checked` were looked at before. A
+    stop string is found where it first stands complete in the decoded text, also across tokens;
+    what comes first counts.
     """
     ended = bool(tokens) and tokens[-1] in eos_ids
     body = tokens[:-1] if ended else tokens

@@ -18,7 +18,8 @@ class Piece:
 
 
 class Store:
-    """Least recently used results on the device, up to a number of bytes (one result may exceed it)."""
+    """Least recently used results on the device, up to a number of bytes (one result may exceed
+    it)."""
 
     def __init__(self, max_bytes: int):
         self.max_bytes, self.bytes = max_bytes, 0

@@ -1,4 +1,5 @@
-"""The weights as decoding reads them: layers one by one, projections joined, turned to what the platform prefers."""
+"""The weights as decoding reads them: layers one by one, projections joined, turned to what the
+platform prefers."""
 
 from __future__ import annotations
 
@@ -16,16 +17,18 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import param_table
 from cai_jax.models.rounding import rounded
 
-# Sampling keeps whole rows of weights on every device of the fsdp axis: they would be gathered at every token.
+# Sampling keeps whole rows of weights on every device of the fsdp axis: they would be gathered at
+# every token.
 DECODE_RULES = {**sharding.RULES, "embed": ()}
 
 
 def unstacked(
     layers: dict, config: ModelConfig, dtype, fuse: bool, out_major: bool, int8: bool
 ) -> list[dict]:
-    """The layers' weights one by one, adapters added up. fuse: q, k, v and gate, up joined into single matrices (not where the
-    mesh splits heads); out_major: matrices turned to [out, in] (what a CPU prefers); int8: matrices `rounded`, and not turned.
-    One layer after the other, so that nothing of the size of all of them is there but the result."""
+    """The layers' weights one by one, adapters added up. fuse: q, k, v and gate, up joined into
+    single matrices (not where the mesh splits heads); out_major: matrices turned to [out, in] (what
+    a CPU prefers); int8: matrices `rounded`, and not turned. One layer after the other, so that
+    nothing of the size of all of them is there but the result."""
     return [
         _layer(layers, np.int32(index), config, jnp.dtype(dtype), fuse, out_major, int8)
         for index in range(config.num_layers)
@@ -68,8 +71,9 @@ def prepare(
     out_major: bool = False,
     int8: bool = False,
 ) -> dict:
-    """Parameters as `cached` takes them: {"embed", "unembed", "final_norm", "layers": [one dict a layer]}; `params` may have
-    adapters. With int8 the table that tokens are looked up in, norms and biases stay as they are."""
+    """Parameters as `cached` takes them: {"embed", "unembed", "final_norm", "layers": [one dict a
+    layer]}; `params` may have adapters. With int8 the table that tokens are looked up in, norms and
+    biases stay as they are."""
     unembed = params["embed"] if config.tied_embeddings else params["unembed"]
     if int8:
         unembed = jax.jit(lambda table_VxD: rounded(table_VxD.T, 1))(unembed)
@@ -100,7 +104,8 @@ def fuses(mesh: Mesh) -> bool:
 
 
 def layer_places(weights: dict, config: ModelConfig, mesh: Mesh) -> dict:
-    """Where one layer's weights (arrays or their shapes) lie for decoding: split by tensor, whole along fsdp."""
+    """Where one layer's weights (arrays or their shapes) lie for decoding: split by tensor, whole
+    along fsdp."""
     known = layer_axes(config)
 
     def place(name, x):

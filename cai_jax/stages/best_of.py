@@ -1,7 +1,8 @@
-"""The best of several answers to a prompt, by a preference model: what RL is measured against (2204, section 4).
+"""The best of several answers to a prompt, by a preference model: what RL is measured against
+(2204, section 4).
 
-`respond` draws the answers (`num_samples` a prompt); `evaluate` takes this stage as it takes a policy, and `sl` can learn from
-its records.
+`respond` draws the answers (`num_samples` a prompt); `evaluate` takes this stage as it takes a
+policy, and `sl` can learn from its records.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ SCHEMA = 2
 
 
 def run(ctx: StageContext) -> dict:
-    """Writes one response record a prompt: that of the highest score, of equal ones the first sample, as sample 0."""
+    """Writes one response record a prompt: that of the highest score, of equal ones the first
+    sample, as sample 0."""
     rows = ctx.inputs["responses"].records()
     ctx.require_rows(rows, "responses")
     judge = ctx.load_model(ctx.config.reward, kind="reward")
@@ -61,5 +63,8 @@ def run(ctx: StageContext) -> dict:
         "sha256": {"records": digest},
         "mean_gain": gain,
         "cut": {"answers": count_cut([row.get("stop") for row in journal.finished.values()])},
-        "headline": f"{len(answers)} of {len(rows)} answers kept, {gain:+.2f} above the mean by {ctx.config.reward}",
+        "headline": (
+            f"{len(answers)} of {len(rows)} answers kept, {gain:+.2f} above the mean "
+            f"by {ctx.config.reward}"
+        ),
     }

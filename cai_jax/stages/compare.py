@@ -1,4 +1,5 @@
-"""Groups of responses to the same prompt, to be compared by the feedback model (section 4.1; a pair in the paper)."""
+"""Groups of responses to the same prompt, to be compared by the feedback model (section 4.1; a pair
+in the paper)."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ SCHEMA = 1
 
 
 def run(ctx: StageContext) -> dict:
-    """Writes one comparison record a prompt: `num_samples` responses by the same model, in order of their sample number."""
+    """Writes one comparison record a prompt: `num_samples` responses by the same model, in order of
+    their sample number."""
     config = ctx.config
     prompts = ctx.prompts()
     model = ctx.load_model(config.model, format=config.format)

@@ -1,4 +1,5 @@
-"""What a stage is given: its config, its directory, its inputs, the mesh, and models by reference."""
+"""What a stage is given: its config, its directory, its inputs, the mesh, and models by
+reference."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def _say_once(text: str) -> None:
 
 @dataclasses.dataclass
 class Weights:
-    """What several models of a stage may rest on; loaded once and kept as long as one of them keeps it."""
+    """What several models of a stage may rest on; loaded once and kept as long as one of them keeps
+    it."""
 
     name: str
     config: ModelConfig
@@ -53,12 +55,14 @@ class Weights:
 
 @dataclasses.dataclass
 class LoadedModel:
-    """Weights on the mesh with everything needed to use them. `params` is the decoder's tree for a policy and
-    {"decoder", "head"} for a preference model, whose `normalisation` is (mean, std) of its raw scores or None, and whose
-    `reads_cut` says where it scores an answer that was cut (see `RewardModel`).
+    """Weights on the mesh with everything needed to use them. `params` is the decoder's tree for a
+    policy and {"decoder", "head"} for a preference model, whose `normalisation` is (mean, std) of
+    its raw scores or None, and whose `reads_cut` says where it scores an answer that was cut (see
+    `RewardModel`).
 
-    A model that was trained as `adapters` has them in `trained` as they were trained, and in `params` on the arrays of
-    its base; such params work wherever whole ones do, but in the sampler (`StageContext.engine` adds them up).
+    A model that was trained as `adapters` has them in `trained` as they were trained, and in
+    `params` on the arrays of its base; such params work wherever whole ones do, but in the sampler
+    (`StageContext.engine` adds them up).
     """
 
     name: str
@@ -87,13 +91,14 @@ def resolve_role(run_config, reference: str) -> str:
             return reference
         reference = roles[reference]
     raise UserError(
-        f"config.models: the role '{reference}' points at itself; give it a directory, a hub name or '@stage'"
+        f"config.models: the role '{reference}' points at itself; give it a directory, a hub "
+        "name or '@stage'"
     )
 
 
 def fits_training(ctx, lengths: Sequence[int], positions: int | None) -> list[bool]:
-    """Whether each training example of so many tokens fits the stage's max_length and the model's positions; those that
-    do not are counted by reason."""
+    """Whether each training example of so many tokens fits the stage's max_length and the model's
+    positions; those that do not are counted by reason."""
     kept, reasons = fitting.training_examples(lengths, ctx.config.max_length, positions)
     for reason, count in reasons.items():
         ctx.drop(reason, count)
@@ -127,7 +132,8 @@ class StageContext:
             self.dropped[reason] = self.dropped.get(reason, 0) + int(count)
 
     def count_tokens(self, kind: str, count: int) -> None:
-        """Adds to the manifest's token counts: "sampled", "scored", "trained", and where there is any "reasoning"."""
+        """Adds to the manifest's token counts: "sampled", "scored", "trained", and where there is
+        any "reasoning"."""
         if count or kind != "reasoning":
             self.tokens[kind] = self.tokens.get(kind, 0) + int(count)
 
@@ -139,7 +145,8 @@ class StageContext:
                 or "none was given"
             )
             raise UserError(
-                f"stage '{self.name}': 0 {what} left ({reasons}); check the stage's inputs and limits"
+                f"stage '{self.name}': 0 {what} left ({reasons}); check the stage's inputs and "
+                "limits"
             )
 
     def metrics(self, resume_step: int = 0, written: str = "") -> MetricsWriter:
@@ -150,16 +157,18 @@ class StageContext:
     def progress(self, total: int, label: str = "", initial: int = 0, unit: str = "row"):
         return progress.bar(total, label or self.name, initial, unit)
 
-    # Models ------------------------------------------------------------------------------------------------------
+    # Models ---------------------------------------------------------------------------------------
 
     def load_model(
         self, reference: str, kind: str = "policy", format: str = "auto", int8: bool | None = None
     ) -> LoadedModel:
-        """Loads a role, `@stage`, `@stage:step`, a Hugging Face directory or hub name, or `random:DIRECTORY`.
+        """Loads a role, `@stage`, `@stage:step`, a Hugging Face directory or hub name, or
+        `random:DIRECTORY`.
 
-        A preference model (kind "reward") is a stage of kind pm, or a directory of a sequence classifier with one label.
-        `int8`: whether matrices come in 8 bits; None: where the stage's own adapters want that. Under adapters that were trained
-        before, they are what they were then.
+        A preference model (kind "reward") is a stage of kind pm, or a directory of a sequence
+        classifier with one label. `int8`: whether matrices come in 8 bits; None: where the stage's
+        own adapters want that. Under adapters that were trained before, they are what they were
+        then.
         """
         target = resolve_role(self.run_config, reference)
         if int8 is None:
@@ -172,7 +181,8 @@ class StageContext:
         directory = hf.resolve(target)
         if kind != "policy" and not hf.is_classifier(directory):
             raise UserError(
-                f"stage '{self.name}': '{reference}' is not a preference model; name a stage of kind pm as '@pm', or a "
+                f"stage '{self.name}': '{reference}' is not a preference model; name a stage "
+                "of kind pm as '@pm', or a "
                 "directory of a …ForSequenceClassification model with one label"
             )
         if kind == "policy" and hf.is_classifier(directory):
@@ -200,7 +210,8 @@ class StageContext:
         return LoadedModel(target, weights.config, weights.params, loaded, kind, weights=weights)
 
     def _load_format(self, name: str, directory, kind: str) -> dialogue_lib.DialogueFormat:
-        """The format with the run's template arguments and date; says once a process what a reader would not expect."""
+        """The format with the run's template arguments and date; says once a process what a reader
+        would not expect."""
         loaded = dialogue_lib.load_format(directory, kind, templates.Settings.of(self.run_config))
         for note in loaded.notes(kind):
             _say_once(f"{name}: {note}")
@@ -219,7 +230,8 @@ class StageContext:
         role = artefacts.read_json(path / "role.json")
         if role is None:
             raise UserError(
-                f"{path.parent}: no model there; '@{stage}' must name a finished stage of kind sl, pm or rl"
+                f"{path.parent}: no model there; '@{stage}' must name a finished stage of kind "
+                "sl, pm or rl"
             )
         if role["kind"] != kind:
             raise UserError(
@@ -276,7 +288,8 @@ class StageContext:
         adapters: lora.Adapters | None = None,
         int8: bool = False,
     ) -> Weights:
-        """What "stage" (at its end) or "stage:step" has trained: whole weights in the run's dtype, adapters in float32."""
+        """What "stage" (at its end) or "stage:step" has trained: whole weights in the run's dtype,
+        adapters in float32."""
         stage, _, step = target.partition(":")
         checkpoints = Checkpoints(self.run_path / stage / "checkpoints")
         targets = {
@@ -296,7 +309,10 @@ class StageContext:
             if found is None or found[0] != last:
                 raise artefacts.Damaged(
                     stage,
-                    f"{checkpoints.path}: the last checkpoint is lost; '{stage}' trains on to it again",
+                    (
+                        f"{checkpoints.path}: the last checkpoint is lost; '{stage}' trains on to "
+                        "it again"
+                    ),
                 )
         number, trees, _ = found
         params = trees["params"] if adapters else state_lib.cast(trees["params"], self.dtype)
@@ -305,7 +321,8 @@ class StageContext:
         return Weights("@" + target, config, params, checkpoints.fingerprint(number, "params"))
 
     def _base(self, stage: str, name: str, fingerprint: str, int8: bool) -> Weights:
-        """The weights that the adapters of `stage` were trained on; UserError where they are not there or not the same."""
+        """The weights that the adapters of `stage` were trained on; UserError where they are not
+        there or not the same."""
         try:
             kind = (
                 "reward"
@@ -323,13 +340,16 @@ class StageContext:
             ) from error
         if weights.fingerprint != fingerprint:
             raise UserError(
-                f"'@{stage}' has adapters that were trained on other weights than those of '{name}' now (fingerprint "
-                f"{fingerprint}, now {weights.fingerprint}); put the base back, or train '{stage}' again"
+                f"'@{stage}' has adapters that were trained on other weights than those of "
+                f"'{name}' now (fingerprint "
+                f"{fingerprint}, now {weights.fingerprint}); put the base back, or train "
+                f"'{stage}' again"
             )
         return weights
 
     def adapters(self, *models: LoadedModel) -> lora.Adapters | None:
-        """The stage's field `adapters`, checked against the models that it trains: those that have adapters go on with them."""
+        """The stage's field `adapters`, checked against the models that it trains: those that have
+        adapters go on with them."""
         where = f"config.graph.{self.name}.adapters"
         found = lora.Adapters.from_fields(self.config.get("adapters"), where)
         for model in models if found else ():
@@ -341,7 +361,8 @@ class StageContext:
                     + has.int8 * " base_dtype=int8"
                 )
                 raise UserError(
-                    f"{where}: '{model.name}' has adapters, which would be trained on: give their numbers ({numbers}), "
+                    f"{where}: '{model.name}' has adapters, which would be trained on: give "
+                    f"their numbers ({numbers}), "
                     "or rank=0 to train all weights"
                 )
         return found
@@ -349,7 +370,8 @@ class StageContext:
     def encode(
         self, format: dialogue_lib.DialogueFormat, dialogues: Sequence[Dialogue]
     ) -> list[dialogue_lib.Encoded]:
-        """`format.example` of every dialogue; a training stage that is started again finds the tokens in its directory."""
+        """`format.example` of every dialogue; a training stage that is started again finds the
+        tokens in its directory."""
         return feed.encode(format, dialogues, self.directory.path / feed.TOKENS)
 
     def publish(
@@ -359,9 +381,11 @@ class StageContext:
         normalisation: tuple[float, float] | None = None,
         reads_cut: bool = False,
     ) -> None:
-        """Writes `model/` beside the stage's checkpoints: architecture, tokenizer and role, so that `@stage` can be loaded.
+        """Writes `model/` beside the stage's checkpoints: architecture, tokenizer and role, so that
+        `@stage` can be loaded.
 
-        Where adapters on `model` were trained, the role names their base and its fingerprint instead of copying it.
+        Where adapters on `model` were trained, the role names their base and its fingerprint
+        instead of copying it.
         """
         target = self.directory.path / "model"
         if artefacts.is_writer():
@@ -391,7 +415,7 @@ class StageContext:
             artefacts.write_json(target / "role.json", role)
         artefacts.barrier(f"published {target}")
 
-    # Prompts, sampling and scoring ----------------------------------------------------------------------------------------
+    # Prompts, sampling and scoring ----------------------------------------------------------------
 
     def prompts(self) -> list[Prompt]:
         """The prompts that `config.prompts` names; rows that are left out are counted."""
@@ -412,7 +436,8 @@ class StageContext:
         )
 
     def context_limit(self, model: LoadedModel) -> int:
-        """Tokens of prompt and answer together: sampling.max_length, at most the model's positions."""
+        """Tokens of prompt and answer together: sampling.max_length, at most the model's
+        positions."""
         return fitting.smallest(self.run_config.sampling.max_length, model.config.max_length)
 
     def engine(self, model: LoadedModel) -> engine_lib.Engine:
@@ -433,8 +458,9 @@ class StageContext:
         label: str,
         count: bool = True,
     ) -> Iterator[Completion]:
-        """Completions as they finish. Requests that do not fit the context are left out, never cut, and counted; with
-        `count` False the stage counts them itself, where its rows are not its requests."""
+        """Completions as they finish. Requests that do not fit the context are left out, never cut,
+        and counted; with `count` False the stage counts them itself, where its rows are not its
+        requests."""
         fits = self._fitting(engine, requests, [sampling.max_new_tokens] * len(requests), count)
         unfinished = 0
         for completion in self._watched(engine.generate(fits, sampling), len(fits), label):
@@ -445,11 +471,13 @@ class StageContext:
             if thoughts_only and completion.tokens and completion.stop == "length":
                 self.count_tokens("answers cut in their reasoning", 1)
                 unfinished += 1
-            # The space after a heading and line ends before a stop belong to the format, which writes them again.
+            # The space after a heading and line ends before a stop belong to the format, which
+            # writes them again.
             yield dataclasses.replace(completion, text=completion.text.strip())
         if unfinished:
             progress.warn(
-                f"{label}: {unfinished} of {len(fits)} answers were cut in their reasoning and are empty; give them more "
+                f"{label}: {unfinished} of {len(fits)} answers were cut in their reasoning and "
+                "are empty; give them more "
                 "tokens, or switch the reasoning off (config.model.template_args)"
             )
 
@@ -461,8 +489,9 @@ class StageContext:
         wanted: Container[str] | None = None,
         count: bool = True,
     ) -> Iterator[Score]:
-        """Scores of the requests that fit the context; for the others see `sample`. With `wanted`, the ids of those that
-        are still to be scored, short ones share forward passes: `requests` is then always the whole list (see Engine.score)."""
+        """Scores of the requests that fit the context; for the others see `sample`. With `wanted`,
+        the ids of those that are still to be scored, short ones share forward passes: `requests` is
+        then always the whole list (see Engine.score)."""
         longest = [max(len(option) for option in request.options) for request in requests]
         fits = self._fitting(engine, requests, longest, count)
         asked = [request for request in fits if wanted is None or request.id in wanted]
@@ -479,15 +508,18 @@ class StageContext:
     def score_each(
         self, model, dialogues: Sequence[Dialogue], label: str, ids: Sequence[str] | None = None
     ) -> Iterator[tuple[int, float]]:
-        """(index, score) of every dialogue by a preference model, or what else has `score_each`, as it is there.
+        """(index, score) of every dialogue by a preference model, or what else has `score_each`, as
+        it is there.
 
-        `ids` name the dialogues where a score is NaN or infinite; without them their numbers from 1 do.
+        `ids` name the dialogues where a score is NaN or infinite; without them their numbers from 1
+        do.
         """
         what = f"stage '{self.name}': '{getattr(model, 'name', '')}'"
         scored = model.score_each(dialogues)
         if beyond := getattr(model, "num_beyond", 0):
             progress.warn(
-                f"[{self.name}] {beyond} of {len(dialogues)} dialogues are {fitting.POSITIONS}: their scores by "
+                f"[{self.name}] {beyond} of {len(dialogues)} dialogues are "
+                f"{fitting.POSITIONS}: their scores by "
                 f"'{getattr(model, 'name', '')}' are guesses"
             )
         for index, score in self._watched(scored, len(dialogues), label):

@@ -1,12 +1,17 @@
-"""What changed? Every model answers held-out prompts, the preference model judges, and the judges are judged.
+"""What changed? Every model answers held-out prompts, the preference model judges, and the judges
+are judged.
 
-1. Every model answers the red-team and the helpful prompts; each answer is a record, journalled as it finishes.
-2. The preference model scores them: mean with interval, Elo, and paired differences to the first model, with length,
-   repetition, boilerplate and refusals beside (section 4.3, and the Goodhart watch).
+1. Every model answers the red-team and the helpful prompts; each answer is a record, journalled as
+  it finishes.
+2. The preference model scores them: mean with interval, Elo, and paired differences to the first
+   model, with length, repetition, boilerplate and refusals beside (section 4.3, and the Goodhart
+   watch).
 3. The revisions are scored round by round, if given (Figure 5), and by principle.
-4. The feedback model, and every model if wanted, answers the multiple-choice items (Figures 4 and 11); the preference model
-   ranks their dialogues and held-out human comparisons. Baselines stand beside every accuracy.
-5. A regressor of harm, if given, says how harmful the models' answers are on the scale from 0 to 4 (Figure 10).
+4. The feedback model, and every model if wanted, answers the multiple-choice items (Figures 4 and
+   11); the preference model ranks their dialogues and held-out human comparisons. Baselines stand
+   beside every accuracy.
+5. A regressor of harm, if given, says how harmful the models' answers are on the scale from 0 to 4
+  (Figure 10).
 """
 
 from __future__ import annotations
@@ -46,9 +51,9 @@ ANSWERING_KINDS = (
 
 
 def run(ctx: StageContext) -> dict:
-    """Writes records.jsonl (answers), scores.jsonl (id, score), choices.jsonl (answered questions), pairs.jsonl (what the
-    preference model ranked), verdicts.jsonl (the judge's), harm.jsonl and harm_scores.jsonl (absolute harmfulness), and
-    metrics.json ({rows, curves, notes})."""
+    """Writes records.jsonl (answers), scores.jsonl (id, score), choices.jsonl (answered questions),
+    pairs.jsonl (what the preference model ranked), verdicts.jsonl (the judge's), harm.jsonl and
+    harm_scores.jsonl (absolute harmfulness), and metrics.json ({rows, curves, notes})."""
     config = ctx.config
     models = in_order(config.models, ctx.run_config)
     answers, prompts = ctx.directory.journal(), _prompt_sets(ctx)
@@ -116,10 +121,12 @@ def cut_answers(records) -> dict[str, dict[str, int]]:
 
 
 def in_order(models, run_config) -> dict[str, str]:
-    """name → reference: given models first, then those that stages trained, in the order of the stages. The first is
-    what the others are compared with (a ConfigDict forgets the order in which it was written).
+    """name → reference: given models first, then those that stages trained, in the order of the
+    stages. The first is what the others are compared with (a ConfigDict forgets the order in which
+    it was written).
 
-    Where a command runs a few stages only, the order is that in which stages need each other: config.stages does not say."""
+    Where a command runs a few stages only, the order is that in which stages need each other:
+    config.stages does not say."""
     targets = {name: resolve_role(run_config, value) for name, value in models.items()}
     trained = {
         target.removeprefix("@").partition(":")[0]
@@ -175,7 +182,8 @@ def _answers(
     num_samples: int,
     temperature: float,
 ):
-    """Samples what is not in the journal yet; a model is loaded only if something of it is missing."""
+    """Samples what is not in the journal yet; a model is loaded only if something of it is
+    missing."""
     config = ctx.config
     for name, reference in models.items():
         wanted = {
@@ -198,7 +206,8 @@ def _answers(
             config.top_p,
             model.format.stop_strings("assistant"),
         )
-        # The key names the prompt and the sample, not the model: all models see the same random numbers.
+        # The key names the prompt and the sample, not the model: all models see the same random
+        # numbers.
         requests = [
             SampleRequest(
                 key,
@@ -236,7 +245,8 @@ def _answers(
 
 
 def _written(ctx: StageContext, models: dict[str, str]) -> dict[str, answers_lib.Answers]:
-    """Answers that exist already, in a file or as a stage's records, by the names of their models."""
+    """Answers that exist already, in a file or as a stage's records, by the names of their
+    models."""
     found = {}
     for name, reference in models.items():
         reference = resolve_role(ctx.run_config, reference)
@@ -253,7 +263,8 @@ def _written(ctx: StageContext, models: dict[str, str]) -> dict[str, answers_lib
 
 
 def _drawn_at(ctx: StageContext, reference: str) -> float | None:
-    """The temperature of answers that exist already; None where a model must answer. A file does not say: the paper's, 1."""
+    """The temperature of answers that exist already; None where a model must answer. A file does
+    not say: the paper's, 1."""
     reference = resolve_role(ctx.run_config, reference)
     if reference.startswith(FILE_REFERENCE):
         return 1.0
@@ -302,7 +313,8 @@ def _copy_answers(
 
 
 def _reward_model(ctx: StageContext, reference: str, kind: str = "reward"):
-    """The judge: a stage with a head, or a function of dialogues ("python:package.module.function")."""
+    """The judge: a stage with a head, or a function of dialogues
+    ("python:package.module.function")."""
     if reference.startswith("python:"):
         score = custom_reward(reference)
         return types.SimpleNamespace(
@@ -323,7 +335,8 @@ def _reward_model(ctx: StageContext, reference: str, kind: str = "reward"):
 
 
 class _scores:
-    """Scores of answers ("<record id>") and of every revision step ("<record id>#<round>"), journalled as "scores"."""
+    """Scores of answers ("<record id>") and of every revision step ("<record id>#<round>"),
+    journalled as "scores"."""
 
     def __init__(self, ctx: StageContext, reward: RewardModel | None, answers, revisions):
         self.journal = ctx.directory.journal("scores")
@@ -352,9 +365,9 @@ def _harm(
     written: dict[str, answers_lib.Answers],
     digests: dict[str, str],
 ) -> list[dict]:
-    """Expected harm of every model's answers at each temperature, and the regressor's error on held-out ratings. Greedy
-    answers are all the same, so one a prompt is drawn. Answers that exist already are counted under the temperature that
-    they were drawn at, and under no other."""
+    """Expected harm of every model's answers at each temperature, and the regressor's error on
+    held-out ratings. Greedy answers are all the same, so one a prompt is drawn. Answers that exist
+    already are counted under the temperature that they were drawn at, and under no other."""
     fields, regressor = ctx.config.harm, resolve_role(ctx.run_config, ctx.config.harm.model)
     prompts, answers, harms = (
         _prompts(ctx, fields.prompts),
@@ -389,7 +402,8 @@ def _harm(
 
 
 def _judged(ctx: StageContext, records, models: list[str], journal) -> list[dict]:
-    """Elo by a language model's verdicts on pairs of answers, and its verdict on evasiveness beside the rule's."""
+    """Elo by a language model's verdicts on pairs of answers, and its verdict on evasiveness beside
+    the rule's."""
     config, anchor = ctx.config, ctx.config.anchor if ctx.config.anchor in models else models[0]
     pairs = judged.matches(records, models)
     evasive = {
@@ -462,14 +476,16 @@ def _notes(ctx: StageContext, written: dict[str, answers_lib.Answers]) -> list[s
         ctx.config.reward and trained and ctx.config.models
     ):  # who judges pairs alone was not optimised to
         notes.append(
-            f"the judge {ctx.config.reward} is the preference model that {', '.join(trained)} was trained against: "
+            f"the judge {ctx.config.reward} is the preference model that {', '.join(trained)} "
+            "was trained against: "
             "its score is expected to rise and is no independent evidence"
         )
     return notes
 
 
 def headline(rows: list[dict], models: list[str], topic: str = Words.name) -> str:
-    """PM score on the topic's prompts by model, the difference of the last to the first; or accuracies, of PM and questions."""
+    """PM score on the topic's prompts by model, the difference of the last to the first; or
+    accuracies, of PM and questions."""
     scores = {r["model"]: r for r in find(rows, "pm_score", on="red_team")}
     if not scores:
         found = [f"PM accuracy {r['value']:.2f}" for r in find(rows, "pm_accuracy")[:1]]

@@ -1,10 +1,13 @@
-"""AI feedback (section 4.1): a model chooses between two responses by a principle; its log-probabilities become labels.
+"""AI feedback (section 4.1): a model chooses between two responses by a principle; its
+log-probabilities become labels.
 
-What is stored is raw: log P(" (A)") and log P(" (B)") for every order that was asked, and every chain of thought. Soft,
-hard, clamped and order-averaged labels are derived by `cai_jax.labels` when a preference model reads them.
+What is stored is raw: log P(" (A)") and log P(" (B)") for every order that was asked, and every
+chain of thought. Soft, hard, clamped and order-averaged labels are derived by `cai_jax.labels` when
+a preference model reads them.
 
-The labeller may also be a preference model (mode "preference_model"): then log σ(Δ) and log σ(−Δ) of its scores stand for the
-two options, so that a label source better than a weak language model goes through the same stages.
+The labeller may also be a preference model (mode "preference_model"): then log σ(Δ) and log σ(−Δ)
+of its scores stand for the two options, so that a label source better than a weak language model
+goes through the same stages.
 """
 
 from __future__ import annotations
@@ -32,22 +35,24 @@ from cai_jax.structs import (
 )
 
 SCHEMA = 2
-# Tokens that follow a question when its number of worked examples is chosen; a request is measured again when it is made.
+# Tokens that follow a question when its number of worked examples is chosen; a request is measured
+# again when it is made.
 ANSWER_ROOM = 8  # " (A)"
 CONCLUSION_ROOM = 40  # what ends a chain of thought, "So the answer is:" and an answer
 MODES = ("multiple_choice", "chain_of_thought", "preference_model")
 
 
 def worked_examples(constitution, mode: str, num_few_shot: int) -> tuple:
-    """The first `num_few_shot` examples of the mode's kind, fewer where the constitution has fewer."""
+    """The first `num_few_shot` examples of the mode's kind, fewer where the constitution has
+    fewer."""
     chains = mode == "chain_of_thought"
     examples = constitution.chain_examples if chains else constitution.comparison_examples
     return examples[:num_few_shot]
 
 
 def num_fitting(config, format, examples: list, questions: list[str], engine) -> int:
-    """With how many of the worked examples every one of the questions fits: as many for all orders and chains of a pair,
-    so that what is averaged was asked in the same way."""
+    """With how many of the worked examples every one of the questions fits: as many for all orders
+    and chains of a pair, so that what is averaged was asked in the same way."""
     if config.mode == "multiple_choice":
         build, longest = choices.choice_segments, ANSWER_ROOM
     else:
@@ -67,8 +72,9 @@ def num_fitting(config, format, examples: list, questions: list[str], engine) ->
 def draw_header(
     constitution, mode: str, num_few_shot: int, seed: int, *name
 ) -> tuple[list[str], list[tuple]]:
-    """Worked examples, each with an independently drawn principle and (where the example leaves it open) a drawn order.
-    Returns their ids and what `choices.choice_segments` or `choices.chain_segments` takes as header."""
+    """Worked examples, each with an independently drawn principle and (where the example leaves it
+    open) a drawn order. Returns their ids and what `choices.choice_segments` or
+    `choices.chain_segments` takes as header."""
     rng = row_rng(seed, *name)
     principles = constitution.comparison_principles
     ids, header = [], []
@@ -91,7 +97,8 @@ def draw_header(
 
 
 def tasks(ctx: StageContext, constitution) -> list[dict]:
-    """One task a (comparison, pair of its responses, principle): everything a label record says before it is scored."""
+    """One task a (comparison, pair of its responses, principle): everything a label record says
+    before it is scored."""
     config = ctx.config
     result = []
     for row in ctx.inputs["comparisons"].records():
@@ -151,7 +158,8 @@ def run(ctx: StageContext) -> dict:
             )
 
     def header_of(task) -> list:
-        """As many of its worked examples as fit; the first ones, with every order and chain of the pair."""
+        """As many of its worked examples as fit; the first ones, with every order and chain of the
+        pair."""
         if "num_few_shot" not in task:
             examples = headers[task["header"]][1]
             task["num_few_shot"] = num_fitting(
@@ -204,7 +212,8 @@ def run(ctx: StageContext) -> dict:
 
 
 def _finished(ctx: StageContext, journal, digest: str, few_shot: dict | None = None) -> dict:
-    """The stage's summary, with the agreement with people where it was their pairs that were judged."""
+    """The stage's summary, with the agreement with people where it was their pairs that were
+    judged."""
     rows = list(journal.finished.values())
     told = {"sha256": {"records": digest}, **summary(rows)}
     if few_shot:
@@ -220,8 +229,8 @@ def _finished(ctx: StageContext, journal, digest: str, few_shot: dict | None = N
 
 
 def _by_preference_model(ctx: StageContext) -> dict:
-    """Label records by the scores of a preference model, raw as it was trained: P(first better) = σ(Δ). No principle is asked
-    and there is no order of options."""
+    """Label records by the scores of a preference model, raw as it was trained: P(first better) =
+    σ(Δ). No principle is asked and there is no order of options."""
     model = ctx.load_model(ctx.config.model, "reward", ctx.config.format)
     judge = RewardModel(
         model.params,
@@ -280,7 +289,8 @@ def _sample_chains(ctx, model, engine, todo, header_of, asked, orders, num_chain
             name = f"{task['id']}#{order}{chain}"
             if name not in chains.finished:
                 segments = choices.chain_segments(model.format, header_of(task), asked(task, order))
-                if not config.num_headers:  # a header of one task alone is no header: rows of different ones decode together
+                # a header of one task alone is no header: rows of different ones decode together
+                if not config.num_headers:
                     segments = (tuple(token for segment in segments for token in segment),)
                 requests.append(
                     SampleRequest(
@@ -335,8 +345,9 @@ def _label(ctx, task, scores: dict, headers, chains, model: str) -> dict:
 
 
 def summary(rows: list[dict]) -> dict:
-    """Numbers on a set of label records: mean confidence, share of first-option choices, and the flip rate, which is the
-    share of pairs whose choice changes when the options change places (None where only one order was asked)."""
+    """Numbers on a set of label records: mean confidence, share of first-option choices, and the
+    flip rate, which is the share of pairs whose choice changes when the options change places (None
+    where only one order was asked)."""
 
     def choice(row, order):
         values = [

@@ -1,7 +1,9 @@
-"""Absolute harmfulness: a regressor of how harmful a dialogue is, from 0 to 4, learnt from rated dialogues (section 4.5).
+"""Absolute harmfulness: a regressor of how harmful a dialogue is, from 0 to 4, learnt from rated
+dialogues (section 4.5).
 
-A head reads the dialogue as a preference model does; the loss is the squared error to the rating. It starts as the mean of
-the training ratings, which is also the baseline that it is measured against. `evaluate` asks it about every model's answers.
+A head reads the dialogue as a preference model does; the loss is the squared error to the rating.
+It starts as the mean of the training ratings, which is also the baseline that it is measured
+against. `evaluate` asks it about every model's answers.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True)
 class Rated:
-    """A rated dialogue; `group` names its first human turn: attempts at the same thing stay on one side of the split."""
+    """A rated dialogue; `group` names its first human turn: attempts at the same thing stay on one
+    side of the split."""
 
     id: str
     source: str
@@ -64,8 +67,8 @@ def opening(dialogue):
 
 
 def make_batch(chosen: list[Rated], tokens_of, shape: batching.Shape) -> dict:
-    """tokens, segments [R, T], several dialogues a row; of its N places: ends [R, N], where each one's last token is, rating
-    [R, N], and valid [R, N], whether there is a dialogue."""
+    """tokens, segments [R, T], several dialogues a row; of its N places: ends [R, N], where each
+    one's last token is, rating [R, N], and valid [R, N], whether there is a dialogue."""
     rows = [tokens_of(item) for item in chosen]
     packing = batching.pack(list(map(len, rows)), shape)
     return {
@@ -92,8 +95,9 @@ def make_loss(config, dtype, **options):
 
 
 def run(ctx: StageContext) -> dict:
-    """Trains a head on `init` and publishes it as `@stage`; held-out dialogues with their predictions are records."""
-    # ---- Data -----------------------------------------------------------------------------------------------------
+    """Trains a head on `init` and publishes it as `@stage`; held-out dialogues with their
+    predictions are records."""
+    # ---- Data ------------------------------------------------------------------------------------
     config = ctx.config
     model = ctx.load_model(config.init, format=config.format)
     rated, apart = read(ctx, "ratings"), read(ctx, "heldout")
@@ -110,7 +114,7 @@ def run(ctx: StageContext) -> dict:
     ctx.require_rows(train, "rated dialogues")
     mean = float(np.mean([item.rating for item in train]))
 
-    # ---- Training: from the mean of the ratings -------------------------------------------------------------------
+    # ---- Training: from the mean of the ratings --------------------------------------------------
     def batch(indices, shape):
         return make_batch([train[index] for index in indices], lambda item: encoded[item.id], shape)
 
@@ -128,7 +132,7 @@ def run(ctx: StageContext) -> dict:
         ctx, model, lengths, make_loss(model.config, ctx.dtype, **options), batch, head, meter=meter
     )
 
-    # ---- Held-out dialogues ---------------------------------------------------------------------------------------
+    # ---- Held-out dialogues ----------------------------------------------------------------------
     judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh)
     predicted = judge.score_tokens([encoded[item.id] for item in held])
     ctx.publish(model, "harm")
@@ -151,7 +155,10 @@ def run(ctx: StageContext) -> dict:
     )
     told = (
         "; ".join(
-            f"L2 {e['l2']['value']:.2f}, the mean's {e['mean_predictor']:.2f} ({source}, {e['l2']['n']})"
+            (
+                f"L2 {e['l2']['value']:.2f}, the mean's {e['mean_predictor']:.2f} ({source}, "
+                f"{e['l2']['n']})"
+            )
             for source, e in found.items()
         )
         or "nothing"

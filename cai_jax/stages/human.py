@@ -1,7 +1,8 @@
-"""People's comparisons as comparison records: for a feedback model to judge what people have judged.
+"""People's comparisons as comparison records: for a feedback model to judge what people have
+judged.
 
-With them a `feedback` stage says how often its labels agree with people, and a `pm` stage can learn from AI labels on pairs
-that others learn from with people's labels.
+With them a `feedback` stage says how often its labels agree with people, and a `pm` stage can learn
+from AI labels on pairs that others learn from with people's labels.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ SCHEMA = 1
 
 
 def run(ctx: StageContext) -> dict:
-    """Writes one comparison record a pair; `preferred` is the index of the response that was chosen. Which one comes first is
-    drawn, so that "the first" is no answer."""
+    """Writes one comparison record a pair; `preferred` is the index of the response that was
+    chosen. Which one comes first is drawn, so that "the first" is no answer."""
     pairs, dropped = load_comparisons(**ctx.config.human.to_dict())
     for reason, count in dropped.items():
         ctx.drop(reason, count)

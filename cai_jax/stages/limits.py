@@ -1,5 +1,5 @@
-"""What can never fit, by the config and the models alone: refused before anything runs. The rest of the rule of
-`cai_jax.data.fitting` acts on the data, inside the stages.
+"""What can never fit, by the config and the models alone: refused before anything runs. The rest of
+the rule of `cai_jax.data.fitting` acts on the data, inside the stages.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def directory_of(config, reference: str) -> str | None:
 
 
 def positions(config, reference: str) -> int | None:
-    """The most tokens that a model was made for; None where that is not known before it is fetched."""
+    """The most tokens that a model was made for; None where that is not known before it is
+    fetched."""
     directory = directory_of(config, reference)
     try:
         return ModelConfig.from_json(directory).max_length if directory else None
@@ -70,8 +71,9 @@ def positions(config, reference: str) -> int | None:
 
 
 def decisive_limit(config, stage) -> int | None:
-    """What of the sampler's limit decides which rows of the stage exist, for its fingerprint: sampling.max_length, unless
-    it is at least the positions of every model. None where the stage has no such limit."""
+    """What of the sampler's limit decides which rows of the stage exist, for its fingerprint:
+    sampling.max_length, unless it is at least the positions of every model. None where the stage
+    has no such limit."""
     models = models_of(config, stage)
     if not models:
         return None
@@ -86,7 +88,8 @@ def decisive_limit(config, stage) -> int | None:
 def check(config, names: Iterable[str]) -> None:
     """Raises UserError for the first of the stages whose shortest request does not fit.
 
-    Reads constitutions and the config files of local models, a tokenizer only where a limit is close.
+    Reads constitutions and the config files of local models, a tokenizer only where a limit is
+    close.
     """
     for name in names:
         stage = config.graph[name]
@@ -99,7 +102,8 @@ def check(config, names: Iterable[str]) -> None:
 
 
 def _shortest_requests(stage, reference: str) -> Iterator[tuple[str, str, tuple[Message, ...]]]:
-    """(field with the limit of new tokens, whose turn, the shortest dialogue that a model is asked about)."""
+    """(field with the limit of new tokens, whose turn, the shortest dialogue that a model is asked
+    about)."""
     if stage.kind == "revise":
         principles = load_constitution(stage.constitution).critique_principles
         principles = principles[: stage.num_principles]
@@ -147,6 +151,7 @@ def _check_field(config, name, reference, limit, field, reply, messages) -> None
         more = f" and {field}={new} new ones" if field else ""
         raise UserError(
             f"config.graph.{name}: {asked}{more} cannot fit the {limit} tokens of "
-            f"'{reference}' (config.sampling.max_length={config.sampling.max_length}, the model's positions: "
+            f"'{reference}' (config.sampling.max_length={config.sampling.max_length}, the "
+            "model's positions: "
             f"{positions(config, reference) or 'not known yet'})"
         )

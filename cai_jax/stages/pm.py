@@ -1,7 +1,9 @@
-"""The preference model: AI labels for harmlessness mixed with human comparisons for helpfulness (section 4.1).
+"""The preference model: AI labels for harmlessness mixed with human comparisons for helpfulness
+(section 4.1).
 
-Labels are derived here from the raw log-probabilities in the label records (soft, hard, clamped, order-averaged), so an
-ablation costs no new generation. Without AI labels this trains the preference models of the RLHF baselines.
+Labels are derived here from the raw log-probabilities in the label records (soft, hard, clamped,
+order-averaged), so an ablation costs no new generation. Without AI labels this trains the
+preference models of the RLHF baselines.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ MIN_CUT = 0.01  # share of cut answers from which on a preference model learns w
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two answers to a dialogue and the target p = P(the first is better). `group` names the prompt, `stops` say how
-    each answer ended (None: by itself)."""
+    """Two answers to a dialogue and the target p = P(the first is better). `group` names the
+    prompt, `stops` say how each answer ended (None: by itself)."""
 
     id: str
     source: str
@@ -61,7 +63,8 @@ class Pair:
 
 
 def ai_pairs(ctx: StageContext) -> list[Pair]:
-    """One pair a labelled pair of a comparison record, its target derived from all its label records."""
+    """One pair a labelled pair of a comparison record, its target derived from all its label
+    records."""
     config = ctx.config
     if "labels" not in ctx.inputs:
         return []
@@ -117,15 +120,17 @@ def count_sides(pairs: list[Pair]) -> dict[str, int]:
 
 
 def learns_cut(pairs: list[Pair]) -> bool:
-    """Whether a model that is trained on the pairs reads an answer that was cut at its last token, not after an end token
-    that it never had. Where such answers are (almost) absent, as among people's, the head would not learn to score at a
-    token that ends nothing, and RL could live on that: then every answer is read as ended, in training and after it."""
+    """Whether a model that is trained on the pairs reads an answer that was cut at its last token,
+    not after an end token that it never had. Where such answers are (almost) absent, as among
+    people's, the head would not learn to score at a token that ends nothing, and RL could live on
+    that: then every answer is read as ended, in training and after it."""
     sides = count_sides(pairs)
     return sides["cut"] > 0 and sides["cut"] >= MIN_CUT * sides["of"]
 
 
 def mix(pairs: list[Pair], human_fraction: float | None, seed: int, stage: str) -> list[Pair]:
-    """Leaves out pairs of the side that there is too much of, so that the human share is `human_fraction`."""
+    """Leaves out pairs of the side that there is too much of, so that the human share is
+    `human_fraction`."""
     human = [pair for pair in pairs if pair.source != "ai"]
     return feed.mix(
         human, [pair for pair in pairs if pair.source == "ai"], human_fraction, seed, stage
@@ -133,8 +138,8 @@ def mix(pairs: list[Pair], human_fraction: float | None, seed: int, stage: str) 
 
 
 def make_batch(chosen: list[Pair], tokens_of, shape: batching.Shape) -> dict:
-    """tokens, segments [R, T], several pairs a row; of its N places for pairs: ends [R, N, 2], where each side's last token
-    is, target [R, N], and valid [R, N], whether there is a pair."""
+    """tokens, segments [R, T], several pairs a row; of its N places for pairs: ends [R, N, 2],
+    where each side's last token is, target [R, N], and valid [R, N], whether there is a pair."""
     rows = [tokens_of(pair, side) for pair in chosen for side in (0, 1)]
     packing = batching.pack(list(map(len, rows)), shape, group=2)
     first = dataclasses.replace(packing, rows=packing.rows[::2], slots=packing.slots[::2])
@@ -149,7 +154,8 @@ def make_batch(chosen: list[Pair], tokens_of, shape: batching.Shape) -> dict:
 
 
 def make_loss(config, dtype, **options):
-    """−p·log σ(Δ) − (1 − p)·log σ(−Δ), with the share of pairs on the label's side. Ties count a half."""
+    """−p·log σ(Δ) − (1 − p)·log σ(−Δ), with the share of pairs on the label's side. Ties count a
+    half."""
 
     def loss(params, batch):
         params = state_lib.cast(params, dtype)
@@ -183,8 +189,9 @@ def make_loss(config, dtype, **options):
 
 
 def run(ctx: StageContext) -> dict:
-    """Trains a head on `init` and publishes decoder, head and normalisation as `@stage`; held-out pairs are records."""
-    # ---- Data -----------------------------------------------------------------------------------------------------
+    """Trains a head on `init` and publishes decoder, head and normalisation as `@stage`; held-out
+    pairs are records."""
+    # ---- Data ------------------------------------------------------------------------------------
     config = ctx.config
     target = resolve_role(ctx.run_config, config.init)
     stage = target[1:].partition(":")[0] if target.startswith("@") else ""
@@ -214,7 +221,7 @@ def run(ctx: StageContext) -> dict:
     ctx.drop("beyond human_fraction", len(train) - len(mixed))
     ctx.require_rows(mixed, "training comparisons")
 
-    # ---- Training -------------------------------------------------------------------------------------------------
+    # ---- Training --------------------------------------------------------------------------------
     def tokens_of(pair, side):
         return encoded[pair.id, side]
 
@@ -240,7 +247,7 @@ def run(ctx: StageContext) -> dict:
         ctx, model, lengths, make_loss(model.config, ctx.dtype, **options), batch, head, told, meter
     )
 
-    # ---- Held-out prompts: scores, normalisation, accuracy by source ----------------------------------------------
+    # ---- Held-out prompts: scores, normalisation, accuracy by source -----------------------------
     judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh)
     judged = held or mixed[:64]
     raw = judge.score_tokens(
@@ -277,8 +284,9 @@ def run(ctx: StageContext) -> dict:
 def check_clamp(ctx: StageContext, mixed: list[Pair], raw, normalisation) -> dict:
     """Warns where clamping is missing or has no effect; returns what the report needs for that.
 
-    "unclamped_chains": True where soft labels come after chains of thought and are not clamped. "clamp_undone": the mean
-    difference between two answers {"raw", "scaled"} where all pairs are clamped AI labels and scores are scaled to std 1.
+    "unclamped_chains": True where soft labels come after chains of thought and are not clamped.
+    "clamp_undone": the mean difference between two answers {"raw", "scaled"} where all pairs are
+    clamped AI labels and scores are scaled to std 1.
     """
     found, clamped = {}, bool(ctx.config.clamp) and ctx.config.label_kind == "soft"
     if not clamped and auto.after_chains(ctx.run_config, ctx.config):
@@ -291,9 +299,12 @@ def check_clamp(ctx: StageContext, mixed: list[Pair], raw, normalisation) -> dic
         gap = float(np.mean(np.abs(raw[:, 0] - raw[:, 1])))
         found["clamp_undone"] = {"raw": gap, "scaled": gap / normalisation[1]}
         progress.warn(
-            f"[{ctx.name}] normalise=True scales the scores to a standard deviation of 1, which undoes the scale that "
-            f"clamped labels give them, since all pairs are AI labels: two answers differ by {gap:.3f} raw, by "
-            f"{gap / normalisation[1]:.3f} scaled; mix in people's comparisons or set config.graph.{ctx.name}.normalise=False"
+            f"[{ctx.name}] normalise=True scales the scores to a standard deviation of 1, "
+            "which undoes the scale that "
+            "clamped labels give them, since all pairs are AI labels: two answers differ by "
+            f"{gap:.3f} raw, by "
+            f"{gap / normalisation[1]:.3f} scaled; mix in people's comparisons or set "
+            f"config.graph.{ctx.name}.normalise=False"
         )
     return found
 
@@ -319,8 +330,9 @@ def record(ctx: StageContext, held: list[Pair], raw) -> str:
 
 
 def held_out(held: list[Pair], raw) -> dict:
-    """By source and over all: accuracy with its interval and count (pairs without a preferred side are left out), mean
-    loss, calibration error, and the baselines "always the longer answer" and "always the same side"."""
+    """By source and over all: accuracy with its interval and count (pairs without a preferred side
+    are left out), mean loss, calibration error, and the baselines "always the longer answer" and
+    "always the same side"."""
     found = {}
     for source in sorted({pair.source for pair in held}) + ["all"] * bool(held):
         chosen = [
@@ -360,4 +372,7 @@ def _shown(found: dict) -> str:
     if not estimate["n"]:
         return "no preference"
     low, high = estimate["low"], estimate["high"]
-    return f"{estimate['value']:.0%} [{low:.0%}, {high:.0%}] of {estimate['n']} (longer {found['longer']['value']:.0%})"
+    return (
+        f"{estimate['value']:.0%} [{low:.0%}, {high:.0%}] of {estimate['n']} (longer "
+        f"{found['longer']['value']:.0%})"
+    )

@@ -1,5 +1,5 @@
-"""The report of the run: what was trained, what changed, and whether to believe it (report.html, report.md, "
-"figures/)."""
+"""The report of the run: what was trained, what changed, and whether to believe it (report.html,
+report.md, " "figures/)."""
 
 from __future__ import annotations
 

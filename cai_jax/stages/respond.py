@@ -1,4 +1,5 @@
-"""Answers to prompts by one model (section 3.1: the helpful model answers red-team prompts; also helpful samples)."""
+"""Answers to prompts by one model (section 3.1: the helpful model answers red-team prompts; also
+helpful samples)."""
 
 from __future__ import annotations
 

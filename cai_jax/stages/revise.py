@@ -1,11 +1,13 @@
-"""Critiques and revisions (section 3.1): each round draws a principle, criticises the last response and rewrites it.
+"""Critiques and revisions (section 3.1): each round draws a principle, criticises the last response
+and rewrites it.
 
-The revision replaces the response, and the next round criticises an ordinary dialogue that ends in it. Without critique
-(`critique=False`, the ablation of section 3.5) the revision is asked for directly. All prompts take a step together, so
-that the few-shot header is prefilled once for a step; every finished turn is journalled, so a killed run redoes none.
+The revision replaces the response, and the next round criticises an ordinary dialogue that ends in
+it. Without critique (`critique=False`, the ablation of section 3.5) the revision is asked for
+directly. All prompts take a step together, so that the few-shot header is prefilled once for a
+step; every finished turn is journalled, so a killed run redoes none.
 
-A request that does not fit the context has fewer worked examples; a dialogue that outgrows the context even without any
-keeps the rounds that it has finished, and says so.
+A request that does not fit the context has fewer worked examples; a dialogue that outgrows the
+context even without any keeps the rounds that it has finished, and says so.
 """
 
 from __future__ import annotations
@@ -34,13 +36,15 @@ SCHEMA = 2
 def draw_principles(
     principles, num_principles: int, num_rounds: int, seed: int, stage: str, row_id: str
 ) -> list:
-    """One principle a round, independently and with replacement, among the first `num_principles` (section 3.5, Figure 6)."""
+    """One principle a round, independently and with replacement, among the first `num_principles`
+    (section 3.5, Figure 6)."""
     rng = row_rng(seed, stage, "principle", row_id)
     return [principles[int(rng.integers(num_principles))] for _ in range(num_rounds)]
 
 
 def few_shot_messages(examples, critique: bool) -> Dialogue:
-    """Worked examples as the turns that precede every request; without critique their critique turns are left out."""
+    """Worked examples as the turns that precede every request; without critique their critique
+    turns are left out."""
     unwanted = () if critique else ("critique_request", "critique")
     return tuple(
         message
@@ -51,7 +55,8 @@ def few_shot_messages(examples, critique: bool) -> Dialogue:
 
 
 def cut_turns(rows) -> dict[str, dict[str, int]]:
-    """ "critiques of round 1", "revisions of round 1", … → how many were cut at the limit, of how many."""
+    """ "critiques of round 1", "revisions of round 1", … → how many were cut at the limit, of how
+    many."""
     stops = collections.defaultdict(list)
     for row in rows:
         for number, item in enumerate(row["rounds"], 1):
@@ -62,7 +67,8 @@ def cut_turns(rows) -> dict[str, dict[str, int]]:
 
 
 def run(ctx: StageContext) -> dict:
-    """Writes one revision record a response record: the initial response and `num_rounds` rounds."""
+    """Writes one revision record a response record: the initial response and `num_rounds`
+    rounds."""
     config = ctx.config
     responses = {row["id"]: row for row in ctx.inputs["responses"].records()}
     ctx.require_rows(responses, "responses")
@@ -107,8 +113,9 @@ def run(ctx: StageContext) -> dict:
     def step(
         role: str, round_number: int, messages_of, max_new_tokens: int, before: dict | None = None
     ) -> dict[str, dict]:
-        """Samples one turn of every active row; returns row id → {text, stop, num_few_shot}, and takes those that do not
-        fit from `active`. `before`: the messages of the step before, whose prompt this one continues."""
+        """Samples one turn of every active row; returns row id → {text, stop, num_few_shot}, and
+        takes those that do not fit from `active`. `before`: the messages of the step before, whose
+        prompt this one continues."""
         sampling = SamplingParams(
             max_new_tokens,
             config.temperature,
@@ -191,7 +198,8 @@ def run(ctx: StageContext) -> dict:
                     "revision_request": principle.revision_request,
                     "revision": revision["text"],
                     "revision_stop": revision["stop"],
-                    # How many of the record's few_shot_ids, the first ones, stood before each request.
+                    # How many of the record's few_shot_ids, the first ones, stood before each
+                    # request.
                     "num_few_shot": num_few_shot,
                 }
             )
@@ -237,7 +245,8 @@ def run(ctx: StageContext) -> dict:
 
 
 def few_shot_counts(records) -> dict[str, int]:
-    """How many worked examples the requests of these records lacked (`fitting.examples_left_out`)."""
+    """How many worked examples the requests of these records lacked
+    (`fitting.examples_left_out`)."""
     return fitting.examples_left_out(
         (shown, len(row["few_shot_ids"]))
         for row in records

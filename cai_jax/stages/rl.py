@@ -1,7 +1,8 @@
-"""Reinforcement learning against the preference model: PPO with a KL penalty to the initial policy (section 4.1).
+"""Reinforcement learning against the preference model: PPO with a KL penalty to the initial policy
+(section 4.1).
 
-An update: draw prompts, sample a response to each, score them, freeze log-probabilities and values, then epochs of
-minibatches. "Same settings as 2204" where the paper says no more.
+An update: draw prompts, sample a response to each, score them, freeze log-probabilities and values,
+then epochs of minibatches. "Same settings as 2204" where the paper says no more.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ def settings(config, model_config, shared: bool) -> learner_lib.Settings:
 
 
 def fitting_prompts(ctx: StageContext, policy, judge=None) -> list[rollouts.PromptTokens]:
-    """The prompts of the stage. Left out and counted are those longer than max_prompt_tokens, and those whose answer might
-    outgrow the sampler's context or the positions of the preference model `judge`: that is known before any update."""
+    """The prompts of the stage. Left out and counted are those longer than max_prompt_tokens, and
+    those whose answer might outgrow the sampler's context or the positions of the preference model
+    `judge`: that is known before any update."""
     config, format = ctx.config, policy.format
     found, limit = [], ctx.context_limit(policy)
     prompts, dropped = read_prompts(**config.prompts.to_dict())
@@ -78,12 +80,14 @@ def _read_by(judge, prompt) -> int:
 
 
 def run(ctx: StageContext) -> dict:
-    """Trains the policy and publishes it as `@stage`; every rollout is a record, its token arrays stand in rollouts/."""
-    # ---- Models: policy (trained), its frozen reference, preference model, value model (trained) ------------------
+    """Trains the policy and publishes it as `@stage`; every rollout is a record, its token arrays
+    stand in rollouts/."""
+    # ---- Models: policy (trained), its frozen reference, preference model, value model (trained) -
     config = ctx.config
     if config.rollouts_per_update % config.num_minibatches:
         raise UserError(
-            f"config.graph.{ctx.name}: rollouts_per_update {config.rollouts_per_update} is not a multiple "
+            f"config.graph.{ctx.name}: rollouts_per_update {config.rollouts_per_update} is not "
+            "a multiple "
             f"of num_minibatches {config.num_minibatches}"
         )
     policy = ctx.load_model(config.policy, format=config.format)
@@ -95,12 +99,14 @@ def run(ctx: StageContext) -> dict:
         "policy",
     ):
         raise UserError(
-            f"config.graph.{ctx.name}: value_model is separate or shared, value_init reward or policy"
+            f"config.graph.{ctx.name}: value_model is separate or shared, value_init reward or "
+            "policy"
         )
     from_reward = config.value_init == "reward" and not custom and not shared
     if from_reward and judge.config.vocab_size != policy.config.vocab_size:
         raise UserError(
-            f"config.graph.{ctx.name}: the preference model has other tokens than the policy; a value model "
+            f"config.graph.{ctx.name}: the preference model has other tokens than the policy; "
+            "a value model "
             f"reads the policy's: set value_init=policy"
         )
     value_config = judge.config if from_reward else policy.config
@@ -127,14 +133,14 @@ def run(ctx: StageContext) -> dict:
         ).score
     )
 
-    # ---- Data: prompts go round in epochs, one sequence length for the whole stage ---------------------------------
+    # ---- Data: prompts go round in epochs, one sequence length for the whole stage ---------------
     prompts = fitting_prompts(ctx, policy, judge)
     length = rollouts.longest(prompts, config.max_new_tokens)
     sampling = SamplingParams(
         config.max_new_tokens, config.temperature, 0, 1.0, policy.format.stop_strings("assistant")
     )
 
-    # ---- Learner --------------------------------------------------------------------------------------------------
+    # ---- Learner ---------------------------------------------------------------------------------
     learner = learner_lib.Learner(
         policy.config,
         value_config,
@@ -168,7 +174,7 @@ def run(ctx: StageContext) -> dict:
             )
         return learner.init(start(policy, "adapters"), value, config.kl_coefficient)
 
-    # ---- Updates --------------------------------------------------------------------------------------------------
+    # ---- Updates ---------------------------------------------------------------------------------
     journal = ctx.directory.journal(light=True)
     seen = {}
 
@@ -274,7 +280,10 @@ def run(ctx: StageContext) -> dict:
                 }
             )
             if index < NUM_SHOWN:
-                shown = f"{prompt.dialogue[-1].text}\n→ {done.text}\nreward {raw[index]:.3f}, KL {kl[index]:.3f}"
+                shown = (
+                    f"{prompt.dialogue[-1].text}\n→ {done.text}\nreward {raw[index]:.3f}, "
+                    f"KL {kl[index]:.3f}"
+                )
                 seen["writer"].text(update + 1, f"rollout {index}", shown)
         journal.flush()
         seen["writer"].histogram(update + 1, "rewards", raw)
@@ -333,7 +342,8 @@ def run(ctx: StageContext) -> dict:
 
 
 def require_rollouts(ctx: StageContext, journal, num_updates: int) -> None:
-    """Raises Damaged where the records or arrays of an update are lost: only training again makes them again."""
+    """Raises Damaged where the records or arrays of an update are lost: only training again makes
+    them again."""
     missing = num_updates * ctx.config.rollouts_per_update - len(journal.finished)
     if missing:
         raise artefacts.Damaged(
@@ -346,16 +356,19 @@ def require_rollouts(ctx: StageContext, journal, num_updates: int) -> None:
 
 
 def require(ctx: StageContext, value: float, limit: float, what: str) -> None:
-    """Stops where sampler and learner, or learner and reference, are not the same model that they must be."""
+    """Stops where sampler and learner, or learner and reference, are not the same model that they
+    must be."""
     if value > limit and ctx.dtype == jnp.float32:
         raise UserError(
-            f"stage '{ctx.name}': {what} ({value:.2e} > {limit:.0e}): log-probabilities are not reproduced; "
+            f"stage '{ctx.name}': {what} ({value:.2e} > {limit:.0e}): log-probabilities are "
+            "not reproduced; "
             f"is the reward or the model not deterministic on this device?"
         )
 
 
 def describe(batch: learner_lib.Rollouts, frozen: dict, raw, cut, coefficient: float) -> dict:
-    """Numbers on a rollout before it is learned from; means over responses unless the name says token."""
+    """Numbers on a rollout before it is learned from; means over responses unless the name says
+    token."""
     actions = batch.actions
     kl, k3 = (np.asarray(x) for x in ppo.sequence_kl(frozen["old"], frozen["ref"], actions))
     count = actions.sum()
@@ -382,7 +395,8 @@ def describe(batch: learner_lib.Rollouts, frozen: dict, raw, cut, coefficient: f
 
 
 def learned(history: list[dict]) -> dict:
-    """Numbers on the minibatches of an update: losses and norms averaged over them, shares over all actions."""
+    """Numbers on the minibatches of an update: losses and norms averaged over them, shares over all
+    actions."""
     total = {name: np.array([float(row[name]) for row in history]) for name in history[0]}
     count = total["count"].sum()
     averaged = {

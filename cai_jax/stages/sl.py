@@ -23,7 +23,8 @@ TARGETS = ("all", "final")
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """tokens int32 [T]; target bool [T], True on the answer and its end token. `cut`: the answer has no end token."""
+    """tokens int32 [T]; target bool [T], True on the answer and its end token. `cut`: the answer
+    has no end token."""
 
     id: str
     tokens: np.ndarray
@@ -36,8 +37,9 @@ def answers(
 ) -> list[tuple[str, Dialogue]]:
     """(id, dialogue that ends in the answer) of everything that is learned from.
 
-    Of a revision record: all its revisions up to `max_round` (SL-CAI-n), or the last of those for targets "final"; never
-    the initial response. Of a response record (a helpful sample): the response.
+    Of a revision record: all its revisions up to `max_round` (SL-CAI-n), or the last of those for
+    targets "final"; never the initial response. Of a response record (a helpful sample): the
+    response.
     """
     found = []
 
@@ -55,8 +57,8 @@ def answers(
 
 
 def examples(ctx: StageContext, format, positions: int | None = None) -> list[Example]:
-    """The training set in order of id; what is empty or too long, for `max_length` or for the model's positions, is
-    counted and left out."""
+    """The training set in order of id; what is empty or too long, for `max_length` or for the
+    model's positions, is counted and left out."""
     config = ctx.config
     if config.targets not in TARGETS:
         raise UserError(
@@ -89,7 +91,8 @@ def examples(ctx: StageContext, format, positions: int | None = None) -> list[Ex
 
 
 def make_batch(chosen: list[Example], shape: batching.Shape, count: int = 0) -> dict:
-    """tokens, segments, target [rows, T]: several examples a row; places [rows, count] of the targets (0: as few as hold them)."""
+    """tokens, segments, target [rows, T]: several examples a row; places [rows, count] of the
+    targets (0: as few as hold them)."""
     packing = batching.pack([len(example.tokens) for example in chosen], shape)
     target = packing.spread([example.target for example in chosen], bool)
     return {
@@ -114,7 +117,8 @@ def most_targets(
 
 
 def make_loss(config, dtype, **options):
-    """Negative log-likelihood of the target tokens, as (sum, (count, sums)). `options`: scan, remat, chunk."""
+    """Negative log-likelihood of the target tokens, as (sum, (count, sums)). `options`: scan,
+    remat, chunk."""
 
     def loss(params, batch):
         params = state_lib.cast(params, dtype)
@@ -136,7 +140,7 @@ def make_loss(config, dtype, **options):
 
 def run(ctx: StageContext) -> dict:
     """Trains `init` for `num_epochs` over all examples and publishes the weights as `@stage`."""
-    # ---- Data: every answer is one example; a step's batch depends on its number only -----------------------------
+    # ---- Data: every answer is one example; a step's batch depends on its number only ------------
     config = ctx.config
     model = ctx.load_model(config.init, format=config.format)
     adapters = ctx.adapters(model)  # None: all weights are trained
@@ -152,7 +156,7 @@ def run(ctx: StageContext) -> dict:
     )
     count = most_targets(data, order, num_steps, shape)
 
-    # ---- Model and optimiser --------------------------------------------------------------------------------------
+    # ---- Model and optimiser ---------------------------------------------------------------------
     rate, tx = state_lib.make_optimiser(config, f"config.graph.{ctx.name}", num_steps)
     params = state_lib.abstract_params(model.config, "policy", ctx.mesh, adapters=adapters)
     abstract = {"params": params, "optimiser": state_lib.abstract_optimiser(tx, params, ctx.mesh)}
@@ -171,7 +175,7 @@ def run(ctx: StageContext) -> dict:
         model.release()  # before the optimiser's moments, which are as large
         return {"params": start, "optimiser": state_lib.init_optimiser(tx, start, ctx.mesh)}
 
-    # ---- Steps ----------------------------------------------------------------------------------------------------
+    # ---- Steps -----------------------------------------------------------------------------------
     batches = feed.Batches(
         lambda step: make_batch([data[index] for index in order.indices(step)], shape, count),
         num_steps,

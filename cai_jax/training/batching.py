@@ -1,7 +1,7 @@
 """From token lists to arrays of few shapes, in an order that depends on names and a counter only.
 
-The batch of a step is a pure function of (seed, stage, step): nothing about the order is state, so a run that resumes
-at a step sees what the undisturbed run would have seen.
+The batch of a step is a pure function of (seed, stage, step): nothing about the order is state, so
+a run that resumes at a step sees what the undisturbed run would have seen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ MULTIPLE = 64
 
 
 def bucket(length: int, multiple: int = MULTIPLE) -> int:
-    """The smallest of multiple × (1, 2, 3, 4, 6, 8, 12, 16, 24, …) that holds `length`: few shapes, little padding."""
+    """The smallest of multiple × (1, 2, 3, 4, 6, 8, 12, 16, 24, …) that holds `length`: few shapes,
+    little padding."""
     size, step = multiple, 0
     while size < length:
         step += 1
@@ -29,8 +30,8 @@ def bucket(length: int, multiple: int = MULTIPLE) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """Which examples a step trains on: every epoch a new permutation drawn from (seed, stage, epoch), cut in batches.
-    The last batch of an epoch may be short."""
+    """Which examples a step trains on: every epoch a new permutation drawn from (seed, stage,
+    epoch), cut in batches. The last batch of an epoch may be short."""
 
     num_examples: int
     batch_size: int
@@ -54,7 +55,8 @@ def num_rows(batch_size: int, ways: int) -> int:
 
 
 def pad(rows: Sequence[Sequence], num_rows: int, length: int, dtype=np.int32) -> np.ndarray:
-    """[num_rows, length]: rows on the left, zeros after; rows beyond the given ones are all zero."""
+    """[num_rows, length]: rows on the left, zeros after; rows beyond the given ones are all
+    zero."""
     out = np.zeros((num_rows, length), dtype)
     for index, row in enumerate(rows):
         out[index, : len(row)] = row
@@ -66,8 +68,8 @@ def pad_tokens(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(tokens int32, mask bool), both [num_rows, length]; the mask is True on the tokens given.
 
-    Rows that only fill up the shape repeat the first one: attention without a single real token would be 0/0. The
-    caller's own masks leave them out of every sum.
+    Rows that only fill up the shape repeat the first one: attention without a single real token
+    would be 0/0. The caller's own masks leave them out of every sum.
     """
     filled = [*rows, *[rows[0]] * (num_rows - len(rows))]
     return pad(filled, num_rows, length), pad(
@@ -75,15 +77,17 @@ def pad_tokens(
     )
 
 
-# ---- Packing: several sequences share a row, kept apart by segment numbers -----------------------------------------
+# ---- Packing: several sequences share a row, kept apart by segment numbers -----------------------
 
 MEAN_GROUPS = 3  # a row holds as many of average length, so that little of it stays empty
-LONG_ROW = 512  # tokens; a row is made longer than that for its longest sequence only: attention costs its square
+# tokens; a row is made longer than that for its longest sequence only: attention costs its square
+LONG_ROW = 512
 
 
 class Shape(NamedTuple):
-    """rows of `length` tokens; `slots` is how many groups of sequences a row may hold. Rows are dealt out in turn to `parts`
-    microbatches (`optim.split_microbatches`), of which the first are filled first; `spare`: a batch may leave some empty."""
+    """rows of `length` tokens; `slots` is how many groups of sequences a row may hold. Rows are
+    dealt out in turn to `parts` microbatches (`optim.split_microbatches`), of which the first are
+    filled first; `spare`: a batch may leave some empty."""
 
     rows: int
     length: int
@@ -94,7 +98,8 @@ class Shape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """Where N sequences stand: sequence n at starts[n] of rows[n], as the slots[n]-th group there."""
+    """Where N sequences stand: sequence n at starts[n] of rows[n], as the slots[n]-th group
+    there."""
 
     lengths: np.ndarray
     rows: np.ndarray
@@ -103,7 +108,8 @@ class Packing:
     shape: Shape
 
     def spread(self, values: Sequence[Sequence], dtype=np.int32) -> np.ndarray:
-        """[rows, length] from one value a token of each sequence (more than its length is not read); 0 elsewhere."""
+        """[rows, length] from one value a token of each sequence (more than its length is not
+        read); 0 elsewhere."""
         out = np.zeros(self.shape[:2], dtype)
         for value, row, start, length in zip(
             values, self.rows, self.starts, self.lengths, strict=True
@@ -127,7 +133,8 @@ class Packing:
         return out
 
     def by_slot(self, values: Sequence, dtype) -> np.ndarray:
-        """[rows, slots] from one value a group (that of its first sequence, if given for each); 0 where there is none."""
+        """[rows, slots] from one value a group (that of its first sequence, if given for each); 0
+        where there is none."""
         out = np.zeros((self.shape.rows, self.shape.slots), dtype)
         out[self.rows, self.slots] = values
         return out
@@ -142,10 +149,12 @@ def row_length(lengths: Sequence[int]) -> int:
 def pack(
     lengths: Sequence[int], shape: Shape | None = None, *, group: int = 1, length: int = 0
 ) -> Packing:
-    """Puts sequences into rows: longest first, each where it leaves least room. A function of its arguments only.
+    """Puts sequences into rows: longest first, each where it leaves least room. A function of its
+    arguments only.
 
-    `group` sequences that follow each other stay together in one row. Without a shape, as many rows as it takes, of
-    `length` tokens (0: `row_length`). Raises ValueError where the shape is too small.
+    `group` sequences that follow each other stay together in one row. Without a shape, as many rows
+    as it takes, of `length` tokens (0: `row_length`). Raises ValueError where the shape is too
+    small.
     """
     lengths = np.asarray(lengths, np.int64)
     sizes = lengths.reshape(-1, group).sum(axis=1)
@@ -186,8 +195,9 @@ def pack(
 def common_shape(
     lengths: Sequence[int], order: Order, num_steps: int, ways: int, parts: int = 1, group: int = 1
 ) -> Shape:
-    """A shape that holds the batch of every step, so that a step is compiled once, in `parts` microbatches that divide into
-    `ways`. `lengths`: those of all sequences, `group` of them an example."""
+    """A shape that holds the batch of every step, so that a step is compiled once, in `parts`
+    microbatches that divide into `ways`. `lengths`: those of all sequences, `group` of them an
+    example."""
     sizes = np.asarray(lengths, np.int64).reshape(-1, group).sum(axis=1)
 
     def shape(length):
@@ -210,8 +220,8 @@ def common_shape(
 
 
 def places(wanted: np.ndarray, count: int = 0) -> np.ndarray:
-    """int32 [R, N]: where each row of `wanted` [R, T] is True, then zeros. N is `count`, or as few as hold them (0). Raises
-    ValueError where `count` is too small."""
+    """int32 [R, N]: where each row of `wanted` [R, T] is True, then zeros. N is `count`, or as few
+    as hold them (0). Raises ValueError where `count` is too small."""
     most = int(wanted.sum(axis=1).max(initial=0))
     if count and most > count:
         raise ValueError(f"{most} places in a row do not fit {count}")

@@ -1,10 +1,12 @@
-"""The input pipeline of training: Grain data sets (google-grain.readthedocs.io) over an order that is a function of names.
+"""The input pipeline of training: Grain data sets (google-grain.readthedocs.io) over an order that
+is a function of names.
 
-What is read at a step depends on (seed, stage, step) only (`batching.Order`), so the step is the pipeline's whole state, and
-neither a restart nor the number of hosts can change it: every host asks for the same batch of token numbers, of which
-`sharding.put_batch` hands it the rows of its own devices. Grain tokenises in threads and makes batches ahead of the device.
-Its own `shuffle` and `mix` are not used: they know examples by their place, ours by their names, so that a row more or less
-in one source moves no draw in another.
+What is read at a step depends on (seed, stage, step) only (`batching.Order`), so the step is the
+pipeline's whole state, and neither a restart nor the number of hosts can change it: every host asks
+for the same batch of token numbers, of which `sharding.put_batch` hands it the rows of its own
+devices. Grain tokenises in threads and makes batches ahead of the device. Its own `shuffle` and
+`mix` are not used: they know examples by their place, ours by their names, so that a row more or
+less in one source moves no draw in another.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ AHEAD = 2  # batches that are ready before they are asked for
 
 
 class Batches:
-    """`batches[step]` is `make(step)`; whoever asks for step after step finds the next ones made, by a thread of its own."""
+    """`batches[step]` is `make(step)`; whoever asks for step after step finds the next ones made,
+    by a thread of its own."""
 
     def __init__(self, make: Callable[[int], dict], num_steps: int):
         import grain  # here, because most commands train nothing
@@ -47,8 +50,9 @@ class Batches:
 
 
 def mix(first: Sequence, second: Sequence, fraction: float | None, seed: int, stage: str) -> list:
-    """Both together, without as many items of the side that there is too much of that `first` has `fraction` of them. Which
-    ones stay is drawn by their `id`; None, or an empty side, leaves out none."""
+    """Both together, without as many items of the side that there is too much of that `first` has
+    `fraction` of them. Which ones stay is drawn by their `id`; None, or an empty side, leaves out
+    none."""
     if fraction is None or not first or not second:
         return [*first, *second]
     share = fraction / (1 - fraction) if fraction < 1 else float("inf")
@@ -64,10 +68,11 @@ def mix(first: Sequence, second: Sequence, fraction: float | None, seed: int, st
 
 
 def encode(format: DialogueFormat, dialogues: Sequence[Dialogue], cache=None) -> list[Encoded]:
-    """`format.example` of every dialogue, tokenised in parallel. `cache`: a path where the tokens are kept for a restart.
+    """`format.example` of every dialogue, tokenised in parallel. `cache`: a path where the tokens
+    are kept for a restart.
 
-    What is read from there is what would be made: it is named by the tokenizer, the format and all texts, and has checksums;
-    a damaged file is told of and made again.
+    What is read from there is what would be made: it is named by the tokenizer, the format and all
+    texts, and has checksums; a damaged file is told of and made again.
     """
     path = cache and epath.Path(cache)
     name = _name(format, dialogues)
@@ -85,7 +90,8 @@ def _encode(format: DialogueFormat, dialogues: Sequence[Dialogue]) -> list[Encod
     import grain
 
     chunks = [dialogues[start : start + CHUNK] for start in range(0, len(dialogues), CHUNK)]
-    # While the tokenizer works on one chunk, on all cores, another thread writes the next one's texts.
+    # While the tokenizer works on one chunk, on all cores, another thread writes the next one's
+    # texts.
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return [
         item
@@ -111,7 +117,8 @@ def _read(path: epath.Path, name: str) -> list[Encoded] | None:
             columns = [arrays[key] for key in ("tokens", "roles", "target")]
         if not all(len(column) == ends[-1] for column in columns):
             raise ValueError("arrays of different lengths")
-    except Exception as error:  # the members have checksums; what a broken one makes numpy raise is all the same here
+    # the members have checksums; what a broken one makes numpy raise is all the same here
+    except Exception as error:
         progress.warn(f"{path}: damaged ({type(error).__name__}); the texts are tokenised again")
         return None
     return [

@@ -1,11 +1,14 @@
-"""The PPO learner: what is frozen of a rollout, and the epochs of minibatches that follow (section 4.3; 2204 section 4).
+"""The PPO learner: what is frozen of a rollout, and the epochs of minibatches that follow (section
+4.3; 2204 section 4).
 
-Log-probabilities, values and rewards are computed once for a rollout, with the weights that sampled it, and stay as they
-are through all epochs. Policy and value model are two models with two optimisers, or (`shared`) a decoder with a head
-and one optimiser, in which the head has the value model's learning rate.
+Log-probabilities, values and rewards are computed once for a rollout, with the weights that sampled
+it, and stay as they are through all epochs. Policy and value model are two models with two
+optimisers, or (`shared`) a decoder with a head and one optimiser, in which the head has the value
+model's learning rate.
 
-State items: "params" the policy; "value" {"decoder", "head"}, or the head alone where it is shared; "optimiser" and
-"value_optimiser"; "controller" {"kl_coefficient"}, float32. With `Bases`, adapters stand where decoders stood.
+State items: "params" the policy; "value" {"decoder", "head"}, or the head alone where it is shared;
+"optimiser" and "value_optimiser"; "controller" {"kl_coefficient"}, float32. With `Bases`, adapters
+stand where decoders stood.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from cai_jax.models.decoder import hidden_states, unembedding
 from cai_jax.training import batching
 from cai_jax.training import state as state_lib
 
-# What reads without a backward pass is always scanned: unrolled layers take no less time, and five times as long to compile.
+# What reads without a backward pass is always scanned: unrolled layers take no less time, and five
+# times as long to compile.
 FROZEN = {"scan": True}
 
 
@@ -57,8 +61,9 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Bases:
-    """The frozen decoders that adapters are trained on, in the dtype of the forward pass: arrays on the mesh, or their
-    shapes for compiling. Policy and value model may have the same arrays, and those of the reference and the judge."""
+    """The frozen decoders that adapters are trained on, in the dtype of the forward pass: arrays on
+    the mesh, or their shapes for compiling. Policy and value model may have the same arrays, and
+    those of the reference and the judge."""
 
     adapters: lora.Adapters
     policy: dict
@@ -67,8 +72,9 @@ class Bases:
 
 @dataclasses.dataclass
 class Rollouts:
-    """One update's responses, on the host. All arrays [R, T]: tokens int32; mask, the real tokens; actions, those that
-    were sampled; sampled, the sampler's log-probabilities of the actions. scores float32 [R]. ids: R names."""
+    """One update's responses, on the host. All arrays [R, T]: tokens int32; mask, the real tokens;
+    actions, those that were sampled; sampled, the sampler's log-probabilities of the actions.
+    scores float32 [R]. ids: R names."""
 
     ids: list[str]
     tokens: np.ndarray
@@ -79,7 +85,8 @@ class Rollouts:
 
 
 class Learner:
-    """Everything that is jitted for one pair of model shapes. `config` is the policy's, `value_config` the value model's."""
+    """Everything that is jitted for one pair of model shapes. `config` is the policy's,
+    `value_config` the value model's."""
 
     def __init__(
         self,
@@ -117,7 +124,8 @@ class Learner:
             )
             for peak in (settings.learning_rate, settings.value_learning_rate)
         ]
-        # eps 1e-5: with the usual 1e-8 the first steps, where the second moment is near 0, are too large for RL.
+        # eps 1e-5: with the usual 1e-8 the first steps, where the second moment is near 0, are too
+        # large for RL.
         policy_rate, value_rate = self.rates
         both = {"decoder": policy_rate, "head": value_rate}
         self._tx, self._value_tx = (
@@ -137,7 +145,7 @@ class Learner:
         )
         self._shared_step = self._make_step(self._shared_loss, self._tx, ("both", "optimiser"))
 
-    # ---- State --------------------------------------------------------------------------------------------------
+    # ---- State -----------------------------------------------------------------------------------
 
     def _abstract(self) -> dict:
         place = sharding.replicated(self.mesh)
@@ -165,8 +173,8 @@ class Learner:
         }
 
     def init(self, policy, value, kl_coefficient: float) -> dict:
-        """The state of update 0. `policy` and `value` are float32 trees that the learner may keep; `value` as the state's
-        item of that name."""
+        """The state of update 0. `policy` and `value` are float32 trees that the learner may keep;
+        `value` as the state's item of that name."""
         state = {
             "params": policy,
             "value": value,
@@ -182,12 +190,13 @@ class Learner:
         return state_lib.placed(state, self.abstract)
 
     def policy(self, state) -> dict:
-        """The policy's parameters in the dtype of the forward pass; with adapters attached, not added up."""
+        """The policy's parameters in the dtype of the forward pass; with adapters attached, not
+        added up."""
         return state_lib.cast(
             lora.attach(self._base["params"], state["params"], self._adapters), self._dtype
         )
 
-    # ---- What is frozen -----------------------------------------------------------------------------------------
+    # ---- What is frozen --------------------------------------------------------------------------
 
     def _hidden(self, decoder, tokens, segments, config, options):
         return hidden_states(
@@ -217,14 +226,16 @@ class Learner:
         return heads.token_values(params["head"], hidden)
 
     def _frozen_both(self, params, tokens, segments, places):
-        """Of a shared trunk, which is gone through once: ((log-probabilities, entropies), values)."""
+        """Of a shared trunk, which is gone through once: ((log-probabilities, entropies),
+        values)."""
         params = state_lib.cast(params, self._dtype)
         hidden = self._hidden(params["decoder"], tokens, segments, self._config, FROZEN)
         found = self._logprobs(params["decoder"], hidden, tokens, places, entropy=True)
         return found, heads.token_values(params["head"], hidden)
 
     def _chunked(self, function):
-        """Works through the rows in as many parts as training does, so that memory stays that of a microbatch."""
+        """Works through the rows in as many parts as training does, so that memory stays that of a
+        microbatch."""
 
         def run(params, seen: tuple, parts: int):
             if parts == 1:
@@ -250,8 +261,8 @@ class Learner:
         )
 
     def _pack(self, lengths, longest: int, parts: int) -> batching.Packing:
-        """Rollouts of these lengths in rows for `parts` parts. An update's lengths are not known before it: the number of rows
-        is one of few."""
+        """Rollouts of these lengths in rows for `parts` parts. An update's lengths are not known
+        before it: the number of rows is one of few."""
         ways = sharding.batch_ways(self.mesh) * parts
         length = longest if longest >= batching.LONG_ROW or len(lengths) < 2 * ways else 2 * longest
         packing = batching.pack(lengths, length=length)
@@ -262,11 +273,13 @@ class Learner:
         return dataclasses.replace(packing, shape=packing.shape._replace(rows=rows))
 
     def policy_logprobs(self, params, rollouts: Rollouts):
-        """(log-probabilities, entropies) of the actions under a policy at the rollout's temperature, float32 [R, T]; 0 off them."""
+        """(log-probabilities, entropies) of the actions under a policy at the rollout's
+        temperature, float32 [R, T]; 0 off them."""
         return self._whole(self._read_logprobs, params, rollouts)
 
     def _policy_and_values(self, state, rollouts: Rollouts):
-        """((log-probabilities, entropies) of the actions, values) of the models that are trained, all float32 [R, T]."""
+        """((log-probabilities, entropies) of the actions, values) of the models that are trained,
+        all float32 [R, T]."""
 
         def attached(name, trained):
             return lora.attach(self._base[name], trained, self._adapters)
@@ -280,8 +293,9 @@ class Learner:
         )
 
     def freeze(self, state, reference, rollouts: Rollouts) -> dict:
-        """Everything that the epochs need and that may not change during them: old and reference log-probabilities,
-        entropies, values, rewards by token, whitened advantages, returns. float32 [R, T], 0 off the actions."""
+        """Everything that the epochs need and that may not change during them: old and reference
+        log-probabilities, entropies, values, rewards by token, whitened advantages, returns.
+        float32 [R, T], 0 off the actions."""
         (old, entropy), values = self._policy_and_values(state, rollouts)
         ref, _ = self.policy_logprobs(reference, rollouts)
         coefficient = sharding.fetch(state["controller"]["kl_coefficient"])
@@ -297,7 +311,7 @@ class Learner:
             name: np.where(rollouts.actions, array, np.float32(0)) for name, array in frozen.items()
         }
 
-    # ---- Steps --------------------------------------------------------------------------------------------------
+    # ---- Steps -----------------------------------------------------------------------------------
 
     def _policy_loss(self, params, batch):
         params = state_lib.cast(params, self._dtype)
@@ -372,9 +386,10 @@ class Learner:
         )
 
     def programs(self, num_rollouts: int, length: int) -> dict:
-        """{name: (jitted function, abstract arguments)} of everything that an update of `num_rollouts` rollouts of `length`
-        tokens runs on the mesh, for compiling ahead of time under `jax.set_mesh(mesh)`. All are as long as that here; packing
-        leaves fewer rows of those that are not, and not all of a row are actions."""
+        """{name: (jitted function, abstract arguments)} of everything that an update of
+        `num_rollouts` rollouts of `length` tokens runs on the mesh, for compiling ahead of time
+        under `jax.set_mesh(mesh)`. All are as long as that here; packing leaves fewer rows of those
+        that are not, and not all of a row are actions."""
         state, parts = self.abstract, self.settings.num_minibatches * self.settings.num_microbatches
         ways = sharding.batch_ways(self.mesh)
         rows = batching.num_rows(num_rollouts, ways * parts)
@@ -432,7 +447,8 @@ class Learner:
         )
 
     def minibatches(self, update: int, num_rows: int):
-        """Row indices of every minibatch of an update: each epoch a fresh permutation from (seed, stage, update, epoch)."""
+        """Row indices of every minibatch of an update: each epoch a fresh permutation from (seed,
+        stage, update, epoch)."""
         for epoch in range(self.settings.num_epochs):
             order = seeds.row_rng(
                 self._seed, self._stage, "minibatches", update, epoch
@@ -440,9 +456,10 @@ class Learner:
             yield from np.split(order, self.settings.num_minibatches)
 
     def _wait(self, scalars, first: bool) -> None:
-        """One step after the other on a CPU, which would begin the next beside it, and have the temporaries of both. Those of an
-        update's first steps go back to the system: what is compiled or scored between two steps lies down in the space that the
-        one has freed, and the other then finds no room for its own in one piece."""
+        """One step after the other on a CPU, which would begin the next beside it, and have the
+        temporaries of both. Those of an update's first steps go back to the system: what is
+        compiled or scored between two steps lies down in the space that the one has freed, and the
+        other then finds no room for its own in one piece."""
         if self.mesh.devices.flat[0].platform == "cpu":
             jax.block_until_ready(scalars)
             if first:
@@ -451,7 +468,8 @@ class Learner:
     def learn(
         self, state, rollouts: Rollouts, frozen: dict, update: int
     ) -> tuple[dict, list[dict]]:
-        """All epochs of one update: (state, scalars of every minibatch). The state's trees are donated."""
+        """All epochs of one update: (state, scalars of every minibatch). The state's trees are
+        donated."""
         state, history = dict(state), []
         host = {
             "tokens": rollouts.tokens,

@@ -1,8 +1,10 @@
-"""The loop that every training stage shares: resume, step, look, save, and stop for the right reasons.
+"""The loop that every training stage shares: resume, step, look, save, and stop for the right
+reasons.
 
-`advance(state, step) → (state, scalars)` is the stage's own. The numbers of a step are fetched after the next one has
-been dispatched, so that the device never waits for the host and the next batch is made while it works; they are looked at
-before anything is saved, so that a checkpoint with a loss that is not finite cannot exist.
+`advance(state, step) → (state, scalars)` is the stage's own. The numbers of a step are fetched
+after the next one has been dispatched, so that the device never waits for the host and the next
+batch is made while it works; they are looked at before anything is saved, so that a checkpoint with
+a loss that is not finite cannot exist.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def _initial(config) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """`weights`: the items of the state that outlive the stage; the last checkpoint holds nothing else."""
+    """`weights`: the items of the state that outlive the stage; the last checkpoint holds nothing
+    else."""
 
     num_steps: int
     save_every: int
@@ -43,7 +46,8 @@ class Settings:
 
 
 class Warnings:
-    """Says once each what no number stops a stage for: a model that learns nothing any more, and steps too long to be stopped."""
+    """Says once each what no number stops a stage for: a model that learns nothing any more, and
+    steps too long to be stopped."""
 
     def __init__(self, head: str, unit: str):
         self._head, self._unit, self._given = head, unit, set()
@@ -53,14 +57,17 @@ class Warnings:
             if values.get(name) == 0:
                 self._say(
                     name,
-                    f"{name} is 0 at {self._unit} {step}: nothing is learned; is the model dead (a smaller "
+                    f"{name} is 0 at {self._unit} {step}: nothing is learned; is the model "
+                    "dead (a smaller "
                     "learning_rate), or are all rewards or labels the same?",
                 )
         if seconds > SLOW_STEP and step > 1:  # the first one is compiled
             self._say(
                 "slow",
-                f"{self._unit} {step} took {seconds:.0f} s: a SIGTERM is answered at the end of one; where the "
-                "scheduler gives less time than that, what was learned since the last checkpoint is lost",
+                f"{self._unit} {step} took {seconds:.0f} s: a SIGTERM is answered at the end "
+                "of one; where the "
+                "scheduler gives less time than that, what was learned since the last "
+                "checkpoint is lost",
             )
 
     def _say(self, key: str, text: str) -> None:
@@ -79,13 +86,15 @@ def fit(
     on_start: Callable[[int, MetricsWriter], None],
     meter: Callable[[Mapping, float], dict] | None = None,
 ) -> dict:
-    """Runs `advance` until `num_steps`, from the newest intact checkpoint or from `init()`; returns the last state.
+    """Runs `advance` until `num_steps`, from the newest intact checkpoint or from `init()`; returns
+    the last state.
 
-    `abstract` has ShapeDtypeStructs with shardings for every item of the state. `names(step)` are the examples of a
-    step, for the message of a loss that is not finite. `on_start(step, writer)` is called once the state is there, with
-    the step that work goes on from: the place to let go of weights that were only needed for `init`. `meter(numbers,
-    seconds)` are a step's rates; they, the seconds and numbers called …_seconds go to timing.jsonl.
-    Raises UserError where a number is not finite (the last good checkpoint stays), Preempted after a SIGTERM.
+    `abstract` has ShapeDtypeStructs with shardings for every item of the state. `names(step)` are
+    the examples of a step, for the message of a loss that is not finite. `on_start(step, writer)`
+    is called once the state is there, with the step that work goes on from: the place to let go of
+    weights that were only needed for `init`. `meter(numbers, seconds)` are a step's rates; they,
+    the seconds and numbers called …_seconds go to timing.jsonl. Raises UserError where a number is
+    not finite (the last good checkpoint stays), Preempted after a SIGTERM.
     """
     checkpoints = Checkpoints(ctx.directory.path / "checkpoints")
     weights = {name: abstract[name] for name in settings.weights}
@@ -105,7 +114,8 @@ def fit(
         progress.say(f"[{ctx.name}] goes on from {settings.unit} {start}")
     writer = ctx.metrics(start, meta["metrics"])
     on_start(start, writer)
-    memory.give_back()  # what loading and beginning have left lies in pieces, and a step wants its temporaries in one
+    # what loading and beginning have left lies in pieces, and a step wants its temporaries in one
+    memory.give_back()
     tokens_seen = meta["tokens"]
 
     warn_once = Warnings(f"[{ctx.name}]", settings.unit)
@@ -125,15 +135,18 @@ def fit(
                 if good
                 else "there is no checkpoint yet"
             )
-            # Nothing was learned before the first step: what it starts from, or the dtype, is at fault.
+            # Nothing was learned before the first step: what it starts from, or the dtype, is at
+            # fault.
             advice = (
                 "try a smaller learning_rate, or float32"
                 if step or settings.unit != "step"  # an update of rl makes several
-                else f"no update was made yet: check the weights of '{_initial(ctx.config)}', these rows, and "
+                else f"no update was made yet: check the weights of '{_initial(ctx.config)}', "
+                "these rows, and "
                 "config.model.dtype"
             )
             raise UserError(
-                f"stage '{ctx.name}': {bad[0]} is {values[bad[0]]} at {settings.unit} {step + 1}, in the batch of "
+                f"stage '{ctx.name}': {bad[0]} is {values[bad[0]]} at {settings.unit} "
+                f"{step + 1}, in the batch of "
                 f"{', '.join(names(step))}; {kept} in {checkpoints.path}; {advice}"
             )
         tokens_seen += int(values.get("tokens", 0))

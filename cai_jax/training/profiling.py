@@ -1,4 +1,5 @@
-"""Traces of chosen steps for TensorBoard's profiler (XProf): `--config.profile_steps=10-12`, or `sl:10-12` of one stage."""
+"""Traces of chosen steps for TensorBoard's profiler (XProf): `--config.profile_steps=10-12`, or
+`sl:10-12` of one stage."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ TRAINED = ("sl", "pm", "rl", "harm")
 
 
 class Window(NamedTuple):
-    """Steps `first` to `last`, counted from 1, of the stage of that name, or of all that train (None)."""
+    """Steps `first` to `last`, counted from 1, of the stage of that name, or of all that train
+    (None)."""
 
     stage: str | None
     first: int
@@ -31,23 +33,27 @@ def parse(text: str) -> Window | None:
     first, last = (int(found[2]), int(found[3] or found[2])) if found else (0, 0)
     if not 1 <= first <= last:
         raise UserError(
-            f"config.profile_steps: expected steps counted from 1, such as 10-12, 10 or sl:10-12, not '{text}'"
+            "config.profile_steps: expected steps counted from 1, such as 10-12, 10 or "
+            f"sl:10-12, not '{text}'"
         )
     return Window(found[1], first, last)
 
 
 def check(config) -> None:
-    """UserError where a run's `profile_steps` are no steps, or of a stage that it has not or that trains nothing."""
+    """UserError where a run's `profile_steps` are no steps, or of a stage that it has not or that
+    trains nothing."""
     window = parse(config.get("profile_steps", ""))
     trained = [name for name, stage in config.graph.items() if stage.get("kind") in TRAINED]
     if window and window.stage not in (None, *trained):
         raise UserError(
-            f"config.profile_steps: '{window.stage}' is no stage that trains; those are {', '.join(trained) or 'none'}"
+            f"config.profile_steps: '{window.stage}' is no stage that trains; those are "
+            f"{', '.join(trained) or 'none'}"
         )
 
 
 class Trace:
-    """The trace of one stage, if `text` asks for one: the first process's, from the first of those steps that it comes to."""
+    """The trace of one stage, if `text` asks for one: the first process's, from the first of those
+    steps that it comes to."""
 
     def __init__(self, text: str, stage: str, path):
         window = parse(text)
@@ -70,7 +76,8 @@ class Trace:
             yield
 
     def after(self, number: int, state) -> None:
-        """Once step `number` was dispatched: ends the trace with the last of its steps, when that is computed."""
+        """Once step `number` was dispatched: ends the trace with the last of its steps, when that
+        is computed."""
         if self._running and number >= self._wanted.last:
             jax.block_until_ready(state)
             self.close()
@@ -80,5 +87,6 @@ class Trace:
             self._running, self._wanted = False, None
             jax.profiler.stop_trace()
             progress.say(
-                f"[{self._stage}] trace in {self._path}; look at it with: tensorboard --logdir {self._path}"
+                f"[{self._stage}] trace in {self._path}; look at it with: tensorboard --logdir "
+                f"{self._path}"
             )

@@ -22,7 +22,8 @@ LENGTH_MULTIPLE = 16
 
 @dataclasses.dataclass(frozen=True)
 class PromptTokens:
-    """A prompt that fits: its id, dialogue, kind, and the token segments that a response continues."""
+    """A prompt that fits: its id, dialogue, kind, and the token segments that a response
+    continues."""
 
     id: str
     dialogue: Dialogue
@@ -37,8 +38,9 @@ class PromptTokens:
 def draw(
     prompts: Sequence[PromptTokens], update: int, count: int, seed: int, stage: str
 ) -> list[tuple[str, PromptTokens]]:
-    """(rollout id, prompt) of update 0, 1, …: the prompts go round in epochs, each a new permutation of all of them. The
-    position is `update · count`, so no state has to be saved, and no prompt is skipped after a restart."""
+    """(rollout id, prompt) of update 0, 1, …: the prompts go round in epochs, each a new
+    permutation of all of them. The position is `update · count`, so no state has to be saved, and
+    no prompt is skipped after a restart."""
     drawn, orders = [], {}
     for place in range(update * count, (update + 1) * count):
         epoch, index = divmod(place, len(prompts))
@@ -62,7 +64,8 @@ def requests(
 
 
 def longest(prompts: Sequence[PromptTokens], max_new_tokens: int) -> int:
-    """The one sequence length of a stage: every rollout fits, and every program is compiled once."""
+    """The one sequence length of a stage: every rollout fits, and every program is compiled
+    once."""
     return rounded(max(len(prompt.tokens) for prompt in prompts) + max_new_tokens)
 
 
@@ -73,7 +76,8 @@ def rounded(length: int) -> int:
 def assemble(
     drawn: Sequence[tuple[str, PromptTokens]], completions: dict[str, Completion], length: int
 ) -> Rollouts:
-    """Arrays of the rollouts, right-padded. All sampled tokens are actions: EOS, and those that complete a stop string."""
+    """Arrays of the rollouts, right-padded. All sampled tokens are actions: EOS, and those that
+    complete a stop string."""
     rows = [prompt.tokens + completions[name].tokens for name, prompt in drawn]
     tokens, mask = batching.pad_tokens(rows, len(rows), length)
     actions = np.zeros(tokens.shape, bool)
@@ -88,10 +92,11 @@ def assemble(
 
 
 def custom_reward(reference: str) -> Callable[[Sequence[Dialogue]], np.ndarray]:
-    """The function that "python:package.module.function" names: dialogues, each ending in the answer, → scores.
+    """The function that "python:package.module.function" names: dialogues, each ending in the
+    answer, → scores.
 
-    What it returns is checked: as many numbers as dialogues. Whoever knows the rows' ids checks that they are finite. Raises
-    UserError where it is not found.
+    What it returns is checked: as many numbers as dialogues. Whoever knows the rows' ids checks
+    that they are finite. Raises UserError where it is not found.
     """
     where = f"reward '{reference}'"
     module, _, name = reference.removeprefix("python:").rpartition(".")
@@ -109,11 +114,13 @@ def custom_reward(reference: str) -> Callable[[Sequence[Dialogue]], np.ndarray]:
             raise
         except Exception as error:  # it is somebody else's code
             raise UserError(
-                f"{where}: failed ({type(error).__name__}: {error}); expected a list of numbers back"
+                f"{where}: failed ({type(error).__name__}: {error}); expected a list of "
+                "numbers back"
             ) from error
         if scores.shape != (len(dialogues),):
             raise UserError(
-                f"{where}: expected {len(dialogues)} finite numbers, one a dialogue, not {scores.shape}"
+                f"{where}: expected {len(dialogues)} finite numbers, one a dialogue, not "
+                f"{scores.shape}"
             )
         with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, which is refused
             return scores.astype(np.float32)
@@ -122,8 +129,9 @@ def custom_reward(reference: str) -> Callable[[Sequence[Dialogue]], np.ndarray]:
 
 
 def save_arrays(path, rollouts: Rollouts, frozen: dict[str, np.ndarray]) -> None:
-    """The per-token arrays of one update as .npz: `ids`, `start` and `end` of each response in `tokens` [R, T], and every
-    array of `frozen` [R, T]. Written whole or not at all; the bytes depend on the numbers only."""
+    """The per-token arrays of one update as .npz: `ids`, `start` and `end` of each response in
+    `tokens` [R, T], and every array of `frozen` [R, T]. Written whole or not at all; the bytes
+    depend on the numbers only."""
     if not artefacts.is_writer():
         return
     start = np.argmax(rollouts.actions, axis=1)

@@ -1,5 +1,6 @@
-"""Training a decoder with a scalar head, from examples held out by prompt: what the preference model (`stages/pm.py`) and
-the harm regressor (`stages/harm.py`) share. Their losses and batches are their own."""
+"""Training a decoder with a scalar head, from examples held out by prompt: what the preference
+model (`stages/pm.py`) and the harm regressor (`stages/harm.py`) share. Their losses and batches are
+their own."""
 
 from __future__ import annotations
 
@@ -19,13 +20,15 @@ from cai_jax.training import state as state_lib
 
 
 def group_of(dialogue) -> str:
-    """A name of the prompt itself: the same prompt in two sources, or twice in one, is one group."""
+    """A name of the prompt itself: the same prompt in two sources, or twice in one, is one
+    group."""
     return hashlib.blake2b(dump(dialogue_to_json(dialogue)).encode(), digest_size=8).hexdigest()
 
 
 def split(items: Sequence, fraction: float, seed: int, stage: str) -> tuple[list, list]:
-    """(training, held out): `fraction` of the prompts (`item.group`) of every `item.source`, at least one where there are
-    two. All items of a prompt, whatever their source, fall on the same side."""
+    """(training, held out): `fraction` of the prompts (`item.group`) of every `item.source`, at
+    least one where there are two. All items of a prompt, whatever their source, fall on the same
+    side."""
     by_source = collections.defaultdict(set)
     for item in items:
         by_source[item.source].add(item.group)
@@ -52,12 +55,14 @@ def fit(
     told: Callable[[dict], dict] = dict,
     meter: Callable | None = None,
 ) -> tuple[dict, int]:
-    """(params {"decoder", "head"}, float32 what was trained, number of steps) after `num_epochs` over the examples: name →
-    lengths of its dialogues, in tokens.
+    """(params {"decoder", "head"}, float32 what was trained, number of steps) after `num_epochs`
+    over the examples: name → lengths of its dialogues, in tokens.
 
-    `make_batch(indices, shape)` gives a step's batch on the host, `loss` is what `optim.sum_gradients` takes, `head` the
-    head to start with (None: `model.params` has one already), `told(scalars)` what the metrics are to show of a step, `meter`
-    what `loop.fit` takes. Goes on from the stage's newest checkpoint; the model's weights are let go of once the state is there.
+    `make_batch(indices, shape)` gives a step's batch on the host, `loss` is what
+    `optim.sum_gradients` takes, `head` the head to start with (None: `model.params` has one
+    already), `told(scalars)` what the metrics are to show of a step, `meter` what `loop.fit` takes.
+    Goes on from the stage's newest checkpoint; the model's weights are let go of once the state is
+    there.
     """
     config = ctx.config
     names, lengths = list(examples), list(examples.values())

@@ -1,8 +1,10 @@
-"""Training state as plain trees: {"params": …, "optimiser": …}, float32, sharded like the parameters.
+"""Training state as plain trees: {"params": …, "optimiser": …}, float32, sharded like the
+parameters.
 
-What is trained is trained in float32 whatever dtype the forward pass runs in (`cast`), so that small updates are not
-lost and a checkpoint resumes exactly. It is a whole model, or adapters (`models/lora.py`): then the state has nothing but
-those, and the frozen base goes into every step as an argument of its own.
+What is trained is trained in float32 whatever dtype the forward pass runs in (`cast`), so that
+small updates are not lost and a checkpoint resumes exactly. It is a whole model, or adapters
+(`models/lora.py`): then the state has nothing but those, and the frozen base goes into every step
+as an argument of its own.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from cai_jax.models.rounding import is_int8
 def abstract_params(
     config: ModelConfig, kind: str, mesh, dtype=jnp.float32, adapters: lora.Adapters | None = None
 ):
-    """ShapeDtypeStructs with shardings of what is trained of a "policy" or a "reward" (a decoder with a head): all of the
-    decoder, or `adapters` on it."""
+    """ShapeDtypeStructs with shardings of what is trained of a "policy" or a "reward" (a decoder
+    with a head): all of the decoder, or `adapters` on it."""
     shapes, axes = heads.abstract_model(config, kind, dtype)
     if adapters is not None:
         trained = lora.abstract(config, adapters, dtype), lora.axes(config, adapters)
@@ -43,8 +45,9 @@ def abstract_params(
 def start(
     config: ModelConfig, params, mesh, key, adapters: lora.Adapters | None = None, trained=None
 ):
-    """What training begins with, free to be donated: a copy of the decoder's `params` (their own adapters added up), or
-    with `adapters` a copy of the ones that were `trained` before, or new ones drawn from `key` (uint32 [2])."""
+    """What training begins with, free to be donated: a copy of the decoder's `params` (their own
+    adapters added up), or with `adapters` a copy of the ones that were `trained` before, or new
+    ones drawn from `key` (uint32 [2])."""
     if adapters is None:
         return fresh(lora.merge(params))
     if trained is not None:
@@ -91,8 +94,8 @@ def _copy(tree, dtype):
 
 
 def placed(tree, abstract):
-    """The same arrays under exactly the shardings of `abstract`. Layouts that are equal but written differently would
-    compile a step a second time, with its own output as input."""
+    """The same arrays under exactly the shardings of `abstract`. Layouts that are equal but written
+    differently would compile a step a second time, with its own output as input."""
     return sharding.put(tree, shardings_of(abstract))
 
 
@@ -107,8 +110,8 @@ def forward_options(run_config) -> dict:
 
 
 def cast(tree, dtype):
-    """The matrices and norms in the dtype of the forward pass; heads stay float32, and matrices in 8 bits as they are. Free
-    where nothing changes."""
+    """The matrices and norms in the dtype of the forward pass; heads stay float32, and matrices in
+    8 bits as they are. Free where nothing changes."""
     if isinstance(tree, dict) and set(tree) == {"decoder", "head"}:
         return {"decoder": cast(tree["decoder"], dtype), "head": tree["head"]}
     return jax.tree.map(
@@ -126,11 +129,13 @@ def with_head(decoder, head: dict, mesh):
 
 
 def compiler_options(mesh) -> dict | None:
-    """How a training step is compiled: XLA's order of operations for a CPU favours concurrency, and then what the backward pass
-    makes again is made early and kept. In the other order a step of SmolLM2 needs 0.65 times the memory, in the same time.
+    """How a training step is compiled: XLA's order of operations for a CPU favours concurrency, and
+    then what the backward pass makes again is made early and kept. In the other order a step of
+    SmolLM2 needs 0.65 times the memory, in the same time.
 
-    Not in several processes: there that order puts collectives behind loops that they do not need, XLA starts them while the
-    loop is still at work on its own, and the processes meet in different ones (tests/test_sharding.py looks for such places).
+    Not in several processes: there that order puts collectives behind loops that they do not need,
+    XLA starts them while the loop is still at work on its own, and the processes meet in different
+    ones (tests/test_sharding.py looks for such places).
     """
     alone_on_cpu = jax.process_count() == 1 and mesh.devices.flat[0].platform == "cpu"
     return (
@@ -139,7 +144,8 @@ def compiler_options(mesh) -> dict | None:
 
 
 def make_optimiser(config, where: str, num_steps: int):
-    """(step → learning rate, a number on the host; optimiser) from a stage's fields; UserError for an unknown schedule."""
+    """(step → learning rate, a number on the host; optimiser) from a stage's fields; UserError for
+    an unknown schedule."""
     try:
         rate = optim.learning_rate(
             config.learning_rate,
@@ -162,12 +168,14 @@ def jit_update(
     adapters: lora.Adapters | None = None,
     spare: bool = False,
 ):
-    """The jitted step (state, batch, base) → (state, scalars) of a loss as `optim.sum_gradients` takes it; the state is
-    donated, the base, on which the state's adapters act, is not (None without adapters).
+    """The jitted step (state, batch, base) → (state, scalars) of a loss as `optim.sum_gradients`
+    takes it; the state is donated, the base, on which the state's adapters act, is not (None
+    without adapters).
 
-    Call or lower it under `jax.set_mesh(mesh)`, with a batch on the mesh. `spare`: microbatches without a segment are not
-    computed on one device (a branch a microbatch, so leave it out where all are filled). Scalars: "loss" (mean over what the loss
-    counts), "grad_norm" (before clipping), "count", and the loss's sums.
+    Call or lower it under `jax.set_mesh(mesh)`, with a batch on the mesh. `spare`: microbatches
+    without a segment are not computed on one device (a branch a microbatch, so leave it out where
+    all are filled). Scalars: "loss" (mean over what the loss counts), "grad_norm" (before
+    clipping), "count", and the loss's sums.
     """
 
     def update(state, batch, base=None):

@@ -1,4 +1,5 @@
-"""Ours: reward against KL over the coefficient of the KL penalty, with best-of-n of the same policy beside it."""
+"""Ours: reward against KL over the coefficient of the KL penalty, with best-of-n of the same policy
+beside it."""
 
 from configs import microworld
 

@@ -1,5 +1,6 @@
-"""Ours: soft, hard and clamped labels of the same feedback, plain and with a chain of thought, and what a policy learns from
-them. Plain soft labels are configs/microworld.py's own, clamped chains are configs/figures/pareto.py's."""
+"""Ours: soft, hard and clamped labels of the same feedback, plain and with a chain of thought, and
+what a policy learns from them. Plain soft labels are configs/microworld.py's own, clamped chains
+are configs/figures/pareto.py's."""
 
 from configs import microworld
 

@@ -1,5 +1,6 @@
-"""Figures 2, 3, 8 and 10: every baseline and both forms of RL-CAI; and RL-CAI step by step, four times as far as it is taken
-elsewhere, with the harm that a regressor expects at temperatures 0 and 1."""
+"""Figures 2, 3, 8 and 10: every baseline and both forms of RL-CAI; and RL-CAI step by step, four
+times as far as it is taken elsewhere, with the harm that a regressor expects at temperatures 0 and
+1."""
 
 from configs import default, microworld
 
@@ -19,7 +20,8 @@ def get_config():
         "feedback_chain": microworld.feedback(mode="chain_of_thought"),
         "pm_chain": microworld.pm(labels="feedback_chain", clamp=(0.4, 0.6)),
         "rl_chain": microworld.rl(reward="@pm_chain"),
-        # The baselines start from the pretrained model (section 4.1): people rate helpfulness, or both.
+        # The baselines start from the pretrained model (section 4.1): people rate helpfulness, or
+        # both.
         "pm_helpful": microworld.pm(inputs=none),
         "pm_human": microworld.pm(inputs=none, human=microworld.human("")),
         "rl_helpful": microworld.rl(policy="base", reward="@pm_helpful"),

@@ -1,4 +1,5 @@
-"""Figures 5, 6 and 7: revisions 0 to 4, the number of principles, with and without a critique, in three sizes."""
+"""Figures 5, 6 and 7: revisions 0 to 4, the number of principles, with and without a critique, in
+three sizes."""
 
 from configs import microworld
 

@@ -1,13 +1,16 @@
-"""The paper's graph on an open model: `--config=configs/models/zoo.py:qwen3_8b --workdir=runs/qwen3_8b`.
+"""The paper's graph on an open model: `--config=configs/models/zoo.py:qwen3_8b
+--workdir=runs/qwen3_8b`.
 
-Adapters of rank 16 in bfloat16, so that policy, reference, preference model and value model are one copy of the base. The
-names are those of the Hugging Face hub; a directory of the same family does as well: `--config.models.base=DIR`. All of
-them are settings to begin with, none has been run whole; README.md says what was tried of each family.
+Adapters of rank 16 in bfloat16, so that policy, reference, preference model and value model are one
+copy of the base. The names are those of the Hugging Face hub; a directory of the same family does
+as well: `--config.models.base=DIR`. All of them are settings to begin with, none has been run
+whole; README.md says what was tried of each family.
 """
 
 from configs import default
 
-# Name → (what is finetuned, what answers and judges). Of models without an instruction-tuned form both are the same.
+# Name → (what is finetuned, what answers and judges). Of models without an instruction-tuned form
+# both are the same.
 MODELS = {
     "smollm2_135m": ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct"),
     "smollm2_1_7b": ("HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-1.7B-Instruct"),

@@ -1,11 +1,12 @@
-"""What the configs of whole slices share: the paper's graph in bfloat16, sharded, recomputing activations."""
+"""What the configs of whole slices share: the paper's graph in bfloat16, sharded, recomputing
+activations."""
 
 from configs import default
 
 
 def pod(base, *, data=1, fsdp, tensor, sl=1, pm=1, rl=1, rows=256, rank=0):
-    """`sl`, `pm`, `rl`: microbatches of a step. `rows`: responses that are sampled at a time, over all chips. `rank`: of
-    adapters on one base instead of full finetuning."""
+    """`sl`, `pm`, `rl`: microbatches of a step. `rows`: responses that are sampled at a time, over
+    all chips. `rank`: of adapters on one base instead of full finetuning."""
     config = default.get_config()
     config.mesh = {"data": data, "fsdp": fsdp, "tensor": tensor}
     config.models.update({"base": base, "helpful": f"{base}-Instruct", "feedback": "helpful"})

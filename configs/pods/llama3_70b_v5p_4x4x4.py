@@ -1,4 +1,5 @@
-"""Constitutional AI on Llama-3.1-70B with adapters of rank 16 on one base, on a v5p slice of 64 chips."""
+"""Constitutional AI on Llama-3.1-70B with adapters of rank 16 on one base, on a v5p slice of 64
+chips."""
 
 from configs.pods import common
 

@@ -1,4 +1,5 @@
-"""Constitutional AI on Llama-3.1-70B, full finetuning of policy and value model, on a v5p slice of 256 chips."""
+"""Constitutional AI on Llama-3.1-70B, full finetuning of policy and value model, on a v5p slice of
+256 chips."""
 
 from configs.pods import common
 

@@ -1,4 +1,5 @@
-"""Constitutional AI on Llama-3.1-8B on a single H100: adapters for SL, preference model, policy and value on one base."""
+"""Constitutional AI on Llama-3.1-8B on a single H100: adapters for SL, preference model, policy and
+value on one base."""
 
 from configs.pods import common
 

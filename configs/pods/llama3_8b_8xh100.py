@@ -1,4 +1,5 @@
-"""Constitutional AI on Llama-3.1-8B, full finetuning of policy and value model, on one machine of eight H100."""
+"""Constitutional AI on Llama-3.1-8B, full finetuning of policy and value model, on one machine of
+eight H100."""
 
 from configs.pods import common
 

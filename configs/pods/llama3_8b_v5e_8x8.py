@@ -1,4 +1,5 @@
-"""Constitutional AI on Llama-3.1-8B, full finetuning of policy and value model, on a v5e slice of 64 chips."""
+"""Constitutional AI on Llama-3.1-8B, full finetuning of policy and value model, on a v5e slice of
+64 chips."""
 
 from configs.pods import common
 

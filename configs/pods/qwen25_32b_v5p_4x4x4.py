@@ -1,4 +1,5 @@
-"""Constitutional AI on Qwen2.5-32B, full finetuning of policy and value model, on a v5p slice of 64 chips."""
+"""Constitutional AI on Qwen2.5-32B, full finetuning of policy and value model, on a v5p slice of 64
+chips."""
 
 from configs.pods import common
 

@@ -1,23 +1,28 @@
-"""What Constitutional AI does to SmolLM2-135M-Instruct, on public data, judged by people's comparisons that nothing else saw.
+"""What Constitutional AI does to SmolLM2-135M-Instruct, on public data, judged by people's
+comparisons that nothing else saw.
 
     python -m cai_jax.main --config=configs/results/smollm2.py:size=cpu --workdir=runs/smollm2        # again: it goes on
     python -m cai_jax.results runs/smollm2 --out=results/smollm2
 
-Sizes: `cpu` (two cores), `gpu` (one of 80 GB; `:size=gpu,piece=1` to `piece=8` run some of its stages, one piece after the
-other), `smoke` (a random model, for a test). `data=DIR` (data) says where the files are: `python -m cai_jax.data.published DIR`
-downloads them under the names that are expected here.
+Sizes: `cpu` (two cores), `gpu` (one of 80 GB; `:size=gpu,piece=1` to `piece=8` run some of its
+stages, one piece after the other), `smoke` (a random model, for a test). `data=DIR` (data) says
+where the files are: `python -m cai_jax.data.published DIR` downloads them under the names that are
+expected here.
 
-Data, in the form of files that hold subsets of them: prompts, the first human turns of hh-rlhf harmless-base and helpful-base
-(github.com/anthropics/hh-rlhf, by way of github.com/janphilippfranken/typo); comparisons, hh-rlhf's test files; principles,
-worked examples and the 438 HHH questions, github.com/anthropics/ConstitutionalHarmlessnessPaper.
+Data, in the form of files that hold subsets of them: prompts, the first human turns of hh-rlhf
+harmless-base and helpful-base (github.com/anthropics/hh-rlhf, by way of
+github.com/janphilippfranken/typo); comparisons, hh-rlhf's test files; principles, worked examples
+and the 438 HHH questions, github.com/anthropics/ConstitutionalHarmlessnessPaper.
 
-**Who sees what.** Every first human turn falls into one of ten parts, the same in every file (`cai_jax/data/selection.py`):
-parts 0 and 1 are held out (the policies answer these prompts, preference models and labels are measured on these pairs), 2 to
-5 teach the judge and nothing else, 6 to 9 teach everything else. So no stage that makes a policy sees a prompt or a pair of the
-judge's. (`pm_all` of the gpu size does: it says what more data are worth, and neither trains nor judges anything.)
+**Who sees what.** Every first human turn falls into one of ten parts, the same in every file
+(`cai_jax/data/selection.py`): parts 0 and 1 are held out (the policies answer these prompts,
+preference models and labels are measured on these pairs), 2 to 5 teach the judge and nothing else,
+6 to 9 teach everything else. So no stage that makes a policy sees a prompt or a pair of the
+judge's. (`pm_all` of the gpu size does: it says what more data are worth, and neither trains nor
+judges anything.)
 
-**Budget of `cpu`: 9,000 seconds.** What the run of results/smollm2 took by the clock and of its two processors, on a machine that
-did next to nothing else:
+**Budget of `cpu`: 9,000 seconds.** What the run of results/smollm2 took by the clock and of its two
+processors, on a machine that did next to nothing else:
 
 | stage | work | seconds | of processors |
 |---|---|---|---|
@@ -35,15 +40,17 @@ did next to nothing else:
 | evaluate and nine smaller evaluations | 33 k sampled, some 4 k texts scored | 903 | 1,575 |
 | | | 6,806 = 1 h 53 min | 11,870 |
 
-Answers are drawn at temperature 0.7 (a model of this size rambles at 1), which is also the distribution that PPO optimises.
-Learning rates are guesses, not tuned on anything.
+Answers are drawn at temperature 0.7 (a model of this size rambles at 1), which is also the
+distribution that PPO optimises. Learning rates are guesses, not tuned on anything.
 
-`gpu` takes all pairs up to 512 tokens, a preference model on all pairs but the held-out ones (`pm_all`), chains of thought and
-XSTest besides. It has not run: its stages were tried in bfloat16 on the tiny model on a CPU, and planned for an H100 by formula
-(`python -m cai_jax.plan --config=configs/results/smollm2.py:size=gpu --topology=h100:1 --quick`: at most 39 % of 80 GB). Its
-times are not known; the pieces are cut so that none should need more than 8 minutes, and one that is stopped goes on. What a
-piece hands to the next: adapters on q, k, v and o of rank 8, 3.7 MB a trained model (twice that of an rl stage, for its value
-model), the records, and some 60 MB of rollouts an rl stage.
+`gpu` takes all pairs up to 512 tokens, a preference model on all pairs but the held-out ones
+(`pm_all`), chains of thought and XSTest besides. It has not run: its stages were tried in bfloat16
+on the tiny model on a CPU, and planned for an H100 by formula (`python -m cai_jax.plan
+--config=configs/results/smollm2.py:size=gpu --topology=h100:1 --quick`: at most 39 % of 80 GB). Its
+times are not known; the pieces are cut so that none should need more than 8 minutes, and one that
+is stopped goes on. What a piece hands to the next: adapters on q, k, v and o of rank 8, 3.7 MB a
+trained model (twice that of an rl stage, for its value model), the records, and some 60 MB of
+rollouts an rl stage.
 """
 
 import dataclasses
@@ -61,7 +68,8 @@ NO_PROMPTS = default.prompts("", "")
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What differs between the sizes. Lengths are in tokens where nothing else is said; None: no limit."""
+    """What differs between the sizes. Lengths are in tokens where nothing else is said; None: no
+    limit."""
 
     red_team: int  # prompts of the supervised stage
     helpful: int
@@ -288,7 +296,8 @@ def graph(size: Size, data: str) -> dict:
         )
 
     def pm(human, comparisons="", labels=""):
-        # Held-out pairs are the same for all, and stages of their own; a few more normalise the scores.
+        # Held-out pairs are the same for all, and stages of their own; a few more normalise the
+        # scores.
         return default.pm(comparisons, labels, human=human, holdout_fraction=0.05, **steps)
 
     def rl(policy, reward, source):
@@ -349,7 +358,7 @@ def graph(size: Size, data: str) -> dict:
         ),  # the paper's Human/Assistant text, not the model's chat template
         "sl": default.sl("revise", **steps),
         "sl_direct": default.sl("revise_direct", **steps),
-        # ---- People's comparisons: the judge, and three preference models; labels against people ----
+        # ---- People's comparisons: the judge, and three preference models; labels against people -
         "pm_judge": pm(pairs(both_pairs, JUDGE, characters=size.judge_characters)),
         "pm_harmless": pm(pairs(harmless_pairs)),
         "pm_helpful": pm(pairs(helpful_pairs)),
@@ -372,7 +381,7 @@ def graph(size: Size, data: str) -> dict:
         "feedback_pm": feedback("compare", model="@pm_harmless", mode="preference_model"),
         "pm_ai": pm(pairs(helpful_pairs), "compare", "feedback"),
         "pm_relabelled": pm(pairs(helpful_pairs), "compare", "feedback_pm"),
-        # ---- Reinforcement learning. The baselines start from the model as it is, as in the paper ----
+        # ---- Reinforcement learning. The baselines start from the model as it is, as in the paper
         "rl": rl("@sl", "@pm_ai", f"{red_team}+{helpful}"),
         "rl_helpful": rl("base", "@pm_helpful", helpful),
         "rl_human": rl("base", "@pm_human", f"{red_team}+{helpful}"),

@@ -1,6 +1,7 @@
 """Runs a graph, disturbs it, and compares what it leaves with an undisturbed run.
 
-A moment is counted in changes of files, not in seconds, so that it falls inside the run on any machine.
+A moment is counted in changes of files, not in seconds, so that it falls inside the run on any
+machine.
 """
 
 import contextlib
@@ -156,8 +157,8 @@ def records(workdir, stage: str, name: str = "records") -> list[dict]:
 
 
 def artefacts(workdir, graph: Graph = TINY) -> dict:
-    """Everything that two equal runs have equal: records, metrics, rollouts, published models, summaries, and the digests
-    of the last weights and of every snapshot."""
+    """Everything that two equal runs have equal: records, metrics, rollouts, published models,
+    summaries, and the digests of the last weights and of every snapshot."""
     found = {}
     for stage in graph.stages:
         folder = workdir / stage
@@ -221,7 +222,8 @@ class Run:
         )
 
     def wait_for_changes(self, number: int) -> bool:
-        """Waits for `number` moments at which files under the run had changed; False where the run ended before."""
+        """Waits for `number` moments at which files under the run had changed; False where the run
+        ended before."""
         seen, deadline = self._state(), time.monotonic() + TIMEOUT
         while number > 0 and time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -259,7 +261,8 @@ def one_line(errors: str) -> bool:
     return len(lines) == 1 and "Traceback" not in errors
 
 
-# What can happen to a run. Each takes (workdir, random numbers, graph) and leaves a run that is not going on.
+# What can happen to a run. Each takes (workdir, random numbers, graph) and leaves a run that is not
+# going on.
 
 
 def kill(workdir, draw: random.Random, graph: Graph = TINY, **how) -> str:
@@ -289,8 +292,8 @@ def fill_the_disk(workdir, draw: random.Random, graph: Graph = TINY) -> str:
 
 
 def get_in_the_way(workdir, draw: random.Random, graph: Graph = TINY) -> str:
-    """Where a file of a stage is to be written there is something that cannot be replaced (for root, nothing is
-    read-only). It is one of the next stages, so that the run ends there."""
+    """Where a file of a stage is to be written there is something that cannot be replaced (for
+    root, nothing is read-only). It is one of the next stages, so that the run ends there."""
     stage = draw.choice([stage for stage in graph.order if not is_done(workdir, stage)][:3])
     names = {
         "metrics.jsonl": TRAINING_STAGES,
@@ -336,8 +339,8 @@ def truncate(workdir, draw: random.Random, graph: Graph = TINY) -> str:
 
 
 def change_the_clock(workdir, draw: random.Random, graph: Graph = TINY) -> str:
-    """The clock jumps while the run goes on, forth or back by up to a year; a kill, and all that is there seems to be from
-    another year again."""
+    """The clock jumps while the run goes on, forth or back by up to a year; a kill, and all that is
+    there seems to be from another year again."""
     what = kill(workdir, draw, graph, clock=(draw.uniform(-1, 1) * 3e7, draw.uniform(0, 10)))
     moment = time.time() + draw.uniform(-1, 1) * 3e7
     for path in workdir.rglob("*"):

@@ -1,4 +1,5 @@
-"""Whatever happens to a run, the same command again ends with what an undisturbed run would have left.
+"""Whatever happens to a run, the same command again ends with what an undisturbed run would have
+left.
 
 `make chaos` is the long version: 66 moments over two graphs.
 """
@@ -16,8 +17,8 @@ GRAPHS = {"tiny": harness.TINY, "microworld": harness.MICROWORLD}
 
 
 def disturb(expected, workdir, hindrances, draw, graph=harness.TINY) -> list[str]:
-    """Each hindrance once, then the command until it is done. A run that is done before is compared and begun anew: every
-    hindrance meets one that has something to lose."""
+    """Each hindrance once, then the command until it is done. A run that is done before is compared
+    and begun anew: every hindrance meets one that has something to lose."""
     told = []
     for hindrance in hindrances:
         if harness.is_finished(workdir, graph):
@@ -26,7 +27,8 @@ def disturb(expected, workdir, hindrances, draw, graph=harness.TINY) -> list[str
             shutil.rmtree(workdir)
         began = time.monotonic()
         told.append(
-            f"{hindrance.__name__}: {hindrance(workdir, draw, graph)} ({time.monotonic() - began:.0f} s)"
+            f"{hindrance.__name__}: {hindrance(workdir, draw, graph)} "
+            f"({time.monotonic() - began:.0f} s)"
         )
     done = harness.run(workdir, graph=graph)
     assert done.returncode == 0, (told, done.stderr[-3000:])
@@ -40,7 +42,8 @@ def assert_equal(expected, workdir, told, graph=harness.TINY):
     print("\n".join(told))
     moments = sum(":" in line for line in told)
     print(
-        f"{moments} moments; {len(want)} artefacts compared, {len(lost)} lost or different, {len(twice)} doubled"
+        f"{moments} moments; {len(want)} artefacts compared, {len(lost)} lost or different, "
+        f"{len(twice)} doubled"
     )
     assert lost == [] and twice == [], told
 

@@ -1,5 +1,5 @@
-"""Bits flip, files are cut, lost or half-written: all of it is seen when it is read, named, and made good. Nothing wrong is
-ever read silently."""
+"""Bits flip, files are cut, lost or half-written: all of it is seen when it is read, named, and
+made good. Nothing wrong is ever read silently."""
 
 import json
 import random
@@ -53,7 +53,8 @@ def trees(seed: int) -> dict:
 
 @pytest.mark.parametrize("seed", range(24))
 def test_checkpoints(tmp_path, seed, capsys):
-    """One file of the newest step is corrupted, whichever: the step is restored exactly, or the one before it is."""
+    """One file of the newest step is corrupted, whichever: the step is restored exactly, or the one
+    before it is."""
     draw, store = random.Random(seed), Checkpoints(tmp_path / "c")
     for step in (1, 2):
         store.save(step, trees(step), {"tokens": step, "metrics": f"{step}\n"})
@@ -77,7 +78,8 @@ def test_checkpoints(tmp_path, seed, capsys):
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("finished_file", [False, True])
 def test_journals(tmp_path, seed, finished_file, capsys):
-    """Of a corrupted journal the intact rows are kept as they were; with the others made again it is what it was."""
+    """Of a corrupted journal the intact rows are kept as they were; with the others made again it
+    is what it was."""
     draw, directory = random.Random(seed), artefacts.StageDirectory(tmp_path / "s")
     rows = [
         {"id": f"{number:02d}", "text": f"Text ü {number}\n", "number": number / 7}
@@ -193,7 +195,8 @@ def test_exactly_the_damaged_rows_are_made_again(finished, copy, capsys, monkeyp
 
 
 def test_a_lost_checkpoint_is_trained_to_again(finished, copy, capsys):
-    """The weights of a finished stage are damaged; a stage that reads them finds out, and they are made again."""
+    """The weights of a finished stage are damaged; a stage that reads them finds out, and they are
+    made again."""
     steps = sorted((copy / "sl" / "checkpoints").glob("[0-9]*"))
     data = max(
         (path for path in steps[-1].rglob("*") if "/d/" in str(path)),

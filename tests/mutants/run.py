@@ -2,10 +2,12 @@
 
     python -m tests.mutants.run [--only PATTERN] [--jobs 2] [--fresh]
 
-A process that has imported the libraries (not the project, and no JAX backend) forks one child a mutant. The child imports
-the project with the mutated module in place of the real one and runs pytest in itself. Programs that XLA has compiled before
-are read from build/mutants/compiled. What is finished is in build/mutants/results.jsonl and is not run again while sources
-and tests are the same. The status is 1 where fewer than 95 % are killed or an old text is no longer in its file exactly once.
+A process that has imported the libraries (not the project, and no JAX backend) forks one child a
+mutant. The child imports the project with the mutated module in place of the real one and runs
+pytest in itself. Programs that XLA has compiled before are read from build/mutants/compiled. What
+is finished is in build/mutants/results.jsonl and is not run again while sources and tests are the
+same. The status is 1 where fewer than 95 % are killed or an old text is no longer in its file
+exactly once.
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ OUT = source.ROOT / "build" / "mutants"
 WANTED = 0.95
 SLOWEST = 60.0  # seconds that a mutant may take, beside five times what its tests take without it
 LIBRARIES = (
-    "numpy scipy.stats scipy.optimize jax jax.numpy optax chex flax.linen orbax.checkpoint transformers tokenizers "
-    "safetensors.numpy ml_collections etils.epath hypothesis pytest grain tqdm pyarrow.parquet filelock jinja2 xml.etree"
+    "numpy scipy.stats scipy.optimize jax jax.numpy optax chex flax.linen orbax.checkpoint "
+    "transformers tokenizers "
+    "safetensors.numpy ml_collections etils.epath hypothesis pytest grain tqdm pyarrow.parquet "
+    "filelock jinja2 xml.etree"
 ).split()
 
 
@@ -53,7 +57,8 @@ class Mutated(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoader
 
 
 class FirstFailure:
-    """A pytest plugin that keeps the name of the first test that failed and counts those that ran."""
+    """A pytest plugin that keeps the name of the first test that failed and counts those that
+    ran."""
 
     def __init__(self):
         self.name, self.passed = "", 0
@@ -97,7 +102,8 @@ def run_tests(tests, mutant: source.Mutant | None, report: pathlib.Path) -> None
 
 
 class Pool:
-    """At most `jobs` children at a time; `finished(key, status, first failure, seconds)` is called for each."""
+    """At most `jobs` children at a time; `finished(key, status, first failure, seconds)` is called
+    for each."""
 
     def __init__(self, jobs: int, finished):
         self._jobs, self._finished, self._running = jobs, finished, {}
@@ -140,7 +146,8 @@ class Pool:
 
 
 def tree_digest() -> str:
-    """Of all Python sources, lists and data that a test may read: a result holds as long as it stays."""
+    """Of all Python sources, lists and data that a test may read: a result holds as long as it
+    stays."""
     digest = hashlib.blake2b(digest_size=8)
     for folder in ("cai_jax", "configs", "tests"):
         for path in sorted((source.ROOT / folder).rglob("*")):
@@ -150,7 +157,8 @@ def tree_digest() -> str:
 
 
 def baseline(mutants: list[source.Mutant], jobs: int) -> dict[str, float]:
-    """Seconds of each test file without a mutation. Stops the command where one fails: nothing could be concluded then."""
+    """Seconds of each test file without a mutation. Stops the command where one fails: nothing
+    could be concluded then."""
     by_file = collections.defaultdict(set)
     for mutant in mutants:
         for test in mutant.tests:
@@ -252,8 +260,8 @@ def main() -> int:
 
 
 def prepare() -> None:
-    """Imports what every child needs. Never the project itself, and nothing that starts a JAX backend: it would not survive a
-    fork."""
+    """Imports what every child needs. Never the project itself, and nothing that starts a JAX
+    backend: it would not survive a fork."""
     OUT.mkdir(parents=True, exist_ok=True)
     os.chdir(source.ROOT)
     os.environ.update(

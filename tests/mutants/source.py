@@ -1,6 +1,8 @@
-"""Mutants as data: the lists in this folder, where each one's old text is in its file, and the mutated source.
+"""Mutants as data: the lists in this folder, where each one's old text is in its file, and the
+mutated source.
 
-A list is a TOML file of modules, each with the tests that are to notice its mutants, and of mutants:
+A list is a TOML file of modules, each with the tests that are to notice its mutants, and of
+mutants:
 
     [[module]]
     file = "cai_jax/stages/revise.py"
@@ -51,7 +53,8 @@ class Mutant:
 
 
 def words(text: str) -> list[tuple[str, int, int]]:
-    """(word, begin, end) of Python source, without comments and the commas that a formatter puts before a closing bracket."""
+    """(word, begin, end) of Python source, without comments and the commas that a formatter puts
+    before a closing bracket."""
     found = [
         (match[0], match.start(), match.end())
         for match in _WORD.finditer(text)
@@ -65,7 +68,8 @@ def words(text: str) -> list[tuple[str, int, int]]:
 
 
 def mutate(source: str, old: str, new: str) -> str:
-    """`source` with `new` in place of `old`. Raises Unanchored where `old` is not there exactly once, or makes no Python."""
+    """`source` with `new` in place of `old`. Raises Unanchored where `old` is not there exactly
+    once, or makes no Python."""
     have, wanted = words(source), [word for word, *_ in words(old)]
     texts = [word for word, *_ in have]
     places = [
@@ -96,7 +100,8 @@ def load(folder: pathlib.Path = LISTS) -> list[Mutant]:
 
 
 def unanchored(mutants: list[Mutant], root: pathlib.Path = ROOT) -> list[str]:
-    """One line for each mutant that is no longer anchored in its file, or that names a test file that is not there."""
+    """One line for each mutant that is no longer anchored in its file, or that names a test file
+    that is not there."""
     lines = []
     for mutant in mutants:
         try:

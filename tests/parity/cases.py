@@ -1,4 +1,5 @@
-"""Small models of every family, with weights that anybody can make again: numbers drawn by tensor name."""
+"""Small models of every family, with weights that anybody can make again: numbers drawn by tensor
+name."""
 
 import zlib
 
@@ -27,8 +28,8 @@ LLAMA3 = {
 }
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
-# What transformers assumes where these fields are absent lies beyond so small a vocabulary, or is token 0: the row of the
-# embedding that pads gets no gradient in torch.
+# What transformers assumes where these fields are absent lies beyond so small a vocabulary, or is
+# token 0: the row of the embedding that pads gets no gradient in torch.
 NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 GEMMA = NO_IDS | {
     "hidden_activation": "gelu_pytorch_tanh",
@@ -188,8 +189,8 @@ def neox_shapes(config: dict) -> dict[str, tuple[int, ...]]:
 
 
 def weights(config: dict) -> dict[str, np.ndarray]:
-    """float32; norm scales around 1 (around 0 where the model adds 1 to them), the rest large enough that attention and
-    gates are far from linear."""
+    """float32; norm scales around 1 (around 0 where the model adds 1 to them), the rest large
+    enough that attention and gates are far from linear."""
     around = 0 if "gemma" in config["model_type"] else 1
 
     def draw(name, shape):

@@ -1,9 +1,10 @@
-"""Writes what transformers computes for `cases.py`, and for SmolLM2-135M-Instruct, into small files.
+"""Writes what transformers computes for `cases.py`, and for SmolLM2-135M-Instruct, into small
+files.
 
     PYTHONPATH=tests python -m parity.make_reference
 
-Needs torch (the files are from torch 2.13.0, transformers 5.23.0, in ten minutes); `make test` compares with the files
-and does not.
+Needs torch (the files are from torch 2.13.0, transformers 5.23.0, in ten minutes); `make test`
+compares with the files and does not.
 """
 
 import json
@@ -70,7 +71,8 @@ def logits_of(model: torch.nn.Module, tokens: np.ndarray, mask: np.ndarray) -> t
 
 
 def smollm2_answers() -> list[dict]:
-    """Greedy answers in float32, one prompt at a time, and some of the logits that lead to the first token."""
+    """Greedy answers in float32, one prompt at a time, and some of the logits that lead to the
+    first token."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(SMOLLM2)
     model = transformers.AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32).eval()
     answers = []

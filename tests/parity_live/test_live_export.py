@@ -1,4 +1,5 @@
-"""Exports beside transformers: a policy's logits, a preference model's scores of padded batches, chat templates."""
+"""Exports beside transformers: a policy's logits, a preference model's scores of padded batches,
+chat templates."""
 
 import dataclasses
 

