@@ -17,11 +17,11 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.data.dialogue import load_format
+from cai_jax.engine.engine import Engine
 from cai_jax.errors import command
 from cai_jax.models import hf
-from cai_jax.sampling.engine import Engine
 
 
 def measure(directory: str, sizes: tuple[int, int, int], repeats: int) -> dict:

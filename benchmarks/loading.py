@@ -99,7 +99,7 @@ def measure(directory: str, fsdp: int, tensor: int, dtype: str) -> dict:
     there before."""
     import jax
 
-    from cai_jax import sharding
+    from cai_jax.core import sharding
 
     mesh = sharding.make_mesh({"data": 1, "fsdp": fsdp, "tensor": tensor})
     jax.block_until_ready(jax.device_put(np.zeros(8), sharding.replicated(mesh)))

@@ -19,14 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax import losses, optim, sharding
+from cai_jax.core import losses, optim, sharding
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.dialogue import load_format
 from cai_jax.data.prompts import load_prompts
+from cai_jax.engine import weights
 from cai_jax.errors import command
 from cai_jax.models import decoder, heads, hf, lora, rounding
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling import weights
 from cai_jax.structs import Message
 from cai_jax.training import state as state_lib
 

@@ -59,7 +59,7 @@ def measure(num_chips: int, layout: str, rows: int, compiler: str) -> dict:
     """Counts of one chip."""
     import jax
 
-    from cai_jax import sharding
+    from cai_jax.core import sharding
     from cai_jax.planning import chips, hlo, programs
     from configs import default
 

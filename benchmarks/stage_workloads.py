@@ -22,8 +22,8 @@ from benchmarks.workloads import (
     Workload,
     even_parts,
 )
-from cai_jax import losses, sharding
 from cai_jax.constitution.loader import load_constitution
+from cai_jax.core import losses, sharding
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.io import artefacts
 from cai_jax.models import decoder

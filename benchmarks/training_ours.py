@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import sides
-from cai_jax import optim, sharding
+from cai_jax.core import optim, sharding
 from cai_jax.data.dialogue import load_format
+from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.io import memory
 from cai_jax.models import heads, hf, lora
-from cai_jax.sampling.engine import Engine, EngineOptions
-from cai_jax.sampling.rewards import RewardModel
+from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.stages import sl
 from cai_jax.structs import Message, SamplingParams
 from cai_jax.training import batching, learner, rollouts

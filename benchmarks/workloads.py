@@ -18,8 +18,8 @@ from cai_jax import seeds
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.data.dialogue import load_format
 from cai_jax.data.prompts import load_prompts
+from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.models import hf
-from cai_jax.sampling.engine import Engine, EngineOptions
 from cai_jax.stages import revise as revise_stage
 from cai_jax.structs import Message, SampleRequest, SamplingParams
 

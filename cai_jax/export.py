@@ -59,7 +59,7 @@ def export(
     import jax.numpy as jnp
     import ml_collections
 
-    from cai_jax import sharding
+    from cai_jax.core import sharding
     from cai_jax.exporting import card, folder, origin, peft, target
     from cai_jax.io import artefacts
     from cai_jax.models import lora

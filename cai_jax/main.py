@@ -17,9 +17,11 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from cai_jax import __version__, config_files, pipeline, runtime
+from cai_jax import __version__, runtime
+from cai_jax.configuration import files as config_files
 from cai_jax.errors import EXIT_BAD_INPUT, UserError, command, require_utf8
 from cai_jax.io import preemption, progress
+from cai_jax.pipeline import graph as pipeline
 
 USAGE = (
     "usage: python -m cai_jax.main --config=NAME|FILE.py [--workdir=DIR] [--config.FIELD=VALUE …]"

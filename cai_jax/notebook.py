@@ -9,13 +9,13 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.data.prompts import stable_id
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
 from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.io.metrics import read_rows
-from cai_jax.sampling.rewards import RewardModel
+from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import Dialogue, Message, SampleRequest, SamplingParams

@@ -14,7 +14,7 @@ import pathlib
 import re
 import sys
 
-from cai_jax import config_files
+from cai_jax.configuration import files as config_files
 from cai_jax.errors import UserError, command
 
 USAGE = (
@@ -68,7 +68,8 @@ def run(argv: list[str]) -> int:
     topology = chips.parse_topology(options["topology"] or _preset(left), int(options["slices"]))
     chips.work_offline(topology)  # before JAX is imported below
     from cai_jax import main as command
-    from cai_jax import pipeline, sharding
+    from cai_jax.core import sharding
+    from cai_jax.pipeline import graph as pipeline
     from cai_jax.planning import estimate, programs, propose, table
 
     config = pipeline.resolve(command.parse([argv[0], *left])[0])

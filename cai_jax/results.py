@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from cai_jax.configuration.topic import Words
 from cai_jax.errors import Parser, UserError, command
 from cai_jax.io import artefacts
-from cai_jax.topic import Words
 
 USAGE = (
     "python -m cai_jax.results RUN [RUN …] --out DIR [--critiques COUNT] [--of STAGE] "

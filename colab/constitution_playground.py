@@ -46,7 +46,9 @@ by yours. Only what depends on your principles runs again after an edit (`on_cha
     (
         "code",
         """import json
-from cai_jax import labels, main, notebook, pipeline
+from cai_jax.core import labels
+from cai_jax import main, notebook
+from cai_jax.pipeline import graph as pipeline
 from configs import default
 
 WORKDIR = pathlib.Path(os.environ.get("CAI_JAX_WORKDIR", "runs/playground"))

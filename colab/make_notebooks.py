@@ -38,7 +38,7 @@ elif importlib.util.find_spec("cai_jax") is None:
     os.chdir("cai_jax_repository")
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-r", "requirements.txt"], check=True)
     sys.path.insert(0, os.getcwd())
-from cai_jax import config_files
+from cai_jax.configuration import files as config_files
 config_files.importable(pathlib.Path("configs/notebook.py").absolute())  # the project's configs, wherever they are
 import jax
 print(jax.__version__, jax.devices())""",
@@ -54,7 +54,8 @@ print(MODEL)""",
     ),
     "small run": (
         "code",
-        """from cai_jax import main, pipeline
+        """from cai_jax import main
+from cai_jax.pipeline import graph as pipeline
 from configs import smollm2_cpu
 
 config = smollm2_cpu.get_config()

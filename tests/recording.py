@@ -18,10 +18,11 @@ import jax
 import ml_collections
 from etils import epath
 
-from cai_jax import pipeline, sharding
+from cai_jax.core import sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.io import artefacts
 from cai_jax.models.config import ModelConfig
+from cai_jax.pipeline import graph as pipeline
 from cai_jax.stages.context import LoadedModel, StageContext, resolve_role
 from cai_jax.structs import Completion, Score
 from configs import default

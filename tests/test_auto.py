@@ -3,8 +3,10 @@ nothing else."""
 
 import pytest
 
-from cai_jax import auto, main, pipeline
+from cai_jax import main
+from cai_jax.configuration import auto
 from cai_jax.errors import UserError
+from cai_jax.pipeline import graph as pipeline
 
 
 def config(*flags):

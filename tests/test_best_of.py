@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cai_jax import labels
+from cai_jax.core import labels
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.stages import best_of, evaluate, feedback, human
 from configs import default

@@ -4,9 +4,11 @@ can be moved back."""
 import pytest
 from etils import epath
 
-from cai_jax import changes, main, pipeline
+from cai_jax import main
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
+from cai_jax.pipeline import changes
+from cai_jax.pipeline import graph as pipeline
 
 TINY = "--config=configs/tiny.py"
 

@@ -4,8 +4,10 @@ has a range."""
 import ml_collections
 import pytest
 
-from cai_jax import checks, labels, pipeline
+from cai_jax.configuration import checks
+from cai_jax.core import labels
 from cai_jax.errors import UserError
+from cai_jax.pipeline import graph as pipeline
 from configs import default
 
 NOT_RANGES = {"clamp", "temperatures"}  # pairs and lists, which have checks of their own

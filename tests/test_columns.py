@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from cai_jax import identity
 from cai_jax.data import chats
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.prompts import load_prompts, read_prompts
 from cai_jax.errors import UserError
+from cai_jax.pipeline import identity
 from cai_jax.structs import Message
 
 

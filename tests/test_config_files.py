@@ -10,7 +10,8 @@ import tomllib
 
 import pytest
 
-from cai_jax import config_files, main, plan
+from cai_jax import main, plan
+from cai_jax.configuration import files as config_files
 from cai_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -9,12 +9,13 @@ import pathlib
 import ml_collections
 import pytest
 
-from cai_jax import pipeline, topic
+from cai_jax.configuration import topic
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.data import choices, fitting
 from cai_jax.data.dialogue import load_format
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.models.config import ModelConfig
+from cai_jax.pipeline import graph as pipeline
 from cai_jax.stages import best_of, evaluate, feedback, harm, pm, revise, rl, sl
 from cai_jax.stages.context import LoadedModel, StageContext
 from cai_jax.structs import Message

@@ -12,8 +12,9 @@ import sys
 import pytest
 
 import cai_jax.stages
-from cai_jax import main, pipeline
+from cai_jax import main
 from cai_jax.models.config import FAMILIES
+from cai_jax.pipeline import graph as pipeline
 from configs import default
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

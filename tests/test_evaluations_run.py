@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from cai_jax import pipeline
 from cai_jax.evals.rows import find
+from cai_jax.pipeline import graph as pipeline
 from configs import default, tiny
 
 pytestmark = pytest.mark.long

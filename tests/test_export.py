@@ -11,7 +11,8 @@ import pytest
 from parity import cases
 from safetensors.numpy import load_file
 
-from cai_jax import export, sharding
+from cai_jax import export
+from cai_jax.core import sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.errors import UserError
 from cai_jax.exporting import card, folder, origin, peft, target
@@ -20,7 +21,7 @@ from cai_jax.models import heads, hf, lora
 from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
 from cai_jax.reporting.run_data import Run
-from cai_jax.sampling.rewards import RewardModel
+from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.stages.context import LoadedModel
 from cai_jax.structs import Message
 

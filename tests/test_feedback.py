@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cai_jax import labels, sharding
 from cai_jax.constitution.loader import load_constitution
+from cai_jax.core import labels, sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.io import artefacts
 from cai_jax.models import params as params_lib

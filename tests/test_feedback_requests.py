@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from cai_jax import labels
+from cai_jax.core import labels
 from cai_jax.seeds import row_key
 from cai_jax.stages import feedback
 from configs import default

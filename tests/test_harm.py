@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax import pipeline, sharding
+from cai_jax.core import sharding
+from cai_jax.core.optim import adam, learning_rate
 from cai_jax.data.ratings import load_ratings
 from cai_jax.errors import UserError
 from cai_jax.evals import harm
@@ -18,7 +19,7 @@ from cai_jax.microworld import rated
 from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import init_params
-from cai_jax.optim import adam, learning_rate
+from cai_jax.pipeline import graph as pipeline
 from cai_jax.stages import harm as stage
 from cai_jax.structs import Message
 from cai_jax.training import batching

@@ -9,12 +9,13 @@ import time
 import numpy as np
 import pytest
 
-from cai_jax import main, pipeline
+from cai_jax import main
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.data import choices
 from cai_jax.data.dialogue import load_format
 from cai_jax.data.prompts import load_prompts
 from cai_jax.errors import UserError
+from cai_jax.pipeline import graph as pipeline
 from cai_jax.stages.feedback import draw_header
 from cai_jax.structs import ROLES, Message
 

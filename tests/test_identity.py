@@ -7,10 +7,11 @@ import shutil
 import pytest
 from etils import epath
 
-from cai_jax import changes, identity, pipeline
 from cai_jax.errors import UserError
 from cai_jax.io import contents
 from cai_jax.main import parse
+from cai_jax.pipeline import changes, identity
+from cai_jax.pipeline import graph as pipeline
 
 TINY = pathlib.Path(__file__).resolve().parent.parent / "configs" / "tiny.py"
 

@@ -8,7 +8,7 @@ import pytest
 from test_lora import filled
 from test_training_learner import CONFIG, MESH, PARAMS, SETTINGS, rollouts
 
-from cai_jax import losses, optim, sharding
+from cai_jax.core import losses, optim, sharding
 from cai_jax.errors import UserError
 from cai_jax.models import heads, hf, lora, rounding
 from cai_jax.models.config import ModelConfig

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai_jax import labels
+from cai_jax.core import labels
 
 LOGPROB = st.floats(-50, 0)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import abstract_params
 from cai_jax.training import batching

@@ -6,9 +6,10 @@ import pathlib
 
 import pytest
 
-from cai_jax import auto, pipeline, topic
+from cai_jax.configuration import auto, topic
 from cai_jax.errors import UserError
-from cai_jax.stages import limits
+from cai_jax.pipeline import graph as pipeline
+from cai_jax.pipeline import limits
 from configs import default, tiny
 
 

@@ -13,12 +13,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.errors import UserError
 from cai_jax.exporting import folder
 from cai_jax.models import heads, hf
-from cai_jax.sampling.rewards import RewardModel
+from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import Completion, Message, SampleRequest, SamplingParams, Score, ScoreRequest
 

@@ -11,13 +11,13 @@ import pytest
 from parity import cases
 from test_training_learner import CONFIG, MESH, PARAMS, SETTINGS, rollouts
 
-from cai_jax import optim, sharding
+from cai_jax.core import optim, sharding
+from cai_jax.engine import weights
 from cai_jax.errors import UserError
 from cai_jax.models import heads, lora, rounding
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.decoder import hidden_states
 from cai_jax.models.params import init_params, param_table
-from cai_jax.sampling import weights
 from cai_jax.stages import sl
 from cai_jax.training import batching
 from cai_jax.training import learner as learner_lib

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax import losses
+from cai_jax.core import losses
 from cai_jax.training import batching
 
 

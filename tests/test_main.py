@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from cai_jax import main, pipeline
+from cai_jax import main
 from cai_jax.errors import UserError
 from cai_jax.io import lock
+from cai_jax.pipeline import graph as pipeline
 
 TINY = "--config=configs/tiny.py"
 

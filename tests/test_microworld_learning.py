@@ -10,9 +10,10 @@ import shutil
 
 import pytest
 
-from cai_jax import labels, pipeline
+from cai_jax.core import labels
 from cai_jax.microworld import measure
-from cai_jax.sampling.rewards import RewardModel
+from cai_jax.pipeline import graph as pipeline
+from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.stages.context import StageContext
 from configs import default, microworld
 

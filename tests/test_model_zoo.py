@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from cai_jax import main, pipeline
+from cai_jax import main
 from cai_jax.errors import UserError
 from cai_jax.models.families import FAMILIES
+from cai_jax.pipeline import graph as pipeline
 from configs.models import zoo
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

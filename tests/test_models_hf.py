@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.errors import UserError
 from cai_jax.models import hf, tensor_files, weight_files
 from cai_jax.models import params as params_lib

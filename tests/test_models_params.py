@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cai_jax.core.sharding import RULES
 from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
-from cai_jax.sharding import RULES
 
 CONFIG = ModelConfig(
     family="llama",

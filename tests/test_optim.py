@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from cai_jax import losses, optim
+from cai_jax.core import losses, optim
 
 
 def test_schedules_by_hand():

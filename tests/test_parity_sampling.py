@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cai_jax.data.dialogue import load_format
+from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.models import hf
-from cai_jax.sampling.engine import Engine, EngineOptions
 from cai_jax.structs import SampleRequest, SamplingParams
 
 REFERENCE = pathlib.Path(__file__).parent / "parity" / "smollm2.jsonl"

@@ -9,9 +9,10 @@ import ml_collections
 import pytest
 from etils import epath
 
-from cai_jax import pins, pipeline
 from cai_jax.errors import UserError
 from cai_jax.main import parse
+from cai_jax.pipeline import graph as pipeline
+from cai_jax.pipeline import pins
 
 OLD, NEW = "a" * 40, "b" * 40
 

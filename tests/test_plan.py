@@ -11,7 +11,8 @@ import sys
 import jax
 import pytest
 
-from cai_jax import plan, sharding
+from cai_jax import plan
+from cai_jax.core import sharding
 from cai_jax.errors import UserError
 from cai_jax.planning import arithmetic, chips, estimate, programs, propose, table
 from configs import default, tiny

@@ -5,7 +5,7 @@ import types
 import jax
 import pytest
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.models import lora
 from cai_jax.models.config import ModelConfig
 from cai_jax.planning import chips, throughput

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax import sharding
+from cai_jax.core import sharding
+from cai_jax.core.optim import adam, learning_rate
 from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import init_params
-from cai_jax.optim import adam, learning_rate
 from cai_jax.stages import pm
 from cai_jax.structs import Message
 from cai_jax.training import batching

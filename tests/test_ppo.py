@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax import ppo
+from cai_jax.core import ppo
 
 settings = hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 

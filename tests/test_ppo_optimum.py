@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax import ppo, sharding
+from cai_jax.core import ppo, sharding
+from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import init_params
-from cai_jax.sampling.engine import Engine, EngineOptions
 from cai_jax.structs import Message, SamplingParams
 from cai_jax.training import learner as learner_lib
 from cai_jax.training import rollouts as rollouts_lib

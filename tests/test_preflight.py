@@ -9,8 +9,10 @@ import time
 import pytest
 from etils import epath
 
-from cai_jax import main, pipeline, preflight
+from cai_jax import main
 from cai_jax.errors import UserError
+from cai_jax.pipeline import graph as pipeline
+from cai_jax.pipeline import preflight
 
 TINY = "--config=configs/tiny.py"
 

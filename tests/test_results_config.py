@@ -3,9 +3,9 @@ pairs are nobody else's."""
 
 import pytest
 
-from cai_jax import pipeline
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.prompts import read_prompts
+from cai_jax.pipeline import graph as pipeline
 from configs.results import smollm2
 
 JUDGE = "pm_judge"

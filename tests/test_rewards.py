@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.models import heads
-from cai_jax.sampling import rewards
+from cai_jax.rewards import preference_model as rewards
 from cai_jax.stages import context
 from cai_jax.structs import Message, sampled_turn
 from tests.recording import TINY, stage

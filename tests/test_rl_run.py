@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from cai_jax import ppo
+from cai_jax.core import ppo
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import abstract_params
 from cai_jax.seeds import row_key

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from cai_jax import topic
+from cai_jax.configuration import topic
 from cai_jax.data.comparisons import load_comparisons
 from configs import default, rlhf
 

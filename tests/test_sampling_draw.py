@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax.sampling import draw as draw_lib
+from cai_jax.engine import draw as draw_lib
 from cai_jax.structs import SamplingParams
 
 RNG = np.random.default_rng(0)

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cai_jax import losses, seeds
+from cai_jax import seeds
+from cai_jax.core import losses
+from cai_jax.engine import cached
+from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.errors import UserError
 from cai_jax.models import decoder
 from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling import cached
-from cai_jax.sampling.engine import Engine, EngineOptions
 from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest
 
 CONFIG = ModelConfig(

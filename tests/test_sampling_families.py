@@ -13,9 +13,9 @@ import pytest
 from parity import cases
 from safetensors.numpy import save_file
 
-from cai_jax import sharding
+from cai_jax.core import sharding
+from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.models import heads, hf
-from cai_jax.sampling.engine import Engine, EngineOptions
 from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest
 
 # The first two have most of the switches between them.

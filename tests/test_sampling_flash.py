@@ -14,8 +14,8 @@ import pytest
 from test_plan import has_compiler
 from test_sampling_engine import CONFIG, model, some_tokens
 
+from cai_jax.engine import cached, flash, weights
 from cai_jax.errors import UserError
-from cai_jax.sampling import cached, flash, weights
 
 CAPPED = dataclasses.replace(CONFIG, attention_softcap=2.0)
 WINDOW = dataclasses.replace(CONFIG, windows=(5, 0))
@@ -108,10 +108,10 @@ from cai_jax.planning import chips
 topology = chips.parse_topology("v5e:2x2")
 chips.work_offline(topology)
 import jax, jax.numpy as jnp
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.models.config import ModelConfig
 from cai_jax.planning import programs
-from cai_jax.sampling import cached
+from cai_jax.engine import cached
 
 devices, found = chips.devices(topology), {}
 meshes = {"float32": sharding.make_mesh({}, devices[:1]), "bfloat16": sharding.make_mesh({"data": 2, "tensor": 2}, devices)}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from test_sampling_engine import CONFIG, Format, model, some_tokens
 
-from cai_jax import losses, seeds
+from cai_jax import seeds
+from cai_jax.core import losses
+from cai_jax.engine import weights
+from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.models import decoder
-from cai_jax.sampling import weights
-from cai_jax.sampling.engine import Engine, EngineOptions
 from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest
 
 TOKENS = some_tokens(40)

@@ -9,10 +9,11 @@ import sys
 MESH = """
 import json
 import jax, numpy as np
-from cai_jax import seeds, sharding
+from cai_jax import seeds
+from cai_jax.core import sharding
 from cai_jax.models import heads, params as P
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling.engine import Engine, EngineOptions
+from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest
 
 config = ModelConfig(family="llama", vocab_size=96, width=32, ffw=64, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8,

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai_jax import losses
+from cai_jax.core import losses
+from cai_jax.engine import packing, row_reader
+from cai_jax.engine.engine import Engine
 from cai_jax.models import decoder
-from cai_jax.sampling import packing, row_reader
-from cai_jax.sampling.engine import Engine
 from cai_jax.structs import ScoreRequest
 from tests.test_sampling_engine import CONFIG, HEADER, Format, model, some_tokens
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cai_jax.engine import plan
 from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling import plan
 
 CONFIG = ModelConfig(
     family="llama",

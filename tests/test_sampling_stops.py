@@ -1,6 +1,6 @@
 """Where a completion ends."""
 
-from cai_jax.sampling.stops import Ending, find_ending
+from cai_jax.engine.stops import Ending, find_ending
 
 STOPS = ("\n\nHuman:", "\n\nAssistant:")
 

@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.errors import UserError
 
 MESH = AbstractMesh((2, 2, 2), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
@@ -78,7 +78,7 @@ def test_optimizer_moments_lie_as_their_parameters():
 EIGHT_DEVICES = """
 import json
 import jax, jax.numpy as jnp, numpy as np
-from cai_jax import losses, sharding
+from cai_jax.core import losses, sharding
 from cai_jax.models import decoder, params as P
 from cai_jax.models.config import ModelConfig
 
@@ -131,7 +131,7 @@ def test_eight_devices_give_the_gradients_of_one():
 TWO_PROCESSES = """
 import re
 import jax
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.planning import hlo, programs
 from configs import tiny
 

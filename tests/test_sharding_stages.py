@@ -11,11 +11,12 @@ import pytest
 MESHES = """
 import json
 import jax, numpy as np
-from cai_jax import seeds, sharding
+from cai_jax import seeds
+from cai_jax.core import sharding
 from cai_jax.models import heads, params as P
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling import rewards
-from cai_jax.sampling.engine import Engine, EngineOptions
+from cai_jax.rewards import preference_model as rewards
+from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.structs import SampleRequest, SamplingParams
 from cai_jax.training import learner as L
 

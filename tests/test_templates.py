@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from cai_jax import pipeline
 from cai_jax.data import templates
 from cai_jax.data.dialogue import load_format
 from cai_jax.errors import UserError
 from cai_jax.exporting import folder
+from cai_jax.pipeline import graph as pipeline
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import Completion, Message, SampleRequest, SamplingParams
 from configs import tiny

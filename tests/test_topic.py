@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from cai_jax import pipeline, topic
+from cai_jax.configuration import topic
 from cai_jax.data.prompts import load_prompts
 from cai_jax.errors import UserError
 from cai_jax.main import parse
+from cai_jax.pipeline import graph as pipeline
 
 TINY = "configs/tiny.py"
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax import optim, ppo, sharding
+from cai_jax.core import optim, ppo, sharding
 from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.decoder import hidden_states

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.errors import UserError
 from cai_jax.io import checkpoints as checkpoints_lib
 from cai_jax.io import preemption

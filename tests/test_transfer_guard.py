@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.io import artefacts
 from cai_jax.io.metrics import read_rows
 from cai_jax.stages import pm, sl

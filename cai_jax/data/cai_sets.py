@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cai_jax import labels
+from cai_jax.core import labels
 from cai_jax.data.hh_rlhf import check_reachable
 from cai_jax.data.jsonl import field, read_jsonl
 from cai_jax.errors import UserError

@@ -6,7 +6,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable, Mapping, Sequence
 
-from cai_jax import labels
+from cai_jax.core import labels
 from cai_jax.evals import calibration, preference
 from cai_jax.evals.intervals import Estimate, bootstrap_mean, paired_difference, wilson
 from cai_jax.evals.rows import row

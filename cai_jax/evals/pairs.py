@@ -11,7 +11,7 @@ from cai_jax.data.comparisons import load_comparisons
 from cai_jax.evals import calibration, preference
 from cai_jax.evals.intervals import Estimate, paired_difference
 from cai_jax.evals.rows import row
-from cai_jax.sampling.rewards import collected
+from cai_jax.rewards.preference_model import collected
 from cai_jax.structs import Message
 
 

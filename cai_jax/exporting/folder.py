@@ -15,7 +15,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
 from cai_jax.models import heads, hf

@@ -13,7 +13,7 @@ import pathlib
 
 import numpy as np
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.exporting import folder
 from cai_jax.io import artefacts
 from cai_jax.models import heads, hf, names, tensor_files

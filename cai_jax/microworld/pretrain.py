@@ -20,7 +20,7 @@ from optax.contrib import MuonDimensionNumbers
 from optax.contrib import muon as optax_muon
 from tokenizers import Tokenizer
 
-from cai_jax import losses, optim
+from cai_jax.core import losses, optim
 from cai_jax.data.dialogue import load_format
 from cai_jax.errors import Parser, command
 from cai_jax.microworld import documents, score

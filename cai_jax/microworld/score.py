@@ -13,12 +13,12 @@ import numpy as np
 
 from cai_jax.data import choices
 from cai_jax.data.dialogue import DialogueFormat, load_format
+from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.errors import Parser, command
 from cai_jax.microworld import documents, principles
 from cai_jax.microworld.language import REQUESTS, request
 from cai_jax.microworld.oracle import VERDICTS, judge
 from cai_jax.models import hf
-from cai_jax.sampling.engine import Engine, EngineOptions
 from cai_jax.seeds import row_key
 from cai_jax.structs import Dialogue, Message, SampleRequest, SamplingParams, ScoreRequest
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cai_jax.core.sharding import later
 from cai_jax.models.config import ModelConfig
-from cai_jax.sharding import later
 
 MASKED = (
     -1e30

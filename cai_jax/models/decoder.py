@@ -16,10 +16,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cai_jax.core.sharding import constrain
 from cai_jax.models import blocks
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import initial_value, param_table
-from cai_jax.sharding import constrain
 
 # What the backward pass keeps of a layer ("none": everything but attention weights; "full": its
 # input only).

@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from cai_jax import losses
+from cai_jax.core import losses
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.decoder import hidden_states, unembedding
 from cai_jax.models.params import abstract_params, param_axes

@@ -24,7 +24,7 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.errors import UserError
 from cai_jax.io import contents, progress
 from cai_jax.models import names, rounding, tensor_files, weight_files

@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.data import fitting
+from cai_jax.engine import cached, flash, plan
+from cai_jax.engine import weights as sampling_weights
 from cai_jax.errors import UserError
 from cai_jax.models import lora, rounding
 from cai_jax.models.config import ModelConfig
 from cai_jax.planning.arithmetic import Work, trained_share
-from cai_jax.sampling import cached, flash, plan, rewards
-from cai_jax.sampling import weights as sampling_weights
+from cai_jax.rewards import preference_model as rewards
 from cai_jax.stages import harm, pm, rl, sl
 from cai_jax.stages.context import resolve_role
 from cai_jax.structs import SamplingParams

@@ -10,9 +10,9 @@ import math
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from cai_jax.core.sharding import MESH_AXES
 from cai_jax.planning import estimate, programs
 from cai_jax.planning.chips import Topology
-from cai_jax.sharding import MESH_AXES
 
 MARGIN = 0.85  # of what may be used: the formulas are right within some ten percent
 MAX_PARTS = 256

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from cai_jax.configuration.topic import Words
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
 from cai_jax.reporting import (
@@ -18,7 +19,6 @@ from cai_jax.reporting import (
 )
 from cai_jax.reporting.run_data import Run
 from cai_jax.reporting.text import speaking
-from cai_jax.topic import Words
 
 FIGURE_NAMES = {
     "frontier": "Harmlessness against helpfulness",

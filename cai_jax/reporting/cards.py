@@ -14,7 +14,7 @@ import gzip
 import statistics
 from collections.abc import Sequence
 
-from cai_jax import labels
+from cai_jax.core import labels
 from cai_jax.evals.text_statistics import refusal_kind
 from cai_jax.reporting.diff import word_diff
 from cai_jax.reporting.run_data import Run

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cai_jax import labels
+from cai_jax.core import labels
 from cai_jax.reporting.figure import Panel, Series
 from cai_jax.reporting.figures import tone_of
 from cai_jax.reporting.run_data import Run, Stage

@@ -9,7 +9,7 @@ import html
 import json
 import re
 
-from cai_jax.topic import Words
+from cai_jax.configuration.topic import Words
 
 # Characters that reorder, hide or break what stands around them, shown by their code point instead.
 # The joiners U+200C and U+200D stay: emoji and several scripts need them.

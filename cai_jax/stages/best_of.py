@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 
-from cai_jax.sampling.rewards import RewardModel, collected
+from cai_jax.rewards.preference_model import RewardModel, collected
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import count_cut, dialogue_from_json, sampled_turn
 

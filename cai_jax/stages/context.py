@@ -17,13 +17,13 @@ from etils import epath
 from cai_jax.data import dialogue as dialogue_lib
 from cai_jax.data import fitting, templates
 from cai_jax.data.prompts import Prompt, read_prompts
+from cai_jax.engine import engine as engine_lib
 from cai_jax.errors import UserError, require_finite
 from cai_jax.io import artefacts, preemption, progress
 from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.io.metrics import MetricsWriter
 from cai_jax.models import hf, lora, rounding
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling import engine as engine_lib
 from cai_jax.structs import Completion, Dialogue, SampleRequest, SamplingParams, Score, ScoreRequest
 from cai_jax.training import feed
 from cai_jax.training import state as state_lib

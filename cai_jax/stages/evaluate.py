@@ -20,6 +20,7 @@ import collections
 import dataclasses
 import types
 
+from cai_jax.configuration.topic import Words
 from cai_jax.data import answers as answers_lib
 from cai_jax.data import fitting
 from cai_jax.data.prompts import read_prompts
@@ -27,7 +28,7 @@ from cai_jax.evals import harm, judged, multiple_choice, pairs, questions, sampl
 from cai_jax.evals.rows import SCHEMA as ROW_SCHEMA
 from cai_jax.evals.rows import find
 from cai_jax.io import artefacts
-from cai_jax.sampling.rewards import RewardModel
+from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.structs import (
@@ -38,7 +39,6 @@ from cai_jax.structs import (
     dialogue_to_json,
     sampled_turn,
 )
-from cai_jax.topic import Words
 from cai_jax.training.rollouts import custom_reward
 
 SCHEMA = 3

@@ -2,8 +2,8 @@
 log-probabilities become labels.
 
 What is stored is raw: log P(" (A)") and log P(" (B)") for every order that was asked, and every
-chain of thought. Soft, hard, clamped and order-averaged labels are derived by `cai_jax.labels` when
-a preference model reads them.
+chain of thought. Soft, hard, clamped and order-averaged labels are derived by `cai_jax.core.labels`
+when a preference model reads them.
 
 The labeller may also be a preference model (mode "preference_model"): then log σ(Δ) and log σ(−Δ)
 of its scores stand for the two options, so that a label source better than a weak language model
@@ -17,12 +17,12 @@ import itertools
 
 import numpy as np
 
-from cai_jax import labels
 from cai_jax.constitution.loader import load_constitution
+from cai_jax.core import labels
 from cai_jax.data import choices, fitting
 from cai_jax.errors import UserError
 from cai_jax.evals import agreement
-from cai_jax.sampling.rewards import RewardModel, collected
+from cai_jax.rewards.preference_model import RewardModel, collected
 from cai_jax.seeds import row_key, row_rng
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import (

@@ -13,12 +13,12 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax import losses
+from cai_jax.core import losses
 from cai_jax.data.ratings import load_ratings
 from cai_jax.evals import harm as harm_evals
 from cai_jax.models import heads
 from cai_jax.planning import throughput
-from cai_jax.sampling.rewards import RewardModel
+from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.stages.context import StageContext, fits_training
 from cai_jax.structs import dialogue_to_json
 from cai_jax.training import batching, loop, scalar

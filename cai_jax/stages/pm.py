@@ -15,14 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax import auto, labels, losses, seeds
+from cai_jax import seeds
+from cai_jax.configuration import auto
+from cai_jax.core import labels, losses
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.errors import UserError
 from cai_jax.evals import preference
 from cai_jax.io import progress
 from cai_jax.models import heads
 from cai_jax.planning import throughput
-from cai_jax.sampling.rewards import RewardModel
+from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.stages.context import StageContext, fits_training, resolve_role
 from cai_jax.structs import (
     Dialogue,

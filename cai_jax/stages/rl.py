@@ -13,7 +13,8 @@ import time
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax import ppo, seeds, sharding
+from cai_jax import seeds
+from cai_jax.core import ppo, sharding
 from cai_jax.data import fitting
 from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError, require_finite
@@ -22,7 +23,7 @@ from cai_jax.models import heads, lora
 from cai_jax.planning import throughput
 from cai_jax.reporting import png
 from cai_jax.reporting.figure import Panel, Series
-from cai_jax.sampling.rewards import RewardModel
+from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import LENGTH, SamplingParams, dialogue_to_json, sampled_turn
 from cai_jax.training import learner as learner_lib

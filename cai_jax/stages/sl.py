@@ -7,11 +7,12 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax import losses, seeds
+from cai_jax import seeds
+from cai_jax.core import losses
+from cai_jax.core.sharding import batch_ways
 from cai_jax.errors import UserError
 from cai_jax.models import heads, lora
 from cai_jax.planning import throughput
-from cai_jax.sharding import batch_ways
 from cai_jax.stages.context import StageContext, fits_training
 from cai_jax.structs import Dialogue, dialogue_from_json, sampled_turn
 from cai_jax.training import batching, feed, loop

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax import losses, optim, ppo, seeds, sharding
+from cai_jax import seeds
+from cai_jax.core import losses, optim, ppo, sharding
 from cai_jax.io import memory
 from cai_jax.models import heads, lora
 from cai_jax.models.config import ModelConfig

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.errors import UserError
 from cai_jax.io import memory, preemption, progress
 from cai_jax.io.checkpoints import Checkpoints

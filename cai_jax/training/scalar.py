@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from cai_jax import seeds
+from cai_jax.core.sharding import batch_ways
 from cai_jax.io.artefacts import dump
 from cai_jax.models import lora
-from cai_jax.sharding import batch_ways
 from cai_jax.structs import dialogue_to_json
 from cai_jax.training import batching, feed, loop
 from cai_jax.training import state as state_lib

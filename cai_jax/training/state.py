@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cai_jax import optim, sharding
+from cai_jax.core import optim, sharding
 from cai_jax.errors import UserError
 from cai_jax.models import heads, lora
 from cai_jax.models.config import ModelConfig

@@ -11,13 +11,13 @@ import torch
 import transformers
 from parity import cases
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.exporting import folder
 from cai_jax.models import decoder, heads
 from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling.rewards import RewardModel
+from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.structs import Message
 
 DIALOGUES = [

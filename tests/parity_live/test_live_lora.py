@@ -14,13 +14,13 @@ from parity import cases
 from parity.make_reference import model_of
 from test_live_torch import our_logits
 
-from cai_jax import optim, sharding
+from cai_jax.core import optim, sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.exporting import peft as exporting
 from cai_jax.models import heads, hf, lora
 from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling.rewards import RewardModel
+from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.stages import sl
 from cai_jax.stages.context import LoadedModel
 from cai_jax.structs import Message

@@ -15,12 +15,13 @@ import torch
 import transformers
 
 from benchmarks import evaluations as benchmark
-from cai_jax import main, sharding
+from cai_jax import main
+from cai_jax.core import sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.data.evals import load_choices
+from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.evals import multiple_choice
 from cai_jax.models import hf
-from cai_jax.sampling.engine import Engine, EngineOptions
 
 CONFIG = pathlib.Path(__file__).resolve().parent.parent.parent / "configs" / "evaluations.py"
 

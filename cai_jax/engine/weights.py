@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.models import blocks, lora
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import param_table

@@ -20,7 +20,7 @@ from typing import Any
 
 from etils import epath
 
-from cai_jax import auto, topic
+from cai_jax.configuration import auto, topic
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.data import answers, sources, templates
 from cai_jax.data.comparisons import load_comparisons
@@ -33,7 +33,8 @@ from cai_jax.io import artefacts
 from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.models import hf
 from cai_jax.models.config import ModelConfig
-from cai_jax.stages import evaluate, limits
+from cai_jax.pipeline import limits
+from cai_jax.stages import evaluate
 from cai_jax.stages.context import resolve_role
 from cai_jax.training.rollouts import custom_reward
 

@@ -13,7 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 
 VOCABULARY_BLOCK = 4096  # logits of how many tokens the backward pass makes at one time, at most
 

@@ -14,7 +14,7 @@ import sys
 
 from cai_jax.errors import UserError
 
-PACKAGE = pathlib.Path(__file__).resolve().parent
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # Directories that may hold ours as `configs`: the installed one, the clone's.
 ROOTS = (PACKAGE / "packaged", PACKAGE.parent)
 

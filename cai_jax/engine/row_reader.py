@@ -15,11 +15,11 @@ import os
 import jax
 import jax.numpy as jnp
 
-from cai_jax.losses import token_logprobs
+from cai_jax.core.losses import token_logprobs
+from cai_jax.engine import attention
+from cai_jax.engine.weights import unembedding
 from cai_jax.models import blocks
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling import attention
-from cai_jax.sampling.weights import unembedding
 
 TOKENS = 512  # of the row that go through a layer at a time
 QUERIES = 128  # of which attention is computed at a time

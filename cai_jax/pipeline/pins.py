@@ -16,11 +16,11 @@ from collections.abc import Iterator
 
 import ml_collections
 
-from cai_jax import identity
 from cai_jax.data import hub, sources
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, progress
 from cai_jax.models import hf
+from cai_jax.pipeline import identity
 
 FILE = "pinned.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")

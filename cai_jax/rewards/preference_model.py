@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
 from cai_jax.structs import Dialogue, as_ended

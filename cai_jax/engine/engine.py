@@ -22,13 +22,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cai_jax import sharding
+from cai_jax.core import sharding
 from cai_jax.data import fitting
+from cai_jax.engine import cached, flash, packing, plan, row_reader, weights
+from cai_jax.engine.stops import Ending, find_ending
+from cai_jax.engine.store import Piece, Store
 from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling import cached, flash, packing, plan, row_reader, weights
-from cai_jax.sampling.stops import Ending, find_ending
-from cai_jax.sampling.store import Piece, Store
 from cai_jax.structs import Completion, SampleRequest, SamplingParams, Score, ScoreRequest
 
 BLOCK = 256  # positions of the cache read at a time, on CPU

@@ -25,7 +25,7 @@ import os
 import pathlib
 
 import cai_jax
-from cai_jax.checks import CHOICES
+from cai_jax.configuration.checks import CHOICES
 from cai_jax.data import sources
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, contents

@@ -16,7 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from cai_jax.losses import masked_sum
+from cai_jax.core.losses import masked_sum
 
 
 def _clean(mask_BxT, *arrays):

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from etils import epath
 
-from cai_jax import identity
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, progress
+from cai_jax.pipeline import identity
 
 ASIDE = "aside"  # RUN/aside/STAGE-DATE-TIME
 

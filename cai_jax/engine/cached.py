@@ -16,13 +16,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cai_jax.losses import token_logprobs
+from cai_jax.core.losses import token_logprobs
+from cai_jax.core.sharding import constrain
+from cai_jax.engine import attention, flash
+from cai_jax.engine.draw import draw
+from cai_jax.engine.weights import unembedding
 from cai_jax.models import blocks
 from cai_jax.models.config import ModelConfig
-from cai_jax.sampling import attention, flash
-from cai_jax.sampling.draw import draw
-from cai_jax.sampling.weights import unembedding
-from cai_jax.sharding import constrain
 from cai_jax.structs import SamplingParams
 
 CACHE_AXES = ("batch", "kv_heads", None, None)

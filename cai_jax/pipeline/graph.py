@@ -19,14 +19,15 @@ import jax
 import ml_collections
 from etils import epath
 
-from cai_jax import auto, changes, identity, pins, preflight, sharding, topic
-from cai_jax.checks import check_values
+from cai_jax.configuration import auto, topic
+from cai_jax.configuration.checks import check_values
 from cai_jax.constitution.loader import missing_examples
+from cai_jax.core import sharding
 from cai_jax.data import templates
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, integrity, lock, memory, preemption, progress, where
 from cai_jax.models import lora
-from cai_jax.stages import limits
+from cai_jax.pipeline import changes, identity, limits, pins, preflight
 from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.training import feed, profiling
 

@@ -1,0 +1,1 @@
+"""Config files, the ranges of their fields, and values that follow from others."""

@@ -1,0 +1,1 @@
+"""Pure arithmetic: losses, labels, PPO, optimisers, sharding."""
