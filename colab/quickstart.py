@@ -53,7 +53,7 @@ that follows the content gives the same preference in both; a weak one prefers a
     ),
     (
         "code",
-        """from cai_jax import labels
+        """from cai_jax.core import labels
 for row in run.records("feedback")[:4]:
     first = [labels.probability_first(entry) for entry in row["logprobs"]]
     print(row["principle_id"], [f"{entry['order']}: {p:.2f}" for entry, p in zip(row["logprobs"], first)],
