@@ -29,6 +29,8 @@ ROLES = (
 ANSWERING_ROLES = ("assistant", "critique", "revision")
 # `Completion.stop` of a turn that ran into its limit of tokens: it was cut and did not end
 LENGTH = "length"
+# `Completion.stop` of a turn that was not sampled: its prompt has no room in the model's context
+TOO_LONG = "too long"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ def dialogue_from_json(value, where: str = "dialogue") -> Dialogue:
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingParams:
+class Sampling:
     """How to draw tokens. temperature 0 is greedy; top_k 0 and top_p 1 are off. Hashable, so static
     under jit."""
 
@@ -106,6 +108,9 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     stop_strings: tuple[str, ...] = ()
+
+
+SamplingParams = Sampling  # the name until all callers have the new one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +135,9 @@ class Completion:
     """What was sampled. `tokens` are all sampled actions up to and including EOS or the token that
     completes a stop string; `text` is the answer with the stop removed. `logprobs` are those of the
     temperature-scaled distribution before top-k and top-p (at temperature 1 where sampling was
-    greedy). `stop` is "eos", "length", or the stop string. `reasoning_tokens` is how many of the
-    tokens are thoughts before the answer, which `text` leaves out."""
+    greedy). `stop` is "eos", "length", the stop string, or "too long" where the prompt did not
+    fit and nothing was sampled. `reasoning_tokens` is how many of the tokens are thoughts before
+    the answer, which `text` leaves out; `num_examples` how many worked examples were shown."""
 
     id: str
     tokens: tuple[int, ...]
@@ -139,6 +145,11 @@ class Completion:
     text: str
     stop: str
     reasoning_tokens: int = 0
+    num_examples: int = 0
+
+    @property
+    def fits(self) -> bool:
+        return self.stop != TOO_LONG
 
 
 @dataclasses.dataclass(frozen=True)

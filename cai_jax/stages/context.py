@@ -5,104 +5,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import weakref
-from collections.abc import Container, Iterator, Sequence
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 from etils import epath
 
-from cai_jax.data import dialogue as dialogue_lib
-from cai_jax.data import fitting, templates
+from cai_jax.data import fitting
 from cai_jax.data.prompts import Prompt, read_prompts
-from cai_jax.engine import engine as engine_lib
 from cai_jax.errors import UserError, require_finite
 from cai_jax.io import artefacts, preemption, progress
-from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.io.metrics import MetricsWriter
-from cai_jax.models import hf, lora, rounding
-from cai_jax.models.config import ModelConfig
-from cai_jax.structs import Completion, Dialogue, SampleRequest, SamplingParams, Score, ScoreRequest
+from cai_jax.models import lora
+from cai_jax.references import resolve
+from cai_jax.structs import LENGTH, Dialogue
+from cai_jax.textmodels import loader
+from cai_jax.textmodels.loader import LoadedModel, ModelLoader
+from cai_jax.textmodels.protocol import Choice, Completion, Question, Sampling, TextModel, Turn
 from cai_jax.training import feed
-from cai_jax.training import state as state_lib
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    progress.say(text)
-
-
-@dataclasses.dataclass
-class Weights:
-    """What several models of a stage may rest on; loaded once and kept as long as one of them keeps
-    it."""
-
-    name: str
-    config: ModelConfig
-    params: Any
-    fingerprint: str
-
-
-@dataclasses.dataclass
-class LoadedModel:
-    """Weights on the mesh with everything needed to use them. `params` is the decoder's tree for a
-    policy and {"decoder", "head"} for a preference model, whose `normalisation` is (mean, std) of
-    its raw scores or None, and whose `reads_cut` says where it scores an answer that was cut (see
-    `RewardModel`).
-
-    A model that was trained as `adapters` has them in `trained` as they were trained, and in
-    `params` on the arrays of its base; such params work wherever whole ones do, but in the sampler
-    (`StageContext.engine` adds them up).
-    """
-
-    name: str
-    config: ModelConfig
-    params: Any
-    format: dialogue_lib.DialogueFormat
-    kind: str = "policy"
-    normalisation: tuple[float, float] | None = None
-    adapters: lora.Adapters | None = None
-    trained: Any = None
-    weights: Weights | None = None
-    reads_cut: bool = False
-
-    def release(self, *_) -> None:
-        """Lets go of the weights, once a training state holds its own copy."""
-        self.params = self.trained = None
-        if self.weights is not None:
-            self.weights = dataclasses.replace(self.weights, params=None)
-
-
-def resolve_role(run_config, reference: str) -> str:
-    """A role of config.models becomes what it points at; anything else stays as it is."""
-    roles = run_config.models
-    for _ in range(len(roles) + 1):
-        if reference not in roles:
-            return reference
-        reference = roles[reference]
-    raise UserError(
-        f"config.models: the role '{reference}' points at itself; give it a directory, a hub "
-        "name or '@stage'"
-    )
-
-
-def fits_training(ctx, lengths: Sequence[int], positions: int | None) -> list[bool]:
-    """Whether each training example of so many tokens fits the stage's max_length and the model's
-    positions; those that do not are counted by reason."""
-    kept, reasons = fitting.training_examples(lengths, ctx.config.max_length, positions)
-    for reason, count in reasons.items():
-        ctx.drop(reason, count)
-    return kept
+__all__ = ["LoadedModel", "StageContext", "fits_training", "resolve_role"]
 
 
 @dataclasses.dataclass
@@ -116,7 +39,6 @@ class StageContext:
     mesh: jax.sharding.Mesh
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
     tokens: dict[str, int] = dataclasses.field(default_factory=dict)
-    _weights: Any = dataclasses.field(default_factory=weakref.WeakValueDictionary)
 
     @property
     def seed(self) -> int:
@@ -125,6 +47,22 @@ class StageContext:
     @property
     def dtype(self):
         return jnp.dtype(self.run_config.model.dtype)
+
+    @functools.cached_property
+    def models(self) -> ModelLoader:
+        """The models of the run; in 8 bits where the stage's own adapters want that."""
+        own = self.adapters()
+        int8 = own is not None and own.int8
+        return ModelLoader(self.run_config, self.run_path, self.mesh, f"stage '{self.name}'", int8)
+
+    # Data and counts ------------------------------------------------------------------------------
+
+    def prompts(self) -> list[Prompt]:
+        """The prompts that `config.prompts` names; those that are left out are counted."""
+        prompts, dropped = read_prompts(**self.config.prompts.to_dict())
+        for reason, count in dropped.items():
+            self.drop(reason, count)
+        return prompts
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Counts rows that the stage leaves out; the manifest and the summary name the reasons."""
@@ -140,13 +78,10 @@ class StageContext:
     def require_rows(self, rows: Sequence, what: str) -> None:
         """Stops with one line where nothing is left to work on."""
         if not rows:
-            reasons = (
-                ", ".join(f"{reason}: {count}" for reason, count in sorted(self.dropped.items()))
-                or "none was given"
-            )
+            reasons = ", ".join(f"{name}: {count}" for name, count in sorted(self.dropped.items()))
             raise UserError(
-                f"stage '{self.name}': 0 {what} left ({reasons}); check the stage's inputs and "
-                "limits"
+                f"stage '{self.name}': 0 {what} left ({reasons or 'none was given'}); check the "
+                "stage's inputs and limits"
             )
 
     def metrics(self, resume_step: int = 0, written: str = "") -> MetricsWriter:
@@ -157,195 +92,118 @@ class StageContext:
     def progress(self, total: int, label: str = "", initial: int = 0, unit: str = "row"):
         return progress.bar(total, label or self.name, initial, unit)
 
-    # Models ---------------------------------------------------------------------------------------
+    def watched(self, results: Iterable, total: int, label: str = "") -> Iterator:
+        """Results with a progress bar; a SIGTERM ends the stage between two of them."""
+        with self.progress(total, label) as bar:
+            for result in results:
+                yield result
+                bar.update()
+                if preemption.requested():
+                    raise preemption.Preempted(f"stage '{self.name}': finished rows are saved")
 
-    def load_model(
-        self, reference: str, kind: str = "policy", format: str = "auto", int8: bool | None = None
-    ) -> LoadedModel:
-        """Loads a role, `@stage`, `@stage:step`, a Hugging Face directory or hub name, or
-        `random:DIRECTORY`.
+    # What models answer ---------------------------------------------------------------------------
 
-        A preference model (kind "reward") is a stage of kind pm, or a directory of a sequence
-        classifier with one label. `int8`: whether matrices come in 8 bits; None: where the stage's
-        own adapters want that. Under adapters that were trained before, they are what they were
-        then.
-        """
-        target = resolve_role(self.run_config, reference)
-        if int8 is None:
-            own = lora.Adapters.from_fields(
-                self.config.get("adapters"), f"config.graph.{self.name}.adapters"
-            )
-            int8 = own is not None and own.int8
-        if target.startswith("@"):
-            return self._load_stage(target[1:], kind, format, int8)
-        directory = hf.resolve(target)
-        if kind != "policy" and not hf.is_classifier(directory):
-            raise UserError(
-                f"stage '{self.name}': '{reference}' is not a preference model; name a stage "
-                "of kind pm as '@pm', or a "
-                "directory of a …ForSequenceClassification model with one label"
-            )
-        if kind == "policy" and hf.is_classifier(directory):
-            raise UserError(
-                f"stage '{self.name}': '{reference}' is a preference model, a policy is needed here"
-            )
-
-        def load():
-            if kind == "policy":
-                return hf.load_params(
-                    target, seed=self.seed, dtype=self.dtype, mesh=self.mesh, int8=int8
-                )
-            config, decoder, head = hf.load_classifier(
-                directory, dtype=self.dtype, mesh=self.mesh, int8=int8
-            )
-            return config, state_lib.with_head(decoder, head, self.mesh)
-
-        ModelConfig.from_json(
-            directory
-        )  # what can be wrong there is told before gigabytes are read
-        loaded = self._load_format(target, directory, format)
-        weights = self._shared(
-            (target, int8), lambda: Weights(target, *load(), hf.fingerprint(target, self.seed))
-        )
-        return LoadedModel(target, weights.config, weights.params, loaded, kind, weights=weights)
-
-    def _load_format(self, name: str, directory, kind: str) -> dialogue_lib.DialogueFormat:
-        """The format with the run's template arguments and date; says once a process what a reader
-        would not expect."""
-        loaded = dialogue_lib.load_format(directory, kind, templates.Settings.of(self.run_config))
-        for note in loaded.notes(kind):
-            _say_once(f"{name}: {note}")
-        return loaded
-
-    def _shared(self, name: tuple[str, bool], load) -> Weights:
-        """Those of that name that another model of this stage has; else loaded."""
-        weights = self._weights.get(name)
-        if weights is None:
-            self._weights[name] = weights = load()
-        return weights
-
-    def _load_stage(self, target: str, kind: str, format: str, int8: bool) -> LoadedModel:
-        stage = target.partition(":")[0]
-        path = self.run_path / stage / "model"
-        role = artefacts.read_json(path / "role.json")
-        if role is None:
-            raise UserError(
-                f"{path.parent}: no model there; '@{stage}' must name a finished stage of kind "
-                "sl, pm or rl"
-            )
-        if role["kind"] != kind:
-            raise UserError(
-                f"stage '{self.name}': '@{stage}' is a {role['kind']}, a {kind} is needed here"
-            )
-        config = ModelConfig.from_hf(
-            artefacts.read_json(path / "config.json") or {}, str(path / "config.json")
-        )
-        kind_of_format = role["format"] if format == "auto" else format
-        loaded = self._load_format("@" + target, path, kind_of_format)
-        normalisation = tuple(role["normalisation"]) if role.get("normalisation") else None
-        reads_cut = bool(role.get("reads_cut", False))
-        adapters = lora.Adapters.from_fields(
-            role.get("adapters"), f"{path / 'role.json'}: adapters"
-        )
-        if adapters is None:
-            weights = self._shared(
-                ("@" + target, int8), lambda: self._restored(target, config, kind, int8=int8)
-            )
-            return LoadedModel(
-                "@" + target,
-                config,
-                weights.params,
-                loaded,
-                kind,
-                normalisation,
-                weights=weights,
-                reads_cut=reads_cut,
-            )
-        base = self._base(
-            stage, role["adapters"]["base"], role["adapters"]["base_fingerprint"], adapters.int8
-        )
-        trained = self._restored(target, config, kind, adapters).params
-        params = lora.attach(lora.base_of(base.params), trained, adapters)
-        trained = trained.get("decoder", trained)
-        return LoadedModel(
-            "@" + target,
-            config,
-            params,
-            loaded,
-            kind,
-            normalisation,
-            adapters,
-            trained,
-            base,
-            reads_cut,
-        )
-
-    def _restored(
+    def generate(
         self,
-        target: str,
-        config: ModelConfig,
-        kind: str,
-        adapters: lora.Adapters | None = None,
-        int8: bool = False,
-    ) -> Weights:
-        """What "stage" (at its end) or "stage:step" has trained: whole weights in the run's dtype,
-        adapters in float32."""
-        stage, _, step = target.partition(":")
-        checkpoints = Checkpoints(self.run_path / stage / "checkpoints")
-        targets = {
-            "params": state_lib.abstract_params(config, kind, self.mesh, adapters=adapters)
-        }  # trained in float32
-        if step:
-            if not step.isdigit() or int(step) not in checkpoints.steps():
-                raise UserError(f"'@{target}': no such checkpoint; steps: {checkpoints.steps()}")
-            found = int(step), *checkpoints.restore(int(step), targets)
-        else:
-            found = checkpoints.restore_latest(targets)
-            last = (
-                artefacts.StageDirectory(self.run_path / stage)
-                .manifest.get("summary", {})
-                .get("steps", found and found[0])
-            )
-            if found is None or found[0] != last:
-                raise artefacts.Damaged(
-                    stage,
-                    (
-                        f"{checkpoints.path}: the last checkpoint is lost; '{stage}' trains on to "
-                        "it again"
-                    ),
-                )
-        number, trees, _ = found
-        params = trees["params"] if adapters else state_lib.cast(trees["params"], self.dtype)
-        if int8:
-            params = rounding.round_layers(params)
-        return Weights("@" + target, config, params, checkpoints.fingerprint(number, "params"))
+        model: TextModel,
+        turns: Sequence[Turn],
+        sampling: Sampling,
+        label: str = "",
+        wanted: Container[str] | None = None,
+        count: bool = True,
+    ) -> Iterator[Completion]:
+        """The turns that fit the model's context, as they are finished; tokens are counted.
 
-    def _base(self, stage: str, name: str, fingerprint: str, int8: bool) -> Weights:
-        """The weights that the adapters of `stage` were trained on; UserError where they are not
-        there or not the same."""
-        try:
-            kind = (
-                "reward"
-                if not name.startswith("@") and hf.is_classifier(hf.resolve(name))
-                else "policy"
+        Args:
+          model: who answers.
+          turns: what is asked.
+          sampling: how tokens are drawn.
+          label: of the progress bar; by default the stage's name.
+          wanted: ids of the turns that are to be answered, None for all.
+          count: whether turns that do not fit are counted here; a stage whose records are not its
+            requests counts them itself.
+        Raises:
+          UserError: a log-probability is not finite.
+        """
+        label, total = label or self.name, _num_wanted(turns, wanted)
+        done = model.generate(turns, sampling, wanted) if total else ()
+        unfinished = 0
+        for completion in self.watched(done, total, label):
+            if not completion.fits:
+                self.drop(fitting.CONTEXT, count)
+                continue
+            unfinished += self.note(completion, model.name)
+            yield completion
+        if unfinished:
+            progress.warn(
+                f"{label}: {unfinished} of {total} answers were cut in their reasoning and are "
+                "empty; give them more tokens, or switch the reasoning off "
+                "(config.model.template_args)"
             )
-            if name.startswith("@"):
-                kind = artefacts.read_json(
-                    self.run_path / name[1:].partition(":")[0] / "model" / "role.json"
-                )["kind"]
-            weights = self.load_model(name, kind, int8=int8).weights
-        except UserError as error:
-            raise UserError(
-                f"'@{stage}' has adapters, which need the base they were trained on: {error}"
-            ) from error
-        if weights.fingerprint != fingerprint:
-            raise UserError(
-                f"'@{stage}' has adapters that were trained on other weights than those of "
-                f"'{name}' now (fingerprint "
-                f"{fingerprint}, now {weights.fingerprint}); put the base back, or train "
-                f"'{stage}' again"
+
+    def note(self, completion: Completion, model: str) -> bool:
+        """Counts the tokens of a completion; whether it was cut before its answer began."""
+        thoughts = completion.reasoning_tokens
+        unfinished = 0 < thoughts == len(completion.tokens) and completion.stop == LENGTH
+        self.count_tokens("sampled", len(completion.tokens))
+        self.count_tokens("reasoning", thoughts)
+        if unfinished:
+            self.count_tokens("answers cut in their reasoning", 1)
+        self._require_finite(sum(completion.logprobs), completion.id, f"the logits of '{model}'")
+        return unfinished
+
+    def choose(
+        self,
+        model: TextModel,
+        questions: Sequence[Question],
+        label: str = "",
+        wanted: Container[str] | None = None,
+        together: bool = False,
+        count: bool = True,
+    ) -> Iterator[Choice]:
+        """The choices of the questions that fit the model's context; arguments as in `generate`
+        and `TextModel.choose`."""
+        total = _num_wanted(questions, wanted)
+        done = model.choose(questions, wanted, together) if total else ()
+        for choice in self.watched(done, total, label):
+            if not choice.fits:
+                self.drop(fitting.CONTEXT, count)
+                continue
+            self.count_tokens("scored", choice.num_tokens)
+            self._require_finite(sum(choice.logprobs), choice.id, f"the logits of '{model.name}'")
+            yield choice
+
+    def score_each(
+        self, model, dialogues: Sequence[Dialogue], label: str, ids: Sequence[str] | None = None
+    ) -> Iterator[tuple[int, float]]:
+        """(index, score) of every dialogue by a preference model, or what else has `score_each`.
+
+        Args:
+          model: a `RewardModel`, or a function's stand-in for it.
+          dialogues: each ends in an answer.
+          label: of the progress bar.
+          ids: name the dialogues where a score is not finite; by default their numbers from 1 do.
+        Raises:
+          UserError: a score is not finite.
+        """
+        name = getattr(model, "name", "")
+        scored = model.score_each(dialogues)
+        if beyond := getattr(model, "num_beyond", 0):
+            progress.warn(
+                f"[{self.name}] {beyond} of {len(dialogues)} dialogues are {fitting.POSITIONS}: "
+                f"their scores by '{name}' are guesses"
             )
-        return weights
+        for index, score in self.watched(scored, len(dialogues), label):
+            self._require_finite(score, ids[index] if ids else f"{index + 1}", f"'{name}'")
+            yield index, score
+
+    def _require_finite(self, value: float, name: str, what: str) -> None:
+        require_finite([value], [name], f"stage '{self.name}': {what}")
+
+    # Training: until the trainer has these itself -------------------------------------------------
+
+    def load_model(self, reference: str, kind: str = "policy", format: str = "auto", int8=None):
+        return self.models.load(reference, kind, format, int8)
 
     def adapters(self, *models: LoadedModel) -> lora.Adapters | None:
         """The stage's field `adapters`, checked against the models that it trains: those that have
@@ -362,77 +220,18 @@ class StageContext:
                 )
                 raise UserError(
                     f"{where}: '{model.name}' has adapters, which would be trained on: give "
-                    f"their numbers ({numbers}), "
-                    "or rank=0 to train all weights"
+                    f"their numbers ({numbers}), or rank=0 to train all weights"
                 )
         return found
 
-    def encode(
-        self, format: dialogue_lib.DialogueFormat, dialogues: Sequence[Dialogue]
-    ) -> list[dialogue_lib.Encoded]:
-        """`format.example` of every dialogue; a training stage that is started again finds the
-        tokens in its directory."""
+    def encode(self, format, dialogues: Sequence[Dialogue]):
+        """`format.example` of every dialogue; a training stage that is started again reads the
+        tokens from its directory."""
         return feed.encode(format, dialogues, self.directory.path / feed.TOKENS)
 
-    def publish(
-        self,
-        model: LoadedModel,
-        kind: str,
-        normalisation: tuple[float, float] | None = None,
-        reads_cut: bool = False,
-    ) -> None:
-        """Writes `model/` beside the stage's checkpoints: architecture, tokenizer and role, so that
-        `@stage` can be loaded.
-
-        Where adapters on `model` were trained, the role names their base and its fingerprint
-        instead of copying it.
-        """
-        target = self.directory.path / "model"
-        if artefacts.is_writer():
-            target.mkdir(parents=True, exist_ok=True)
-            for name in TOKENIZER_FILES:
-                source = epath.Path(model.format.directory) / name
-                if source.exists():
-                    source.copy(target / name, overwrite=True)
-            if model.format.tokenizer.has_named_templates:  # the one that was used
-                text = model.format.tokenizer.template
-                artefacts.write_text(target / "chat_template.jinja", text)
-            artefacts.write_json(target / "config.json", model.config.to_hf())
-            role = {
-                "kind": kind,
-                "normalisation": normalisation,
-                "format": model.format.kind,
-                "initialised_from": model.name,
-            }
-            if reads_cut:
-                role["reads_cut"] = True
-            if adapters := self.adapters(model):
-                role["adapters"] = {
-                    **adapters.to_json(),
-                    "base": model.weights.name,
-                    "base_fingerprint": model.weights.fingerprint,
-                }
-            artefacts.write_json(target / "role.json", role)
-        artefacts.barrier(f"published {target}")
-
-    # Prompts, sampling and scoring ----------------------------------------------------------------
-
-    def prompts(self) -> list[Prompt]:
-        """The prompts that `config.prompts` names; rows that are left out are counted."""
-        found, dropped = read_prompts(**self.config.prompts.to_dict())
-        for reason, count in dropped.items():
-            self.drop(reason, count)
-        return found
-
-    def answering(self, model: LoadedModel) -> SamplingParams:
-        """How the stage's fields say that an assistant's turn is drawn."""
-        config = self.config
-        return SamplingParams(
-            config.max_new_tokens,
-            config.temperature,
-            config.top_k,
-            config.top_p,
-            model.format.stop_strings("assistant"),
+    def publish(self, model: LoadedModel, kind: str, normalisation=None, reads_cut=False) -> None:
+        loader.publish(
+            self.directory.path, model, kind, self.adapters(model), normalisation, reads_cut
         )
 
     def context_limit(self, model: LoadedModel) -> int:
@@ -440,111 +239,47 @@ class StageContext:
         positions."""
         return fitting.smallest(self.run_config.sampling.max_length, model.config.max_length)
 
-    def engine(self, model: LoadedModel) -> engine_lib.Engine:
-        options = engine_lib.EngineOptions(**self.run_config.sampling.to_dict())
-        if (
-            self.config.get("kind") == "rl"
-        ):  # PPO's first ratio is 1 only where sampler and learner have the same weights
-            options = dataclasses.replace(options, int8=False)
-        made = engine_lib.Engine(model.params, model.config, model.format, self.mesh, options)
+    def engine(self, model: LoadedModel):
+        options = {"int8": False} if self.config.get("kind") == "rl" else {}
+        made = self.models.engine(model, **options)
         made.name = model.name
         return made
 
-    def sample(
-        self,
-        engine,
-        requests: Sequence[SampleRequest],
-        sampling: SamplingParams,
-        label: str,
-        count: bool = True,
-    ) -> Iterator[Completion]:
-        """Completions as they finish. Requests that do not fit the context are left out, never cut,
-        and counted; with `count` False the stage counts them itself, where its rows are not its
-        requests."""
-        fits = self._fitting(engine, requests, [sampling.max_new_tokens] * len(requests), count)
-        unfinished = 0
-        for completion in self._watched(engine.generate(fits, sampling), len(fits), label):
-            self.count_tokens("sampled", len(completion.tokens))
-            self._require_finite(sum(completion.logprobs), completion.id, engine)
-            self.count_tokens("reasoning", completion.reasoning_tokens)
-            thoughts_only = completion.reasoning_tokens == len(completion.tokens)
-            if thoughts_only and completion.tokens and completion.stop == "length":
-                self.count_tokens("answers cut in their reasoning", 1)
-                unfinished += 1
-            # The space after a heading and line ends before a stop belong to the format, which
-            # writes them again.
-            yield dataclasses.replace(completion, text=completion.text.strip())
-        if unfinished:
-            progress.warn(
-                f"{label}: {unfinished} of {len(fits)} answers were cut in their reasoning and "
-                "are empty; give them more "
-                "tokens, or switch the reasoning off (config.model.template_args)"
-            )
-
-    def score(
-        self,
-        engine,
-        requests: Sequence[ScoreRequest],
-        label: str,
-        wanted: Container[str] | None = None,
-        count: bool = True,
-    ) -> Iterator[Score]:
-        """Scores of the requests that fit the context; for the others see `sample`. With `wanted`,
-        the ids of those that are still to be scored, short ones share forward passes: `requests` is
-        then always the whole list (see Engine.score)."""
-        longest = [max(len(option) for option in request.options) for request in requests]
-        fits = self._fitting(engine, requests, longest, count)
-        asked = [request for request in fits if wanted is None or request.id in wanted]
-        self.count_tokens("scored", sum(sum(map(len, request.segments)) for request in asked))
-        found = (
-            engine.score(fits)
-            if wanted is None
-            else engine.score(fits, together=True, wanted=wanted)
-        )
-        for scored in self._watched(found, len(asked), label):
-            self._require_finite(sum(scored.logprobs), scored.id, engine)
-            yield scored
-
-    def score_each(
-        self, model, dialogues: Sequence[Dialogue], label: str, ids: Sequence[str] | None = None
-    ) -> Iterator[tuple[int, float]]:
-        """(index, score) of every dialogue by a preference model, or what else has `score_each`, as
-        it is there.
-
-        `ids` name the dialogues where a score is NaN or infinite; without them their numbers from 1
-        do.
-        """
-        what = f"stage '{self.name}': '{getattr(model, 'name', '')}'"
-        scored = model.score_each(dialogues)
-        if beyond := getattr(model, "num_beyond", 0):
-            progress.warn(
-                f"[{self.name}] {beyond} of {len(dialogues)} dialogues are "
-                f"{fitting.POSITIONS}: their scores by "
-                f"'{getattr(model, 'name', '')}' are guesses"
-            )
-        for index, score in self._watched(scored, len(dialogues), label):
-            require_finite([score], [ids[index] if ids else f"{index + 1}"], what)
-            yield index, score
-
-    def _require_finite(self, logprob: float, name: str, engine) -> None:
-        model = getattr(engine, "name", "")
-        require_finite([logprob], [name], f"stage '{self.name}': the logits of '{model}'")
-
-    def _fitting(self, engine, requests, new_tokens, count: bool):
-        fits = [
-            request
-            for request, num_new in zip(requests, new_tokens, strict=True)
-            if engine.fits(request, num_new)
-        ]
+    def sample(self, engine, requests, sampling, label, count=True) -> Iterator[Completion]:
+        fits = [r for r in requests if engine.fits(r, sampling.max_new_tokens)]
         if count:
             self.drop(fitting.CONTEXT, len(requests) - len(fits))
-        return fits
+        for completion in self.watched(engine.generate(fits, sampling), len(fits), label):
+            self.note(completion, getattr(engine, "name", ""))
+            yield dataclasses.replace(completion, text=completion.text.strip())
 
-    def _watched(self, results, total: int, label: str):
-        """Results with a progress bar; a SIGTERM ends the stage between two of them."""
-        with self.progress(total, label) as bar:
-            for result in results:
-                yield result
-                bar.update()
-                if preemption.requested():
-                    raise preemption.Preempted(f"stage '{self.name}': finished rows are saved")
+    def score(self, engine, requests, label, wanted=None, count=True):
+        longest = [max(len(option) for option in request.options) for request in requests]
+        fits = [r for r, n in zip(requests, longest, strict=True) if engine.fits(r, n)]
+        if count:
+            self.drop(fitting.CONTEXT, len(requests) - len(fits))
+        asked = [request for request in fits if wanted is None or request.id in wanted]
+        self.count_tokens("scored", sum(sum(map(len, request.segments)) for request in asked))
+        how = {} if wanted is None else {"together": True, "wanted": wanted}
+        for scored in self.watched(engine.score(fits, **how), len(asked), label):
+            name = getattr(engine, "name", "")
+            self._require_finite(sum(scored.logprobs), scored.id, f"the logits of '{name}'")
+            yield scored
+
+
+def _num_wanted(requests: Sequence, wanted: Container[str] | None) -> int:
+    return sum(wanted is None or request.id in wanted for request in requests)
+
+
+def resolve_role(run_config, reference: str) -> str:
+    """A role of config.models becomes what it points at; anything else stays as it is."""
+    return resolve(run_config.models, reference)
+
+
+def fits_training(ctx, lengths: Sequence[int], positions: int | None) -> list[bool]:
+    """Whether each training example of so many tokens fits the stage's max_length and the model's
+    positions; those that do not are counted by reason."""
+    kept, reasons = fitting.training_examples(lengths, ctx.config.max_length, positions)
+    for reason, count in reasons.items():
+        ctx.drop(reason, count)
+    return kept

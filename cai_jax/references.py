@@ -1,0 +1,70 @@
+"""What a model's name in a config means, parsed once.
+
+    @sl  @sl:200                 what a stage of this run has trained, at its end or at a step
+    random:DIRECTORY             architecture and tokenizer of a directory, weights from the seed
+    python:module.function       a function of dialogues that scores them
+    responses:FILE               answers that exist already
+    DIRECTORY  org/name  gs://…  a model directory or a name on the hub (see `models.hf.resolve`)
+
+A role of `config.models` ("base", "helpful", …) stands for one of these: `resolve` replaces it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from cai_jax.errors import UserError
+
+STAGE, RANDOM, PYTHON, RESPONSES, MODEL = "@", "random:", "python:", "responses:", ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """kind: STAGE, RANDOM, PYTHON, RESPONSES or MODEL; name: the stage, directory, function, file
+    or hub name; step: of a stage, as it was written, "" for its end."""
+
+    kind: str
+    name: str
+    step: str = ""
+
+    @property
+    def stage(self) -> str:
+        """The stage of this run that is named, else ""."""
+        return self.name if self.kind == STAGE else ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.name}" + f":{self.step}" * bool(self.step)
+
+
+def parse(text: str) -> Reference:
+    """The reference that `text` writes; roles are resolved before."""
+    for kind in (STAGE, RANDOM, PYTHON, RESPONSES):
+        if text.startswith(kind):
+            name = text.removeprefix(kind)
+            if kind != STAGE:
+                return Reference(kind, name)
+            stage, _, step = name.partition(":")
+            return Reference(kind, stage, step)
+    return Reference(MODEL, text)
+
+
+def stage_of(text: str) -> str:
+    """The stage that `text` names as "@stage" or "@stage:step", else ""."""
+    return parse(text).stage
+
+
+def resolve(roles: Mapping[str, str], text: str) -> str:
+    """A role of config.models becomes what it points at; anything else stays as it is.
+
+    Raises:
+      UserError: a role that points at itself.
+    """
+    for _ in range(len(roles) + 1):
+        if text not in roles:
+            return text
+        text = roles[text]
+    raise UserError(
+        f"config.models: the role '{text}' points at itself; give it a directory, a hub name or "
+        "'@stage'"
+    )

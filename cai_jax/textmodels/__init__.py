@@ -1,0 +1,1 @@
+"""Models that stages ask for turns and choices, in words."""

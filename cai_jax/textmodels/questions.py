@@ -1,0 +1,92 @@
+"""The two ways in which section 4.1 asks a model to choose: at once, and after a chain of
+thought."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cai_jax.data.choices import ANSWER_LEAD, ANSWERS, CHAIN_ANSWER_LEAD, CHAIN_LEAD
+from cai_jax.structs import Dialogue, Message
+from cai_jax.textmodels.protocol import CONCLUSION, RUNNING, VERBATIM, Question, Turn
+
+
+def choice(
+    name: str,
+    asked: str,
+    options: Sequence[str] = ANSWERS,
+    examples: Sequence[Dialogue] = (),
+    verbatim: bool = False,
+    group: str = "",
+) -> Question:
+    """The question with the options that may follow "The answer is:".
+
+    Args:
+      name: the request's id.
+      asked: the question's text, see `data.choices.question`.
+      options: answer strings such as " (A)".
+      examples: see `worked_choice`.
+      verbatim: the texts end in the lead already, as the published evaluations do.
+      group: requests of one group have the same number of examples.
+    """
+    form = VERBATIM if verbatim else RUNNING
+    return Question(
+        name,
+        (Message("human", asked),),
+        tuple(options),
+        tuple(examples),
+        ANSWER_LEAD,
+        form=form,
+        group=group,
+    )
+
+
+def worked_choice(asked: str, answer: str) -> Dialogue:
+    return Message("human", asked), Message("assistant", answer)
+
+
+def chain(
+    name: str,
+    asked: str,
+    key: np.ndarray,
+    examples: Sequence[Dialogue] = (),
+    **fields,
+) -> Turn:
+    """The question with a chain of thought to be sampled; `fields` as in `Turn`."""
+    return Turn(
+        name,
+        (Message("human", asked),),
+        key,
+        examples=tuple(examples),
+        lead=CHAIN_LEAD,
+        **fields,
+    )
+
+
+def after_chain(
+    name: str,
+    asked: str,
+    thought: str,
+    options: Sequence[str] = ANSWERS,
+    examples: Sequence[Dialogue] = (),
+    group: str = "",
+) -> Question:
+    """The question with a chain of thought, and the options that may follow "So the answer is:"."""
+    return Question(
+        name,
+        (Message("human", asked), Message("assistant", f"{CHAIN_LEAD} {thought}")),
+        tuple(options),
+        tuple(examples),
+        CHAIN_ANSWER_LEAD,
+        role=CONCLUSION,
+        group=group,
+    )
+
+
+def worked_chain(asked: str, reasoning: str, answer: str) -> Dialogue:
+    return (
+        Message("human", asked),
+        Message("assistant", f"{CHAIN_LEAD} {reasoning}"),
+        Message(CONCLUSION, CHAIN_ANSWER_LEAD + answer),
+    )
