@@ -175,4 +175,4 @@ def test_models_of_a_stage_share_weights_until_they_are_let_go(model):
         and ctx.load_model(str(model[2])).params["embed"] is second.params["embed"]
     )
     second.release()
-    assert not ctx._weights
+    assert not ctx.models._weights

@@ -13,7 +13,8 @@ from cai_jax.errors import UserError
 from cai_jax.exporting import folder
 from cai_jax.pipeline import graph as pipeline
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import Completion, Message, SampleRequest, SamplingParams
+from cai_jax.structs import Completion, Message, Sampling
+from cai_jax.textmodels.protocol import Turn
 from configs import tiny
 from tests.synthetic_tokenizers import sentencepiece
 
@@ -266,17 +267,16 @@ def test_thoughts_are_counted_and_an_unfinished_one_is_said(tmp_path, capsys):
     """In the manifest's tokens: those of thoughts, and how many answers are empty because theirs
     had no end."""
 
-    class Sampler:
-        def fits(self, request, count):
-            return True
+    class Model:
+        name = "m"
 
-        def generate(self, requests, sampling):
+        def generate(self, turns, sampling, wanted=None):
             yield Completion("a", (5, 6, 7), (-0.1,) * 3, "yes", "eos", 2)
             yield Completion("b", (5, 6), (-0.1,) * 2, "", "length", 2)
 
     ctx = StageContext("respond", None, None, None, None, {}, None)
-    requests = [SampleRequest(name, ((1,),), np.zeros(2, np.uint32)) for name in "ab"]
-    answers = list(ctx.sample(Sampler(), requests, SamplingParams(2), "respond"))
+    turns = [Turn(name, (), np.zeros(2, np.uint32)) for name in "ab"]
+    answers = list(ctx.generate(Model(), turns, Sampling(2)))
     assert [answer.text for answer in answers] == ["yes", ""]
     assert ctx.tokens == {"sampled": 5, "reasoning": 4, "answers cut in their reasoning": 1}
     assert "1 of 2 answers were cut in their reasoning" in capsys.readouterr().err
