@@ -157,7 +157,3 @@ def test_files_hold_one_thing(path):
     name = str(path.relative_to(ROOT))
     limit = TO_SPLIT.get(name, 500)
     assert lines <= limit, f"{name} has {lines} lines, more than {limit}: split it"
-
-
-def test_readme_is_short():
-    assert (ROOT / "README.md").read_text().count("\n") <= 250

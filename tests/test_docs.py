@@ -2,6 +2,7 @@
 defaults are the config's."""
 
 import ast
+import importlib.util
 import pathlib
 import re
 import shlex
@@ -18,15 +19,11 @@ from cai_jax.pipeline import graph as pipeline
 from configs import default
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = (
-    "README.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "docs/extend.md",
-    "docs/paper_map.md",
-    "docs/adapters.md",
-    "docs/data.md",
+PAGES = ("README.md", "AGENTS.md", "CONTRIBUTING.md", "CHANGELOG.md") + tuple(
+    sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 )
+# What a page may call that is not ours.
+OTHERS = {"pip", "git", "tensorboard", "pytest"}
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -97,6 +94,76 @@ def test_links_lead_somewhere(page):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
+def commands(page: str) -> list[list[str]]:
+    """The words of every command line in the page's unnamed blocks, comments and `\\` undone."""
+    lines = []
+    for language, code in blocks(page):
+        if language == "" and not code.startswith(("RUN/", "main  ")):
+            lines += code.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line for line in words if line]
+
+
+def check_flags(words: list[str], source: pathlib.Path) -> None:
+    """Every flag is named in the file (or, of a package's command, in its folder)."""
+    text = source.read_text()
+    for word in words:
+        if word == "--":
+            break
+        if word.startswith("--") and not word.startswith("--config"):
+            flag = word.split("=")[0].lstrip("-")
+            known = re.search(rf"\b{flag}\b|\b{flag.replace('-', '_')}\b", text)
+            assert known, f"{source.name} knows no {word}"
+
+
+def check_command(words: list[str]) -> None:
+    words = [word for word in words if not re.fullmatch(r"[A-Z_]+=\S+", word)]
+    if words[0] == "make":
+        for target in words[1:]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+    elif words[0].startswith("launch/"):
+        assert (ROOT / words[0]).exists(), words[0]
+        check_flags(words[1:], ROOT / words[0])
+    elif words[:2] == ["python", "-m"] and words[2].split(".")[0] in (
+        "cai_jax",
+        "benchmarks",
+        "tests",
+    ):
+        check_flags(words[3:], pathlib.Path(importlib.util.find_spec(words[2]).origin))
+        if words[2] == "cai_jax.main" and not any("…" in word for word in words):
+            arguments = [word.replace("configs/", f"{ROOT}/configs/", 1) for word in words[3:]]
+            main.parse(["cai_jax", *arguments])
+    elif words[0] == "python" and words[1].endswith(".py"):
+        assert (ROOT / words[1]).exists(), words[1]
+    else:
+        assert words[0] in OTHERS or words[:2] == ["python", "-m"], words
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_exist_and_their_flags_and_fields_parse(page):
+    for words in commands(page):
+        check_command(words)
+
+
+def test_the_fast_checks_of_agents_run(finished, tmp_path):
+    """As an agent would, from the root; reading a finished run in place of `runs/tiny`."""
+    fast = blocks("AGENTS.md")[0][1].splitlines()
+    assert len(fast) >= 8
+    for line in fast:
+        words = shlex.split(line)
+        words = [word.replace("runs/tiny", str(finished[0])) for word in words]
+        words = [word.replace("--out=report", f"--out={tmp_path}") for word in words]
+        done = subprocess.run(
+            [sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}{done.stderr[-1500:]}"
+    assert (tmp_path / "report.html").exists()
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 900
+
+
 @pytest.mark.long
 def test_docstrings_render(tmp_path):
     """What `make docs` does."""
@@ -108,4 +175,4 @@ def test_docstrings_render(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "preference_loss" in (tmp_path / "cai_jax" / "losses.html").read_text()
+    assert "preference_loss" in (tmp_path / "cai_jax" / "core" / "losses.html").read_text()
