@@ -36,7 +36,7 @@ def get_config():
     low = default.adapters(rank={rank})
     config.graph = {{
         "pm": default.pm("", "", **default.optimisation(1e-4, 2) | {{"max_length": 256}}, adapters=low, holdout_fraction=0.0),
-        "rl": default.rl("base", {reward!r}, prompts=default.prompts("embedded:helpful", limit={rollouts}), num_updates=1,
+        "rl": default.rl(policy="base", reward={reward!r}, prompts=default.prompts("embedded:helpful", limit={rollouts}), num_updates=1,
                          rollouts_per_update={rollouts}, num_microbatches=2, max_prompt_tokens=64, max_new_tokens=32,
                          missing_eos_penalty=0.5, adapters=low),
     }}

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from cai_jax import __version__, runtime
 from cai_jax.configuration import files as config_files
+from cai_jax.configuration.fields import nearest
 from cai_jax.errors import EXIT_BAD_INPUT, UserError, command, require_utf8
 from cai_jax.io import preemption, progress
 from cai_jax.pipeline import graph as pipeline
@@ -123,7 +124,7 @@ def _check_field(config, name: str) -> None:
             raise UserError(f"command line: {path} has no fields below it, but '{name}' was given")
         if part not in at:
             raise UserError(
-                f"command line: {path} has no field '{part}'; {pipeline.nearest(part, at.keys())}"
+                f"command line: {path} has no field '{part}'; {nearest(part, at.keys())}"
             )
         at, path = at[part], f"{path}.{part}"
 

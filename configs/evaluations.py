@@ -27,7 +27,7 @@ def get_config(arg=""):
         raise ValueError(f"shots={given['shots']}: expected a number")
     data, nothing = given.get("data", "data"), default.prompts("", "")
     config = default.base_config()
-    config.graph = {
+    graph = {
         "evaluate": default.evaluate(
             {},
             reward="",
@@ -37,8 +37,8 @@ def get_config(arg=""):
             prompts_helpful=nothing,
             comparisons=nothing,
         ),
-        "report": {"kind": "report", "inputs": {}},
+        "report": default.report(),
     }
     config.sampling.max_length = 4096  # five worked examples before a long question
-    config.stages = ("evaluate", "report")
+    default.set_graph(config, graph)
     return config

@@ -114,12 +114,7 @@ def feedback(**fields):
 def human(split="helpful", limit=None, file="comparisons"):
     """Ratings of people, here of the oracle with noise: of helpfulness, of harmlessness, or ("") of
     both."""
-    return {
-        "source": str(DATA / f"{file}.jsonl"),
-        "split": split,
-        "offset": 0,
-        "limit": default.optional(int, limit),
-    }
+    return default.human_pairs(str(DATA / f"{file}.jsonl"), split, limit=limit)
 
 
 def pm(**fields):
@@ -171,24 +166,18 @@ def harm(**fields):
     that it never saw."""
     file = str(DATA / "ratings.jsonl")
     return default.harm(
-        file,
-        "train",
         **{
-            "heldout": {
-                "source": file,
-                "split": "heldout",
-                "offset": 0,
-                "limit": default.optional(int),
-            },
+            "ratings": default.prompts(file, "train"),
+            "heldout": default.prompts(file, "heldout"),
             **steps(5e-4, 32, num_epochs=6),
             **fields,
-        },
+        }
     )
 
 
 def get_config():
     config = base_config()
-    config.graph = {
+    graph = {
         "respond": respond(),
         "respond_helpful": respond_helpful(),
         "revise": revise(),
@@ -198,18 +187,7 @@ def get_config():
         "pm": pm(),
         "rl": rl(),
         "evaluate": evaluate({"initial": "helpful", "sl": "@sl", "rl": "@rl"}, "revise"),
-        "report": {"kind": "report", "inputs": {}},
+        "report": default.report(),
     }
-    config.stages = (
-        "respond",
-        "respond_helpful",
-        "revise",
-        "sl",
-        "compare",
-        "feedback",
-        "pm",
-        "rl",
-        "evaluate",
-        "report",
-    )
+    default.set_graph(config, graph)
     return config

@@ -27,15 +27,15 @@ def get_config(arg=""):
         )
     files = [given.get("helpful", "embedded:helpful_comparisons")]
     config = default.base_config()
-    config.graph = {
+    graph = {
         "pm": default.pm(comparisons="", labels=""),
         "rl": default.rl(policy="base", prompts=default.prompts("topic:helpful")),
         "evaluate": default.evaluate({"pretrained": "base", "rlhf": "@rl"}, anchor="pretrained"),
-        "report": {"kind": "report", "inputs": {}},
+        "report": default.report(),
     }
     if given.get("variant") == "harmless" or "harmless" in given:
         files.append(given.get("harmless", HARMLESS))
-        config.graph.rl.prompts.source = "topic:helpful+topic:prompts"
+        graph["rl"]["prompts"]["source"] = "topic:helpful+topic:prompts"
     config.topic.comparisons = "+".join(files)
-    config.stages = ("pm", "rl", "evaluate", "report")
+    default.set_graph(config, graph)
     return config

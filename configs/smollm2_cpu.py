@@ -20,7 +20,7 @@ def get_config():
         "max_length": 128,
         "save_every_steps": 1000,
     }  # minutes each: what a kill costs is less than saves in between
-    config.graph = {
+    graph = {
         "respond": default.respond(limit=32, max_new_tokens=48, **calm),
         "respond_helpful": default.respond(
             source="topic:helpful", limit=16, max_new_tokens=48, **calm
@@ -41,7 +41,7 @@ def get_config():
             | {"num_microbatches": 15}
         ),
         "rl": default.rl(
-            prompts=default.prompts("topic:prompts+topic:helpful", offset=64),
+            prompts={"offset": 64},
             num_updates=10,
             rollouts_per_update=16,
             num_minibatches=2,
@@ -63,22 +63,11 @@ def get_config():
             num_choices=48,
             num_few_shot=2,
             **calm,
-            prompts_red_team=default.prompts("topic:prompts", "heldout", limit=24),
-            prompts_helpful=default.prompts("topic:helpful", "heldout", limit=12),
+            prompts_red_team={"limit": 24},
+            prompts_helpful={"limit": 12},
         ),
-        "report": {"kind": "report", "inputs": {}},
+        "report": default.report(),
     }
     config.sampling.max_length = 1024
-    config.stages = (
-        "respond",
-        "respond_helpful",
-        "revise",
-        "sl",
-        "compare",
-        "feedback",
-        "pm",
-        "rl",
-        "evaluate",
-        "report",
-    )
+    default.set_graph(config, graph)
     return config

@@ -12,7 +12,7 @@ def get_config():
     config = default.base_config()
     config.models.base = MODEL
     steps = {"max_length": 512, "save_every_steps": 2}
-    config.graph = {
+    graph = {
         "respond": default.respond(limit=6, max_new_tokens=12),
         "respond_helpful": default.respond(source="topic:helpful", limit=4, max_new_tokens=12),
         "revise": default.revise(
@@ -25,10 +25,12 @@ def get_config():
             mode="chain_of_thought", num_few_shot=1, num_headers=2, max_chain_tokens=16
         ),
         "pm": default.pm(
-            **default.optimisation(learning_rate=1e-3, batch_size=8) | steps, holdout_fraction=0.25
+            **default.optimisation(learning_rate=1e-3, batch_size=8) | steps,
+            holdout_fraction=0.25,
+            human={"limit": 16},
         ),
         "rl": default.rl(
-            prompts=default.prompts("topic:prompts+topic:helpful", limit=12),
+            prompts={"limit": 12},
             num_updates=3,
             rollouts_per_update=8,
             num_epochs=2,
@@ -48,26 +50,13 @@ def get_config():
             num_few_shot=2,
             num_chains=1,
             max_chain_tokens=8,
-            prompts_red_team=default.prompts("topic:prompts", "heldout", limit=4),
-            prompts_helpful=default.prompts("topic:helpful", "heldout", limit=4),
+            prompts_red_team={"limit": 4},
+            prompts_helpful={"limit": 4},
+            comparisons={"limit": 12},
         ),
-        "report": {"kind": "report", "inputs": {}},
+        "report": default.report(),
     }
-    config.graph.pm.human.limit = 16
-    config.graph.evaluate.comparisons.limit = 12
     config.sampling.batch_size = 8
     config.sampling.max_length = 1024
-    config.stages = (
-        "respond",
-        "respond_helpful",
-        "revise",
-        "sl",
-        "compare",
-        "feedback",
-        "feedback_chain",
-        "pm",
-        "rl",
-        "evaluate",
-        "report",
-    )
+    default.set_graph(config, graph)
     return config

@@ -4,13 +4,13 @@ has a range."""
 import ml_collections
 import pytest
 
-from cai_jax.configuration import checks
+from cai_jax.configuration import checks, fields
+from cai_jax.configuration.run import RUN
+from cai_jax.configuration.stages import STAGES
 from cai_jax.core import labels
 from cai_jax.errors import UserError
 from cai_jax.pipeline import graph as pipeline
 from configs import default
-
-NOT_RANGES = {"clamp", "temperatures"}  # pairs and lists, which have checks of their own
 
 
 def config_with(path: str, value):
@@ -37,46 +37,106 @@ def accepted(path: str, value) -> None:
     checks.check_values(config_with(path, value))
 
 
-def numeric_fields(fields, path="", kind=""):
-    """(path of the section, kind of the stage, name) of every field that holds or may hold a
-    number."""
-    for name in fields:
-        value = fields.get_ref(name).get() if hasattr(fields, "get_ref") else fields[name]
-        where = f"{path}.{name}" if path else name
-        if isinstance(value, ml_collections.ConfigDict):
-            own = value.get("kind", "") if path == "graph" else ""
-            yield from numeric_fields(value, where, own)
-        elif fields.get_type(name) in (int, float):
-            yield path, kind, name
+def declared():
+    """(name, field) of every field of every table."""
+
+    def within(table, path):
+        for name, item in table.items():
+            where = f"{path}.{name}"
+            if isinstance(item, fields.Field):
+                yield where, item
+            elif not isinstance(item, fields.Named):
+                yield from within(item, where)
+            elif isinstance(item.of, fields.Field):
+                yield f"{where}.NAME", item.of
+            else:
+                for kind, table in item.of.items():
+                    yield from within(fields.table_of(table), f"{where}.{kind}")
+
+    return dict(within(RUN, "config"))
 
 
-def test_every_numeric_field_of_the_default_has_a_declared_range():
-    found = list(numeric_fields(default.get_config()))
-    assert len(found) > 100
-    missing = [
-        f"{path}.{name}"
-        for path, kind, name in found
-        if name not in NOT_RANGES and checks.range_of(f"config.{path}", kind, name) is None
-    ]
-    assert not missing, f"declare the range of {missing} in checks.RANGES"
+def test_every_field_says_what_it_is_and_takes_its_own_default():
+    found = declared()
+    assert len(found) > 250
+    for where, field in found.items():
+        assert field.comment.strip(), where
+        assert field.type in (int, float, bool, str, tuple, object), where
+        if ".NAME" not in where and where != "config.stages":
+            field.check(where, field.default)
 
 
-def test_every_numeric_field_refuses_what_is_beside_its_range():
+def test_every_number_has_a_range_and_refuses_what_is_beyond_it():
     """Below the least, above the most, NaN, infinity, a truth value; and takes the ends that belong
     to it."""
-    for path, kind, name in numeric_fields(default.get_config()):
-        if name in NOT_RANGES:
-            continue
-        where, allowed = f"{path}.{name}".lstrip("."), checks.range_of(f"config.{path}", kind, name)
-        wrong = [float("nan"), float("inf"), True]
-        wrong += [allowed.low - 1, *[allowed.low] * allowed.open_low]
-        wrong += (
-            [] if allowed.high is None else [allowed.high + 1, *[allowed.high] * allowed.open_high]
-        )
+    numbers = {w: field for w, field in declared().items() if field.type in (int, float)}
+    assert len(numbers) > 150
+    for where, field in numbers.items():
+        allowed = field.range
+        assert isinstance(allowed, fields.Range) and allowed.low is not None, where
+        wrong = [float("nan"), float("inf"), True, "1", allowed.low - 1]
+        wrong += [allowed.low] * allowed.open_low + [0.5] * (field.type is int)
+        if allowed.high is not None:
+            wrong += [allowed.high + 1, *[allowed.high] * allowed.open_high]
         for value in wrong:
-            assert not allowed.holds(value), f"{where} takes {value}"
+            with pytest.raises(UserError, match="expected (a number|an integer)"):
+                field.check(where, value)
         for value, is_open in ((allowed.low, allowed.open_low), (allowed.high, allowed.open_high)):
-            assert value is None or is_open or allowed.holds(value), f"{where} refuses {value}"
+            if value is not None and not is_open:
+                field.check(where, value)
+
+
+def test_what_inputs_and_models_a_table_names_exist():
+    written = {kind.writes for kind in STAGES.values()}
+    made = {kind.makes for kind in STAGES.values()} | {"any"}
+    for where, field in declared().items():
+        if isinstance(field.range, fields.Records):
+            assert field.range.of in written, where
+        if isinstance(field.range, fields.Model) and not callable(field.range.needs):
+            assert field.range.needs in made, where
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (
+            lambda c: c.graph.rl.update({"clipp": 0.1}),
+            "config.graph.rl: no field 'clipp'; did you mean 'clip'",
+        ),
+        (
+            lambda c: c.graph.rl.prompts.update({"limits": 1}),
+            "config.graph.rl.prompts: no field 'limits'",
+        ),
+        (lambda c: c.update({"sead": 1}), "config: no field 'sead'; did you mean 'seed'"),
+        (
+            lambda c: c.graph.rl.update({"kind": "reports"}),
+            "config.graph.rl.kind: no kind 'reports'; did you mean 'report'",
+        ),
+        (
+            lambda c: c.graph.rl.update({"prompts": 3}),
+            "config.graph.rl.prompts: expected a group of fields",
+        ),
+        (lambda c: c.graph.sl.inputs.update({"revision": ""}), "did you mean 'revisions'"),
+    ],
+)
+def test_a_name_that_is_not_declared_is_refused_with_the_nearest(change, message):
+    config = default.get_config()
+    with config.unlocked(), config.ignore_type():
+        change(config)
+    with pytest.raises(UserError) as caught:
+        checks.check_values(config)
+    assert message in str(caught.value)
+
+
+def test_a_stage_is_made_of_what_is_given_and_the_defaults():
+    made = default.stage("pm", comparisons="", human={"limit": 3}, batch_size=7)
+    assert made["inputs"] == {"comparisons": "", "labels": "feedback"}
+    assert made["human"]["source"] == "topic:comparisons" and made["human"]["limit"].get() == 3
+    assert made["batch_size"] == 7 and made["kind"] == "pm"
+    with pytest.raises(UserError, match="pm: no field 'batchsize'; did you mean 'batch_size'"):
+        default.pm(batchsize=7)
+    with pytest.raises(UserError, match="'split_'.*did you mean 'split'"):
+        default.prompts(split_="train")
 
 
 @pytest.mark.parametrize(
@@ -95,8 +155,8 @@ def test_every_numeric_field_refuses_what_is_beside_its_range():
         ("graph.pm.holdout_fraction", 1.0, "less than 1"),
         ("graph.respond.top_p", 0.0, "more than 0"),
         ("graph.compare.num_samples", 1, "at least 2"),
-        ("graph.respond.num_samples", 2.5, "whole number"),
-        ("graph.respond.num_samples", True, "whole number"),
+        ("graph.respond.num_samples", 2.5, "an integer"),
+        ("graph.respond.num_samples", True, "an integer"),
         ("graph.feedback.num_chains", 0, "at least 1"),
         ("seed", 2**63, "from 0 to 9223372036854775807"),
         ("seed", -1, "from 0"),
@@ -119,7 +179,7 @@ def test_a_clamp_that_cannot_be(path, value):
 
 
 def test_a_clamp_on_one_side_of_a_half_is_refused():
-    assert "leaves out 0.5" in refused("graph.pm.clamp", (0.6, 0.9))
+    assert "with 0.5 between them" in refused("graph.pm.clamp", (0.6, 0.9))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +194,7 @@ def test_a_clamp_on_one_side_of_a_half_is_refused():
         ("graph.respond.temperature", 0.0),
         ("graph.rl.gamma", 1),
         ("graph.rl.kl_target", None),
-        ("graph.rl.limit", None),
+        ("graph.rl.prompts.limit", None),
         ("seed", 2**63 - 1),
         ("sampling.batch_size", 0),
         ("sampling.max_length", 0),
@@ -144,14 +204,6 @@ def test_a_clamp_on_one_side_of_a_half_is_refused():
 )
 def test_accepted(path, value):
     accepted(path, value)
-
-
-def test_a_field_that_is_not_known_must_be_finite_too():
-    config = default.get_config()
-    with config.unlocked():
-        config.graph.rl.my_weight = float("nan")
-    with pytest.raises(UserError, match=r"config\.graph\.rl\.my_weight: expected a number that is"):
-        checks.check_values(config)
 
 
 @pytest.mark.parametrize("clamp", [(0.6, 0.4), (-0.1, 0.5), (0.2, 1.5)])
@@ -171,7 +223,7 @@ def test_a_stage_that_is_no_group_of_fields():
     config = default.base_config()
     config.graph = {"respond": "respond"}
     config.stages = ("respond",)
-    with pytest.raises(UserError, match=r"config.graph.respond: expected the fields of a stage"):
+    with pytest.raises(UserError, match=r"config.graph.respond: expected a group of fields"):
         checks.check_values(config)
 
 

@@ -28,7 +28,7 @@ def get_config():
         "pm": default.pm("", "", **default.optimisation(learning_rate=1e-2, batch_size=8) | steps, adapters=low()),
         "rl": default.rl(prompts=default.prompts(**asked), num_updates=1, rollouts_per_update=4, learning_rate=1e-2, adapters=low(),
                          value_learning_rate=1e-2, warmup_updates=0, max_new_tokens=4, max_prompt_tokens=64),
-        "again": default.respond("@rl", max_new_tokens=4, **asked),
+        "again": default.respond(model="@rl", max_new_tokens=4, **asked),
     }
     config.graph.pm.human.limit = 8
     config.sampling.update({"batch_size": 4, "max_length": 512})

@@ -29,7 +29,7 @@ def gate_config(seed=0):
         "feedback": "",
         "choices": "",
         "num_chains": 0,
-        "comparisons": {"source": "", "split": "", "offset": 0, "limit": default.optional(int)},
+        "comparisons": default.human_pairs("", ""),
         "prompts_look_alike": microworld.heldout("look_alike", 64),
         "prompts_mixed": default.prompts("", ""),
         "prompts_red_team": microworld.heldout("red_team", 96),

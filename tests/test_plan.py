@@ -132,7 +132,7 @@ def test_adapters_keep_one_base():
 
 def test_harm_is_planned_with_the_other_stages():
     config = tiny.get_config()
-    config.graph.harm = default.harm("x.jsonl")
+    config.graph.harm = default.harm(ratings={"source": "x.jsonl", "split": ""})
     config.graph.harm.update({"batch_size": 4, "max_length": 64})
     config.stages = ("harm",)
     mesh, topology = (

@@ -13,6 +13,7 @@ import os
 
 import ml_collections
 
+from cai_jax.configuration.run import TOPIC
 from cai_jax.data import sources
 from cai_jax.errors import UserError
 
@@ -21,19 +22,7 @@ MARK = "topic:"
 PARTS = {"train": "0-7/10", "heldout": "8-9/10"}
 ALL = "0/1"  # the only one of one part
 SOURCES = ("prompts", "helpful", "comparisons")  # each has a counterpart heldout_NAME
-DEFAULTS = {
-    "prompts": "embedded:red_team",
-    "helpful": "embedded:helpful",
-    "comparisons": "embedded:helpful_comparisons",
-    "heldout_prompts": "",
-    "heldout_helpful": "",
-    "heldout_comparisons": "",
-    "constitution": "embedded",
-    "choices": "embedded:hhh",
-    "question": "",
-    "name": "red-team",
-    "quality": "harmless",
-}
+DEFAULTS = {name: field.default for name, field in TOPIC.items()}
 PLAIN = ("constitution", "choices", "question")  # fields that are replaced as they are
 
 

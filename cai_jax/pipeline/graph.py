@@ -21,6 +21,8 @@ from etils import epath
 
 from cai_jax.configuration import auto, topic
 from cai_jax.configuration.checks import check_values
+from cai_jax.configuration.fields import nearest
+from cai_jax.configuration.stages import STAGES
 from cai_jax.constitution.loader import missing_examples
 from cai_jax.core import sharding
 from cai_jax.data import templates
@@ -30,28 +32,6 @@ from cai_jax.models import lora
 from cai_jax.pipeline import changes, identity, limits, pins, preflight
 from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.training import feed, profiling
-
-KINDS = (
-    "respond",
-    "revise",
-    "sl",
-    "compare",
-    "human",
-    "feedback",
-    "pm",
-    "rl",
-    "best_of",
-    "harm",
-    "evaluate",
-    "report",
-)
-SAMPLING_KINDS = (
-    "respond",
-    "revise",
-    "compare",
-    "feedback",
-    "evaluate",
-)  # of rl the rollouts never use int8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +49,6 @@ def stage_module(kind: str):
     return importlib.import_module(f"cai_jax.stages.{kind}")
 
 
-def nearest(name: str, names) -> str:
-    """ "; did you mean 'x'?" where a known name is close, else the list of known names."""
-    import difflib
-
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(names))}"
-
-
 def _strings(value, path=()):
     """All (path, string) pairs inside nested dicts and sequences."""
     if isinstance(value, str):
@@ -91,7 +63,7 @@ def _strings(value, path=()):
 
 def reads_whole_run(kind: str) -> bool:
     """Whether stages of that kind read every stage of the run, whatever a command names."""
-    return getattr(stage_module(kind), "READS_WHOLE_RUN", False)
+    return STAGES[kind].reads_run
 
 
 def _stages_read(node: Node, run_path: epath.Path) -> dict[str, str] | None:
@@ -130,10 +102,6 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
         visiting.append(name)
         stage = graph[name]
         kind = stage.get("kind", "")
-        if kind not in KINDS:
-            raise UserError(
-                f"config.graph.{name}.kind: '{kind}' is not a kind of stage; {nearest(kind, KINDS)}"
-            )
         fields = json.loads(json.dumps(stage.to_dict(), default=str))
         adapters = lora.Adapters.from_fields(
             fields.pop("adapters", None), f"config.graph.{name}.adapters"
@@ -171,7 +139,7 @@ def build_graph(config: ml_collections.ConfigDict) -> dict[str, Node]:
         if limit := limits.decisive_limit(config, stage):  # decides which rows fit
             others["sampling.max_length"] = limit
         if (
-            config.sampling.get("int8", False) and kind in SAMPLING_KINDS
+            config.sampling.get("int8", False) and STAGES[kind].samples
         ):  # off is no field: older runs stay as they are
             others["int8"] = True
         inputs = [visit(parent).fingerprint for parent in parents]

@@ -25,16 +25,17 @@ import os
 import pathlib
 
 import cai_jax
-from cai_jax.configuration.checks import CHOICES
+from cai_jax.configuration import fields
+from cai_jax.configuration.run import names_of
 from cai_jax.data import sources
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, contents
 from cai_jax.models import hf
 
-MODEL_FIELDS = ("model", "init", "policy", "reference", "reward", "feedback", "judge")
+MODEL_FIELDS = names_of(fields.Model)
 # Texts that name nothing outside the config, even where a file of that name happens to be in the
 # working directory.
-PLAIN_FIELDS = {*CHOICES, "kind", "split", "anchor", "base_dtype", "judge_question", "seed"}
+PLAIN_FIELDS = {*names_of(fields.Choice, fields.Word), "kind", "seed"}
 MAX_LISTED = 200  # files of a reference that a manifest names one by one
 CODE, EMBEDDED, RANDOM = "python:", "embedded", "random:"
 

@@ -20,7 +20,10 @@ from typing import Any
 
 from etils import epath
 
+from cai_jax import references
 from cai_jax.configuration import auto, topic
+from cai_jax.configuration.fields import Field, Model, Records, walk_kind
+from cai_jax.configuration.stages import STAGES
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.data import answers, sources, templates
 from cai_jax.data.comparisons import load_comparisons
@@ -41,24 +44,7 @@ from cai_jax.training.rollouts import custom_reward
 READ_BYTES = 32 * 2**20  # larger files, and data sets of the hub and TFDS, are read as far as ROWS
 ROWS = 100
 PYTHON, RESPONSES, RANDOM = "python:", "responses:", "random:"
-# What a stage of a kind trains, and what each field that names a model needs.
-MAKES = {"sl": "policy", "rl": "policy", "pm": "reward", "harm": "harm"}
-NEEDS = {
-    ("respond", "model"): "policy",
-    ("compare", "model"): "policy",
-    ("revise", "model"): "policy",
-    ("feedback", "model"): "policy",
-    ("sl", "init"): "policy",
-    ("pm", "init"): "policy",
-    ("harm", "init"): "policy",
-    ("rl", "policy"): "policy",
-    ("rl", "reference"): "policy",
-    ("rl", "reward"): "reward",
-    ("best_of", "reward"): "reward",
-    ("evaluate", "reward"): "reward",
-    ("evaluate", "judge"): "policy",
-    ("evaluate", "feedback"): "policy",
-}
+# What a field that names a model needs.
 WANTED = {
     "policy": "a policy: a stage of kind sl or rl, or a language model",
     "reward": "a preference model: a stage of kind pm, or a classifier with one label",
@@ -144,32 +130,9 @@ def require_stages(plan: Plan, done: set[str]) -> None:
         )
 
 
-# What the records of a kind of stage are, and what the inputs of a kind must be; those marked "?"
-# may be empty.
-WRITES = {
-    "respond": "responses",
-    "best_of": "responses",
-    "rl": "responses",
-    "evaluate": "responses",
-    "revise": "revisions",
-    "compare": "comparisons",
-    "human": "comparisons",
-    "feedback": "labels",
-    "pm": "scored pairs",
-    "sl": "no records",
-    "harm": "no records",
-    "report": "no records",
-}
-READS = {
-    ("revise", "responses"): "responses",
-    ("best_of", "responses"): "responses",
-    ("feedback", "comparisons"): "comparisons",
-    ("sl", "revisions"): "revisions?",
-    ("sl", "helpful"): "responses?",
-    ("pm", "comparisons"): "comparisons?",
-    ("pm", "labels"): "labels?",
-    ("evaluate", "revisions"): "revisions?",
-}
+def fields_of(plan: Plan, name: str) -> Iterator[tuple[str, Field, Any]]:
+    """(name, declaration, value) of every field of a stage."""
+    return walk_kind(STAGES, plan.config.graph[name], f"config.graph.{name}")
 
 
 def stage_inputs(plan: Plan) -> None:
@@ -177,54 +140,48 @@ def stage_inputs(plan: Plan) -> None:
     its comparisons."""
     graph = plan.config.graph
     for name in plan.running:
-        where, kind = f"config.graph.{name}.inputs", graph[name].kind
-        inputs = graph[name].get("inputs") or {}
-        for (k, field), needed in READS.items():
-            given, wanted = inputs.get(field), needed.rstrip("?")
-            if k != kind or not given and needed != wanted:
+        for where, field, given in fields_of(plan, name):
+            if not isinstance(field.range, Records) or not given and field.range.empty:
                 continue
-            makers = ", ".join(maker for maker, made in WRITES.items() if made == wanted)
+            wanted = field.range.of
+            makers = ", ".join(kind for kind, stage in STAGES.items() if stage.writes == wanted)
             expected = f"expected a stage that writes {wanted} (of kind {makers})"
             if not given:
-                raise UserError(f"{where}.{field}: is empty; {expected}")
-            # A kind that was added to ours writes what its author says.
-            if (made := WRITES.get(graph[given].kind, wanted)) != wanted:
+                raise UserError(f"{where}: is empty; {expected}")
+            made = STAGES[graph[given].kind].writes or "no records"
+            if made != wanted:
                 raise UserError(
-                    f"{where}.{field}: '{given}' is of kind {graph[given].kind}, which writes "
+                    f"{where}: '{given}' is of kind {graph[given].kind}, which writes "
                     f"{made}; {expected}"
                 )
-        if kind == "pm" and (labels := inputs.get("labels")):
+        inputs = graph[name].get("inputs") or {}
+        if graph[name].kind == "pm" and (labels := inputs.get("labels")):
             judged = (graph[labels].get("inputs") or {}).get("comparisons", "")
             if judged != inputs.get("comparisons", ""):
                 raise UserError(
-                    f"{where}: '{labels}' labels the comparisons of '{judged}', not of "
-                    f"'{inputs.get('comparisons', '')}'; name the same stage in both"
+                    f"config.graph.{name}.inputs: '{labels}' labels the comparisons of "
+                    f"'{judged}', not of '{inputs.get('comparisons', '')}'; name the same stage in "
+                    "both"
                 )
 
 
 # Models -------------------------------------------------------------------------------------------
 
 
-def references(plan: Plan) -> Iterator[Reference]:
+def models_of(plan: Plan) -> Iterator[Reference]:
     """Every model that the stages of this command read."""
     for name in plan.running:
-        fields, kind = plan.config.graph[name], plan.config.graph[name].kind
-        found = [
-            (field, fields.get(field), needs) for (k, field), needs in NEEDS.items() if k == kind
-        ]
-        if kind == "evaluate":
-            found += [(f"models.{key}", value, "policy") for key, value in fields.models.items()]
-            found.append(("harm.model", fields.harm.model, "harm"))
-        for field, given, needs in found:
-            if not given:
+        stage = plan.config.graph[name]
+        for where, field, given in fields_of(plan, name):
+            if not isinstance(field.range, Model) or not given:
                 continue
-            target = resolve_role(plan.config, given)
-            if kind == "feedback" and fields.mode == "preference_model":
-                needs = "reward"
-            if (kind, field) == ("pm", "init") and _kind(plan, target) == "pm":
-                needs = "reward"  # a preference model that is trained further
-            form = fields.get("format", "auto") if needs == "policy" else "auto"
-            yield Reference(f"config.graph.{name}.{field}", given, target, needs, form)
+            target, needs = references.resolve(plan.config.models, given), field.range.needs
+            if callable(needs):
+                needs = needs(stage)
+            if needs == "any":
+                needs = "reward" if _kind(plan, target) == "pm" else "policy"
+            form = stage.get("format", "auto") if needs == "policy" else "auto"
+            yield Reference(where, given, target, needs, form)
 
 
 def _kind(plan: Plan, target: str) -> str:
@@ -235,13 +192,13 @@ def _kind(plan: Plan, target: str) -> str:
 def stage_models(plan: Plan) -> None:
     """`@stage` trains a model of the kind that the field needs, and `@stage:step` is a checkpoint
     that is or will be there."""
-    for reference in references(plan):
+    for reference in models_of(plan):
         if not reference.target.startswith("@"):
             continue
         kind = _kind(plan, reference.target)
         answers = ".models." in reference.where and kind in evaluate.ANSWERING_KINDS
-        if not answers and MAKES.get(kind) != reference.needs:
-            made = f"a {MAKES[kind]}" if kind in MAKES else f"a stage of kind {kind}"
+        if not answers and STAGES[kind].makes != reference.needs:
+            made = f"a {STAGES[kind].makes or f'stage of kind {kind}'}"
             raise UserError(
                 f"{reference.where}: '{reference.given}' is {made}, a {reference.needs} is needed "
                 f"here; expected {WANTED[reference.needs]}"
@@ -279,7 +236,7 @@ def model_directories(plan: Plan) -> None:
     """Model directories are there: config.json, tokenizer and chat template read, weight files
     open, of the needed kind."""
     settings = templates.Settings.of(plan.config)
-    for reference in references(plan):
+    for reference in models_of(plan):
         target = reference.target
         if target.startswith(("@", PYTHON)) or RESPONSES in target[: len(RESPONSES)]:
             continue
@@ -315,7 +272,7 @@ def _require_model(target: str, needs: str, format: str, settings: templates.Set
 
 def rewards(plan: Plan) -> None:
     """Rewards that are Python functions import."""
-    for reference in references(plan):
+    for reference in models_of(plan):
         if not reference.given.startswith(PYTHON):
             continue
         if reference.needs != "reward" or ".reward" not in reference.where:
@@ -454,7 +411,9 @@ def credentials(plan: Plan) -> None:
     """Weights & Biases is installed and knows who is logged in. (A hub model that needs a token is
     asked for above.)"""
     project = (plan.config.get("logging") or {}).get("wandb", "")
-    if not project or not any(True for _ in plan.stages(*MAKES)):
+    if not project or not any(
+        True for _ in plan.stages(*(kind for kind, stage in STAGES.items() if stage.makes))
+    ):
         return
     where = f"config.logging.wandb is '{project}'"
     try:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cai_jax.configuration.stages import STAGES
 from cai_jax.core import sharding
 from cai_jax.data import fitting
 from cai_jax.engine import cached, flash, plan
@@ -31,7 +32,6 @@ from cai_jax.training import learner as learner_lib
 from cai_jax.training import state as state_lib
 
 ARCHITECTURES = pathlib.Path(__file__).with_name("architectures.json")
-SAMPLING_KINDS = ("respond", "revise", "compare", "feedback", "evaluate")
 
 
 @dataclasses.dataclass
@@ -406,7 +406,7 @@ def of_run(run_config, mesh) -> list[Program]:
         config = run_config.graph[name]
         if config.kind in TRAINING_KINDS:
             found += TRAINING_KINDS[config.kind](run_config, name, mesh)
-        elif config.kind in SAMPLING_KINDS:
+        elif STAGES[config.kind].samples:
             for reference in _sampled_models(config):
                 sampled.setdefault(model_of(run_config, reference), []).append(name)
     for model, names in sampled.items():

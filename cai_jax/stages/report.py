@@ -8,7 +8,6 @@ from cai_jax.reporting.build import build
 from cai_jax.stages.context import StageContext
 
 SCHEMA = 1
-READS_WHOLE_RUN = True
 
 
 def run(ctx: StageContext) -> dict:

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import jax
 
+from cai_jax.configuration.stages import STAGES
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, progress
 
 DIRECTORY = "profile"  # in the stage's own
-TRAINED = ("sl", "pm", "rl", "harm")
 
 
 class Window(NamedTuple):
@@ -43,7 +43,7 @@ def check(config) -> None:
     """UserError where a run's `profile_steps` are no steps, or of a stage that it has not or that
     trains nothing."""
     window = parse(config.get("profile_steps", ""))
-    trained = [name for name, stage in config.graph.items() if stage.get("kind") in TRAINED]
+    trained = [name for name, stage in config.graph.items() if STAGES[stage.kind].makes]
     if window and window.stage not in (None, *trained):
         raise UserError(
             f"config.profile_steps: '{window.stage}' is no stage that trains; those are "

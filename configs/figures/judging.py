@@ -1,7 +1,7 @@
 """Figures 4, 9 and 12: held-out comparisons judged by three sizes, plainly, with one chain of
 thought and with five; the preference model beside them; harm identified and classified."""
 
-from configs import microworld
+from configs import default, microworld
 
 
 def get_config():
@@ -11,7 +11,7 @@ def get_config():
     for name in ("report", "evaluate", "rl"):
         graph.pop(name)
     no_prompts = {
-        f"prompts_{name}": {"source": "", "split": "", "offset": 0, "limit": None}
+        f"prompts_{name}": default.prompts("", "")
         for name in ("red_team", "helpful", "look_alike", "mixed")
     }
     for size, role in microworld.SIZES.items():

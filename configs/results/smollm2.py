@@ -302,8 +302,8 @@ def graph(size: Size, data: str) -> dict:
 
     def rl(policy, reward, source):
         return default.rl(
-            policy,
-            reward,
+            policy=policy,
+            reward=reward,
             prompts=default.prompts(**those(source, limit=4 * size.updates * size.rollouts)),
             adapters=adapters,
             num_updates=size.updates,
@@ -363,11 +363,7 @@ def graph(size: Size, data: str) -> dict:
         "pm_harmless": pm(pairs(harmless_pairs)),
         "pm_helpful": pm(pairs(helpful_pairs)),
         "pm_human": pm(pairs(both_pairs)),
-        "human_pairs": {
-            "kind": "human",
-            "inputs": {},
-            "human": pairs(both_pairs, HELD_OUT, size.judged),
-        },
+        "human_pairs": default.human(**pairs(both_pairs, HELD_OUT, size.judged)),
         "agree_chat": feedback("human_pairs"),
         "agree_text": feedback("human_pairs", format="text"),
         "agree_ours": feedback("human_pairs", constitution="embedded"),
@@ -388,9 +384,9 @@ def graph(size: Size, data: str) -> dict:
         "rl_human_labels": rl("@sl", "@pm_human", f"{red_team}+{helpful}"),
         "rl_relabelled": rl("@sl", "@pm_relabelled", f"{red_team}+{helpful}"),
         "respond_best": default.respond(
-            "@sl",
-            size.samples_best,
-            size.answer,
+            model="@sl",
+            num_samples=size.samples_best,
+            max_new_tokens=size.answer,
             **those(f"{red_team}+{helpful}", HELD_OUT, limit=size.held_out),
             **calm,
         ),
@@ -412,7 +408,7 @@ def graph(size: Size, data: str) -> dict:
             feedback="feedback",
             num_choices=size.choices,
         ),
-        "report": {"kind": "report", "inputs": {}},
+        "report": default.report(),
     }
     if size.extras:
         made["pm_all"] = pm(

@@ -1,0 +1,368 @@
+"""What a config field is: default, type, range and comment, declared once in a table.
+
+A table is a dict from names to fields. `stages.py` has a table for every kind of stage, `run.py`
+the table of the run itself; both are data. This module makes fields from a table (`build`), walks
+over a config by its table (`walk`) and refuses what a table does not take (`check`).
+
+    "clip": positive(0.2, "of the ratio of probabilities"),
+    "prompts": {"source": text("topic:prompts", "…"), "limit": count(None, "empty: all", low=0)},
+    "models": Named({}, model("", "what answers")),              # names are the user's own
+    "rewards": Named({}, {"length": {"weight": number(…)}, …}),  # each has a `kind`
+
+A room's tables are checked, built and documented like all others once `stages.py` or `run.py`
+refers to them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from cai_jax.errors import UserError, require_utf8
+
+# Ranges: what a field takes --------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Finite numbers from `low` to `high` (None: no bound); an end that is open is not in it."""
+
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False
+
+    def accepts(self, value) -> bool:
+        if not math.isfinite(value):
+            return False
+        above = self.low is None or value > self.low or value == self.low and not self.open_low
+        below = self.high is None or value < self.high or value == self.high and not self.open_high
+        return above and below
+
+    def __str__(self) -> str:
+        least = f"more than {self.low}" if self.open_low else f"of at least {self.low}"
+        most = f"less than {self.high}" if self.open_high else f"at most {self.high}"
+        bounds = [least] * (self.low is not None) + [most] * (self.high is not None)
+        if len(bounds) == 2 and not self.open_low and not self.open_high:
+            return f"from {self.low} to {self.high}"
+        return " and ".join(bounds) or "that is finite"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Some words; `refused` says why others, which one might expect, are not among them."""
+
+    words: tuple[str, ...]
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def accepts(self, value) -> bool:
+        return value in self.words
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(word or repr(word) for word in self.words)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Whatever `test` takes, in the words of `expected`."""
+
+    test: Callable[[Any], bool]
+    expected: str
+
+    def accepts(self, value) -> bool:
+        return self.test(value)
+
+    def __str__(self) -> str:
+        return self.expected
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Any text; it may name files, data sets or whatever else is identified by its contents."""
+
+    def accepts(self, value) -> bool:
+        return True
+
+    def __str__(self) -> str:
+        return "a text"
+
+
+@dataclasses.dataclass(frozen=True)
+class Word(Text):
+    """Any text that names nothing outside the config, even where a file has that name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(Text):
+    """A reference to a model.
+
+    Attributes:
+      needs: "policy", "reward" or "harm"; or a function of the stage's fields that gives one of
+        them, or "" where any will do.
+      answers: whether answers that exist may stand in for the model.
+      python: whether a function may, python:module.function.
+    """
+
+    needs: str | Callable[[Any], str] = "policy"
+    answers: bool = False
+    python: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Records(Text):
+    """The name of a stage that writes records `of` this kind; `empty`: or none."""
+
+    of: str = ""
+    empty: bool = False
+
+
+# Fields and groups of them ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field of the config; a field whose default is None may be empty.
+
+    Attributes:
+      default: its value where nothing is given.
+      type: int, float, bool, str or tuple.
+      range: what it takes of that type; None: all of it.
+      comment: what it is, in a line.
+    """
+
+    default: Any
+    type: type
+    range: Any
+    comment: str
+
+    @property
+    def expected(self) -> str:
+        """What the field takes, in words."""
+        if self.range is not None and not isinstance(self.range, Range):
+            return str(self.range)
+        nouns = {int: "an integer", float: "a number", bool: "True or False", tuple: "a list"}
+        bounds = "" if self.range is None else f" {self.range}"
+        return nouns.get(self.type, "a text") + bounds
+
+    def value(self, given):
+        """`given` as ConfigDict wants it: a field keeps its type while it is empty."""
+        if isinstance(given, config_dict.FieldReference):
+            given = given.get()
+        if self.default is not None:
+            return given
+        held = config_dict.placeholder(self.type)
+        if given is not None:
+            held.set(given)
+        return held
+
+    def check(self, where: str, value) -> None:
+        """Raises UserError where the field does not take `value`; `where` is its name."""
+        if isinstance(value, str):
+            require_utf8(value, where)
+        if value is None and self.default is None:
+            return
+        if not self._is_typed(value) or self.range is not None and not self.range.accepts(value):
+            refused = getattr(self.range, "refused", {})
+            why = f"; {refused[value]}" if isinstance(value, str) and value in refused else ""
+            raise UserError(f"{where}: expected {self.expected}, not {value!r}{why}")
+
+    def _is_typed(self, value) -> bool:
+        if self.type in (int, float):
+            wanted = int if self.type is int else (int, float)
+            return isinstance(value, wanted) and not isinstance(value, bool)
+        return isinstance(value, (tuple, list, str) if self.type is tuple else self.type)
+
+
+# Short forms of the fields that tables have most
+
+
+def count(default: int | None, comment: str, low: int = 1) -> Field:
+    """An integer of at least `low`."""
+    return Field(default, int, Range(low), comment)
+
+
+def number(default: float | None, comment: str, low=0, high=None, **ends) -> Field:
+    """A number from `low` to `high`; `ends`: open_low, open_high."""
+    return Field(default, float, Range(low, high, **ends), comment)
+
+
+def positive(default: float | None, comment: str) -> Field:
+    """A number of more than 0."""
+    return number(default, comment, open_low=True)
+
+
+def share(default: float | None, comment: str, **ends) -> Field:
+    """A number from 0 to 1."""
+    return number(default, comment, 0, 1, **ends)
+
+
+def flag(default: bool, comment: str) -> Field:
+    """True or False."""
+    return Field(default, bool, None, comment)
+
+
+def choice(default: str, words: tuple[str, ...], comment: str, **refused: str) -> Field:
+    """One of some words; `refused`: why other words are not among them."""
+    return Field(default, str, Choice(words, refused), comment)
+
+
+def text(default: str, comment: str) -> Field:
+    """A text that may name files or data sets (see `Text`)."""
+    return Field(default, str, Text(), comment)
+
+
+def word(default: str, comment: str) -> Field:
+    """A text that names nothing outside the config."""
+    return Field(default, str, Word(), comment)
+
+
+def model(default: str, comment: str, needs: Any = "policy", **also: bool) -> Field:
+    """A reference to a model that is a `needs`; `also`: answers, python (see `Model`)."""
+    return Field(default, str, Model(needs=needs, **also), comment)
+
+
+def records(default: str, of: str, comment: str, empty: bool = False) -> Field:
+    """The name of a stage that writes records `of` that kind."""
+    return Field(default, str, Records(of=of, empty=empty), comment)
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A group whose names are the user's own.
+
+    `of`: the field that each of them is, or a table for every `kind` that they may have. `default`:
+    what is there where nothing is given.
+    """
+
+    default: Mapping
+    of: Field | Mapping[str, Any]
+    comment: str = ""
+
+
+Table = Mapping[str, "Field | Named | Table"]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """ "did you mean 'x'?" where a known name is close, else the list of known names."""
+    names = list(names)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(names))}"
+
+
+def entry(table: Table, name: str) -> Field | Named | Table | None:
+    """What a table says of a name; "prompts_*" stands for every name that begins so."""
+    if name in table:
+        return table[name]
+    stems = [key for key in table if key.endswith("*") and name.startswith(key[:-1])]
+    return table[stems[0]] if stems else None
+
+
+def with_defaults(table: Table, **defaults) -> dict:
+    """A copy of a table in which some fields have other defaults."""
+    changed = {
+        name: dataclasses.replace(table[name], default=value) for name, value in defaults.items()
+    }
+    return {**table, **changed}
+
+
+# Making fields ---------------------------------------------------------------------------------
+
+
+def build(table: Table, given: Mapping | None = None, where: str = "") -> dict:
+    """Every field of a table: those of `given`, the others at their defaults.
+
+    Args:
+      table: what there is.
+      given: names and values; of a group some of its fields are enough.
+      where: the name of the group, for messages.
+    Raises:
+      UserError: a name is not in the table.
+    """
+    given = dict(given or {})
+    for name in given:
+        if entry(table, name) is None:
+            raise UserError(f"{where or 'fields'}: no field '{name}'; {nearest(name, table)}")
+    names = [name for name in table if not name.endswith("*")]
+    made = {}
+    for name in dict.fromkeys([*names, *given]):
+        item, path = entry(table, name), f"{where}.{name}".lstrip(".")
+        if isinstance(item, Field):
+            made[name] = item.value(given.get(name, item.default))
+        elif isinstance(item, Named):
+            made[name] = _named(item, given.get(name, item.default), path)
+        else:
+            made[name] = build(item, given.get(name), path)
+    return made
+
+
+def _named(item: Named, given: Mapping, where: str) -> dict:
+    if isinstance(item.of, Field):
+        return dict(given)
+    return {name: build_kind(item.of, value, f"{where}.{name}") for name, value in given.items()}
+
+
+def build_kind(kinds: Mapping[str, Table], given: Mapping, where: str) -> dict:
+    """`given` with the fields that its `kind` has besides; UserError for a kind that is none."""
+    kind = given.get("kind", "")
+    if kind not in kinds:
+        raise UserError(f"{where}.kind: no kind '{kind}'; {nearest(kind, kinds)}")
+    fields = {name: value for name, value in given.items() if name != "kind"}
+    return {"kind": kind, **build(table_of(kinds[kind]), fields, where)}
+
+
+def table_of(kind) -> Table:
+    """The table of a kind: itself, or the `table` of what declares more than its fields."""
+    return kind if isinstance(kind, Mapping) else kind.table
+
+
+# Reading configs by their tables ---------------------------------------------------------------
+
+
+def walk(table: Table, values: Mapping, where: str) -> Iterator[tuple[str, Field, Any]]:
+    """(name, field, value) of every field of `values`, groups within groups included.
+
+    Raises:
+      UserError: a name that the table does not have, or no group where it has one.
+    """
+    for name, value in values.items():
+        item, path = entry(table, name), f"{where}.{name}"
+        if item is None:
+            raise UserError(f"{where}: no field '{name}'; {nearest(name, table)}")
+        if isinstance(item, Field):
+            yield path, item, value
+            continue
+        if not isinstance(value, (ml_collections.ConfigDict, Mapping)):
+            raise UserError(f"{path}: expected a group of fields, not {value!r}")
+        if not isinstance(item, Named):
+            yield from walk(item, value, path)
+        elif isinstance(item.of, Field):
+            for key in value:
+                yield f"{path}.{key}", item.of, value[key]
+        else:
+            for key in value:
+                yield from walk_kind(item.of, value[key], f"{path}.{key}")
+
+
+def walk_kind(
+    kinds: Mapping[str, Any], values: Mapping, where: str
+) -> Iterator[tuple[str, Field, Any]]:
+    """`walk` over fields whose table is that of their `kind`."""
+    if not isinstance(values, (ml_collections.ConfigDict, Mapping)):
+        raise UserError(f"{where}: expected a group of fields with a kind, not {values!r}")
+    kind = values.get("kind", "")
+    if kind not in kinds:
+        raise UserError(f"{where}.kind: no kind '{kind}'; {nearest(kind, kinds)}")
+    others = {name: value for name, value in values.items() if name != "kind"}
+    yield from walk(table_of(kinds[kind]), others, where)
+
+
+def check(table: Table, values: Mapping, where: str) -> None:
+    """Raises UserError for the first field of `values` that its table does not take."""
+    for path, field, value in walk(table, values, where):
+        field.check(path, value)
