@@ -29,8 +29,9 @@ from cai_jax.io import artefacts
 from cai_jax.models import decoder
 from cai_jax.stages import feedback as feedback_stage
 from cai_jax.stages import revise as revise_stage
-from cai_jax.stages.context import LoadedModel, StageContext
+from cai_jax.stages.context import StageContext
 from cai_jax.structs import Message, ScoreRequest, dialogue_to_json
+from cai_jax.textmodels.loader import LoadedModel, ModelLoader
 from configs import default
 
 BATCH = 16
@@ -38,24 +39,32 @@ FORWARD_BATCH = 4  # texts in a plain pass: of these lengths more rows are not f
 LABEL_PARTS = 16
 
 
-class _Warm(StageContext):
-    """A context whose model is loaded already: what is measured is the stage. It keeps what was
+class _Warm(ModelLoader):
+    """A loader whose model is loaded already: what is measured is the stage. It keeps what was
     asked to be scored."""
 
-    bench: Bench
-    asked: list[ScoreRequest]
+    def __init__(self, bench: Bench, *args):
+        super().__init__(*args)
+        self.bench, self.asked = bench, []
 
-    def load_model(self, reference, kind="policy", format="auto"):
+    def load(self, *_, **__) -> LoadedModel:
         return LoadedModel("smollm2", self.bench.config, self.bench.params, self.bench.format)
 
-    def score(self, engine, requests, label):
-        self.asked = list(requests)
-        return super().score(engine, requests, label)
+    def engine(self, model: LoadedModel, **options):
+        engine = super().engine(model, **options)
+        score = engine.score
+
+        def kept(requests, **how):
+            self.asked = list(requests)
+            return score(requests, **how)
+
+        engine.score = kept
+        return engine
 
 
 def _run(
     bench: Bench, stage, name: str, fields: dict, inputs: dict[str, list[dict]]
-) -> tuple[Took, _Warm, list[dict]]:
+) -> tuple[Took, StageContext, list[dict]]:
     """Runs a stage in a new directory: what it took, its context, its records."""
     run_config = default.base_config()
     run_config.sampling.update(
@@ -64,7 +73,7 @@ def _run(
     with tempfile.TemporaryDirectory() as folder:
         path = epath.Path(folder)
         mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-        ctx = _Warm(
+        ctx = StageContext(
             name,
             ConfigDict(fields),
             run_config,
@@ -73,7 +82,7 @@ def _run(
             {key: _Rows(rows) for key, rows in inputs.items()},
             mesh,
         )
-        ctx.bench = bench
+        ctx.models = _Warm(bench, run_config, path, mesh)
         before = Took.now()
         stage.run(ctx)
         took = before.since()
@@ -104,7 +113,7 @@ def revise(bench: Bench) -> Workload:
         for n, prompt in enumerate(bench.prompts[:number])
     ]
     constitution = load_constitution(source)
-    header = revise_stage.few_shot_messages(constitution.critique_examples[:5], True)
+    header = sum(revise_stage.worked_examples(constitution.critique_examples[:5], True), ())
     answers, critiques = (
         [[ANSWER.strip()] * number],
         [],
@@ -206,7 +215,7 @@ def labels(bench: Bench) -> Workload:
             for record in records
         }
         assert len(scored) == number
-        requests[:] = ctx.asked
+        requests[:] = ctx.models.asked
         names = (request.id.rpartition("#") for request in requests)
         found["ours"] = [value for name, _, part in names for value in scored[name][part[:2]]]
         return took

@@ -188,7 +188,7 @@ def latency(bench: Bench) -> Workload:
 def critique_segments(bench: Bench, number: int) -> list:
     """Five worked examples, a dialogue, a critique request."""
     constitution = bench.constitution()
-    header = revise_stage.few_shot_messages(constitution.critique_examples[:5], True)
+    header = sum(revise_stage.worked_examples(constitution.critique_examples[:5], True), ())
     result = []
     for row, prompt in enumerate(bench.prompts[:number]):
         request = constitution.critique_principles[

@@ -23,8 +23,11 @@ from cai_jax.data.dialogue import load_format
 from cai_jax.io import artefacts
 from cai_jax.models.config import ModelConfig
 from cai_jax.pipeline import graph as pipeline
-from cai_jax.stages.context import LoadedModel, StageContext, resolve_role
+from cai_jax.references import resolve
+from cai_jax.stages.context import StageContext
 from cai_jax.structs import Completion, Score
+from cai_jax.textmodels.loader import LoadedModel, ModelLoader
+from cai_jax.textmodels.local import LocalTextModel
 from configs import default
 
 TINY = str(pathlib.Path(__file__).resolve().parent.parent / "configs" / "models" / "tiny")
@@ -141,6 +144,22 @@ class Recorder:
             yield Score(asked.id, tuple((value,) for value in values))
 
 
+class Models(ModelLoader):
+    """A loader whose models are `load(…)` and whose samplers are `make_engine(model)`."""
+
+    def __init__(self, ctx, load: Callable, make_engine: Callable):
+        super().__init__(ctx.run_config, ctx.run_path, ctx.mesh, f"stage '{ctx.name}'")
+        self.load, self._make_engine = load, make_engine
+
+    def text_model(self, reference, format="auto"):
+        model = self.load(reference, format=format)
+        engine = self._make_engine(model)
+        return LocalTextModel(model.name, model.format, engine.max_length, lambda: engine)
+
+    def engine(self, model, **options):
+        return self._make_engine(model)
+
+
 def stage(
     tmp_path,
     kind: str,
@@ -182,13 +201,12 @@ def stage(
     loaded_format = load_format(TINY, format)
     config = ModelConfig.from_json(TINY)
 
-    def load_model(reference, kind="policy", format="auto", int8=None):
+    def load(reference, kind="policy", format="auto", int8=None):
         normalisation = NORMALISATION if kind == "reward" else None
-        name = resolve_role(run_config, reference)
+        name = resolve(run_config.models, reference)
         return LoadedModel(name, config, None, loaded_format, kind, normalisation)
 
-    ctx.load_model = load_model
-    ctx.engine = lambda model: Recorder(asked, model, answer, score, limit)
+    ctx.models = Models(ctx, load, lambda model: Recorder(asked, model, answer, score, limit))
     return ctx, asked
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from cai_jax.seeds import row_key
 from cai_jax.stages import best_of, compare, respond
+from cai_jax.textmodels import loader
 from configs import default
 from tests.recording import NORMALISATION, human, stage
 
@@ -113,7 +114,7 @@ def test_best_of_keeps_the_highest_score(tmp_path, monkeypatch):
         def score_each(self, dialogues):
             return reversed([(i, float(len(d[-1].text))) for i, d in enumerate(dialogues)])
 
-    monkeypatch.setattr(best_of, "RewardModel", Lengths)
+    monkeypatch.setattr(loader, "RewardModel", Lengths)
     ctx, _ = stage(tmp_path, "best", default.best_of("respond"), inputs={"responses": rows})
     summary = best_of.run(ctx)
     first, second = ctx.directory.records()

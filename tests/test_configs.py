@@ -11,14 +11,16 @@ import pytest
 
 from cai_jax.configuration import topic
 from cai_jax.constitution.loader import load_constitution
-from cai_jax.data import choices, fitting
+from cai_jax.data import fitting
 from cai_jax.data.dialogue import load_format
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.models.config import ModelConfig
 from cai_jax.pipeline import graph as pipeline
-from cai_jax.stages import best_of, evaluate, feedback, harm, pm, revise, rl, sl
-from cai_jax.stages.context import LoadedModel, StageContext
+from cai_jax.stages import evaluate, feedback, harm, pm, revise, rl, sl
 from cai_jax.structs import Message
+from cai_jax.textmodels import loader, questions
+from cai_jax.textmodels.loader import LoadedModel
+from cai_jax.textmodels.local import LocalTextModel
 from configs import default, microworld, rlhf, smollm2_cpu
 from configs.figures import frontier, judging, labels, pareto, revisions
 from configs.models import zoo
@@ -154,7 +156,7 @@ def long_constitution(path: pathlib.Path) -> str:
 class Judge:
     """A preference model that likes long answers."""
 
-    scale = 1.0
+    name, scale = "judge", 1.0
 
     def __init__(self, *_, **__):
         pass
@@ -169,18 +171,18 @@ def dry(tmp_path, monkeypatch):
     which no model makes; of a training stage what it would learn from. So the words, lengths and
     numbers of examples are those of the config."""
 
-    def load_model(ctx, reference, kind="policy", format="auto", int8=None):
-        base = ctx.run_config.models.base.removeprefix("random:")
+    def load(models, reference, kind="policy", format="auto", int8=None):
+        base = models.run_config.models.base.removeprefix("random:")
         found = ModelConfig.from_json(base)
         return LoadedModel(reference, found, {}, formats(base, format), kind)
 
-    def engine(ctx, model):
+    def engine(models, model, **options):
         def answer(asked):
             count, tokenizer = asked.sampling.max_new_tokens, model.format.tokenizer
             tokens = tokenizer.encode(f"{asked.id}:" + " word" * count)[:count]
             return tokenizer.decode(tokens), "length"
 
-        limit = ctx.context_limit(model)
+        limit = fitting.smallest(models.run_config.sampling.max_length, model.config.max_length)
         return recording.Recorder([], model, answer, lambda a: [-1.0] * len(a.options), limit)
 
     def train_sl(ctx):
@@ -197,12 +199,12 @@ def dry(tmp_path, monkeypatch):
         return {"rows": len(pairs)}
 
     formats = functools.cache(load_format)
-    monkeypatch.setattr(StageContext, "load_model", load_model)
-    monkeypatch.setattr(StageContext, "engine", engine)
+    monkeypatch.setattr(loader.ModelLoader, "load", load)
+    monkeypatch.setattr(loader.ModelLoader, "engine", engine)
     for module, train in ((sl, train_sl), (rl, train_rl), (pm, train_pm)):
         monkeypatch.setattr(module, "run", train)
     monkeypatch.setattr(harm, "run", lambda ctx: {"rows": len(harm.read(ctx, "ratings"))})
-    for module in (best_of, evaluate, feedback):
+    for module in (loader, evaluate):
         monkeypatch.setattr(module, "RewardModel", Judge)
     return lambda config: run(config, tmp_path / "run")
 
@@ -297,7 +299,8 @@ def test_headers_and_limits_fit_by_the_tokens_of_smollm2(name, official, smollm2
     found, limit = load_constitution(constitution), config.sampling.max_length
     longest = max(found.critique_principles, key=lambda p: len(p.critique_request))
     stage, answer = config.graph.revise, config.graph.respond.max_new_tokens
-    header = revise.few_shot_messages(found.critique_examples[: stage.num_few_shot], True)
+    model = LocalTextModel("smollm2", format, limit, lambda: None)
+    header = sum(revise.worked_examples(found.critique_examples[: stage.num_few_shot], True), ())
     asked = (
         Message("human", "word " * 100),
         Message("assistant", ""),
@@ -311,9 +314,14 @@ def test_headers_and_limits_fit_by_the_tokens_of_smollm2(name, official, smollm2
     stage = config.graph.feedback
     modes = {stage.mode} if name == "smollm2_cpu" else set(feedback.MODES[:2])
     for mode in sorted(modes):
-        header = feedback.draw_header(found, mode, stage.num_few_shot, 0, "header")[1]
-        build = choices.choice_segments if mode == "multiple_choice" else choices.chain_segments
-        prompt = fitting.num_tokens(build(format, header, "word " * 200))
+        _, examples = feedback.draw_examples(found, mode, stage.num_few_shot, 0, "header")
+        if mode == "multiple_choice":
+            request = questions.choice("", "word " * 200, examples=examples)
+            segments, _ = model.question(request, len(examples))
+        else:
+            request = questions.chain("", "word " * 200, None, examples)
+            segments = model.prompt(request, len(examples))
+        prompt = fitting.num_tokens(segments)
         new = 2 * config.graph.compare.max_new_tokens + stage.max_chain_tokens
         assert prompt + new <= limit, mode
 

@@ -20,7 +20,8 @@ from cai_jax.io import artefacts
 from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
 from cai_jax.stages import feedback
-from cai_jax.stages.context import LoadedModel, StageContext
+from cai_jax.stages.context import StageContext
+from cai_jax.textmodels.loader import LoadedModel
 from configs import default
 
 
@@ -77,9 +78,7 @@ def stage(tmp_path, tiny_model):
             {"comparisons": compare},
             sharding.make_mesh({}, jax.devices()[:1]),
         )
-        ctx.load_model = lambda reference, kind="policy", format_=None, **_: LoadedModel(
-            "hand", config, params, format
-        )
+        ctx.models.load = lambda *_, **__: LoadedModel("hand", config, params, format)
         return ctx, format
 
     return make
@@ -102,7 +101,7 @@ def test_labels_equal_the_formula(stage):
     summary = feedback.run(ctx)
     rows = ctx.directory.records()
     assert len(rows) == 2 and summary["rows"] == 2
-    total = math.log(math.exp(1.0) + math.exp(-0.5) + ctx.load_model("").config.vocab_size - 2)
+    total = math.log(math.exp(1.0) + math.exp(-0.5) + ctx.models.load("").config.vocab_size - 2)
     for row in rows:
         for entry in row["logprobs"]:
             # Every other token of the answer string has logit 0.
@@ -133,20 +132,20 @@ def test_principles_and_headers_are_drawn_and_recorded(stage):
 def test_examples_of_a_header_have_their_own_principles_and_orders():
     constitution = load_constitution()
     drawn = [
-        feedback.draw_header(constitution, "multiple_choice", 4, 0, "h", number)
+        feedback.draw_examples(constitution, "multiple_choice", 4, 0, "h", number)
         for number in range(60)
     ]
     principles = {name.split(":")[1] for ids, _ in drawn for name in ids}
     assert len(principles) == len(constitution.comparison_principles)
     assert any(len({name.split(":")[1] for name in ids}) > 1 for ids, _ in drawn)
-    letters = [answer for _, header in drawn for _, answer in header]
+    letters = [answer.text for _, examples in drawn for _, answer in examples]
     assert 0.35 < letters.count(" (A)") / len(letters) < 0.65
-    for ids, header in drawn:
-        for name, (question, answer) in zip(ids, header, strict=True):
+    for ids, examples in drawn:
+        for name, (question, answer) in zip(ids, examples, strict=True):
             example = next(
                 e for e in constitution.comparison_examples if e.id == name.split(":")[0]
             )
-            assert f"{answer.strip()} {example.chosen}" in question
+            assert f"{answer.text.strip()} {example.chosen}" in question.text
 
 
 def test_chains_are_sampled_recorded_and_averaged(stage):

@@ -9,6 +9,7 @@ import pytest
 from cai_jax.core import labels
 from cai_jax.seeds import row_key
 from cai_jax.stages import feedback
+from cai_jax.textmodels import loader
 from configs import default
 from tests.recording import CONSTITUTION, human, stage
 
@@ -196,6 +197,8 @@ def test_every_pair_of_a_group_shows_its_own_responses(tmp_path):
 
 def test_a_preference_model_labels_by_the_sigmoid_of_its_difference(tmp_path, monkeypatch):
     class Lengths:
+        name = "@pm"
+
         def __init__(
             self, params, config, format, mesh, normalisation=None, name="", reads_cut=False
         ):
@@ -205,7 +208,7 @@ def test_a_preference_model_labels_by_the_sigmoid_of_its_difference(tmp_path, mo
             assert {d[0].text for d in dialogues} == {"Question 0", "Question 1"}
             return reversed([(i, float(len(d[-1].text))) for i, d in enumerate(dialogues)])
 
-    monkeypatch.setattr(feedback, "RewardModel", Lengths)
+    monkeypatch.setattr(loader, "RewardModel", Lengths)
     _, records, asked = run(tmp_path, mode="preference_model", model="@pm")
     assert len(records) == 2 and not asked
     for record in records:

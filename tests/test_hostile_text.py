@@ -16,7 +16,7 @@ from cai_jax.data.dialogue import load_format
 from cai_jax.data.prompts import load_prompts
 from cai_jax.errors import UserError
 from cai_jax.pipeline import graph as pipeline
-from cai_jax.stages.feedback import draw_header
+from cai_jax.stages.feedback import draw_examples
 from cai_jax.structs import ROLES, Message
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -187,8 +187,8 @@ def test_principles_are_inserted_as_they_are(tmp_path, tiny_model):
     for principle in constitution.comparison_principles:
         asked = example.question(principle.text)
         assert asked.count(principle.text) >= 1 and "a {x} b" in asked and asked.endswith("(B) %s")
-    _, header = draw_header(constitution, "chain_of_thought", 1, 0, "h")
-    assert header[0][1] == "{}"
+    _, examples = draw_examples(constitution, "chain_of_thought", 1, 0, "h")
+    assert examples[0][1].text == "Let's think step by step: {}"
     with pytest.raises(UserError, match="write it another way"):
         (tmp_path / "d.json").write_text(
             (tmp_path / "c.json").read_text().replace("a {x} b", "a {} b")

@@ -143,15 +143,15 @@ def test_gate_sees_swapped_labels(learned, tmp_path, monkeypatch):
 def test_gate_sees_an_ignored_critique(learned, tmp_path, monkeypatch):
     config = spoil(learned, tmp_path, "revise")
     config.stages = config.stages[: config.stages.index("evaluate_sl") + 1]
-    sample = StageContext.sample
+    generate = StageContext.generate
 
-    def deaf(self, engine, requests, sampling, label):
-        for completion in sample(self, engine, requests, sampling, label):
+    def deaf(self, model, turns, sampling, label="", *rest, **fields):
+        for completion in generate(self, model, turns, sampling, label, *rest, **fields):
             yield (
                 dataclasses.replace(completion, text="The answer is fine.")
                 if label.endswith(": critique")
                 else completion
             )
 
-    monkeypatch.setattr(StageContext, "sample", deaf)
+    monkeypatch.setattr(StageContext, "generate", deaf)
     assert learn(tmp_path, config)["sl", "red_team"]["harmful"] > 0.5

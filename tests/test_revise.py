@@ -40,10 +40,10 @@ def test_a_rows_principles_depend_on_its_name_only():
 
 def test_the_header_is_whole_examples_in_order():
     examples = load_constitution().critique_examples[:2]
-    messages = revise.few_shot_messages(examples, critique=True)
-    assert messages == examples[0].messages + examples[1].messages
-    direct = revise.few_shot_messages(examples, critique=False)
-    assert {message.role for message in direct} == {
+    shown = revise.worked_examples(examples, critique=True)
+    assert shown == (examples[0].messages, examples[1].messages)
+    direct = revise.worked_examples(examples, critique=False)
+    assert {message.role for example in direct for message in example} == {
         "human",
         "assistant",
         "revision_request",
@@ -59,7 +59,7 @@ def test_the_official_files_give_the_papers_text(shared_data):
     shots = json.loads((folder / "CritiqueRevisionFewShotPrompts.json").read_text())
     instruction = json.loads((folder / "CritiqueRevisionInstructions.json").read_text())["harmful3"]
     constitution = load_constitution(str(folder))
-    header = revise.few_shot_messages(constitution.critique_examples, critique=True)
+    header = sum(revise.worked_examples(constitution.critique_examples, critique=True), ())
     principle = constitution.critique_principles[3]
     dialogue = (
         Message("human", "Hello?"),

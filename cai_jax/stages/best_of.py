@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 
-from cai_jax.rewards.preference_model import RewardModel, collected
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import count_cut, dialogue_from_json, sampled_turn
 
@@ -19,32 +18,22 @@ SCHEMA = 2
 def run(ctx: StageContext) -> dict:
     """Writes one response record a prompt: that of the highest score, of equal ones the first
     sample, as sample 0."""
-    rows = ctx.inputs["responses"].records()
-    ctx.require_rows(rows, "responses")
-    judge = ctx.load_model(ctx.config.reward, kind="reward")
-    reward = RewardModel(
-        judge.params,
-        judge.config,
-        judge.format,
-        ctx.mesh,
-        judge.normalisation,
-        judge.name,
-        reads_cut=judge.reads_cut,
-    )
+    responses = ctx.inputs["responses"].records()
+    ctx.require_rows(responses, "responses")
+    judge = ctx.models.preference_model(ctx.config.reward)
     dialogues = [
         (*dialogue_from_json(row["dialogue"]), sampled_turn(row["response"], row.get("stop")))
-        for row in rows
+        for row in responses
     ]
-    scores = collected(
-        ctx.score_each(reward, dialogues, ctx.name, [row["id"] for row in rows]), len(rows)
-    )
-    answers = collections.defaultdict(list)
-    for row, score in zip(rows, scores, strict=True):
-        answers[row["prompt_id"]].append((float(score), row))
+    ids = [row["id"] for row in responses]
+    scored = collections.defaultdict(list)
+    for index, score in sorted(ctx.score_each(judge, dialogues, ctx.name, ids)):
+        scored[responses[index]["prompt_id"]].append((score, responses[index]))
+
     journal = ctx.directory.journal()
     journal.discard(lambda row: False)
-    for prompt_id, found in sorted(answers.items()):
-        score, best = max(found, key=lambda pair: (pair[0], -pair[1]["sample"]))
+    for prompt_id, answers in sorted(scored.items()):
+        score, best = max(answers, key=lambda pair: (pair[0], -pair[1]["sample"]))
         journal.append(
             {
                 **best,
@@ -52,19 +41,20 @@ def run(ctx: StageContext) -> dict:
                 "sample": 0,
                 "drawn_as": best["id"],
                 "score": score,
-                "of": len(found),
-                "mean_score": sum(score for score, _ in found) / len(found),
+                "of": len(answers),
+                "mean_score": sum(score for score, _ in answers) / len(answers),
             }
         )
     digest = journal.finish()
-    gain = sum(row["score"] - row["mean_score"] for row in journal.finished.values()) / len(answers)
+    kept = journal.finished.values()
+    gain = sum(row["score"] - row["mean_score"] for row in kept) / len(kept)
     return {
-        "rows": len(answers),
+        "rows": len(kept),
         "sha256": {"records": digest},
         "mean_gain": gain,
-        "cut": {"answers": count_cut([row.get("stop") for row in journal.finished.values()])},
+        "cut": {"answers": count_cut([row.get("stop") for row in kept])},
         "headline": (
-            f"{len(answers)} of {len(rows)} answers kept, {gain:+.2f} above the mean "
-            f"by {ctx.config.reward}"
+            f"{len(kept)} of {len(responses)} answers kept, {gain:+.2f} above the mean by "
+            f"{ctx.config.reward}"
         ),
     }

@@ -8,7 +8,8 @@ import collections
 from cai_jax.data import fitting
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import SampleRequest, count_cut, dialogue_to_json
+from cai_jax.structs import count_cut, dialogue_to_json
+from cai_jax.textmodels.protocol import Sampling, Turn
 
 SCHEMA = 1
 
@@ -16,33 +17,28 @@ SCHEMA = 1
 def run(ctx: StageContext) -> dict:
     """Writes one comparison record a prompt: `num_samples` responses by the same model, in order of
     their sample number."""
-    config = ctx.config
-    prompts = ctx.prompts()
-    model = ctx.load_model(config.model, format=config.format)
-    sampling = ctx.answering(model)
-    journal = ctx.directory.journal()
-    prompts = {prompt.id: prompt for prompt in prompts}
-    requests = []
-    for prompt in prompts.values():
-        if prompt.id not in journal.finished:
-            segments = model.format.prompt(prompt.dialogue)
-            requests += [
-                SampleRequest(
-                    f"{prompt.id}/{sample:02d}",
-                    segments,
-                    row_key(ctx.seed, ctx.name, 0, prompt.id, sample),
-                )
-                for sample in range(config.num_samples)
-            ]
+    config, journal = ctx.config, ctx.directory.journal()
+    model = ctx.models.text_model(config.model, config.format)
+    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k, config.top_p)
+    prompts = {prompt.id: prompt for prompt in ctx.prompts()}
+    turns = [
+        Turn(
+            f"{prompt.id}/{sample:02d}",
+            prompt.dialogue,
+            row_key(ctx.seed, ctx.name, 0, prompt.id, sample),
+        )
+        for prompt in prompts.values()
+        for sample in range(config.num_samples)
+        if prompt.id not in journal.finished
+    ]
 
+    # A prompt is recorded once all its samples are there.
     groups = collections.defaultdict(dict)
-    for completion in (
-        ctx.sample(ctx.engine(model), requests, sampling, ctx.name, count=False) if requests else ()
-    ):
-        prompt_id, _, sample = completion.id.rpartition("/")
-        groups[prompt_id][sample] = completion
+    for answer in ctx.generate(model, turns, sampling, count=False):
+        prompt_id, _, sample = answer.id.rpartition("/")
+        groups[prompt_id][sample] = answer
         if len(groups[prompt_id]) == config.num_samples:
-            group = [completion for _, completion in sorted(groups.pop(prompt_id).items())]
+            group = [answer for _, answer in sorted(groups.pop(prompt_id).items())]
             journal.append(
                 {
                     "id": prompt_id,
@@ -52,20 +48,21 @@ def run(ctx: StageContext) -> dict:
                     "seed": ctx.seed,
                     "source": "ai",
                     "dialogue": dialogue_to_json(prompts[prompt_id].dialogue),
-                    "responses": [completion.text for completion in group],
-                    "stops": [completion.stop for completion in group],
-                    "num_tokens": [len(completion.tokens) for completion in group],
+                    "responses": [answer.text for answer in group],
+                    "stops": [answer.stop for answer in group],
+                    "num_tokens": [len(answer.tokens) for answer in group],
                 }
             )
+
     ctx.drop(fitting.CONTEXT, sum(name not in journal.finished for name in prompts))
     ctx.require_rows(journal.finished, "comparisons")
     digest = journal.finish()
-    rows = list(journal.finished.values())
-    equal = sum(len(set(row["responses"])) < len(row["responses"]) for row in rows)
+    records = journal.finished.values()
+    equal = sum(len(set(record["responses"])) < len(record["responses"]) for record in records)
     return {
-        "rows": len(rows),
+        "rows": len(records),
         "sha256": {"records": digest},
         "with_equal_responses": equal,
-        "cut": {"answers": count_cut([stop for row in rows for stop in row["stops"]])},
-        "headline": f"{len(rows)} groups of {config.num_samples}, {equal} with equal responses",
+        "cut": {"answers": count_cut([stop for record in records for stop in record["stops"]])},
+        "headline": f"{len(records)} groups of {config.num_samples}, {equal} with equal responses",
     }

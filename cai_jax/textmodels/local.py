@@ -51,14 +51,14 @@ class LocalTextModel:
             return fitting.num_tokens(segments) + (turn.room or limit(turn))
 
         counts, by_role = {}, {}
-        for turn, count, segments in self._with_examples(turns, wanted, self._prompt, length):
+        for turn, count, segments in self._with_examples(turns, wanted, self.prompt, length):
             if not 0 < fitting.num_tokens(segments) <= self.max_length - limit(turn):
                 yield Completion(turn.id, (), (), "", TOO_LONG)
                 continue
             if not turn.shared:
                 segments = (sum(segments, ()),)
             if turn.continues:
-                segments = cut_after(segments, self._prompt(turn.continues, count))
+                segments = cut_after(segments, self.prompt(turn.continues, count))
             counts[turn.id] = count
             request = SampleRequest(turn.id, segments, turn.key, turn.max_new_tokens)
             by_role.setdefault(turn.role, []).append(request)
@@ -85,7 +85,7 @@ class LocalTextModel:
         # Which questions share a forward pass depends on all of them, wanted or not.
         asked = None if together else wanted
         about, requests = {}, []
-        for question, count, tokens in self._with_examples(questions, asked, self._options, length):
+        for question, count, tokens in self._with_examples(questions, asked, self.question, length):
             segments, _ = tokens
             if fitting.num_tokens(segments) and length(question, tokens) <= self.max_length:
                 about[question.id] = count, fitting.num_tokens(segments)
@@ -126,10 +126,11 @@ class LocalTextModel:
 
     # Tokens ---------------------------------------------------------------------------------------
 
-    def _prompt(self, turn: Turn, count: int) -> Segments:
+    def prompt(self, turn: Turn, count: int) -> Segments:
+        """Segments of the prompt with the first `count` worked examples."""
         return self._turns(turn, count, ())[0]
 
-    def _options(self, question: Question, count: int) -> tuple[Segments, Segments]:
+    def question(self, question: Question, count: int) -> tuple[Segments, Segments]:
         """Segments of the prompt, and the tokens that each option has after it."""
         if question.form == TURNS:
             return self._turns(question, count, question.options)

@@ -181,13 +181,13 @@ def test_exactly_the_damaged_rows_are_made_again(finished, copy, capsys, monkeyp
     asked = []
     from cai_jax.stages.context import StageContext
 
-    sample = StageContext.sample
+    generate = StageContext.generate
     monkeypatch.setattr(
         StageContext,
-        "sample",
-        lambda self, engine, requests, *rest: (
-            asked.extend(request.id for request in requests),
-            sample(self, engine, requests, *rest),
+        "generate",
+        lambda self, model, turns, *rest, **fields: (
+            asked.extend(turn.id for turn in turns),
+            generate(self, model, turns, *rest, **fields),
         )[1],
     )
     told = mended(copy, finished[0], capsys)
