@@ -250,13 +250,13 @@ def record(
       answers: by order and number of the chain, such as "ab0".
       chains: the journal of chains; None where there are none.
     """
-    thoughts = []
-    for name in sorted(answers) if chains else ():
-        thought = chains.finished[f"{task.id}#{name}"]
-        order, chain = name[:2], int(name[2:])
-        thoughts.append(
-            {"order": order, "chain": chain, "text": thought["text"], "stop": thought["stop"]}
-        )
+    logprobs, thoughts = [], []
+    for name, choice in sorted(answers.items()):
+        asked, (a, b) = {"order": name[:2], "chain": int(name[2:])}, choice.logprobs
+        logprobs.append({**asked, "a": a, "b": b})
+        if chains:
+            thought = chains.finished[f"{task.id}#{name}"]
+            thoughts.append({**asked, "text": thought["text"], "stop": thought["stop"]})
     return {
         "id": task.id,
         "prompt_id": task.comparison["prompt_id"],
@@ -270,14 +270,7 @@ def record(
         "model": model,
         "seed": ctx.seed,
         "chains": thoughts,
-        "logprobs": [
-            {
-                "order": name[:2],
-                "chain": int(name[2:]),
-                **dict(zip("ab", choice.logprobs, strict=True)),
-            }
-            for name, choice in sorted(answers.items())
-        ],
+        "logprobs": logprobs,
     }
 
 
