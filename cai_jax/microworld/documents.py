@@ -2,7 +2,7 @@
 multiple choice, chains of thought, questions about harm. They have the very texts that the stages
 ask with (`cai_jax.data.choices` builds the questions) and none has a held-out act.
 
-A document is a list of (text, weight): the weight of each piece's tokens in the loss. Pieces meet
+A document is a list of (text, weight): the weight of each text's tokens in the loss. Texts meet
 where a token ends.
 """
 
@@ -115,24 +115,24 @@ _CRITICISED = {"harmful": 0.55, "look_alike": 0.2, "plain": 0.1, "mixed": 0.15}
 
 
 def _round(rng, direct: bool) -> tuple[str, Document]:
-    """A dialogue and one round of critique and revision: (request, pieces after it)."""
+    """A dialogue and one round of critique and revision: (request, texts after it)."""
     asked, text = draw_request(rng, _CRITICISED)
     response = behave(rng, asked, (0.66, 0.18, 0.06, 0.05, 0.05))
     kind, critique_request, revision_request, _ = principles.PRINCIPLES[int(rng.integers(16))]
-    pieces = [(f"\n\nHuman: {text}\n\nAssistant: {response}", ASIDE)]
+    texts = [(f"\n\nHuman: {text}\n\nAssistant: {response}", ASIDE)]
     if not direct:
         critique = f" The answer {principles.assessment(asked, response, kind)}"
-        pieces += [
+        texts += [
             (f"\n\nCritiqueRequest: {critique_request}\n\nCritique:", 0.0),
             (critique, 1.0),
             ("\n\n", 1.0),
         ]
     # An answer ends; what follows it here is somebody else's request, which the chat must not learn
     # to write.
-    pieces += [
+    texts += [
         (f"{chr(10) * 2 if direct else ''}RevisionRequest: {revision_request}\n\nRevision:", 0.0)
     ]
-    return text, [*pieces, (f" {principles.revised(asked, response, kind, rng)}", 1.0)]
+    return text, [*texts, (f" {principles.revised(asked, response, kind, rng)}", 1.0)]
 
 
 def critique(rng) -> Document:
@@ -140,8 +140,8 @@ def critique(rng) -> Document:
     before it."""
     direct = rng.random() < 1 / 6
     shots = int(rng.integers(1, 3)) if rng.random() < 0.06 else 0
-    pieces = [piece for _ in range(shots + 1) for piece in _round(rng, direct)[1]]
-    return [*pieces, (END, 1.0)]
+    texts = [text for _ in range(shots + 1) for text in _round(rng, direct)[1]]
+    return [*texts, (END, 1.0)]
 
 
 def draw_pair(rng) -> tuple[tuple[Act, ...], str, list[str]]:
@@ -183,8 +183,8 @@ def _harm_question(rng, heading: bool) -> tuple[str, list[str], int]:
         options, right, ask = list(HARM_OPTIONS), harm or "no harm", HARM_QUESTION
     options = [options[int(i)] for i in rng.permutation(len(options))]
     dialogue = (Message("human", text), Message("assistant", response))
-    told = [f"The answer {principles.assessment(asked, response, None)}"]
-    return choices.question(dialogue, ask, options, heading), told, options.index(right)
+    reasoning = [f"The answer {principles.assessment(asked, response, None)}"]
+    return choices.question(dialogue, ask, options, heading), reasoning, options.index(right)
 
 
 def _asked_choice(rng, heading: bool):
@@ -202,30 +202,30 @@ def choice(rng) -> Document:
             ("ABCDE"[right], LETTER),
             (f"){END}", 1.0),
         ]
-    pieces: Document = []
+    texts: Document = []
     for shot in range(int(rng.integers(2, 4)) if rng.random() < 0.06 else 1):
         question, _, right = _asked_choice(rng, True)
-        pieces += [
+        texts += [
             ("\n\n" * bool(shot) + f"{question}\n{choices.ANSWER_LEAD}", ASIDE),
             (" (", 1.0),
             ("ABCDE"[right], LETTER),
             (")", 1.0),
         ]
-    return [*pieces, (END, 1.0)]
+    return [*texts, (END, 1.0)]
 
 
 def chain(rng) -> Document:
     """A question, a chain of thought, and the answer elicited in a human turn (or after one)."""
-    question, told, right = _asked_choice(rng, bool(rng.random() < 0.2))
+    question, reasoning, right = _asked_choice(rng, bool(rng.random() < 0.2))
     letter = "ABCDE"[right]
-    if len(told) > 1:
-        told = [f"({letters}) {text}" for letters, text in zip("AB", told, strict=True)]
+    if len(reasoning) > 1:
+        reasoning = [f"({letters}) {text}" for letters, text in zip("AB", reasoning, strict=True)]
     elicit = choices.CHAIN_ANSWER_LEAD + ("\n\nAssistant:" if rng.random() < 0.2 else "")
     return [
         (f"\n\nHuman: {question}\n\nAssistant: {choices.CHAIN_LEAD}", ASIDE),
-        (f" {' '.join(told)} So (", 1.0),
+        (f" {' '.join(reasoning)} So (", 1.0),
         (letter, LETTER),
-        (") is better." if len(told) > 1 else ").", 1.0),
+        (") is better." if len(reasoning) > 1 else ").", 1.0),
         (f"\n\nHuman: {elicit}", ASIDE),
         (" (", 1.0),
         (letter, 1.0),

@@ -84,12 +84,14 @@ def another(dice: Dice, act: Act, *categories: str) -> Act:
     """An act of one of the categories that is not `act`; most often it shares the verb or the
     object."""
     pool = [
-        one
-        for one in acts(categories[int(dice.integers(len(categories)))], dice.held_out)
-        if one != act
+        other
+        for other in acts(categories[int(dice.integers(len(categories)))], dice.held_out)
+        if other != act
     ]
     if dice.random() < 0.7:
-        pool = [one for one in pool if (one.verb == act.verb) != (one.object == act.object)] or pool
+        pool = [
+            other for other in pool if (other.verb == act.verb) != (other.object == act.object)
+        ] or pool
     return pool[int(dice.integers(len(pool)))]
 
 
@@ -252,7 +254,7 @@ def constitution() -> dict:
         )
         options = [good, bad] if number % 2 else [bad, good]
         letter = "AB"[options.index(good)]
-        told = " ".join(
+        reasoning = " ".join(
             f"({letter}) {principles.assessment(asked, text, None)}"
             for letter, text in zip("AB", options, strict=True)
         )
@@ -261,7 +263,7 @@ def constitution() -> dict:
                 "id": f"example-{number}",
                 "dialogue": dialogue,
                 "options": options,
-                "reasoning": f"{told} So ({letter}) is better.",
+                "reasoning": f"{reasoning} So ({letter}) is better.",
                 "answer": letter,
             }
         )

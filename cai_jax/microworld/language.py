@@ -205,14 +205,14 @@ def parse_sentence(text: str) -> Sentence | None:
         if match := pattern.fullmatch(text):
             if form == "evasion":
                 return Sentence(form)
-            found = match.groupdict()
-            act = Act(found["verb"], found["object"])
+            fields = match.groupdict()
+            act = Act(fields["verb"], fields["object"])
             return Sentence(
                 form,
                 act,
-                found.get("tool"),
-                found.get("place"),
-                _KIND_OF_REASON.get(found.get("reason")),
+                fields.get("tool"),
+                fields.get("place"),
+                _KIND_OF_REASON.get(fields.get("reason")),
             )
     return None
 
@@ -230,6 +230,6 @@ def parse_response(text: str) -> list[Sentence | None]:
 def find_acts(text: str) -> tuple[Act, ...]:
     """The acts named in a request, in order."""
     return tuple(
-        Act(found["verb"], found["object"])
-        for found in map(re.Match.groupdict, _ACT_PATTERN.finditer(text))
+        Act(fields["verb"], fields["object"])
+        for fields in map(re.Match.groupdict, _ACT_PATTERN.finditer(text))
     )

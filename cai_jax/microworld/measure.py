@@ -81,10 +81,10 @@ def interval(values: list[np.ndarray], share: bool = True) -> tuple:
     mean = float(np.mean(means))
     if len(set(means)) == 1:
         if share and len(values[0]) > 1:
-            found = wilson(float(values[0].sum()), len(values[0]))
-            return mean, found.low, found.high
-        found = bootstrap_mean(values[0])
-        return mean, found.low, found.high
+            estimate = wilson(float(values[0].sum()), len(values[0]))
+            return mean, estimate.low, estimate.high
+        estimate = bootstrap_mean(values[0])
+        return mean, estimate.low, estimate.high
     half = (
         float(stdtrit(len(values) - 1, 0.975))
         * float(np.std(means, ddof=1))
@@ -96,11 +96,11 @@ def interval(values: list[np.ndarray], share: bool = True) -> tuple:
 def measure(runs: list, stage: str = "evaluate") -> list[dict]:
     """Rows {model, on, name, value, low, high, seeds, n} over the runs, which differ in their
     seeds."""
-    found = [of_run(run, stage) for run in runs]
+    tables = [of_run(run, stage) for run in runs]
     rows = []
-    for key in found[0]:
+    for key in tables[0]:
         for name in SHOWN:
-            values = [table[key][name] for table in found if key in table]
+            values = [table[key][name] for table in tables if key in table]
             mean, low, high = interval(values, share=name != "severity")
             rows.append(
                 {

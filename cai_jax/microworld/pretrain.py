@@ -65,8 +65,17 @@ def encode(tokenizer: Tokenizer, document: documents.Document) -> tuple[list[int
 def batches(
     tokenizer: Tokenizer, seed: int, rows: int, length: int = LENGTH
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches of packed documents: tokens and segments int32, weights float32, all [rows,
-    length]. A document is never cut; segment 0 is padding. First fit over the rows."""
+    """Endless batches of packed documents, first fit; a document is never cut.
+
+    Args:
+        tokenizer: of the language.
+        seed: of the documents.
+        rows: sequences in a batch.
+        length: tokens in a sequence.
+
+    Yields:
+        tokens and segments (int32, segment 0 is padding) and weights (float32), all [rows, length].
+    """
     dice = documents.Dice(seed)
     waiting: list = []
     while True:
@@ -114,6 +123,17 @@ def loss(params, batch, config: ModelConfig):
 
 @functools.partial(jax.jit, static_argnames=("config", "tx"), donate_argnums=(0, 1))
 def step(params, optimiser, batch, config: ModelConfig, tx):
+    """One update.
+
+    Args:
+        params, optimiser: the state, donated.
+        batch: of `batches`.
+        config: of the decoder.
+        tx: the optimiser's transformation.
+
+    Returns:
+        (params, optimiser, mean loss, gradient norm).
+    """
     mean, grads, _, _ = optim.sum_gradients(functools.partial(loss, config=config), params, batch)
     params, optimiser, norm = optim.apply_gradients(tx, grads, optimiser, params)
     return params, optimiser, mean, norm
@@ -173,7 +193,20 @@ def train(
     peak: float,
     log=print,
 ):
-    """Trains from random weights; returns float32 parameters."""
+    """Trains from random weights.
+
+    Args:
+        tokenizer: of the language.
+        config: of the decoder.
+        seed: of the weights and the documents.
+        num_steps: updates.
+        rows: sequences in a batch.
+        peak: the learning rate of Muon.
+        log: takes a line of progress every 50 steps.
+
+    Returns:
+        float32 parameters.
+    """
     params = jax.jit(functools.partial(init_params, config))(jax.random.key(seed))
     tx = muon(peak, num_steps)
     optimiser = jax.jit(tx.init)(params)

@@ -140,8 +140,10 @@ def assessment(asked: Sequence[Act], response: str, kind: str | None) -> str:
             key=lambda act: act.severity,
             default=None,
         )
-        told = f" to {act}, and {REASONS[judged.harm]}" if act else f", and {REASONS[judged.harm]}"
-        return f"helps{told}, so it is {DEGREES[judged.severity]}."
+        with_whom = (
+            f" to {act}, and {REASONS[judged.harm]}" if act else f", and {REASONS[judged.harm]}"
+        )
+        return f"helps{with_whom}, so it is {DEGREES[judged.severity]}."
     if judged.name == "engaged_refusal" and not judged.over_refusal:
         return "refuses and says why."
     if judged.name == "helpful":
@@ -165,8 +167,17 @@ def ideal(asked: Sequence[Act], rng) -> str:
 
 
 def revised(asked: Sequence[Act], response: str, kind: str | None, rng) -> str:
-    """The response after revision by a principle of this kind: unchanged where the principle sees
-    no fault."""
+    """The response after revision by a principle, unchanged where the principle sees no fault.
+
+    Args:
+        asked: the acts that the request asks for.
+        response: what is revised.
+        kind: the kind of harm that the principle sees; None: every kind.
+        rng: draws the wording.
+
+    Returns:
+        The revised response.
+    """
     judged = seen(judge(asked, response), kind)
     if judged.name == "helpful" or (judged.name == "engaged_refusal" and not judged.over_refusal):
         return response

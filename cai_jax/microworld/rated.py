@@ -35,13 +35,13 @@ def rated(seed: int = 10, counts: dict[str, int] = COUNTS) -> list[dict]:
             transcript = f"\n\nHuman: {text}\n\nAssistant: {response}"
             if transcript not in seen:
                 seen.add(transcript)
-                found = judge(asked, response)
+                verdict = judge(asked, response)
                 rows.append(
                     {
                         "id": f"rated-{len(rows):04d}",
                         "transcript": transcript,
-                        "rating": float(found.severity),
-                        "kind": found.harm,
+                        "rating": float(verdict.severity),
+                        "kind": verdict.harm,
                         "split": split,
                     }
                 )

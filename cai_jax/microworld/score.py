@@ -44,8 +44,8 @@ class Subject:
             SampleRequest(str(number), segments, row_key(self.seed, "score", self.asked, number))
             for number, segments in enumerate(prompts)
         ]
-        found = {done.id: done.text for done in self.engine.generate(requests, sampling)}
-        return [found[str(number)] for number in range(len(prompts))]
+        texts = {done.id: done.text for done in self.engine.generate(requests, sampling)}
+        return [texts[str(number)] for number in range(len(prompts))]
 
     def reply(self, dialogues: Sequence[Dialogue], role: str = "assistant") -> list[str]:
         return self.sample(
@@ -54,8 +54,8 @@ class Subject:
 
     def choose(self, requests: Sequence[ScoreRequest]) -> list[float]:
         """P(A) for each request of two options, named by its number."""
-        found = {done.id: done.logprobs for done in self.engine.score(requests)}
-        pairs = [found[str(number)] for number in range(len(requests))]
+        logprobs = {done.id: done.logprobs for done in self.engine.score(requests)}
+        pairs = [logprobs[str(number)] for number in range(len(requests))]
         return [float(1 / (1 + np.exp(b - a))) for a, b in pairs]
 
 
@@ -70,9 +70,11 @@ def draw(dice: documents.Dice, category: str, count: int) -> list[tuple]:
 
 def shares(asked: Sequence, responses: Sequence[str]) -> dict[str, float]:
     """Share of each verdict, and of over-refusals."""
-    found = [judge(acts, text) for acts, text in zip(asked, responses, strict=True)]
-    table = {name: float(np.mean([one.name == name for one in found])) for name in VERDICTS}
-    return {**table, "over_refusal": float(np.mean([one.over_refusal for one in found]))}
+    verdicts = [judge(acts, text) for acts, text in zip(asked, responses, strict=True)]
+    table = {
+        name: float(np.mean([verdict.name == name for verdict in verdicts])) for name in VERDICTS
+    }
+    return {**table, "over_refusal": float(np.mean([verdict.over_refusal for verdict in verdicts]))}
 
 
 def chat(
@@ -139,7 +141,9 @@ def judging(subject: Subject, count: int, general: bool, seed: int = 3) -> dict[
         choices.question(dialogue, principle, responses, False)
         for dialogue, principle, responses, _ in items
     ]
-    chains = subject.sample([choices.chain_segments(subject.format, (), one) for one in asked])
+    chains = subject.sample(
+        [choices.chain_segments(subject.format, (), question) for question in asked]
+    )
     last = [
         choices.chain_request(str(number), subject.format, (), question, chain, choices.ANSWERS)
         for number, (question, chain) in enumerate(zip(asked, chains, strict=True))
@@ -167,10 +171,10 @@ def report(subject: Subject, count: int) -> str:
                 + " ".join(f"{r[name]:.3f}" for r in rounds)
             )
     for general in (True, False):
-        found = judging(subject, count, general)
+        shares = judging(subject, count, general)
         lines.append(
             f"judging, {'general' if general else 'all'} principles: "
-            + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+            + ", ".join(f"{name} {value:.3f}" for name, value in shares.items())
         )
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ def vocabulary() -> list[str]:
     dice = documents.Dice(0)
     words = set()
     for _ in range(20000):
-        text = "".join(piece for piece, _ in documents.document(dice)).replace(documents.END, "")
+        text = "".join(text for text, _ in documents.document(dice)).replace(documents.END, "")
         words.update(re.findall(PATTERN, text))
     return [*SPECIAL, *sorted(words)]
 

@@ -4,7 +4,7 @@ temporary memory.
 Operations are what the work is worth, without anything that is computed twice: a product of [m, k]
 and [k, n] is 2·m·k·n, a causal token attends to half the sequence on average, norms, softmax and
 rotary positions are left out (below 1 %). Counting the compiled program (`hlo.count`) shows what is
-really done. Memory is an estimate of what the compiler will need beside the arguments, for chips
+really done. Memory is an estimate of what the compiler will need on top of the arguments, for chips
 whose compiler is not at hand and for finding a layout that fits.
 """
 
@@ -76,8 +76,18 @@ def trained_share(model: ModelConfig, adapters: lora.Adapters | None) -> float:
 def temporaries(
     work: Work, mesh: Mapping[str, int], *, width: int, remat: str, chunk: int
 ) -> float:
-    """Bytes a chip beside the arguments. `width`: bytes of an activation; `chunk`: positions whose
-    logits exist at once."""
+    """Bytes a chip on top of the arguments.
+
+    Args:
+        work: what the program does.
+        mesh: axis → size.
+        width: bytes of an activation.
+        remat: what the backward pass recomputes, as in `config.model.remat`.
+        chunk: positions whose logits exist at the same time; 0: all.
+
+    Returns:
+        Bytes, within some ten to thirty per cent of what the TPU compiler reports.
+    """
     model, tensor = work.model, mesh["tensor"]
     shards = mesh["fsdp"] * tensor
     rows = -(-work.rows // (work.parts * mesh["data"] * mesh["fsdp"]))
@@ -98,9 +108,8 @@ def temporaries(
         else 0.0
     )
     gathered = 2 * width * layer / tensor + 2 * width * model.vocab_size * model.width / tensor
-    if (
-        work.kind == "decode"
-    ):  # the cache is written in place, layer by layer; weights lie whole already
+    # Decoding writes the cache in place, layer by layer, and has the weights of all layers.
+    if work.kind == "decode":
         return 4 * scores + 3 * logits + 2 * inner + width * model.vocab_size * model.width / tensor
     if work.kind == "forward":
         return 4 * stream + 3 * scores + 2 * inner + 3 * logits + gathered

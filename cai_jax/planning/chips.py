@@ -32,7 +32,7 @@ class Chip:
 _TPU = "cloud.google.com/tpu/docs/"
 _NVIDIA = "nvidia.com/en-us/data-center/"
 # Published capacities; the vendors give the links' bandwidth in both directions together: half of
-# it stands here. TPU network: the pod's published data center bandwidth by chip; GPU network: one
+# it is listed. TPU network: the pod's published data center bandwidth by chip; GPU network: one
 # 400 Gb/s (A100: 200 Gb/s) adapter a GPU.
 CHIPS = {
     chip.name: chip
@@ -69,15 +69,15 @@ class Topology:
 
 def parse_topology(text: str, num_slices: int = 1) -> Topology:
     """UserError for what is not CHIP:NxN[xN], naming the chips that are known."""
-    found = re.fullmatch(r"([a-z]+\d+[a-z]*):(\d+(?:x\d+){0,2})", text.strip().lower())
-    if not found or found[1] not in CHIPS:
+    match = re.fullmatch(r"([a-z]+\d+[a-z]*):(\d+(?:x\d+){0,2})", text.strip().lower())
+    if not match or match[1] not in CHIPS:
         raise UserError(
             f"--topology '{text}': expected CHIP:SHAPE such as v5e:8x8, v5p:4x4x4 or h100:8; "
             f"chips: {', '.join(CHIPS)}"
         )
     if num_slices < 1:
         raise UserError(f"--slices {num_slices}: expected at least 1")
-    chip, shape = CHIPS[found[1]], tuple(int(size) for size in found[2].split("x"))
+    chip, shape = CHIPS[match[1]], tuple(int(size) for size in match[2].split("x"))
     dimensions = {"v4": (3,), "v5e": (2,), "v5p": (3,), "v6e": (2,)}.get(chip.name, (1, 2))
     if len(shape) not in dimensions or 0 in shape:
         example = f"{chip.name}:{ {(2,): '8x8', (3,): '4x4x4'}.get(dimensions, '8') }".replace(
@@ -102,7 +102,7 @@ def of_kind(device_kind: str) -> Chip | None:
     )
 
 
-# libtpu asks the cloud who it is unless it is told; these values are for compiling without chips
+# libtpu asks the cloud who it is unless it is given; these values are for compiling without chips
 # only.
 OFFLINE = {
     "TPU_SKIP_MDS_QUERY": "1",

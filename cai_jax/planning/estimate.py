@@ -20,10 +20,10 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 @dataclasses.dataclass
 class Estimate:
     """Of one program on one chip; bytes, operations, seconds. `total` is the program's peak and
-    what lies beside it.
+    what the stage keeps next to it.
 
     The roofline: `seconds` if arithmetic, memory and links overlap perfectly, `seconds_serial` if
-    not at all. A real step lies between or a little above.
+    not at all. A real step is between or a little above.
     """
 
     stage: str
@@ -67,11 +67,23 @@ class Estimate:
 def compile_program(
     program: Program, mesh, topology: chips.Topology, run_config, effort: float
 ) -> Estimate:
-    """Lowers and compiles `program` for the topology's devices. One that does not fit comes back
-    with the compiler's words.
+    """Lowers and compiles `program` for the topology's devices.
 
-    Without the vendor's compiler the devices are virtual ones: the partitioned program is the same,
+    Without the vendor's compiler the devices are virtual: the partitioned program is the same,
     so operations and traffic are counted from it, and memory is estimated by formula.
+
+    Args:
+        program: what is compiled.
+        mesh: over the topology's devices.
+        topology: chips and slices.
+        run_config: of the run.
+        effort: of the compiler, -1 to 1; 0 is its default.
+
+    Returns:
+        The estimate; of a program that does not fit, with the compiler's message as `problem`.
+
+    Raises:
+        jax.errors.JaxRuntimeError: the compiler fails for another reason than memory.
     """
     real = topology.chip.platform == "tpu"
     began = time.monotonic()
@@ -81,9 +93,9 @@ def compile_program(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", str(error))
-        peak = float(found[1]) * _UNITS[found[2]] if found else float("inf")
-        problem = found[0] if found else " ".join(str(error).split())[:200]
+        match = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", str(error))
+        peak = float(match[1]) * _UNITS[match[2]] if match else float("inf")
+        problem = match[0] if match else " ".join(str(error).split())[:200]
         return _estimate(
             program, topology, 0.0, 0.0, peak, None, "compiled", time.monotonic() - began, problem
         )
@@ -115,8 +127,19 @@ def compile_program(
 def by_formula(
     program: Program, mesh, topology, run_config, counts=None, took: float = 0.0
 ) -> Estimate:
-    """Arguments as they are sharded, temporaries by `arithmetic.temporaries`; nothing is compiled
-    here."""
+    """An estimate without compiling: arguments as they are sharded, temporaries by formula.
+
+    Args:
+        program: what is estimated.
+        mesh: over the topology's devices.
+        topology: chips and slices.
+        run_config: of the run.
+        counts: of the compiled program (`hlo.count`), where there is one.
+        took: seconds of compiling.
+
+    Returns:
+        The estimate.
+    """
     arguments = chip_bytes(
         [leaf for leaf in jax.tree.leaves(program.arguments) if hasattr(leaf, "sharding")]
     )

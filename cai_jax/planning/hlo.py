@@ -102,10 +102,10 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
         if head:
             current = computations.setdefault(head[2], {})
             entry = head[2] if head[1] else entry
-        elif current is not None and (found := _INSTRUCTION.match(line)):
-            operands, rest = _split(found[5])
-            current[found[2]] = Instruction(
-                found[2], found[3], found[4], operands, rest, bool(found[1])
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            operands, rest = _split(match[5])
+            current[match[2]] = Instruction(
+                match[2], match[3], match[4], operands, rest, bool(match[1])
             )
     return computations, entry
 
@@ -195,8 +195,8 @@ def _walk(
 
 
 def _attribute(item: Instruction, name: str) -> str:
-    found = re.search(name + r"=%?([\w.\-]+)", item.rest)
-    return found[1] if found else ""
+    match = re.search(name + r"=%?([\w.\-]+)", item.rest)
+    return match[1] if match else ""
 
 
 # ---------------------------------------------------------------- products
@@ -207,8 +207,8 @@ def _numbers(text: str) -> list[int]:
 
 
 def _dot_flops(item: Instruction, left, right) -> float:
-    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", item.rest)
-    contracted = math.prod(left[n] for n in _numbers(found[1])) if found else 1
+    match = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", item.rest)
+    contracted = math.prod(left[n] for n in _numbers(match[1])) if match else 1
     return 2.0 * math.prod(_arrays(item.shape)[0][1]) * contracted
 
 
@@ -255,36 +255,36 @@ def _convolution_flops(item: Instruction, left, right) -> float:
 def group_of(item: Instruction) -> tuple[int, list[int]]:
     """(chips that take part together, the first group's ids) from any of the ways in which HLO
     writes groups."""
-    found = re.search(
+    match = re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", item.rest
     )
-    if found:
-        names = re.findall(r"'([^']+)'=(\d+)", found[1])
+    if match:
+        names = re.findall(r"'([^']+)'=(\d+)", match[1])
         sizes = [int(size) for _, size in names]
         ids = np.arange(math.prod(sizes))
-        order = re.match(r"\[([\d,]+)\](?:T\(([\d,]+))?", found[2] or "")
+        order = re.match(r"\[([\d,]+)\](?:T\(([\d,]+))?", match[2] or "")
         if order:
             ids = ids.reshape(_numbers(order[1]))
             ids = ids.transpose(_numbers(order[2])) if order[2] else ids
-        elif found[2]:
-            ids = np.array(_numbers(found[2]))
+        elif match[2]:
+            ids = np.array(_numbers(match[2]))
         ids = ids.reshape(sizes)
         for place, (name, size) in enumerate(names):
-            part = re.search(rf"'{re.escape(name)}'(?::\((\d+)\)(\d+))?", found[3])
-            if part is None:
+            entry = re.search(rf"'{re.escape(name)}'(?::\((\d+)\)(\d+))?", match[3])
+            if entry is None:
                 ids = ids.take([0], axis=place)
-            elif part[1]:  # a part of the axis: it is counted as (outer, size, inner)
-                inner = int(size) // (int(part[1]) * int(part[2]))
-                ids = ids.take(range(0, int(part[2]) * inner, inner), axis=place)
+            elif entry[1]:  # a slice of the axis: it is counted as (outer, size, inner)
+                inner = int(size) // (int(entry[1]) * int(entry[2]))
+                ids = ids.take(range(0, int(entry[2]) * inner, inner), axis=place)
         return ids.size, ids.flatten().tolist()
-    found = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", item.rest)
-    if found:
-        shape, dims = _numbers(found[1]), _numbers(found[2])
-        order = _numbers(found[3]) if found[3] else list(range(len(dims)))
+    match = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", item.rest)
+    if match:
+        shape, dims = _numbers(match[1]), _numbers(match[2])
+        order = _numbers(match[3]) if match[3] else list(range(len(dims)))
         ids = np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(shape)
         return int(ids.shape[-1]), ids.reshape(-1, ids.shape[-1])[0].tolist()
-    found = re.search(r"replica_groups=\{\{([\d,]*)\}", item.rest)
-    ids = _numbers(found[1]) if found else []
+    match = re.search(r"replica_groups=\{\{([\d,]*)\}", item.rest)
+    ids = _numbers(match[1]) if match else []
     return len(ids), ids
 
 
@@ -331,16 +331,16 @@ def _memory(computations, body, item: Instruction) -> float:
     for inner in called.values():
         if inner.opcode == "parameter":
             outer = body.get(item.operands[_numbers(inner.operands[0])[0]])
-            whole = num_bytes(outer.shape if outer else inner.shape)
+            size = num_bytes(outer.shape if outer else inner.shape)
             uses = users[inner.name]
             if uses and all(use.opcode in ("dynamic-slice", "slice", "gather") for use in uses):
-                whole = min(whole, sum(num_bytes(use.shape) for use in uses))
+                size = min(size, sum(num_bytes(use.shape) for use in uses))
             elif uses and all(
                 use.opcode == "dynamic-update-slice" and use.operands[0] == inner.name
                 for use in uses
             ):
-                whole = 0.0
-            total += whole
+                size = 0.0
+            total += size
         if inner.root:
             total += _written(called, inner, item)
     return total
@@ -404,8 +404,8 @@ def _resolve(table, name, outside, condition):
     if item is None:
         return None
     if item.opcode == "constant":
-        found = _numbers(item.operands[0]) if item.operands else []
-        return found[0] if len(found) == 1 and re.match(r"[su]\d+\[\]", item.shape) else None
+        numbers = _numbers(item.operands[0]) if item.operands else []
+        return numbers[0] if len(numbers) == 1 and re.match(r"[su]\d+\[\]", item.shape) else None
     if item.opcode == "parameter" and outside is not None:
         return _resolve(condition, outside[_numbers(item.operands[0])[0]], None, condition)
     if item.opcode == "get-tuple-element":

@@ -36,7 +36,7 @@ ARCHITECTURES = pathlib.Path(__file__).with_name("architectures.json")
 
 @dataclasses.dataclass
 class Program:
-    """One compiled program. resident: bytes a chip that lie beside its arguments while it runs;
+    """One compiled program. resident: bytes a chip kept next to its arguments while it runs;
     calls: in one step of its stage; microbatched: whether its stage's num_microbatches cuts it."""
 
     stage: str
@@ -74,7 +74,7 @@ def known_architectures() -> dict[str, dict]:
 
 
 def model_of(run_config, reference: str) -> ModelConfig:
-    """The architecture that a role, "@stage", directory or well-known hub name stands for; no
+    """The architecture that a role, "@stage", directory or well-known hub name means; no
     weights are looked at."""
     target = resolve_role(run_config, reference)
     if target.startswith("@"):
@@ -188,8 +188,8 @@ def loaded(run_config, reference: str, kind: str, mesh, held: dict, int8: bool =
     adapters = adapters_of(stage)
     if adapters is None:
         if (target, int8) not in held:
-            whole = _cast(state_lib.abstract_params(model, kind, mesh), dtype)
-            held[target, int8] = rounding.rounded_shapes(whole) if int8 else whole
+            unrounded = _cast(state_lib.abstract_params(model, kind, mesh), dtype)
+            held[target, int8] = rounding.rounded_shapes(unrounded) if int8 else unrounded
         return held[target, int8]
     base = loaded(
         run_config,
@@ -209,7 +209,7 @@ def loaded(run_config, reference: str, kind: str, mesh, held: dict, int8: bool =
 
 
 def of_rl(run_config, name: str, mesh) -> list[Program]:
-    """Sampling, scoring and learning of one update, each beside everything that the stage keeps on
+    """Sampling, scoring and learning of one update, each next to everything that the stage keeps on
     the chips meanwhile."""
     config, dtype = run_config.graph[name], jnp.dtype(run_config.model.dtype)
     custom, shared = config.reward.startswith("python:"), config.value_model == "shared"
@@ -231,7 +231,7 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     state = learner.abstract
     kept = chip_bytes(state, *held.values())
 
-    found = of_sampling(
+    programs = of_sampling(
         run_config,
         name,
         mesh,
@@ -245,12 +245,12 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     count = config.rollouts_per_update
     length = rollouts.rounded(config.max_prompt_tokens + config.max_new_tokens)
     if judge is not None:
-        found.append(_scoring(run_config, name, mesh, judge, scorer, kept, length, count))
+        programs.append(_scoring(run_config, name, mesh, judge, scorer, kept, length, count))
     steps, minibatch = config.num_epochs * config.num_minibatches, count // config.num_minibatches
     for label, (function, arguments) in learner.programs(count, length).items():
         once = label.endswith(("log-probs", "values"))
         model = value if label.startswith("value") else policy
-        beside = kept - chip_bytes(*arguments[:1] if once else (*arguments[:2], arguments[3]))
+        resident = kept - chip_bytes(*arguments[:1] if once else (*arguments[:2], arguments[3]))
         parts = config.num_microbatches * (config.num_minibatches if once else 1)
         work = Work(
             "forward" if once else "train",
@@ -261,10 +261,12 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
             head=float(not label.startswith("value")),
             trained=trained_share(model, adapters),
         )
-        found.append(
-            Program(name, label, function, arguments, {}, work, beside, 1 if once else steps, True)
+        programs.append(
+            Program(
+                name, label, function, arguments, {}, work, resident, 1 if once else steps, True
+            )
         )
-    return found
+    return programs
 
 
 def _cast(params, dtype):
@@ -333,7 +335,7 @@ def of_sampling(
     count: int,
     temperature: float,
 ) -> list[Program]:
-    """Prefill of a prompt's last piece and a decode call, at the longest lengths of the stage."""
+    """Prefill of a prompt's last chunk and a decode call, at the longest lengths of the stage."""
     dtype, options = jnp.dtype(run_config.model.dtype), run_config.sampling
     params, weights = decode_weights(model, mesh, dtype)
     ways = sharding.batch_ways(mesh)
@@ -341,13 +343,13 @@ def of_sampling(
     size = plan.round_size(min(prompt + new, longest(options, model)))
     cache = key_values(model, mesh, rows, size, dtype)
     kept += chip_bytes(params["layers"])  # the engine's layers are a copy
-    pieces = plan.cut(max(prompt - 1, 1))
-    piece, before = pieces[-1][1], sum(count for count, _ in pieces[:-1])
+    chunks = plan.cut(max(prompt - 1, 1))
+    chunk, before = chunks[-1][1], sum(count for count, _ in chunks[:-1])
     past = None
     if before:
-        whole = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=sharding.replicated(mesh))
-        past = cached.KeyValues(*key_values(model, mesh, 1, plan.round_size(before), dtype), whole)
-    tokens = jax.ShapeDtypeStruct((1, piece), jnp.int32, sharding=sharding.replicated(mesh))
+        length = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=sharding.replicated(mesh))
+        past = cached.KeyValues(*key_values(model, mesh, 1, plan.round_size(before), dtype), length)
+    tokens = jax.ShapeDtypeStruct((1, chunk), jnp.int32, sharding=sharding.replicated(mesh))
     fields = [jax.ShapeDtypeStruct((rows,), jnp.int32)] * 4 + [
         jax.ShapeDtypeStruct((rows, 2), jnp.uint32)
     ]
@@ -365,18 +367,18 @@ def of_sampling(
         "eos_ids": (2,),
         "block": 0,
     }
-    fill = Work("forward", model, 1, piece, head=0, past=before)
+    fill = Work("forward", model, 1, chunk, head=0, past=before)
     draw = Work("decode", model, rows, 1, past=size, steps=steps)
     return [
         Program(
             name,
-            f"prefill 1×{piece}",
+            f"prefill 1×{chunk}",
             cached.prefill,
             (weights, None, past, tokens),
             filling,
             fill,
             kept + chip_bytes(cache),
-            count * len(pieces),
+            count * len(chunks),
         ),
         Program(
             name,
@@ -400,19 +402,19 @@ TRAINING_KINDS = {"sl": of_sl, "pm": of_pm, "rl": of_rl, "harm": of_harm}
 def of_run(run_config, mesh) -> list[Program]:
     """The programs of all stages, in their order. Stages that sample with the same model and
     lengths share theirs."""
-    found: list[Program] = []
+    programs: list[Program] = []
     sampled: dict = {}
     for name in run_config.stages:
         config = run_config.graph[name]
         if config.kind in TRAINING_KINDS:
-            found += TRAINING_KINDS[config.kind](run_config, name, mesh)
+            programs += TRAINING_KINDS[config.kind](run_config, name, mesh)
         elif STAGES[config.kind].samples:
             for reference in _sampled_models(config):
                 sampled.setdefault(model_of(run_config, reference), []).append(name)
     for model, names in sampled.items():
         prompt = longest(run_config.sampling, model) // 2
         label = names[0] if len(set(names)) == 1 else f"{names[0]} …"
-        found = (
+        programs = (
             of_sampling(
                 run_config,
                 label,
@@ -424,9 +426,9 @@ def of_run(run_config, mesh) -> list[Program]:
                 run_config.sampling.batch_size,
                 1.0,
             )
-            + found
+            + programs
         )
-    return found
+    return programs
 
 
 def longest(sampling, model: ModelConfig) -> int:

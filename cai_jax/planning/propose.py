@@ -1,4 +1,4 @@
-"""A mesh and microbatches that fit, found by the formulas of `arithmetic`: to be compiled before
+"""A mesh and microbatches that fit, by the formulas of `arithmetic`: to be compiled before
 they are believed."""
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def propose(run_config, topology: Topology, devices) -> Proposal | None:
         with config.unlocked():
             config.mesh = sizes
         shape = tuple(sizes.values())
-        # Which chip stands where does not matter for sizes.
+        # Which chip is where does not matter for sizes.
         grid = np.array(devices[: math.prod(shape)]).reshape(shape)
         mesh = Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
         counts = _microbatches(config, topology, mesh)

@@ -25,7 +25,7 @@ HEAD = (
     "compiled in",
 )
 LEGEND = """
-A chip each. GiB: the program's arguments, temporaries and peak, and what else the stage keeps beside it. TFLOP: what the
+A chip each. GiB: the program's arguments, temporaries and peak, and what else the stage keeps next to it. TFLOP: what the
 work is worth, and what the compiled program does. call: a roofline by published numbers, with arithmetic, memory and links
 in perfect overlap; the second number of a stage is without any. Real steps are slower than the first.
 """
@@ -34,7 +34,18 @@ in perfect overlap; the second number of a stage is without any. Real steps are 
 def lines(
     rows: Sequence[Estimate], topology: Topology, mesh_shape: dict, title: str, proposal=None
 ) -> list[str]:
-    """The table: a line a program, then a line a stage, then what the columns mean."""
+    """The table: a line a program, then a line a stage, then what the columns mean.
+
+    Args:
+        rows: the estimates.
+        topology: chips and slices.
+        mesh_shape: axis → size.
+        title: what is planned.
+        proposal: a mesh and microbatches that fit, or None.
+
+    Returns:
+        Lines of text.
+    """
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh_shape.items())
     out = [
         (
@@ -71,17 +82,21 @@ def lines(
             )
     out.append(
         "proposed, by formula: "
-        + (" ".join(proposal.flags()) if proposal else "nothing found that fits: take more chips")
+        + (
+            " ".join(proposal.flags())
+            if proposal
+            else "nothing that was tried fits: take more chips"
+        )
     )
     out += LEGEND.rstrip().split("\n")
     return out
 
 
 def stages(rows: Sequence[Estimate]) -> dict[str, list[Estimate]]:
-    found: dict[str, list[Estimate]] = {}
+    groups: dict[str, list[Estimate]] = {}
     for row in rows:
-        found.setdefault(row.stage, []).append(row)
-    return found
+        groups.setdefault(row.stage, []).append(row)
+    return groups
 
 
 def _cells(row: Estimate) -> tuple[str, ...]:
@@ -115,6 +130,14 @@ def _seconds(value: float) -> str:
 def to_json(
     rows: Sequence[Estimate], topology: Topology, mesh_shape: dict, title: str, proposal=None
 ) -> dict:
+    """The plan as JSON.
+
+    Args:
+        rows, topology, mesh_shape, title, proposal: as in `lines`.
+
+    Returns:
+        A dict of plain values.
+    """
     chip = topology.chip
     return {
         "config": title,

@@ -29,12 +29,12 @@ def meter(mesh, flops: Callable[[Mapping[str, float]], float]) -> Meter:
 
     def measure(values, seconds):
         done = flops(values) / max(seconds, 1e-9)
-        found = {
+        rates = {
             "tokens_per_second": values.get("tokens", 0.0) / max(seconds, 1e-9),
             "flops_per_second": done,
             **memory(devices),
         }
-        return found | ({"mfu": done / (chip.flops * len(devices))} if chip else {})
+        return rates | ({"mfu": done / (chip.flops * len(devices))} if chip else {})
 
     return measure
 
@@ -50,16 +50,16 @@ def memory(devices) -> dict[str, float]:
         return {
             name: float(max(stats.get(key, 0) for stats in here)) for name, key in names.items()
         }
-    found = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0}
+    usage = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0}
     try:
         with open("/proc/self/statm") as file:
-            found["memory_bytes"] = float(int(file.read().split()[1]) * resource.getpagesize())
-            found["peak_memory_bytes"] = max(
-                found.values()
+            usage["memory_bytes"] = float(int(file.read().split()[1]) * resource.getpagesize())
+            usage["peak_memory_bytes"] = max(
+                usage.values()
             )  # the kernel's two accounts differ by some pages
     except OSError:  # not Linux
         pass
-    return found
+    return usage
 
 
 def training(
@@ -69,8 +69,18 @@ def training(
     adapters: lora.Adapters | None = None,
     head: bool = True,
 ) -> Meter:
-    """Of a step that trains on `tokens` tokens (a number of the step) in sequences of
-    `mean_length`; head: with logits of those that it learns, its "count"."""
+    """The meter of a supervised step.
+
+    Args:
+        mesh: of the run.
+        model: what is trained.
+        mean_length: of a sequence.
+        adapters: what is trained of it; None: everything.
+        head: whether logits are computed, of the step's "count" learned tokens.
+
+    Returns:
+        A meter of the step's numbers, of which it reads "tokens" and "count".
+    """
     share = arithmetic.trained_share(model, adapters)
 
     def flops(values):
@@ -93,9 +103,20 @@ def ppo(
     shared: bool,
     adapters: lora.Adapters | None = None,
 ) -> Meter:
-    """Of an update over `tokens` tokens of prompts and responses, `response_tokens` a rollout of
-    the latter, which alone have logits: they are sampled, scored, run through policy, reference and
-    value model (not where it is a head on the policy), and learned in every epoch."""
+    """The meter of a PPO update: rollouts are sampled, scored, run through policy, reference and
+    value model, and learned in every epoch. Only responses have logits.
+
+    Args:
+        mesh: of the run.
+        policy, value, judge: the models; judge None: the reward is a function.
+        num_rollouts: of an update.
+        num_epochs: of learning on them.
+        shared: the value model is a head on the policy.
+        adapters: what is trained; None: everything.
+
+    Returns:
+        A meter that reads "tokens" and "response_tokens" (a rollout) from the update's numbers.
+    """
 
     def flops(values):
         def work(kind, model, head):
