@@ -22,7 +22,7 @@ import numpy as np
 from cai_jax.core import losses, optim, sharding
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.dialogue import load_format
-from cai_jax.data.prompts import load_prompts
+from cai_jax.data.prompts import read_prompts
 from cai_jax.engine import weights
 from cai_jax.errors import command
 from cai_jax.models import decoder, heads, hf, lora, rounding
@@ -148,7 +148,7 @@ def main() -> None:
     texts = [
         form.prompt(prompt.dialogue)[0]
         for name in ("red_team", "helpful")
-        for prompt in load_prompts(f"embedded:{name}")[: args.prompts]
+        for prompt in read_prompts(f"embedded:{name}")[0][: args.prompts]
     ]
     longest, divergences, same = max(map(len, texts)), [], []
     for start in range(0, len(texts), 8):

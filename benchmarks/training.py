@@ -68,10 +68,10 @@ def work_of(model: str, sizes: dict) -> dict:
     """The same tokens for all sides: those of the embedded prompts, one after the other, cut to
     length."""
     from cai_jax.data.dialogue import load_format
-    from cai_jax.data.prompts import load_prompts
+    from cai_jax.data.prompts import read_prompts
 
     encode = load_format(model).tokenizer.encode
-    text = " ".join(prompt.dialogue[-1].text for prompt in load_prompts("embedded:helpful"))
+    text = " ".join(prompt.dialogue[-1].text for prompt in read_prompts("embedded:helpful")[0])
     tokens = encode(text)
     wanted = max(sizes["rows"] * sizes["row"], sizes["prompts"] * sizes["prompt"])
     tokens = list(tokens) * -(-wanted // len(tokens))

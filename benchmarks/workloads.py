@@ -17,7 +17,7 @@ from benchmarks.peer import Peer
 from cai_jax import seeds
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.data.dialogue import load_format
-from cai_jax.data.prompts import load_prompts
+from cai_jax.data.prompts import read_prompts
 from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.models import hf
 from cai_jax.stages import revise as revise_stage
@@ -93,7 +93,7 @@ class Bench:
         self.config, self.params = hf.load_hf(model, dtype=jnp.dtype(dtype))
         self.format = load_format(model)
         self.scale, self._peer = scale, None
-        self.prompts = load_prompts("embedded:red_team")
+        self.prompts = read_prompts("embedded:red_team")[0]
         self.engines: dict[int, Engine] = {}
 
     @property

@@ -9,11 +9,10 @@ import sys
 
 import pytest
 
-from cai_jax.data import cai_sets, prepare
+from cai_jax.data import prepare, rows, tfds_sets
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.evals import load_choices
-from cai_jax.data.prompts import load_prompts
-from cai_jax.data.tables import read_rows
+from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
 
 TURNS = [
@@ -102,7 +101,7 @@ def test_what_a_run_made(tmp_path, capsys):
     assert (
         told.count("records.jsonl (sha256 ") == 3 and "2022" not in told
     )  # of revise; of compare and feedback
-    ((_, row),) = read_rows(f"tfds:cai_run/revisions@{tmp_path}", "train")
+    (row,) = [row.values for row in rows.read(f"tfds:cai_run/revisions@{tmp_path}", "train")]
     assert (
         row["prompt"] == TURNS
         and row["initial"] == "bad"
@@ -110,7 +109,9 @@ def test_what_a_run_made(tmp_path, capsys):
     )
     assert [
         m.text
-        for m in load_prompts(f"tfds:cai_run/revisions@{tmp_path}#prompt=prompt,id=id")[0].dialogue
+        for m in read_prompts(f"tfds:cai_run/revisions@{tmp_path}#prompt=prompt,id=id")[0][
+            0
+        ].dialogue
     ][0] == "A?"
     pairs, dropped = load_comparisons(f"tfds:cai_run/comparisons@{tmp_path}")
     assert [(p.id, p.chosen, p.rejected) for p in pairs] == [
@@ -118,8 +119,8 @@ def test_what_a_run_made(tmp_path, capsys):
         ("x#0-2", "two", "one"),
     ]
     assert pairs[0].dialogue[-1].text == TURNS[-1]["text"] and dropped == {}
-    rows = [row for _, row in read_rows(f"tfds:cai_run/comparisons@{tmp_path}", "train")]
-    assert rows[0]["probability"] == pytest.approx(0.7310585786300049)
+    first = next(rows.read(f"tfds:cai_run/comparisons@{tmp_path}", "train"))
+    assert first.values["probability"] == pytest.approx(0.7310585786300049)
 
 
 def test_a_directory_that_is_no_run(tmp_path):
@@ -128,7 +129,7 @@ def test_a_directory_that_is_no_run(tmp_path):
         prepare.prepare("cai_run", data_dir=str(tmp_path), manual_dir=str(tmp_path / "run"))
     with pytest.raises(UserError, match="needs --manual_dir=RUN"):
         prepare.prepare("cai_run/revisions", data_dir=str(tmp_path))
-    with pytest.raises(UserError, match="no finished stages"):
+    with pytest.raises(UserError, match="expected a run with finished stages"):
         prepare.prepare(
             "cai_run/comparisons", data_dir=str(tmp_path), manual_dir=str(tmp_path / "run")
         )
@@ -144,8 +145,8 @@ def test_public_evaluations_are_read_as_what_they_are_without_tensorflow(shared_
     code = (
         "import hashlib, json, sys\n"
         "import tensorflow_datasets as tfds\n"
-        "from cai_jax.data import cai_sets\n"
-        "for name in cai_sets.EVALS:\n"
+        "from cai_jax.data import tfds_sets\n"
+        "for name in tfds_sets.EVALS:\n"
         f"    rows = tfds.data_source(f'cai_evals/{{name}}', split='test', "
         f"data_dir={str(tmp_path)!r})\n"
         f"    info = tfds.builder(f'cai_evals/{{name}}', data_dir={str(tmp_path)!r}).info\n"
@@ -161,16 +162,16 @@ def test_public_evaluations_are_read_as_what_they_are_without_tensorflow(shared_
     assert done.returncode == 0, done.stderr[-2000:]
     for line in done.stdout.splitlines():
         name, count, digest, sha256 = json.loads(line)
-        path = cai_sets.find_files(shared_data, name)["test"]
-        prompts = [row["prompt"] for _, row in read_rows(str(path))]
+        path = tfds_sets.CaiEvals.find(shared_data, name)["test"]
+        prompts = [row.values["prompt"] for row in rows.read(path)]
         assert (
             count == len(prompts)
             and digest == hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
         )
         assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert len(done.stdout.splitlines()) == len(cai_sets.EVALS)
+    assert len(done.stdout.splitlines()) == len(tfds_sets.EVALS)
 
 
 def test_public_evaluations_are_found_by_name(shared_data):
-    for name in cai_sets.EVALS:
-        assert list(cai_sets.find_files(shared_data, name)) == ["test"]
+    for name in tfds_sets.EVALS:
+        assert list(tfds_sets.CaiEvals.find(shared_data, name)) == ["test"]

@@ -7,9 +7,11 @@ import json
 import pytest
 from test_comparisons import near_duplicates
 
-from cai_jax.data.evals import SUBSETS, load_choices, split_by_big_bench
+from cai_jax.data.evals import load_choices, split_by_big_bench
 from cai_jax.errors import UserError
 from cai_jax.evals.multiple_choice import baselines, option_texts
+
+SUBSETS = ("harmless", "helpful", "honest", "other")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def test_malformed_rows(tmp_path, row, expected):
 def test_nothing_to_read(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     for source, expected in (
-        (str(tmp_path / "empty.jsonl"), "no rows"),
+        (str(tmp_path / "empty.jsonl"), "0 rows left"),
         ("embedded:none", "embedded:hhh"),
     ):
         with pytest.raises(UserError, match=expected):

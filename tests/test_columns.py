@@ -7,7 +7,7 @@ import pytest
 
 from cai_jax.data import chats
 from cai_jax.data.comparisons import load_comparisons
-from cai_jax.data.prompts import load_prompts, read_prompts
+from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
 from cai_jax.pipeline import identity
 from cai_jax.structs import Message
@@ -24,18 +24,19 @@ def test_columns_of_a_jsonl_file_as_prompts(tmp_path):
         {"n": 7, "question": "Why?", "topic": 3, "prompt": "not this", "split": "train"},
         {"n": 8, "question": "Who?", "topic": 4, "split": "test"},
     )
-    prompts = load_prompts(f"{path}#prompt=question,id=n,kind=topic")
+    prompts = read_prompts(f"{path}#prompt=question,id=n,kind=topic")[0]
     assert [(p.id, p.dialogue, p.kind) for p in prompts] == [
         ("7", (Message("human", "Why?"),), "3"),
         ("8", (Message("human", "Who?"),), "4"),
     ]
-    assert [p.id for p in load_prompts(f"{path}#prompt=question,id=n", split="test")] == ["8"]
+    assert [p.id for p in read_prompts(f"{path}#prompt=question,id=n", split="test")[0]] == ["8"]
     assert (
-        load_prompts(f"{path}#prompt=question")[0].id
-        == load_prompts(f"{path}#prompt=question,kind=topic")[0].id
+        read_prompts(f"{path}#prompt=question")[0][0].id
+        == read_prompts(f"{path}#prompt=question,kind=topic")[0][0].id
     )
     assert (
-        len(load_prompts(f"{path}#prompt=question+embedded:helpful", limit=1, split="train")) == 2
+        len(read_prompts(f"{path}#prompt=question+embedded:helpful", limit=1, split="train")[0])
+        == 2
     )
 
 
@@ -54,9 +55,11 @@ def test_columns_of_parquet_and_dots_into_lists(tmp_path):
     ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     whole = (Message("human", "Hi"), Message("assistant", "Yes?"), Message("human", "Why?"))
-    assert load_prompts(f"{tmp_path}/a.parquet#prompt=talk")[0].dialogue == whole
-    assert load_prompts(f"{tmp_path}/a.parquet#prompt=talk.0.content")[0].dialogue == whole[:1]
-    assert load_prompts(f"{tmp_path}/a.parquet#prompt=talk.-1.content")[0].dialogue == (whole[2],)
+    assert read_prompts(f"{tmp_path}/a.parquet#prompt=talk")[0][0].dialogue == whole
+    assert read_prompts(f"{tmp_path}/a.parquet#prompt=talk.0.content")[0][0].dialogue == whole[:1]
+    assert read_prompts(f"{tmp_path}/a.parquet#prompt=talk.-1.content")[0][0].dialogue == (
+        whole[2],
+    )
 
 
 def test_columns_as_comparisons(tmp_path):
@@ -113,7 +116,7 @@ def test_red_team_transcripts_are_prompts_up_to_the_last_answer(tmp_path):
     assert [[m.text for m in p.dialogue] for p in prompts] == [["A", "B", "C"], ["A", "B", "E"]]
     assert prompts[0].id == "x" and dropped == {"odd turns": 1}
     write(tmp_path / "other.jsonl", {"text": "\n\nHuman: A\n\nAssistant: B"})
-    assert len(load_prompts(f"{tmp_path}/other.jsonl#transcript=text")) == 1
+    assert len(read_prompts(f"{tmp_path}/other.jsonl#transcript=text")[0]) == 1
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,7 @@ def test_red_team_transcripts_are_prompts_up_to_the_last_answer(tmp_path):
 def test_wrong_columns_are_one_line(tmp_path, mapping, expected):
     path = write(tmp_path / "a.jsonl", {"q": "Why?", "talk": [1]})
     with pytest.raises(UserError, match=expected):
-        load_prompts(f"{path}#{mapping}")
+        read_prompts(f"{path}#{mapping}")[0]
 
 
 def test_an_edited_file_counts_as_changed_behind_its_columns(tmp_path):

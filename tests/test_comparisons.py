@@ -9,17 +9,10 @@ import re
 
 import pytest
 
-from cai_jax.data.comparisons import (
-    DIFFERENT,
-    EMPTY,
-    EQUAL,
-    ODD,
-    OPEN,
-    load_comparisons,
-    split_turns,
-)
+from cai_jax.data.chats import EMPTY, ODD, OPEN, split_turns
+from cai_jax.data.comparisons import DIFFERENT, EQUAL, load_comparisons
 from cai_jax.data.evals import load_choices
-from cai_jax.data.prompts import load_prompts
+from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
 from cai_jax.structs import Message
 
@@ -99,7 +92,7 @@ def test_embedded_sets_do_not_share_prompts(embedded):
     prompts = [
         p.dialogue[0].text
         for name in ("helpful", "red_team")
-        for p in load_prompts(f"embedded:{name}")
+        for p in read_prompts(f"embedded:{name}")[0]
     ]
     assert (
         not near_duplicates(asked, prompts)
@@ -330,7 +323,7 @@ def test_malformed_rows_name_file_line_and_field(tmp_path, text, expected):
         ("embedded:nothing", None, "embedded:helpful_comparisons"),
         ("absent.jsonl", None, "no such file"),
         ("absent.parquet", None, "no such file"),
-        ("rows.csv", None, "parquet"),
+        ("rows.tsv", None, "parquet"),
     ],
 )
 def test_nothing_to_read(source, split, expected):

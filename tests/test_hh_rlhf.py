@@ -13,9 +13,8 @@ import threading
 import numpy as np
 import pytest
 
-from cai_jax.data import hh_rlhf, prepare
+from cai_jax.data import prepare, rows, tfds_sets
 from cai_jax.data.comparisons import load_comparisons
-from cai_jax.data.tables import read_rows
 from cai_jax.errors import UserError
 
 ATTEMPT = {
@@ -71,12 +70,12 @@ def built(tmp_path_factory):
 def test_rows_equal_those_of_the_files_in_order(built):
     files, data = built
     for split in ("train", "test"):
-        rows = list(read_rows(f"tfds:cai_hh_rlhf/helpful_base@{data}", split))
-        published = list(read_rows(str(files / "helpful-base" / f"{split}.jsonl.gz")))
-        assert [(n, row["chosen"], row["rejected"]) for n, row in rows] == [
-            (n, r["chosen"], r["rejected"]) for n, r in published
+        found = list(rows.read(f"tfds:cai_hh_rlhf/helpful_base@{data}", split))
+        published = list(rows.read(files / "helpful-base" / f"{split}.jsonl.gz"))
+        assert [(r.line, r.values["chosen"], r.values["rejected"]) for r in found] == [
+            (r.line, r.values["chosen"], r.values["rejected"]) for r in published
         ]
-        assert [row["id"] for _, row in rows][:2] == [
+        assert [row.values["id"] for row in found][:2] == [
             f"helpful_base-{split}:1",
             f"helpful_base-{split}:2",
         ]
@@ -96,9 +95,10 @@ def test_load_comparisons_from_tfds(built):
 
 
 def test_attempts_are_read_from_a_json_array(built):
-    rows = [row for _, row in read_rows(f"tfds:cai_hh_rlhf/red_team_attempts@{built[1]}", "train")]
-    assert rows[0] == {"id": "red_team_attempts-train:1", **ATTEMPT} and rows[1]["tags"] == []
-    assert not any(isinstance(value, bytes | np.generic) for row in rows for value in row.values())
+    source = f"tfds:cai_hh_rlhf/red_team_attempts@{built[1]}"
+    first, second = [row.values for row in rows.read(source, "train")]
+    assert first == {"id": "red_team_attempts-train:1", **ATTEMPT} and second["tags"] == []
+    assert not any(isinstance(value, bytes | np.generic) for value in first.values())
 
 
 def test_metadata_says_where_the_rows_are_from(built):
@@ -118,7 +118,7 @@ def test_metadata_says_where_the_rows_are_from(built):
         and len(found["sha256"]) == 64
         and found["published"] is None
     )
-    assert set(hh_rlhf.CaiHhRlhf.builder_configs) == {*hh_rlhf.PAIRS, hh_rlhf.ATTEMPTS}
+    assert set(tfds_sets.CaiHhRlhf.builder_configs) == set(tfds_sets.CaiHhRlhf.SETS)
 
 
 def test_prepared_data_are_kept(built, capsys):
@@ -138,7 +138,7 @@ def test_downloads(tmp_path, monkeypatch, built):
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(hh_rlhf, "URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(tfds_sets.CaiHhRlhf, "URL", f"http://127.0.0.1:{server.server_port}")
     try:
         (builder,) = prepare.prepare("cai_hh_rlhf/helpful_base", data_dir=str(tmp_path))
         with pytest.raises(UserError, match="manual_dir"):  # not on this server
@@ -205,7 +205,7 @@ def test_wrong_names_and_missing_files(tmp_path, name, files, expected):
 )
 def test_reading_what_is_not_there(built, name, split, expected):
     with pytest.raises(UserError, match=expected):
-        list(read_rows(f"tfds:{name}@{built[1]}", split))
+        list(rows.read(f"tfds:{name}@{built[1]}", split))
 
 
 def test_tensorflow_is_never_imported(built, tmp_path):
@@ -224,7 +224,7 @@ def test_tensorflow_is_never_imported(built, tmp_path):
 
 
 def test_public_subsets_are_found_by_name(shared_data):
-    for name in hh_rlhf.PAIRS:
-        assert hh_rlhf.find_files(shared_data, name) == {
+    for name in tfds_sets.PAIRS:
+        assert tfds_sets.CaiHhRlhf.find(shared_data, name) == {
             "test": shared_data / f"hh_{name}.jsonl.gz"
         }

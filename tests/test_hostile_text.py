@@ -13,7 +13,7 @@ from cai_jax import main
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.data import choices
 from cai_jax.data.dialogue import load_format
-from cai_jax.data.prompts import load_prompts
+from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
 from cai_jax.pipeline import graph as pipeline
 from cai_jax.stages.feedback import draw_examples
@@ -202,7 +202,7 @@ def test_a_prompt_with_markers_inside_is_one_turn(tmp_path):
     path.write_text(
         "".join(json.dumps({"id": name, "prompt": text}) + "\n" for name, text in rows.items())
     )
-    prompts = load_prompts(str(path))
+    prompts = read_prompts(str(path))[0]
     assert {prompt.id: prompt.dialogue for prompt in prompts} == {
         name: (Message("human", text.strip()),) for name, text in rows.items()
     }
@@ -282,7 +282,7 @@ def test_lines_of_a_megabyte(tmp_path, tiny_model):
     ]
     path.write_text("".join(json.dumps({"prompt": "x" + text}) + "\n" for text in texts))
     start = time.process_time()
-    prompts = load_prompts(str(path))
+    prompts = read_prompts(str(path))[0]
     for kind in ("text", "chat"):
         format = load_format(tiny_model, kind)
         for prompt in prompts:

@@ -9,7 +9,7 @@ import pytest
 
 from cai_jax.data import hub
 from cai_jax.data.comparisons import load_comparisons
-from cai_jax.data.prompts import load_prompts
+from cai_jax.data.prompts import read_prompts
 from cai_jax.data.ratings import load_ratings
 from cai_jax.errors import UserError
 from cai_jax.structs import Message
@@ -61,7 +61,7 @@ def test_prompts_and_comparisons_by_name(fake_hub):
     write(root / "train" / "0001.parquet", {"question": "Who?", "n": 2})
     write(root / "train" / "0000.parquet", {"question": "Why?", "n": 1})
     write(root / "test" / "0000.parquet", {"question": "Where?", "n": 3})
-    prompts = load_prompts("hf:org/asks#prompt=question,id=n", split="train")
+    prompts = read_prompts("hf:org/asks#prompt=question,id=n", split="train")[0]
     assert [(p.id, p.dialogue) for p in prompts] == [
         ("1", (Message("human", "Why?"),)),
         ("2", (Message("human", "Who?"),)),
@@ -69,9 +69,9 @@ def test_prompts_and_comparisons_by_name(fake_hub):
     assert fake_hub["fetched"] == ["default/train/0000.parquet", "default/train/0001.parquet"]
     assert set(fake_hub["asked"]) == {"refs/convert/parquet"}
     assert [
-        p.id for p in load_prompts("hf:org/asks/default#prompt=question,id=n", split="test")
+        p.id for p in read_prompts("hf:org/asks/default#prompt=question,id=n", split="test")[0]
     ] == ["3"]
-    assert len(load_prompts("hf:org/asks#prompt=question", split="train 0-9/10", limit=1)) == 1
+    assert len(read_prompts("hf:org/asks#prompt=question", split="train 0-9/10", limit=1)[0]) == 1
 
     write(
         fake_hub["root"] / "org" / "pairs" / "only" / "train" / "0000.parquet",
@@ -94,7 +94,7 @@ def test_without_a_network_what_was_fetched_is_read(fake_hub):
         fake_hub["root"] / "org" / "asks" / "default" / "train" / "0000.parquet", {"prompt": "Why?"}
     )
     fake_hub["online"] = False
-    assert len(load_prompts("hf:org/asks", split="train")) == 1
+    assert len(read_prompts("hf:org/asks", split="train")[0]) == 1
 
 
 def test_other_revisions_and_a_directory(fake_hub, tmp_path):
@@ -109,7 +109,7 @@ def test_other_revisions_and_a_directory(fake_hub, tmp_path):
     write(
         fake_hub["root"] / "org" / "asks" / "data" / "train_extra.parquet", {"prompt": "not this"}
     )
-    assert [p.dialogue[0].text for p in load_prompts("hf:org/asks@main", split="train")] == [
+    assert [p.dialogue[0].text for p in read_prompts("hf:org/asks@main", split="train")[0]] == [
         "Why?",
         "Who?",
     ]
@@ -117,10 +117,10 @@ def test_other_revisions_and_a_directory(fake_hub, tmp_path):
     clone = tmp_path / "clone"
     clone.mkdir()
     (clone / "test.jsonl").write_text('{"prompt": "When?"}\n')
-    assert load_prompts(f"hf:{clone}", split="test")[0].dialogue[0].text == "When?"
+    assert read_prompts(f"hf:{clone}", split="test")[0][0].dialogue[0].text == "When?"
     write(clone / "one" / "train" / "0.parquet", {"prompt": "How?"})
     write(clone / "two" / "train" / "0.parquet", {"prompt": "How far?"})
-    assert load_prompts(f"hf:{clone}/two", split="train")[0].dialogue[0].text == "How far?"
+    assert read_prompts(f"hf:{clone}/two", split="train")[0][0].dialogue[0].text == "How far?"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_mistakes_are_one_line(fake_hub, source, says):
     (fake_hub["root"] / "org" / "none").mkdir()
     (fake_hub["root"] / "org" / "none" / "script.py").write_text("raise SystemExit")
     with pytest.raises(UserError) as caught:
-        load_prompts(source, split="valid")
+        read_prompts(source, split="valid")[0]
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -176,10 +176,10 @@ def test_damaged_and_missing_columns_name_the_source(fake_hub):
     path = fake_hub["root"] / "org" / "asks" / "default" / "train" / "0000.parquet"
     write(path, {"question": "Why?"})
     with pytest.raises(UserError, match="hf:org/asks:1: field 'prompt'"):
-        load_prompts("hf:org/asks", split="train")
+        read_prompts("hf:org/asks", split="train")[0]
     pathlib.Path(path).write_bytes(b"PAR1 nothing")
     with pytest.raises(UserError, match="not a readable Parquet file"):
-        load_prompts("hf:org/asks", split="train")
+        read_prompts("hf:org/asks", split="train")[0]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from cai_jax.data import choices
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.dialogue import load_format
 from cai_jax.data.evals import load_choices
-from cai_jax.data.prompts import load_prompts
+from cai_jax.data.prompts import read_prompts
 from cai_jax.microworld import documents, files, principles, tokenizer
 from cai_jax.microworld.language import Act, answer, find_acts, refusal, request
 from cai_jax.microworld.oracle import judge
@@ -54,7 +54,7 @@ def test_shipped_files_are_what_the_command_writes(tmp_path):
 def test_the_pipeline_reads_the_files():
     constitution = load_constitution(str(files.DATA / "constitution.json"))
     assert len(constitution.critique_principles) == len(constitution.comparison_principles) == 16
-    assert len(load_prompts(str(files.DATA / "red_team.jsonl"), split="heldout")) == 160
+    assert len(read_prompts(str(files.DATA / "red_team.jsonl"), split="heldout")[0]) == 160
     for split in files.RATINGS:
         rows, dropped = load_comparisons(str(files.DATA / "comparisons.jsonl"), split=split)
         assert len(rows) == 2000 and not dropped

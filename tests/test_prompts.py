@@ -11,7 +11,7 @@ import pytest
 
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.evals import load_choices
-from cai_jax.data.prompts import SETS, Prompt, load_prompts, read_prompts, stable_id
+from cai_jax.data.prompts import SETS, Prompt, read_prompts, stable_id
 from cai_jax.errors import UserError
 from cai_jax.structs import Message
 
@@ -73,19 +73,19 @@ def test_gzip_and_parquet_give_the_same_as_jsonl(tmp_path):
     plain = write(tmp_path / "a.jsonl", *rows)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    expected = load_prompts(plain, split="train", offset=1, limit=3)
+    expected = read_prompts(plain, split="train", offset=1, limit=3)[0]
     assert [prompt.dialogue[0].text for prompt in expected] == [
         f"Question {number}?" for number in (3, 5, 7)
     ]
     for name in ("a.jsonl.gz", "a.parquet"):
-        assert load_prompts(str(tmp_path / name), split="train", offset=1, limit=3) == expected
+        assert read_prompts(str(tmp_path / name), split="train", offset=1, limit=3)[0] == expected
 
 
 @pytest.mark.parametrize(
     "row, expected",
     [
         ({"text": "a"}, "2: field 'prompt': missing"),
-        ({"prompt": 3}, "2: field 'prompt': expected text or a list of {role, content}, found int"),
+        ({"prompt": 3}, "2: field 'prompt': expected text or a list of {role, content}, got int"),
         ({"prompt": TURNS[:2]}, "2: field 'prompt': ends in 'assistant'"),
         (
             {"prompt": [{"role": "tool", "text": "a"}]},
@@ -98,7 +98,7 @@ def test_gzip_and_parquet_give_the_same_as_jsonl(tmp_path):
 def test_a_mistake_is_one_line_with_file_line_and_field(tmp_path, row, expected):
     path = write(tmp_path / "bad.jsonl", {"prompt": "fine", "id": "first"}, row)
     with pytest.raises(UserError, match=expected) as error:
-        load_prompts(path)
+        read_prompts(path)[0]
     assert str(error.value).startswith(path)
 
 
@@ -108,13 +108,13 @@ def test_nothing_left_and_unknown_sources(tmp_path):
     )
     for options in ({"split": "test"}, {"offset": 5}, {"limit": 0}):
         with pytest.raises(UserError, match="0 rows left"):
-            load_prompts(path, **options)
+            read_prompts(path, **options)[0]
     with pytest.raises(UserError, match="embedded:red_team and embedded:helpful"):
-        load_prompts("embedded:harmful")
+        read_prompts("embedded:harmful")[0]
     with pytest.raises(UserError, match="unknown kind of data"):
-        load_prompts("prompts.csv")
+        read_prompts("prompts.tsv")[0]
     with pytest.raises(UserError, match="no such file"):
-        load_prompts(str(tmp_path / "absent.jsonl"))
+        read_prompts(str(tmp_path / "absent.jsonl"))[0]
 
 
 def test_several_sources_are_read_one_after_the_other(tmp_path):
@@ -133,26 +133,26 @@ def test_several_sources_are_read_one_after_the_other(tmp_path):
     assert dropped == {"duplicate": 1}
     third = write(tmp_path / "c.jsonl", {"prompt": "Name a river.", "id": "y"})
     with pytest.raises(UserError, match="id 'y' names different prompts"):
-        load_prompts(f"{second}+{third}")
+        read_prompts(f"{second}+{third}")[0]
     assert {
-        prompt.kind in HARMS for prompt in load_prompts("embedded:red_team+embedded:helpful")
+        prompt.kind in HARMS for prompt in read_prompts("embedded:red_team+embedded:helpful")[0]
     } == {True, False}
 
 
 def test_tfds_rows_become_prompts(monkeypatch):
-    rows = [
+    values = [
         {"prompt": "Name a tree."},
         {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "x"},
     ]
     seen = []
 
-    def read_rows(source, split, bad):
-        seen.append((source.place, split))
-        return enumerate(rows, start=1)
+    def read(name, directory, split):
+        seen.append((name, split))
+        return enumerate(values, start=1)
 
-    monkeypatch.setattr("cai_jax.data.prompts.read_rows", read_rows)
-    prompts = load_prompts("tfds:some_set/config", split="test")
-    assert seen == [("tfds:some_set/config", "test")]
+    monkeypatch.setattr("cai_jax.data.rows._tfds", read)
+    prompts = read_prompts("tfds:some_set/config", split="test")[0]
+    assert seen == [("some_set/config", "test")]
     assert [prompt.dialogue for prompt in prompts] == [
         (Message("human", "Name a tree."),),
         (Message("human", "Hi"),),
@@ -179,7 +179,7 @@ def embedded(request):
     return (
         name,
         prompts,
-        *(load_prompts(f"embedded:{name}", split=split) for split in ("train", "heldout")),
+        *(read_prompts(f"embedded:{name}", split=split)[0] for split in ("train", "heldout")),
     )
 
 
@@ -223,7 +223,7 @@ def test_no_two_prompts_are_nearly_the_same():
     bags = [
         (prompt.id, frozenset(words(prompt)))
         for name in SETS
-        for prompt in load_prompts(f"embedded:{name}")
+        for prompt in read_prompts(f"embedded:{name}")[0]
     ]
     near = [
         (a, b)
@@ -253,22 +253,24 @@ def test_of_a_chat_the_last_human_turn_is_what_is_answered(tmp_path, key):
 
 def test_a_file_without_a_split_is_the_split_train_and_no_other(tmp_path):
     path = write(tmp_path / "a.jsonl", {"prompt": "one"}, {"prompt": "two", "id": 7})
-    assert [p.id for p in load_prompts(path, split="train")][1] == "7"
+    assert [p.id for p in read_prompts(path, split="train")[0]][1] == "7"
     with pytest.raises(UserError, match=r"no split 'heldout'.*no field 'split'.*\[9/10\] here"):
-        load_prompts(path, split="heldout", max_bad_rows=5)
+        read_prompts(path, split="heldout", max_bad_rows=5)[0]
     path = write(tmp_path / "b.jsonl", {"prompt": "one", "split": "test"}, {"prompt": "two"})
     with pytest.raises(UserError, match=r"b.jsonl:2: field 'split': missing"):
-        load_prompts(path, split="train")
+        read_prompts(path, split="train")[0]
     with pytest.raises(
         UserError, match=r"0 rows left: 0 prompts of split 'train' \(there are test\)"
     ):
-        load_prompts(write(tmp_path / "c.jsonl", {"prompt": "one", "split": "test"}), split="train")
+        read_prompts(
+            write(tmp_path / "c.jsonl", {"prompt": "one", "split": "test"}), split="train"
+        )[0]
 
 
 def test_the_real_fault_is_named_with_the_column_to_take(tmp_path):
     path = write(tmp_path / "a.jsonl", {"question": "Why?", "answer": "So."})
     with pytest.raises(UserError) as error:
-        load_prompts(path, split="train")
+        read_prompts(path, split="train")[0]
     assert str(error.value).endswith(
         "a.jsonl:1: field 'prompt': missing; fields: question, answer; name the column that "
         f"has it: {path}#prompt=question"
@@ -279,9 +281,9 @@ def test_a_json_array_is_a_table_too(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"instruction": "Why?"}, {"instruction": "Who?"}, 3], indent=1))
     source = f"{path}#prompt=instruction"
-    assert len(load_prompts(source, max_bad_rows=1)) == 2
+    assert len(read_prompts(source, max_bad_rows=1)[0]) == 2
     with pytest.raises(UserError, match=r"a.json:3: expected a JSON object"):
-        load_prompts(source)
+        read_prompts(source)[0]
 
 
 def test_sources_joined_by_plus_come_one_after_the_other(tmp_path):
@@ -300,7 +302,7 @@ def test_prompts_are_disjoint_from_the_embedded_comparisons_and_evaluations():
     others += [item.dialogues[0][:-1] for item in load_choices("embedded:hhh")]
     bags = [frozenset(words(Prompt("", dialogue[-1:]))) for dialogue in others]
     for name in SETS:
-        for prompt in load_prompts(f"embedded:{name}"):
+        for prompt in read_prompts(f"embedded:{name}")[0]:
             own = frozenset(words(Prompt("", prompt.dialogue[-1:])))
             assert not [bag for bag in bags if len(own & bag) > 0.6 * len(own | bag)], prompt
 
@@ -327,12 +329,12 @@ def test_a_file_of_a_hundred_thousand_rows(tmp_path):
     ]
     path = tmp_path / "many.jsonl"
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    prompts = load_prompts(str(path))
+    prompts = read_prompts(str(path))[0]
     assert len(prompts) == len({prompt.id for prompt in prompts}) == 100_000
     for n in (0, 3, 6, 7, 9, 10, 99_999):
         assert prompts[n].dialogue[-1].text == f"Row {n} {letters[n % len(letters)]}?"
     with path.open("a", encoding="utf-8") as file:
         file.write('{"prompt": 1}\n')
     with pytest.raises(UserError, match=r"many\.jsonl:100001: field 'prompt'"):
-        load_prompts(str(path))
-    assert len(load_prompts(str(path), offset=99_998, limit=2)) == 2  # reading ends at the limit
+        read_prompts(str(path))[0]
+    assert len(read_prompts(str(path), offset=99_998, limit=2)[0]) == 2  # reading ends at the limit

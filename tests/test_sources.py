@@ -5,9 +5,8 @@ import os
 
 import pytest
 
-from cai_jax.data import sources
-from cai_jax.data.sources import Source
-from cai_jax.data.tables import read_rows
+from cai_jax.data import rows, sources
+from cai_jax.data.sources import Source, Split
 from cai_jax.errors import UserError
 
 
@@ -55,7 +54,7 @@ def test_a_home_directory_is_read_as_it_is_identified(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "p.jsonl").write_text('{"prompt": "Hello"}\n')
     assert sources.files("~/p.jsonl") == [tmp_path / "p.jsonl"]
-    assert [row for _, row in read_rows("~/p.jsonl")] == [{"prompt": "Hello"}]
+    assert [row.values for row in rows.read("~/p.jsonl")] == [{"prompt": "Hello"}]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +80,7 @@ def test_a_path_that_exists_wins_as_it_is_written(odd_paths, text, names):
     "text,expected",
     [
         ("a[train", "'[' without ']'"),
-        ("a[train]b", "'b' behind a ']'"),
+        ("a[train]b", "'b' after a ']'"),
         ("a#prompt=q#kind=t", None),  # the second # is a part of the column's name
         ("a[x][y]", "a second '['"),
         ("a#1", "expected FIELD=COLUMN"),
@@ -118,3 +117,17 @@ def test_files_that_a_string_names(odd_paths):
         "\0",
     ):
         assert sources.files(nothing) == []
+
+
+def test_a_split_is_a_name_parts_or_both():
+    assert [Split.parse(text) for text in (None, "", "train", "2-5/10", "train 2/10")] == [
+        Split(),
+        Split(),
+        Split("train"),
+        Split("", 2, 5, 10),
+        Split("train", 2, 2, 10),
+    ]
+    assert Split.parse("train[:5%]").name == "train[:5%]"
+    for text in ("5-2/10", "2-10/10", "10/10"):
+        with pytest.raises(UserError, match="of 10 parts there are 0 to 9"):
+            Split.parse(text)

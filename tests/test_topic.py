@@ -6,7 +6,7 @@ import json
 import pytest
 
 from cai_jax.configuration import topic
-from cai_jax.data.prompts import load_prompts
+from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
 from cai_jax.main import parse
 from cai_jax.pipeline import graph as pipeline
@@ -63,7 +63,7 @@ def test_all_rows_of_a_held_out_file_are_held_out_unless_it_is_trained_on(tmp_pa
             f"--config.topic.heldout_prompts={heldout}",
         )
         fields = topic.resolve(config(*flags)).graph.evaluate.prompts_red_team
-        return load_prompts(fields.source, split=fields.split)
+        return read_prompts(fields.source, split=fields.split)[0]
 
     assert len(held_out("a.jsonl", f"{tmp_path}/b.jsonl")) == 7
     assert len(held_out("a.jsonl", f"{tmp_path}/b.jsonl[:2]")) == 2

@@ -18,7 +18,7 @@ from cai_jax.data import sources
 from cai_jax.errors import UserError
 
 MARK = "topic:"
-# A source without named splits is divided by a hash of its first human turns (data/selection.py).
+# A source without named splits is divided by a hash of its first human turns (data/records.py).
 PARTS = {"train": "0-7/10", "heldout": "8-9/10"}
 ALL = "0/1"  # the only one of one part
 SOURCES = ("prompts", "helpful", "comparisons")  # each has a counterpart heldout_NAME
@@ -142,8 +142,8 @@ def _all_of_files(heldout: str, trained: str) -> str:
     known = {os.path.realpath(path) for path in sources.files(trained)}
     named = []
     for source in sources.parse(heldout):
-        own = {os.path.realpath(path) for path in sources.paths(source)}
-        apart = source.kind == sources.FILE and source.split is None and not own & known
+        apart = source.kind == sources.FILE and source.split is None
+        apart = apart and os.path.realpath(source.path) not in known
         named.append(_in_parts(source, ALL) if apart else source.written)
     return "+".join(named)
 

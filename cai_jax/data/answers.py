@@ -13,15 +13,14 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from cai_jax.data import sources
-from cai_jax.data.columns import label, require
-from cai_jax.data.jsonl import field
+from cai_jax.data import records, sources
 from cai_jax.data.prompts import Prompt
-from cai_jax.data.tables import read_rows
-from cai_jax.errors import UserError, located
+from cai_jax.data.rows import Row
+from cai_jax.errors import UserError
 
-PREFIX = "responses:"
+PREFIX = f"{sources.RESPONSES}:"
 ENDED = "eos"
+NULL = "null response"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,66 +38,71 @@ class Answers:
     """The answers of one model. `by_prompt` has them by prompt id or by the text of the prompt's
     last turn."""
 
-    place: str
+    location: str
     by_prompt: Mapping[str, Sequence[Answer]]
     num_null: int = 0
 
     def to(self, prompt: Prompt) -> Sequence[Answer]:
-        """Its samples for a prompt, none where the prompt is not there."""
-        return self.by_prompt.get(prompt.id) or self.by_prompt.get(_last_turn(prompt)) or ()
+        """Its samples for a prompt, none where it answers others."""
+        last_turn = prompt.dialogue[-1].text.strip()
+        return self.by_prompt.get(prompt.id) or self.by_prompt.get(last_turn) or ()
 
     @property
     def in_words(self) -> bool:
         return any(answer.in_words for group in self.by_prompt.values() for answer in group)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    id: str
+    prompt: str
+    answer: Answer
+
+
+def _given(row: Row, name: str) -> _Given | str:
+    prompt = row.label("prompt_id") or row.text("prompt")
+    if "response" in row.values and row.values["response"] is None:
+        return NULL
+    text = row.require("response", str)
+    stop = row.text("stop") if row.has("stop") else ENDED
+    count = row.values.get("num_tokens")
+    if isinstance(count, float) and math.isnan(count):  # how tables of numbers write null
+        count = None
+    is_number = isinstance(count, int | float) and not isinstance(count, bool)
+    if count is not None and not (is_number and count >= 0 and count == count // 1):
+        reason = f"expected a number of tokens or null, got {count!r:.40}"
+        raise row.error("num_tokens", reason)
+    length = len(text.split()) if count is None else int(count)
+    answer = Answer(text.strip(), stop, length, count is None)
+    return _Given(f"{name}:{row.line}", prompt.strip(), answer)
+
+
+ANSWERS = records.Kind("answers", _given, has_dialogue=False)
+
+
 def from_file(reference: str) -> Answers:
-    """The answers in "responses:FILE"; the file is any source of rows, columns may be named behind
+    """The answers in "responses:FILE"; the file is any source of rows, columns may be named after
     it."""
     source = sources.single(reference)
-    return read(read_rows(source, source.split), source.place)
+    items, dropped = records.load(ANSWERS, source)
+    return _grouped(items, source.location, dropped.get(NULL, 0))
 
 
-def read(rows: Iterable[tuple[int, dict]], place: str) -> Answers:
-    """The answers of (line, row) pairs. Raises UserError `place:line: field …` for a malformed row,
-    and where there is none."""
-    found: dict[str, list[Answer]] = collections.defaultdict(list)
-    num_null = 0
-    for line, row in rows:
-        named = label(row, "prompt_id", place, line)
-        key = named or field(row, "prompt", str, place, line)
-        if "response" in row and row["response"] is None:
-            num_null += 1
-            continue
-        text = require(row, "response", place, line)
-        if not isinstance(text, str):
-            where = located(place, line, "response")
-            raise UserError(f"{where}: expected text, found {type(text).__name__}")
-        stop = row.get("stop")
-        stop = ENDED if stop is None else field(row, "stop", str, place, line)
-        count = _count(row.get("num_tokens"), located(place, line, "num_tokens"))
-        words = len(text.split())
-        found[key.strip()].append(
-            Answer(text.strip(), stop, words if count is None else count, count is None)
-        )
-    if not found:
-        raise UserError(f"{place}: no answers ({num_null} rows with a null response)")
-    return Answers(place, dict(found), num_null)
+def read(rows: Iterable[tuple[int, dict]], location: str) -> Answers:
+    """The answers of (line, row) pairs, such as a stage's records. Raises UserError
+    `location:line: field …` for a malformed row, and where there is none."""
+    items = [_given(Row(location, line, values), location) for line, values in rows]
+    given = [item for item in items if item != NULL]
+    if not given:
+        raise UserError(f"{location}: no answers ({len(items)} rows with a null response)")
+    return _grouped(given, location, len(items) - len(given))
 
 
-def _count(value, where: str) -> int | None:
-    """A number of tokens; None where there is none, which tables of numbers write as null or
-    NaN."""
-    if value is None or isinstance(value, float) and math.isnan(value):
-        return None
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
-    if not whole or value < 0:
-        raise UserError(f"{where}: expected a whole number of tokens or null, found {value!r:.40}")
-    return int(value)
-
-
-def _last_turn(prompt: Prompt) -> str:
-    return prompt.dialogue[-1].text.strip()
+def _grouped(items: Sequence[_Given], location: str, num_null: int) -> Answers:
+    by_prompt = collections.defaultdict(list)
+    for item in items:
+        by_prompt[item.prompt].append(item.answer)
+    return Answers(location, dict(by_prompt), num_null)
 
 
 def require_common(
@@ -109,37 +113,32 @@ def require_common(
 
     Args:
         written: model name → its answers, for the models whose answers exist already; the others
-        answer every prompt. sets: name of a set of prompts → its prompts. where: the head of
-        messages, such as config.graph.evaluate.
+            answer every prompt.
+        sets: name of a set of prompts → its prompts.
+        where: the start of messages, such as config.graph.evaluate.
     """
-    if not sets:
-        return
     answered = {
         name: {on: {p.id for p in prompts if answers.to(p)} for on, prompts in sets.items()}
         for name, answers in written.items()
     }
-    for name, by_set in answered.items():
+    for index, (name, by_set) in enumerate(answered.items() if sets else ()):
+        location = written[name].location
         if not any(by_set.values()):
-            first, *_ = written[name].by_prompt
+            first = next(iter(written[name].by_prompt))
             example = next((prompts[0].id for prompts in sets.values() if prompts), "")
             raise UserError(
-                f"{where}.models.{name}: {written[name].place}: none of its "
-                f"{len(written[name].by_prompt)} prompts is in "
-                f"{', '.join(f'prompts_{on}' for on in sets)}: it answers '{first[:60]}', "
-                "asked are prompts such as "
-                f"'{example}'; give that id as 'prompt_id', or the words of the last turn as "
-                "'prompt'"
+                f"{where}.models.{name}: {location}: none of its {len(written[name].by_prompt)} "
+                f"prompts is in {', '.join(f'prompts_{on}' for on in sets)}: it answers "
+                f"'{first[:60]}', asked are prompts such as '{example}'; give that id as "
+                "'prompt_id', or the words of the last turn as 'prompt'"
             )
-    names = list(answered)
-    for index, name in enumerate(names):
-        for other in names[:index]:
+        for other in list(answered)[:index]:
             for on in sets:
-                a, b = answered[other][on], answered[name][on]
+                a, b = answered[other][on], by_set[on]
                 if a and b and not a & b:
                     raise UserError(
-                        f"{where}.models: '{other}' ({written[other].place}) and '{name}' "
-                        f"({written[name].place}) answer "
-                        f"no prompt of prompts_{on} in common ({len(a)} and {len(b)}); models "
-                        "are compared prompt by prompt: "
-                        "let both answer the same ones, or evaluate them in stages of their own"
+                        f"{where}.models: '{other}' ({written[other].location}) and '{name}' "
+                        f"({location}) answer no prompt of prompts_{on} in common ({len(a)} and "
+                        f"{len(b)}); models are compared prompt by prompt: let both answer the "
+                        "same ones, or evaluate them in stages of their own"
                     )

@@ -11,8 +11,7 @@ from __future__ import annotations
 import re
 
 from cai_jax.errors import UserError
-from cai_jax.structs import ROLES as OURS
-from cai_jax.structs import Dialogue, Message
+from cai_jax.structs import ROLES, Dialogue, Message
 
 SPEAKERS = {
     **dict.fromkeys(("user", "human", "prompter"), "human"),
@@ -47,7 +46,7 @@ def read(value, where: str) -> Dialogue:
         value = [value]
     if not isinstance(value, list) or not value:
         kind = "an empty list" if value == [] else type(value).__name__
-        raise UserError(f"{where}: expected text or a list of {{role, content}}, found {kind}")
+        raise UserError(f"{where}: expected text or a list of {{role, content}}, got {kind}")
     return tuple(_turn(item, f"{where}[{number}]") for number, item in enumerate(value))
 
 
@@ -74,39 +73,35 @@ def awaiting(value, where: str) -> Dialogue:
 def _turn(item, where: str) -> Message:
     if not isinstance(item, dict):
         raise UserError(f"{where}: expected an object {{role, content}}, not {type(item).__name__}")
-    who = next((item[key] for key in ("role", "from") if key in item), None)
+    speaker = next((item[key] for key in ("role", "from") if key in item), None)
+    role = speaker if speaker in ROLES else SPEAKERS.get(str(speaker).strip().lower())
     key = next((key for key in ("text", "content", "value") if key in item), None)
-    role = who if who in OURS else SPEAKERS.get(str(who).strip().lower())
     if key is None:
-        fields = ", ".join(map(str, item))
-        raise UserError(f"{where}: no 'content', 'text' or 'value'; fields: {fields or 'none'}")
+        fields = ", ".join(map(str, item)) or "none"
+        raise UserError(f"{where}: no 'content', 'text' or 'value'; fields: {fields}")
     if role is None:
         raise UserError(
             f"{where}: expected {{role, content}} with a role among {', '.join(SPEAKERS)}, not "
-            f"{str(who)[:40]!r}"
+            f"{str(speaker)[:40]!r}"
         )
-    return Message(role, _words(item[key], f"{where}: '{key}'"))
-
-
-def _words(value, where: str) -> str:
-    if isinstance(value, list) and value:
-        parts = [part.get("text") if isinstance(part, dict) else part for part in value]
-        if all(isinstance(part, str) for part in parts):
-            return "".join(parts)
-    if not isinstance(value, str):
-        kind = "null" if value is None else f"{type(value).__name__} (images, tools)"
-        raise UserError(f"{where}: expected text, not {kind}")
-    return value
+    words = item[key]
+    if isinstance(words, list) and words:  # OpenAI's list of text parts
+        texts = [part.get("text") if isinstance(part, dict) else part for part in words]
+        words = "".join(texts) if all(isinstance(text, str) for text in texts) else words
+    if not isinstance(words, str):
+        kind = "null" if words is None else f"{type(words).__name__} (images, tools)"
+        raise UserError(f"{where}: '{key}': expected text, not {kind}")
+    return Message(role, words)
 
 
 def split_turns(text: str) -> Dialogue:
     """The turns of an hh-rlhf text, stripped. Text before the first heading becomes a system
     turn."""
-    pieces = _HEADING.split(text)
-    turns = [Message("system", pieces[0].strip())] if pieces[0].strip() else []
+    texts = _HEADING.split(text)
+    turns = [Message("system", texts[0].strip())] if texts[0].strip() else []
     turns += [
         Message(who.lower(), words.strip())
-        for who, words in zip(pieces[1::2], pieces[2::2], strict=True)
+        for who, words in zip(texts[1::2], texts[2::2], strict=True)
     ]
     return tuple(turns)
 

@@ -4,8 +4,7 @@
    requests still share the examples that they begin with (`with_examples`). No example is cut.
 2. What does not fit without any example is left out and counted under one of the reasons below
   (`StageContext.drop`).
-3. What can never fit, whatever the data, is refused before anything runs
-  (`cai_jax.pipeline.limits`).
+3. What can never fit, whatever the data, is refused before anything runs (`pipeline.limits`).
 """
 
 from __future__ import annotations

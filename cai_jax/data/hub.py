@@ -1,11 +1,11 @@
 """Data sets of the Hugging Face hub: `hf:ORG/NAME[/CONFIG][@REVISION]`, as the Parquet files that
 the hub makes of every data set.
 
-    hf:Anthropic/hh-rlhf#chosen=chosen,rejected=rejected        hf:walledai/XSTest#prompt=prompt,kind=type
-    hf:allenai/real-toxicity-prompts#prompt=prompt.text         hf:ORG/NAME/CONFIG@main#prompt=question
+    hf:Anthropic/hh-rlhf                   hf:allenai/real-toxicity-prompts#prompt=prompt.text
+    hf:ORG/NAME/CONFIG@main#prompt=q       hf:walledai/XSTest#prompt=prompt,kind=type
 
-Those lie in the repository's branch refs/convert/parquet, as CONFIG/SPLIT/0000.parquet. Another
-revision, and a directory in the place of ORG/NAME (a clone, say), may also have SPLIT.parquet or
+Those are in the repository's branch refs/convert/parquet, as CONFIG/SPLIT/0000.parquet. Another
+revision, and a directory instead of ORG/NAME (a clone, say), may also have SPLIT.parquet or
 SPLIT-00000-of-00002.parquet, JSON Lines as well, at its top, in `data/` or in CONFIG/.
 huggingface_hub keeps what it has fetched; without a network that is read. No code of a data set is
 run.
@@ -13,6 +13,7 @@ run.
 
 from __future__ import annotations
 
+import collections
 import fnmatch
 import re
 from pathlib import Path
@@ -23,130 +24,118 @@ HUB = "hf:"
 CONVERTED = "refs/convert/parquet"
 SPLIT = "train"
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz")
-SHARD = re.compile(r"-(\d+)-of-(\d+)\.")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)\.")
 
 
 def files(name: str, revision: str, split: str | None) -> list[Path]:
     """The files of one split, in their order, fetched first where they are not here. `name` is
     ORG/NAME[/CONFIG] or a directory. UserError where the data set, the configuration (of several,
-    one must be named) or the split is not there."""
-    folder = Path(name).expanduser()
+    one must be named) or the split does not exist."""
+    folder, split = Path(name).expanduser(), split or SPLIT
     if name and folder.is_dir():
-        listed = sorted(
-            str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
-        )
-        return [folder / file for file in chosen(listed, name, None, split or SPLIT)]
-    parts = name.split("/")
-    if not all(parts) or len(parts) > 3 or name.startswith((".", "~")):
+        return [folder / file for file in chosen(_listed(folder), name, None, split)]
+    names = name.split("/")
+    if not all(names) or len(names) > 3 or name.startswith((".", "~")):
         raise UserError(
-            f"{HUB}{name}: expected {HUB}ORG/NAME, {HUB}ORG/NAME/CONFIG, or a directory that "
-            "is there"
+            f"{HUB}{name}: expected {HUB}ORG/NAME, {HUB}ORG/NAME/CONFIG, or a directory that exists"
         )
-    repository, config = "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
-    return _fetched(repository, revision or CONVERTED, name, config, split or SPLIT)
+    where = {"repo_id": "/".join(names[:2]), "repo_type": "dataset"}
+    return _fetched(where | {"revision": revision or CONVERTED}, name, (*names, None)[2], split)
 
 
-def _fetched(
-    repository: str, revision: str, name: str, config: str | None, split: str
-) -> list[Path]:
+def _fetched(where: dict, name: str, config: str | None, split: str) -> list[Path]:
     import huggingface_hub
 
-    where = {"repo_id": repository, "repo_type": "dataset", "revision": revision}
-    refused = (
-        None  # what the hub itself said; of a cache without the files there is nothing to learn
-    )
+    refused = None  # the hub's own answer says more than that the cache has no files
     try:
         try:
             listed = sorted(huggingface_hub.HfApi().list_repo_files(**where))
-        except (
-            Exception
-        ) as error:  # no network, or no such data set: what was fetched before will do
+        except Exception as error:  # no network, or no such data set: an earlier download will do
             refused = error
-            folder = Path(huggingface_hub.snapshot_download(**where, local_files_only=True))
-            listed = sorted(
-                str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
-            )
+            folder = huggingface_hub.snapshot_download(**where, local_files_only=True)
+            listed = _listed(Path(folder))
         wanted = chosen(listed, name, config, split)
         return [Path(huggingface_hub.hf_hub_download(filename=file, **where)) for file in wanted]
     except UserError:
         raise
     except Exception as error:  # the hub client raises its own, httpx's and the system's errors
-        cause = refused or error
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        lines = str(refused or error).strip().splitlines() or [type(refused or error).__name__]
         raise UserError(
-            f"{HUB}{name}: the Hugging Face hub did not give the data set: {reason}; check "
-            "name and network, "
-            f"or name a directory that has its files: {HUB}DIRECTORY"
+            f"{HUB}{name}: the Hugging Face hub did not give the data set: {lines[0]}; check name "
+            f"and network, or name a directory that has its files: {HUB}DIRECTORY"
         ) from error
 
 
+def _listed(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
 def chosen(listed: list[str], name: str, config: str | None, split: str) -> list[str]:
-    """Of a repository's files, those of a configuration's split. A configuration named "default",
-    or the only one, need not be named."""
+    """Of a repository's files, those of a configuration's split.
+
+    Args:
+        listed: all files of the repository.
+        name: of the data set, for messages.
+        config: a configuration; one named "default", or the only one, need not be named.
+        split: the name of the split.
+
+    Raises: UserError where there is no such split or configuration, or not just one set of files.
+    """
     data = [file for file in listed if file.endswith(ENDINGS)]
     configs = sorted({file.split("/")[0] for file in data if file.count("/") == 2})
     if config is None and configs:
         if "default" not in configs and len(configs) > 1:
-            example = f"{HUB}{name}/{configs[0]}"
             raise UserError(
-                f"{HUB}{name}: name one of its configurations, such as {example}; there are "
-                f"{', '.join(configs)}"
+                f"{HUB}{name}: name one of its configurations, such as {HUB}{name}/{configs[0]}; "
+                f"there are {', '.join(configs)}"
             )
         config = "default" if "default" in configs else configs[0]
-    # The first of these places that holds the split; within one, everything that matches has to be
-    # one set of files.
-    places = [[f"{config}/{split}/*" if config in configs else f"{split}/*"]]
-    for folders in ([f"{config}/"] * bool(config), ("data/", "")):
-        places.append([f"{folder}{split}{end}" for folder in folders for end in (".*", "-[0-9]*")])
-    for place in places:
-        found = [file for file in data if any(fnmatch.fnmatchcase(file, one) for one in place)]
-        if found:
-            _require_one_set(found, f"{HUB}{name}: split '{split}'")
-            return found
-    splits = sorted(
-        {
-            file.split("/")[1]
-            for file in data
-            if config and file.startswith(f"{config}/") and file.count("/") == 2
-        }
-    )
+    # The first of these that holds the split; what matches there must be one set of files.
+    patterns = [[f"{config}/{split}/*" if config in configs else f"{split}/*"]]
+    for folders in ([f"{config}/"] if config else [], ["data/", ""]):
+        patterns.append([f"{f}{split}{end}" for f in folders for end in (".*", "-[0-9]*")])
+    for group in patterns:
+        matched = [file for file in data if any(fnmatch.fnmatchcase(file, p) for p in group)]
+        if matched:
+            _require_one_set(matched, f"{HUB}{name}: split '{split}'")
+            return matched
+    inside = [f.split("/") for f in data if config and f.startswith(f"{config}/")]
+    splits = sorted({names[1] for names in inside if len(names) == 3})
     there = (
         f"splits of {config}: {', '.join(splits)}"
         if splits
         else f"files: {', '.join(data[:8]) or 'none that can be read'}"
     )
-    raise UserError(
-        f"{HUB}{name}: no split '{split}'{f' of {config}' if config else ''}; there are {there}"
-    )
+    of_config = f" of {config}" if config else ""
+    raise UserError(f"{HUB}{name}: no split '{split}'{of_config}; there are {there}")
 
 
-def _require_one_set(found: list[str], what: str) -> None:
-    """UserError where the files of a split hold its rows twice, or not all of them."""
-    sets: dict[tuple, list[str]] = {}
-    for file in found:
+def _require_one_set(matched: list[str], what: str) -> None:
+    """UserError where the files of a split hold its rows twice, or not all of them: of a split in
+    one file, "train.jsonl", and in shards, "train-00000-of-00002.jsonl", only one may be there."""
+    sets = collections.defaultdict(list)
+    numbers, total = [], 0
+    for file in matched:
         folder, _, name = file.rpartition("/")
-        ending = next(end for end in ENDINGS if name.endswith(end))
-        shard = SHARD.search(name)
-        # Of a split in one file, "train.jsonl", and in shards, "train-00000-of-00002.jsonl", only
-        # one may be there.
-        kind = f"of {int(shard[2])}" if shard else "file" if "-" not in name else "numbered"
-        sets.setdefault((folder, ending, kind), []).append(file)
+        stem, _, ending = name.partition(".")
+        shard = _SHARD.search(name)
+        if shard:
+            numbers.append(int(shard[1]))
+            total = int(shard[2])
+        elif stem.isdigit():
+            numbers.append(int(stem))
+        layout = f"of {shard[2]}" if shard else "numbered" if "-" in name else "file"
+        sets[folder, ending, layout].append(file)
     if len(sets) > 1:
-        listed = ", ".join(files[0] for files in sets.values())
-        raise UserError(f"{what} is there more than once ({listed}): keep one set of files")
-    ((_, _, kind),) = sets
-    names = [file.rpartition("/")[2] for file in found]
-    if kind.startswith("of "):
-        there, total = {int(SHARD.search(name)[1]) for name in names}, int(kind[3:])
-        first = 0 if 0 in there or total not in there else 1  # some programs count from 1
-    elif all(name.partition(".")[0].isdigit() for name in names):
-        there = {int(name.partition(".")[0]) for name in names}
-        total, first = max(there) + 1, 0
-    else:
-        return
-    if missing := sorted(set(range(first, first + total)) - there):
+        examples = ", ".join(files[0] for files in sets.values())
+        raise UserError(f"{what} is there more than once ({examples}): keep one set of files")
+    if not total and len(numbers) == len(matched):
+        total = max(numbers) + 1
+    # Some programs count their shards from 1.
+    first = 1 if total in numbers and 0 not in numbers else 0
+    if missing := sorted(set(range(first, first + total)) - set(numbers)):
+        names = ", ".join(file.rpartition("/")[2] for file in matched[:3])
         raise UserError(
             f"{what} is incomplete: {len(missing)} of its {total} files are missing, first "
-            f"number {missing[0]} "
-            f"({', '.join(sorted(names)[:3])} … are there); fetch the others"
+            f"number {missing[0]} ({names} … are there); fetch the others"
         )

@@ -1,17 +1,21 @@
-"""The one parser of source strings: which files or data sets, which columns, which split, how many
+r"""The one parser of source strings: which files or data sets, which columns, which split, how many
 rows.
 
-    embedded:red_team          prompts.jsonl          pairs.parquet#dialogue=question,chosen=good,rejected=bad
-    tfds:NAME/CONFIG@DIRECTORY#prompt=text            hf:ORG/NAME/CONFIG@REVISION      hf:DIRECTORY
-    responses:answers.jsonl    random:DIRECTORY       helpful.jsonl[train]+pairs.jsonl[0-8/10:500]+embedded:helpful[:20]
+    embedded:red_team         prompts.jsonl      pairs.parquet#dialogue=question,chosen=good
+    hf:ORG/NAME/CONFIG@REVISION                  tfds:NAME/CONFIG@DIRECTORY#prompt=text
+    responses:answers.jsonl   random:DIRECTORY   hf:DIRECTORY
+    helpful.jsonl[train]+pairs.jsonl[0-8/10:500]+embedded:helpful[:20]
 
-`+` joins sources. Behind a name may come columns, `#field=column,…` (`columns.py`), and `[SPLIT]`,
-`[SPLIT:LIMIT]` or `[:LIMIT]`, which hold for this source alone; without them the config's fields
-`split` and `limit` do. `[]` takes all rows.
+`+` joins sources. After a name may come columns, `#field=column,…`, and `[SPLIT]`, `[SPLIT:LIMIT]`
+or `[:LIMIT]`, which hold for this source alone; without them the config's fields `split` and
+`limit` do. `[]` takes all rows.
+
+A split is the name that rows have in a field "split" (or that TFDS or the hub knows), parts of
+the first human turns, or both: "train", "2-5/10", "train 2-5/10" (`records.part_of`).
 
 A path that exists always wins as it is written, whatever characters it has ("run #1/a+b.jsonl"),
-and so does every folder in front of a file that is missing. Elsewhere a backslash before one of `+
-# @ [ ] ,` makes that character a part of the name: `hf:me/c\\+\\+`, `new\\#1.jsonl`.
+and so does every folder in front of a file that is missing. Elsewhere a backslash before one of
+`+ # @ [ ] ,` makes that character belong to the name: `hf:me/c\+\+`, `new\#1.jsonl`.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 from cai_jax.errors import UserError
@@ -27,14 +31,16 @@ from cai_jax.errors import UserError
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 FILE, EMBEDDED, TFDS, HUB, RANDOM = "file", "embedded", "tfds", "hf", "random"
 RESPONSES = "responses"
-MARKS = "+#["  # what ends a name; "@" too, where a revision or directory may follow
-ESCAPED = re.compile(r"\\([+#@\[\],])")
 LONGEST = 4000  # characters: no longer text is a source
 FIELDS = (
     *("prompt", "messages", "transcript", "dialogue", "chosen", "rejected", "id", "kind", "split"),
     *("rating", "response", "prompt_id", "num_tokens", "stop"),
     *("better", "worse", "subset", "corrects", "incorrects", "text_correct", "text_incorrect"),
 )
+_MARKS = "+#["  # what ends a name; "@" too, where a revision or directory may follow
+_ESCAPED = re.compile(r"\\([+#@\[\],])")
+_HOW_TO_ESCAPE = "write a backslash before + # @ [ ] where they belong to a name"
+_PARTS = re.compile(r"(?:(.*\S)\s+)?(\d+)(?:-(\d+))?/(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,25 +58,36 @@ class Source:
     written: str = dataclasses.field(default="", compare=False)  # as in the text, marks and all
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The name for messages, without columns and split."""
-        head = "" if self.kind == FILE else f"{self.kind}:"
-        return f"{head}{self.name}{'@' * bool(self.at)}{self.at}"
+        prefix = "" if self.kind == FILE else f"{self.kind}:"
+        return f"{prefix}{self.name}{'@' * bool(self.at)}{self.at}"
 
     @property
     def stem(self) -> str:
         """The short name that generated ids and tables use: no folder, no ending."""
         folder = os.path.expanduser(self.name)
-        if self.kind == HUB and os.path.isdir(folder):  # whatever way it is spelled
+        if self.kind == HUB and os.path.isdir(folder):  # the same however it is spelled
             return os.path.basename(os.path.abspath(folder))
-        if self.kind in (TFDS, HUB):
+        if self.names_splits:
             return self.name
-        return re.sub(r"(\.jsonl|\.json|\.parquet)?(\.gz)?$", "", Path(self.name).name)
+        return re.sub(r"(\.jsonl|\.json|\.parquet|\.csv)?(\.gz)?$", "", Path(self.name).name)
 
     @property
-    def named_splits(self) -> bool:
+    def names_splits(self) -> bool:
         """Whether a split is chosen in reading, not by a field of the rows."""
         return self.kind in (TFDS, HUB)
+
+    @property
+    def path(self) -> Path | None:
+        """Where the source would be on this machine; a name of the hub gives a path that is not
+        there, an empty name None."""
+        if self.kind == EMBEDDED:
+            return EMBEDDED_FOLDER / f"{self.name}.jsonl"
+        if self.kind == TFDS:
+            folder = self.at or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+            return Path(folder).expanduser() / self.name
+        return Path(self.name).expanduser() if self.name else None
 
     def options(self, split: str | None, limit: int | None) -> dict:
         """`split` and `limit` for this source: its own, else those of the config's fields."""
@@ -80,22 +97,46 @@ class Source:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A parsed split: a name ("" for rows of any), and parts `low` to `high` of `count` (0 for
+    all)."""
+
+    name: str = ""
+    low: int = 0
+    high: int = 0
+    count: int = 0
+
+    @classmethod
+    def parse(cls, text: str | None) -> Split:
+        """Raises UserError for parts that do not exist."""
+        match = _PARTS.fullmatch(text or "")
+        if not match:
+            return cls(text or "")
+        low, high, count = int(match[2]), int(match[3] or match[2]), int(match[4])
+        if not low <= high < count:
+            raise UserError(
+                f"split '{text}': of {count} parts there are 0 to {count - 1}; write them as 2-5/10"
+            )
+        return cls(match[1] or "", low, high, count)
+
+
 def parse(text: str) -> tuple[Source, ...]:
     """The sources that `text` names, in its order; none where it is blank. Raises UserError for a
     mark that is used wrongly."""
     sources, position = [], 0
     while text[position:].strip():
-        source, position = _one(text, position)
+        source, position = _next_source(text, position)
         sources.append(source)
     return tuple(sources)
 
 
 def single(text: str) -> Source:
     """The source that `text` names, where there can be only one."""
-    found = parse(text)
-    if len(found) != 1:
-        raise UserError(f"{text}: expected one source, found {len(found)}")
-    return found[0]
+    sources = parse(text)
+    if len(sources) != 1:
+        raise UserError(f"{text}: expected one source, got {len(sources)}")
+    return sources[0]
 
 
 def files(text: str) -> list[Path]:
@@ -103,8 +144,8 @@ def files(text: str) -> list[Path]:
     none where it names none.
 
     For fingerprints: any string of a config may be given. Files of a hub repository are not named,
-    its revision is (`parse(text)[i].at`); of "tfds:NAME" it is the prepared directory, where it is
-    there.
+    its revision is (`parse(text)[i].at`); of "tfds:NAME" it is the prepared directory, if it
+    exists.
     """
     if len(text) > LONGEST or "\0" in text or "://" in text:
         return []
@@ -112,67 +153,70 @@ def files(text: str) -> list[Path]:
         sources = parse(text)
     except UserError:
         return []
-    return [path for source in sources for path in paths(source) if path.exists()]
+    return [source.path for source in sources if source.path and source.path.exists()]
 
 
-def places(text: str) -> list[str]:
+def locations(text: str) -> list[str]:
     """The names in `text` for tables and reports, without columns and splits; `text` itself where
     it cannot be parsed."""
     try:
-        return [source.place for source in parse(text)]
+        return [source.location for source in parse(text)]
     except UserError:
         return [text]
 
 
-def paths(source: Source) -> Iterator[Path]:
-    """Where the source would be on this machine; nothing for a name of the hub that is no
-    directory."""
-    if source.kind == EMBEDDED:
-        yield EMBEDDED_FOLDER / f"{source.name}.jsonl"
-    elif source.kind == TFDS:
-        at = source.at or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-        yield Path(at).expanduser() / source.name
-    elif source.name:
-        yield Path(source.name).expanduser()
+def distinct_names(sources: Sequence[Source]) -> list[str]:
+    """The short names of the sources of an `a+b`, by which ids are made: with the folder where two
+    files have the same name, with a number where that is the same, too."""
+    stems = [source.stem for source in sources]
+    locations: dict[str, list[str]] = {}
+    names = []
+    for source, name in zip(sources, stems, strict=True):
+        folder = Path(source.name).parent.name
+        if stems.count(name) > 1 and folder and not source.names_splits:
+            name = f"{folder}/{name}"
+        same = locations.setdefault(name, [])
+        if source.location not in same:
+            same.append(source.location)
+        number = same.index(source.location)
+        names.append(f"{name}~{number + 1}" if number else name)
+    return names
 
 
-# The parser ---------------------------------------------------------------------------------------
+# --- The parser -----------------------------------------------------------------------------------
 
 
-def _one(text: str, start: int) -> tuple[Source, int]:
+def _next_source(text: str, start: int) -> tuple[Source, int]:
     """(the source that begins at `start`, where the next one begins)."""
-    start += len(text[start:]) - len(text[start:].lstrip())
-    begin = start
+    start = begin = start + len(text[start:]) - len(text[start:].lstrip())
     answers = text.startswith(f"{RESPONSES}:", start)
     start += len(f"{RESPONSES}:") * answers
     kind = next((k for k in (EMBEDDED, TFDS, HUB, RANDOM) if text.startswith(f"{k}:", start)), FILE)
     start += len(f"{kind}:") if kind != FILE else 0
     fields: dict = {"kind": kind, "answers": answers}
-    fields["name"], end = _name(text, start, MARKS + "@" * (kind in (TFDS, HUB)))
-    if text[end : end + 1] == "@" and kind in (TFDS, HUB):
-        fields["at"], end = _name(text, end + 1, MARKS)
+    has_at = kind in (TFDS, HUB)
+    fields["name"], end = _name(text, start, _MARKS + "@" * has_at)
+    if has_at and text[end : end + 1] == "@":
+        fields["at"], end = _name(text, end + 1, _MARKS)
     while end < len(text) and text[end] in "#[":
         field = "columns" if text[end] == "#" else "split"
         if field in fields:
-            raise UserError(f"{text}: a second '{text[end]}' behind one name; {_ESCAPE}")
+            raise UserError(f"{text}: a second '{text[end]}' after one name; {_HOW_TO_ESCAPE}")
         if field == "columns":
             stop = _find(text, end + 1, "+[")
             fields["columns"] = _columns(text, fields["name"], text[end + 1 : stop])
             end = stop
         else:
             stop = _closing(text, end)
-            fields["split"], fields["limit"] = _range(text[end + 1 : stop])
+            fields["split"], fields["limit"] = _split_and_limit(text[end + 1 : stop])
             end = stop + 1
     rest = text[end:].lstrip()
     if rest and rest[0] != "+":
-        raise UserError(f"{text}: '{rest}' behind a ']'; expected '+' or the end; {_ESCAPE}")
+        raise UserError(f"{text}: '{rest}' after a ']'; expected '+' or the end; {_HOW_TO_ESCAPE}")
     if not fields["name"] and kind in (FILE, EMBEDDED):
-        raise UserError(f"{text}: a source without a name; expected NAME+NAME; {_ESCAPE}")
+        raise UserError(f"{text}: a source without a name; expected NAME+NAME; {_HOW_TO_ESCAPE}")
     fields["written"] = text[begin:end].strip()
     return Source(**fields), len(text) - len(rest) + 1 if rest else len(text)
-
-
-_ESCAPE = "write a backslash before + # @ [ ] where they belong to a name"
 
 
 def _name(text: str, start: int, marks: str) -> tuple[str, int]:
@@ -184,7 +228,7 @@ def _name(text: str, start: int, marks: str) -> tuple[str, int]:
         name = text[start:kept]
         return (name if os.path.exists(name) else name.strip()), kept
     end = _find(text, kept, marks)
-    return (text[start:kept] + ESCAPED.sub(r"\1", text[kept:end])).strip(), end
+    return (text[start:kept] + _ESCAPED.sub(r"\1", text[kept:end])).strip(), end
 
 
 def _exists(path: str) -> bool:
@@ -194,8 +238,8 @@ def _exists(path: str) -> bool:
 
 
 def _find(text: str, start: int, marks: str) -> int:
-    """The first of `marks` from `start` that has no backslash before it; the text's end where there
-    is none."""
+    """The index of the first of `marks` from `start` without a backslash before it; else the text's
+    end."""
     for index in range(start, len(text)):
         if text[index] in marks and text[index - 1 : index] != "\\":
             return index
@@ -203,18 +247,18 @@ def _find(text: str, start: int, marks: str) -> int:
 
 
 def _closing(text: str, start: int) -> int:
-    """The bracket that closes the one at `start`: splits of TFDS may have brackets of their own,
-    "train[:10%]"."""
+    """The index of the bracket that closes the one at `start`: splits of TFDS may have brackets of
+    their own, "train[:10%]"."""
     depth = 0
     for index in range(start, len(text)):
         depth += {"[": 1, "]": -1}.get(text[index], 0)
         if depth == 0:
             return index
-    raise UserError(f"{text}: '[' without ']'; expected NAME[SPLIT:LIMIT]; {_ESCAPE}")
+    raise UserError(f"{text}: '[' without ']'; expected NAME[SPLIT:LIMIT]; {_HOW_TO_ESCAPE}")
 
 
-def _range(text: str) -> tuple[str, int | None] | tuple[None, int]:
-    """(split, limit) of what stands in brackets: "train", "train:100", ":100", ""."""
+def _split_and_limit(text: str) -> tuple[str | None, int | None]:
+    """Of the text in brackets: "train", "train:100", ":100", ""."""
     split, colon, limit = text.rpartition(":")
     if not colon or not limit.strip().isdecimal():
         return text.strip(), None
@@ -222,15 +266,14 @@ def _range(text: str) -> tuple[str, int | None] | tuple[None, int]:
 
 
 def _columns(text: str, name: str, given: str) -> tuple[tuple[str, str], ...]:
-    pairs: dict[str, str] = {}
-    for part in re.split(r"(?<!\\),", given):
-        field, _, column = (ESCAPED.sub(r"\1", piece).strip() for piece in part.partition("="))
-        if field not in FIELDS or not column or field in pairs:
+    columns: dict[str, str] = {}
+    for pair in re.split(r"(?<!\\),", given):
+        field, _, column = (_ESCAPED.sub(r"\1", side).strip() for side in pair.partition("="))
+        if field not in FIELDS or not column or field in columns:
             raise UserError(
-                f"{text}: '{part.strip()}' behind '{name}#': expected FIELD=COLUMN, once a "
-                "field, of "
-                f"{', '.join(FIELDS)}; or, where # belongs to the name, there is no such file: "
-                f"{_ESCAPE}"
+                f"{text}: '{pair.strip()}' after '{name}#': expected FIELD=COLUMN, once a field, "
+                f"of {', '.join(FIELDS)}; or, where # belongs to the name, there is no such file: "
+                f"{_HOW_TO_ESCAPE}"
             )
-        pairs[field] = column
-    return tuple(pairs.items())
+        columns[field] = column
+    return tuple(columns.items())

@@ -13,7 +13,6 @@ import functools
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.data import fitting, sources
 from cai_jax.data.evals import load_choices, split_by_big_bench
-from cai_jax.data.selection import name_twice
 from cai_jax.evals import multiple_choice
 
 
@@ -23,7 +22,7 @@ def choice_sets(text: str, limit: int | None, big_bench: str = "") -> dict[str, 
     names = [
         source.stem.rpartition("/")[2].partition(".")[0].removeprefix("eval_") for source in parsed
     ]
-    for source, name, longer in zip(parsed, names, name_twice(parsed), strict=True):
+    for source, name, longer in zip(parsed, names, sources.distinct_names(parsed), strict=True):
         items = load_choices(source)
         items = split_by_big_bench(items, big_bench) if big_bench else items
         count = len(items) if limit is None else min(limit, len(items))

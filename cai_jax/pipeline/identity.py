@@ -153,13 +153,13 @@ def _model(reference: str) -> Identity | None:
 def _data(source: sources.Source) -> Identity:
     """Without parts where what it names is not there."""
     options = dataclasses.asdict(source) | {"name": "", "written": ""}
-    path = next(iter(sources.paths(source)), None)
+    path = source.path
     if source.kind == sources.TFDS:
         return _described(_tfds(source), options | {"at": ""})
     if path is not None and path.is_dir():
         return _described(_folder(source.name, path), options)
     if path is not None and path.is_file():
-        return _described(_file(source.place, path), options)
+        return _described(_file(source.location, path), options)
     return _described(None, options | {"name": source.name})
 
 

@@ -129,7 +129,7 @@ def _unpinned(value: str, path: tuple[str, ...]) -> Iterator[tuple[str, str, str
         )
         if is_remote and source.name.count("/") and not COMMIT.fullmatch(source.at):
             repository = "/".join(source.name.split("/")[:2])
-            yield source.place, repository, "dataset", source.at or hub.CONVERTED
+            yield source.location, repository, "dataset", source.at or hub.CONVERTED
 
 
 def commit_of(name: str, repo_type: str, revision: str) -> str | None:

@@ -66,7 +66,7 @@ def data_sources(run: Run) -> list[str]:
                 found.append(value["source"])
             elif key == "choices" and isinstance(value, str) and value:
                 found.append(value)
-    return list(dict.fromkeys(place for source in found for place in sources.places(source)))
+    return list(dict.fromkeys(place for source in found for place in sources.locations(source)))
 
 
 def sentences(run: Run) -> list[str]:
@@ -109,7 +109,7 @@ def sentences(run: Run) -> list[str]:
 
 def _short(source: str) -> str:
     """File names without their folders, of "a+b"."""
-    return " and ".join(place.rpartition("/")[2] for place in sources.places(source))
+    return " and ".join(place.rpartition("/")[2] for place in sources.locations(source))
 
 
 def _revised(run: Run, stage: Stage) -> list[str]:

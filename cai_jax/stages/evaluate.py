@@ -258,7 +258,7 @@ def _written(ctx: StageContext, models: dict[str, str]) -> dict[str, answers_lib
             records = artefacts.StageDirectory(ctx.run_path / stage).records()
             found[name] = answers_lib.read(enumerate(records, 1), reference)
     for answers in found.values():
-        ctx.drop(f"null response in {answers.place}", answers.num_null)
+        ctx.drop(f"null response in {answers.location}", answers.num_null)
     return found
 
 
@@ -290,7 +290,7 @@ def _copy_answers(
         on, prompt, sample = wanted[key]
         given = answers.to(prompt)
         if sample >= len(given):
-            ctx.drop(f"no answer in {answers.place}")
+            ctx.drop(f"no answer in {answers.location}")
             continue
         journal.append(
             {
@@ -463,7 +463,7 @@ def _judged(ctx: StageContext, records, models: list[str], journal) -> list[dict
 def _notes(ctx: StageContext, written: dict[str, answers_lib.Answers]) -> list[str]:
     """What a reader must know about the judge, and about answers that were not sampled here."""
     notes = [
-        f"lengths of {name} are in words: {answers.place} has no 'num_tokens' for some answers"
+        f"lengths of {name} are in words: {answers.location} has no 'num_tokens' for some answers"
         for name, answers in written.items()
         if answers.in_words
     ]

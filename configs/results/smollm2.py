@@ -15,7 +15,7 @@ github.com/janphilippfranken/typo); comparisons, hh-rlhf's test files; principle
 and the 438 HHH questions, github.com/anthropics/ConstitutionalHarmlessnessPaper.
 
 **Who sees what.** Every first human turn falls into one of ten parts, the same in every file
-(`cai_jax/data/selection.py`): parts 0 and 1 are held out (the policies answer these prompts,
+(`cai_jax/data/records.py`): parts 0 and 1 are held out (the policies answer these prompts,
 preference models and labels are measured on these pairs), 2 to 5 teach the judge and nothing else,
 6 to 9 teach everything else. So no stage that makes a policy sees a prompt or a pair of the
 judge's. (`pm_all` of the gpu size does: it says what more data are worth, and neither trains nor

@@ -16,7 +16,7 @@ from parity.make_reference import logits_of
 from test_live_torch import assert_close, our_logits
 
 from cai_jax.data.dialogue import load_format
-from cai_jax.data.prompts import load_prompts
+from cai_jax.data.prompts import read_prompts
 from cai_jax.models import gguf, hf
 
 MODEL = pathlib.Path(__file__).resolve().parent.parent.parent / "models" / "gemma-3-270m"
@@ -25,7 +25,7 @@ MODEL = pathlib.Path(__file__).resolve().parent.parent.parent / "models" / "gemm
 TEXTS = (
     "Two friends walk to the sea. Which road do they take?",
     "  indented\n\n\tcode = [1, 2]  # naïve café 日本 🙂",
-    "\n".join(prompt.dialogue[0].text for prompt in load_prompts("embedded:helpful")[:50]),
+    "\n".join(prompt.dialogue[0].text for prompt in read_prompts("embedded:helpful")[0][:50]),
 )
 
 

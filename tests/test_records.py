@@ -6,9 +6,8 @@ import json
 import pytest
 
 from cai_jax.data.comparisons import load_comparisons
-from cai_jax.data.prompts import load_prompts
-from cai_jax.data.selection import name_of, part_of, take
-from cai_jax.data.sources import Source
+from cai_jax.data.prompts import read_prompts
+from cai_jax.data.records import Kind, load, part_of
 from cai_jax.errors import UserError
 from cai_jax.structs import Message
 
@@ -18,60 +17,39 @@ class Item:
     id: str
 
 
-def rows(*names):
+def make(row, name):
+    return "crossed out" if row.values["id"].lower().startswith("x") else Item(row.values["id"])
+
+
+def chosen(tmp_path, names, **options):
     """A row whose name begins with "x" is left out; a capital letter is of the split "a"."""
-    return [
-        (line, {"id": name, "split": "a" if name.isupper() else "b"})
-        for line, name in enumerate(names, 1)
-    ]
-
-
-def parse(row, line):
-    return "crossed out" if row["id"].lower().startswith("x") else Item(row["id"])
-
-
-def chosen(names, **fields):
-    items, dropped = take(
-        Source("file", "f.jsonl"),
-        rows(*names),
-        parse,
-        "items",
-        **{"split": None, "offset": 0, "limit": None, **fields},
-    )
+    path = tmp_path / "f.jsonl"
+    rows = [{"id": name, "split": "a" if name.isupper() else "b"} for name in names]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items, dropped = load(Kind("items", make, has_dialogue=False), str(path), **options)
     return "".join(item.id for item in items), dropped
 
 
-def test_split_offset_limit_and_reasons():
-    assert chosen("AbxC") == ("AbC", {"crossed out": 1})
-    assert chosen("AbXC", split="a") == ("AC", {"crossed out": 1})
-    assert chosen("AbxC", offset=1) == ("bC", {"crossed out": 1})
-    assert chosen("AbxC", limit=2) == ("Ab", {})  # reading stops at the limit
-    assert chosen("AbxC", offset=1, limit=2) == ("bC", {"crossed out": 1})
+def test_split_offset_limit_and_reasons(tmp_path):
+    assert chosen(tmp_path, "AbxC") == ("AbC", {"crossed out": 1})
+    assert chosen(tmp_path, "AbXC", split="a") == ("AC", {"crossed out": 1})
+    assert chosen(tmp_path, "AbxC", offset=1) == ("bC", {"crossed out": 1})
+    assert chosen(tmp_path, "AbxC", limit=2) == ("Ab", {})  # reading stops at the limit
+    assert chosen(tmp_path, "AbxC", offset=1, limit=2) == ("bC", {"crossed out": 1})
 
 
-def test_what_is_refused():
+def test_what_is_refused(tmp_path):
     with pytest.raises(UserError, match="f.jsonl:2.*'A' was there before"):
-        chosen("AA")
+        chosen(tmp_path, "AA")
     with pytest.raises(
         UserError,
         match="f.jsonl: 0 rows left: 1 items of split 'b', offset 1, limit None, none dropped",
     ):
-        chosen("bA", split="b", offset=1)
+        chosen(tmp_path, "bA", split="b", offset=1)
     with pytest.raises(UserError, match="0 rows left"):
-        chosen("A", limit=0)
-
-
-def test_a_split_is_a_name_parts_or_both():
-    assert [name_of(split) for split in (None, "train", "2-5/10", "train 2/10", "train[:5%]")] == [
-        None,
-        "train",
-        None,
-        "train",
-        "train[:5%]",
-    ]
-    for split in ("5-2/10", "2-10/10", "10/10"):
-        with pytest.raises(UserError, match="of 10 parts there are 0 to 9"):
-            chosen("A", split=split)
+        chosen(tmp_path, "A", limit=0)
+    with pytest.raises(UserError, match="'0-1/2': items have no parts"):
+        chosen(tmp_path, "A", split="0-1/2")
 
 
 def test_parts_cover_everything_once_and_are_the_same_in_every_file(tmp_path):
@@ -90,7 +68,7 @@ def test_parts_cover_everything_once_and_are_the_same_in_every_file(tmp_path):
     )
     taken = []
     for split in ("0-1/10", "2-5/10", "6-9/10"):
-        here = {prompt.dialogue[0].text for prompt in load_prompts(str(prompts), split=split)}
+        here = {prompt.dialogue[0].text for prompt in read_prompts(str(prompts), split=split)[0]}
         there = {pair.dialogue[0].text for pair in load_comparisons(str(pairs), split=split)[0]}
         assert {text.lower() for text in here} == {text.lower() for text in there}
         taken.append(here)
@@ -135,7 +113,7 @@ def test_the_rows_of_a_small_file_that_are_all_in_other_parts_are_named(tmp_path
     """The defect: "0 rows left … none dropped" of a file of two rows that chance had held out."""
     file = tmp_path / "two.jsonl"
     file.write_text(json.dumps({"prompt": "How are you?"}) + "\n")
-    part = part_of(load_prompts(str(file))[0].dialogue, 10)
+    part = part_of(read_prompts(str(file))[0][0].dialogue, 10)
     other = (part + 1) % 10
     with pytest.raises(UserError, match=r"0 rows left: .*\(1 in the other parts: too few rows"):
-        load_prompts(str(file), split=f"{other}/10")
+        read_prompts(str(file), split=f"{other}/10")[0]

@@ -5,8 +5,14 @@ import json
 
 import pytest
 
-from cai_jax.data.jsonl import field, read_jsonl
+from cai_jax.data import rows
+from cai_jax.data.rows import Row
 from cai_jax.errors import UserError
+
+
+def read(source):
+    return [(row.line, row.values) for row in rows.read(str(source))]
+
 
 ROWS = [{"prompt": "What is π?"}, {"prompt": "two\nlines", "n": 3}]
 
@@ -16,7 +22,7 @@ def test_plain_and_gzip_give_the_same_rows_with_line_numbers(tmp_path):
     plain, packed = tmp_path / "a.jsonl", tmp_path / "a.jsonl.gz"
     plain.write_text(text, encoding="utf-8", newline="")
     packed.write_bytes(gzip.compress(text.encode()))
-    assert list(read_jsonl(plain)) == list(read_jsonl(str(packed))) == [(1, ROWS[0]), (3, ROWS[1])]
+    assert read(plain) == read(str(packed)) == [(1, ROWS[0]), (3, ROWS[1])]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +40,7 @@ def test_bad_line_is_named(tmp_path, bad, expected):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b'{"prompt": "fine"}\n' + bad + b"\n")
     with pytest.raises(UserError) as error:
-        list(read_jsonl(path))
+        read(path)
     assert (
         str(error.value).startswith(f"{path}:2: ")
         and expected in str(error.value)
@@ -44,28 +50,44 @@ def test_bad_line_is_named(tmp_path, bad, expected):
 
 def test_missing_truncated_and_false_gzip(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        list(read_jsonl(tmp_path / "absent.jsonl"))
+        read(tmp_path / "absent.jsonl")
     path = tmp_path / "cut.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"prompt": "a"}\n' * 1000)[:-20])
     with pytest.raises(UserError, match="broken gzip"):
-        list(read_jsonl(path))
+        read(path)
     path.write_bytes(b'{"prompt": "a"}\n')
     with pytest.raises(UserError, match="broken gzip"):
-        list(read_jsonl(path))
+        read(path)
 
 
-def test_field():
-    row = {"text": "a", "blank": " ", "count": 2, "flag": True, "rate": 0.5}
-    assert field(row, "text", str, "f", 1) == "a"
-    assert field(row, "count", float, "f", 1) == 2
-    assert field(row, "rate", float, "f", 1) == 0.5
-    assert field(row, "flag", bool, "f", 1) is True
+def test_a_csv_file_is_a_table_of_texts(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('\ufeffq,n\n"Why, so?\nTell",3\n', encoding="utf-8")
+    assert read(path) == [(1, {"q": "Why, so?\nTell", "n": "3"})]
+    assert read(f"{path}#prompt=q") == [(1, {"prompt": "Why, so?\nTell"})]
+    path.write_text("q,n\nWhy?\n", encoding="utf-8")
+    with pytest.raises(UserError, match="a.csv:1: not as many values as columns"):
+        read(path)
+    path.write_bytes(b"q,n\n\xff,3\n")
+    with pytest.raises(UserError, match="a.csv: not a readable CSV file"):
+        read(path)
+
+
+def test_fields_of_a_row():
+    row = Row("f.jsonl", 7, {"text": "a", "blank": " ", "count": 2, "flag": True, "rate": 0.5})
+    assert row.text("text") == row.require("text") == row.label("text") == "a"
+    assert row.require("count", float) == 2 and row.label("count") == "2"
+    assert row.require("rate", float) == 0.5
+    assert row.require("flag", bool) is row.require("flag") is True
+    assert row.label("absent") is None
     for name, kind, expected in [
-        ("absent", str, "missing; expected text"),
-        ("count", str, "expected text, found int"),
-        ("flag", int, "expected an integer, found bool"),
-        ("blank", str, "blank"),
+        ("absent", str, "missing; fields: text, blank"),
+        ("prompt", str, "missing; fields: .*name the column that has it: f.jsonl#prompt=text"),
+        ("count", str, "expected text, got int"),
+        ("flag", int, "expected an integer, got bool"),
     ]:
         with pytest.raises(UserError, match=expected) as error:
-            field(row, name, kind, "f.jsonl", 7)
+            row.require(name, kind)
         assert str(error.value).startswith(f"f.jsonl:7: field '{name}': ")
+    with pytest.raises(UserError, match="'blank': is blank"):
+        row.text("blank")
