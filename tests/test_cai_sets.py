@@ -12,6 +12,7 @@ import pytest
 from cai_jax.data import prepare, rows, tfds_sets
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.evals import load_choices
+from cai_jax.data.files import read_json
 from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
 
@@ -163,7 +164,7 @@ def test_public_evaluations_are_read_as_what_they_are_without_tensorflow(shared_
     for line in done.stdout.splitlines():
         name, count, digest, sha256 = json.loads(line)
         path = tfds_sets.CaiEvals.find(shared_data, name)["test"]
-        prompts = [row.values["prompt"] for row in rows.read(path)]
+        prompts = [row.values["prompt"] for row in read_json(path)]
         assert (
             count == len(prompts)
             and digest == hashlib.sha256(json.dumps(prompts).encode()).hexdigest()

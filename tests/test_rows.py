@@ -6,7 +6,7 @@ import json
 import pytest
 
 from cai_jax.data import rows
-from cai_jax.data.rows import Row
+from cai_jax.data.files import Row
 from cai_jax.errors import UserError
 
 

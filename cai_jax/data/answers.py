@@ -14,8 +14,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from cai_jax.data import records, sources
+from cai_jax.data.files import Row
 from cai_jax.data.prompts import Prompt
-from cai_jax.data.rows import Row
 from cai_jax.errors import UserError
 
 PREFIX = f"{sources.RESPONSES}:"

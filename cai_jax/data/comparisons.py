@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 
 from cai_jax.data import chats, records
-from cai_jax.data.rows import Row
+from cai_jax.data.files import Row
 from cai_jax.structs import Dialogue, Message
 
 EQUAL = "equal pair"

@@ -18,7 +18,7 @@ from pathlib import Path
 from cai_jax import seeds
 from cai_jax.data import chats, records, sources
 from cai_jax.data.choices import ANSWER_LEAD, answer, conversation
-from cai_jax.data.rows import Row
+from cai_jax.data.files import Row
 from cai_jax.data.sources import Source
 from cai_jax.errors import UserError
 from cai_jax.structs import Dialogue, Message

@@ -97,7 +97,7 @@ def chosen(listed: list[str], name: str, config: str | None, split: str) -> list
     for group in patterns:
         matched = [file for file in data if any(fnmatch.fnmatchcase(file, p) for p in group)]
         if matched:
-            _require_one_set(matched, f"{HUB}{name}: split '{split}'")
+            _require_single_set(matched, f"{HUB}{name}: split '{split}'")
             return matched
     inside = [f.split("/") for f in data if config and f.startswith(f"{config}/")]
     splits = sorted({names[1] for names in inside if len(names) == 3})
@@ -110,7 +110,7 @@ def chosen(listed: list[str], name: str, config: str | None, split: str) -> list
     raise UserError(f"{HUB}{name}: no split '{split}'{of_config}; there are {there}")
 
 
-def _require_one_set(matched: list[str], what: str) -> None:
+def _require_single_set(matched: list[str], what: str) -> None:
     """UserError where the files of a split hold its rows twice, or not all of them: of a split in
     one file, "train.jsonl", and in shards, "train-00000-of-00002.jsonl", only one may be there."""
     sets = collections.defaultdict(list)

@@ -19,7 +19,7 @@ BUILDERS = {"cai_hh_rlhf": "CaiHhRlhf", "cai_evals": "CaiEvals", "cai_run": "Cai
 
 
 def prepare(name: str, *, data_dir: str | None = None, manual_dir: str | None = None):
-    """Builds every configuration that `name` stands for (array_record) and returns the TFDS
+    """Builds every configuration of `name` (array_record) and returns the TFDS
     builders.
 
     What was built before is kept. Raises UserError for an unknown name, for files that are missing

@@ -17,7 +17,7 @@ import hashlib
 import json
 
 from cai_jax.data import chats, records
-from cai_jax.data.rows import Row
+from cai_jax.data.files import Row
 from cai_jax.structs import Dialogue, Message, dialogue_to_json
 
 SETS = ("red_team", "helpful")

@@ -12,7 +12,7 @@ import dataclasses
 import math
 
 from cai_jax.data import chats, records
-from cai_jax.data.rows import Row
+from cai_jax.data.files import Row
 from cai_jax.structs import Dialogue
 
 LOWEST, HIGHEST = 0.0, 4.0

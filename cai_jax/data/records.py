@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cai_jax.data import rows, sources
-from cai_jax.data.rows import Row
+from cai_jax.data.files import Row
 from cai_jax.data.sources import Source, Split
 from cai_jax.errors import UserError
 

@@ -19,8 +19,7 @@ import requests
 import tensorflow_datasets as tfds
 
 from cai_jax.core import labels
-from cai_jax.data import rows
-from cai_jax.data.rows import Row
+from cai_jax.data.files import Row, read_json
 from cai_jax.errors import UserError
 
 # First digits of the SHA-256 of the files in anthropics/hh-rlhf as of 2022, which tell them from a
@@ -166,7 +165,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, path: Path, split: str) -> Iterator[tuple[int, dict]]:
         config = self.builder_config.name
-        for row in rows.read(path):
+        for row in read_json(path):
             values = {
                 name: _value(row, name, kind) for name, kind in self.SETS[config].columns.items()
             }
@@ -273,7 +272,7 @@ class CaiRun(_Builder):
 
 
 def run_revisions(revise: Path) -> Iterator[dict]:
-    for row in rows.read(revise):
+    for row in read_json(revise):
         values = row.values
         yield {
             "id": values["id"],
@@ -291,10 +290,10 @@ def run_revisions(revise: Path) -> Iterator[dict]:
 def run_comparisons(compare: Path, feedback: Path) -> Iterator[dict]:
     """One row a labelled pair, the better answer first; equal answers are left out."""
     by_pair: dict[tuple, list] = {}
-    for row in rows.read(feedback):
+    for row in read_json(feedback):
         key = (row.values["comparison_id"], *row.values["pair"])
         by_pair.setdefault(key, []).append(row.values)
-    groups = {row.values["id"]: row.values for row in rows.read(compare)}
+    groups = {row.values["id"]: row.values for row in read_json(compare)}
     for (name, first, second), judgements in sorted(by_pair.items()):
         group = groups[name]
         p, pair = labels.target(judgements), [group["responses"][i] for i in (first, second)]
