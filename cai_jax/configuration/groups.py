@@ -24,7 +24,7 @@ PROMPTS: Table = {
         "topic:prompts", "embedded:NAME, a file, tfds:NAME, hf:ORG/NAME; a+b for several"
     ),
     # '' takes all rows; 2-5/10 those whose first human turn falls into shards 2 to 5 of ten, the
-    # same in every file (`data/selection.py`).
+    # same in every file (`data/records.py`).
     "split": word("train", "rows of that field split; a file without the field is all train"),
     "offset": count(0, "rows of the split that are passed over", low=0),
     "limit": count(None, "rows after that; empty: all", low=0),
