@@ -45,7 +45,7 @@ def supervised(work):
         {"params": params, "optimiser": state_lib.init_optimiser(tx, params, mesh)}, abstract
     )
     del params
-    memory.give_back()  # as training/loop.py does
+    memory.give_back()  # as training/train.py does
     examples = [
         sl.Example(str(n), np.array(row, np.int32), np.arange(len(row)) > 0)
         for n, row in enumerate(rows)
@@ -85,7 +85,7 @@ def _ppo(work, rank: int, shared: bool):
     state = learns.init(
         start(), value if shared else state_lib.with_head(start(), value, mesh), 0.001
     )
-    memory.give_back()  # as training/loop.py does
+    memory.give_back()  # as training/train.py does
     score = RewardModel(judge, config, format, mesh).score_tokens
     dialogue = (Message("human", ""),)
     prompts = [

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from cai_jax.stages import pm, rl, sl
-from cai_jax.stages.context import StageContext, fits_training
+from cai_jax.stages.context import StageContext
+from cai_jax.training import examples, pairs, supervised
 from cai_jax.training import learner as learner_lib
-from cai_jax.training import scalar
 from cai_jax.training import state as state_lib
 from configs import default
 from tests.test_training_learner import CONFIG, MESH, SETTINGS, rollouts, start
@@ -197,34 +197,41 @@ READ = {  # stage → field → what of the code reads it; the tests that show i
     },
     "pm": {
         "init": (pm.run, "config.init"),
-        "human": (pm.human_pairs, "config.human"),
-        "human_fraction": (pm.run, "config.human_fraction"),
-        "label_kind": (pm.ai_pairs, "config.label_kind"),
-        "clamp": (pm.ai_pairs, "config.clamp"),
-        "average_orders": (pm.ai_pairs, "config.average_orders"),
-        "cut_answers": (pm.run, "config.cut_answers"),
-        "holdout_fraction": (pm.run, "config.holdout_fraction"),
+        "human": (pairs.human_pairs, "config.human"),
+        "human_fraction": (pairs.load, "config.human_fraction"),
+        "label_kind": (pairs.ai_pairs, "config.label_kind"),
+        "clamp": (pairs.ai_pairs, "config.clamp"),
+        "average_orders": (pairs.ai_pairs, "config.average_orders"),
+        "cut_answers": (pairs.load, "config.cut_answers"),
+        "holdout_fraction": (pairs.load, "config.holdout_fraction"),
         "normalise": (pm.run, "config.normalise"),
         "format": (pm.run, "config.format"),
     },
 }
 
 
-def optimised(trainer):
-    """Where the fields of `optimisation` are read that are not the optimiser's."""
-    names = ("num_epochs", "batch_size", "num_microbatches", "save_every_steps", "log_every_steps")
-    return {name: (trainer, f"config.{name}") for name in names} | {
-        "max_length": (fits_training, "config.max_length"),
-        "adapters": (StageContext.adapters, 'config.get("adapters")'),
-    }
+# Where the fields of `optimisation` are read that are not the optimiser's.
+TRAINED = {
+    name: (supervised, f"config.{name}")
+    for name in (
+        "num_epochs",
+        "batch_size",
+        "num_microbatches",
+        "save_every_steps",
+        "log_every_steps",
+    )
+} | {
+    "max_length": (examples.short_enough, "config.max_length"),
+    "adapters": (StageContext.adapters, 'config.get("adapters")'),
+}
 
 
 @pytest.mark.parametrize(
     "fields,acts,read",
     [
         (default.rl(), set(ACTS), READ["rl"]),
-        (default.sl(), set(OPTIMISER), READ["sl"] | optimised(sl.run)),
-        (default.pm(), set(OPTIMISER), READ["pm"] | optimised(scalar.fit)),
+        (default.sl(), set(OPTIMISER), READ["sl"] | TRAINED),
+        (default.pm(), set(OPTIMISER), READ["pm"] | TRAINED),
     ],
     ids=["rl", "sl", "pm"],
 )

@@ -134,7 +134,10 @@ def test_it_recovers_a_known_linear_score():
     for step in range(200):
         chosen = [train[i] for i in rng.integers(0, 300, 31)]  # one place stays empty
         state, scalars = update(
-            state, stage.make_batch(chosen, lambda item: item.dialogue, batching.Shape(16, 12, 2))
+            state,
+            stage.make_batch(
+                chosen, {item.id: item.dialogue for item in chosen}, batching.Shape(16, 12, 2)
+            ),
         )
         losses.append(float(scalars["loss"]))
         assert float(scalars["count"]) == 31

@@ -15,7 +15,8 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import init_params
 from cai_jax.stages import pm
 from cai_jax.structs import Message
-from cai_jax.training import batching
+from cai_jax.training import batching, examples
+from cai_jax.training import pairs as pairs_lib
 from cai_jax.training import state as state_lib
 
 CONFIG = ModelConfig(
@@ -34,7 +35,7 @@ CONFIG = ModelConfig(
 
 
 def pair(name, source="ai", group=None, target=0.7, texts=("x", "y")):
-    return pm.Pair(name, source, group or name, (Message("human", name),), texts, target)
+    return pairs_lib.Pair(name, source, group or name, (Message("human", name),), texts, target)
 
 
 def label(comparison, pair, a, b, order="ab", principle="p0"):
@@ -79,17 +80,17 @@ def test_labels_are_derived_when_they_are_read():
         label("c1", [0, 1], -1.0, -2.0),
     ]
     ctx = context(comparisons, labels)
-    found = pm.ai_pairs(ctx)
+    found = pairs_lib.ai_pairs(ctx)
     assert [(item.texts, round(item.target, 6)) for item in found] == [
         (("u", "w"), 0.75),
         (("v", "w"), 0.8),
     ]
     assert ctx.dropped == {"comparison without a label": 1, "equal responses": 1}
     assert [
-        item.target for item in pm.ai_pairs(context(comparisons, labels, clamp=(0.4, 0.6)))
+        item.target for item in pairs_lib.ai_pairs(context(comparisons, labels, clamp=(0.4, 0.6)))
     ] == [0.6, 0.6]
     assert [
-        item.target for item in pm.ai_pairs(context(comparisons, labels, label_kind="hard"))
+        item.target for item in pairs_lib.ai_pairs(context(comparisons, labels, label_kind="hard"))
     ] == [1.0, 1.0]
 
 
@@ -101,18 +102,18 @@ def test_all_pairs_of_a_prompt_fall_on_one_side():
         for i in range(20)
         for k in range(3)
     ]
-    train, held = pm.split(pairs, 0.25, 0, "pm")
+    train, held = examples.split(pairs, 0.25, 0, "pm")
     assert not {item.group for item in train} & {item.group for item in held}
     assert len(train) + len(held) == len(pairs) and {item.source for item in held} == {
         "ai",
         "human",
     }
     assert (
-        pm.split(pairs, 0.25, 0, "pm") == (train, held)
-        and pm.split(pairs, 0.25, 1, "pm")[1] != held
+        examples.split(pairs, 0.25, 0, "pm") == (train, held)
+        and examples.split(pairs, 0.25, 1, "pm")[1] != held
     )
-    assert pm.split(pairs, 0.0, 0, "pm") == (pairs, [])
-    assert pm.split(pairs[::-1], 0.25, 0, "pm")[1] == held[::-1]  # by name, not by place
+    assert examples.split(pairs, 0.0, 0, "pm") == (pairs, [])
+    assert examples.split(pairs[::-1], 0.25, 0, "pm")[1] == held[::-1]  # by name, not by place
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_all_pairs_of_a_prompt_fall_on_one_side():
 )
 def test_mixture_has_the_proportion_asked_for(fraction, human, ai):
     pairs = [pair(f"ai {i}") for i in range(10)] + [pair(f"human {i}", "hh") for i in range(40)]
-    mixed = pm.mix(pairs, fraction, 0, "pm")
+    mixed = pairs_lib.mix(pairs, fraction, 0, "pm")
     assert (
         sum(item.source == "hh" for item in mixed),
         sum(item.source == "ai" for item in mixed),
@@ -142,8 +143,10 @@ def fit(pairs_of, num_steps=400):
     abstract["optimiser"] = state_lib.abstract_optimiser(tx, abstract["params"], mesh)
     update = state_lib.make_update(pm.make_loss(CONFIG, jnp.float32), tx, abstract, mesh, 1)
     state = {"params": params, "optimiser": state_lib.init_optimiser(tx, params, mesh)}
-    batch = pm.make_batch(
-        pairs_of, lambda item, side: (1, int(item.texts[side]), 0), batching.Shape(len(pairs_of), 6)
+    batch = pairs_lib.make_batch(
+        pairs_of,
+        {(p.id, side): (1, int(p.texts[side]), 0) for p in pairs_of for side in (0, 1)},
+        batching.Shape(len(pairs_of), 6),
     )
     for _ in range(num_steps):
         state, scalars = update(state, batch)
@@ -161,7 +164,7 @@ def test_packed_pairs_are_worth_what_they_are_alone():
         "head": heads.init_head(CONFIG, jax.random.key(1)),
     }
     tokens = {
-        (i, side): tuple(rng.integers(0, CONFIG.vocab_size, rng.integers(2, 9)))
+        (str(i), side): tuple(rng.integers(0, CONFIG.vocab_size, rng.integers(2, 9)))
         for i in range(7)
         for side in (0, 1)
     }
@@ -170,9 +173,7 @@ def test_packed_pairs_are_worth_what_they_are_alone():
     found = [
         loss(
             params,
-            pm.make_batch(
-                chosen, lambda item, side: tokens[int(item.id), side], batching.Shape(*shape)
-            ),
+            pairs_lib.make_batch(chosen, tokens, batching.Shape(*shape)),
         )
         for shape in ((7, 16, 1), (4, 40, 5))
     ]
@@ -182,8 +183,8 @@ def test_packed_pairs_are_worth_what_they_are_alone():
                 float(
                     heads.dialogue_scores(
                         params,
-                        np.array([tokens[i, side]], np.int32),
-                        np.ones((1, len(tokens[i, side])), bool),
+                        np.array([tokens[str(i), side]], np.int32),
+                        np.ones((1, len(tokens[str(i), side])), bool),
                         CONFIG,
                     )[0]
                 )
@@ -196,7 +197,7 @@ def test_packed_pairs_are_worth_what_they_are_alone():
     expected = np.sum(p * np.logaddexp(0, -delta) + (1 - p) * np.logaddexp(0, delta))
     for (total, (count, sums)), gradient in found:
         np.testing.assert_allclose(total, expected, rtol=1e-5)
-        assert float(count) == 7 and float(sums["agree"]) == np.sum((delta > 0) == (p > 0.5))
+        assert float(count) == 7 and float(sums["agreement"]) == np.sum((delta > 0) == (p > 0.5))
         assert float(sums["tokens"]) == sum(map(len, tokens.values()))
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, found[0][1]
@@ -224,7 +225,7 @@ def test_learned_differences_recover_logit_p_from_noisy_labels():
     assert abs(slope - 1) < 0.05 and np.corrcoef(delta, logit)[0, 1] > 0.99
     # Clamped to 40–60 % the same judgements ask for |Δ| = logit 0.6 at the most.
     clamped = [
-        pm.Pair(p.id, p.source, p.group, p.dialogue, p.texts, 0.6 if p.target > 0.5 else 0.4)
+        pairs_lib.Pair(p.id, p.source, p.group, p.dialogue, p.texts, 0.6 if p.target > 0.5 else 0.4)
         for p in pairs
         if p.texts in (("9", "2"), ("8", "3"), ("7", "4"))
     ]

@@ -12,7 +12,7 @@ from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import init_params
 from cai_jax.stages import sl
-from cai_jax.training import batching, feed
+from cai_jax.training import batching
 
 ASKED = [{"role": "human", "text": "a: b: c?"}]
 REVISIONS = [
@@ -70,7 +70,6 @@ def context(tiny_model, revisions=REVISIONS, helpful=HELPFUL, **fields):
     return types.SimpleNamespace(
         name="sl",
         seed=0,
-        encode=feed.encode,
         config=config,
         inputs=directories,
         dropped=dropped,

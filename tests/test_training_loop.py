@@ -17,8 +17,8 @@ from cai_jax.io import checkpoints as checkpoints_lib
 from cai_jax.io import preemption
 from cai_jax.io.metrics import MetricsWriter, read_rows
 from cai_jax.io.progress import bar
-from cai_jax.training import loop
 from cai_jax.training import state as state_lib
+from cai_jax.training import train
 
 PLACE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -48,6 +48,16 @@ def init():
     }
 
 
+def fit(ctx, num_steps, save_every, abstract, init, advance, names=lambda step: [], **fields):
+    """A loop as the stages write it; the weights after it."""
+    with train.Session(ctx, num_steps, save_every, abstract, **fields) as session:
+        state = session.restore(init)
+        for step in session.steps():
+            state, scalars = advance(state, step)
+            session.finish(step, state, scalars, names(step))
+    return state
+
+
 ABSTRACT = {name: state_lib.abstract_of(tree) for name, tree in init().items()}
 
 
@@ -68,16 +78,10 @@ def run(path, num_steps=7, kill_at=None, poison=None, **fields):
         data = np.float32(np.nan if step == poison else math.sin(step))
         return update(state, data)
 
-    settings = loop.Settings(num_steps, fields.pop("save_every", 2), **fields)
     ctx = context(path)
-    state = loop.fit(
-        ctx,
-        settings,
-        ABSTRACT,
-        init,
-        advance,
-        lambda step: [f"example {step}"],
-        lambda step, writer: None,
+    save_every = fields.pop("save_every", 2)
+    state = fit(
+        ctx, num_steps, save_every, ABSTRACT, init, advance, lambda n: [f"example {n}"], **fields
     )
     return state["params"]["w"], (path / "metrics.jsonl").read_text(), ctx.tokens
 
@@ -208,19 +212,10 @@ def test_the_next_step_is_dispatched_before_numbers_are_read_and_while_the_devic
 
     fetch = sharding.fetch
     monkeypatch.setattr(
-        loop.sharding, "fetch", lambda tree: events.append(("read",)) or fetch(tree)
+        train.sharding, "fetch", lambda tree: events.append(("read",)) or fetch(tree)
     )
-    settings = loop.Settings(4, save_every=100)
     abstract = {"params": state_lib.abstract_of(start["params"])}
-    loop.fit(
-        context(tmp_path),
-        settings,
-        abstract,
-        lambda: start,
-        advance,
-        str,
-        lambda step, writer: None,
-    )
+    fit(context(tmp_path), 4, 100, abstract, lambda: start, advance)
     order = [event[0] if event[0] == "read" else event[1] for event in events if event[0] != "busy"]
     assert order[:6] == [0, 1, "read", 2, "read", 3]
     assert [event[2] for event in events if event[0] == "busy"] == [True] * 3
@@ -238,16 +233,7 @@ def test_seconds_of_steps_add_up_to_the_time_that_passed(tmp_path, slow):
         return {"rate": values["tokens"] / seconds}
 
     began = time.monotonic()
-    loop.fit(
-        context(tmp_path),
-        loop.Settings(5, save_every=100),
-        abstract,
-        lambda: start,
-        advance,
-        str,
-        lambda *_: None,
-        meter,
-    )
+    fit(context(tmp_path), 5, 100, abstract, lambda: start, advance, meter=meter)
     passed = time.monotonic() - began
     rows = read_rows(tmp_path / "timing.jsonl")
     assert 0.5 * passed < sum(row["seconds"] for row in rows) < passed
@@ -270,25 +256,22 @@ def test_a_stop_while_a_step_samples_saves_what_was_learned_before_it(tmp_path):
             raise preemption.Preempted("stage 'toy': finished rows are saved")
         return update(state, np.float32(math.sin(step)))
 
-    def fit(path):
-        return loop.fit(
-            context(path), loop.Settings(7, 100), ABSTRACT, init, advance,
-            lambda step: [f"example {step}"], lambda step, writer: None,
-        )  # fmt: skip
+    def again(path):
+        return fit(context(path), 7, 100, ABSTRACT, init, advance)
 
     with pytest.raises(preemption.Preempted, match="saved step 3 and stopped"):
-        fit(tmp_path / "b")
+        again(tmp_path / "b")
     assert checkpoints_lib.Checkpoints(tmp_path / "b" / "checkpoints").steps() == [3]
-    np.testing.assert_array_equal(fit(tmp_path / "b")["params"]["w"], want[0])
+    np.testing.assert_array_equal(again(tmp_path / "b")["params"]["w"], want[0])
     assert (tmp_path / "b" / "metrics.jsonl").read_text() == want[1]
 
 
 def test_a_gradient_of_zero_and_a_slow_step_are_named_once(capsys):
-    warn = loop.Warnings("[sl]", "step")
-    warn({"grad_norm": 0.1}, 200.0, 1)  # compiled
+    warn = train.Warnings("[sl]", "step")
+    warn.check({"grad_norm": 0.1}, 200.0, 1)  # compiled
     assert capsys.readouterr().err == ""
     for step in (2, 3, 4):
-        warn({"grad_norm": 0.0}, 200.0, step)
+        warn.check({"grad_norm": 0.0}, 200.0, step)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "[sl] grad_norm is 0 at step 2" in lines[0] and "200 s" in lines[1]
 
@@ -298,10 +281,7 @@ def test_a_dead_model_is_named_by_the_loop(tmp_path, capsys):
         state, scalars = update(state, np.float32(0))
         return state, scalars | {"grad_norm": jnp.float32(step == 0)}
 
-    loop.fit(
-        context(tmp_path), loop.Settings(3, 100), ABSTRACT, init, advance,
-        lambda step: [], lambda step, writer: None,
-    )  # fmt: skip
+    fit(context(tmp_path), 3, 100, ABSTRACT, init, advance)
     assert capsys.readouterr().err.count("grad_norm is 0 at step 2") == 1
 
 
@@ -313,12 +293,4 @@ def test_every_number_that_training_needs_is_finite(tmp_path, name):
         return state, {"loss": 1.0, name: np.inf if step == 2 else 1.0}
 
     with pytest.raises(UserError, match=f"{name} is inf at step 3"):
-        loop.fit(
-            context(tmp_path),
-            loop.Settings(5, 2),
-            ABSTRACT,
-            init,
-            advance,
-            lambda step: ["example"],
-            lambda step, writer: None,
-        )
+        fit(context(tmp_path), 5, 2, ABSTRACT, init, advance)

@@ -96,20 +96,20 @@ def test_only_the_steps_asked_for_and_only_once(tmp_path, monkeypatch):
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
     trace = profiling.Trace("3-4", "sl", epath.Path(tmp_path))
     for number in range(1, 7):
-        with trace.step(number):
-            calls.append(number)
-        trace.after(number, jnp.zeros(1))
+        trace.begin(number)
+        calls.append(number)
+        trace.end(number, jnp.zeros(1))
     trace.close()
     assert calls == [1, 2, "start", 3, 4, "stop", 5, 6]
     calls.clear()
     other = profiling.Trace("pm:1-2", "sl", epath.Path(tmp_path))
-    with other.step(1):
-        other.after(1, types.SimpleNamespace())
+    other.begin(1)
+    other.end(1, types.SimpleNamespace())
     assert calls == []
     late = profiling.Trace("1-9", "sl", epath.Path(tmp_path))  # resumed at step 5, stopped at 6
     for number in (5, 6):
-        with late.step(number):
-            calls.append(number)
-        late.after(number, jnp.zeros(1))
+        late.begin(number)
+        calls.append(number)
+        late.end(number, jnp.zeros(1))
     late.close()
     assert calls == ["start", 5, 6, "stop"]

@@ -14,7 +14,7 @@ from cai_jax.io import artefacts
 from cai_jax.io.metrics import read_rows
 from cai_jax.stages import pm, sl
 from cai_jax.stages.context import StageContext
-from cai_jax.training import loop
+from cai_jax.training import state as state_lib
 from configs import default
 from tests import test_training_learner as learning
 
@@ -39,17 +39,19 @@ SHORT = default.optimisation(1e-3, 2) | {
 def guarded(monkeypatch):
     """Every step of a training stage may only move what it moves explicitly. The list of the steps
     that were taken."""
-    fit, steps = loop.fit, []
+    make, steps = state_lib.make_update, []
 
-    def fit_guarded(ctx, settings, abstract, init, advance, *more, **named):
-        def step(state, number):
+    def make_guarded(*given):
+        update = make(*given)
+
+        def step(state, batch):
             with jax.transfer_guard("disallow"):
-                steps.append(number)
-                return advance(state, number)
+                steps.append(len(steps))
+                return update(state, batch)
 
-        return fit(ctx, settings, abstract, init, step, *more, **named)
+        return step
 
-    monkeypatch.setattr(loop, "fit", fit_guarded)
+    monkeypatch.setattr(state_lib, "make_update", make_guarded)
     return steps
 
 

@@ -31,7 +31,7 @@ from cai_jax.io import artefacts, integrity, lock, memory, preemption, progress,
 from cai_jax.models import lora
 from cai_jax.pipeline import changes, identity, limits, pins, preflight
 from cai_jax.stages.context import StageContext, resolve_role
-from cai_jax.training import feed, profiling
+from cai_jax.training import profiling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,8 +347,6 @@ def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
     try:
         summary = stage_module(node.kind).run(ctx)
         directory.flush()
-        if artefacts.is_writer():
-            (directory.path / feed.TOKENS).unlink(missing_ok=True)
     except (UserError, preemption.Preempted, KeyboardInterrupt):
         directory.flush()
         raise

@@ -27,7 +27,7 @@ from cai_jax.rewards import preference_model as rewards
 from cai_jax.stages import harm, pm, rl, sl
 from cai_jax.stages.context import resolve_role
 from cai_jax.structs import SamplingParams
-from cai_jax.training import batching, rollouts
+from cai_jax.training import batching, pairs, rollouts
 from cai_jax.training import learner as learner_lib
 from cai_jax.training import state as state_lib
 
@@ -128,9 +128,10 @@ def of_sl(run_config, name: str, mesh) -> list[Program]:
 def of_pm(run_config, name: str, mesh) -> list[Program]:
     config, model = run_config.graph[name], model_of(run_config, run_config.graph[name].init)
     rows = batching.num_rows(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
-    pair = pm.Pair("", "", "", (), ("", ""), 0.0)
+    pair = pairs.Pair("", "", "", (), ("", ""), 0.0)
+    tokens = {("", side): np.zeros(config.max_length, np.int32) for side in (0, 1)}
     shape = batching.Shape(rows, 2 * batching.bucket(config.max_length))
-    batch = pm.make_batch([pair], lambda pair, side: np.zeros(config.max_length, np.int32), shape)
+    batch = pairs.make_batch([pair], tokens, shape)
     loss = pm.make_loss(
         model, jnp.dtype(run_config.model.dtype), **state_lib.forward_options(run_config)
     )
@@ -144,9 +145,8 @@ def of_harm(run_config, name: str, mesh) -> list[Program]:
     config, model = run_config.graph[name], model_of(run_config, run_config.graph[name].init)
     rows = batching.num_rows(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
     shape = batching.Shape(rows, batching.bucket(config.max_length))
-    batch = harm.make_batch(
-        [harm.Rated("", "", "", (), 0.0)], lambda item: np.zeros(config.max_length, np.int32), shape
-    )
+    tokens = {"": np.zeros(config.max_length, np.int32)}
+    batch = harm.make_batch([harm.Rated("", "", "", (), 0.0)], tokens, shape)
     loss = harm.make_loss(
         model, jnp.dtype(run_config.model.dtype), **state_lib.forward_options(run_config)
     )

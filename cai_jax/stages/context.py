@@ -23,9 +23,8 @@ from cai_jax.structs import LENGTH, Dialogue
 from cai_jax.textmodels import loader
 from cai_jax.textmodels.loader import LoadedModel, ModelLoader
 from cai_jax.textmodels.protocol import Choice, Completion, Question, Sampling, TextModel, Turn
-from cai_jax.training import feed
 
-__all__ = ["LoadedModel", "StageContext", "fits_training", "resolve_role"]
+__all__ = ["LoadedModel", "StageContext", "resolve_role"]
 
 
 @dataclasses.dataclass
@@ -224,11 +223,6 @@ class StageContext:
                 )
         return found
 
-    def encode(self, format, dialogues: Sequence[Dialogue]):
-        """`format.example` of every dialogue; a training stage that is started again reads the
-        tokens from its directory."""
-        return feed.encode(format, dialogues, self.directory.path / feed.TOKENS)
-
     def publish(self, model: LoadedModel, kind: str, normalisation=None, reads_cut=False) -> None:
         loader.publish(
             self.directory.path, model, kind, self.adapters(model), normalisation, reads_cut
@@ -274,12 +268,3 @@ def _num_wanted(requests: Sequence, wanted: Container[str] | None) -> int:
 def resolve_role(run_config, reference: str) -> str:
     """A role of config.models becomes what it points at; anything else stays as it is."""
     return resolve(run_config.models, reference)
-
-
-def fits_training(ctx, lengths: Sequence[int], positions: int | None) -> list[bool]:
-    """Whether each training example of so many tokens fits the stage's max_length and the model's
-    positions; those that do not are counted by reason."""
-    kept, reasons = fitting.training_examples(lengths, ctx.config.max_length, positions)
-    for reason, count in reasons.items():
-        ctx.drop(reason, count)
-    return kept

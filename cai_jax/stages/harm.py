@@ -19,9 +19,9 @@ from cai_jax.evals import harm as harm_evals
 from cai_jax.models import heads
 from cai_jax.planning import throughput
 from cai_jax.rewards.preference_model import RewardModel
-from cai_jax.stages.context import StageContext, fits_training
+from cai_jax.stages.context import StageContext
 from cai_jax.structs import dialogue_to_json
-from cai_jax.training import batching, loop, scalar
+from cai_jax.training import batching, examples, feed, supervised
 from cai_jax.training import state as state_lib
 
 SCHEMA = 1
@@ -44,35 +44,35 @@ def read(ctx: StageContext, field: str) -> list[Rated]:
     options = ctx.config[field].to_dict()
     if not options["source"]:
         return []
-    found, dropped = load_ratings(**options)
+    ratings, dropped = load_ratings(**options)
     for reason, count in dropped.items():
         ctx.drop(f"{field}: {reason}", count)
     return [
         Rated(
             f"{field} {item.id}",
             field,
-            scalar.group_of(opening(item.dialogue)),
+            examples.group_of(opening(item.dialogue)),
             item.dialogue,
             item.rating,
         )
-        for item in found
+        for item in ratings
     ]
 
 
 def opening(dialogue):
-    """What stands before the first answer."""
-    return dialogue[
-        : next(place for place, message in enumerate(dialogue) if message.role == "assistant")
-    ]
+    """The messages before the first answer."""
+    roles = [message.role for message in dialogue]
+    return dialogue[: roles.index("assistant")]
 
 
-def make_batch(chosen: list[Rated], tokens_of, shape: batching.Shape) -> dict:
-    """tokens, segments [R, T], several dialogues a row; of its N places: ends [R, N], where each
-    one's last token is, rating [R, N], and valid [R, N], whether there is a dialogue."""
-    rows = [tokens_of(item) for item in chosen]
-    packing = batching.pack(list(map(len, rows)), shape)
+def make_batch(chosen: list[Rated], tokens: dict, shape: batching.Shape) -> dict:
+    """Dialogues packed into sequences [R, T], N slots in each: `tokens` and `segments` [R, T];
+    `ends` [R, N], the index of each dialogue's last token; `rating` [R, N]; `valid` [R, N], whether
+    the slot holds a dialogue."""
+    dialogues = [tokens[item.id] for item in chosen]
+    packing = batching.pack(list(map(len, dialogues)), shape)
     return {
-        "tokens": packing.spread(rows),
+        "tokens": packing.spread(dialogues),
         "segments": packing.segments(),
         "ends": packing.by_slot(packing.starts + packing.lengths - 1, np.int32),
         "rating": packing.by_slot([item.rating for item in chosen], np.float32),
@@ -85,10 +85,10 @@ def make_loss(config, dtype, **options):
 
     def loss(params, batch):
         params = state_lib.cast(params, dtype)
-        found_RxN = heads.packed_scores(
+        scores_RxN = heads.packed_scores(
             params, batch["tokens"], batch["segments"], batch["ends"], config, **options
         )
-        total, count = losses.masked_sum(jnp.square(found_RxN - batch["rating"]), batch["valid"])
+        total, count = losses.masked_sum(jnp.square(scores_RxN - batch["rating"]), batch["valid"])
         return total, (count, {"tokens": jnp.sum(batch["segments"] > 0, dtype=jnp.float32)})
 
     return loss
@@ -100,41 +100,36 @@ def run(ctx: StageContext) -> dict:
     # ---- Data ------------------------------------------------------------------------------------
     config = ctx.config
     model = ctx.load_model(config.init, format=config.format)
-    rated, apart = read(ctx, "ratings"), read(ctx, "heldout")
-    tokens = ctx.encode(model.format, [item.dialogue for item in (*rated, *apart)])
-    encoded = {item.id: row.tokens for item, row in zip((*rated, *apart), tokens, strict=True)}
-    lengths = [len(tokens) for tokens in encoded.values()]
-    kept = fits_training(ctx, lengths, model.config.max_length)
-    fits = {name for name, fit in zip(encoded, kept, strict=True) if fit}
-    rated, apart = ([item for item in items if item.id in fits] for items in (rated, apart))
-    train, held = scalar.split(rated, config.holdout_fraction, ctx.seed, ctx.name)
+    rated, extra = read(ctx, "ratings"), read(ctx, "heldout")
+    encoded = feed.encode(model.format, [item.dialogue for item in (*rated, *extra)])
+    tokens = {item.id: row.tokens for item, row in zip((*rated, *extra), encoded, strict=True)}
+    lengths = [len(row) for row in tokens.values()]
+    kept = examples.short_enough(ctx, lengths, model.config.max_length)
+    fits = {name for name, fit in zip(tokens, kept, strict=True) if fit}
+    rated, extra = ([item for item in items if item.id in fits] for items in (rated, extra))
+    train, held = examples.split(rated, config.holdout_fraction, ctx.seed, ctx.name)
     known = {item.group for item in train}
-    ctx.drop("heldout: also a training prompt", sum(item.group in known for item in apart))
-    held = [*held, *(item for item in apart if item.group not in known)]
+    ctx.drop("heldout: also a training prompt", sum(item.group in known for item in extra))
+    held = [*held, *(item for item in extra if item.group not in known)]
     ctx.require_rows(train, "rated dialogues")
     mean = float(np.mean([item.rating for item in train]))
+    ids = [item.id for item in train]
+    steps = supervised.Steps.of(ctx, ids, [[len(tokens[name])] for name in ids])
 
     # ---- Training: from the mean of the ratings --------------------------------------------------
-    def batch(indices, shape):
-        return make_batch([train[index] for index in indices], lambda item: encoded[item.id], shape)
+    def batch(indices):
+        return make_batch([train[index] for index in indices], tokens, steps.shape)
 
-    options = state_lib.forward_options(ctx.run_config)
+    loss = make_loss(model.config, ctx.dtype, **state_lib.forward_options(ctx.run_config))
     head = {**heads.zero_head(model.config), "bias": jnp.asarray(mean, jnp.float32)}
-    lengths = {item.id: [len(encoded[item.id])] for item in train}
     meter = throughput.training(
-        ctx.mesh,
-        model.config,
-        float(np.mean(list(lengths.values()))),
-        ctx.adapters(model),
-        head=False,
+        ctx.mesh, model.config, steps.mean_length, ctx.adapters(model), head=False
     )
-    params, num_steps = scalar.fit(
-        ctx, model, lengths, make_loss(model.config, ctx.dtype, **options), batch, head, meter=meter
-    )
+    params = supervised.fit(ctx, model, steps, batch, loss, kind="reward", head=head, meter=meter)
 
     # ---- Held-out dialogues ----------------------------------------------------------------------
     judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh)
-    predicted = judge.score_tokens([encoded[item.id] for item in held])
+    predicted = judge.score_tokens([tokens[item.id] for item in held])
     ctx.publish(model, "harm")
     journal = ctx.directory.journal()
     journal.discard(lambda row: False)
@@ -149,22 +144,12 @@ def run(ctx: StageContext) -> dict:
             }
         )
     digest = journal.finish()
-    found = harm_evals.held_out(journal.finished.values(), mean, seed=ctx.seed)
-    result = loop.summary(
-        ctx, num_steps, {"examples": len(train), "mean_rating": mean, "held_out": found}
-    )
-    told = (
-        "; ".join(
-            (
-                f"L2 {e['l2']['value']:.2f}, the mean's {e['mean_predictor']:.2f} ({source}, "
-                f"{e['l2']['n']})"
-            )
-            for source, e in found.items()
-        )
-        or "nothing"
-    )
-    return {
-        **result,
-        "sha256": {"records": digest},
-        "headline": f"held out: {told}; {result['headline']}",
-    }
+    numbers = harm_evals.held_out(journal.finished.values(), mean, seed=ctx.seed)
+    more = {"examples": len(train), "mean_rating": mean, "held_out": numbers}
+    result = supervised.summary(ctx, steps.num_steps, more)
+    shown = [
+        f"L2 {n['l2']['value']:.2f}, the mean's {n['mean_predictor']:.2f} ({key}, {n['l2']['n']})"
+        for key, n in numbers.items()
+    ]
+    headline = f"held out: {'; '.join(shown) or 'nothing'}; {result['headline']}"
+    return {**result, "sha256": {"records": digest}, "headline": headline}

@@ -19,6 +19,7 @@ from cai_jax.data import fitting
 from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError, require_finite
 from cai_jax.io import artefacts, memory, progress
+from cai_jax.io.metrics import read_rows
 from cai_jax.models import heads, lora
 from cai_jax.planning import throughput
 from cai_jax.reporting import png
@@ -27,7 +28,7 @@ from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import LENGTH, SamplingParams, dialogue_to_json, sampled_turn
 from cai_jax.training import learner as learner_lib
-from cai_jax.training import loop, rollouts
+from cai_jax.training import rollouts, train
 from cai_jax.training import state as state_lib
 
 SCHEMA = 2
@@ -177,15 +178,8 @@ def run(ctx: StageContext) -> dict:
 
     # ---- Updates ---------------------------------------------------------------------------------
     journal = ctx.directory.journal(light=True)
-    seen = {}
 
-    def on_start(start, writer):
-        policy.release()
-        seen["writer"] = writer
-        journal.discard(lambda row: row["step"] <= start)
-        require_rollouts(ctx, journal, start)
-
-    def advance(state, update):
+    def advance(state, update, writer):
         began = time.monotonic()
         drawn = rollouts.draw(prompts, update, config.rollouts_per_update, ctx.seed, ctx.name)
         policy.params = learner.policy(state)
@@ -252,10 +246,10 @@ def run(ctx: StageContext) -> dict:
         state["controller"] = {
             "kl_coefficient": sharding.put(np.float32(adapted), sharding.replicated(ctx.mesh))
         }
-        write(update, drawn, completions, batch, frozen, raw)
-        return state, scalars
+        write(writer, update, drawn, completions, batch, frozen, raw)
+        return state, scalars, batch.ids
 
-    def write(update, drawn, completions, batch, frozen, raw):
+    def write(writer, update, drawn, completions, batch, frozen, raw):
         rollouts.save_arrays(
             ctx.directory.path / "rollouts" / f"{update + 1:06d}.npz", batch, frozen
         )
@@ -285,9 +279,9 @@ def run(ctx: StageContext) -> dict:
                     f"{prompt.dialogue[-1].text}\n→ {done.text}\nreward {raw[index]:.3f}, "
                     f"KL {kl[index]:.3f}"
                 )
-                seen["writer"].text(update + 1, f"rollout {index}", shown)
+                writer.text(update + 1, f"rollout {index}", shown)
         journal.flush()
-        seen["writer"].histogram(update + 1, "rewards", raw)
+        writer.histogram(update + 1, "rewards", raw)
         if update + 1 == config.num_updates:
             points = Series(
                 "responses", [float(x) for x in kl], [float(x) for x in raw], mark="dots"
@@ -295,7 +289,7 @@ def run(ctx: StageContext) -> dict:
             panel = Panel(
                 "rewards", f"Responses of update {update + 1}", "KL, nats", "reward", [points]
             )
-            seen["writer"].figure(update + 1, "reward against KL", png.draw(panel))
+            writer.figure(update + 1, "reward against KL", png.draw(panel))
 
     meter = throughput.ppo(
         ctx.mesh,
@@ -307,31 +301,25 @@ def run(ctx: StageContext) -> dict:
         shared=shared,
         adapters=adapters,
     )
-    weights = ("params", "value")
-    result = loop.fit(
+    with train.Session(
         ctx,
-        loop.Settings(
-            config.num_updates,
-            config.save_every_updates,
-            1,
-            config.snapshot_every_updates,
-            "update",
-            look_back=False,
-            weights=weights,
-        ),
+        config.num_updates,
+        config.save_every_updates,
         learner.abstract,
-        init,
-        advance,
-        lambda update: [
-            name
-            for name, _ in rollouts.draw(
-                prompts, update, config.rollouts_per_update, ctx.seed, ctx.name
-            )
-        ],
-        on_start,
-        meter,
-    )
-    del result
+        snapshot_every=config.snapshot_every_updates,
+        unit="update",
+        look_back=False,
+        weights=("params", "value"),
+        meter=meter,
+    ) as session:
+        state = session.restore(init)
+        policy.release()
+        journal.discard(lambda row: row["step"] <= session.start)
+        require_rollouts(ctx, journal, session.start)
+        for update in session.steps():
+            state, scalars, names = advance(state, update, session.writer)
+            session.finish(update, state, scalars, names)
+    del state
     require_rollouts(ctx, journal, config.num_updates)
     ctx.publish(policy, "policy")
     digest = journal.finish()
@@ -417,7 +405,7 @@ def learned(history: list[dict]) -> dict:
 
 def summary(ctx: StageContext, num_updates: int) -> dict:
     """Reward, KL and length of the first and the last update."""
-    rows = loop.read_rows(ctx.directory.path / "metrics.jsonl")
+    rows = read_rows(ctx.directory.path / "metrics.jsonl")
     first, last = rows[0], rows[-1]
     names = ("reward", "kl", "response_tokens", "truncated", "entropy")
     ends = {

@@ -7,15 +7,14 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax import seeds
 from cai_jax.core import losses
-from cai_jax.core.sharding import batch_ways
 from cai_jax.errors import UserError
-from cai_jax.models import heads, lora
+from cai_jax.models import heads
 from cai_jax.planning import throughput
-from cai_jax.stages.context import StageContext, fits_training
+from cai_jax.stages.context import StageContext
 from cai_jax.structs import Dialogue, dialogue_from_json, sampled_turn
-from cai_jax.training import batching, feed, loop
+from cai_jax.training import batching, feed, supervised
+from cai_jax.training import examples as selection
 from cai_jax.training import state as state_lib
 
 SCHEMA = 2
@@ -34,27 +33,29 @@ class Example:
 
 
 def answers(
-    revisions, responses, targets: str = "all", max_round: int | None = None
+    revisions, helpful, targets: str = "all", max_round: int | None = None
 ) -> list[tuple[str, Dialogue]]:
     """(id, dialogue that ends in the answer) of everything that is learned from.
 
-    Of a revision record: all its revisions up to `max_round` (SL-CAI-n), or the last of those for
-    targets "final"; never the initial response. Of a response record (a helpful sample): the
-    response.
+    Args:
+      revisions: revision records, whose initial response is never learned.
+      helpful: response records, of which the response is learned.
+      targets: "all" revisions of a record, or only the "final" one.
+      max_round: revisions up to that round (SL-CAI-n); None: all.
     """
-    found = []
+    result = []
 
     def add(name, dialogue, text, stop):
-        found.append((name, (*dialogue_from_json(dialogue), sampled_turn(text, stop))))
+        result.append((name, (*dialogue_from_json(dialogue), sampled_turn(text, stop))))
 
     for row in revisions:
         rounds = list(enumerate(row["rounds"], 1))[: max_round or None]
         for number, item in rounds if targets == "all" else rounds[-1:]:
             name = f"revision {row['id']}#{number}"
             add(name, row["dialogue"], item["revision"], item.get("revision_stop"))
-    for row in responses:
+    for row in helpful:
         add(f"response {row['id']}", row["dialogue"], row["response"], row.get("stop"))
-    return found
+    return result
 
 
 def examples(ctx: StageContext, format, positions: int | None = None) -> list[Example]:
@@ -65,28 +66,28 @@ def examples(ctx: StageContext, format, positions: int | None = None) -> list[Ex
         raise UserError(
             f"config.graph.{ctx.name}.targets: expected all or final, not '{config.targets}'"
         )
-    rows = {
+    records = {
         name: ctx.inputs[name].records() if name in ctx.inputs else []
         for name in ("revisions", "helpful")
     }
-    learned = answers(rows["revisions"], rows["helpful"], config.targets, config.max_round)
+    learned = answers(**records, targets=config.targets, max_round=config.max_round)
     full = [item for item in learned if item[1][-1].text.strip()]
     ctx.drop("empty answer", len(learned) - len(full))
     if config.cut_answers == "drop":
         ended = [item for item in full if not item[1][-1].cut]
         ctx.drop("cut at the limit of tokens", len(full) - len(ended))
         full = ended
-    encoded = ctx.encode(format, [dialogue for _, dialogue in full])
-    kept = fits_training(ctx, [len(item.tokens) for item in encoded], positions)
-    found = [
+    encoded = feed.encode(format, [dialogue for _, dialogue in full])
+    kept = selection.short_enough(ctx, [len(item.tokens) for item in encoded], positions)
+    fitting = [
         Example(name, item.tokens, item.target_mask, dialogue[-1].cut)
         for (name, dialogue), item, fits in zip(full, encoded, kept, strict=True)
         if fits
     ]
-    helpful = [example for example in found if example.id.startswith("response ")]
-    revised = [example for example in found if example.id.startswith("revision ")]
-    mixed = feed.mix(helpful, revised, config.helpful_fraction, ctx.seed, ctx.name)
-    ctx.drop("beyond helpful_fraction", len(found) - len(mixed))
+    helpful = [example for example in fitting if example.id.startswith("response ")]
+    revised = [example for example in fitting if example.id.startswith("revision ")]
+    mixed = selection.mix(helpful, revised, config.helpful_fraction, ctx.seed, ctx.name)
+    ctx.drop("beyond helpful_fraction", len(fitting) - len(mixed))
     ctx.require_rows(mixed, "training examples")
     return sorted(mixed, key=lambda example: example.id)
 
@@ -104,17 +105,16 @@ def make_batch(chosen: list[Example], shape: batching.Shape, count: int = 0) -> 
     }
 
 
-def most_targets(
-    data: list[Example], order: batching.Order, num_steps: int, shape: batching.Shape
-) -> int:
-    """How many targets a row has at most, at any step, rounded up to an eighth of it."""
+def most_targets(data: list[Example], steps: supervised.Steps) -> int:
+    """How many targets a packed sequence has at most, at any step, rounded up to an eighth of its
+    length."""
 
     def at(step):
-        chosen = [data[index] for index in order.indices(step)]
-        packing = batching.pack([len(example.tokens) for example in chosen], shape)
+        chosen = [data[index] for index in steps.order.indices(step)]
+        packing = batching.pack([len(example.tokens) for example in chosen], steps.shape)
         return batching.most_in_a_row(packing, [int(example.target.sum()) for example in chosen])
 
-    return batching.eighths(max(1, *map(at, range(num_steps))), shape.length)
+    return batching.eighths(max(1, *map(at, range(steps.num_steps))), steps.shape.length)
 
 
 def make_loss(config, dtype, **options):
@@ -141,63 +141,23 @@ def make_loss(config, dtype, **options):
 
 def run(ctx: StageContext) -> dict:
     """Trains `init` for `num_epochs` over all examples and publishes the weights as `@stage`."""
-    # ---- Data: every answer is one example; a step's batch depends on its number only ------------
+    # ---- Data: every answer is an example --------------------------------------------------------
     config = ctx.config
     model = ctx.load_model(config.init, format=config.format)
-    adapters = ctx.adapters(model)  # None: all weights are trained
     data = examples(ctx, model.format, model.config.max_length)
-    order = batching.Order(len(data), config.batch_size, ctx.seed, ctx.name)
-    num_steps = config.num_epochs * order.steps_per_epoch
-    shape = batching.common_shape(
-        [len(example.tokens) for example in data],
-        order,
-        num_steps,
-        batch_ways(ctx.mesh),
-        config.num_microbatches,
-    )
-    count = most_targets(data, order, num_steps, shape)
+    ids, lengths = [example.id for example in data], [[len(example.tokens)] for example in data]
+    steps = supervised.Steps.of(ctx, ids, lengths)
+    count = most_targets(data, steps)
 
-    # ---- Model and optimiser ---------------------------------------------------------------------
-    rate, tx = state_lib.make_optimiser(config, f"config.graph.{ctx.name}", num_steps)
-    params = state_lib.abstract_params(model.config, "policy", ctx.mesh, adapters=adapters)
-    abstract = {"params": params, "optimiser": state_lib.abstract_optimiser(tx, params, ctx.mesh)}
-    chunk = ctx.run_config.model.logprob_chunk
-    loss = make_loss(
-        model.config, ctx.dtype, chunk=chunk, **state_lib.forward_options(ctx.run_config)
-    )
-    base = adapters and lora.base_of(model.params)
-    update = state_lib.make_update(
-        loss, tx, abstract, ctx.mesh, config.num_microbatches, adapters, base, shape.spare
-    )
+    # ---- Training --------------------------------------------------------------------------------
+    def batch(indices):
+        return make_batch([data[index] for index in indices], steps.shape, count)
 
-    def init():
-        key = seeds.row_key(ctx.seed, ctx.name, "adapters")
-        start = state_lib.start(model.config, model.params, ctx.mesh, key, adapters, model.trained)
-        model.release()  # before the optimiser's moments, which are as large
-        return {"params": start, "optimiser": state_lib.init_optimiser(tx, start, ctx.mesh)}
-
-    # ---- Steps -----------------------------------------------------------------------------------
-    batches = feed.Batches(
-        lambda step: make_batch([data[index] for index in order.indices(step)], shape, count),
-        num_steps,
-    )
-
-    def advance(state, step):
-        state, scalars = update(state, batches[step])
-        return state, {**scalars, "learning_rate": rate(step)}
-
-    settings = loop.Settings(num_steps, config.save_every_steps, config.log_every_steps)
-    mean_length = float(np.mean([len(example.tokens) for example in data]))
-    loop.fit(
-        ctx,
-        settings,
-        abstract,
-        init,
-        advance,
-        lambda step: [data[index].id for index in order.indices(step)],
-        model.release,
-        throughput.training(ctx.mesh, model.config, mean_length, adapters),
-    )
+    options = state_lib.forward_options(ctx.run_config)
+    loss = make_loss(model.config, ctx.dtype, chunk=ctx.run_config.model.logprob_chunk, **options)
+    meter = throughput.training(ctx.mesh, model.config, steps.mean_length, ctx.adapters(model))
+    supervised.fit(ctx, model, steps, batch, loss, meter=meter)
     ctx.publish(model, "policy")
     cut = {"cut": sum(example.cut for example in data), "of": len(data)}
-    return loop.summary(ctx, num_steps, {"examples": len(data), "cut": {"examples": cut}})
+    more = {"examples": len(data), "cut": {"examples": cut}}
+    return supervised.summary(ctx, steps.num_steps, more)

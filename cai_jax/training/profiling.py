@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from typing import NamedTuple
 
@@ -61,23 +60,26 @@ class Trace:
             window if window and window.stage in (None, stage) and artefacts.is_writer() else None
         )
         self._stage, self._path, self._running = stage, path / DIRECTORY, False
+        self._step = None  # the annotation of the step that is being dispatched
 
-    @contextlib.contextmanager
-    def step(self, number: int):
-        """Around the dispatch of step `number` (from 1). Puts its number into a running trace."""
+    def begin(self, number: int) -> None:
+        """Before step `number` (from 1) is dispatched: starts the trace with the first of its
+        steps, and puts the number into a running trace."""
         if self._wanted is None:
-            yield
             return
         if not self._running and self._wanted.first <= number <= self._wanted.last:
             self._path.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(str(self._path))
             self._running = True
-        with jax.profiler.StepTraceAnnotation(self._stage, step_num=number):
-            yield
+        self._step = jax.profiler.StepTraceAnnotation(self._stage, step_num=number)
+        self._step.__enter__()
 
-    def after(self, number: int, state) -> None:
-        """Once step `number` was dispatched: ends the trace with the last of its steps, when that
+    def end(self, number: int, state) -> None:
+        """After step `number` was dispatched: ends the trace with the last of its steps, once that
         is computed."""
+        if self._step is not None:
+            self._step.__exit__(None, None, None)
+            self._step = None
         if self._running and number >= self._wanted.last:
             jax.block_until_ready(state)
             self.close()
