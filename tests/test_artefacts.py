@@ -59,30 +59,6 @@ def test_discard_forgets_what_a_checkpoint_does_not_cover(tmp_path):
     assert [row["step"] for row in directory.records()] == [0, 1, 2, 3]
 
 
-def test_a_kill_between_the_manifest_and_its_copy_is_made_good(tmp_path):
-    directory = artefacts.StageDirectory(tmp_path)
-    directory.update_manifest(done=True)
-    copy = tmp_path / "manifest.backup.json"
-    expected = copy.read_text()
-    copy.write_text('{"done": fal')
-    (tmp_path / ".manifest.backup.json.writing").write_text("{")
-    directory.mirror_manifest()
-    assert copy.read_text() == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "manifest.backup.json",
-        "manifest.json",
-    ]
-    before = copy.stat().st_mtime_ns
-    directory.mirror_manifest()
-    assert copy.stat().st_mtime_ns == before
-    # The manifest itself, cut to nothing or flipped into what is no text: the copy's words come
-    # back.
-    for damage in (b"", expected.encode()[:-9] + bytes([0xAB]) + expected.encode()[-8:]):
-        (tmp_path / "manifest.json").write_bytes(damage)
-        directory.mirror_manifest()
-        assert (tmp_path / "manifest.json").read_text() == copy.read_text() == expected
-
-
 def test_a_light_journal_keeps_ids_and_writes_the_same(tmp_path):
     rows = [{"id": f"{n:02d}", "step": n // 4, "text": "x" * n} for n in range(12)]
     marks = []
@@ -156,10 +132,38 @@ def test_missing_records_say_which_stage_to_run(tmp_path):
         artefacts.StageDirectory(tmp_path / "revise").records()
 
 
-def test_a_damaged_manifest_is_named(tmp_path):
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match="manifest.json"):
-        artefacts.StageDirectory(tmp_path).done  # noqa: B018
+@pytest.mark.parametrize("old,new", [("{", ""), ("true", "false"), ('"sl"', '"pm"')])
+def test_a_damaged_manifest_is_named(tmp_path, old, new):
+    directory = artefacts.StageDirectory(tmp_path)
+    directory.update_manifest(done=True, kind="sl")
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match="manifest.json.*move"):
+        directory.done  # noqa: B018
+
+
+def test_a_kill_before_the_finished_file_is_written_loses_nothing(tmp_path, capsys):
+    directory = artefacts.StageDirectory(tmp_path)
+    directory.journal().append(rows("a")[0])
+    directory.flush()
+    directory.update_manifest(files={"records.jsonl": "0" * 64})
+    (tmp_path / "records.jsonl").write_text("of an earlier time")
+    journal = directory.journal()
+    assert set(journal.finished) == {"a"}
+    assert "records.jsonl: damaged" in capsys.readouterr().err
+    journal.finish()
+    assert directory.records() == rows("a")
+
+
+def test_line_separators_inside_texts_are_no_ends_of_lines(tmp_path):
+    directory = artefacts.StageDirectory(tmp_path)
+    row = {"id": "a", "text": "1\u20282\x853\r4\x0b"}
+    directory.journal().append(row)
+    directory.flush()
+    again = directory.journal()
+    assert again.finished == {"a": row}
+    again.finish()
+    assert directory.journal().finished == {"a": row} and directory.records() == [row]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

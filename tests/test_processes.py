@@ -27,7 +27,7 @@ FLAGS = [
     "--config.graph.rl.num_updates=2",
 ]
 MESHES = {1: (1, 1, 1), 4: (2, 2, 1), 8: (2, 2, 2)}
-UNCOMPARED = ("timing.jsonl", "manifest.json", "manifest.backup.json", "config.json")
+UNCOMPARED = ("timing.jsonl", "manifest.json", "config.json")
 
 
 def flags(workdir, devices: int) -> list[str]:

@@ -9,8 +9,7 @@ from etils import epath
 
 from cai_jax import main
 from cai_jax.errors import UserError
-from cai_jax.io import integrity
-from cai_jax.io.artefacts import StageDirectory
+from cai_jax.io import artefacts
 from cai_jax.training import profiling
 
 
@@ -83,11 +82,7 @@ def test_a_run_leaves_a_trace_of_these_steps(tmp_path, capsys):
     content = traces[0].read_bytes()
     assert b"step_num" in content and b"jit" in content
     assert "tensorboard --logdir" in capsys.readouterr().out
-    assert not [
-        name
-        for name in integrity.file_digests(StageDirectory(epath.Path(tmp_path / "pm")))
-        if "profile" in name
-    ]
+    assert not [name for name in artefacts.digests(tmp_path / "pm") if "profile" in name]
 
 
 def test_only_the_steps_asked_for_and_only_once(tmp_path, monkeypatch):

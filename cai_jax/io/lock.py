@@ -1,16 +1,14 @@
-"""RUN/lock.json: one process at a time works on a run. A lock whose owner is gone is stale, and
-taken over.
+"""One process at a time works on a run.
 
-A process of this host can be asked whether it is there. One of another host cannot (after a kill a
-cluster starts a run on another machine, or in a container of another name), so the owner touches
-the lock every BEAT seconds, and a lock that nobody has touched for SILENT seconds is stale. Both
-times are read off the file system's clock.
+On a host the operating system decides (`filelock`): what a killed process held is free. Another
+host cannot see that (after a kill a cluster starts a run on another machine), so RUN/lock.json
+names the owner, who touches it every BEAT seconds, and a lock that nobody has touched for SILENT
+seconds is taken over. Both times are read off the file system's clock.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -18,6 +16,9 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+
+import filelock
 
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, progress
@@ -27,36 +28,24 @@ BEAT, SILENT = 30, 600
 
 
 @contextlib.contextmanager
-def held(run_path):
-    """Holds the run directory for this process; UserError names the owner where somebody else holds
-    it."""
+def held(run_path) -> Iterator[None]:
+    """Holds the run directory for this process; UserError names the owner where another process
+    holds it."""
     if not artefacts.is_writer() or "://" in str(run_path):
         yield
         return
     path = path_of(run_path)
-    mine = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
-        "beat": BEAT,
-    }
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "beat": BEAT}
+    on_this_host = filelock.FileLock(path.with_suffix(".held"), timeout=0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path.parent):
-            other = _read(path)
-            if other and alive(other, path):
-                raise UserError(
-                    f"{run_path}: in use by process {other['pid']} on "
-                    f"{other['host']}{_since(other, path)}; wait for it, or "
-                    f"choose another --workdir (if it is gone, delete {path})"
-                )
-            if other and other["host"] != mine["host"]:
-                progress.warn(
-                    f"{path}: process {other['pid']} on {other['host']} has given no sign of "
-                    "life for "
-                    f"{silence(path) / 60:.0f} minutes; its lock is taken over"
-                )
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(on_this_host)
+            _require_silence(run_path, mine["host"])
             path.write_text(json.dumps(mine))
+            stack.pop_all()
+    except filelock.Timeout:
+        raise _in_use(run_path) from None
     except OSError as error:
         raise UserError(
             f"{run_path}: cannot write there ({error.strerror or error}); choose another --workdir"
@@ -71,6 +60,37 @@ def held(run_path):
         beating.join()
         if _read(path) == mine:
             path.unlink(missing_ok=True)
+        on_this_host.release()
+
+
+def _require_silence(run_path, host: str) -> None:
+    """Raises UserError where a process of another host gives signs of life; warns where it has been
+    silent for long."""
+    path, other = path_of(run_path), owner(run_path)
+    if other is None or other["host"] == host:
+        return
+    if alive(other, path):
+        raise _in_use(run_path)
+    progress.warn(
+        f"{path}: process {other['pid']} on {other['host']} has given no sign of life for "
+        f"{silence(path) / 60:.0f} minutes; its lock is taken over"
+    )
+
+
+def _in_use(run_path) -> UserError:
+    path, other = path_of(run_path), owner(run_path)
+    if other is None:  # it has just begun, or just ended
+        return UserError(f"{run_path}: in use by another process; wait for it")
+    since = ""
+    if other["host"] != socket.gethostname() and "beat" in other:
+        since = (
+            f" (last sign of life {silence(path):.0f} s ago; after {SILENT} s without one the "
+            "same command takes over)"
+        )
+    return UserError(
+        f"{run_path}: in use by process {other['pid']} on {other['host']}{since}; wait for it, or "
+        f"choose another --workdir (if it is gone, delete {path})"
+    )
 
 
 def _beat(path: pathlib.Path, mine: dict, ended: threading.Event) -> None:
@@ -91,28 +111,6 @@ def silence(path) -> float:
     return now - os.stat(path).st_mtime
 
 
-def _since(other: dict, path: pathlib.Path) -> str:
-    """For the owner's sign of life, where it gives any and its host is another."""
-    if other["host"] == socket.gethostname() or "beat" not in other:
-        return ""
-    return (
-        f" (last sign of life {silence(path):.0f} s ago; after {SILENT} s without one the "
-        "same command takes over)"
-    )
-
-
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path):
-    """Of processes that come at once, one after the other looks and takes the lock."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def path_of(run_path) -> pathlib.Path:
     return pathlib.Path(run_path) / LOCK
 
@@ -125,11 +123,8 @@ def owner(run_path) -> dict | None:
 def _read(path: pathlib.Path) -> dict | None:
     try:
         value = json.loads(path.read_text())
-        return (
-            value
-            if isinstance(value.get("pid"), int) and isinstance(value.get("host"), str)
-            else None
-        )
+        known = isinstance(value.get("pid"), int) and isinstance(value.get("host"), str)
+        return value if known else None
     except (OSError, ValueError, AttributeError):
         return None
 
@@ -140,27 +135,12 @@ def alive(owner: dict, path) -> bool:
     A process of another host counts as alive until it has been silent for long, and for ever if it
     gives no signs of life.
     """
-    if owner["host"] != socket.gethostname():
-        try:
-            return "beat" not in owner or silence(path) < SILENT
-        except OSError:
-            return True
-    if owner["pid"] == os.getpid():
-        return False
     try:
+        if owner["host"] != socket.gethostname():
+            return "beat" not in owner or silence(path) < SILENT
         os.kill(owner["pid"], 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except OSError:  # another user's process, or a file that has just gone
         pass
-    return owner.get("started") in (None, _started(owner["pid"]))
-
-
-def _started(pid: int) -> str | None:
-    """When a process began, in the kernel's words: after a restart of the machine another may have
-    its number. None where the kernel does not tell."""
-    try:
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return f"{pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {fields[19]}"
-    except (OSError, IndexError):
-        return None
+    return True

@@ -27,7 +27,7 @@ from cai_jax.constitution.loader import missing_examples
 from cai_jax.core import sharding
 from cai_jax.data import templates
 from cai_jax.errors import UserError
-from cai_jax.io import artefacts, integrity, lock, memory, preemption, progress, where
+from cai_jax.io import artefacts, lock, memory, preemption, progress, where
 from cai_jax.models import lora
 from cai_jax.pipeline import changes, identity, limits, pins, preflight
 from cai_jax.stages.context import StageContext, resolve_role
@@ -260,7 +260,7 @@ def run(
             changes.restore(nodes, run_path, config.stages)
         changed = changes.find(nodes, run_path)
         changes.require_allowed(changed, config.stages, config.on_change)
-        damaged = [integrity.check(artefacts.StageDirectory(run_path / name)) for name in nodes]
+        damaged = [artefacts.StageDirectory(run_path / name).damage() for name in nodes]
         damaged = [damage for damage in damaged if damage]
         preflight.check(config, nodes, run_path, changed.stages, damaged)
         # Only on_change=restore has moved anything before this line; nothing that can be known
@@ -318,7 +318,6 @@ def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
     directory = artefacts.StageDirectory(run_path / node.name)
     manifest, stages_read = directory.manifest, _stages_read(node, run_path)
     if manifest.get("done") and manifest.get("stages_read") == stages_read:
-        directory.mirror_manifest()
         progress.say(f"[{node.name}] done before: {manifest['summary'].get('headline', '')}")
         return {
             "stage": node.name,
@@ -356,14 +355,13 @@ def _run_stage(node: Node, config, run_path: epath.Path, mesh) -> dict:
             spent_cpu + time.process_time() - start_cpu
         )  # what a busy machine does not lengthen
         directory.update_manifest(seconds=round(seconds, 2), cpu_seconds=round(cpu_seconds, 2))
-    digests = summary.pop("sha256", {})
+    summary.pop("sha256", None)  # in the manifest's files
     # By the writer, whose files they are: another process would meet some that are being written or
     # taken away.
-    files = integrity.file_digests(directory) if artefacts.is_writer() else {}
+    files = artefacts.digests(directory.path) if artefacts.is_writer() else {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     directory.update_manifest(
         summary=summary,
-        sha256=digests,
         files=files,
         dropped=ctx.dropped,
         tokens=ctx.tokens,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 
 from etils import epath
@@ -134,12 +133,8 @@ class Run:
         try:
             if (directory.path / f"{name}.jsonl").exists():
                 return tuple(directory.records(name))
-            parts = directory.path / f"{name}.parts"
-            files = sorted(parts.glob("[0-9]*.jsonl")) if parts.exists() else []
-            rows = [row for part in files for row in _part(part)]
-            return tuple(
-                sorted({row["id"]: row for row in rows}.values(), key=lambda row: row["id"])
-            )
+            rows = artefacts.read_parts(directory.path / f"{name}.parts")
+            return tuple(rows[key] for key in sorted(rows))
         except (UserError, OSError, ValueError, KeyError, TypeError) as error:
             self.problems.append(f"{directory.path / name}: {error}")
             return ()
@@ -369,14 +364,3 @@ def _models(rows) -> list[str]:
 def _places(rows) -> set[str]:
     """The sets of prompts whose answers are counted in these rows."""
     return {row["on"] for row in rows if row["metric"] in ("num_tokens", "expected_harm")}
-
-
-def _part(path) -> list[dict]:
-    """The intact rows of a part that a running stage wrote: lines of a digest and a record (see
-    `io.artefacts.Journal`, which waits for other processes and so cannot be asked here)."""
-    rows = []
-    for line in path.read_bytes().split(b"\n"):
-        digest, _, text = line.partition(b" ")
-        if text and digest == artefacts.mark(text).encode():
-            rows.append(json.loads(text))
-    return rows

@@ -88,7 +88,7 @@ MICROWORLD = Graph(
     ),
 )
 # Times differ from run to run: these are not compared.
-UNCOMPARED = ("timing.jsonl", "manifest.json", "manifest.backup.json", "config.json")
+UNCOMPARED = ("timing.jsonl", "manifest.json", "config.json")
 
 
 def environment(**more) -> dict:
@@ -177,11 +177,11 @@ def artefacts(workdir, graph: Graph = TINY) -> dict:
             ):
                 continue
             found[name] = npz(path) if path.suffix == ".npz" else path.read_bytes()
-        steps = sorted((folder / "checkpoints").glob("[0-9]*/step.json"))
+        steps = sorted((folder / "checkpoints").glob("[0-9]*/about/metadata"))
         for step in steps:
             value = json.loads(step.read_text())
             if value["keep"] or step == steps[-1]:
-                found[f"{stage}/{step.parent.name}"] = value["digests"], value["meta"]
+                found[f"{stage}/{step.parent.parent.name}"] = value["digests"], value["meta"]
     return found
 
 
