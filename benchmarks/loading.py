@@ -3,7 +3,7 @@ devices.
 
     python -m benchmarks.loading [--gigabytes 4] [--dtype float32] [--directory DIR]
 
-The checkpoint is written tensor by tensor, in files of 1 GB, and removed afterwards. Each mesh is
+The checkpoint is written file by file, of 1 GB each, and removed afterwards. Each mesh is
 loaded in a process of its own; its peak is that of the resident memory (VmHWM, pages of mapped
 files included) while `load_hf` runs.
 """
@@ -21,7 +21,7 @@ import zlib
 
 import numpy as np
 
-from cai_jax.models import hf, names, tensor_files
+from cai_jax.models import hf, weight_files
 from cai_jax.models.config import ModelConfig
 
 MESHES = ((8, 1), (1, 8), (2, 4))  # (fsdp, tensor)
@@ -57,32 +57,13 @@ def value(name: str, shape) -> np.ndarray:
 
 
 def write(directory: pathlib.Path, config: ModelConfig, shard_bytes: int = 10**9) -> int:
-    """Writes the checkpoint, never holding more than one tensor; returns the bytes of the
-    largest."""
-    shapes = names.tensor_shapes(hf._weights(config))
-    shards, size = [{}], 0
-    for name, shape in shapes.items():
-        nbytes = 4 * int(np.prod(shape))
-        if size + nbytes > shard_bytes and shards[-1]:
-            shards.append({})
-            size = 0
-        shards[-1][name], size = shape, size + nbytes
-    files = {
-        f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard
-        for i, shard in enumerate(shards)
-    }
-    tensor_files.write_files(
-        {directory / file: shard for file, shard in files.items()},
-        np.float32,
-        ((name, value(name, shape)) for name, shape in shapes.items()),
-    )
-    index = {
-        "metadata": {},
-        "weight_map": {name: file for file, shard in files.items() for name in shard},
-    }
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    """Writes the checkpoint; returns the bytes of the largest tensor."""
+    shapes = hf.tensor_shapes(hf.weights_of(config))
+    sizes = {name: 4 * int(np.prod(shape)) for name, shape in shapes.items()}
+    tensors = ((name, value(name, shape)) for name, shape in shapes.items())
+    weight_files.write_directory(directory, sizes, tensors, shard_bytes)
     config.to_json(directory / "config.json")
-    return 4 * max(int(np.prod(shape)) for shape in shapes.values())
+    return max(sizes.values())
 
 
 def _status(field: str) -> int:
@@ -111,7 +92,7 @@ def measure(directory: str, fsdp: int, tensor: int, dtype: str) -> dict:
     held = sum(
         shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards
     )
-    for weight in hf._weights(config):  # what was loaded is what was written
+    for weight in hf.weights_of(config):  # what was loaded is what was written
         leaf = params
         for name in weight.path:
             leaf = leaf[name]

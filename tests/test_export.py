@@ -57,7 +57,7 @@ def test_preference_model(kind, reward, tiny_model, tmp_path):
         fields["pad_token_id"] not in format.eos_ids
         and (tmp_path / "model.safetensors.index.json").exists()
     )
-    tensors = hf.weight_files.open_directory(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
     assert "lm_head.weight" not in tensors
     np.testing.assert_allclose(
         tensors["score.weight"], np.asarray(params["head"]["weight"])[None] / 1.9, rtol=1e-6
@@ -157,7 +157,9 @@ def test_adapters_add_up_to_the_merged_export(name, kind, tiny_model, tmp_path):
         ]
     hf.save_hf(tmp_path / "base", config, base)
     hf.save_hf(tmp_path / "merged", config, lora.merge(lora.attach(base, trained, adapters)))
-    before, after = (hf.weight_files.open_directory(tmp_path / name) for name in ("base", "merged"))
+    before, after = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("base", "merged")
+    )
     changed = {key for key in before if not np.array_equal(before[key], after[key])}
     assert {f"base_model.model.{key.removesuffix('.weight')}.lora_A.weight" for key in changed} == {
         key for key in tensors if "lora_A" in key

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from cai_jax import export, main
 from cai_jax.io.checkpoints import Checkpoints
@@ -78,8 +79,10 @@ def test_a_run_with_adapters(tmp_path, tiny_model, capsys, base_dtype):
             )
             == 0
         )
-    before, after = (hf.weight_files.open_directory(tmp_path / name) for name in ("base", "merged"))
-    pieces = hf.tensor_files.open_tensors(tmp_path / "adapters" / "adapter_model.safetensors")
+    before, after = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("base", "merged")
+    )
+    pieces = load_file(tmp_path / "adapters" / "adapter_model.safetensors")
     key = "model.layers.1.mlp.down_proj"
     a, b = (pieces[f"base_model.model.{key}.lora_{part}.weight"] for part in "AB")
     assert np.abs(after[f"{key}.weight"] - before[f"{key}.weight"]).max() > 1e-3

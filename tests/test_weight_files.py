@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from cai_jax.errors import UserError
-from cai_jax.models import hf, names
+from cai_jax.models import hf
 from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
 
@@ -260,7 +260,7 @@ def test_finite_numbers_of_every_size_pass(dtype):
     values = np.array(
         [[0, -0.0, float(limits.max)], [float(limits.min), float(limits.tiny), 1]], dtype
     )
-    assert names.all_finite(values) and names.all_finite(values.T) and names.all_finite(values[:0])
+    assert hf.all_finite(values) and hf.all_finite(values.T) and hf.all_finite(values[:0])
     for bad in (np.nan, np.inf, -np.inf):
         values[1, 2] = bad
-        assert not names.all_finite(values) and names.all_finite(values[:1])
+        assert not hf.all_finite(values) and hf.all_finite(values[:1])

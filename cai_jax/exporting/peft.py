@@ -16,7 +16,7 @@ import numpy as np
 from cai_jax.core import sharding
 from cai_jax.exporting import folder
 from cai_jax.io import artefacts
-from cai_jax.models import heads, hf, names, tensor_files
+from cai_jax.models import heads, hf, weight_files
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.lora import Adapters
 
@@ -27,7 +27,7 @@ def modules(
     """{name of the module: (A [R, in], B [out, R])} of the adapted modules of all layers."""
     found: dict[str, list] = {}
     for name in adapters.names(config):
-        weight = names.Weight(("layers", name), config)
+        weight = hf.Weight(("layers", name), config)
         pair = {
             key: np.asarray(sharding.fetch(value), np.float32)
             for key, value in trained["layers"][name].items()
@@ -96,10 +96,8 @@ def export_adapters(directory, model, base: str, *, dtype=np.float32) -> float |
     (directory / "adapter_config.json").write_text(
         json.dumps(fields, indent=2) + "\n", encoding="utf-8"
     )
-    shapes = {name: value.shape for name, value in tensors.items()}
-    tensor_files.write_tensors(
-        directory / "adapter_model.safetensors", shapes, dtype, tensors.items()
-    )
+    cast = {name: value.astype(dtype) for name, value in tensors.items()}
+    weight_files.write_file(directory / "adapter_model.safetensors", cast)
     hf.copy_tokenizer(model.format.directory, directory)
     template = (
         folder.chat_template(model.format)

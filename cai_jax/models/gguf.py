@@ -21,7 +21,7 @@ import sys
 import numpy as np
 
 from cai_jax.errors import Parser, UserError, command
-from cai_jax.models import tensor_files
+from cai_jax.models import weight_files
 from cai_jax.models.config import FAMILIES, ModelConfig
 
 NAMES = {
@@ -166,15 +166,11 @@ def convert(gguf_path, out) -> pathlib.Path:
     write_json(partial / "generation_config.json", token_ids)
     write_json(partial / "tokenizer_config.json", tokenizer_config(meta, config.max_length))
     tokenizer(meta, gguf_path).save(str(partial / "tokenizer.json"))
-    shapes = {
-        names[tensor.name]: tuple(int(size) for size in reversed(tensor.shape))
+    weights = {
+        names[tensor.name]: dequantise(tensor, config, ARCHITECTURES[architecture])
         for tensor in reader.tensors
     }
-    weights = (
-        (names[tensor.name], dequantise(tensor, config, ARCHITECTURES[architecture]))
-        for tensor in reader.tensors
-    )
-    tensor_files.write_tensors(partial / "model.safetensors", shapes, np.float32, weights)
+    weight_files.write_file(partial / weight_files.SINGLE, weights)
     if out.exists():
         shutil.rmtree(out)
     os.replace(partial, out)

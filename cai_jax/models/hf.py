@@ -1,35 +1,36 @@
 """Hugging Face model directories in and out: config.json + safetensors ↔ the decoder's stacked
 parameters.
 
-Weights go from the memory-mapped files straight into the shard that needs them, one stacked array
-after the other, cast on the way: the host never holds more than one shard beside what its devices
-hold.
+Weights go from the files straight into the shard that needs them, one stacked array after the
+other, cast on the way: the host never holds more than one shard next to what its devices hold.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
-import os
+import math
 import pathlib
-import re
 import shutil
-import tempfile
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
 from cai_jax.core import sharding
 from cai_jax.errors import UserError
-from cai_jax.io import contents, progress
-from cai_jax.models import names, rounding, tensor_files, weight_files
+from cai_jax.io import contents
 from cai_jax.models import params as params_lib
+from cai_jax.models import rounding, weight_files
 from cai_jax.models.config import FAMILIES, ModelConfig
+from cai_jax.models.remote import hub_name, resolve
+from cai_jax.models.weight_files import Stored
+
+__all__ = ["hub_name", "resolve"]  # used as hf.resolve
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -39,13 +40,116 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-
-
 SCORE = "score.weight"
+CHUNK = 64 * 2**20  # bytes of a file that are read at a time
 
 
-def _weights(config: ModelConfig) -> list[names.Weight]:
-    return [names.Weight(path, config) for path in params_lib.param_table(config)]
+# Between our arrays and the files' ----------------------------------------------------------------
+
+
+class Weight:
+    """A parameter of the decoder and the tensors in the files that hold it (see `params.AXES`)."""
+
+    def __init__(self, path: params_lib.Path, config: ModelConfig):
+        self.path, self.stacked = path, path[0] == "layers"
+        name, self.part = params_lib.file_name(path[-1], config)
+        ours, theirs = params_lib.axes_of(path[-1], config)
+        if self.part is not None:  # q, k and v of a head in one tensor
+            theirs = theirs.replace(".", ".3.")
+        sizes = {axis: size for axis, (size, _) in params_lib.sizes(config).items()} | {"3": 3}
+        ours, split = ours.split(), theirs.replace(".", " ").split()
+        self.names = [name.format(i) for i in range(config.num_layers)] if self.stacked else [name]
+        self.layer_shape = tuple(sizes[axis] for axis in ours)
+        self.shape = (config.num_layers, *self.layer_shape) if self.stacked else self.layer_shape
+        self.split_shape = tuple(sizes[axis] for axis in split)
+        self.file_shape = tuple(
+            math.prod(sizes[axis] for axis in group.split(".")) for group in theirs.split()
+        )
+        # Of the tensor in the file, split and indexed by `part`:
+        self.part_index = tuple(self.part if axis == "3" else slice(None) for axis in split)
+        split = [axis for axis in split if axis != "3"]
+        self.to_ours = tuple(split.index(axis) for axis in ours)
+        self.to_theirs = tuple(ours.index(axis) for axis in split)
+
+    def read(self, tensors: dict[str, Stored], index: tuple[slice, ...], dtype) -> np.ndarray:
+        """The part `index` of our array, read and cast CHUNK bytes of a file at a time.
+
+        Raises:
+          UserError: a number is NaN or infinite, in the file or after the cast.
+        """
+        layers = range(len(self.names))[index[0]] if self.stacked else (0,)
+        inner = index[1:] if self.stacked else index
+        shape = [
+            len(range(*part.indices(n))) for part, n in zip(inner, self.layer_shape, strict=True)
+        ]
+        out = np.empty((len(layers), *shape), dtype)
+        along = self.to_ours.index(0)  # our axis that is the first in the files
+        start, stop, _ = inner[along].indices(self.layer_shape[along])
+        rows = self.file_shape[0] // self.split_shape[0]  # of the file, for a step along that axis
+        others = tuple(slice(None) if axis == along else part for axis, part in enumerate(inner))
+        for number, layer in enumerate(layers):
+            stored = tensors[self.names[layer]]
+            count = max(1, CHUNK * self.split_shape[0] // max(1, stored.nbytes))
+            for first in range(start, stop, count):
+                last = min(first + count, stop)
+                values = stored.read(first * rows, last * rows)
+                values = values.reshape(last - first, *self.split_shape[1:])[self.part_index]
+                values = values.transpose(self.to_ours)[others]
+                target = [slice(None)] * len(inner)
+                target[along] = slice(first - start, last - start)
+                with np.errstate(over="ignore"):  # numbers that the dtype cannot hold are named
+                    out[number, *target] = values
+                if not all_finite(out[number, *target]):
+                    raise UserError(_not_finite(self.names[layer], values, out.dtype))
+        return out if self.stacked else out[0]
+
+    def write(self, value: np.ndarray, joined: dict[str, np.ndarray]):
+        """Yields (name in the file, array) of our complete array. What is one of three parts of a
+        tensor waits in `joined` for the others."""
+        for name, layer in zip(self.names, value if self.stacked else [value], strict=True):
+            tensor = layer.transpose(self.to_theirs)
+            if self.part is None:
+                yield name, tensor.reshape(self.file_shape)
+                continue
+            fused = joined.setdefault(name, np.empty(self.split_shape, value.dtype))
+            fused[self.part_index] = tensor
+            if self.part == 2:  # q, k, v come in this order
+                yield name, joined.pop(name).reshape(self.file_shape)
+
+
+def weights_of(config: ModelConfig) -> list[Weight]:
+    """Every parameter with its tensors in the files."""
+    return [Weight(path, config) for path in params_lib.param_table(config)]
+
+
+def tensor_shapes(weights: list[Weight]) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of every tensor in the files."""
+    return {name: weight.file_shape for weight in weights for name in weight.names}
+
+
+def all_finite(values: np.ndarray) -> bool:
+    """Whether no number is NaN or infinite, by the exponents' bits where numpy has no fast test."""
+    largest = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}.get(values.dtype)
+    if largest is None:
+        return bool(np.isfinite(values).all())
+    return not values.size or int((values.view(np.uint16) & 0x7FFF).max()) < largest
+
+
+def _not_finite(name: str, stored: np.ndarray, dtype) -> str:
+    wide = stored.astype(np.float32)
+    if np.isfinite(wide).all():
+        return (
+            f"tensor '{name}' has numbers beyond {np.dtype(dtype)}; set "
+            "--config.model.dtype=bfloat16 or float32"
+        )
+    counts = f"{np.isnan(wide).sum()} NaN and {np.isinf(wide).sum()} infinite"
+    return (
+        f"tensor '{name}' has {counts} numbers; these weights are damaged: fetch or train "
+        "the model again"
+    )
+
+
+# In -----------------------------------------------------------------------------------------------
 
 
 def load_hf(
@@ -55,10 +159,12 @@ def load_hf(
 
     Args:
       directory: holds config.json and model.safetensors, or shards with
-      model.safetensors.index.json. dtype: what the parameters are cast to. mesh: places every array
-      by its logical axes (`sharding.RULES`); without it, on the default device. int8: the layers'
-      matrices are rounded to 8 bits as they come in (`rounding.py`): no device holds them all
-      whole.
+        model.safetensors.index.json.
+      dtype: what the parameters are cast to.
+      mesh: places every array by its logical axes (`sharding.RULES`); without it, on the default
+        device.
+      int8: the layers' matrices are rounded to 8 bits as they come in (`rounding.py`): no device
+        holds them all in full.
     Returns:
       (config, params): params as in `params.param_table`.
     Raises:
@@ -97,7 +203,10 @@ def load_classifier(
     offset = json.loads((directory / "config.json").read_text(encoding="utf-8")).get(
         "score_offset", 0.0
     )
-    head = {"weight": np.asarray(score[0], np.float32), "bias": np.asarray(offset, np.float32)}
+    head = {
+        "weight": np.asarray(score.read()[0], np.float32),
+        "bias": np.asarray(offset, np.float32),
+    }
     if not (np.isfinite(head["weight"]).all() and np.isfinite(head["bias"])):
         raise UserError(
             f"{directory}: tensor 'score.weight' or config.json's score_offset is NaN or "
@@ -107,14 +216,14 @@ def load_classifier(
     return config, _load(directory, config, tensors, dtype, mesh, int8), head
 
 
-def open_weights(directory, config: ModelConfig, classifier: bool = False) -> dict[str, np.ndarray]:
+def open_weights(directory, config: ModelConfig, classifier: bool = False) -> dict[str, Stored]:
     """name → tensor of a model directory, under the decoder's names where a known prefix stands
     before them all.
 
     Reads headers only. UserError where the weights are incomplete, quantised or not those that
     config.json describes.
     """
-    shapes = names.tensor_shapes(_weights(config))
+    shapes = tensor_shapes(weights_of(config))
     tensors = weight_files.renamed(weight_files.open_directory(directory), shapes)
     body = {name: item for name, item in tensors.items() if not classifier or name != SCORE}
     try:
@@ -145,7 +254,7 @@ def is_classifier(directory) -> bool:
 def _load(
     directory, config: ModelConfig, tensors: dict, dtype, mesh: Mesh | None, int8: bool = False
 ) -> dict:
-    weights = _weights(config)
+    weights = weights_of(config)
     shardings = {}
     if mesh is not None:
         tree = sharding.tree_shardings(
@@ -169,7 +278,7 @@ def _load(
     return params_lib.nest(params)
 
 
-def _place(weight: names.Weight, tensors: dict, dtype, place) -> jax.Array:
+def _place(weight: Weight, tensors: dict, dtype, place) -> jax.Array:
     """One array, part by part: each is read once, goes to the devices that hold it, and is let go
     of before the next."""
     parts: dict = {}
@@ -198,9 +307,11 @@ def _check(expected: dict, tensors: dict, config: ModelConfig, directory) -> Non
                 f"{directory}: tensor '{name}' has shape {tensors[name].shape}, config.json "
                 f"asks for {shape}"
             )
-    extra = [name for name in tensors if name not in expected and not names.IGNORED.match(name)]
+    extra = [
+        name for name in tensors if name not in expected and not params_lib.IGNORED.match(name)
+    ]
     if config.tied_embeddings:
-        extra = [name for name in extra if name not in ("lm_head.weight", "embed_out.weight")]
+        extra = [name for name in extra if name not in params_lib.UNEMBEDDINGS]
     if extra:
         raise UserError(
             f"{directory}: {len(extra)} tensors have no place in a {config.family} model, "
@@ -236,39 +347,6 @@ def _initialiser(config: ModelConfig, dtype, mesh: Mesh | None):
     return jax.jit(lambda key: params_lib.init_params(config, key, dtype), out_shardings=placed)
 
 
-def resolve(reference: str) -> str:
-    """The local directory of a model reference, fetched first where it is remote.
-
-    A path, `random:DIR`, `gs://bucket/path` (copied once into a cache), `org/name[@REVISION]` or
-    `hf://org/name[@REVISION]` (from the hub).
-    """
-    reference = reference.removeprefix("random:")
-    if pathlib.Path(reference).expanduser().is_dir():
-        return str(pathlib.Path(reference).expanduser())
-    if "://" in reference and not reference.startswith("hf://"):
-        return _copy_remote(reference)
-    if (named := hub_name(reference)) is not None:
-        return _download(*named)
-    raise UserError(
-        f"{reference}: no such model directory (it holds config.json and model.safetensors); "
-        "`make model` converts "
-        "SmolLM2, org/name is fetched from the Hugging Face hub"
-    )
-
-
-def hub_name(reference: str) -> tuple[str, str] | None:
-    """("org/name", revision or "") of a reference to the hub, None for everything else."""
-    reference = reference.removeprefix("random:")
-    if pathlib.Path(reference).expanduser().is_dir():
-        return None
-    name, _, revision = reference.removeprefix("hf://").partition("@")
-    first = pathlib.Path(name).parts[:1]
-    local = not reference.startswith("hf://") and (
-        first in (("models",), ("runs",)) or pathlib.Path(*first).exists()
-    )
-    return (name, revision) if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not local else None
-
-
 def fingerprint(reference: str, seed: int = 0) -> str:
     """16 hexadecimal digits of the weights of a reference: of the contents of config.json and of
     every weight file; of random weights, of config.json and seed."""
@@ -277,75 +355,7 @@ def fingerprint(reference: str, seed: int = 0) -> str:
     return contents.combined(files | {"seed": str(seed)} if is_random else files)
 
 
-def _download(name: str, revision: str = "") -> str:
-    import huggingface_hub
-
-    options = {"revision": revision} if revision else {}
-    try:
-        return huggingface_hub.snapshot_download(
-            name, allow_patterns=["*.json", "*.safetensors", "*.jinja"], **options
-        )
-    except Exception as error:  # the hub client raises its own, httpx's and the system's errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{name}: no such directory, and the Hugging Face hub did not give it: {reason}"
-        ) from error
-
-
-def _copy_remote(url: str) -> str:
-    """A local copy of a remote model directory. Its name holds what the store says of the files, so
-    that files which were replaced there are copied again; where the store cannot be asked, the last
-    copy is used with a warning."""
-    home = contents.user_cache() or pathlib.Path(tempfile.gettempdir()) / "cai_jax"
-    last = home / f"{contents.combined([url])}.last"
-    try:
-        files = _remote_files(url)
-        state = {name: _remote_state(file) for name, file in files.items()}
-    except Exception as error:  # each kind of store raises its own
-        if last.is_file() and (target := home / last.read_text(encoding="ascii")).is_dir():
-            progress.warn(f"{_unreadable(url, error)}; the last copy of it, {target}, is used")
-            return str(target)
-        raise UserError(_unreadable(url, error)) from error
-    target = home / contents.combined({url: contents.combined(state)})
-    if not target.is_dir():
-        home.mkdir(parents=True, exist_ok=True)
-        partial = tempfile.mkdtemp(dir=home)
-        try:
-            for name, file in files.items():
-                os.makedirs(os.path.dirname(os.path.join(partial, name)), exist_ok=True)
-                file.copy(os.path.join(partial, name))
-            os.replace(partial, target)
-        except Exception as error:  # another process may have been faster
-            shutil.rmtree(partial, ignore_errors=True)
-            if not target.is_dir():
-                raise UserError(_unreadable(url, error)) from error
-    with contextlib.suppress(OSError):
-        last.write_text(target.name, encoding="ascii")
-    return str(target)
-
-
-def _remote_files(url: str) -> dict:
-    """relative name → path of the files of a remote directory that a model is read from."""
-    from etils import epath
-
-    found = {}
-    for file in epath.Path(url).iterdir():
-        if file.name == contents.TEMPLATES:
-            found |= {f"{file.name}/{inner.name}": inner for inner in file.glob("*.jinja")}
-        elif file.suffix in contents.MODEL_SUFFIXES:
-            found[file.name] = file
-    if not found:
-        raise FileNotFoundError("no files of a model there")
-    return dict(sorted(found.items()))
-
-
-def _remote_state(file) -> str:
-    state = file.stat()
-    return f"{state.length} {state.mtime}"
-
-
-def _unreadable(url: str, error: Exception) -> str:
-    return f"{url}: could not be read ({type(error).__name__}: {error}); gs:// needs gcsfs"
+# Out ----------------------------------------------------------------------------------------------
 
 
 def save_hf(
@@ -358,23 +368,26 @@ def save_hf(
     shard_bytes: int = 5 * 10**9,
     score=None,
     fields: dict | None = None,
-):
+) -> None:
     """Writes a directory that transformers' AutoModelForCausalLM loads, or, with `score`,
     AutoModelForSequenceClassification.
 
     Args:
+      directory: is made where it is missing; its old weights are removed.
+      config: of the decoder.
       params: as in `params.param_table`, on any mesh; every process must call, the first one
-      writes. tokenizer_dir: where tokenizer, chat template, generation config and the special token
-      ids are copied from. dtype: of the file, float32 or bfloat16; None keeps that of the
-      parameters. shard_bytes: above this the weights are split over several files with an index.
+        writes.
+      tokenizer_dir: where tokenizer, chat template, generation config and the special token ids are
+        copied from.
+      dtype: of the file, float32 or bfloat16; None keeps that of the parameters.
+      shard_bytes: above this the weights are split over several files with an index.
       score: float [D], what the hidden state of the last token is multiplied with: the one label of
-      a classifier. Such a
-        model has no unembedding, and no bias: what is added to its scores is a field
-        (`score_offset`).
+        a classifier. Such a model has no unembedding, and no bias: what is added to its scores is a
+        field (`score_offset`).
       fields: further fields of config.json.
     """
     directory = pathlib.Path(directory)
-    flat, weights = traverse_util.flatten_dict(params), _weights(config)
+    flat, weights = traverse_util.flatten_dict(params), weights_of(config)
     if score is not None:
         weights = [weight for weight in weights if weight.path != ("unembed",)]
     dtype = np.dtype(flat[weights[0].path].dtype if dtype is None else dtype)
@@ -382,11 +395,10 @@ def save_hf(
     def tensors():  # one stacked array on the host at a time
         joined = {}
         for weight in weights:
-            yield from weight.write(
-                np.asarray(sharding.fetch(flat[weight.path])).astype(dtype, copy=False), joined
-            )
+            value = np.asarray(sharding.fetch(flat[weight.path])).astype(dtype, copy=False)
+            yield from weight.write(value, joined)
         if score is not None:
-            yield "score.weight", np.asarray(sharding.fetch(score))[None].astype(dtype)
+            yield SCORE, np.asarray(sharding.fetch(score))[None].astype(dtype)
 
     if jax.process_index() != 0:
         for _ in tensors():
@@ -395,45 +407,19 @@ def save_hf(
     directory.mkdir(parents=True, exist_ok=True)
     token_ids = copy_tokenizer(tokenizer_dir, directory) if tokenizer_dir is not None else {}
     written = config.to_hf() | token_ids | {"torch_dtype": dtype.name}
-    shapes = names.tensor_shapes(weights)
+    shapes = tensor_shapes(weights)
     if score is not None:
-        shapes["score.weight"] = (1, config.width)
+        shapes[SCORE] = (1, config.width)
         written |= {
             "architectures": [FAMILIES[config.family].classifier],
             "num_labels": 1,
             "id2label": {"0": "score"},
             "label2id": {"score": 0},
         }
-    written |= fields or {}
-    shards, size = [{}], 0
-    for name, shape in shapes.items():
-        nbytes = int(np.prod(shape)) * dtype.itemsize
-        if size + nbytes > shard_bytes and shards[-1]:
-            shards.append({})
-            size = 0
-        shards[-1][name], size = shape, size + nbytes
-    files = ["model.safetensors"]
-    if len(shards) > 1:
-        files = [
-            f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-            for number in range(len(shards))
-        ]
-    for stale in (
-        *directory.glob("model*.safetensors"),
-        directory / "model.safetensors.index.json",
-    ):
-        stale.unlink(missing_ok=True)
-    tensor_files.write_files(
-        {directory / f: shard for f, shard in zip(files, shards, strict=True)}, dtype, tensors()
-    )
-    if len(shards) > 1:
-        places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        total = sum(int(np.prod(shape)) for shape in shapes.values()) * dtype.itemsize
-        index = {"metadata": {"total_size": total}, "weight_map": places}
-        (directory / "model.safetensors.index.json").write_text(
-            json.dumps(index, indent=2) + "\n", encoding="utf-8"
-        )
-    (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    weight_files.write_directory(directory, sizes, tensors(), shard_bytes)
+    text = json.dumps(written | (fields or {}), indent=2)
+    (directory / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def copy_tokenizer(source, directory) -> dict:

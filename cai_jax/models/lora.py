@@ -25,8 +25,8 @@ from cai_jax.errors import UserError
 from cai_jax.models import rounding
 from cai_jax.models.blocks import LowRank
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.params import ParamSpec, Path, initial_value, nest, param_table
-from cai_jax.models.rounding import MATRICES, is_int8
+from cai_jax.models.params import MATRICES, ParamSpec, Path, initial_value, nest, param_table
+from cai_jax.models.rounding import is_int8
 
 BASE_DTYPES = ("", "int8")
 

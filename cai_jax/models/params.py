@@ -1,5 +1,5 @@
-"""The one table of parameters that shapes, shardings, initial values and names on disk are read
-from.
+"""The one table of parameters, from which shapes, shardings, initial values and the names and axes
+in a Hugging Face directory are read.
 
 Parameters are plain nested dicts of arrays: {"embed": [V,D], "layers": {name: [L,…]}, "final_norm":
 [D], "unembed": [V,D] unless tied}, and what the config's switches add. The layers are stacked along
@@ -11,12 +11,94 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import zlib
 
 import jax
 import jax.numpy as jnp
 
 from cai_jax.models.config import ModelConfig
+
+Path = tuple[str, ...]
+
+# Parameter → (our axes, the axes in the files), in the order of the forward pass. Our axes leave
+# out the leading L of the layers' stacks; the files have one tensor a layer. A dot joins axes that
+# the files keep as one; a projection is [out, in] there.
+AXES = {
+    "embed": ("V D", "V D"),
+    "attn_norm": ("D", "D"),
+    "attn_norm_bias": ("D", "D"),
+    "q": ("D H Dh", "H.Dh D"),
+    "k": ("D K Dh", "K.Dh D"),
+    "v": ("D K Dh", "K.Dh D"),
+    "q_bias": ("H Dh", "H.Dh"),
+    "k_bias": ("K Dh", "K.Dh"),
+    "v_bias": ("K Dh", "K.Dh"),
+    "q_norm": ("Dh", "Dh"),
+    "k_norm": ("Dh", "Dh"),
+    "o": ("H Dh D", "D H.Dh"),
+    "o_bias": ("D", "D"),
+    "attn_post_norm": ("D", "D"),
+    "attn_post_norm_bias": ("D", "D"),
+    "mlp_norm": ("D", "D"),
+    "mlp_norm_bias": ("D", "D"),
+    "gate": ("D F", "F D"),
+    "gate_bias": ("F", "F"),
+    "up": ("D F", "F D"),
+    "up_bias": ("F", "F"),
+    "down": ("F D", "D F"),
+    "down_bias": ("D", "D"),
+    "mlp_post_norm": ("D", "D"),
+    "mlp_post_norm_bias": ("D", "D"),
+    "final_norm": ("D", "D"),
+    "final_norm_bias": ("D", "D"),
+    "unembed": ("V D", "V D"),
+}
+WIDE_NORMS = {"q_norm": ("H Dh", "H.Dh"), "k_norm": ("K Dh", "K.Dh")}  # config.qk_norm "width"
+OUTSIDE = ("embed", "final_norm", "final_norm_bias", "unembed")  # not in the layers
+# The layers' matrices → how many of their axes, after the layers', are their input.
+MATRICES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
+
+# Names in the files, "{}" being the layer; a bias is called as its weight is. (name, i): the i-th
+# part of a tensor that has an axis "3" behind the heads.
+LLAMA = {
+    "embed": "model.embed_tokens.weight",
+    "attn_norm": "model.layers.{}.input_layernorm.weight",
+    "q": "model.layers.{}.self_attn.q_proj.weight",
+    "k": "model.layers.{}.self_attn.k_proj.weight",
+    "v": "model.layers.{}.self_attn.v_proj.weight",
+    "o": "model.layers.{}.self_attn.o_proj.weight",
+    "q_norm": "model.layers.{}.self_attn.q_norm.weight",
+    "k_norm": "model.layers.{}.self_attn.k_norm.weight",
+    "mlp_norm": "model.layers.{}.post_attention_layernorm.weight",
+    "gate": "model.layers.{}.mlp.gate_proj.weight",
+    "up": "model.layers.{}.mlp.up_proj.weight",
+    "down": "model.layers.{}.mlp.down_proj.weight",
+    "final_norm": "model.norm.weight",
+    "unembed": "lm_head.weight",
+}
+OLMO2 = LLAMA | {
+    "attn_post_norm": "model.layers.{}.post_attention_layernorm.weight",
+    "mlp_post_norm": "model.layers.{}.post_feedforward_layernorm.weight",
+}
+GEMMA = OLMO2 | {"mlp_norm": "model.layers.{}.pre_feedforward_layernorm.weight"}
+GPT_NEOX = {
+    "embed": "gpt_neox.embed_in.weight",
+    "attn_norm": "gpt_neox.layers.{}.input_layernorm.weight",
+    "q": ("gpt_neox.layers.{}.attention.query_key_value.weight", 0),
+    "k": ("gpt_neox.layers.{}.attention.query_key_value.weight", 1),
+    "v": ("gpt_neox.layers.{}.attention.query_key_value.weight", 2),
+    "o": "gpt_neox.layers.{}.attention.dense.weight",
+    "mlp_norm": "gpt_neox.layers.{}.post_attention_layernorm.weight",
+    "up": "gpt_neox.layers.{}.mlp.dense_h_to_4h.weight",
+    "down": "gpt_neox.layers.{}.mlp.dense_4h_to_h.weight",
+    "final_norm": "gpt_neox.final_layer_norm.weight",
+    "unembed": "embed_out.weight",
+}
+NAMES = {"gemma2": GEMMA, "gemma3_text": GEMMA, "olmo2": OLMO2, "gpt_neox": GPT_NEOX}
+UNEMBEDDINGS = ("lm_head.weight", "embed_out.weight")
+# In files, but no weights: buffers of old checkpoints.
+IGNORED = re.compile(r".*\.(inv_freq|masked_bias|attention\.bias)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +112,39 @@ class ParamSpec:
     std: float = 0.0
 
 
-Path = tuple[str, ...]
+def axes_of(name: str, config: ModelConfig) -> tuple[str, str]:
+    """(our axes, the files' axes) of a parameter, as in AXES."""
+    return (WIDE_NORMS if config.qk_norm == "width" else {}).get(name, AXES[name])
+
+
+def sizes(config: ModelConfig) -> dict[str, tuple[int, str]]:
+    """Letter of an axis → (size, logical axis)."""
+    return {
+        "V": (config.vocab_size, "vocab"),
+        "D": (config.width, "embed"),
+        "F": (config.ffw, "mlp"),
+        "H": (config.num_heads, "heads"),
+        "K": (config.num_kv_heads, "kv_heads"),
+        "Dh": (config.head_dim, "head_dim"),
+    }
+
+
+def _is_present(name: str, config: ModelConfig) -> bool:
+    weight = name.removesuffix("_bias")
+    if weight != name:
+        switches = {"o": config.o_bias, "gate": config.mlp_bias, "up": config.mlp_bias}
+        switches |= dict.fromkeys("qkv", config.qkv_bias) | {"down": config.mlp_bias}
+        return switches.get(weight, config.norm == "layer") and _is_present(weight, config)
+    return {
+        "attn_norm": config.block_norms != "post",
+        "mlp_norm": config.block_norms != "post",
+        "attn_post_norm": config.block_norms != "pre",
+        "mlp_post_norm": config.block_norms != "pre",
+        "q_norm": bool(config.qk_norm),
+        "k_norm": bool(config.qk_norm),
+        "gate": config.gated_mlp,
+        "unembed": not config.tied_embeddings,
+    }.get(name, True)
 
 
 @functools.lru_cache(maxsize=64)
@@ -40,81 +154,34 @@ def param_table(config: ModelConfig) -> dict[Path, ParamSpec]:
     Matrices start as N(0, 1/fan-in), those that write into the residual stream scaled down by
     1/√(2L) (Radford et al. 2019), embeddings as N(0, init_std²).
     """
-    V, D, F, L = config.vocab_size, config.width, config.ffw, config.num_layers
-    H, K, Dh = config.num_heads, config.num_kv_heads, config.head_dim
-    into, out = D**-0.5, (2 * L) ** -0.5
-
-    def layer(shape, axes, kind="normal", std=0.0):
-        return ParamSpec((L, *shape), ("layers", *axes), kind, std)
-
-    unit = "zeros" if config.norm_offset else "ones"  # what a norm's scale starts as
-    heads, kv_heads = ("heads", "head_dim"), ("kv_heads", "head_dim")
-    table: dict[Path, ParamSpec] = {
-        ("embed",): ParamSpec((V, D), ("vocab", "embed"), "normal", config.init_std)
-    }
-    layers = {
-        "q": layer((D, H, Dh), ("embed", *heads), std=into),
-        "k": layer((D, K, Dh), ("embed", *kv_heads), std=into),
-        "v": layer((D, K, Dh), ("embed", *kv_heads), std=into),
-        "o": layer((H, Dh, D), (*heads, "embed"), std=out * (H * Dh) ** -0.5),
-        "up": layer((D, F), ("embed", "mlp"), std=into),
-        "down": layer((F, D), ("mlp", "embed"), std=out * F**-0.5),
-    }
-    if config.gated_mlp:
-        layers["gate"] = layers["up"]
-    if config.block_norms != "post":
-        layers |= dict.fromkeys(("attn_norm", "mlp_norm"), layer((D,), ("embed",), unit))
-    if config.block_norms != "pre":
-        layers |= dict.fromkeys(("attn_post_norm", "mlp_post_norm"), layer((D,), ("embed",), unit))
-    if config.norm == "layer":
-        layers |= {
-            f"{name}_bias": layer((D,), ("embed",), "zeros")
-            for name in layers
-            if name.endswith("_norm")
-        }
-    if config.qkv_bias:
-        layers["q_bias"] = layer((H, Dh), heads, "zeros")
-        layers["k_bias"] = layers["v_bias"] = layer((K, Dh), kv_heads, "zeros")
-    if config.o_bias:
-        layers["o_bias"] = layer((D,), ("embed",), "zeros")
-    if config.mlp_bias:
-        layers |= {
-            f"{name}_bias": layer((F,), ("mlp",), "zeros")
-            for name in ("gate", "up")
-            if name in layers
-        }
-        layers["down_bias"] = layer((D,), ("embed",), "zeros")
-    if config.qk_norm == "head":
-        layers |= dict.fromkeys(("q_norm", "k_norm"), layer((Dh,), ("head_dim",), unit))
-    elif config.qk_norm == "width":
-        layers["q_norm"], layers["k_norm"] = (
-            layer((H, Dh), heads, unit),
-            layer((K, Dh), kv_heads, unit),
-        )
-    order = (
-        "attn_norm",
-        "q",
-        "k",
-        "v",
-        "o",
-        "attn_post_norm",
-        "mlp_norm",
-        "gate",
-        "up",
-        "down",
-        "mlp_post_norm",
-    )
-    names = [name for name in order if name in layers]
-    table |= {
-        ("layers", name): layers[name]
-        for name in (*names, *(name for name in layers if name not in order))
-    }
-    table["final_norm",] = ParamSpec((D,), ("embed",), unit)
-    if config.norm == "layer":
-        table["final_norm_bias",] = ParamSpec((D,), ("embed",), "zeros")
-    if not config.tied_embeddings:
-        table["unembed",] = ParamSpec((V, D), ("vocab", "embed"), "normal", into)
+    table, known = {}, sizes(config)
+    for name in (name for name in AXES if _is_present(name, config)):
+        shape, axes = zip(*(known[axis] for axis in axes_of(name, config)[0].split()), strict=True)
+        kind, std = "normal", 0.0
+        if name.endswith("_bias"):
+            kind = "zeros"
+        elif name.endswith("_norm"):
+            kind = "zeros" if config.norm_offset else "ones"
+        elif name == "embed":
+            std = config.init_std
+        elif name == "unembed":
+            std = config.width**-0.5
+        else:
+            std = math.prod(shape[: MATRICES[name]]) ** -0.5
+            std *= (2 * config.num_layers) ** -0.5 if name in ("o", "down") else 1.0
+        if name in OUTSIDE:
+            table[name,] = ParamSpec(shape, axes, kind, std)
+        else:
+            stacked = (config.num_layers, *shape), ("layers", *axes)
+            table["layers", name] = ParamSpec(*stacked, kind, std)
     return table
+
+
+def file_name(name: str, config: ModelConfig) -> tuple[str, int | None]:
+    """(name in the files, which of three parts of that tensor or None) of a parameter."""
+    known = NAMES.get(config.family, LLAMA)[name.removesuffix("_bias")]
+    text, part = known if isinstance(known, tuple) else (known, None)
+    return text.replace(".weight", ".bias") if name.endswith("_bias") else text, part
 
 
 def nest(flat: dict) -> dict:

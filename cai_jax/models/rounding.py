@@ -15,9 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cai_jax.models.blocks import Int8
-
-# Matrix → how many of its axes, after the layers', are its input.
-MATRICES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
+from cai_jax.models.params import MATRICES
 
 
 def rounded(weight: jax.Array, axes_in: int) -> Int8:

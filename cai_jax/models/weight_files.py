@@ -1,4 +1,5 @@
-"""Which files of a model directory hold its weights, and whether these can be read as they are.
+"""The safetensors files of a model directory: which of them hold its weights, whether these can be
+read as they are, and reading and writing them.
 
 The rule for two truths in one directory is that of transformers: model.safetensors is read where it
 is there, else the shards that model.safetensors.index.json names. A complete set of shards without
@@ -8,16 +9,21 @@ refused with a line that says what it is and what to do.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import os
 import pathlib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
+import ml_dtypes  # noqa: F401 (gives numpy the dtype "bfloat16", which safetensors reads into)
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from cai_jax.errors import UserError
 from cai_jax.io import progress
-from cai_jax.models import tensor_files
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -46,22 +52,110 @@ QUANTISED = {
     "SCB": "bitsandbytes",
     "weight_blocks": "MXFP4",
 }
+SAVE_AGAIN = "save them as safetensors (transformers: from_pretrained(DIR).save_pretrained(OUT))"
 OTHER_FORMATS = {
     "*.gguf": "python -m cai_jax.models.gguf --gguf FILE --out DIR converts it",
-    "*.bin": "save them as safetensors (transformers: from_pretrained(DIR).save_pretrained(OUT))",
-    "*.pth": "save them as safetensors (transformers: from_pretrained(DIR).save_pretrained(OUT))",
-    "*.h5": "save them as safetensors (transformers: from_pretrained(DIR).save_pretrained(OUT))",
-    "*.msgpack": (
-        "save them as safetensors (transformers: from_pretrained(DIR).save_pretrained(OUT))"
-    ),
+    **dict.fromkeys(("*.bin", "*.pth", "*.h5", "*.msgpack"), SAVE_AGAIN),
 }
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # the dtypes of weights
 _warned: set[str] = set()
 
 
-def open_directory(directory) -> dict[str, np.ndarray]:
-    """name → read-only array of every floating-point tensor of a model directory. UserError for
-    incomplete weights."""
-    directory = pathlib.Path(directory)
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file; dtype as the format names it."""
+
+    path: pathlib.Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The tensor, or that range of its first axis."""
+        with safe_open(self.path, "numpy", backend="pread") as file:
+            return file.get_slice(self.name)[start:stop]
+
+
+def open_file(path) -> dict[str, Stored]:
+    """name → tensor of a safetensors file; reads its head only. UserError for a
+    truncated or damaged file."""
+    try:
+        with safe_open(path, "numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            return {
+                name: Stored(pathlib.Path(path), name, tuple(item.get_shape()), item.get_dtype())
+                for name, item in slices.items()
+            }
+    except (SafetensorError, OSError, ValueError) as error:
+        size = pathlib.Path(path).stat().st_size
+        raise UserError(
+            f"{path}: truncated or not a safetensors file ({size} bytes; {error}); fetch or "
+            "convert the model again"
+        ) from None
+
+
+def write_file(path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file; it appears under its name only when complete."""
+    partial = pathlib.Path(f"{path}.partial")
+    try:
+        contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        save_file(contiguous, partial, metadata={"format": "pt"})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_directory(
+    directory, sizes: Mapping[str, int], tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int
+) -> None:
+    """Writes the weights of a model directory in place of those that are there.
+
+    Args:
+      directory: exists.
+      sizes: name → bytes of every tensor; in this order they fill the files.
+      tensors: (name, value) in any order; a file is written once all of its tensors have come.
+      shard_bytes: above this there are several files with an index.
+    """
+    directory, shards, size = pathlib.Path(directory), [[]], 0
+    for name, nbytes in sizes.items():
+        if size + nbytes > shard_bytes and shards[-1]:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+    files = [SINGLE]
+    if len(shards) > 1:
+        files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for stale in (*directory.glob("model*.safetensors"), directory / INDEX):
+        stale.unlink(missing_ok=True)
+    shard_of = {name: number for number, names in enumerate(shards) for name in names}
+    waiting: list[dict[str, np.ndarray]] = [{} for _ in shards]
+    for name, value in tensors:
+        number = shard_of[name]
+        waiting[number][name] = value
+        if len(waiting[number]) == len(shards[number]):
+            write_file(directory / files[number], waiting[number])
+            waiting[number] = {}
+    if any(waiting):
+        raise ValueError(f"{directory}: tensors that never came")
+    if len(shards) > 1:
+        places = {name: files[number] for name, number in shard_of.items()}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def open_directory(directory) -> dict[str, Stored]:
+    """name → floating-point tensor of a model directory (index buffers of old checkpoints are left
+    out). UserError for incomplete weights."""
+    found = _open_directory(pathlib.Path(directory))
+    return {name: item for name, item in found.items() if item.dtype in ITEM_BYTES}
+
+
+def _open_directory(directory: pathlib.Path) -> dict[str, Stored]:
     single, index = directory / SINGLE, directory / INDEX
     if single.exists():
         shards = _other_shards(directory)
@@ -69,17 +163,26 @@ def open_directory(directory) -> dict[str, np.ndarray]:
             _warned.add(str(directory))
             progress.warn(
                 f"{directory}: {SINGLE} is read, as transformers does; "
-                f"{INDEX if index.exists() else shards[0]} "
-                "is there as well and is not: delete what does not belong there"
+                f"{INDEX if index.exists() else shards[0]} is there as well and is not: delete "
+                "what does not belong there"
             )
-        return tensor_files.open_tensors(single)
+        return open_file(single)
     if index.exists():
         return _open_index(index)
     names = _other_shards(directory)
     if not names:
         raise UserError(f"{directory}: {_without_weights(directory)}")
     _require_all(directory, names)
-    return _merged(directory, names)
+    tensors: dict[str, Stored] = {}
+    for name in names:
+        found = open_file(directory / name)
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise UserError(
+                f"{directory}: tensor '{twice[0][:80]}' is in two shards and no {INDEX} says "
+                "which counts; fetch the model again"
+            )
+        tensors |= found
+    return tensors
 
 
 def _other_shards(directory: pathlib.Path) -> list[str]:
@@ -127,32 +230,15 @@ def _open_index(index: pathlib.Path) -> dict[str, np.ndarray]:
             f"{missing[0]} "
             f"({have} there); fetch the others"
         )
-    headers = {name: tensor_files.read_header(index.parent / name)[0] for name in names}
-    lost = [name for name, place in places.items() if name not in headers[place]]
+    shards = {name: open_file(index.parent / name) for name in names}
+    lost = [name for name, shard in places.items() if name not in shards[shard]]
     if lost:
         raise UserError(
             f"{index}: {len(lost)} of {len(places)} tensors are not in the shards that it "
-            f"names, first '{lost[0][:80]}' "
-            f"in {places[lost[0]]}; index and shards do not belong together, fetch the model again"
+            f"names, first '{lost[0][:80]}' in {places[lost[0]]}; index and shards do not belong "
+            "together, fetch the model again"
         )
-    return _merged(index.parent, names, places)
-
-
-def _merged(directory, names: Iterable[str], places: dict | None = None) -> dict[str, np.ndarray]:
-    """The tensors of several files; one that several files hold is taken from where the index says
-    it is."""
-    tensors: dict[str, np.ndarray] = {}
-    for name in names:
-        for tensor, value in tensor_files.open_tensors(directory / name).items():
-            if places is None and tensor in tensors:
-                raise UserError(
-                    f"{directory}: tensor '{tensor[:80]}' is in two shards and no {INDEX} says "
-                    "which counts; "
-                    "fetch the model again"
-                )
-            if places is None or places.get(tensor) == name:
-                tensors[tensor] = value
-    return tensors
+    return {name: shards[shard][name] for name, shard in places.items()}
 
 
 def _without_weights(directory: pathlib.Path) -> str:
@@ -179,8 +265,8 @@ def adapter_line(directory) -> str:
     )
 
 
-def renamed(tensors: dict[str, np.ndarray], expected: Collection[str]) -> dict[str, np.ndarray]:
-    """The tensors under the names that the decoder expects, where one known prefix explains all the
+def renamed(tensors: dict[str, Stored], expected: Collection[str]) -> dict[str, Stored]:
+    """The tensors under the names that the decoder expects, where a known prefix explains all the
     difference."""
     if all(name in tensors for name in expected):
         return tensors
@@ -196,23 +282,21 @@ def renamed(tensors: dict[str, np.ndarray], expected: Collection[str]) -> dict[s
     return tensors
 
 
-def quantised(directory, headers: dict[str, dict] | None = None) -> str | None:
+def quantised(directory) -> str | None:
     """What the weights of a directory are quantised with, None where they are not."""
     directory = pathlib.Path(directory)
-    if headers is None:
-        headers = {}
-        for path in sorted(directory.glob("*.safetensors")):
-            headers |= tensor_files.read_header(path)[0]
+    tensors: dict[str, Stored] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        tensors |= open_file(path)
     try:
         fields = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        method = (fields.get("quantization_config") or fields.get("compression_config") or {}).get(
-            "quant_method"
-        )
+        given = fields.get("quantization_config") or fields.get("compression_config") or {}
+        method = given.get("quant_method")
     except (OSError, ValueError, AttributeError):
         method = None
-    kinds = {entry["dtype"] for name, entry in headers.items() if name.endswith(".weight")}
+    kinds = {item.dtype for name, item in tensors.items() if name.endswith(".weight")}
     marks = {
-        what for name in headers for end, what in QUANTISED.items() if name.endswith(f".{end}")
+        what for name in tensors for end, what in QUANTISED.items() if name.endswith(f".{end}")
     }
     if not marks and not any(kind.startswith(("F8", "F4", "I8", "U8", "I4")) for kind in kinds):
         return None
