@@ -1,1 +1,1 @@
-"""Speed and memory, measured beside what a user would otherwise pick."""
+"""Speed and memory, measured against what a user would otherwise pick."""

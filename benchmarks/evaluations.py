@@ -1,12 +1,12 @@
-"""The multiple-choice answers of a run beside transformers, row by row: `python -m
+"""The multiple-choice answers of a run against transformers, row by row: `python -m
 benchmarks.evaluations RUN [--minutes 20]`.
 
 RUN has an `evaluate` stage that a Hugging Face directory answered (configs/evaluations.py). Every
 question is rendered, tokenised and read anew by transformers and torch in float32, and its options'
 log-probabilities are compared with those in choices.jsonl. To make that affordable transformers
 keeps the keys and values of what a question has in common with the one before it (few-shot headers,
-the template's beginning), and reads the prompt once for all options; `--whole n` rows of each set
-and mode are read without that as well, every option with its whole text in one forward pass.
+the template's beginning), and reads the prompt once for all options; `--complete n` rows of each
+set and mode are read without that as well, every option with its complete text in one forward pass.
 
 Rows are kept in RUN/parity.jsonl (or --json FILE); the same command goes on where it was. Zero-shot
 comes first. `--sample n` takes n rows of each set and mode only, drawn at random, the same in every
@@ -110,26 +110,26 @@ class Peer:
             self._keep(common)
         else:
             self.cache = self.new_cache()
-        first, found = self._read(prompt[common:], self.cache, last=1)[-1], []
+        first, sums = self._read(prompt[common:], self.cache, last=1)[-1], []
         for option in options:
             total = float(first[option[0]])
             if len(option) > 1:
                 rows = self._read(option[:-1], self.cache)
                 total += sum(float(row[token]) for row, token in zip(rows, option[1:], strict=True))
                 self._keep(len(prompt))
-            found.append(total)
+            sums.append(total)
         self.kept = prompt
-        return found
+        return sums
 
-    def logprobs_whole(self, prompt: list[int], options: list[list[int]]) -> list[float]:
-        """The same without a cache: every option's whole text in a forward pass of its own."""
-        found = []
+    def logprobs_complete(self, prompt: list[int], options: list[list[int]]) -> list[float]:
+        """The same without a cache: every option's complete text in a forward pass of its own."""
+        sums = []
         for option in options:
             rows = self._read(prompt + option, last=len(option) + 1)
-            found.append(
+            sums.append(
                 sum(float(row[token]) for row, token in zip(rows[:-1], option, strict=True))
             )
-        return found
+        return sums
 
 
 def questions(run: pathlib.Path, stage: str) -> Iterator[tuple[str, str, list, Mapping]]:
@@ -157,10 +157,25 @@ def drawn(count: int, sample: int, *where: str) -> list[int]:
 
 
 def compare(
-    run: pathlib.Path, stage: str, out: pathlib.Path, minutes: float, whole: int, sample: int = 0
+    run: pathlib.Path, stage: str, out: pathlib.Path, minutes: float, complete: int, sample: int = 0
 ) -> dict:
-    """Appends the rows that `out` does not have yet, for so many minutes; returns what the rows
-    were made with."""
+    """Appends the rows that `out` does not have yet.
+
+    Args:
+        run: the run directory.
+        stage: of kind evaluate, or of an evaluation's records.
+        out: JSON lines, a row a question.
+        minutes: how long; a later call continues.
+        complete: questions of each set and mode that are also read without a cache.
+        sample: questions of each set and mode that are drawn; 0: all.
+
+    Returns:
+        Versions and settings that the rows were made with.
+
+    Raises:
+        UserError: the answers are not a Hugging Face directory's.
+    """
+    # --- the model that answered
     config = Run(run).config
     reference = resolve_role(
         type("", (), {"models": config["models"]}), config["graph"][stage]["feedback"]
@@ -171,11 +186,13 @@ def compare(
         )
     directory = hf.resolve(reference)
     form = load_format(directory, config["graph"][stage]["format"])
+    # --- what is done already
     ours = {
         row["id"]: row for row in Run(run).records(stage, "choices")
     }  # those on disk so far, where the stage goes on
     done = {(row["set"], row["mode"], row["item"]) for row in read(out)}
     peer, start = Peer(directory), time.monotonic()
+    # --- question by question
     with out.open("a") as file:
         for on, mode, items, shots in questions(run, stage):
             for number, index in enumerate(drawn(len(items), sample, on, mode)):
@@ -195,7 +212,7 @@ def compare(
                 same = prompt == [t for s in request.segments for t in s] and options == [
                     list(o) for o in request.options
                 ]
-                found = {
+                answer = {
                     "set": on,
                     "mode": mode,
                     "item": item.id,
@@ -206,9 +223,9 @@ def compare(
                     "theirs": theirs,
                     "seconds": round(took, 3),
                 }
-                if number < whole:
-                    found["theirs_whole"] = peer.logprobs_whole(prompt, options)
-                file.write(json.dumps(found) + "\n")
+                if number < complete:
+                    answer["theirs_complete"] = peer.logprobs_complete(prompt, options)
+                file.write(json.dumps(answer) + "\n")
                 file.flush()
     return peer.versions
 
@@ -221,15 +238,15 @@ def summary(rows: list[dict]) -> dict:
     """Of some rows: how often both pick the same option, their accuracies, and how far
     log-probabilities lie apart."""
     apart = [np.abs(np.subtract(row["ours"], row["theirs"])) for row in rows]
-    close = []  # what lies between the best two options where the picks differ
+    close = []  # the gap between the best two options where the picks differ
     for row in rows:
         if np.argmax(row["ours"]) != np.argmax(row["theirs"]):
             ordered = sorted(row["theirs"])
             close.append(ordered[-1] - ordered[-2])
-    whole = [
-        np.abs(np.subtract(row["ours"], row["theirs_whole"])).max()
+    complete = [
+        np.abs(np.subtract(row["ours"], row["theirs_complete"])).max()
         for row in rows
-        if "theirs_whole" in row
+        if "theirs_complete" in row
     ]
     return {
         "rows": len(rows),
@@ -243,8 +260,8 @@ def summary(rows: list[dict]) -> dict:
         ),
         "largest_difference": float(max(map(np.max, apart))),
         "mean_difference": float(np.mean(np.concatenate(apart))),
-        "rows_read_whole": len(whole),
-        "largest_difference_whole": float(max(whole)) if whole else None,
+        "rows_read_complete": len(complete),
+        "largest_difference_complete": float(max(complete)) if complete else None,
     }
 
 
@@ -257,22 +274,23 @@ def table(rows: list[dict]) -> str:
     out = [
         (
             "| set | mode | rows | same tokens | same pick | accuracy, ours / peer | logprobs "
-            "apart: largest, mean | whole texts |"
+            "apart: largest, mean | complete texts |"
         ),
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (on, mode), part in groups.items():
         s = summary(part)
-        whole = (
-            f"{s['largest_difference_whole']:.1e} ({s['rows_read_whole']} rows)"
-            if s["rows_read_whole"]
+        complete = (
+            f"{s['largest_difference_complete']:.1e} ({s['rows_read_complete']} rows)"
+            if s["rows_read_complete"]
             else ""
         )
         accuracies = f"{s['accuracy']:.1%} / {s['accuracy_peer']:.1%}" if mode else ""
         out.append(
             f"| {on} | {mode} | {s['rows']} | {s['same_tokens']} | {s['same_pick']} "
             f"({s['same_pick'] / s['rows']:.1%}) | "
-            f"{accuracies} | {s['largest_difference']:.1e}, {s['mean_difference']:.1e} | {whole} |"
+            f"{accuracies} | {s['largest_difference']:.1e}, {s['mean_difference']:.1e} | "
+            f"{complete} |"
         )
     return "\n".join(out)
 
@@ -296,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
         help="after so many, it stops between two rows; 0: only the table",
     )
     parser.add_argument(
-        "--whole",
+        "--complete",
         type=int,
         default=2,
         help="rows of each set and mode that are read without a cache, too",
@@ -318,7 +336,7 @@ def main(argv: list[str] | None = None) -> int:
                 arguments.stage,
                 out,
                 arguments.minutes,
-                arguments.whole,
+                arguments.complete,
                 arguments.sample,
             )
         )

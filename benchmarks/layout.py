@@ -62,12 +62,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=pathlib.Path)
     arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
-    found = []
+    measured = []
     for text in arguments.mesh:
-        found.append(measure(arguments.model, tuple(map(int, text.split(","))), arguments.repeats))
-        print(json.dumps(found[-1]), flush=True)
+        measured.append(
+            measure(arguments.model, tuple(map(int, text.split(","))), arguments.repeats)
+        )
+        print(json.dumps(measured[-1]), flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(measured, indent=1) + "\n")
     return 0
 
 

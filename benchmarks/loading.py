@@ -76,8 +76,16 @@ def _status(field: str) -> int:
 
 
 def measure(directory: str, fsdp: int, tensor: int, dtype: str) -> dict:
-    """Loads in this process; bytes before, held by the devices, and at the peak, above what was
-    there before."""
+    """Loads a checkpoint in this process.
+
+    Args:
+        directory: of the checkpoint.
+        fsdp, tensor: sizes of the mesh's axes.
+        dtype: of the weights.
+
+    Returns:
+        Bytes held by the devices and at the peak, above what the process had before.
+    """
     import jax
 
     from cai_jax.core import sharding
@@ -96,15 +104,15 @@ def measure(directory: str, fsdp: int, tensor: int, dtype: str) -> dict:
         leaf = params
         for name in weight.path:
             leaf = leaf[name]
-        whole = (
+        complete = (
             value(weight.names[-1], weight.file_shape)
             .reshape(weight.split_shape)
             .transpose(weight.to_ours)
         )
         shard = leaf.addressable_shards[-1]
         index = shard.index[1:] if weight.stacked else shard.index
-        found = np.asarray(shard.data)[-1] if weight.stacked else np.asarray(shard.data)
-        np.testing.assert_array_equal(found, whole[index].astype(found.dtype))
+        loaded = np.asarray(shard.data)[-1] if weight.stacked else np.asarray(shard.data)
+        np.testing.assert_array_equal(loaded, complete[index].astype(loaded.dtype))
     return {"held": held, "peak": peak}
 
 
@@ -121,19 +129,19 @@ def main() -> None:
         directory, fsdp, tensor = arguments.child
         print(json.dumps(measure(directory, int(fsdp), int(tensor), arguments.dtype)))
         return
-    for found in run(arguments.gigabytes, arguments.dtype, arguments.directory):
-        beyond = found["peak"] - found["held"]
+    for row in run(arguments.gigabytes, arguments.dtype, arguments.directory):
+        beyond = row["peak"] - row["held"]
         print(
-            f"{found['tensors'] / 1e9:.2f} GB, fsdp {found['fsdp']}, tensor {found['tensor']}: "
+            f"{row['tensors'] / 1e9:.2f} GB, fsdp {row['fsdp']}, tensor {row['tensor']}: "
             "devices hold "
-            f"{found['held'] / 1e9:.2f} GB, peak {found['peak'] / 1e9:.2f} GB: beyond it "
+            f"{row['held'] / 1e9:.2f} GB, peak {row['peak'] / 1e9:.2f} GB: beyond it "
             f"{beyond / 1e9:.2f} GB, "
-            f"{beyond / found['largest']:.2f} × the largest tensor (limit {LIMIT})"
+            f"{beyond / row['largest']:.2f} × the largest tensor (limit {LIMIT})"
         )
 
 
 def run(gigabytes: float, dtype: str = "float32", where: str | None = None):
-    """A row a mesh: bytes of the checkpoint and of its largest tensor, and what `measure` found."""
+    """A row a mesh: bytes of the checkpoint and of its largest tensor, and what `measure` gives."""
     with tempfile.TemporaryDirectory(dir=where) as directory:
         config = architecture(gigabytes)
         largest = write(pathlib.Path(directory), config)
@@ -152,8 +160,8 @@ def run(gigabytes: float, dtype: str = "float32", where: str | None = None):
                 str(tensor),
             ]
             done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
-            found = json.loads(done.stdout.splitlines()[-1])
-            yield {"tensors": size, "largest": largest, "fsdp": fsdp, "tensor": tensor, **found}
+            row = json.loads(done.stdout.splitlines()[-1])
+            yield {"tensors": size, "largest": largest, "fsdp": fsdp, "tensor": tensor, **row}
 
 
 if __name__ == "__main__":

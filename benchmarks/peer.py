@@ -77,9 +77,18 @@ def peak_bytes() -> int:
 
 
 def generate(model, prompts, new_tokens, header=None, eos=None):
-    """One static batch, left-padded, sampling at temperature 1; without `eos` every row runs to its
-    length. `header`: a prefix that all prompts begin with, whose cache (made by the caller once) is
-    repeated for every row."""
+    """One static batch, left-padded, sampling at temperature 1.
+
+    Args:
+        model: of transformers.
+        prompts: lists of tokens.
+        new_tokens: to be sampled.
+        header: (tokens, cache) that all prompts begin with, repeated for every sequence.
+        eos: tokens that end a sequence; None: every sequence gets all new tokens.
+
+    Returns:
+        The sampled tokens of each prompt.
+    """
     import torch
 
     longest = max(map(len, prompts))

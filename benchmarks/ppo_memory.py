@@ -6,9 +6,9 @@ base.
 
 Each way is the rl stage itself, in a process of its own: it samples, scores, freezes and learns.
 Full: policy, its reference, a preference model and a value model of their own. Adapters: all four
-on one base. The peak is that of the whole process (`peak_bytes` of the stage's manifest), Python
+on one base. The peak is that of the process (`peak_bytes` of the stage's manifest), Python
 and JAX included. The stage runs twice, the second time with programs from the compilation cache:
-what compiling takes is told beside it. Freed memory goes back to the system, as it does where
+what compiling takes is listed next to it. Freed memory goes back to the system, as it does where
 nothing is set; with --keep the allocator keeps it, as `make` and benchmarks of speed have it, and
 what was freed counts too.
 """
@@ -51,8 +51,18 @@ def get_config():
 def run(
     folder: pathlib.Path, name: str, stages: tuple[str, ...], keep: bool, **fields
 ) -> tuple[int, int]:
-    """(peak in bytes of the rl stage, the same with compiling) of a run in processes of their own,
-    one a stage."""
+    """A run of stages, each in a process of its own.
+
+    Args:
+        folder: where the run and its config are written.
+        name: of the run.
+        stages: before rl.
+        keep: whether the allocator keeps freed memory.
+        fields: of the stages.
+
+    Returns:
+        (peak in bytes of the rl stage, the same with compiling).
+    """
     env = {name: value for name, value in os.environ.items() if name not in ALLOCATOR} | (
         ALLOCATOR if keep else {}
     )

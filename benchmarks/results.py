@@ -43,10 +43,10 @@ def repeats(known: dict) -> int:
     return min((len(way["wall_s"]) for way in known["ways"].values()), default=0)
 
 
-def add(known: dict, found: dict) -> None:
-    """One repeat: {way: {"wall", "cpu": seconds of the whole, "share": the part of the work that
+def add(known: dict, timings: dict) -> None:
+    """One repeat: {way: {"wall", "cpu": seconds of all the work, "share": the part of the work that
     was run}}."""
-    for name, took in found.items():
+    for name, took in timings.items():
         way = known["ways"].setdefault(name, {"share": [], "wall_s": [], "cpu_s": []})
         way["share"].append(round(took["share"], 4))
         for clock in CLOCKS:

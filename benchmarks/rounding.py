@@ -36,8 +36,8 @@ def rounded_params(params: dict, config: ModelConfig) -> tuple[dict, jax.Array]:
     again."""
 
     def back(weight, axes_in):
-        found = weights.rounded(weight, axes_in)
-        return found.values * found.scale
+        integers = weights.rounded(weight, axes_in)
+        return integers.values * integers.scale
 
     matrices = ("q", "k", "v", "o", "gate", "up", "down")
     layers = {
@@ -51,7 +51,17 @@ def rounded_params(params: dict, config: ModelConfig) -> tuple[dict, jax.Array]:
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def compare(params, unembed, other, other_unembed, tokens_BxT, mask_BxT, config: ModelConfig):
-    """(KL in nats, whether the most probable token is the same) at every position, [B, T]."""
+    """Two models on the same tokens.
+
+    Args:
+        params, unembed: a decoder and its unembedding [V, D].
+        other, other_unembed: the other's.
+        tokens_BxT, mask_BxT: sequences.
+        config: of both.
+
+    Returns:
+        (KL in nats, whether the most probable token is the same), each [B, T].
+    """
 
     def logprobs(params, unembed):
         hidden = decoder.hidden_states(params, tokens_BxT, mask_BxT, config)
@@ -66,9 +76,20 @@ def compare(params, unembed, other, other_unembed, tokens_BxT, mask_BxT, config:
 def learn(
     config: ModelConfig, params: dict, form, steps: int, rows: int = 4, rank: int = 16
 ) -> dict:
-    """Losses of `steps` supervised steps of adapters on the base as it is and on the rounded one,
-    and of both afterwards on examples that neither has seen."""
-    mesh, tx, found = sharding.make_mesh({"data": 1}, jax.devices()[:1]), optim.adam(1e-3), {}
+    """Supervised steps of adapters on the base as it is and on the rounded base.
+
+    Args:
+        config, params: of the base.
+        form: its dialogue format.
+        steps: of training.
+        rows: sequences a step.
+        rank: of the adapters.
+
+    Returns:
+        {"float32" or "int8": losses of the steps, and the loss on examples that neither has seen}.
+    """
+    mesh, tx, result = sharding.make_mesh({"data": 1}, jax.devices()[:1]), optim.adam(1e-3), {}
+    # --- examples
     items = load_comparisons("embedded:helpful_comparisons")[0]
     encoded = [form.example((*item.dialogue, Message("assistant", item.chosen))) for item in items]
     encoded = [example for example in encoded if len(example.tokens) <= 128]
@@ -87,6 +108,7 @@ def learn(
             out["target"][row, : len(example.tokens)] = example.target_mask
         return out
 
+    # --- the loss
     def loss(params, batch):
         logprobs = heads.dialogue_logprobs(
             params, batch["tokens"], batch["mask"], config, scan=True
@@ -97,6 +119,7 @@ def learn(
     params = sharding.put(
         params, state_lib.shardings_of(state_lib.abstract_params(config, "policy", mesh))
     )
+    # --- both bases in turn
     for name, base in (("float32", params), ("int8", rounding.round_layers(params))):
         adapters = lora.Adapters(rank, 16.0, base_dtype="int8" if name == "int8" else "")
         abstract = state_lib.abstract_params(config, "policy", mesh, adapters=adapters)
@@ -120,8 +143,8 @@ def learn(
         apart = sum(float(value) for value, _ in total) / sum(
             float(count) for _, (count, _) in total
         )
-        found[name] = {"losses": seen, "unseen": apart}
-    return found
+        result[name] = {"losses": seen, "unseen": apart}
+    return result
 
 
 @command
@@ -162,7 +185,7 @@ def main() -> None:
         divergences += np.asarray(kl)[mask].tolist()
         same += np.asarray(agrees)[mask].tolist()
     bytes_of = {"float32": 4 * matrix_size(params), "int8": matrix_size(params)}
-    found = {
+    result = {
         "prompts": len(texts),
         "positions": len(same),
         "kl_mean": float(np.mean(divergences)),
@@ -171,10 +194,10 @@ def main() -> None:
         "layer_bytes": bytes_of,
     }
     if args.base and args.steps:
-        found["adapters"] = learn(config, params, form, args.steps)
-    print(json.dumps(found, indent=1))
+        result["adapters"] = learn(config, params, form, args.steps)
+    print(json.dumps(result, indent=1))
     if args.json:
-        pathlib.Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        pathlib.Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def matrix_size(params: dict) -> int:

@@ -1,4 +1,4 @@
-"""The sampling engine beside transformers' `generate`: `python -m benchmarks.sampling --json
+"""The sampling engine against transformers' `generate`: `python -m benchmarks.sampling --json
 out.json`.
 
 Both run the same weights and the same prompts in turns (ours, theirs; theirs, ours; …), so that
@@ -6,11 +6,11 @@ whatever else the machine does falls on both; medians are over the repeats. Ever
 process of its own, so that its peak memory and its compile seconds are its own. After every repeat
 the numbers so far are printed and saved; with a file that exists already the command goes on with
 what is missing in it. Slow peers are timed on `--peer-share` of the work, another part in each
-repeat, and multiplied (only where the parts are independent); ours always does the whole.
+repeat, and multiplied (only where the parts are independent); ours always does all of it.
 
 `--quick` cuts everything to a tenth, to try it in some five minutes: its numbers say little. On a
 machine that others use, `--cores 1` ties everything to one core, where seconds of the processor can
-be compared; both clocks are always written. benchmarks/README.md has what was found, `python -m
+be compared; both clocks are always written. benchmarks/README.md has the results, `python -m
 benchmarks.table out.json` prints the table.
 """
 
@@ -75,7 +75,7 @@ def measure(name: str, args, say) -> None:
     work.warm()
     say(about)
     for repeat in range(args.done, args.repeats):
-        before, found = time.time(), {}
+        before, timings = time.time(), {}
         compiling.clear()
         for way in list(ways)[:: -1 if repeat % 2 else 1]:
             run, share = ways[way], 1.0
@@ -85,15 +85,15 @@ def measure(name: str, args, say) -> None:
                 took = run.run(parts).times(1 / share)
             else:
                 took = run()
-            found[way] = {"wall": took.wall, "cpu": took.cpu, "share": share}
-        said = {"about": work.about, "late_programs": len(compiling)}
+            timings[way] = {"wall": took.wall, "cpu": took.cpu, "share": share}
+        measured = {"about": work.about, "late_programs": len(compiling)}
         if peer_peak := bench.peer_peak():
-            said["generate_peak_bytes"] = peer_peak
+            measured["generate_peak_bytes"] = peer_peak
         say(
             {
-                "repeat": {way: found[way] for way in ways},
+                "repeat": {way: timings[way] for way in ways},
                 "load": round(os.getloadavg()[0], 1),
-                **said,
+                **measured,
             }
         )
         if args.until and time.time() + (time.time() - before) > args.until:
@@ -149,7 +149,7 @@ def parse(argv=None):
         type=float,
         default=0.06,
         metavar="SHARE",
-        help="slow peers do at least this share of the work, in whole batches; 1: all of it",
+        help="slow peers do at least this share of the work, in complete batches; 1: all of it",
     )
     parser.add_argument(
         "--cores", type=int, default=0, help="tie both sides to so many cores; 0: all"
@@ -174,8 +174,19 @@ def parse(argv=None):
 
 
 def run(name: str, args, known: dict, wanted: int, until: float, saved) -> int:
-    """Measures one workload in a process of its own, adding to `known`; returns that process's exit
-    status."""
+    """Measures one workload in a process of its own.
+
+    Args:
+        name: of the workload.
+        args: the command's options.
+        known: what was measured before; the results are added to it.
+        wanted: repeats.
+        until: the time at which no further repeat begins.
+        saved: called after every repeat.
+
+    Returns:
+        The process's exit status.
+    """
     command = [
         sys.executable,
         "-m",
@@ -194,12 +205,12 @@ def run(name: str, args, known: dict, wanted: int, until: float, saved) -> int:
         command, env={**os.environ, **ALLOCATOR}, stdout=subprocess.PIPE, text=True
     )
     for line in child.stdout:
-        if not line.startswith('{"said": '):
+        if not line.startswith('{"measured": '):
             print(line, end="", flush=True)
             continue
-        said = json.loads(line)["said"]
-        repeat, load = said.pop("repeat", None), said.pop("load", None)
-        known |= said
+        measured = json.loads(line)["measured"]
+        repeat, load = measured.pop("repeat", None), measured.pop("load", None)
+        known |= measured
         if repeat is None:
             print(
                 f"{name:12} compiled in {known['compile_s']:.1f} s; first run {known['first']}",
@@ -221,16 +232,18 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.cores :])
         os.environ["OMP_NUM_THREADS"] = str(args.cores)
     if args.child:
-        measure(args.child, args, lambda said: print(json.dumps({"said": said}), flush=True))
+        measure(
+            args.child, args, lambda measured: print(json.dumps({"measured": measured}), flush=True)
+        )
         return
     until = time.time() + 60 * args.minutes if args.minutes else 0.0
     path = pathlib.Path(args.json) if args.json else None
-    found = results.load(path) if path else {}
-    found["versions"] = {
+    saved = results.load(path) if path else {}
+    saved["versions"] = {
         name: importlib.metadata.version(name)
         for name in ("jax", "jaxlib", "torch", "transformers")
     }
-    found["device"] = args.device or found.get("device", "")
+    saved["device"] = args.device or saved.get("device", "")
     settings = {
         "scale": args.scale,
         "cores": len(os.sched_getaffinity(0)),
@@ -248,7 +261,7 @@ def main() -> None:
             + [args.options] * (args.options != "{}")
         )
         try:
-            known = results.entry(found, key, settings)
+            known = results.entry(saved, key, settings)
         except ValueError as error:
             sys.exit(f"{path}: {error}")
         wanted = args.repeats or REPEATS[name]
@@ -260,13 +273,13 @@ def main() -> None:
             continue
         known["commit"] = commit()
         before = time.time()
-        status = run(name, args, known, wanted, until, lambda: path and results.save(path, found))
+        status = run(name, args, known, wanted, until, lambda: path and results.save(path, saved))
         if status:
             print(f"{name:12} failed: exit status {status}", flush=True)
             failed.append(name)
         elif path:
             known["run_s"] = round(known.get("run_s", 0) + time.time() - before)
-            results.save(path, found)
+            results.save(path, saved)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

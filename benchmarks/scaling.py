@@ -56,7 +56,17 @@ def begin(compiler: str) -> None:
 
 
 def measure(num_chips: int, layout: str, rows: int, compiler: str) -> dict:
-    """Counts of one chip."""
+    """Compiles the supervised step and counts the program of one chip.
+
+    Args:
+        num_chips: of the mesh.
+        layout: a name in `LAYOUTS`.
+        rows: sequences a chip.
+        compiler: a chip's name for the TPU compiler; empty: virtual CPU devices.
+
+    Returns:
+        Operations, bytes sent, and seconds by published numbers.
+    """
     import jax
 
     from cai_jax.core import sharding
@@ -80,7 +90,7 @@ def measure(num_chips: int, layout: str, rows: int, compiler: str) -> dict:
     )  # of scheduling; products and collectives stay
     compiled = program.lower(mesh).compile(compiler_options=effort)
     counts = hlo.count(compiled.as_text())
-    found = {
+    result = {
         "chips": num_chips,
         "layout": layout,
         "mesh": dict(mesh.shape),
@@ -94,29 +104,29 @@ def measure(num_chips: int, layout: str, rows: int, compiler: str) -> dict:
     }
     for chip in (chips.CHIPS[name] for name in JUDGED):
         sending, computing = counts.moved / chip.link_bandwidth, counts.flops / chip.flops
-        found["hidden"][chip.name] = {
+        result["hidden"][chip.name] = {
             "compute_seconds": computing,
             "link_seconds": sending,
             "share": min(1.0, computing / sending),
         }
-    return found
+    return result
 
 
 def spread(rows: list[dict]) -> dict[str, float]:
     """Layout → by how much a chip's operations differ between the smallest and the largest number
     of chips."""
-    found = {}
+    result = {}
     for layout in {row["layout"]: None for row in rows}:
         flops = [row["flops"] for row in rows if row["layout"] == layout]
-        found[layout] = max(flops) / min(flops) - 1
-    return found
+        result[layout] = max(flops) / min(flops) - 1
+    return result
 
 
 def line(row: dict) -> str:
     parts = ", ".join(
         f"{kind} {bytes / 1e9:.2f}" for kind, bytes in sorted(row["collectives"].items())
     )
-    hidden = ", ".join(f"{name} {found['share']:.0%}" for name, found in row["hidden"].items())
+    hidden = ", ".join(f"{name} {entry['share']:.0%}" for name, entry in row["hidden"].items())
     return (
         f"{row['layout']:16} {row['chips']:4} chips  {row['flops'] / 1e12:8.2f} TFLOP  "
         f"{row['moved'] / 1e9:7.2f} GB sent "
@@ -144,7 +154,7 @@ def main() -> None:
             rows.append(measure(number, layout, args.rows, args.compiler))
             print(line(rows[-1]), flush=True)
             if args.json:
-                found = {
+                result = {
                     "model": "meta-llama/Llama-3.1-8B",
                     "tokens_a_chip": args.rows * LENGTH,
                     "spread": spread(rows),
@@ -152,10 +162,10 @@ def main() -> None:
                     "rows": rows,
                 }
                 pathlib.Path(args.json).write_text(
-                    json.dumps(found, indent=1) + "\n", encoding="utf-8"
+                    json.dumps(result, indent=1) + "\n", encoding="utf-8"
                 )
-    for layout, found in spread(rows).items():
-        print(f"{layout}: a chip's operations differ by {found:.2%}")
+    for layout, difference in spread(rows).items():
+        print(f"{layout}: a chip's operations differ by {difference:.2%}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ answer a line out.
     python -m benchmarks.sides NAME WORK.json
 
 A side is a generator that is ready to begin when it first yields, does its work once between two
-yields, and yields what is to be told of it. What is measured is the time from a request to the next
+yields, and yields the numbers of it. What is measured is the time from a request to the next
 yield.
 """
 
@@ -80,27 +80,31 @@ def serve(name: str, file: str) -> None:
     module, _, function = SIDES[name].partition(":")
     side = getattr(importlib.import_module(f"benchmarks.{module}"), function)(work)
 
-    def answer(seconds, cpu, told):
+    def answer(seconds, cpu, numbers):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         out.write(
-            json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak, **(told or {})})
+            json.dumps(
+                {"seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak, **(numbers or {})}
+            )
             + "\n"
         )
         out.flush()
 
-    before, cpu, told = time.perf_counter(), time.process_time(), next(side) or {}
-    answer(time.perf_counter() - before, time.process_time() - cpu, told | {"versions": versions()})
+    before, cpu, numbers = time.perf_counter(), time.process_time(), next(side) or {}
+    answer(
+        time.perf_counter() - before, time.process_time() - cpu, numbers | {"versions": versions()}
+    )
     while sys.stdin.readline():
         before, cpu = time.perf_counter(), time.process_time()
-        told = next(side)
-        answer(time.perf_counter() - before, time.process_time() - cpu, told)
+        numbers = next(side)
+        answer(time.perf_counter() - before, time.process_time() - cpu, numbers)
     os._exit(0)  # a side may have threads that wait for more
 
 
 def compilations():
     """Keeps compiled programs on disk, as runs do. Returns a function: {"compiled": whether this
     process has compiled what it then kept, which takes memory of its own, "compile_seconds": of all
-    programs so far, found ones too}."""
+    programs so far, cached ones too}."""
     import jax
 
     from cai_jax import main

@@ -1,5 +1,5 @@
-"""The workloads of `benchmarks.sampling` that run a whole stage, records written, against the same
-work by other means."""
+"""The workloads of `benchmarks.sampling` that run a complete stage, records written, against the
+same work by other means."""
 
 from __future__ import annotations
 
@@ -112,6 +112,8 @@ def revise(bench: Bench) -> Workload:
         }
         for n, prompt in enumerate(bench.prompts[:number])
     ]
+
+    # --- what both sides read
     constitution = load_constitution(source)
     header = sum(revise_stage.worked_examples(constitution.critique_examples[:5], True), ())
     answers, critiques = (
@@ -120,6 +122,7 @@ def revise(bench: Bench) -> Workload:
     )  # a list a round: what is criticised in it, and ours' critiques
     sampled: dict[str, list[int]] = {"ours": [], "generate": []}
 
+    # --- ours: the stage itself
     def ours() -> Took:
         took, ctx, records = _run(bench, revise_stage, "revise", fields, {"responses": rows})
         assert len(records) == number and all(len(record["rounds"]) == rounds for record in records)
@@ -131,6 +134,7 @@ def revise(bench: Bench) -> Workload:
                 critiques.append([records[row["id"]]["rounds"][i]["critique"] for row in rows])
         return took
 
+    # --- the peer: the same loop over `generate`
     peer = bench.peer  # started before anything is timed
 
     def generate(parts: list[int]) -> Took:
@@ -206,8 +210,9 @@ def labels(bench: Bench) -> Workload:
         for pair in pairs
     ]
     requests: list[ScoreRequest] = []
-    found: dict[str, list[float]] = {}
+    logprobs: dict[str, list[float]] = {}
 
+    # --- ours: the stage itself
     def ours() -> Took:
         took, ctx, records = _run(bench, feedback_stage, "feedback", fields, {"comparisons": rows})
         scored = {
@@ -217,7 +222,7 @@ def labels(bench: Bench) -> Workload:
         assert len(scored) == number
         requests[:] = ctx.models.asked
         names = (request.id.rpartition("#") for request in requests)
-        found["ours"] = [value for name, _, part in names for value in scored[name][part[:2]]]
+        logprobs["ours"] = [value for name, _, part in names for value in scored[name][part[:2]]]
         return took
 
     def texts(parts: list[int]) -> list[tuple[tuple[int, ...], int]]:
@@ -232,11 +237,12 @@ def labels(bench: Bench) -> Workload:
 
     def compare(name: str, parts: list[int], sums: list[float]) -> None:
         """Both sides have done the same work: the largest difference is kept."""
-        size = len(found["ours"]) // units
-        mine = [value for part in parts for value in found["ours"][part * size :][:size]]
+        size = len(logprobs["ours"]) // units
+        mine = [value for part in parts for value in logprobs["ours"][part * size :][:size]]
         worst = max(abs(a - b) for a, b in zip(mine, sums, strict=True))
         differences[name] = max(worst, differences.get(name, 0.0))
 
+    # --- plain forward passes of the same decoder
     @jax.jit
     def plain(params, tokens_BxT, mask_BxT, places_BxN):
         hidden = decoder.hidden_states(params, tokens_BxT, mask_BxT, bench.config)
@@ -273,6 +279,7 @@ def labels(bench: Bench) -> Workload:
         for text in seen.values():
             plain_forward([], [text])
 
+    # --- forward passes of transformers
     def transformers_forward(parts: list[int]) -> Took:
         chosen = texts(parts)
         batches = [

@@ -87,13 +87,13 @@ def comparisons(workloads: dict, clock: str = "wall"):
             )
 
 
-def markdown(found: dict, clock: str = "wall") -> str:
+def markdown(saved: dict, clock: str = "wall") -> str:
     """The table of speeds, and one of memory and compiling."""
 
     def line(cells):
         return "| " + " | ".join(cells) + " |"
 
-    workloads = found["workloads"]
+    workloads = saved["workloads"]
     head = (
         "workload",
         "ours",
@@ -127,9 +127,9 @@ def markdown(found: dict, clock: str = "wall") -> str:
             f"Seconds {clocks[clock]}: median (fastest to slowest) of the repeats, ratios of each "
             "repeat likewise."
         ),
-        found.get("device", ""),
+        saved.get("device", ""),
         f"{' or '.join(map(str, cores))} cores;",
-        ", ".join(f"{name} {version}" for name, version in found.get("versions", {}).items()),
+        ", ".join(f"{name} {version}" for name, version in saved.get("versions", {}).items()),
     ]
     return "\n".join([*rows, "", " ".join(filter(None, about))])
 

@@ -1,14 +1,14 @@
-"""Training beside torch, TRL and Tunix: `python -m benchmarks.training --json out.json`.
+"""Training against torch, TRL and Tunix: `python -m benchmarks.training --json out.json`.
 
-SmolLM2-135M in float32. `sl`: a step of 4 × 256 tokens beside transformers' model with torch's
-AdamW. `ppo`: a whole update (16 prompts × 32 tokens, 48 response tokens, 4 epochs of 4 minibatches)
-in four forms of ours beside TRL's `trl.experimental.ppo`. `tunix`: the same beside Tunix's
+SmolLM2-135M in float32. `sl`: a step of 4 × 256 tokens against transformers' model with torch's
+AdamW. `ppo`: a complete update (16 prompts × 32 tokens, 48 response tokens, 4 epochs of 4
+minibatches) in four forms of ours against TRL's `trl.experimental.ppo`. `tunix`: the same against Tunix's
 PPOLearner. Each side is a process of its own with the allocator's best settings. They are started
 one after the other, as several would not fit into the memory of one machine, and take turns: warm
 up, be measured, end. A process that had to compile is started once more, so that its peak memory is
 that of training. Every measurement is written at once; the same command again goes on where it
 stopped. `--quick` makes everything small; `--python` names an interpreter that has the peers'
-packages. benchmarks/README.md has what was found.
+packages. benchmarks/README.md has the results.
 """
 
 from __future__ import annotations
@@ -97,8 +97,20 @@ def start(name: str, work: str, python: str) -> Side:
 
 
 def visit(name: str, work: str, python: str, sizes: dict) -> dict:
-    """One side's measurement: the medians of its turns, the peak, and what it says of itself.
-    RuntimeError where it dies or did other work."""
+    """One side's measurement.
+
+    Args:
+        name: of the side, as in `GROUPS`.
+        work: the path of the file that describes the work.
+        python: the interpreter that runs the side.
+        sizes: `WORK` or `QUICK`.
+
+    Returns:
+        The medians of its turns, the peak, and what it reports itself.
+
+    Raises:
+        RuntimeError: it dies, or did other work.
+    """
     side = start(name, work, python)
     try:
         rows = [side.work() for _ in range(TURNS[name.split()[0]])]
@@ -107,17 +119,16 @@ def visit(name: str, work: str, python: str, sizes: dict) -> dict:
     steps = {row["steps"] for row in rows if "steps" in row}
     if steps - {sizes["epochs"] * sizes["minibatches"]}:
         raise RuntimeError(f"{name} made {steps} optimiser steps, which is other work")
-    found = {key: statistics.median(row[key] for row in rows) for key in MEASURED if key in rows[0]}
-    more = {key: value for key, value in rows[-1].items() if key not in found}
-    return (
-        found
-        | more
-        | {
-            "turns": [row["seconds"] for row in rows],
-            "ready": side.ready,
-            "load": [round(x, 1) for x in os.getloadavg()],
-        }
-    )
+    medians = {
+        key: statistics.median(row[key] for row in rows) for key in MEASURED if key in rows[0]
+    }
+    return {
+        **rows[-1],
+        **medians,
+        "turns": [row["seconds"] for row in rows],
+        "ready": side.ready,
+        "load": [round(x, 1) for x in os.getloadavg()],
+    }
 
 
 def tokens_of(name: str, sizes: dict) -> int:
@@ -134,12 +145,12 @@ def summary(group: str, visits: dict[str, list[dict]], sizes: dict) -> dict:
     """Medians of each side's visits. `speed`: how many times as fast as the peer, the median over
     rounds (a side's n-th visit and the peer's), with the least and the most; `memory`: the peak as
     a share of the peer's."""
-    found, theirs = {}, visits.get(GROUPS[group][-1], [])
+    by_side, theirs = {}, visits.get(GROUPS[group][-1], [])
     for name in GROUPS[group]:
         rows = visits.get(name, [])
         if not rows:
             continue
-        row = found[name] = {
+        row = by_side[name] = {
             "visits": len(rows),
             "peak_bytes": max(row["peak_bytes"] for row in rows),
         }
@@ -157,13 +168,13 @@ def summary(group: str, visits: dict[str, list[dict]], sizes: dict) -> dict:
                     f"{speed}_max": max(ratios),
                 }
             row["memory"] = row["peak_bytes"] / max(their["peak_bytes"] for their in theirs)
-    return found
+    return by_side
 
 
-def table(found: dict) -> list[str]:
+def table(by_side: dict) -> list[str]:
     """A summary as rows of Markdown."""
     lines = []
-    for name, row in found.items():
+    for name, row in by_side.items():
         parts = ", ".join(
             f"{part} {row[f'{part}_seconds']:.1f}"
             for part in ("rollout", "score", "learn")
@@ -192,9 +203,20 @@ HEADER = (
 )
 
 
-def measure(names, repeats: int, known: dict, one, save, out_of_time) -> dict[str, str]:
-    """Visits in rounds until every side of `names` has `repeats` in known["visits"]: {side that
-    failed: why}."""
+def measure(names, repeats: int, known: dict, visit_side, save, out_of_time) -> dict[str, str]:
+    """Visits in rounds until every side has enough.
+
+    Args:
+        names: of the sides, in order.
+        repeats: visits of each.
+        known: what was measured before; visits are added to known["visits"].
+        visit_side: measures the side of a name.
+        save: called after every visit.
+        out_of_time: whether another visit like these would end too late.
+
+    Returns:
+        {side that failed: why}.
+    """
     failed: dict[str, str] = {}
     for number in range(repeats):
         for name in names:
@@ -205,7 +227,7 @@ def measure(names, repeats: int, known: dict, one, save, out_of_time) -> dict[st
                 return failed
             before = time.monotonic()
             try:
-                rows.append(one(name))
+                rows.append(visit_side(name))
             except RuntimeError as error:  # its own words are on standard error
                 failed[name] = str(error)
                 print(f"{name}: left out: {error}", flush=True)
@@ -224,6 +246,7 @@ def measure(names, repeats: int, known: dict, one, save, out_of_time) -> dict[st
 
 @command
 def main() -> None:
+    # --- options
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="models/smollm2-135m-instruct")
     parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=GROUPS)
@@ -249,7 +272,7 @@ def main() -> None:
     parser.add_argument(
         "--prepare",
         action="store_true",
-        help="only compile what is then found on disk; nothing is measured",
+        help="only compile what is then read from disk; nothing is measured",
     )
     parser.add_argument(
         "--python", default="", help="the interpreter for torch, TRL and Tunix; default: this one"
@@ -263,6 +286,8 @@ def main() -> None:
     if args.cores:  # inherited by the sides; thread pools take their size from it
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.cores :])
         os.environ["OMP_NUM_THREADS"] = str(args.cores)
+
+    # --- what was measured before
     sizes = QUICK if args.quick else WORK
     path = args.json and pathlib.Path(args.json)
     cores = args.cores or os.cpu_count()
@@ -288,6 +313,7 @@ def main() -> None:
         took = rows[-1]["whole_seconds"] if rows else 0
         return args.minutes and time.monotonic() - began + took > 60 * args.minutes
 
+    # --- sides in turns
     chosen = {name for group in args.groups for name in GROUPS[group]}
     names = [
         name
@@ -310,10 +336,11 @@ def main() -> None:
         if args.prepare:
             return
 
-        def one(name):
+        def visit_side(name):
             return visit(name, work, python(name), sizes)
 
-        failed = measure(names, args.repeats, known, one, save, out_of_time)
+        failed = measure(names, args.repeats, known, visit_side, save, out_of_time)
+    # --- tables
     save()
     for group in args.groups:
         print(

@@ -61,8 +61,9 @@ def supervised(work):
 
 
 def _ppo(work, rank: int, shared: bool):
-    """A whole update as stages/rl.py makes it, its models already on the device: sample, score,
+    """A complete update as stages/rl.py makes it, its models already on the device: sample, score,
     freeze, learn."""
+    # --- four roles on one model
     config, params, mesh, compilations = _begin(work)
     format, new = load_format(work["model"]), work["new_tokens"]
     adapters = lora.Adapters(rank, 16.0) if rank else None
@@ -87,12 +88,16 @@ def _ppo(work, rank: int, shared: bool):
     )
     memory.give_back()  # as training/train.py does
     score = RewardModel(judge, config, format, mesh).score_tokens
+
+    # --- prompts
     dialogue = (Message("human", ""),)
     prompts = [
         rollouts.PromptTokens(str(n), dialogue, None, (tuple(row),))
         for n, row in enumerate(work["prompts"])
     ]
     length = rollouts.longest(prompts, new)
+
+    # --- updates
     update = 0
     while True:
         learns.settings = dataclasses.replace(
@@ -120,7 +125,7 @@ def _ppo(work, rank: int, shared: bool):
         scored = time.perf_counter()
         state, history = learns.learn(state, batch, frozen, update)
         jax.block_until_ready(state)
-        told = {
+        numbers = {
             "rollout_seconds": sampled - began,
             "score_seconds": scored - sampled,
             "learn_seconds": time.perf_counter() - scored,
@@ -131,8 +136,8 @@ def _ppo(work, rank: int, shared: bool):
             ),
         }
         if update == 0:  # compiles, or reads what was compiled
-            told |= compilations()
-        yield told
+            numbers |= compilations()
+        yield numbers
         update += 1
 
 

@@ -6,6 +6,7 @@ single epoch. Models start from the same weights, values and rewards from a new 
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import queue
@@ -55,13 +56,13 @@ class _Turns:
             self._done.put(error)
 
     def _result(self):
-        told = self._done.get()
-        if isinstance(told, BaseException):
-            raise told
-        return told
+        numbers = self._done.get()
+        if isinstance(numbers, BaseException):
+            raise numbers
+        return numbers
 
-    def pause(self, told=None):
-        self._done.put(told)
+    def pause(self, numbers=None):
+        self._done.put(numbers)
         self._go.get()
 
     def turn(self):
@@ -78,6 +79,7 @@ def trl_ppo(work):
     import transformers
     from trl.experimental import ppo
 
+    # --- models
     directory, count = work["model"], len(work["prompts"])
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, padding_side="left")
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(PAD)
@@ -90,6 +92,7 @@ def trl_ppo(work):
             directory, dtype=torch.float32, num_labels=1, pad_token_id=PAD
         )
 
+    # --- settings
     args = ppo.PPOConfig(
         output_dir=tempfile.mkdtemp(),
         use_cpu=True,
@@ -115,17 +118,18 @@ def trl_ppo(work):
         dataloader_pin_memory=False,
     )
 
+    # --- the trainer's own loop, paused after every update
     def loop(turns):
         class Pause(transformers.TrainerCallback):
             def on_train_begin(self, args, state, control, **_):
                 args.num_ppo_epochs = 1
 
             def on_step_end(self, args, state, control, **_):
-                told, args.num_ppo_epochs = (
+                numbers, args.num_ppo_epochs = (
                     {"steps": args.num_ppo_epochs * args.num_mini_batches},
                     work["epochs"],
                 )
-                turns.pause(told)
+                turns.pause(numbers)
 
         trainer = ppo.PPOTrainer(
             args=args,
@@ -164,11 +168,29 @@ class _Numbers:
         return PAD
 
 
+def _tunix_config(llama, model: str):
+    """The checkpoint's own config.json as Tunix's Llama."""
+    fields = json.loads((pathlib.Path(model) / "config.json").read_text())
+    return llama.ModelConfig(
+        num_layers=fields["num_hidden_layers"],
+        vocab_size=fields["vocab_size"],
+        embed_dim=fields["hidden_size"],
+        hidden_dim=fields["intermediate_size"],
+        num_heads=fields["num_attention_heads"],
+        head_dim=fields["hidden_size"] // fields["num_attention_heads"],
+        num_kv_heads=fields["num_key_value_heads"],
+        rope_theta=fields["rope_theta"]
+        if "rope_theta" in fields
+        else fields["rope_parameters"]["rope_theta"],
+        norm_eps=fields["rms_norm_eps"],
+        weight_tying=True,
+    )
+
+
 def tunix_ppo(work):
     """Tunix's PPOLearner with actor, reference, critic and reward model on one device; 16 rows
     sampled and scored at once."""
     import dataclasses
-    import json
 
     import jax
     import jax.numpy as jnp
@@ -181,26 +203,12 @@ def tunix_ppo(work):
     from tunix.rl.ppo import ppo_learner
     from tunix.rl.rollout import base_rollout
 
+    # --- the model as Tunix's Llama
     compilations = sides.compilations()
-    found = json.loads((pathlib.Path(work["model"]) / "config.json").read_text())
     count = len(work["prompts"])
     size, prompt, new = count // work["minibatches"], len(work["prompts"][0]), work["new_tokens"]
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    config = llama.ModelConfig(
-        num_layers=found["num_hidden_layers"],
-        vocab_size=found["vocab_size"],
-        embed_dim=found["hidden_size"],
-        hidden_dim=found["intermediate_size"],
-        num_heads=found["num_attention_heads"],
-        head_dim=found["hidden_size"] // found["num_attention_heads"],
-        num_kv_heads=found["num_key_value_heads"],
-        rope_theta=found["rope_theta"]
-        if "rope_theta" in found
-        else found["rope_parameters"]["rope_theta"],
-        norm_eps=found["rms_norm_eps"],
-        weight_tying=True,
-    )
-
+    config = _tunix_config(llama, work["model"])
     called = llama.Llama3.__call__
 
     def tolerant(
@@ -219,6 +227,7 @@ def tunix_ppo(work):
         model.lm_head = nnx.Linear(config.embed_dim, 1, use_bias=False, rngs=nnx.Rngs(seed))
         return model
 
+    # --- settings
     roles = rl_cluster.Role
     training = rl_cluster.RLTrainingConfig(
         actor_optimizer=optax.adamw(1e-6),
@@ -255,7 +264,8 @@ def tunix_ppo(work):
     learner = ppo_learner.PPOLearner(
         cluster, ppo_learner.PPOConfig(num_iterations=work["epochs"], beta=0.001)
     )
-    # Left to itself it would sample a minibatch, learn it, and sample the next. All rows at once
+    # --- all rows of a round at once
+    # By default it would sample a minibatch, learn it, and sample the next. All rows at once
     # suit it better, and are the same work: the learner believes in accumulation, the trainers make
     # a step of every minibatch.
     learner._training_config = dataclasses.replace(training, gradient_accumulation_steps=None)

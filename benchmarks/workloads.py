@@ -1,5 +1,5 @@
 """The workloads of `benchmarks.sampling`: each returns its ways of doing the same work, as
-functions that time themselves. Those that run a whole stage are in `stage_workloads`."""
+functions that time themselves. Those that run a complete stage are in `stage_workloads`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Took(NamedTuple):
 class Peers(NamedTuple):
     """A slow way whose work is `units` equal, independent parts: `run(parts)` does those (numbers
     below `units`). One after the other they are measured over the repeats, and the time is
-    multiplied to the whole."""
+    multiplied to that of all the work."""
 
     run: Callable[[list[int]], Took]
     units: int
@@ -67,8 +67,8 @@ class Peers(NamedTuple):
 
 
 def even_parts(number: int) -> int:
-    """How many whole batches of the peer `number` rows make; 1 where one would be smaller than the
-    others."""
+    """How many complete batches of the peer `number` rows make; 1 where one would be smaller than
+    the others."""
     return number // PEER_BATCH if number % PEER_BATCH == 0 else 1
 
 
@@ -128,7 +128,18 @@ class Bench:
         return self.engines[batch_size]
 
     def ours(self, segments, new_tokens, batch_size, lengths=None, forget=True) -> Took:
-        """One completion of every prompt; header and prompts are prefilled anew if `forget`."""
+        """One completion of every prompt by our engine.
+
+        Args:
+            segments: the prompts' tokens.
+            new_tokens: of each.
+            batch_size: sequences that are decoded together.
+            lengths: new tokens of each prompt, where they differ.
+            forget: the shared prefix is prefilled again.
+
+        Returns:
+            The time taken.
+        """
         engine = self.engine(batch_size)
         if forget:
             engine.update(self.params)
@@ -147,8 +158,18 @@ class Bench:
         return took
 
     def theirs(self, segments, new_tokens, header=None, lengths=None, share=1.0) -> Took:
-        """One completion of every prompt by `generate`, in static batches of PEER_BATCH. `share`:
-        of the header's prefill as much is counted, where these are not all prompts behind it."""
+        """One completion of every prompt by `generate`, in static batches of PEER_BATCH.
+
+        Args:
+            segments: the prompts' tokens.
+            new_tokens: of each.
+            header: tokens of the shared prefix, which is then prefilled once.
+            lengths: new tokens of each prompt, where they differ.
+            share: how much of the prefix's prefill is counted, where these are not all its prompts.
+
+        Returns:
+            The time taken.
+        """
         rows = [list(sum(s[1:] if header else s, ())) for s in segments]
         lengths = lengths or [new_tokens] * len(rows)
         batches = [
