@@ -2,8 +2,8 @@
 
 SmolLM2-135M in float32. `sl`: a step of 4 × 256 tokens against transformers' model with torch's
 AdamW. `ppo`: a complete update (16 prompts × 32 tokens, 48 response tokens, 4 epochs of 4
-minibatches) in four forms of ours against TRL's `trl.experimental.ppo`. `tunix`: the same against Tunix's
-PPOLearner. Each side is a process of its own with the allocator's best settings. They are started
+minibatches) in four forms of ours against TRL's `trl.experimental.ppo`. `tunix`: the same against
+Tunix's PPOLearner. Each side is a process of its own with the allocator's best settings. They start
 one after the other, as several would not fit into the memory of one machine, and take turns: warm
 up, be measured, end. A process that had to compile is started once more, so that its peak memory is
 that of training. Every measurement is written at once; the same command again goes on where it
