@@ -265,11 +265,6 @@ def test_a_file_with_principles_only_keeps_the_embedded_examples(tmp_path, embed
             },
             "ending in a human turn",
         ),
-        (
-            PRINCIPLES
-            | {"chain_examples": [CHAIN | {"dialogue": [{"role": "human", "text": "{}"}]}]},
-            "contains '{}'",
-        ),
         (PRINCIPLES | {"chain_examples": [CHAIN | {"answer": "C"}]}, "expected 'A' or 'B'"),
         (
             PRINCIPLES | {"chain_examples": [CHAIN | {"options": ["a", "b", "c"]}]},

@@ -170,7 +170,7 @@ def hostile_constitution(path) -> str:
         "chain_examples": [
             {
                 "id": "x",
-                "dialogue": [{"role": "human", "text": "a {x} b"}],
+                "dialogue": [{"role": "human", "text": "a {} b"}],
                 "options": ["(B) {x}", "%s"],
                 "reasoning": "{}",
                 "answer": "A",
@@ -186,14 +186,9 @@ def test_principles_are_inserted_as_they_are(tmp_path, tiny_model):
     example = constitution.chain_examples[0]
     for principle in constitution.comparison_principles:
         asked = example.question(principle.text)
-        assert asked.count(principle.text) >= 1 and "a {x} b" in asked and asked.endswith("(B) %s")
+        assert asked.count(principle.text) >= 1 and "a {} b" in asked and asked.endswith("(B) %s")
     _, examples = draw_examples(constitution, "chain_of_thought", 1, 0, "h")
     assert examples[0][1].text == "Let's think step by step: {}"
-    with pytest.raises(UserError, match="write it another way"):
-        (tmp_path / "d.json").write_text(
-            (tmp_path / "c.json").read_text().replace("a {x} b", "a {} b")
-        )
-        load_constitution(str(tmp_path / "d.json"))
 
 
 def test_a_prompt_with_markers_inside_is_one_turn(tmp_path):

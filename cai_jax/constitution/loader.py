@@ -2,18 +2,18 @@
 official ones.
 
 Our schema is one JSON object (embedded: principles.json and examples.json together), meant to be
-edited by hand:
+edited by hand. Each list has objects with the fields of a dataclass below:
 
     critique_principles    [{"id", "critique_request", "revision_request"}]
     comparison_principles  [{"id", "text"}]
-    critique_examples      [{"id", "dialogue", "response", "critique_request", "critique", "revision_request",
-                             "revision"}]
+    critique_examples      [{"id", "dialogue", "response", "critique_request", "critique",
+                             "revision_request", "revision"}]
     comparison_examples    [{"id", "dialogue", "chosen", "rejected"}]
-    chain_examples         [{"id", "dialogue", "options": [2 texts], "reasoning", "answer": "A" or "B"}]
+    chain_examples         [{"id", "dialogue", "options": [2 texts], "reasoning", "answer"}]
 
 A dialogue is [{"role", "text"}, …] and ends in a human turn. Both lists of principles are required;
 example lists that are left out are the embedded ones, `[]` means none. The official files are first
-turned into the same rows (`official.py`).
+turned into the same objects (`official.py`).
 """
 
 from __future__ import annotations
@@ -23,19 +23,12 @@ import json
 from pathlib import Path
 
 from cai_jax.constitution import official
+from cai_jax.data import choices
 from cai_jax.errors import UserError, located
 from cai_jax.structs import Dialogue, Message, dialogue_from_json
 
 EMBEDDED = Path(__file__).parent
-SLOT = "{}"
 DIALOGUE_ROLES = ("system", "human", "assistant")
-KEYS = (
-    "critique_principles",
-    "comparison_principles",
-    "critique_examples",
-    "comparison_examples",
-    "chain_examples",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +49,23 @@ class ComparisonPrinciple:
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
-    """A whole critique and revision: human (and assistant) turns, then assistant, critique_request,
-    critique, revision_request, revision."""
+class CritiqueExample:
+    """A complete critique and revision of a response."""
 
     id: str
-    messages: Dialogue
+    dialogue: Dialogue
+    response: str
+    critique_request: str
+    critique: str
+    revision_request: str
+    revision: str
+
+    @property
+    def messages(self) -> Dialogue:
+        """The dialogue, then assistant, critique_request, critique, revision_request, revision."""
+        roles = ("critique_request", "critique", "revision_request", "revision")
+        turns = [Message(role, getattr(self, role)) for role in roles]
+        return (*self.dialogue, Message("assistant", self.response), *turns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,19 +81,18 @@ class ComparisonExample:
 
 @dataclasses.dataclass(frozen=True)
 class ChainExample:
-    """A worked comparison with its reasons. `prompt` is the human turn with a slot for a principle;
-    `reasoning` is what follows "Let's think step by step:", stripped; `answer` is "A" or "B"."""
+    """A worked comparison with its reasons: `reasoning` is what follows "Let's think step by
+    step:", `answer` is "A" or "B"."""
 
     id: str
-    prompt: str
+    dialogue: Dialogue
+    options: tuple[str, str]
     reasoning: str
     answer: str
 
     def question(self, principle: str) -> str:
-        """The human turn with the principle, on its own line, in the first slot. Texts hold braces:
-        no format()."""
-        before, _, after = self.prompt.partition(SLOT)
-        return f"{before}\n{principle}{after}"
+        """The human turn with a principle, as the feedback stage asks before a chain."""
+        return choices.question(self.dialogue, principle, self.options, options_heading=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +101,20 @@ class Constitution:
 
     critique_principles: tuple[CritiquePrinciple, ...]
     comparison_principles: tuple[ComparisonPrinciple, ...]
-    critique_examples: tuple[Example, ...]
+    critique_examples: tuple[CritiqueExample, ...]
     comparison_examples: tuple[ComparisonExample, ...]
     chain_examples: tuple[ChainExample, ...]
+
+
+ITEMS = {
+    "critique_principles": CritiquePrinciple,
+    "comparison_principles": ComparisonPrinciple,
+    "critique_examples": CritiqueExample,
+    "comparison_examples": ComparisonExample,
+    "chain_examples": ChainExample,
+}
+KEYS = tuple(ITEMS)
+PRINCIPLES, EXAMPLES = KEYS[:2], KEYS[2:]
 
 
 def load_constitution(source: str = "embedded") -> Constitution:
@@ -110,48 +124,18 @@ def load_constitution(source: str = "embedded") -> Constitution:
     Raises UserError `file: field '…': …` for whatever is missing, misspelt, of another type, blank,
     or there twice.
     """
-    tables = _tables(source)
-    if missing := [key for key in KEYS[2:] if key not in tables]:
-        embedded = _merged([(EMBEDDED / "examples.json", read_json(EMBEDDED / "examples.json"))])
-        tables |= {key: embedded[key] for key in missing}
-    return Constitution(**{key: _rows(key, *tables[key]) for key in KEYS})
+    lists = _lists(source)
+    if missing := missing_examples(source):
+        embedded = _lists("embedded")
+        lists |= {key: embedded[key] for key in missing}
+    return Constitution(**{key: _items(key, *lists[key]) for key in KEYS})
 
 
 def missing_examples(source: str) -> list[str]:
     """The kinds of worked examples that `source` lacks, for which the embedded ones are taken:
     "critique_examples", …"""
-    tables = _tables(source)
-    return [key for key in KEYS[2:] if key not in tables]
-
-
-def _tables(source: str) -> dict:
-    """Key → (file, rows) of everything that the source itself holds, unchecked but for the lists of
-    principles."""
-    path = EMBEDDED if source == "embedded" else Path(source)
-    if path.is_dir():
-        if (path / "principles.json").is_file():
-            files = [
-                file
-                for file in (path / "principles.json", path / "examples.json")
-                if file.is_file()
-            ]
-            tables = _merged([(file, read_json(file)) for file in files])
-        else:
-            tables = {
-                key: (path / name, rows)
-                for key, (name, rows) in official.read_tables(path, read_json).items()
-            }
-    elif path.is_file():
-        tables = _merged([(path, read_json(path))])
-    else:
-        raise UserError(
-            f"{source}: no such constitution; expected 'embedded', a JSON file or a directory "
-            "of them"
-        )
-    for key in KEYS[:2]:
-        if key not in tables:
-            raise UserError(f"{located(path, field=key)}: missing; expected a list of principles")
-    return tables
+    lists = _lists(source)
+    return [key for key in EXAMPLES if key not in lists]
 
 
 def read_json(path: Path):
@@ -161,150 +145,88 @@ def read_json(path: Path):
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{located(path, error.lineno)}: not valid JSON ({error.msg}, column {error.colno})"
-        ) from error
+        where = located(path, error.lineno)
+        raise UserError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON in UTF-8 ({error})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _merged(files: list[tuple[Path, object]]) -> dict:
-    """Key → (file, rows) over several files of our schema."""
-    tables = {}
-    for path, value in files:
-        if not isinstance(value, dict):
-            raise UserError(f"{path}: expected a JSON object with {', '.join(KEYS)}")
-        for key, rows in value.items():
-            if key not in KEYS:
-                raise UserError(
-                    f"{located(path, field=key)}: unknown; expected one of {', '.join(KEYS)}"
-                )
-            if key in tables:
-                raise UserError(
-                    f"{located(path, field=key)}: is in {tables[key][0]} as well; keep one of them"
-                )
-            tables[key] = path, rows
-    return tables
-
-
-def _rows(key: str, path: Path, rows) -> tuple:
-    """The checked rows of one list as their dataclass."""
-    if not isinstance(rows, list) or (not rows and key.endswith("principles")):
-        raise UserError(f"{located(path, field=key)}: expected a non-empty list")
-    make = {
-        "critique_principles": _critique_principle,
-        "comparison_principles": _comparison_principle,
-        "critique_examples": _critique_example,
-        "comparison_examples": _comparison_example,
-        "chain_examples": _chain_example,
-    }[key]
-    result, ids = [], set()
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise UserError(f"{located(path, field=f'{key}[{number}]')}: expected an object")
-        read = _Reader(path, f"{key}[{number}]", row)
-        item = make(read)
-        read.done()
-        if item.id in ids:
-            raise read.error("id", f"'{item.id}' was there before; ids must differ")
-        ids.add(item.id)
-        result.append(item)
-    return tuple(result)
-
-
-class _Reader:
-    """The fields of one row, each checked as it is read; a field that nothing read is a misspelt
-    one."""
-
-    def __init__(self, path: Path, name: str, row: dict):
-        self.path, self.name, self.row, self.read = path, name, row, set()
-
-    def error(self, name: str, message: str) -> UserError:
-        return UserError(f"{located(self.path, field=f'{self.name}.{name}')}: {message}")
-
-    def value(self, name: str):
-        self.read.add(name)
-        if name not in self.row:
-            raise self.error(name, "missing")
-        return self.row[name]
-
-    def text(self, name: str) -> str:
-        value = self.value(name)
-        if not isinstance(value, str) or not value.strip():
-            raise self.error(name, "expected text that is not blank")
-        return value.strip()
-
-    def dialogue(self) -> Dialogue:
-        where = located(self.path, field=f"{self.name}.dialogue")
-        dialogue = dialogue_from_json(self.value("dialogue"), where)
-        if dialogue[-1].role != "human" or any(
-            message.role not in DIALOGUE_ROLES for message in dialogue
-        ):
-            raise UserError(
-                f"{where}: expected turns among {', '.join(DIALOGUE_ROLES)}, ending in a human turn"
-            )
-        return dialogue
-
-    def done(self):
-        if unknown := sorted(self.row.keys() - self.read):
-            raise self.error(unknown[0], f"unknown; expected {', '.join(sorted(self.read))}")
-
-
-def _critique_principle(read: _Reader) -> CritiquePrinciple:
-    return CritiquePrinciple(
-        read.text("id"), read.text("critique_request"), read.text("revision_request")
-    )
-
-
-def _comparison_principle(read: _Reader) -> ComparisonPrinciple:
-    return ComparisonPrinciple(read.text("id"), read.text("text"))
-
-
-def _critique_example(read: _Reader) -> Example:
-    turns = tuple(
-        Message("assistant" if name == "response" else name, read.text(name))
-        for name in ("response", "critique_request", "critique", "revision_request", "revision")
-    )
-    return Example(read.text("id"), read.dialogue() + turns)
-
-
-def _comparison_example(read: _Reader) -> ComparisonExample:
-    return ComparisonExample(
-        read.text("id"), read.dialogue(), read.text("chosen"), read.text("rejected")
-    )
-
-
-def _chain_example(read: _Reader) -> ChainExample:
-    prompt = _chain_prompt(read)
-    answer = read.text("answer")
-    if answer not in ("A", "B"):
-        raise read.error("answer", "expected 'A' or 'B'")
-    return ChainExample(read.text("id"), prompt, read.text("reasoning"), answer)
-
-
-def _chain_prompt(read: _Reader) -> str:
-    """A row of ours as the question that the feedback stage asks before a chain
-    (`cai_jax.data.choices.question`)."""
-    dialogue, options = read.dialogue(), read.value("options")
-    texts = (
-        [text for text in options if isinstance(text, str) and text.strip()]
-        if isinstance(options, list)
-        else []
-    )
-    if len(texts) != 2 or len(options) != 2:
-        raise read.error("options", "expected a list of two texts")
-    said = "\n\n".join(f"{message.role.capitalize()}: {message.text}" for message in dialogue)
-    if SLOT in said:
-        raise read.error(
-            "dialogue",
-            f"contains '{SLOT}', which is where the principle goes; write it another way",
+def _lists(source: str) -> dict[str, tuple[Path, list]]:
+    """Key → (file, objects) of everything that the source itself holds, unchecked but for the keys
+    and both lists of principles."""
+    path = EMBEDDED if source == "embedded" else Path(source)
+    own = [path / "principles.json", path / "examples.json"] if path.is_dir() else [path]
+    if not path.exists():
+        raise UserError(
+            f"{source}: no such constitution; expected 'embedded', a JSON file or a directory of "
+            "them"
         )
-    shown = "\n".join(
-        f"({letter}) {text.strip()}" for letter, text in zip("AB", texts, strict=True)
-    )
-    return (
-        "Consider the following conversation between a human and an "
-        f"assistant:\n{said}{SLOT}\n{shown}"
-    )
+    if not own[0].is_file():
+        lists = {
+            key: (path / name, objects)
+            for key, (name, objects) in official.read(path, read_json).items()
+        }
+    else:
+        lists = {}
+        for file in filter(Path.is_file, own):
+            value = read_json(file)
+            if not isinstance(value, dict):
+                raise UserError(f"{file}: expected a JSON object with {', '.join(KEYS)}")
+            for key, objects in value.items():
+                where = located(file, field=key)
+                if key not in KEYS:
+                    raise UserError(f"{where}: unknown; expected one of {', '.join(KEYS)}")
+                if key in lists:
+                    raise UserError(f"{where}: is in {lists[key][0]} as well; keep one of them")
+                lists[key] = file, objects
+    for key in PRINCIPLES:
+        if key not in lists:
+            raise UserError(f"{located(path, field=key)}: missing; expected a list of principles")
+    return lists
+
+
+def _items(key: str, path: Path, objects) -> tuple:
+    """The checked objects of one list as their dataclass."""
+    if not isinstance(objects, list) or (not objects and key in PRINCIPLES):
+        raise UserError(f"{located(path, field=key)}: expected a non-empty list")
+    names = [field.name for field in dataclasses.fields(ITEMS[key])]
+    items: dict[str, object] = {}
+    for number, values in enumerate(objects):
+        where = f"{key}[{number}]"
+        if not isinstance(values, dict):
+            raise UserError(f"{located(path, field=where)}: expected an object")
+        checked = {n: _value(values, n, located(path, field=f"{where}.{n}")) for n in names}
+        if unknown := sorted(values.keys() - set(names)):
+            here = located(path, field=f"{where}.{unknown[0]}")
+            raise UserError(f"{here}: unknown; expected {', '.join(sorted(names))}")
+        if checked["id"] in items:
+            here = located(path, field=f"{where}.id")
+            raise UserError(f"{here}: '{checked['id']}' was there before; ids must differ")
+        items[checked["id"]] = ITEMS[key](**checked)
+    return tuple(items.values())
+
+
+def _value(values: dict, name: str, where: str):
+    """The field `name` of an object, checked."""
+    if name not in values:
+        raise UserError(f"{where}: missing")
+    value = values[name]
+    if name == "dialogue":
+        dialogue = dialogue_from_json(value, where)
+        known = all(message.role in DIALOGUE_ROLES for message in dialogue)
+        if not known or dialogue[-1].role != "human":
+            roles = ", ".join(DIALOGUE_ROLES)
+            raise UserError(f"{where}: expected turns among {roles}, ending in a human turn")
+        return dialogue
+    if name == "options":
+        is_pair = isinstance(value, list) and len(value) == 2
+        if not is_pair or not all(isinstance(text, str) and text.strip() for text in value):
+            raise UserError(f"{where}: expected a list of two texts")
+        return tuple(text.strip() for text in value)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: expected text that is not blank")
+    if name == "answer" and value.strip() not in ("A", "B"):
+        raise UserError(f"{where}: expected 'A' or 'B'")
+    return value.strip()
