@@ -65,7 +65,7 @@ def export(
     from cai_jax.models import lora
     from cai_jax.models import params as params_lib
     from cai_jax.reporting.run_data import Run
-    from cai_jax.stages.context import StageContext
+    from cai_jax.textmodels.loader import ModelLoader
 
     run = Run(workdir)
     name = find_stage(run, what)
@@ -82,8 +82,7 @@ def export(
     mesh = sharding.make_mesh(
         {"data": 1, "fsdp": -1, "tensor": 1}
     )  # that of the run may have needed more devices
-    context = StageContext("export", ml_collections.ConfigDict(), config, run.path, None, {}, mesh)
-    model = context.load_model(reference, role["kind"])
+    model = ModelLoader(config, run.path, mesh).load(reference, role["kind"])
     facts = {
         "stage": reference,
         "initialised from": role.get("initialised_from"),

@@ -17,8 +17,9 @@ from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.io.metrics import read_rows
 from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.seeds import row_key
-from cai_jax.stages.context import StageContext
-from cai_jax.structs import Dialogue, Message, SampleRequest, SamplingParams
+from cai_jax.structs import Dialogue, Message
+from cai_jax.textmodels.loader import ModelLoader
+from cai_jax.textmodels.protocol import Sampling, Turn
 
 
 class Run:
@@ -34,18 +35,8 @@ class Run:
                 f"cai_jax.main --workdir={path}"
             )
         self.config = ml_collections.ConfigDict(saved["config"])
-        mesh = sharding.make_mesh(
-            {"data": -1, "fsdp": 1, "tensor": 1}
-        )  # of this machine, not of the run's
-        self.context = StageContext(
-            "notebook",
-            ml_collections.ConfigDict(),
-            self.config,
-            self.path,
-            artefacts.StageDirectory(self.path),
-            {},
-            mesh,
-        )
+        mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})  # of this machine
+        self.models = ModelLoader(self.config, self.path, mesh)
 
     def records(self, stage: str, name: str = "records") -> list[dict]:
         """The finished records of a stage, sorted by id."""
@@ -61,15 +52,7 @@ class Run:
 
     def reward_model(self, reference: str = "@pm") -> RewardModel:
         """Its `score(dialogues)` gives float32 [n]; every dialogue ends in an answer."""
-        model = self.context.load_model(reference, "reward")
-        return RewardModel(
-            model.params,
-            model.config,
-            model.format,
-            self.context.mesh,
-            model.normalisation,
-            reads_cut=model.reads_cut,
-        )
+        return self.models.preference_model(reference)
 
     def sample(
         self,
@@ -80,30 +63,33 @@ class Run:
         temperature: float = 1.0,
         seed: int = 0,
     ) -> list[str]:
-        """One answer a prompt, in their order. The random numbers depend on prompt and seed only,
-        so that models can be compared; a prompt that does not fit the context is answered with
-        ""."""
-        model = self.context.load_model(reference)
-        engine = self.context.engine(model)
-        requests = []
-        for number, prompt in enumerate(prompts):
-            dialogue = (Message("human", prompt),) if isinstance(prompt, str) else tuple(prompt)
-            key = row_key(seed, "notebook", 0, stable_id(dialogue), 0)
-            requests.append(SampleRequest(str(number), model.format.prompt(dialogue), key))
-        fitting = [request for request in requests if engine.fits(request, max_new_tokens)]
-        sampling = SamplingParams(
-            max_new_tokens, temperature, stop_strings=model.format.stop_strings("assistant")
-        )
-        texts = {done.id: done.text.strip() for done in engine.generate(fitting, sampling)}
-        return [texts.get(request.id, "") for request in requests]
+        """One answer a prompt, in their order; "" where a prompt does not fit the context. Random
+        numbers depend on prompt and seed only, so that models can be compared.
+
+        Args:
+          reference: the model.
+          prompts: dialogues, or texts of a human turn.
+          max_new_tokens: of an answer.
+          temperature: 0 is greedy.
+          seed: of the random numbers.
+        """
+        turns = []
+        for number, prompt in enumerate(map(as_dialogue, prompts)):
+            key = row_key(seed, "notebook", 0, stable_id(prompt), 0)
+            turns.append(Turn(str(number), prompt, key))
+        model = self.models.text_model(reference)
+        answers = model.generate(turns, Sampling(max_new_tokens, temperature))
+        texts = {answer.id: answer.text for answer in answers}
+        return [texts[turn.id] for turn in turns]
+
+
+def as_dialogue(prompt: str | Dialogue) -> Dialogue:
+    return (Message("human", prompt),) if isinstance(prompt, str) else tuple(prompt)
 
 
 def answered(prompt: str | Dialogue, answer: str) -> Dialogue:
     """The dialogue of a prompt and its answer, as a reward model reads it."""
-    return (
-        *((Message("human", prompt),) if isinstance(prompt, str) else tuple(prompt)),
-        Message("assistant", answer),
-    )
+    return (*as_dialogue(prompt), Message("assistant", answer))
 
 
 def correlation(a: Sequence[float], b: Sequence[float]) -> float:

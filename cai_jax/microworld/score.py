@@ -5,6 +5,7 @@ python -m cai_jax.microworld.score [--model DIRECTORY] [--count N]
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -20,7 +21,10 @@ from cai_jax.microworld.language import REQUESTS, request
 from cai_jax.microworld.oracle import VERDICTS, judge
 from cai_jax.models import hf
 from cai_jax.seeds import row_key
-from cai_jax.structs import Dialogue, Message, SampleRequest, SamplingParams, ScoreRequest
+from cai_jax.structs import Dialogue, Message
+from cai_jax.textmodels import questions
+from cai_jax.textmodels.local import LocalTextModel
+from cai_jax.textmodels.protocol import Question, Sampling, Turn
 
 CATEGORIES = ("harmful", "look_alike", "plain", "mixed")
 
@@ -29,34 +33,41 @@ class Subject:
     """A model that is asked things at temperature 1."""
 
     def __init__(self, params, config, format: DialogueFormat, seed: int = 0):
-        self.format, self.seed, self.asked = format, seed, 0
-        self.engine = Engine(
-            params, config, format, options=EngineOptions(batch_size=64, chunk_steps=8)
+        options = EngineOptions(batch_size=64, chunk_steps=8)
+        self.model = LocalTextModel(
+            "subject",
+            format,
+            config.max_length,
+            lambda: Engine(params, config, format, None, options),
         )
-
-    def sample(
-        self, prompts: Sequence, role: str = "assistant", max_new_tokens: int = 64
-    ) -> list[str]:
-        """One text for each prompt (token segments), in order."""
-        self.asked += 1
-        sampling = SamplingParams(max_new_tokens, stop_strings=self.format.stop_strings(role))
-        requests = [
-            SampleRequest(str(number), segments, row_key(self.seed, "score", self.asked, number))
-            for number, segments in enumerate(prompts)
-        ]
-        texts = {done.id: done.text for done in self.engine.generate(requests, sampling)}
-        return [texts[str(number)] for number in range(len(prompts))]
+        self.seed, self.asked = seed, 0
 
     def reply(self, dialogues: Sequence[Dialogue], role: str = "assistant") -> list[str]:
-        return self.sample(
-            [self.format.prompt(dialogue, reply=role) for dialogue in dialogues], role
+        """A turn of `role` after each dialogue, in order."""
+        return self._texts(
+            [Turn(str(n), dialogue, None, role) for n, dialogue in enumerate(dialogues)]
         )
 
-    def choose(self, requests: Sequence[ScoreRequest]) -> list[float]:
-        """P(A) for each request of two options, named by its number."""
-        logprobs = {done.id: done.logprobs for done in self.engine.score(requests)}
-        pairs = [logprobs[str(number)] for number in range(len(requests))]
+    def think(self, asked: Sequence[str]) -> list[str]:
+        """A chain of thought on each question, in order."""
+        return self._texts([questions.chain(str(n), text, None) for n, text in enumerate(asked)])
+
+    def choose(self, asked: Sequence[Question]) -> list[float]:
+        """P(A) for each question of two options, named by its number."""
+        logprobs = {choice.id: choice.logprobs for choice in self.model.choose(asked)}
+        pairs = [logprobs[str(number)] for number in range(len(asked))]
         return [float(1 / (1 + np.exp(b - a))) for a, b in pairs]
+
+    def _texts(self, turns: Sequence[Turn], max_new_tokens: int = 64) -> list[str]:
+        self.asked += 1
+        turns = [
+            dataclasses.replace(turn, key=row_key(self.seed, "score", self.asked, number))
+            for number, turn in enumerate(turns)
+        ]
+        texts = {
+            done.id: done.text for done in self.model.generate(turns, Sampling(max_new_tokens))
+        }
+        return [texts[turn.id] for turn in turns]
 
 
 def draw(dice: documents.Dice, category: str, count: int) -> list[tuple]:
@@ -132,23 +143,18 @@ def judging(subject: Subject, count: int, general: bool, seed: int = 3) -> dict[
         choices.question(dialogue, principle, responses)
         for dialogue, principle, responses, _ in items
     ]
-    requests = [
-        choices.choice_request(str(number), subject.format, (), question, choices.ANSWERS)
-        for number, question in enumerate(asked)
-    ]
-    plain = np.array(subject.choose(requests)) > 0.5
+    plain = np.array(
+        subject.choose([questions.choice(str(n), text) for n, text in enumerate(asked)])
+    )
     asked = [
         choices.question(dialogue, principle, responses, False)
         for dialogue, principle, responses, _ in items
     ]
-    chains = subject.sample(
-        [choices.chain_segments(subject.format, (), question) for question in asked]
+    chains = enumerate(zip(asked, subject.think(asked), strict=True))
+    thought = np.array(
+        subject.choose([questions.after_chain(str(n), text, chain) for n, (text, chain) in chains])
     )
-    last = [
-        choices.chain_request(str(number), subject.format, (), question, chain, choices.ANSWERS)
-        for number, (question, chain) in enumerate(zip(asked, chains, strict=True))
-    ]
-    thought = np.array(subject.choose(last)) > 0.5
+    plain, thought = plain > 0.5, thought > 0.5
     return {
         "plain": float(np.mean(plain == right)),
         "plain_large": float(np.mean((plain == right)[large])),
