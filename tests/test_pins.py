@@ -12,7 +12,7 @@ from etils import epath
 from cai_jax.errors import UserError
 from cai_jax.main import parse
 from cai_jax.pipeline import graph as pipeline
-from cai_jax.pipeline import pins
+from cai_jax.pipeline import identity
 
 OLD, NEW = "a" * 40, "b" * 40
 
@@ -62,7 +62,7 @@ def test_a_run_keeps_the_commits_it_began_with(tmp_path, heads):
     heads["head"] = OLD
     source = "hf:org/set/plain#prompt=text + hf:org/other@v1[train:5]+embedded:helpful"
     config = config_of(a=source)
-    pinned = pins.fix(config, epath.Path(tmp_path))
+    pinned = identity.pin(config, epath.Path(tmp_path))
     assert config.models.base == f"org/name@{OLD}" and config.models.judge == "base"
     expected = f"hf:org/set/plain@{OLD}#prompt=text + hf:org/other@{OLD}[train:5]+embedded:helpful"
     assert config.graph.a.prompts.source == expected
@@ -71,17 +71,17 @@ def test_a_run_keeps_the_commits_it_began_with(tmp_path, heads):
         ("org/other", "dataset", "v1"),
         ("org/set", "dataset", "refs/convert/parquet"),
     ]
-    pins.save(pinned, epath.Path(tmp_path))
+    identity.save_pins(pinned, epath.Path(tmp_path))
     heads.update(head=NEW, asked=[])
     again = config_of(a=source)
-    assert pins.fix(again, epath.Path(tmp_path)) == pinned and not heads["asked"]
+    assert identity.pin(again, epath.Path(tmp_path)) == pinned and not heads["asked"]
     assert again.graph.a.prompts.source == expected and again.models.base == f"org/name@{OLD}"
 
 
 def test_marks_of_a_name_keep_their_backslashes(tmp_path, heads):
     heads["head"] = OLD
     config = config_of(a=r"hf:org/set/c\+\+@v1#prompt=text+hf:org/set")
-    pins.fix(config, epath.Path(tmp_path))
+    identity.pin(config, epath.Path(tmp_path))
     expected = rf"hf:org/set/c\+\+@{OLD}#prompt=text+hf:org/set@{OLD}"
     assert config.graph.a.prompts.source == expected
 
@@ -90,7 +90,7 @@ def test_a_commit_in_the_config_stays_and_other_stages_are_not_asked_for(tmp_pat
     heads["head"] = OLD
     config = config_of(a=f"hf:org/set@{NEW}", b="hf:org/unused")
     config.models.base = f"org/name@{NEW}"
-    pins.fix(config, epath.Path(tmp_path))
+    identity.pin(config, epath.Path(tmp_path))
     assert config.graph.a.prompts.source == f"hf:org/set@{NEW}"
     assert config.graph.b.prompts.source == "hf:org/unused" and not heads["asked"]
 
@@ -98,11 +98,11 @@ def test_a_commit_in_the_config_stays_and_other_stages_are_not_asked_for(tmp_pat
 def test_without_a_network_what_was_fetched_counts_or_a_line_says_so(tmp_path, heads, capsys):
     heads.update(head=None, fetched=OLD)
     config = config_of(a="embedded:helpful")
-    pins.fix(config, epath.Path(tmp_path))
+    identity.pin(config, epath.Path(tmp_path))
     assert config.models.base == f"org/name@{OLD}"
     del heads["fetched"]
     config = config_of(a="embedded:helpful")
-    pins.fix(config, epath.Path(tmp_path))
+    identity.pin(config, epath.Path(tmp_path))
     assert config.models.base == "org/name"
     assert "config.models.base: 'org/name' names no commit" in capsys.readouterr().err
 
@@ -111,7 +111,7 @@ def test_local_directories_are_not_the_hubs(tmp_path, heads, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
     config = config_of(a="hf:org/name")
-    pins.fix(config, epath.Path(tmp_path))
+    identity.pin(config, epath.Path(tmp_path))
     assert config.models.base == "org/name" and config.graph.a.prompts.source == "hf:org/name"
 
 
@@ -119,12 +119,12 @@ def test_the_day_on_which_a_run_began_is_kept(tmp_path, heads, tiny_model):
     heads.update(head=None, fetched=OLD)
     path, today = epath.Path(tmp_path / "run"), datetime.date.today().isoformat()
     config = config_of(a="embedded:helpful")
-    assert pins.fix(config, path)["date"] == today == config.date
-    pins.save({"date": "2026-01-02", "revisions": {}}, path)
+    assert identity.pin(config, path)["date"] == today == config.date
+    identity.save_pins({"date": "2026-01-02", "revisions": {}}, path)
     config = config_of(a="embedded:helpful")
-    pins.fix(config, path)
+    identity.pin(config, path)
     assert config.date == "2026-01-02"
-    assert json.loads((path / pins.FILE).read_text())["date"] == "2026-01-02"
+    assert json.loads((path / identity.PINNED).read_text())["date"] == "2026-01-02"
 
 
 def marks(model, date) -> str:

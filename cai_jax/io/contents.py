@@ -41,26 +41,22 @@ def user_cache() -> pathlib.Path | None:
 def of_file(path) -> str:
     """The digest of a file's contents, from the cache where its state is one that was seen before.
 
-    Raises OSError where the file cannot be read.
+    Raises:
+      OSError: the file cannot be read.
     """
-    if "://" in str(path):
-        with epath.Path(path).open("rb") as file:
-            return _read(file)[:DIGITS]
-    before = os.stat(path)
-    if before.st_size < KEPT_FROM:
-        with open(path, "rb") as file:
-            return _read(file)[:DIGITS]
-    entry = _entry(path, before)
+    before = None if "://" in str(path) else os.stat(path)
+    entry = _entry(path, before) if before and before.st_size >= KEPT_FROM else None
     with contextlib.suppress(OSError, ValueError):
         known = entry.read_text(encoding="ascii") if entry else ""
         if re.fullmatch("[0-9a-f]{64}", known):
             return known[:DIGITS]
-    with open(path, "rb") as file:
+    with epath.Path(path).open("rb") as file:
         digest = _read(file)
-    after = os.stat(path)
-    settled = time.time() - max(after.st_mtime, after.st_ctime) > SETTLED_SECONDS
-    if entry and settled and _entry(path, after) == entry:
-        _keep(entry, digest)
+    if entry:
+        after = os.stat(path)
+        settled = time.time() - max(after.st_mtime, after.st_ctime) > SETTLED_SECONDS
+        if settled and _entry(path, after) == entry:
+            _keep(entry, digest)
     return digest[:DIGITS]
 
 
@@ -74,20 +70,17 @@ def _read(file) -> str:
 def _entry(path, state: os.stat_result) -> pathlib.Path | None:
     """The cache file for a file in this state."""
     cache = user_cache()
-    if cache is None:
-        return None
     numbers = (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_dev)
     name = os.fsencode(os.path.realpath(path)) + b"\0" + repr(numbers).encode()
-    return cache / "digests" / hashlib.sha256(name).hexdigest()
+    return cache and cache / "digests" / hashlib.sha256(name).hexdigest()
 
 
 def _keep(entry: pathlib.Path, digest: str) -> None:
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=entry.parent)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        with tempfile.NamedTemporaryFile("w", dir=entry.parent, delete=False) as file:
             file.write(digest)
-        os.replace(temporary, entry)
+        os.replace(file.name, entry)
 
 
 def of_files(files: Mapping[str, object]) -> dict[str, str]:
@@ -98,16 +91,17 @@ def of_files(files: Mapping[str, object]) -> dict[str, str]:
         return dict(zip(names, digests, strict=True))
 
 
-def of_folder(directory) -> dict[str, str]:
-    """relative name → digest of all files below a data directory, hidden ones and texts about the
-    data left out."""
+def of_folder(directory, pattern: str = "**/*") -> dict[str, str]:
+    """relative name → digest of the files of a data directory, hidden ones and texts about the data
+    left out."""
     directory = pathlib.Path(directory)
+    paths = [path for path in directory.glob(pattern) if path.is_file()]
+    names = {path.relative_to(directory): path for path in paths}
     return of_files(
         {
-            path.relative_to(directory).as_posix(): path
-            for path in directory.rglob("*")
-            if path.is_file()
-            and not any(UNREAD.fullmatch(part) for part in path.relative_to(directory).parts)
+            name.as_posix(): path
+            for name, path in names.items()
+            if not any(UNREAD.fullmatch(part) for part in name.parts)
         }
     )
 

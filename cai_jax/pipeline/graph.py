@@ -29,7 +29,7 @@ from cai_jax.data import templates
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, lock, memory, preemption, progress, where
 from cai_jax.models import lora
-from cai_jax.pipeline import changes, identity, limits, pins, preflight
+from cai_jax.pipeline import changes, identity, limits, preflight
 from cai_jax.stages.context import StageContext, resolve_role
 from cai_jax.training import profiling
 
@@ -250,7 +250,7 @@ def run(
     """
     check_values(config)
     run_path = epath.Path(workdir)
-    pinned = pins.fix(config, run_path)
+    pinned = identity.pin(config, run_path)
     nodes, given = build_graph(config), config
     require_same(nodes)
     config = resolve(config)
@@ -276,7 +276,7 @@ def run(
         for damage in damaged:
             if damage.stage not in changed.stages:
                 mend(run_path, damage)
-        pins.save(pinned, run_path)
+        identity.save_pins(pinned, run_path)
         if describe and artefacts.is_writer():
             artefacts.write_json(run_path / "config.json", describe())
         rows, names = [], sorted(config.stages, key=list(nodes).index)

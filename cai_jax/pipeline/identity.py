@@ -1,79 +1,96 @@
-"""What the references in a config name, by content: the one function behind every fingerprint is
-`of`.
+"""What the references in a config name: by content, so that every fingerprint depends on what is
+read and not on how it is called; and pinned, where a name means something else every day.
 
-    reference                          is identified by
-    FILE, FILE#field=column            the contents, and the file's own name: rows without an id are named after it
-    DIRECTORY of data, hf:DIRECTORY    the contents of its files by relative name, and the directory's own name
-    embedded, embedded:NAME            the contents of the project's files
-    tfds:NAME[@DIRECTORY]              the prepared files
-    hf:ORG/NAME@COMMIT, org/name@COMMIT  the commit (an unpinned revision gets one when a run begins: `pins.py`)
-    a model directory, gs://…          the contents of weights, configs, tokenizer and templates, whatever it is called
-    random:DIRECTORY                   the same without weights: these come from the run's seed
-    responses:FILE                     the file
-    python:module.function             the module's source, and that of modules it imports from its own directory
-    a+b                                both, in this order
+    reference                            is identified by
+    FILE, FILE#field=column              contents and the file's own name: rows without an id have it
+    DIRECTORY of data, hf:DIRECTORY      contents of its files by relative name, and its own name
+    embedded, embedded:NAME              contents of the project's files
+    tfds:NAME[@DIRECTORY]                the prepared files
+    hf:ORG/NAME@COMMIT, org/name@COMMIT  the commit
+    a model directory, gs://…            contents of weights, configs, tokenizer and templates
+    random:DIRECTORY                     the same without weights, which come from the run's seed
+    responses:FILE                       the file
+    python:module.function               the module's source, and of its neighbours that it imports
+    a+b                                  both, in this order
 
 Neither the spelling of a path nor moving a directory makes a difference; links are followed.
+
+RUN/pinned.json holds what would change from one day to the next (`pin`): the commits of hub names
+that name none, and the day on which the run began, for templates that write the date. Delete the
+file, and run with --config.on_change=redo, to take what is newest.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import datetime
 import importlib.util
 import os
 import pathlib
+import re
+from collections.abc import Iterator
+
+import ml_collections
 
 import cai_jax
+from cai_jax import references
 from cai_jax.configuration import fields
 from cai_jax.configuration.run import names_of
-from cai_jax.data import sources
+from cai_jax.data import hub, sources
 from cai_jax.errors import UserError
-from cai_jax.io import artefacts, contents
-from cai_jax.models import hf
+from cai_jax.io import artefacts, contents, progress
+from cai_jax.models import remote
 
 MODEL_FIELDS = names_of(fields.Model)
 # Texts that name nothing outside the config, even where a file of that name happens to be in the
 # working directory.
 PLAIN_FIELDS = {*names_of(fields.Choice, fields.Word), "kind", "seed"}
-MAX_LISTED = 200  # files of a reference that a manifest names one by one
-CODE, EMBEDDED, RANDOM = "python:", "embedded", "random:"
+MAX_LISTED = 200  # files of a reference that a manifest names individually
+PINNED = "pinned.json"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SECONDS = 10  # that the hub has for an answer
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """Something on disk that a reference names.
-
-    `where` is the path as it was spelled, for messages; `files` holds the digests by relative name
-    ("" for a file).
-    """
+class OnDisk:
+    """A file or directory that a reference names: the path as it was spelled, for messages, and the
+    digests of its files by relative name ("" for a file)."""
 
     where: str
     digest: str
     files: dict[str, str]
 
-    def to_json(self) -> dict:
-        files = self.files if len(self.files) <= MAX_LISTED else {}
-        return {"where": self.where, "digest": self.digest, "files": files}
-
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """`text`: the reference with contents in the place of paths; `parts`: what it names on disk."""
+    """`text`: the reference with contents in place of paths; `parts`: what it names on disk."""
 
     text: str
-    parts: tuple[Part, ...]
+    parts: tuple[OnDisk, ...] = ()
 
     def to_json(self) -> dict:
-        return {"text": self.text, "parts": [part.to_json() for part in self.parts]}
+        parts = [dataclasses.asdict(part) for part in self.parts]
+        shown = [
+            part if len(part["files"]) <= MAX_LISTED else part | {"files": {}} for part in parts
+        ]
+        return {"text": self.text, "parts": shown}
+
+
+def is_model_field(path: tuple[str, ...]) -> bool:
+    """Whether the field at `path` names a model or a role."""
+    return path[-1] in MODEL_FIELDS or "models" in path[:-1]
+
+
+def is_plain(path: tuple[str, ...]) -> bool:
+    """Whether the text at `path` is a word of ours, an item of a list of such words included."""
+    *above, field = [key for key in path if not key.isdecimal()]
+    return "models" not in above and field in PLAIN_FIELDS
 
 
 def changed_files(old: dict, new: dict) -> list[str]:
-    """What to say of files whose contents differ, where a field goes on naming the same path.
-
-    Args:
-      old, new: field → `Identity.to_json()`.
-    """
+    """A line a field that goes on naming the same path, whose contents differ. `old` and `new`:
+    field → `Identity.to_json()`."""
     changes = []
     for field in sorted(set(old) & set(new)):
         for before, after in zip(old[field]["parts"], new[field]["parts"], strict=False):
@@ -90,15 +107,7 @@ def changed_files(old: dict, new: dict) -> list[str]:
     return changes
 
 
-def is_model_field(path: tuple[str, ...]) -> bool:
-    """Whether the field at `path` names a model or a role."""
-    return path[-1] in MODEL_FIELDS or "models" in path[:-1]
-
-
-def is_plain(path: tuple[str, ...]) -> bool:
-    """Whether the text at `path` is a word of ours, an item of a list of such words included."""
-    *above, field = [key for key in path if not key.isdecimal()]
-    return "models" not in above and field in PLAIN_FIELDS
+# By content ---------------------------------------------------------------------------------------
 
 
 def of(reference: str, is_model: bool = False) -> Identity | None:
@@ -108,114 +117,93 @@ def of(reference: str, is_model: bool = False) -> Identity | None:
       reference: as in a config; roles are resolved before.
       is_model: a directory is then a model directory, and gs:// and hub names are models.
     Raises:
-      UserError: what it names is there and cannot be read.
+      UserError: what it names exists and cannot be read.
     """
-    if not reference or len(reference) > 4000 or "\0" in reference or reference.startswith("@"):
+    if not reference or len(reference) > sources.LONGEST or "\0" in reference:
         return None
+    parsed = references.parse(reference)
     try:
-        if is_model and (found := _model(reference)) is not None:
-            return found
-        if reference.startswith(CODE):
-            return _code(reference)
-        if reference == EMBEDDED:
-            return _folder(reference, pathlib.Path(cai_jax.__path__[0]) / "constitution", "*.json")
-        if "://" in reference:
+        if parsed.stage:
             return None
-        try:
-            named = sources.parse(reference)
-        except UserError:  # whoever reads it says what is wrong
-            return None
-        found = [_data(source) for source in named]
+        if is_model and (model := _model(parsed)):
+            return model
+        if parsed.kind == references.PYTHON:
+            return _code(parsed.name)
+        if reference == sources.EMBEDDED:
+            folder = pathlib.Path(cai_jax.__path__[0], "constitution")
+            return _read(f"folder {reference}", reference, contents.of_folder(folder, "*.json"))
+        return _data(reference)
     except OSError as error:
         where = error.filename or reference
         raise UserError(f"{where}: cannot be read ({error.strerror or error})") from error
-    if not any(item.parts for item in found):
-        return None
-    text = "+".join(item.text for item in found)
-    return Identity(text, tuple(part for item in found for part in item.parts))
 
 
-def _model(reference: str) -> Identity | None:
-    prefix = RANDOM if reference.startswith(RANDOM) else ""
-    name = reference.removeprefix(prefix)
-    folder = pathlib.Path(os.path.expanduser(name))
+def _read(text: str, where: str, files: dict[str, str], own_name: str = "") -> Identity:
+    digest = contents.combined([text, own_name, contents.combined(files)])
+    return Identity(f"{text} {digest}", (OnDisk(where, digest, files),))
+
+
+def _model(reference: references.Reference) -> Identity | None:
+    folder = pathlib.Path(reference.name).expanduser()
     if not folder.is_dir():
-        if "://" not in name or ":" in name.partition("://")[0]:
+        store, _, name = reference.name.partition("://")
+        if not name or ":" in store:
             return None
-        if name.startswith("hf://"):
-            return Identity(prefix + name.removeprefix("hf://"), ())
-        folder = pathlib.Path(hf.resolve(name))
-    files = contents.of_model(folder, weights=not prefix)
-    digest = contents.combined(files)
-    return Identity(f"{prefix}model {digest}", (Part(name.rstrip("/"), digest, files),))
+        if store == "hf":
+            return Identity(f"{reference.kind}{name}")
+        folder = pathlib.Path(remote.resolve(reference.name))
+    is_random = reference.kind == references.RANDOM
+    files = contents.of_model(folder, weights=not is_random)
+    return _read(f"{reference.kind}model", reference.name.rstrip("/"), files)
 
 
-def _data(source: sources.Source) -> Identity:
-    """Without parts where what it names is not there."""
-    options = dataclasses.asdict(source) | {"name": "", "written": ""}
-    path = source.path
-    if source.kind == sources.TFDS:
-        return _described(_tfds(source), options | {"at": ""})
-    if path is not None and path.is_dir():
-        return _described(_folder(source.name, path), options)
-    if path is not None and path.is_file():
-        return _described(_file(source.location, path), options)
-    return _described(None, options | {"name": source.name})
-
-
-def _described(found: Identity | None, options: dict) -> Identity:
-    """What was identified together with all else that the reference says: columns, split, limit."""
-    given = {key for key in ("split", "limit") if options[key] is not None}  # "[]" is not nothing
-    said = artefacts.dump({key: value for key, value in options.items() if value or key in given})
-    return Identity(f"{found.text if found else ''}{said}", found.parts if found else ())
-
-
-def _file(where: str, path: pathlib.Path) -> Identity:
-    digest = contents.combined({own_name(path): contents.of_file(path)})
-    return Identity(f"file {digest}", (Part(where, digest, {"": digest}),))
-
-
-def _folder(where: str, path: pathlib.Path, pattern: str = "") -> Identity:
-    if pattern:
-        files = contents.of_files({file.name: file for file in path.glob(pattern)})
-    else:
-        files = contents.of_folder(path)
-    digest = contents.combined([own_name(path), contents.combined(files)])
-    return Identity(f"folder {digest}", (Part(where.rstrip("/") or where, digest, files),))
-
-
-def own_name(path) -> str:
-    """The last name of a path, however it is spelled ("x/", "./x" and "." in x are all "x")."""
-    return pathlib.Path(os.path.abspath(path)).name
-
-
-def _tfds(source: sources.Source) -> Identity | None:
-    """The prepared files; the library, which takes seconds to import, is not needed for that."""
-    folder = source.at or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    dataset, _, version = source.name.partition(":")
-    path = pathlib.Path(os.path.expanduser(folder), dataset, version)
-    if not dataset or not path.is_dir():
+def _data(reference: str) -> Identity | None:
+    """Of the sources of an `a+b` text, with all else that it says: columns, split, limit."""
+    try:
+        named = [] if "://" in reference else sources.parse(reference)
+    except UserError:  # whoever reads it says what is wrong
         return None
-    files = contents.of_folder(path)
-    digest = contents.combined(files)
-    return Identity(f"{source.name} {digest}", (Part(str(path), digest, files),))
+    texts, parts = [], []
+    for source in named:
+        found = _source(source)
+        options = dataclasses.asdict(source) | {"written": ""}
+        options |= {"name": ""} if found else {}
+        options |= {"at": ""} if found and source.kind == sources.TFDS else {}
+        given = {name for name in ("split", "limit") if options[name] is not None}  # "[]" counts
+        shown = {name: value for name, value in options.items() if value or name in given}
+        texts.append(f"{found.text if found else ''}{artefacts.dump(shown)}")
+        parts += found.parts if found else ()
+    return Identity("+".join(texts), tuple(parts)) if parts else None
+
+
+def _source(source: sources.Source) -> Identity | None:
+    """The file or directory of a source, None where it is not there."""
+    path = source.path
+    if source.kind == sources.TFDS:  # the prepared files, without the library: it takes seconds
+        dataset, _, version = source.name.partition(":")
+        path = dataclasses.replace(source, name=dataset).path / version
+        known = dataset and path.is_dir()
+        return _read(source.name, str(path), contents.of_folder(path)) if known else None
+    own_name = pathlib.Path(os.path.abspath(path)).name if path else ""  # however it is spelled
+    if path and path.is_dir():
+        where = source.name.rstrip("/") or source.name
+        return _read("folder", where, contents.of_folder(path), own_name)
+    if path and path.is_file():
+        return _read("file", source.location, {"": contents.of_file(path)}, own_name)
+    return None
 
 
 def _code(name: str) -> Identity | None:
-    module = name.removeprefix(CODE).rpartition(".")[0]
+    module = name.rpartition(".")[0]
     try:
         spec = importlib.util.find_spec(module) if module else None
-    except (
-        Exception
-    ):  # a package's own code runs, and may raise anything; who imports it says what is wrong
+    except Exception:  # a package's own code runs, and may raise anything
         return None
     if spec is None or not spec.origin or not os.path.isfile(spec.origin):
         return None
     origin = pathlib.Path(spec.origin)
-    sources = {path.name: path for path in [origin, *sorted(_neighbours(origin))]}
-    files = contents.of_files(sources)
-    digest = contents.combined(files)
-    return Identity(f"{name} {digest}", (Part(str(origin.parent), digest, files),))
+    files = contents.of_files({path.name: path for path in [origin, *sorted(_neighbours(origin))]})
+    return _read(f"{references.PYTHON}{name}", str(origin.parent), files)
 
 
 def _neighbours(source: pathlib.Path) -> set[pathlib.Path]:
@@ -224,32 +212,147 @@ def _neighbours(source: pathlib.Path) -> set[pathlib.Path]:
     while waiting:
         try:
             tree = ast.parse(waiting.pop().read_bytes())
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-        ):  # compiled code, or a mistake that the import names
+        except (OSError, SyntaxError, ValueError):  # compiled, or a mistake that the import names
             continue
+        names = set()
         for node in ast.walk(tree):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module or "", *(alias.name for alias in node.names)]
-            parts = {part for name in names for part in name.split(".")}
-            for path in (source.parent / f"{part}.py" for part in parts if part):
-                if path.is_file() and path != source and path not in found:
-                    found.add(path)
-                    waiting.append(path)
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                dotted = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+                names |= {part for name in dotted for part in name.split(".") if part}
+        paths = {source.parent / f"{name}.py" for name in names} - found - {source}
+        paths = {path for path in paths if path.is_file()}
+        found |= paths
+        waiting += paths
     return found
 
 
 def writes_date(reference: str) -> bool:
     """Whether a chat template of a model writes today's date; of a model that is not on this
     machine it may."""
-    if hf.hub_name(reference) or "://" in reference:
+    if remote.hub_name(reference) or "://" in reference:
         return True
-    folder = pathlib.Path(os.path.expanduser(reference.removeprefix("random:")))
+    folder = pathlib.Path(references.parse(reference).name).expanduser()
     files = [folder / "tokenizer_config.json", *folder.glob("*.jinja")]
     files += (folder / contents.TEMPLATES).glob("*.jinja")
     return any(path.is_file() and b"strftime_now" in path.read_bytes() for path in files)
+
+
+# Pinned -------------------------------------------------------------------------------------------
+
+
+def pin(config: ml_collections.ConfigDict, run_path) -> dict:
+    """Puts commits behind the hub's names in `config`, and the date into it: those of
+    RUN/pinned.json, else today's.
+
+    Args:
+      config: changed in place: `models`, `topic` where there is one, and the stages of the graph.
+      run_path: the run's directory, which need not be there.
+    Returns:
+      What `save_pins` writes once the directory is known to be ours.
+    """
+    pins = {}
+    if artefacts.is_writer():
+        known = artefacts.read_json(run_path / PINNED) or {}
+        today = datetime.date.today().isoformat()
+        pins["date"] = config.get("date") or known.get("date") or today
+        revisions = known.get("revisions") or {}
+        if not isinstance(revisions, dict):
+            raise UserError(
+                f"{run_path / PINNED}: field 'revisions': expected an object; move it away"
+            )
+        pins["revisions"] = _revisions(config, revisions)
+    pins = artefacts.from_writer(pins)
+    for owner, key, path, _ in _strings(config):
+        for text, *_ in _unpinned(owner[key], path):
+            if commit := pins["revisions"].get(text):
+                owner[key] = _with_commit(owner[key], text, commit)
+    if "date" in config:
+        config.date = pins["date"]
+    return pins
+
+
+def save_pins(pins: dict, run_path) -> None:
+    """Writes RUN/pinned.json where it does not exist with the same contents."""
+    if artefacts.is_writer() and artefacts.read_json(run_path / PINNED) != pins:
+        artefacts.write_json(run_path / PINNED, pins)
+
+
+def _with_commit(value: str, text: str, commit: str) -> str:
+    """`value` with the commit behind the name `text`, whose marks may have backslashes there."""
+    spelled = "".join(
+        rf"\\?{re.escape(mark)}" if mark in "+#@[]," else re.escape(mark) for mark in text
+    )
+    return re.sub(
+        spelled + r"(?=$|[\s+#\[])",
+        lambda match: re.split(r"(?<!\\)@", match[0])[0] + f"@{commit}",
+        value,
+    )
+
+
+def _revisions(config, known: dict[str, str]) -> dict[str, str]:
+    """What is known and, for what a stage that is to be run may read, the commits of now."""
+    revisions = dict(known)
+    for owner, key, path, needed in _strings(config):
+        for text, name, repo_type, revision in _unpinned(owner[key], path):
+            if text in revisions or not needed:
+                continue
+            if commit := commit_of(name, repo_type, revision):
+                revisions[text] = commit
+                progress.say(f"{text}: commit {commit[:12]} is used for all of this run ({PINNED})")
+            else:
+                where = f"config.{'.'.join(path)}"
+                progress.warn(f"{where}: '{text}' names no commit, and none was to be had")
+    return revisions
+
+
+def _strings(config) -> Iterator[tuple[ml_collections.ConfigDict, str, tuple[str, ...], bool]]:
+    """(fields, key, path, whether a stage that is to be run may read it) of every string that may
+    be a reference."""
+    waiting = [((top,), config.get(top)) for top in ("models", "topic", "graph")]
+    while waiting:
+        path, owner = waiting.pop(0)
+        for key in owner or ():
+            if isinstance(owner[key], ml_collections.ConfigDict):
+                waiting.append(((*path, key), owner[key]))
+            elif isinstance(owner[key], str) and key not in PLAIN_FIELDS:
+                needed = path[0] != "graph" or len(path) == 1 or path[1] in config.stages
+                yield owner, key, (*path, key), needed
+
+
+def _unpinned(value: str, path: tuple[str, ...]) -> Iterator[tuple[str, str, str, str]]:
+    """(text, repository, its type, revision) of the hub's names in a reference that name no
+    commit."""
+    if path[0] == "models" or is_model_field(path):
+        name, revision = remote.hub_name(value) or ("", "")
+        if name and not COMMIT.fullmatch(revision):
+            text = value.removeprefix(references.RANDOM)
+            yield text, name, "model", revision or "main"
+        return
+    if not value.startswith(hub.HUB) and f"+{hub.HUB}" not in value.replace(" ", ""):
+        return
+    try:
+        named = sources.parse(value)
+    except UserError:  # whoever reads it says what is wrong
+        return
+    for source in named:
+        is_remote = source.kind == sources.HUB and not source.path.is_dir()
+        if is_remote and source.name.count("/") and not COMMIT.fullmatch(source.at):
+            repository = "/".join(source.name.split("/")[:2])
+            yield source.location, repository, "dataset", source.at or hub.CONVERTED
+
+
+def commit_of(name: str, repo_type: str, revision: str) -> str | None:
+    """The commit of a revision on the hub now, or of what was fetched of it before; None where
+    neither can be had."""
+    import huggingface_hub
+
+    where = {"repo_type": repo_type, "revision": revision}
+    try:
+        commit = huggingface_hub.HfApi().repo_info(name, timeout=SECONDS, **where).sha
+    except Exception:  # no network, or no such name
+        try:
+            folder = huggingface_hub.snapshot_download(name, local_files_only=True, **where)
+            commit = pathlib.Path(folder).name
+        except Exception:
+            commit = None
+    return commit if commit and COMMIT.fullmatch(commit) else None
