@@ -29,10 +29,10 @@ def find_stage(run, what: str) -> str:
             raise UserError(f"{run.path}: no stage '{name}'; there are: {', '.join(run.stages)}")
         return name
     if what not in ("policy", "pm"):
-        raise UserError(f"--what: expected policy, pm or @STAGE, found '{what}'")
+        raise UserError(f"--what: expected policy, pm or @STAGE, not '{what}'")
     for kind in ("rl", "sl") if what == "policy" else ("pm",):
-        if found := [stage.name for stage in run.of_kind(kind) if stage.done]:
-            return found[-1]
+        if done := [stage.name for stage in run.of_kind(kind) if stage.done]:
+            return done[-1]
     raise UserError(
         f"{run.path}: no finished stage there has trained a {what}; `python -m cai_jax.status` "
         "tells where it is"
@@ -53,8 +53,17 @@ def export(
 ) -> dict:
     """Writes `to`; returns facts of the export (stage, kind, parameters, …).
 
-    `force`: also over another model. `base_name`, `licence`: for the model card, see
-    `exporting.origin`.
+    Args:
+      workdir: a run directory.
+      what: "policy", "pm" or "@STAGE[:STEP]".
+      to: the directory to write.
+      dtype: of the weights' files, "float32" or "bfloat16".
+      shard_bytes: weights beyond this become several files.
+      adapters: only the adapters, as a PEFT LoRA of their base.
+      force: also over another model.
+      base_name, licence: for the model card, see `exporting.origin`.
+    Raises:
+      UserError: there is no such model, or `to` cannot be written.
     """
     import jax.numpy as jnp
     import ml_collections
@@ -67,59 +76,49 @@ def export(
     from cai_jax.reporting.run_data import Run
     from cai_jax.textmodels.loader import ModelLoader
 
+    # --- Which model, and whether it may be written there
     run = Run(workdir)
     name = find_stage(run, what)
     role = artefacts.read_json(run.path / name / "model" / "role.json") or {"kind": "policy"}
     reference = what if what.startswith("@") else f"@{name}"
-    manifest = run.stages[name].manifest
-    mark = target.about(run.path, reference, manifest.get("fingerprint"), adapters)
+    fingerprint = run.stages[name].manifest.get("fingerprint")
+    mark = target.about(run.path, reference, fingerprint, adapters)
     target.require_free(to, mark, force)
-    base = origin.base_of(run.path, name, role)
-    header = origin.header(base, base_name, licence)
-    config = ml_collections.ConfigDict(
-        {**run.config, "model": {**run.config["model"], "dtype": "float32"}}
-    )
-    mesh = sharding.make_mesh(
-        {"data": 1, "fsdp": -1, "tensor": 1}
-    )  # that of the run may have needed more devices
-    model = ModelLoader(config, run.path, mesh).load(reference, role["kind"])
-    facts = {
-        "stage": reference,
-        "initialised from": role.get("initialised_from"),
-        "architecture": model.config.family,
-        "parameters": f"{params_lib.num_params(model.config):,}",
-        "dtype": dtype,
-        "dialogue form": model.format.kind,
-    }
-    write, params, offset = {"dtype": dtype, "shard_bytes": shard_bytes}, model.params, None
-    if model.adapters:
-        has = model.adapters
-        facts |= {
-            "base": model.weights.name,
-            "fingerprint of the base": model.weights.fingerprint,
-            "adapters": (
-                f"rank {has.rank}, alpha {has.alpha:g}, on {', '.join(has.names(model.config))}"
-            ),
-        }
-        if has.int8:
-            facts["base while training"] = (
-                "in 8 bits" + adapters * ": just that model is the export without --adapters"
-            )
+    header = origin.header(origin.base_of(run.path, name, role), base_name, licence)
+
+    # --- Its weights, on one mesh axis: the run's mesh may have needed more devices
+    fields = {**run.config, "model": {**run.config["model"], "dtype": "float32"}}
+    mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
+    loader = ModelLoader(ml_collections.ConfigDict(fields), run.path, mesh)
+    model = loader.load(reference, role["kind"])
     if adapters and not model.adapters:
         raise UserError(
             f"{reference}: all weights were trained, there are no adapters to export; leave "
             "--adapters away"
         )
-    width = jnp.dtype(dtype).itemsize
-    target.begin(to, mark, 0 if adapters else width * params_lib.num_params(model.config))
+    num_params = params_lib.num_params(model.config)
+    facts = {
+        "stage": reference,
+        "initialised from": role.get("initialised_from"),
+        "architecture": model.config.family,
+        "parameters": f"{num_params:,}",
+        "dtype": dtype,
+        "dialogue form": model.format.kind,
+        **(_adapter_facts(model, adapters) if model.adapters else {}),
+    }
+
+    # --- The files, between two marks
+    target.begin(to, mark, 0 if adapters else jnp.dtype(dtype).itemsize * num_params)
+    write, offset = {"dtype": dtype, "shard_bytes": shard_bytes}, None
     if adapters:
         named = header.get("base_model") or model.weights.name
         offset = peft.export_adapters(to, model, named, dtype=dtype)
     elif role["kind"] == "policy":
-        folder.export_policy(to, model.config, lora.merge(params), model.format, **write)
+        folder.export_policy(to, model.config, lora.merge(model.params), model.format, **write)
     else:
+        merged = lora.merge(model.params)
         offset = folder.export_reward(
-            to, model.config, lora.merge(params), model.format, model.normalisation, **write
+            to, model.config, merged, model.format, model.normalisation, **write
         )
     if offset is not None:
         mean, std = model.normalisation or (0.0, 1.0)
@@ -131,6 +130,21 @@ def export(
     return facts | {"kind": role["kind"]}
 
 
+def _adapter_facts(model, alone: bool) -> dict:
+    """What a card says of adapters, which are written `alone` or added to their base."""
+    has = model.adapters
+    names = ", ".join(has.names(model.config))
+    facts = {
+        "base": model.weights.name,
+        "fingerprint of the base": model.weights.fingerprint,
+        "adapters": f"rank {has.rank}, alpha {has.alpha:g}, on {names}",
+    }
+    if has.int8:
+        note = ": just that model is the export without --adapters" if alone else ""
+        facts["base while training"] = f"in 8 bits{note}"
+    return facts
+
+
 @command
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on standard error."""
@@ -138,18 +152,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, help="a run directory")
     parser.add_argument("--what", required=True, help="policy, pm or @STAGE")
     parser.add_argument("--to", required=True, help="the directory to write")
-    parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights' file"
-    )
-    parser.add_argument(
-        "--adapters", action="store_true", help="only the adapters, as a PEFT LoRA of their base"
-    )
-    parser.add_argument(
-        "--shard_gigabytes",
-        type=float,
-        default=5.0,
-        help="weights beyond this become several files",
-    )
+    option = parser.add_argument
+    option("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights")
+    option("--adapters", action="store_true", help="only the adapters, as a PEFT LoRA")
+    option("--shard_gigabytes", type=float, default=5.0, help="of a file of weights, at most")
     parser.add_argument("--force", action="store_true", help="write over another model's directory")
     parser.add_argument(
         "--base-name",

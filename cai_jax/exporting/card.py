@@ -4,68 +4,31 @@ what was measured."""
 from __future__ import annotations
 
 import json
+import pathlib
+
+import jinja2
 
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.errors import UserError
-from cai_jax.reporting.markdown import plain, table
+from cai_jax.reporting.markdown import plain
 from cai_jax.reporting.run_data import Run, Stage
 
-POLICY_USE = """\
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+TEMPLATE = pathlib.Path(__file__).with_name("card.md.jinja")
 
-    tokenizer = AutoTokenizer.from_pretrained(DIR)
-    model = AutoModelForCausalLM.from_pretrained(DIR)
-    turns = [{"role": "user", "content": "..."}]
-    inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0]))
-"""
-REWARD_USE = """\
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(DIR)
-    model = AutoModelForSequenceClassification.from_pretrained(DIR)
-    turns = [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)  # must end with the token that ends the answer
-    inputs = tokenizer([text], add_special_tokens=False, padding=True, return_tensors="pt")
-    score = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0]
-    score = score + model.config.score_offset
-
-A row is read at its last token that is not padding. Only differences between answers to one prompt mean something; the
-score is (raw − mean) / std of the preference model's own held-out dialogues.
-"""
-ADAPTER_USE = {
-    "policy": """\
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(DIR)
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), DIR)
-
-BASE is the model that the adapters were trained on (the table above names it); on other weights they mean nothing.
-""",
-    "reward": """\
-    from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(DIR)
-    base = AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=1, pad_token_id=tokenizer.pad_token_id)
-    model = PeftModel.from_pretrained(base, DIR)
-
-BASE is the model that the adapters were trained on (the table above names it). The score is the one logit plus the
-`score_offset` in the table, read at the last token that is not padding, which must end the answer.
-""",
-}
+class Raw(str):
+    """Text that is Markdown already."""
 
 
 def ancestors(run: Run, name: str) -> list[Stage]:
-    """The stages that a stage rests on, and itself, in the order they ran."""
-    found, waiting = set(), [name]
+    """The stages that a stage depends on, and itself, in the order they ran."""
+    seen, waiting = set(), [name]
     while waiting:
         stage = waiting.pop()
-        if stage in run.stages and stage not in found:
-            found.add(stage)
+        if stage in run.stages and stage not in seen:
+            seen.add(stage)
             waiting += list(run.stages[stage].manifest.get("parents") or ())
-    return [stage for stage in run.stages.values() if stage.name in found]
+    return [stage for stage in run.stages.values() if stage.name in seen]
 
 
 def model_card(
@@ -76,147 +39,116 @@ def model_card(
     adapters: bool = False,
     header: dict[str, str] | None = None,
 ) -> str:
-    """Markdown with the hub's header. `facts`: {label: value} of the export itself (parameters,
-    dtype, offset, …); adapters: whether the directory holds nothing but those; header: further
-    fields of the hub's header (`origin.header`)."""
+    """Markdown with the hub's header.
+
+    Args:
+      run: the run that made the model.
+      name: of the stage that trained it.
+      kind: "policy" or "reward".
+      facts: {label: value} of the export itself (parameters, dtype, offset, …).
+      adapters: whether the directory holds nothing but those.
+      header: further fields of the hub's header (`origin.header`).
+    """
+    environment = jinja2.Environment(
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Raw) else plain(value),
+    )
+    environment.filters |= {
+        "raw": Raw,
+        "code": lambda value: Raw(f"`{str(value).replace('`', chr(39))}`"),
+    }
+    causal = "AutoModelForCausalLM"
     stages = ancestors(run, name)
-    task = "text-generation" if kind == "policy" else "text-classification"
-    what = "policy" if kind == "policy" else "preference model"
-    use = ADAPTER_USE[kind] if adapters else POLICY_USE if kind == "policy" else REWARD_USE
-    library = "peft" if adapters else "transformers"
-    parts = [
-        f"---\n{_header(library, task, header or {})}---\n",
-        f"# {plain(name)} of {plain(run.name)}: a {what} trained by Constitutional AI\n",
-        (
-            f"Made by stage `{name}` ({run.stages[name].kind}) of a cai_jax run, after Bai et al. "
-            "2022 (arXiv 2212.08073).\n"
-        ),
-        table(["", ""], [[label, f"`{value}`"] for label, value in facts.items()]),
-        "## Use\n\n" + use,
-        "## Constitution\n\n" + _constitution(stages),
-        "## Data and stages\n\n" + _stages(stages),
-        "## Settings\n\n" + "\n".join(_settings(stage) for stage in stages),
-        "## Numbers\n\n" + _numbers(run, stages, name),
-        "## Provenance\n\n" + _provenance(run, run.stages[name]),
-        "## Limits\n\nThe model learned from the judgements of a model. Its scores and "
-        "refusals are as good as that judge and "
-        "these principles; measure it on your own data before you rely on it. No interval that "
-        "covers zero is evidence.\n",
-    ]
-    return "\n".join(parts)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        run=run,
+        name=name,
+        kind=kind,
+        facts=facts,
+        adapters=adapters,
+        header=header or {},
+        stage=run.stages[name],
+        auto_class=causal if kind == "policy" else "AutoModelForSequenceClassification",
+        constitutions=_constitutions(stages),
+        stages=[_described(stage) for stage in stages],
+        numbers=_numbers(run, name),
+        provenance=_provenance(run, run.stages[name]),
+    )
 
 
-def _header(library: str, task: str, more: dict[str, str]) -> str:
-    lines = [f"{key}: {value}" for key, value in sorted(more.items())]
-    lines += [f"library_name: {library}", f"pipeline_tag: {task}", "tags:"]
-    return "".join(line + "\n" for line in (*lines, "- constitutional-ai", "- jax"))
-
-
-def _constitution(stages: list[Stage]) -> str:
-    lines = []
+def _constitutions(stages: list[Stage]) -> list[dict]:
+    """What each stage that drew principles drew from."""
+    drawn = []
     for stage in stages:
         source = stage.fields.get("constitution")
         if not source or stage.kind not in ("revise", "feedback"):
             continue
         digest = stage.fields.get("constitution contents") or "unknown"
-        lines.append(f"Stage `{stage.name}` drew from `{source}` (digest `{digest}`):\n")
+        principles, error = [], ""
         try:
-            found = load_constitution(source)
-        except UserError as error:
-            lines.append(f"(no longer readable here: {plain(error)})\n")
-            continue
-        texts = (
-            [(p.id, p.critique_request) for p in found.critique_principles]
-            if stage.kind == "revise"
-            else [(p.id, p.text) for p in found.comparison_principles]
-        )
-        lines += [f"- {plain(name)}: {plain(text)}" for name, text in texts] + [""]
-    return "\n".join(lines) + "\n" if lines else "No stage behind this model read principles.\n"
+            known = load_constitution(source)
+            principles = (
+                [(p.id, p.critique_request) for p in known.critique_principles]
+                if stage.kind == "revise"
+                else [(p.id, p.text) for p in known.comparison_principles]
+            )
+        except UserError as problem:
+            error = str(problem)
+        drawn.append({"stage": stage.name, "source": source, "digest": digest, "error": error})
+        drawn[-1]["principles"] = principles
+    return drawn
 
 
-def _stages(stages: list[Stage]) -> str:
-    rows = []
-    for stage in stages:
-        sources = [
-            f"`{stage.fields[key]['source']}`"
-            for key in ("prompts", "human")
-            if isinstance(stage.fields.get(key), dict) and stage.fields[key].get("source")
-        ]
-        sources += [f"@{parent}" for parent in stage.manifest.get("parents") or ()]
-        models = [f"`{value}`" for key, value in stage.fields.items() if key.endswith(" →")]
-        dropped = ", ".join(
-            f"{count} {plain(reason)}" for reason, count in sorted(stage.dropped.items())
-        )
-        count = stage.summary.get(
-            "rows", stage.summary.get("examples", stage.summary.get("updates", ""))
-        )
-        rows.append(
-            [
-                f"`{stage.name}`",
-                stage.kind,
-                ", ".join(dict.fromkeys(models)),
-                ", ".join(sources),
-                str(count),
-                dropped,
-            ]
-        )
-    return table(["stage", "kind", "models", "reads", "rows", "left out"], rows)
-
-
-def _settings(stage: Stage) -> str:
+def _described(stage: Stage) -> dict:
+    """A stage's row: its models, what it reads, counts, and its own fields."""
+    given = [stage.fields.get(key) for key in ("prompts", "human")]
+    reads = [value["source"] for value in given if isinstance(value, dict) and value.get("source")]
+    reads += [f"@{parent}" for parent in stage.manifest.get("parents") or ()]
     fields = {
         key: value
         for key, value in stage.fields.items()
         if key != "kind" and not key.endswith((" →", " contents"))
     }
-    text = json.dumps(fields, sort_keys=True, ensure_ascii=True)
-    return f"- `{stage.name}`: `{text.replace('`', chr(39))}`"
+    models = [value for key, value in stage.fields.items() if key.endswith(" →") and value]
+    counts = (stage.summary.get(key) for key in ("rows", "examples", "updates"))
+    return {
+        "name": stage.name,
+        "kind": stage.kind,
+        "models": list(dict.fromkeys(models)),
+        "reads": reads,
+        "count": next((count for count in counts if count is not None), ""),
+        "dropped": ", ".join(f"{n} {reason}" for reason, n in sorted(stage.dropped.items())),
+        "settings": json.dumps(fields, sort_keys=True, ensure_ascii=True),
+        "headline": stage.summary.get("headline"),
+    }
 
 
-def _numbers(run: Run, stages: list[Stage], name: str) -> str:
-    lines = [
-        f"- `{stage.name}`: {plain(stage.summary['headline'])}"
-        for stage in stages
-        if stage.summary.get("headline")
-    ]
+def _numbers(run: Run, name: str) -> list[dict]:
+    """The rows of the run's evaluations that are about this model."""
+    evaluations = run.of_kind("evaluate")
     names = {
         key
-        for stage in run.of_kind("evaluate")
+        for stage in evaluations
         for key, reference in (stage.fields.get("models") or {}).items()
         if str(reference).partition(":")[0] == f"@{name}"
     }
-    reward = any(stage.fields.get("reward") == f"@{name}" for stage in run.of_kind("evaluate"))
+    reward = any(stage.fields.get("reward") == f"@{name}" for stage in evaluations)
     rows = []
     for row in run.evaluation["rows"]:
-        if isinstance(row.get("value"), int | float) and (
-            row.get("model") in names or reward and row["metric"] == "pm_accuracy"
-        ):
+        about = row.get("model") in names or reward and row["metric"] == "pm_accuracy"
+        if about and isinstance(row.get("value"), int | float):
             low, high = row.get("low"), row.get("high")
-            interval = f"[{low:.3g}, {high:.3g}]" if low is not None and high is not None else ""
-            rows.append(
-                [
-                    plain(row["metric"]),
-                    plain(row.get("on") or ""),
-                    plain(row.get("against") or ""),
-                    f"{row['value']:.3g} {interval}",
-                    str(row.get("n", "")),
-                ]
-            )
-    return (
-        "\n".join(lines)
-        + "\n\n"
-        + table(["measured", "on", "against", "value [95 % interval]", "n"], rows)
-    )
+            interval = f" [{low:.3g}, {high:.3g}]" if low is not None and high is not None else ""
+            rows.append({"n": "", **row, "shown": f"{row['value']:.3g}{interval}"})
+    return rows
 
 
-def _provenance(run: Run, stage: Stage) -> str:
-    facts = {
+def _provenance(run: Run, stage: Stage) -> dict:
+    versions = sorted((run.info.get("versions") or {}).items())
+    return {
         "fingerprint": stage.manifest.get("fingerprint"),
         "seed": run.config.get("seed"),
         "cai_jax": run.info.get("cai_jax"),
         "git revision": run.info.get("git_revision"),
-        "versions": ", ".join(
-            f"{key} {value}" for key, value in sorted((run.info.get("versions") or {}).items())
-        ),
+        "versions": ", ".join(f"{key} {value}" for key, value in versions),
     }
-    return "".join(f"- {label}: `{value}`\n" for label, value in facts.items() if value is not None)

@@ -30,9 +30,10 @@ def header(base: str, base_name: str = "", licence: str = "") -> dict[str, str]:
     """{"base_model", "license"} of a model card, as far as they are known.
 
     Args:
-      base: the base model's directory or hub name. base_name, licence: what the user says, which
-      counts first. Otherwise the name is the base's own where that is a hub
-        name or its config.json has one, and the licence that in the head of the base's README.md.
+      base: the base model's directory or hub name.
+      base_name: what the user calls it; "" for its own name, where that is a hub name or its
+        config.json has one.
+      licence: as the user says; "" for that in the head of the base's README.md.
     Raises:
       UserError: what the user says is no such name.
     """
@@ -41,9 +42,11 @@ def header(base: str, base_name: str = "", licence: str = "") -> dict[str, str]:
     if licence and not LICENCE.fullmatch(licence):
         raise UserError(f"--license: expected an identifier such as apache-2.0, not '{licence}'")
     directory = pathlib.Path(base).expanduser()
-    found = {"base_model": base_name or _own_name(base, directory)}
-    found["license"] = licence or _own_licence(directory)
-    return {key: value for key, value in found.items() if value}
+    known = {
+        "base_model": base_name or _own_name(base, directory),
+        "license": licence or _own_licence(directory),
+    }
+    return {key: value for key, value in known.items() if value}
 
 
 def _own_name(base: str, directory: pathlib.Path) -> str:
@@ -59,10 +62,10 @@ def _own_name(base: str, directory: pathlib.Path) -> str:
 
 def _own_licence(directory: pathlib.Path) -> str:
     """`license:` in the head of a model card, "" where there is none that is an identifier."""
+    from huggingface_hub import repocard
+
     try:
-        text = (directory / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = str((repocard.metadata_load(directory / "README.md") or {}).get("license") or "")
+    except Exception:  # another's file: it may be no YAML at all
         return ""
-    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    found = head and re.search(r"^license:[ \t]*['\"]?([^\s'\"]+)", head[1], re.MULTILINE)
-    return found[1] if found and LICENCE.fullmatch(found[1]) else ""
+    return text if LICENCE.fullmatch(text) else ""

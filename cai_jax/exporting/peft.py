@@ -2,8 +2,8 @@
 the same base.
 
 PEFT adds scale · B·A to a module [out, in], with A [R, in] and B [out, R]; ours are A [L, *in, R]
-and B [L, R, *out]. Where the files keep q, k and v in one module, their adapters stand side by side
-in one of the sum of their ranks.
+and B [L, R, *out]. Where the files keep q, k and v in one module, their adapters are joined to
+one of the sum of their ranks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def modules(
     config: ModelConfig, adapters: Adapters, trained: dict
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{name of the module: (A [R, in], B [out, R])} of the adapted modules of all layers."""
-    found: dict[str, list] = {}
+    pairs: dict[str, list] = {}
     for name in adapters.names(config):
         weight = hf.Weight(("layers", name), config)
         pair = {
@@ -35,14 +35,14 @@ def modules(
         for layer, file_name in enumerate(weight.names):
             a, b = pair["a"][layer], np.moveaxis(pair["b"][layer], 0, -1)  # [*in, R], [*out, R]
             if weight.part is not None:
-                whole = np.zeros((*weight.split_shape[:-1], adapters.rank), np.float32)
-                whole[weight.part_index[:-1]] = b
-                b = whole
-            pieces = a.reshape(-1, adapters.rank).T, b.reshape(-1, adapters.rank)
-            found.setdefault(file_name.removesuffix(".weight"), []).append(pieces)
+                fused = np.zeros((*weight.split_shape[:-1], adapters.rank), np.float32)
+                fused[weight.part_index[:-1]] = b
+                b = fused
+            matrices = a.reshape(-1, adapters.rank).T, b.reshape(-1, adapters.rank)
+            pairs.setdefault(file_name.removesuffix(".weight"), []).append(matrices)
     return {
         name: (np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts], axis=1))
-        for name, parts in found.items()
+        for name, parts in pairs.items()
     }
 
 
@@ -54,9 +54,9 @@ def export_adapters(directory, model, base: str, *, dtype=np.float32) -> float |
     saved as the module "score"; what is added to its scores has no place there (see `folder`).
     """
     directory, adapters, dtype = pathlib.Path(directory), model.adapters, np.dtype(dtype)
-    found = modules(model.config, adapters, model.trained)
+    adapted = modules(model.config, adapters, model.trained)
     tensors, offset, more = {}, None, {"task_type": "CAUSAL_LM", "modules_to_save": None}
-    for name, (a, b) in found.items():
+    for name, (a, b) in adapted.items():
         tensors |= {
             f"base_model.model.{name}.lora_A.weight": a,
             f"base_model.model.{name}.lora_B.weight": b,
@@ -72,7 +72,7 @@ def export_adapters(directory, model, base: str, *, dtype=np.float32) -> float |
     if not artefacts.is_writer():
         return offset
     directory.mkdir(parents=True, exist_ok=True)
-    ranks = {name.rpartition(".")[2]: a.shape[0] for name, (a, _) in found.items()}
+    ranks = {name.rpartition(".")[2]: a.shape[0] for name, (a, _) in adapted.items()}
     joined = {name: rank for name, rank in ranks.items() if rank != adapters.rank}
     name, revision = hf.hub_name(base) or (base, "")  # a run pins the hub's names to a commit
     fields = {

@@ -42,36 +42,31 @@ def require_free(to, what: dict, force: bool = False) -> None:
     there = [path.name for path in target.iterdir()] if target.exists() else []
     if not [name for name in there if not name.endswith(LEFT_OVER)]:
         return
-    found = _read_mark(target)
-    if not found and not any((target / name).exists() for name in MODEL_FILES):
+    try:
+        mark = artefacts.read_json(target / MARK) or {}
+    except UserError:
+        mark = {}
+    if not mark and not any((target / name).exists() for name in MODEL_FILES):
         raise UserError(f"{to}: exists and is no model directory; choose another --to")
-    if force or found and _same(found, what):
+    if force or _same(mark, what):
         return
-    holds = f"{found['stage']} of {found['run']}" if found else "a model that no export is known of"
+    known = "stage" in mark and "run" in mark
+    holds = f"{mark['stage']} of {mark['run']}" if known else "a model that no export is known of"
     raise UserError(f"{to}: holds {holds}; choose another --to, or replace it with --force")
 
 
-def _read_mark(target: pathlib.Path) -> dict | None:
-    try:
-        found = artefacts.read_json(target / MARK)
-    except UserError:
-        return None
-    wanted = ("run", "stage", "fingerprint", "adapters")
-    return found if found and all(key in found for key in wanted) else None
-
-
-def _same(found: dict, what: dict) -> bool:
+def _same(mark: dict, what: dict) -> bool:
     """Whether both are the same stage of one run, wherever that directory is now, in the same
     form."""
-    run = found["run"] == what["run"] or (
-        found["fingerprint"] is not None and found["fingerprint"] == what["fingerprint"]
-    )
-    return run and found["stage"] == what["stage"] and found["adapters"] == what["adapters"]
+    if any(mark.get(key) != what[key] for key in ("stage", "adapters")):
+        return False
+    moved = what["fingerprint"] is not None and mark.get("fingerprint") == what["fingerprint"]
+    return mark.get("run") == what["run"] or moved
 
 
 def begin(to, what: dict, num_bytes: int) -> None:
     """Marks the directory as this export's and takes old weights away, so that no file of another
-    export stays beside the new ones.
+    export stays next to the new ones.
 
     Raises UserError where the disk has no room for `num_bytes`.
     """

@@ -1,7 +1,7 @@
 """Checkpoints of a training stage: complete or not there at all, checked bit for bit, restorable on
 another mesh.
 
-    checkpoints/00000010/params/      one Orbax item a tree, so that weights are read without the optimiser
+    checkpoints/00000010/params/      an Orbax item a tree: weights are read without the optimiser
     checkpoints/00000010/optimiser/
     checkpoints/00000010/about/       {meta, digests, keep}, with its own digest
 
@@ -119,7 +119,7 @@ class Checkpoints:
     def _manager(
         self, items: Iterable[str], saves: bool = False
     ) -> Iterator[ocp.CheckpointManager]:
-        """A manager that knows what is on disk now, and keeps the newest steps and the snapshots."""
+        """A manager that knows what is on disk now; it keeps the newest steps and the snapshots."""
         _quiet()
         # Weights do not compress: without compression a save takes a quarter of the time.
         handlers = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in items}
@@ -323,8 +323,8 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _without_leaks() -> Iterator[None]:
-    """TensorStore (to 0.1.86 at least) never frees the keys and values of JSON objects that it turns
-    into Python's. In a save Orbax asks for its counters, to log a throughput, and for the location
+    """TensorStore (to 0.1.86 at least) never frees keys and values of JSON objects that it gives to
+    Python. In a save Orbax asks for its counters, to log a throughput, and for the location
     on disk once an array: in here there are no counters, and the location is asked for once."""
     spec, collect = tensorstore.KvStore.Spec, tensorstore.experimental_collect_matching_metrics
     to_json, known = spec.to_json, {}

@@ -2,12 +2,7 @@
 `config.json`.
 
 One decoder serves every family; `families.py` says in which switches each differs from plain Llama.
-The parameters that a switch brings into the layers are (beside those of plain Llama, all stacked
-over L; `params.py` has the whole table):
-  qkv_bias  q_bias [L,H,Dh], k_bias [L,K,Dh], v_bias [L,K,Dh]      o_bias  o_bias [L,D]
-  mlp_bias  gate_bias [L,F], up_bias [L,F], down_bias [L,D]        norm "layer"  a bias beside every norm's scale
-  qk_norm   q_norm [L,Dh], k_norm [L,Dh] ("width": [L,H,Dh], [L,K,Dh])
-  block_norms  attn_norm, mlp_norm [L,D] ("pre", "both"), attn_post_norm, mlp_post_norm [L,D] ("post", "both")
+The parameters that a switch brings are in the table of `params.py`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ parameters; nothing is added up, so that several models cost one base, and the g
 the size of W. `merge` adds up.
 
     adapters = Adapters(rank=8, alpha=16.0)
-    trained = init(config, adapters, key)                       # {"layers": {"q": {"a": [L,D,R], "b": [L,R,H,Dh]}, …}}
+    trained = init(config, adapters, key)  # {"layers": {"q": {"a": [L,D,R], "b": [L,R,H,Dh]}, …}}
     hidden = hidden_states(attach(base, trained, adapters), tokens, mask, config)
 """
 

@@ -2,7 +2,7 @@
 read and not on how it is called; and pinned, where a name means something else every day.
 
     reference                            is identified by
-    FILE, FILE#field=column              contents and the file's own name: rows without an id have it
+    FILE, FILE#field=column              contents and the file's own name, which is in its rows' ids
     DIRECTORY of data, hf:DIRECTORY      contents of its files by relative name, and its own name
     embedded, embedded:NAME              contents of the project's files
     tfds:NAME[@DIRECTORY]                the prepared files
