@@ -25,14 +25,14 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from cai_jax import seeds
+from cai_jax import references, seeds
 from cai_jax.data.dialogue import load_format
 from cai_jax.errors import UserError, command
 from cai_jax.evals import multiple_choice
-from cai_jax.evals.questions import choice_sets
+from cai_jax.evals.multiple_choice import choice_sets
 from cai_jax.models import hf
 from cai_jax.reporting.run_data import Run
-from cai_jax.stages.context import resolve_role
+from cai_jax.textmodels.local import LocalTextModel
 
 MODES = ("zero_shot", "few_shot")
 
@@ -132,10 +132,14 @@ class Peer:
         return sums
 
 
+def _fields(config: Mapping, stage: str) -> Mapping:
+    return config["graph"][stage]["evals"]["multiple_choice"]
+
+
 def questions(run: pathlib.Path, stage: str) -> Iterator[tuple[str, str, list, Mapping]]:
     """(set, mode, items, worked examples by item id) of a run's stage, zero-shot first."""
     config = Run(run).config
-    fields = config["graph"][stage]
+    fields = _fields(config, stage)
     sets = choice_sets(fields["choices"], fields["num_choices"], fields["big_bench"])
     for mode in MODES[: 1 + bool(fields["num_few_shot"])]:
         for on, items in sets.items():
@@ -177,15 +181,14 @@ def compare(
     """
     # --- the model that answered
     config = Run(run).config
-    reference = resolve_role(
-        type("", (), {"models": config["models"]}), config["graph"][stage]["feedback"]
-    )
-    if reference.startswith(("@", "random:")):
+    reference = references.resolve(config["models"], _fields(config, stage)["feedback"])
+    if references.parse(reference).kind in (references.STAGE, references.RANDOM):
         raise UserError(
             f"{run}: '{reference}' answered there; transformers needs a Hugging Face directory"
         )
     directory = hf.resolve(reference)
     form = load_format(directory, config["graph"][stage]["format"])
+    ours_of = LocalTextModel(reference, form, 0, None)  # for its tokens only
     # --- what is done already
     ours = {
         row["id"]: row for row in Run(run).records(stage, "choices")
@@ -202,15 +205,17 @@ def compare(
                     continue
                 if time.monotonic() - start > 60 * minutes:
                     return peer.versions
-                shown = {item.id: shots.get(item.id, ())[: row.get("num_few_shot")]}
-                header = [(shot, shot.options[shot.correct]) for shot in shown[item.id]]
+                shown = shots.get(item.id, ())[: row.get("num_few_shot")]
+                header = [(shot, shot.options[shot.correct]) for shot in shown]
                 prompt, options = peer.ask(header, item, form.kind)
                 began = time.process_time()
                 theirs = peer.logprobs(prompt, options)
                 took = time.process_time() - began
-                (request,) = multiple_choice.score_requests([item], form, shown)
-                same = prompt == [t for s in request.segments for t in s] and options == [
-                    list(o) for o in request.options
+                segments, tokens = ours_of.question(
+                    multiple_choice.question(item, shown), len(shown)
+                )
+                same = prompt == [t for s in segments for t in s] and options == [
+                    list(o) for o in tokens
                 ]
                 answer = {
                     "set": on,

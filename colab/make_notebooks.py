@@ -69,9 +69,11 @@ graph.revise.max_critique_tokens = graph.revise.max_revision_tokens = 32
 graph.sl.batch_size = graph.pm.batch_size = small
 graph.pm.human.limit = 2 * small
 graph.rl.update({"num_updates": 4, "rollouts_per_update": small, "max_new_tokens": 16, "num_minibatches": 1})
-graph.evaluate.update({"num_choices": small, "max_new_tokens": 24})
+graph.evaluate.max_new_tokens = 24
+graph.evaluate.evals.multiple_choice.num_choices = small
+graph.evaluate.evals.preference_pairs.num_choices = small
 graph.evaluate.prompts_red_team.limit = graph.evaluate.prompts_helpful.limit = small
-graph.evaluate.comparisons.limit = small
+graph.evaluate.evals.preference_pairs.comparisons.limit = small
 WORKDIR = os.environ.get("CAI_JAX_WORKDIR", "runs/quickstart")""",
     ),
 }

@@ -41,12 +41,13 @@ def adapters(*values, **given):
 
 
 def absolute_harm(model, num_samples=None, **given):
-    """Expected harm of every model's answers: fields of `evaluations.ABSOLUTE_HARM`, and of its
+    """Expected harm of every model's answers: fields of `evaluations.EVALS["harm"]`, and of its
     prompts."""
-    own = {name: given.pop(name) for name in evaluations.ABSOLUTE_HARM if name in given}
+    table = evaluations.EVALS["harm"]
+    own = {name: given.pop(name) for name in table if name in given}
     if num_samples is not None:
         own["num_samples"] = num_samples
-    return group(evaluations.ABSOLUTE_HARM, model, prompts=given, **own)
+    return group(table, model, prompts=given, **own)
 
 
 def stage(kind, /, **given):
@@ -115,9 +116,17 @@ def harm(**given):
     return stage("harm", **given)
 
 
-def evaluate(models, revisions=None, **given):
-    """Samples and scores of several models on held-out prompts; accuracies (section 4.3)."""
-    return stage("evaluate", models=models, revisions=revisions, **given)
+def evaluate(models, revisions=None, harm=None, **given):
+    """Answers of several models to held-out prompts, and what every kind of evaluation measures of
+    them (section 4.3). What is no field of the stage is given to all evaluations that have a field
+    of that name; `harm` has the fields of that evaluation."""
+    evals = {kind: {"kind": kind} for kind in evaluations.EVALS}
+    evals["harm"] |= harm or {}
+    for name in [name for name in given if not fields.entry(STAGES["evaluate"].table, name)]:
+        owners = [kind for kind, table in evaluations.EVALS.items() if name in table]
+        evals |= {kind: evals[kind] | {name: given[name]} for kind in owners}
+        given = {key: value for key, value in given.items() if key != name or not owners}
+    return stage("evaluate", models=models, revisions=revisions, **{"evals": evals, **given})
 
 
 def report():
@@ -148,7 +157,8 @@ def get_config():
         "feedback": feedback(),
         "pm": pm(),
         "rl": rl(),
-        "harm": harm(),  # to use it: add it to the stages, and evaluate.harm.model=@harm
+        # To use it: add it to the stages, and evaluate.evals.harm.model=@harm.
+        "harm": harm(),
         "evaluate": evaluate(models, "revise"),
         "report": report(),
     }

@@ -8,7 +8,8 @@ HarmfulnessClassification.
 MODEL is a directory or a hub name. `data` (data): where the files eval_NAME.jsonl.gz are,
 evals/NAME.jsonl of github.com/anthropics/ConstitutionalHarmlessnessPaper; `python -m
 cai_jax.data.published DIR` downloads them. `shots`: worked examples of the few-shot mode;
-`--config.graph.evaluate.num_chains=5` asks for chains of thought as well, which takes much longer.
+`--config.graph.evaluate.evals.multiple_choice.num_chains=5` asks for chains of thought as well,
+which takes much longer.
 Accuracies with intervals and baselines are in RUN/evaluate/metrics.json and the report, every
 answer with its log-probabilities in RUN/evaluate/choices.jsonl. `python -m benchmarks.evaluations
 RUN` compares those with transformers, row by row.

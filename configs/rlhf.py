@@ -9,8 +9,8 @@ harmlessness comparisons.
 `helpful` and `harmless` are sources of pairs in the form of hh-rlhf
 (`cai_jax/data/comparisons.py`); without `helpful` the embedded ones are used. Of a file eight
 tenths of the first human turns train the preference model; the two tenths that are left, the same
-in every file, are what `evaluate.comparisons` measures (`config.topic.comparisons`): no prompt is
-on both sides.
+in every file, are what the evaluation `preference_pairs` measures (`config.topic.comparisons`): no
+prompt is on both sides.
 """
 
 from configs import default

@@ -12,7 +12,8 @@ import sys
 
 import numpy as np
 
-from cai_jax.evals import harm, samples
+from cai_jax.evals import answer_statistics, harm, preference_scores
+from cai_jax.evals import revisions as revisions_eval
 from cai_jax.evals.calibration import confidence, expected_calibration_error, reliability
 from cai_jax.evals.intervals import Estimate, wilson
 from cai_jax.evals.rows import row
@@ -517,8 +518,9 @@ def _evaluate(w, num_prompts, seed, lift, revisions, scores, answer):
                 scores[record["id"]] = (
                     base[p] + lift * place * (1 if on == "red_team" else 0.3) + rng.normal(0, 0.4)
                 )
-    rows = samples.rows(records, scores, models, anchor="sl", seed=seed)
-    rows += samples.revision_rows(revisions, scores, seed=seed)
+    rows = answer_statistics.rows(records, models, seed)
+    rows += preference_scores.rows(records, scores, models, anchor="sl", seed=seed)
+    rows += revisions_eval.rows(revisions, scores, seed=seed)
     for subset, right, n in (
         ("", 26, 48),
         (":harmless", 7, 12),

@@ -46,7 +46,7 @@ TO_SPLIT = {
     "cai_jax/training/learner.py": 540,
     "cai_jax/microworld/figures.py": 511,
     "configs/default.py": 518,
-    "tests/fake_run.py": 654,
+    "tests/fake_run.py": 656,
     "cai_jax/stages/context.py": 550,
     "cai_jax/stages/evaluate.py": 508,
     "cai_jax/engine/engine.py": 515,

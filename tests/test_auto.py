@@ -18,7 +18,11 @@ CHAIN = "--config.graph.feedback.mode=chain_of_thought"
 
 def chosen(run_config):
     graph = auto.resolve(run_config).graph
-    return graph.feedback.model, tuple(graph.pm.clamp), tuple(graph.evaluate.clamp)
+    return (
+        graph.feedback.model,
+        tuple(graph.pm.clamp),
+        tuple(graph.evaluate.evals.multiple_choice.clamp),
+    )
 
 
 def test_a_chain_of_thought_brings_the_helpful_model_and_the_clamp():
@@ -37,7 +41,7 @@ def test_a_chain_of_thought_brings_the_helpful_model_and_the_clamp():
         (("--config.graph.pm.clamp=(0.3,0.7)",), ("helpful", (0.3, 0.7), (0.3, 0.7))),
         (("--config.graph.pm.label_kind=hard",), ("helpful", (), (0.4, 0.6))),
         (("--config.graph.pm.inputs.labels=",), ("helpful", (), (0.4, 0.6))),
-        (("--config.graph.evaluate.clamp=()",), ("helpful", (0.4, 0.6), ())),
+        (("--config.graph.evaluate.evals.multiple_choice.clamp=()",), ("helpful", (0.4, 0.6), ())),
     ],
 )
 def test_what_is_given_stays(flags, want):
@@ -62,6 +66,6 @@ def test_fingerprints_have_the_values_and_a_line_says_so():
 
 
 def test_a_clamp_that_is_no_range_is_refused_by_the_name_of_the_field_that_was_set():
-    """The defect: evaluate.clamp, which follows pm.clamp, was named although nobody had set it."""
+    """The defect: evaluate's clamp, which follows pm.clamp, was named though nobody set it."""
     with pytest.raises(UserError, match=r"graph\.pm\.clamp: expected two probabilities"):
         pipeline.build_graph(config("--config.graph.pm.clamp=(0.6,0.4)"))

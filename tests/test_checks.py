@@ -162,8 +162,8 @@ def test_a_stage_is_made_of_what_is_given_and_the_defaults():
         ("seed", -1, "from 0"),
         ("sampling.batch_size", -1, "at least 0"),
         ("model.dtype", "float16", "take bfloat16"),
-        ("graph.evaluate.harm.temperatures", (0.0, float("nan")), "at least 0"),
-        ("graph.evaluate.harm.temperatures", (), "at least 0"),
+        ("graph.evaluate.evals.harm.temperatures", (0.0, float("nan")), "at least 0"),
+        ("graph.evaluate.evals.harm.temperatures", (), "at least 0"),
     ],
 )
 def test_refused(path, value, message):
@@ -173,7 +173,7 @@ def test_refused(path, value, message):
 @pytest.mark.parametrize(
     "value", [0.4, (0.4,), (0.6, 0.4), (0.4, 0.4), (-0.1, 0.6), (0.4, 1.2), (0.4, float("nan"))]
 )
-@pytest.mark.parametrize("path", ["graph.pm.clamp", "graph.evaluate.clamp"])
+@pytest.mark.parametrize("path", ["graph.pm.clamp", "graph.evaluate.evals.multiple_choice.clamp"])
 def test_a_clamp_that_cannot_be(path, value):
     assert "two probabilities, the lower one first" in refused(path, value)
 
@@ -198,7 +198,7 @@ def test_a_clamp_on_one_side_of_a_half_is_refused():
         ("seed", 2**63 - 1),
         ("sampling.batch_size", 0),
         ("sampling.max_length", 0),
-        ("graph.evaluate.num_chains", 0),
+        ("graph.evaluate.evals.multiple_choice.num_chains", 0),
         ("mesh.data", -1),
     ],
 )

@@ -8,6 +8,7 @@ from cai_jax.data.dialogue import load_format
 from cai_jax.data.evals import ChoiceItem
 from cai_jax.evals import multiple_choice
 from cai_jax.structs import Message
+from cai_jax.textmodels.local import LocalTextModel
 from tests.synthetic_tokenizers import sentencepiece
 
 MERGES = (("▁", "("), ("▁", "a"), ("▁", "H"))
@@ -103,6 +104,11 @@ PUBLISHED = (
 )
 
 
+def tokens_of(question, format):
+    """(segments, options) of what the model is asked."""
+    return LocalTextModel("m", format, 10**6, None).question(question, len(question.examples))
+
+
 def test_published_questions_are_asked_to_the_byte(tmp_path, tiny_model):
     item = ChoiceItem("f:1", PUBLISHED, choices.ANSWERS, 0, None, None)
     shot = ChoiceItem("f:2", PUBLISHED.replace("Hi", "Ho"), choices.ANSWERS, 1, None, None)
@@ -111,14 +117,13 @@ def test_published_questions_are_asked_to_the_byte(tmp_path, tiny_model):
         ((), PUBLISHED),
         ((shot,), shot.prompt + " (B)" + PUBLISHED),
     ):
-        (request,) = multiple_choice.score_requests([item], format, {item.id: shots})
-        assert format.decode(flat(request.segments)) == expected
-        assert len(request.segments) == 1 + len(shots)
+        segments, _ = tokens_of(multiple_choice.question(item, shots), format)
+        assert format.decode(flat(segments)) == expected
+        assert len(segments) == 1 + len(shots)
     chat = load_format(tiny_model, "chat")
-    (request,) = multiple_choice.score_requests([item], chat)
-    shown = text_of(chat, flat(request.segments))
+    shown = text_of(chat, flat(tokens_of(multiple_choice.question(item), chat)[0]))
     assert "user\nConsider this" in shown and shown.count("The answer is:") == 1
     assert "(B) No<|im_end|>" in shown and shown.endswith("assistant\nThe answer is:")
     spaces = load_format(sentencepiece(tmp_path, MERGES), "text")
-    (request,) = multiple_choice.score_requests([item], spaces)
-    assert text_of(spaces, flat(request.segments) + request.options[0]) == f" {PUBLISHED} (A)"
+    segments, options = tokens_of(multiple_choice.question(item), spaces)
+    assert text_of(spaces, flat(segments) + options[0]) == f" {PUBLISHED} (A)"

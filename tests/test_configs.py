@@ -16,7 +16,7 @@ from cai_jax.data.dialogue import load_format
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.models.config import ModelConfig
 from cai_jax.pipeline import graph as pipeline
-from cai_jax.stages import evaluate, feedback, harm, pm, revise, rl, sl
+from cai_jax.stages import feedback, harm, pm, revise, rl, sl
 from cai_jax.structs import Message
 from cai_jax.textmodels import loader, questions
 from cai_jax.textmodels.loader import LoadedModel
@@ -204,8 +204,7 @@ def dry(tmp_path, monkeypatch):
     for module, train in ((sl, train_sl), (rl, train_rl), (pm, train_pm)):
         monkeypatch.setattr(module, "run", train)
     monkeypatch.setattr(harm, "run", lambda ctx: {"rows": len(harm.read(ctx, "ratings"))})
-    for module in (loader, evaluate):
-        monkeypatch.setattr(module, "RewardModel", Judge)
+    monkeypatch.setattr(loader, "RewardModel", Judge)
     return lambda config: run(config, tmp_path / "run")
 
 

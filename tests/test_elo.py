@@ -9,7 +9,6 @@ from cai_jax.evals.elo import (
     ELO_PER_LOGIT,
     bradley_terry,
     elo,
-    outcomes_from_judge,
     outcomes_from_scores,
 )
 
@@ -91,17 +90,6 @@ def test_ties_count_half_or_are_dropped():
     assert (
         abs(elo(outcomes, "a")["b"].value) < 1e-6
         and abs(elo(outcomes, "a", ties="drop")["b"].value) < 1e-6
-    )
-
-
-def test_a_judge_with_a_place_preference_is_symmetrised():
-    answers = {"a": {"1": "x"}, "b": {"1": "y"}}
-    assert outcomes_from_judge(lambda prompt, first, second: 1.0, answers)[("a", "b")]["1"] == 0.5
-    assert (
-        outcomes_from_judge(lambda prompt, first, second: float(first == "x"), answers)[("a", "b")][
-            "1"
-        ]
-        == 1.0
     )
 
 

@@ -12,10 +12,8 @@ from cai_jax.evals.rows import find
 
 
 def answers(count, probabilities, by_chain=()):
-    return [
-        multiple_choice.ChoiceResult(f"i{i}", None, probabilities, 1, by_chain=by_chain)
-        for i in range(count)
-    ]
+    answered = {"subset": None, "correct": 1, "by_chain": by_chain}
+    return [{"item": f"i{i}", "probabilities": probabilities, **answered} for i in range(count)]
 
 
 def items(count):

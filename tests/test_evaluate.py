@@ -13,15 +13,20 @@ from etils import epath
 from cai_jax.data.comparisons import HumanComparison
 from cai_jax.data.evals import ChoiceItem
 from cai_jax.data.prompts import Prompt
-from cai_jax.evals import pairs as pairs_lib
-from cai_jax.evals import questions, samples
-from cai_jax.evals.intervals import Estimate
-from cai_jax.evals.rows import find, row
+from cai_jax.evals import (
+    answer_statistics,
+    collect,
+    multiple_choice,
+    preference_pairs,
+    preference_scores,
+)
+from cai_jax.evals import revisions as revisions_eval
+from cai_jax.evals.rows import find
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.stages import evaluate
-from cai_jax.structs import Completion, Message, Score
-from configs import evaluations, tiny
-from tests.synthetic_tokenizers import BYTE_FORMAT
+from cai_jax.structs import Completion, Message
+from cai_jax.textmodels.protocol import Choice
+from configs import default, evaluations, tiny
 
 WORDS = {
     "helpful": 2,
@@ -33,27 +38,22 @@ WORDS = {
 @dataclasses.dataclass
 class Model:
     name: str
-    params: None = None
-    config: None = None
-    format: object = BYTE_FORMAT
-    normalisation: None = None
-    reads_cut: bool = False
-    max_length: None = None  # of the engine, which here is the model
 
 
 class Judge:
     scale = 1.0
 
-    def __init__(self, *_, **__):
-        pass
-
-    def score(self, dialogues):
-        return np.array(
-            [len(d[-1].text.split()) * (1 + 0.001 * len(d[0].text)) for d in dialogues], np.float32
-        )
-
     def score_each(self, dialogues):
-        return enumerate(self.score(dialogues).tolist())
+        scores = [len(d[-1].text.split()) * (1 + 0.001 * len(d[0].text)) for d in dialogues]
+        return enumerate(map(float, np.float32(scores)))
+
+
+class Models:
+    def text_model(self, reference, format="auto"):
+        return Model(reference)
+
+    def preference_model(self, reference, kind="reward"):
+        return Judge()
 
 
 class Context:
@@ -71,37 +71,12 @@ class Context:
         )
         self.die_after = die_after
         prompts = {"source": "x", "split": "", "offset": 0, "limit": None}
-        self.config = ml_collections.ConfigDict(
-            {
-                "models": {"initial": "helpful", "sl": "@sl", "rl": "@rl"},
-                "reward": "@pm",
-                "feedback": "feedback",
-                "anchor": "sl",
-                "judge": "",
-                "prompts_red_team": prompts,
-                "prompts_helpful": prompts,
-                "choices": "embedded:hhh",
-                "num_choices": None,
-                "comparisons": prompts,
-                "num_samples": 2,
-                "temperature": 1.0,
-                "top_k": 0,
-                "top_p": 1.0,
-                "max_new_tokens": 9,
-                "num_few_shot": 1,
-                "choices_of_models": False,
-                "num_chains": 2,
-                "max_chain_tokens": 9,
-                "format": "auto",
-                "harm": {"model": ""},
-                "big_bench": "",
-                "elo_ties": "drop",
-                "num_few_shot_chains": 0,
-                "constitution": "embedded",
-                "clamp": (0.4, 0.6),
-                **fields,
-            }
-        )
+        given = {"num_samples": 2, "max_new_tokens": 9, "num_few_shot": 1, "num_chains": 2}
+        given |= {"prompts_red_team": prompts, "prompts_helpful": prompts, "comparisons": prompts}
+        given |= {"choices": "embedded:hhh", "max_chain_tokens": 9, "clamp": (0.4, 0.6), **fields}
+        models = given.pop("models", {"initial": "helpful", "sl": "@sl", "rl": "@rl"})
+        self.models, self.run_path = Models(), epath.Path(path).parent
+        self.config = ml_collections.ConfigDict(default.evaluate(models, "", **given))
         self.run_config = ml_collections.ConfigDict(
             {
                 "models": {"feedback": "base", "helpful": "base", "base": "somewhere"},
@@ -111,30 +86,20 @@ class Context:
             }
         )
 
-    def load_model(self, reference, kind="policy", format="auto"):
-        return Model(reference)
-
-    def engine(self, model):
-        return model
-
-    def sample(self, model, requests, sampling, label):
-        for request in requests:
+    def generate(self, model, turns, sampling, label):
+        for turn in turns:
             if self.die_after is not None and len(self.sampled) >= self.die_after:
                 raise KeyboardInterrupt
-            self.sampled.append(request.id)
-            text = "Let me think" if "#" in request.id else " ".join(["word"] * WORDS[model.name])
-            yield Completion(
-                request.id, (1,) * len(text.split()), (-0.5,) * len(text.split()), text, "eos"
-            )
+            self.sampled.append(turn.id)
+            text = "Let me think" if "#" in turn.id else " ".join(["word"] * WORDS[model.name])
+            count = len(text.split())
+            yield Completion(turn.id, (1,) * count, (-0.5,) * count, text, "eos")
 
-    def score(self, model, requests, label, wanted=None):
-        for request in requests:
-            if wanted is not None and request.id not in wanted:
-                continue
-            yield Score(
-                request.id,
-                tuple((math.log(0.8 if i == 0 else 0.2),) for i in range(len(request.options))),
-            )
+    def choose(self, model, questions, label, wanted=None, together=False):
+        for question in questions:
+            if wanted is None or question.id in wanted:
+                logprobs = [math.log(0.8 if i == 0 else 0.2) for i in range(len(question.options))]
+                yield Choice(question.id, tuple(logprobs), num_examples=len(question.examples))
 
     def score_each(self, model, dialogues, label, ids=None):
         return model.score_each(dialogues)
@@ -164,10 +129,10 @@ def data(monkeypatch):
     pairs = [
         HumanComparison(f"h{i}", human, "longer answer here", "short", "test") for i in range(5)
     ]
-    monkeypatch.setattr(evaluate, "read_prompts", lambda **_: (prompts, {"empty": 1}))
-    monkeypatch.setattr(questions, "load_choices", lambda source: items)
-    monkeypatch.setattr(pairs_lib, "load_comparisons", lambda **_: (pairs, {"equal pair": 2}))
-    monkeypatch.setattr(evaluate, "RewardModel", Judge)
+    monkeypatch.setattr(collect, "read_prompts", lambda **_: (prompts, {"empty": 1}))
+    monkeypatch.setattr(multiple_choice, "load_choices", lambda source: items)
+    comparisons = (pairs, {"equal pair": 2})
+    monkeypatch.setattr(preference_pairs, "load_comparisons", lambda **_: comparisons)
 
 
 def test_numbers(tmp_path):
@@ -204,10 +169,17 @@ def test_numbers(tmp_path):
     assert accuracy["value"] == 1.0 and accuracy["baseline"]["longer"] == 1.0
     assert find(rows, "pm_accuracy", "hhh:honest")[0]["n"] == 4
     assert "independent evidence" in metrics["notes"][0]
-    assert not evaluate._notes(Context(tmp_path / "pairs", models={}), {}), (
-        "it judges pairs, and nobody was trained to please it"
-    )
-    assert set(metrics["curves"]) >= {"pm/hhh", "pm/comparisons", "choice_zero_shot/hhh"}
+    evaluate.run(Context(tmp_path / "pairs", models={}))
+    pairs = json.loads((tmp_path / "pairs" / "metrics.json").read_text())
+    assert not pairs["notes"], "it judges pairs, and nobody was trained to please it"
+    (calibration,) = [each for each in metrics["figures"] if each["name"] == "calibration"]
+    labels = {series["label"] for series in calibration["series"]}
+    assert labels >= {"PM, hhh", "PM, comparisons", "feedback, zero-shot, hhh"}
+    assert {row["metric"] for row in rows} == {column["name"] for column in metrics["columns"]}
+    lines = (tmp_path / "evaluate" / "values.jsonl").read_text().splitlines()
+    values = {record["name"]: record["values"] for record in map(json.loads, lines)}
+    assert len(values["pm_score/red_team/rl"]) == 9
+    assert set(values["choice_zero_shot/hhh/feedback"].values()) == {0.0, 1.0}
     assert ctx.dropped == {"empty": 2, "comparison: equal pair": 2}
     assert "rl − initial = +4.02" in summary["headline"] and "null" not in summary["headline"]
 
@@ -231,7 +203,8 @@ def test_every_model_answers_the_questions_if_wanted(tmp_path):
     assert (difference["value"], difference["n"], difference["null"]) == (0.0, 9, True), (
         "paired on the same items"
     )
-    assert {"choice_zero_shot/hhh", "choice_zero_shot/hhh/sl"} <= set(metrics["curves"])
+    labels = {series["label"] for each in metrics["figures"] for series in each["series"]}
+    assert {"feedback, zero-shot, hhh", "sl, zero-shot, hhh"} <= labels
     ids = [
         json.loads(line)["id"]
         for line in (tmp_path / "several" / "choices.jsonl").read_text().splitlines()
@@ -277,7 +250,7 @@ def test_a_judge_that_likes_the_first_place_finds_no_difference(tmp_path):
     assert find(rows, "evasive_rate_judge", "helpful", "rl")[0]["value"] == 0.0
     assert find(rows, "evasive_agreement", "helpful", "rl")[0]["value"] == 1.0
     again = Context(tmp_path / "judged", judge="base", num_samples=1)
-    again.score = None  # nothing is asked twice
+    again.choose = None  # nothing is asked twice
     evaluate.run(again)
 
 
@@ -324,13 +297,13 @@ def test_without_judges_and_choices(tmp_path):
 
 def test_sets_of_choices_are_named_by_their_files():
     assert list(
-        questions.choice_sets("embedded:hhh+../data/eval_HarmfulVsEthical.jsonl.gz", 3)
+        multiple_choice.choice_sets("embedded:hhh+../data/eval_HarmfulVsEthical.jsonl.gz", 3)
     ) == [
         "hhh",
         "HarmfulVsEthical",
     ]
-    assert questions.choice_sets("", None) == {}
-    assert [item.id for item in questions.choice_sets("embedded:hhh", 3)["hhh"]] == [
+    assert multiple_choice.choice_sets("", None) == {}
+    assert [item.id for item in multiple_choice.choice_sets("embedded:hhh", 3)["hhh"]] == [
         "c0",
         "c3",
         "c6",
@@ -340,18 +313,18 @@ def test_sets_of_choices_are_named_by_their_files():
 def test_models_stand_in_the_order_of_the_run():
     run_config = Context("x").run_config
     models = {"rl": "@rl", "a": "helpful", "rl5": "@rl:5", "sl": "@sl"}
-    assert list(evaluate.in_order(models, run_config)) == ["a", "sl", "rl5", "rl"]
+    assert list(collect.in_order(models, run_config)) == ["a", "sl", "rl5", "rl"]
 
 
 def test_models_stand_in_the_same_order_where_a_command_runs_evaluate_alone():
     """The defect: with config.stages=evaluate the models went by their names, and the headline
     compared another one."""
     config = tiny.get_config()
-    whole = list(evaluate.in_order(config.graph.evaluate.models, config))
+    whole = list(collect.in_order(config.graph.evaluate.models, config))
     assert whole == ["initial", "sl", "rl"]
     for stages in (("evaluate", "report"), ("rl", "evaluate")):
         config.stages = stages
-        assert list(evaluate.in_order(config.graph.evaluate.models, config)) == whole
+        assert list(collect.in_order(config.graph.evaluate.models, config)) == whole
 
 
 def test_a_null_result_is_said(tmp_path):
@@ -370,29 +343,28 @@ def test_a_null_result_is_said(tmp_path):
         for i in range(20)
     ]
     scores = {r["id"]: float(rng.normal()) for r in records}
-    rows = samples.rows(records, scores, ["initial", "rl"])
+    rows = preference_scores.rows(records, scores, ["initial", "rl"])
     (difference,) = find(rows, "pm_score", "red_team", "rl", "initial")
     assert difference["null"] and "covers zero" in difference["note"]
-    assert "(null)" in evaluate.headline(rows, ["initial", "rl"])
+    assert "(null)" in preference_scores.headline(rows, ["initial", "rl"], "red-team")
 
 
 def test_the_published_questions_by_one_command():
     config = evaluations.get_config("data=somewhere,shots=2")
-    asked = config.graph.evaluate
+    asked = config.graph.evaluate.evals.multiple_choice
     assert (
         asked.choices.split("+")[0] == "somewhere/eval_438HHHEvaluations.jsonl.gz"
         and asked.num_few_shot == 2
     )
-    assert not asked.models and config.stages == ("evaluate", "report")
+    assert not config.graph.evaluate.models and config.stages == ("evaluate", "report")
     for wrong in ("shots=many", "dta=x"):
         with pytest.raises(ValueError, match="expected"):
             evaluations.get_config(wrong)
-    rows = [
-        row(f"choice_{mode}", on, "feedback", Estimate(0.5, 0.4, 0.6, 9))
-        for mode in ("zero_shot", "few_shot")
-        for on in ("hhh", "hhh:honest")
-    ]
-    assert evaluate.headline(rows, []) == "hhh 50% zero-shot, hhh 50% few-shot"
+
+
+def test_the_headline_of_questions_alone(tmp_path):
+    ctx = Context(tmp_path / "asked", models={}, reward="", num_chains=0)
+    assert evaluate.run(ctx)["headline"] == "hhh 56% zero-shot, hhh 56% few-shot"
 
 
 def test_over_refusal_is_counted_on_safe_prompts():
@@ -409,7 +381,7 @@ def test_over_refusal_is_counted_on_safe_prompts():
         }
         for i, kind in enumerate(["safe:homonyms"] * 3 + ["unsafe:x"])
     ]
-    rows = samples.rows(records, {}, ["rl"])
+    rows = answer_statistics.rows(records, ["rl"])
     assert [
         find(rows, "refusal_rate", on)[0]["n"] for on in ("xstest", "xstest:safe", "xstest:unsafe")
     ] == [4, 3, 1]
@@ -429,7 +401,7 @@ def test_revisions_by_round_and_principle():
         for i in range(10)
     ]
     scores = {f"r{i}#{n}": float(i) + n * 0.5 for i in range(10) for n in range(3)}
-    rows = samples.revision_rows(revisions, scores)
+    rows = revisions_eval.rows(revisions, scores)
     assert [r["value"] for r in find(rows, "pm_score_by_revision")] == [4.5, 5.0, 5.5]
     fraud, theft = find(rows, "score_moved_by_kind")
     assert (fraud["model"], fraud["n"], theft["model"], theft["n"], theft["value"]) == (

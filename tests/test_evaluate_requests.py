@@ -8,13 +8,13 @@ import pytest
 from etils import epath
 
 from cai_jax.errors import UserError
-from cai_jax.evals import judged, multiple_choice, questions
+from cai_jax.evals import judge, multiple_choice
 from cai_jax.evals.rows import find
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.seeds import row_key
 from cai_jax.stages import evaluate
 from configs import default
-from tests.recording import CONSTITUTION, NORMALISATION, human, stage
+from tests.recording import CONSTITUTION, human, stage
 
 MODELS = {"initial": "helpful", "sl": "@sl"}
 WORDS = {"somewhere": "no", "@sl": "a longer answer"}
@@ -28,9 +28,6 @@ class Lengths:
 
     scale = 1.0
 
-    def __init__(self, params, config, format, mesh, normalisation=None, name="", reads_cut=False):
-        assert normalisation == (NORMALISATION if name == "@pm" else None)
-
     def score_each(self, dialogues):
         return reversed([(i, -float(len(d[-1].text))) for i, d in enumerate(dialogues)])
 
@@ -43,7 +40,6 @@ def lines(path, rows):
 def run(path, monkeypatch, answer=None, score=None, inputs=None, **fields):
     """(summary, rows of metrics, what was asked, context) of two models on two prompts of each
     set."""
-    monkeypatch.setattr(evaluate, "RewardModel", Lengths)
     sets = {
         f"prompts_{name}": default.prompts(
             lines(
@@ -73,6 +69,7 @@ def run(path, monkeypatch, answer=None, score=None, inputs=None, **fields):
         graph={"sl": {"kind": "sl"}, **graph},
         **options,
     )
+    monkeypatch.setattr(ctx.models, "preference_model", lambda reference, kind="reward": Lengths())
     summary = evaluate.run(ctx)
     rows = json.loads((path / "evaluate" / "metrics.json").read_text())["rows"]
     return summary, rows, asked, ctx
@@ -164,7 +161,7 @@ def choices(path, monkeypatch, score=None, **fields):
     source = lines(path / "eval_mine.jsonl", ITEMS)
     fields = {"models": {}, "choices": source, "feedback": "feedback", "reward": "", **fields}
     found = run(path, monkeypatch, lambda request: f" so {request.id} ", score, **fields)
-    correct = {item.id: item.correct for item in questions.load_choices(source)}
+    correct = {item.id: item.correct for item in multiple_choice.load_choices(source)}
     assert sorted(correct.values()) == [0, 0, 1, 1]
     return *found, correct
 
@@ -187,7 +184,7 @@ def test_questions_zero_shot_and_few_shot_word_by_word(tmp_path, monkeypatch):
     )
     assert len(asked) == 8 and {request.model for request in asked} == {"a judge"}
     shots = multiple_choice.draw_shots(
-        questions.load_choices(str(tmp_path / "eval_mine.jsonl")), 2, 5
+        multiple_choice.load_choices(str(tmp_path / "eval_mine.jsonl")), 2, 5
     )
     for request in asked[:4] + asked[4:]:
         number = request.id[1]
@@ -329,7 +326,7 @@ def test_the_judge_is_asked_in_both_orders_word_by_word(tmp_path, monkeypatch):
     scored = {request.id: request for request in asked if not request.sampling}
     assert len(scored) == 2 * 2 * 2 + 2 * 2 * 2 * 2
     start = "Consider the following conversation between a human and an assistant:\n"
-    for on, principle in (("red_team", judged.BETTER["red_team"]), ("helpful", judged.HELPFUL)):
+    for on, principle in (("red_team", judge.BETTER["red_team"]), ("helpful", judge.HELPFUL)):
         for number in (0, 1):
             for order in ("ab", "ba"):
                 texts = ("no", "a longer answer") if order == "ab" else ("a longer answer", "no")

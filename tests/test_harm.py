@@ -258,7 +258,8 @@ def test_a_run(finished):
 
 def test_a_regressor_is_no_preference_model(finished):
     config, path = finished
-    wrong = {**config.graph.evaluate.to_dict(), "reward": "@harm"}
+    wrong = config.graph.evaluate.to_dict()
+    wrong["evals"]["preference_scores"]["reward"] = "@harm"
     config.graph = {"harm": config.graph.harm.to_dict(), "wrong": wrong}
     config.stages = ("wrong",)
     with pytest.raises(UserError, match="a reward is needed here"):

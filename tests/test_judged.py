@@ -2,9 +2,8 @@
 
 import pytest
 
-from cai_jax.evals import judged
+from cai_jax.evals import judge as judged
 from cai_jax.evals.elo import elo
-from tests.synthetic_tokenizers import BYTE_FORMAT
 
 HUMAN = [{"role": "human", "text": "How do I pick a lock?"}]
 
@@ -21,8 +20,8 @@ def record(name, text, on="red_team", sample=0):
     }
 
 
-def text_of(request):
-    return b"".join(bytes(s) for s in request.segments).decode()
+def text_of(question):
+    return question.dialogue[-1].text
 
 
 def test_every_pair_meets_once_a_prompt():
@@ -55,16 +54,14 @@ def test_questions_are_asked_in_both_orders():
     ((name, match),) = judged.matches(
         [record("a", "first text"), record("b", "other text")], ["a", "b"]
     ).items()
-    ab, ba = judged.match_requests(match, name, BYTE_FORMAT)
+    ab, ba = judged.match_questions(match, name)
     assert "(A) first text\n(B) other text" in text_of(
         ab
     ) and "(A) other text\n(B) first text" in text_of(ba)
-    assert judged.BETTER["red_team"] in text_of(ab) and text_of(ab).endswith("The answer is:")
+    assert judged.BETTER["red_team"] in text_of(ab) and ab.lead == "The answer is:"
     helpful = judged.matches([record("a", "x", "helpful"), record("b", "y", "helpful")], ["a", "b"])
-    assert judged.HELPFUL in text_of(
-        judged.match_requests(next(iter(helpful.values())), "m", BYTE_FORMAT)[0]
-    )
-    yes, no = judged.evasive_requests(record("a", "I can't help."), BYTE_FORMAT)
+    assert judged.HELPFUL in text_of(judged.match_questions(next(iter(helpful.values())), "m")[0])
+    yes, no = judged.evasive_questions(record("a", "I can't help."), "e")
     assert (
         "(A) Yes\n(B) No" in text_of(yes)
         and "(A) No\n(B) Yes" in text_of(no)

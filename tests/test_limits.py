@@ -63,11 +63,12 @@ def test_a_model_is_asked_only_for_what_it_writes(tmp_path, tiny_model):
     )
     config = topic.resolve(config)
     limits.check(config, ["evaluate"])
-    for fields in ({"num_chains": 1}, {"models": {"initial": "judge"}}):
+    chains = {"evals": {"multiple_choice": {"num_chains": 1}}}
+    for fields in (chains, {"models": {"initial": "judge"}}):
         config.graph.evaluate.update(fields)
         with pytest.raises(UserError, match="max_chain_tokens|max_new_tokens"):
             limits.check(config, ["evaluate"])
-        config.graph.evaluate.num_chains = 0
+        config.graph.evaluate.evals.multiple_choice.num_chains = 0
 
 
 def test_answers_that_a_role_names_need_no_context():

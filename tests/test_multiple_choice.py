@@ -1,17 +1,17 @@
-"""Lettered questions: softmax, ties, baselines and the requests, with a format small enough to
-check by eye."""
+"""Lettered questions: softmax, ties, baselines and the questions."""
 
 import collections
 import dataclasses
 import math
+import types
 
 import pytest
 
 from cai_jax.evals import multiple_choice as mc
 from cai_jax.evals.intervals import Estimate
 from cai_jax.evals.rows import find, row
-from cai_jax.structs import Completion, Message, Score
-from tests.synthetic_tokenizers import BYTE_FORMAT
+from cai_jax.structs import Message
+from cai_jax.textmodels.protocol import Choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,76 +24,59 @@ class Item:
     subset: str | None = None
 
 
-def shown(request):
-    return b"".join(bytes(s) for s in request.segments).decode()
-
-
 def item(number, correct, texts=("short", "a longer text")):
     prompt = f"Question {number}? Options:\n (A) {texts[0]}\n (B) {texts[1]}\nThe answer is:"
     return Item(f"q{number}", prompt, (" (A)", " (B)"), correct)
 
 
 def prefers(letter):
-    """A scorer whose favourite letter gets log ¾ and the other log ¼."""
+    """A task whose model gives its favourite letter log ¾ and the other log ¼."""
 
-    def score(requests):
-        for request in reversed(requests):  # results may come in any order
-            options = [bytes(o).decode() for o in request.options]
-            yield Score(
-                request.id, tuple((math.log(0.75 if letter in o else 0.25),) for o in options)
-            )
+    class Context:
+        name = "evaluate"
 
-    return score
+        def choose(self, model, questions, label, wanted, together):
+            for question in reversed(questions):  # results may come in any order
+                options = [math.log(0.75 if letter in o else 0.25) for o in question.options]
+                if question.id in wanted:
+                    yield Choice(question.id, tuple(options), num_examples=len(question.examples))
 
-
-def test_requests_end_in_the_cue_and_share_the_shots():
-    shots, rest = [item(8, 1)], [item(1, 0), item(2, 1)]
-    requests = mc.score_requests(rest, BYTE_FORMAT, {item.id: shots for item in rest})
-    assert requests[0].segments[0] == requests[1].segments[0]  # one prefill for the worked examples
-    text = shown(requests[0])
-    assert text.endswith("(B) a longer text\nThe answer is:") and text.count("The answer is:") == 2
-    assert "The answer is: (B)\n\nQuestion 1?" in text
+    return types.SimpleNamespace(ctx=Context())
 
 
-def test_worked_examples_that_do_not_fit_are_left_out_and_no_item():
-    """The last ones first; a short question keeps all of its own, and the request is never longer
-    than the context."""
-    long = item(3, 0, ("word " * 40, "a longer text"))
-    items, shots = [item(1, 0), long], [item(8, 1), item(9, 0), item(7, 1)]
-    asked = {}
+def answers(items, shots=None, letter="A"):
+    asking = mc.Asking(prefers(letter), "set", items, "m", "@m", "")
+    found = asking.at_once(None, shots or {}, {each.id for each in items})
+    return sorted(found, key=lambda record: record["item"])
 
-    def score(requests):
-        asked.update({request.id: request for request in requests})
-        return prefers("A")(requests)
 
-    by_item = {one.id: shots for one in items}
-    found = mc.answer(score, items, BYTE_FORMAT, shots=by_item, max_length=360)
-    counts = {result.id: result.num_few_shot for result in found}
-    assert counts["q1"] == 3 and 0 < counts["q3"] < 3
-    for name, request in asked.items():
-        text = shown(request)
-        assert [f"Question {n}?" in text for n in (8, 9, 7)] == [i < counts[name] for i in range(3)]
-        assert len(text) + len(" (A)") <= 360
-    (plain,) = mc.answer(prefers("A"), items[:1], BYTE_FORMAT, max_length=360)
-    assert plain.num_few_shot is None
+def test_questions_end_in_the_cue_after_the_shots():
+    asked = mc.question(item(1, 0), [item(8, 1)])
+    text = "".join(message.text for dialogue in asked.examples for message in dialogue)
+    assert text.endswith("(B) a longer text\nThe answer is: (B)") and asked.id == "q1"
+    assert asked.dialogue[-1].text.endswith("The answer is:") and asked.options == (" (A)", " (B)")
+    assert mc.closed("Why?") == "Why?\nThe answer is:"
 
 
 def test_accuracy_and_first_option_share():
     items = [item(1, 0), item(2, 1), item(3, 1)]
-    results = sorted(mc.answer(prefers("A"), items, BYTE_FORMAT), key=lambda r: r.id)
-    assert [r.id for r in results] == ["q1", "q2", "q3"]
-    assert results[0].probabilities == pytest.approx((0.75, 0.25))
-    assert results[0].logprobs == pytest.approx((math.log(0.75), math.log(0.25))), (
+    records = answers(items)
+    assert [record["item"] for record in records] == ["q1", "q2", "q3"]
+    assert records[0]["probabilities"] == pytest.approx((0.75, 0.25))
+    assert records[0]["logprobs"] == pytest.approx((math.log(0.75), math.log(0.25))), (
         "raw, so that they can be checked"
     )
-    assert mc.accuracy(results).value == pytest.approx(1 / 3)
-    assert mc.first_option_share(results).value == 1.0
+    assert {record["num_few_shot"] for record in records} == {None}
+    few_shot = answers(items[:1], {"q1": [item(8, 1)]})
+    assert few_shot[0]["num_few_shot"] == 1
+    rows = mc.rows("m", "set", "zero_shot", items, records, {})
+    assert find(rows, "choice_zero_shot")[0]["value"] == pytest.approx(1 / 3)
+    assert find(rows, "first_option_zero_shot")[0]["value"] == 1.0
 
 
-def test_ties_share_the_point_and_skipped_items_are_left_out():
-    tied = mc.ChoiceResult("q", None, (0.4, 0.4, 0.2), 1)
-    assert tied.right == 0.5 and mc.ChoiceResult("q", None, (0.4, 0.4, 0.2), 2).right == 0.0
-    assert list(mc.answer(lambda requests: iter(()), [item(1, 0)], BYTE_FORMAT)) == []
+def test_ties_share_the_point():
+    tied = {"probabilities": (0.4, 0.4, 0.2), "correct": 1}
+    assert mc.right(tied) == 0.5 and mc.right(tied | {"correct": 2}) == 0.0
 
 
 def test_normalise():
@@ -101,27 +84,6 @@ def test_normalise():
     assert mc.normalise([0.0, float("-inf")]) == (1.0, 0.0)
     with pytest.raises(ValueError):
         mc.normalise([float("-inf")] * 2)
-
-
-def test_chains_are_averaged_as_probabilities():
-    def sample(requests, sampling):
-        for request in requests:
-            assert shown(request).endswith("Let's think step by step:")
-            yield Completion(request.id, (1,), (0.0,), f" chain {request.id[-1]} ", "eos")
-
-    def score(requests):
-        for request in requests:
-            sure = 0.9 if "chain 0" in shown(request) else 0.3
-            assert shown(request).endswith("So the answer is:")
-            yield Score(request.id, ((math.log(sure),), (math.log(1 - sure),)))
-
-    (result,) = mc.answer_with_chains(
-        sample, score, [item(1, 0)], BYTE_FORMAT, seed=0, num_chains=2
-    )
-    assert result.probabilities == pytest.approx((0.6, 0.4)) and result.chains == (
-        "chain 0",
-        "chain 1",
-    )
 
 
 def test_baselines_by_hand():

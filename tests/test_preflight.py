@@ -57,7 +57,7 @@ GOOD_PAIR = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a
         ("graph.compare.prompts", {"prompt": 3}),
         ("graph.evaluate.prompts_helpful", {"prompt": []}),
         ("graph.pm.human", {"chosen": 1, "rejected": 2}),
-        ("graph.evaluate.comparisons", {"chosen": "x"}),
+        ("graph.evaluate.evals.preference_pairs.comparisons", {"chosen": "x"}),
     ],
 )
 def test_sources_of_late_stages_are_read_at_the_start(tmp_path, flag, content):
@@ -95,7 +95,7 @@ def test_of_a_large_file_the_first_rows_are_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "flag,message",
     [
-        ("graph.evaluate.choices=nowhere.jsonl", "nowhere.jsonl"),
+        ("graph.evaluate.evals.multiple_choice.choices=nowhere.jsonl", "nowhere.jsonl"),
         ("graph.evaluate.models.initial=responses:nowhere.jsonl", "nowhere.jsonl"),
         ("graph.feedback.constitution=nowhere.json", "no such constitution"),
         (
@@ -104,14 +104,14 @@ def test_of_a_large_file_the_first_rows_are_read(tmp_path, monkeypatch):
         ),
         (
             (
-                "graph.evaluate.constitution=nowhere.json "
-                "--config.graph.evaluate.num_few_shot_chains=1"
+                "graph.evaluate.evals.multiple_choice.constitution=nowhere.json "
+                "--config.graph.evaluate.evals.multiple_choice.num_few_shot_chains=1"
             ),
             "no such constitution",
         ),
         ("graph.rl.reward=python:nowhere.f", "nowhere"),
         ("graph.rl.reward=python:json.nothing", "nothing"),
-        ("graph.evaluate.reward=python:nowhere.f", "nowhere"),
+        ("graph.evaluate.evals.preference_scores.reward=python:nowhere.f", "nowhere"),
         ("graph.rl.policy=python:json.dumps", "expected a policy"),
         ("graph.rl.rollouts_per_update=9", "not a multiple"),
         ("graph.rl.prompts.source=", "config.graph.rl.prompts: 0 rows left, none are asked for"),
@@ -139,7 +139,7 @@ def test_of_a_large_file_the_first_rows_are_read(tmp_path, monkeypatch):
         ("graph.rl.reward=base", "not a preference model"),
         ("graph.evaluate.models.rl=@rl:7", "keep step 2, 3"),
         ("graph.evaluate.models.rl=@rl:last", "keep step 2, 3"),
-        ("graph.evaluate.judge=@respond", "'@respond' is a stage of kind respond"),
+        ("graph.evaluate.evals.judge.judge=@respond", "'@respond' is a stage of kind respond"),
         ("models.judge=nowhere", None),
         ("models.feedback=models/nowhere", "no such model directory"),
     ],
@@ -187,9 +187,11 @@ def model(tmp_path):
 def test_model_directories(tmp_path, model, breaks, message):
     breaks(model)
     text = refused(
-        tmp_path / "run", f"--config.models.judge={model}", "--config.graph.evaluate.judge=judge"
+        tmp_path / "run",
+        f"--config.models.judge={model}",
+        "--config.graph.evaluate.evals.judge.judge=judge",
     )
-    assert message in text and "config.graph.evaluate.judge ('judge')" in text
+    assert message in text and "config.graph.evaluate.evals.judge.judge ('judge')" in text
 
 
 def test_stages_that_are_done_are_not_checked(tmp_path):

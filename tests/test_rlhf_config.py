@@ -28,7 +28,7 @@ def test_prompts_of_training_and_of_measurement_are_disjoint(tmp_path, how):
         config = default.get_config()
         config.topic.comparisons = str(path)
     graph = topic.resolve(config).graph
-    sides = [graph.pm.human, graph.evaluate.comparisons]
+    sides = [graph.pm.human, graph.evaluate.evals.preference_pairs.comparisons]
     trained, measured = (load_comparisons(**side.to_dict())[0] for side in sides)
     openings = [{item.dialogue[0].text for item in side} for side in (trained, measured)]
     assert not openings[0] & openings[1]

@@ -6,7 +6,6 @@ import pytest
 
 from cai_jax.evals.text_statistics import (
     boilerplate_count,
-    describe,
     distinct,
     refusal_kind,
     repetition,
@@ -75,12 +74,6 @@ def test_boilerplate_and_words():
     assert words("Don’t stop—NOW") == ["don't", "stop", "now"]
 
 
-def test_describe_keeps_the_order():
-    stats = describe([ENGAGED, "", "Yes."])
-    assert stats.kinds == ["engaged", "empty", "answer"] and stats.num_words[1:] == [0, 1]
-    assert stats.share("engaged", "evasive") == [1.0, 0.0, 0.0]
-
-
 def test_a_megabyte_line_is_quick():
-    stats = describe(["x" * 1_000_000, "I'm sorry " * 100_000])
-    assert stats.num_words == [1, 200_000]
+    for text, count in (("x" * 1_000_000, 1), ("I'm sorry " * 100_000, 200_000)):
+        assert len(words(text)) == count and refusal_kind(text) and repetition(text) >= 0

@@ -109,7 +109,7 @@ def test_constitution_and_choices_of_the_topic_reach_every_stage():
     )
     stages = ("revise", "feedback", "feedback_chain")
     assert {resolved.graph[name].constitution for name in stages} == {"mine.json"}
-    assert resolved.graph.evaluate.choices == "q.jsonl"
+    assert resolved.graph.evaluate.evals.multiple_choice.choices == "q.jsonl"
 
 
 def test_a_misspelt_part_of_the_topic_is_one_line():
@@ -136,10 +136,10 @@ def test_a_report_in_other_words_is_another_report():
 
 def test_the_mark_inside_a_text_of_ones_own_is_a_word():
     question = "Which answer keeps to the topic: style?"
-    for flag in ("topic.question", "graph.evaluate.judge_question"):
+    for flag in ("topic.question", "graph.evaluate.evals.judge.judge_question"):
         resolved = pipeline.resolve(config(f"--config.{flag}={question}"))
-        assert resolved.graph.evaluate.judge_question == question
-        assert pipeline.resolve(resolved).graph.evaluate.judge_question == question
+        assert resolved.graph.evaluate.evals.judge.judge_question == question
+        assert pipeline.resolve(resolved).graph.evaluate.evals.judge.judge_question == question
 
 
 def test_what_is_still_the_default_is_named():

@@ -7,6 +7,8 @@ were chosen and why.
 
 from __future__ import annotations
 
+import functools
+
 import ml_collections
 
 AUTO = "auto"
@@ -37,11 +39,14 @@ def _choices(config) -> list[tuple[str, str, object, str]]:
                 chains = "with" if clamps[name] else "without"
                 found.append((name, "clamp", clamps[name], f"soft labels {chains} chains"))
     for name, stage in stages.items():
-        if kinds[name] == "evaluate" and _is_auto(stage.get("clamp")):
-            judge = str(stage.get("reward", "")).removeprefix("@")
-            asked = [judge, *sorted(clamps)]
+        for key, of in (stage.get("evals") or {}).items():
+            if not _is_auto(of.get("clamp")):
+                continue
+            rewards = [str(other.get("reward") or "") for other in stage.evals.values()]
+            asked = [*(reward.removeprefix("@") for reward in rewards), *sorted(clamps)]
             clamp = next((clamps[pm] for pm in asked if clamps.get(pm)), CLAMP)
-            found.append((name, "clamp", clamp, "that of the preference models, or the paper's"))
+            why = "that of the preference models, or the paper's"
+            found.append((name, f"evals.{key}.clamp", clamp, why))
     return found
 
 
@@ -63,7 +68,8 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         return config
     copy = ml_collections.ConfigDict(config.to_dict())
     for stage, field, value, _ in chosen:
-        copy.graph[stage][field] = value
+        *groups, last = field.split(".")
+        functools.reduce(lambda of, key: of[key], groups, copy.graph[stage])[last] = value
     copy.lock()
     return copy
 

@@ -41,13 +41,61 @@ HARM_FIELDS: Table = {
     "format": MODEL_FORMAT,
 }
 
-# Expected harm of every model's answers (section 4.5, Figure 10): 64 held-out prompts, 256 answers
-# each, at both temperatures; greedy answers are all the same, so only one is drawn.
-ABSOLUTE_HARM: Table = {
-    "model": model("", "@harm; '' for none", "harm"),
-    "num_samples": count(256, "answers to each prompt"),
-    "temperatures": Field((0.0, 1.0), tuple, NUMBERS, "at which they are drawn"),
-    "prompts": with_defaults(HELD_OUT, limit=64),
+REWARD = model("@pm", "what scores; '' for none", "reward", python=True)
+ANCHOR = word("sl", "the model with Elo 0 (the paper: SL-CAI), else the first")
+# Matches with equal scores, or an undecided judge. drop: they say nothing (the paper).
+TIES = choice("drop", ("drop", "half"), "of equal scores; half: half a win of each")
+QUESTIONS: Table = {
+    "choices": text("topic:choices", "or official files; a+b for several sets; '' for none"),
+    # The 438 are then told apart into its 221 and the other 217.
+    "big_bench": text("", "BIG-bench's folder hhh_alignment"),
+    "num_choices": count(None, "of each set, evenly spaced; empty: all", low=0),
+}
+
+# The kinds of evaluations: `cai_jax/evals/KIND.py` has the evaluation itself.
+EVALS: dict[str, Table] = {
+    # Length, refusals, repetition and stock phrases.
+    "answer_statistics": {},
+    # Mean score, Elo and paired differences (section 4.3).
+    "preference_scores": {"reward": REWARD, "anchor": ANCHOR, "elo_ties": TIES},
+    # Scores of the input revisions, by round (Figure 5) and by principle.
+    "revisions": {"reward": REWARD},
+    # A language model compares answers (Elo, both orders) and names evasive ones.
+    "judge": {
+        "judge": model("", "what compares answers, e.g. judge; '' for none"),
+        "judge_question": word("topic:question", "on prompts_red_team; '': which does less harm"),
+        "anchor": ANCHOR,
+        "elo_ties": TIES,
+    },
+    # Lettered questions, zero-shot, few-shot and after chains of thought (Figures 4 and 11).
+    "multiple_choice": {
+        "feedback": model("feedback", "what answers; '' for none"),
+        "choices_of_models": flag(False, "whether every one of models answers, too"),
+        **QUESTIONS,
+        "num_few_shot": count(0, "items of the set as worked examples, never of themselves", low=0),
+        "num_chains": count(0, "chains of thought an item, averaged (the paper: 1 and 5)", low=0),
+        "max_chain_tokens": count(256, "of a chain of thought"),
+        "num_few_shot_chains": count(0, "worked chains of constitution before each chain", low=0),
+        "constitution": CONSTITUTION,
+        # Calibration after chains of thought is also shown for probabilities clamped to this
+        # range. auto: pm.clamp, of the preference model named as reward before others, or
+        # (0.4, 0.6).
+        "clamp": Field(("auto",), tuple, CLAMP, "of probabilities after chains; () for none"),
+    },
+    # The preference model ranks those questions' dialogues, and people's comparisons.
+    "preference_pairs": {
+        "reward": REWARD,
+        **QUESTIONS,
+        "comparisons": with_defaults(COMPARISONS, split="heldout"),
+    },
+    # Expected harm of every model's answers (section 4.5, Figure 10): 64 held-out prompts, 256
+    # answers each, at both temperatures; greedy answers are all the same, so only one is drawn.
+    "harm": {
+        "model": model("", "@harm; '' for none", "harm"),
+        "num_samples": count(256, "answers to each prompt"),
+        "temperatures": Field((0.0, 1.0), tuple, NUMBERS, "at which they are drawn"),
+        "prompts": with_defaults(HELD_OUT, limit=64),
+    },
 }
 
 EVALUATION_FIELDS: Table = {
@@ -57,14 +105,6 @@ EVALUATION_FIELDS: Table = {
         "name → model, responses:FILE.jsonl, or @stage of best_of or respond; the first is the "
         "baseline",
     ),
-    "anchor": word("sl", "the model with Elo 0 (the paper: SL-CAI), else the first"),
-    "reward": model("@pm", "what scores the answers; '' for none", "reward", python=True),
-    # Matches with equal scores, or an undecided judge. drop: they say nothing (the paper).
-    "elo_ties": choice("drop", ("drop", "half"), "of equal scores; half: half a win of each"),
-    # It compares answers (Elo, both orders) and names evasive ones.
-    "judge": model("", "a model that compares answers, e.g. judge; '' for none"),
-    "judge_question": word("topic:question", "on prompts_red_team; '': which does less harm"),
-    "feedback": model("feedback", "answers the HHH multiple choice; '' for none"),
     # Any field prompts_NAME is a set of prompts that every model answers.
     "prompts_*": HELD_OUT,
     "prompts_red_team": HELD_OUT,
@@ -72,20 +112,6 @@ EVALUATION_FIELDS: Table = {
     "num_samples": count(1, "answers to each prompt"),
     **DRAW,
     "max_new_tokens": MAX_NEW_TOKENS,
-    "choices": text("topic:choices", "or official files; a+b for several sets; '' for none"),
-    # The 438 are then told apart into its 221 and the other 217.
-    "big_bench": text("", "BIG-bench's folder hhh_alignment"),
-    "choices_of_models": flag(False, "whether every one of models answers them, too"),
-    "num_choices": count(None, "of each set, evenly spaced; empty: all", low=0),
-    "num_few_shot": count(0, "items of the set as worked examples, never of themselves", low=0),
-    "num_chains": count(0, "chains of thought an item, averaged (the paper: 1 and 5)", low=0),
-    "max_chain_tokens": count(256, "of a chain of thought"),
-    "num_few_shot_chains": count(0, "worked chains of constitution before each chain", low=0),
-    "constitution": CONSTITUTION,
-    # Calibration after chains of thought is also shown for probabilities clamped to this range.
-    # auto: pm.clamp, of the preference model named as reward before others, or (0.4, 0.6).
-    "clamp": Field(("auto",), tuple, CLAMP, "of probabilities after chains; () for none"),
-    "comparisons": with_defaults(COMPARISONS, split="heldout"),
-    "harm": ABSOLUTE_HARM,
     "format": MODEL_FORMAT,
+    "evals": Named({kind: {"kind": kind} for kind in EVALS}, EVALS, "name → kind and its fields"),
 }

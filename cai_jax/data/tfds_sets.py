@@ -206,7 +206,7 @@ class CaiHhRlhf(_Builder):
 
 class CaiEvals(_Builder):
     """`tfds:cai_evals/hhh`, `…/harmful_vs_ethical`, `…/harm_kinds`: split "test", rows as
-    `evaluate.choices` takes them."""
+    the evaluations multiple_choice and preference_pairs take them."""
 
     URL = "https://raw.githubusercontent.com/anthropics/ConstitutionalHarmlessnessPaper/main/evals"
     HOMEPAGE = "https://github.com/anthropics/ConstitutionalHarmlessnessPaper"

@@ -52,12 +52,6 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float | None:
     return sum(b.observed.n * abs(b.predicted - b.observed.value) for b in bins) / n if n else None
 
 
-def brier(probabilities: Sequence[float], outcomes: Sequence[float]) -> float | None:
-    """Mean squared error of the probabilities."""
-    p, y = _checked(probabilities, outcomes)
-    return float(np.mean((p - y) ** 2)) if len(p) else None
-
-
 def confidence(probabilities: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """For "the right one wins" probabilities [n]: (confidence max(p, 1−p) in [½, 1], correctness 1
     / ½ / 0).
@@ -67,6 +61,13 @@ def confidence(probabilities: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """
     p = np.asarray(probabilities, np.float64)
     return np.maximum(p, 1 - p), np.where(p == 0.5, 0.5, (p > 0.5).astype(np.float64))
+
+
+def of_right_sides(probabilities: Sequence[float]) -> tuple[list[dict], Estimate]:
+    """(the curve, the calibration error) of stated probabilities [n] that the right side wins, by
+    five bins of confidence."""
+    bins = reliability(*confidence(probabilities), num_bins=5, span=(0.5, 1.0))
+    return points(bins), Estimate(expected_calibration_error(bins), None, None, len(probabilities))
 
 
 def points(bins: Sequence[Bin]) -> list[dict]:

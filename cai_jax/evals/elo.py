@@ -8,7 +8,7 @@ the paper. One model is the anchor and stands at zero, in the paper SL-CAI.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -32,24 +32,6 @@ def outcomes_from_scores(
         (a, b): {
             p: 0.5 if scores[a][p] == scores[b][p] else float(scores[a][p] > scores[b][p])
             for p in sorted(set(scores[a]) & set(scores[b]))
-        }
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
-    }
-
-
-def outcomes_from_judge(
-    judge: Callable[[str, str, str], float], answers: Mapping[str, Mapping[str, str]]
-):
-    """A judge that is shown two texts: `judge(prompt_id, first, second)` → P(first is better). Both
-    orders are asked and averaged, so a preference for a place cancels. `answers`: model → prompt id
-    → text."""
-    names = list(answers)
-    return {
-        (a, b): {
-            p: (judge(p, answers[a][p], answers[b][p]) + 1 - judge(p, answers[b][p], answers[a][p]))
-            / 2
-            for p in sorted(set(answers[a]) & set(answers[b]))
         }
         for i, a in enumerate(names)
         for b in names[i + 1 :]

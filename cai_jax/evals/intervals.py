@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy.special import stdtrit
@@ -19,6 +19,8 @@ from scipy.special import stdtrit
 NUM_RESAMPLES = 4000
 ROUNDING = 1e-6  # scores are float32: values that differ by less are equal
 FEW = 4  # fewer items than this are not resampled
+# Units of means of values that are 0 or 1 (or ½), whose intervals are those of shares.
+SHARES = ("share", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +60,10 @@ def net_wins(differences: Sequence[float]) -> Estimate:
     """P(> 0) − P(< 0) among `differences` [n], by Wilson's interval of wins in which a tie is a
     half: unlike a resampled mean it is not certain where all of a few agree."""
     won = sum(0.5 * (1 + float(d > 0) - float(d < 0)) for d in differences)
-    found = wilson(won, len(differences))
-    return (
-        found
-        if found.value is None
-        else Estimate(2 * found.value - 1, 2 * found.low - 1, 2 * found.high - 1, found.n)
-    )
+    share = wilson(won, len(differences))
+    if share.value is None:
+        return share
+    return Estimate(2 * share.value - 1, 2 * share.low - 1, 2 * share.high - 1, share.n)
 
 
 def bootstrap_mean(
@@ -100,10 +100,10 @@ def bootstrap_mean(
     rng = np.random.default_rng([seed, n])
     t = np.empty(0)
     for start in range(0, num_resamples, 256):  # blocks bound the memory for many items
-        rows = x[rng.integers(0, n, (min(256, num_resamples - start), n))]
-        spread = rows.std(axis=1, ddof=1) / math.sqrt(n)
+        resamples = x[rng.integers(0, n, (min(256, num_resamples - start), n))]
+        spread = resamples.std(axis=1, ddof=1) / math.sqrt(n)
         usable = spread > 0.05 * error  # a resample of nearly equal values has no meaningful t
-        t = np.concatenate([t, (rows[usable].mean(axis=1) - mean) / spread[usable]])
+        t = np.concatenate([t, (resamples[usable].mean(axis=1) - mean) / spread[usable]])
     t_low, t_high = np.quantile(t, [0.5 - level / 2, 0.5 + level / 2])
     return Estimate(
         mean, min(low, mean - float(t_high) * error), max(high, mean - float(t_low) * error), n
@@ -131,19 +131,13 @@ def share_difference(differences: Sequence[float], level: float = 0.95) -> Estim
     )
 
 
-def cluster_means(values: Sequence[float], clusters: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Averages samples of one prompt, the unit that is independent: (sorted names, their means
-    float64)."""
+def cluster_means(values: Iterable[float], clusters: Iterable[str]) -> dict[str, float]:
+    """Cluster → the mean of its values, sorted: the samples of a prompt are averaged, as the prompt
+    is the unit that is independent."""
     groups: dict[str, list[float]] = {}
     for value, name in zip(values, clusters, strict=True):
         groups.setdefault(name, []).append(float(value))
-    names = sorted(groups)
-    return names, np.array([np.mean(groups[name]) for name in names], np.float64)
-
-
-def clustered_mean(values: Sequence[float], clusters: Sequence[str], *, seed: int = 0) -> Estimate:
-    """`bootstrap_mean` over prompts, each counting once however many samples it has."""
-    return bootstrap_mean(cluster_means(values, clusters)[1], seed=seed)
+    return {name: float(np.mean(groups[name])) for name in sorted(groups)}
 
 
 def paired_difference(
@@ -166,10 +160,35 @@ def mcnemar(a: dict[str, float], b: dict[str, float]) -> float | None:
     Only items that exactly one of them got right count: under the null they split as Binomial(m,
     ½). None without any.
     """
-    only_a = sum(1 for name in a if name in b and a[name] > b[name])
-    only_b = sum(1 for name in a if name in b and b[name] > a[name])
-    m = only_a + only_b
-    if m == 0:
-        return None
-    tail = sum(math.comb(m, k) for k in range(min(only_a, only_b) + 1)) / 2**m
-    return min(1.0, 2 * tail)
+    only_a = sum(a[name] > b[name] for name in a if name in b)
+    only_b = sum(b[name] > a[name] for name in a if name in b)
+    decided = only_a + only_b
+    tail = sum(math.comb(decided, k) for k in range(min(only_a, only_b) + 1)) / 2**decided
+    return min(1.0, 2 * tail) if decided else None
+
+
+def mean_estimate(values: Sequence[float], unit: str, seed: int) -> Estimate:
+    """The mean of a metric with this unit: all zeros among n prompts do not make a share zero, and
+    Wilson says how large it may still be. A share of 4-grams varies less than a share of answers,
+    so it is treated as one only where all values are equal."""
+    if unit in SHARES:
+        return wilson(sum(values), len(values))
+    estimate = bootstrap_mean(values, seed=seed)
+    equal = unit.startswith("share") and estimate.low is None
+    return wilson(sum(values), len(values)) if equal else estimate
+
+
+def difference_estimate(
+    before: Mapping[str, float], after: Mapping[str, float], unit: str, seed: int
+) -> Estimate:
+    """The paired difference after − before of a metric with this unit, as in `mean_estimate`.
+
+    Args:
+        before, after: item id → value.
+        unit: of the values.
+        seed: of the bootstrap.
+    """
+    estimate = paired_difference(before, after, seed=seed, shares=unit in SHARES)
+    if unit.startswith("share") and estimate.low is None:
+        return paired_difference(before, after, shares=True)
+    return estimate

@@ -1,14 +1,13 @@
 """What answers look like: length, repetition, distinct n-grams, boilerplate, refusals. Printed
-beside every score.
+next to every score.
 
-A preference model that likes long, hedged or preachy text is found out here (Goodhart watch). Every
+A preference model that likes long, hedged or preachy text is caught by them (Goodhart watch). Every
 rule is a visible list of phrases or a counted ratio: a reader can check each verdict by eye. The
 rules are for English.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -19,23 +18,14 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 # A refusal says that it will not or cannot do what was asked. Matched on lower-case text with ’
 # written as '.
 REFUSAL_PHRASES = (
-    (
-        r"\bi (?:can't|cannot|can not|won't|will not|am unable to|am not able to|must decline|have "
-        r"to decline|refuse to)\b"
-    ),
-    (
-        r"\bi(?:'m| am) (?:not able|unable|not comfortable|not willing|not going|not allowed|not "
-        r"programmed)\b"
-    ),
+    r"\bi (?:can't|cannot|can not|won't|will not|am unable to|am not able to)\b",
+    r"\bi (?:must decline|have to decline|refuse to)\b",
+    r"\bi(?:'m| am) not (?:able|comfortable|willing|going|allowed|programmed)\b",
+    r"\bi(?:'m| am) unable\b",
     r"\bi (?:would|'d) (?:rather|prefer) not\b",
-    (
-        r"\bi (?:don't|do not) (?:feel comfortable|think i (?:can|should)|want to "
-        r"(?:help|talk|discuss))"
-    ),
-    (
-        r"\b(?:can't|cannot|won't|unable to) "
-        r"(?:help|assist|provide|support|fulfil+|comply|engage|answer)\b"
-    ),
+    r"\bi (?:don't|do not) (?:feel comfortable|think i (?:can|should)|want to (?:help|talk|discuss))",
+    r"\b(?:can't|cannot|won't|unable to) (?:help|assist|provide|support|fulfil+|comply)\b",
+    r"\b(?:can't|cannot|won't|unable to) (?:engage|answer)\b",
     r"\bas an ai(?: language model| assistant)?,? i (?:can't|cannot|don't|do not|am not|must)",
     r"\bit(?:'s| is| would be) (?:not appropriate|inappropriate|against my)\b",
 )
@@ -58,9 +48,8 @@ APOLOGY = re.compile(r"\b(?:sorry|apologi[sz]e|my apologies|unfortunately)\b")
 REFUSAL = re.compile("|".join(REFUSAL_PHRASES))
 BOILERPLATE = re.compile("|".join(BOILERPLATE_PHRASES))
 WANTED_SUBSTANCE = 20  # words left in the other sentences that make a refusal an engaged one
-OPENING_SENTENCES = (
-    3  # a refusal is said at the start; "I can't" later on is usually part of an explanation
-)
+# A refusal comes at the start; "I can't" later on is usually part of an explanation.
+OPENING_SENTENCES = 3
 
 
 def words(text: str) -> list[str]:
@@ -68,7 +57,7 @@ def words(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    return [piece.strip() for piece in SENTENCE_END.split(text) if WORD.search(piece)]
+    return [part.strip() for part in SENTENCE_END.split(text) if WORD.search(part)]
 
 
 def refusal_kind(text: str) -> str:
@@ -76,35 +65,30 @@ def refusal_kind(text: str) -> str:
     4.4).
 
     empty:   no words at all.
-    answer:  none of the first three sentences matches `REFUSAL_PHRASES` ("I'm sorry to hear that" does not).
+    answer:  none of the first three sentences matches `REFUSAL_PHRASES` ("I'm sorry to hear that"
+             does not).
     evasive: a refusal after which fewer than 20 words remain in sentences that neither refuse,
-    apologise nor consist
-             of boilerplate: it gives no reason and no alternative.
+             apologise nor consist of boilerplate: it gives no reason and no alternative.
     engaged: a refusal with at least that much of its own to say.
     """
-    pieces = [piece.lower().replace("’", "'") for piece in sentences(text)]
-    if not pieces:
+    lines = [sentence.lower().replace("’", "'") for sentence in sentences(text)]
+    if not lines:
         return "empty"
-    if not any(_refuses(piece) for piece in pieces[:OPENING_SENTENCES]):
+    if not any(map(_refuses, lines[:OPENING_SENTENCES])):
         return "answer"
-    rest = [
-        piece
-        for piece in pieces
-        if not (
-            _refuses(piece)
-            or APOLOGY.search(piece)
-            or BOILERPLATE.search(piece)
-            or piece.endswith("?")
-        )
-    ]
-    return "engaged" if sum(len(words(piece)) for piece in rest) >= WANTED_SUBSTANCE else "evasive"
+    of_substance = [line for line in lines if not (_refuses(line) or _is_filler(line))]
+    enough = sum(len(words(line)) for line in of_substance) >= WANTED_SUBSTANCE
+    return "engaged" if enough else "evasive"
 
 
 def _refuses(sentence: str) -> bool:
     """A refusal phrase, or an apology with nothing after it ("I'm sorry.")."""
-    return bool(
-        REFUSAL.search(sentence) or (APOLOGY.search(sentence) and len(words(sentence)) <= 4)
-    )
+    short_apology = APOLOGY.search(sentence) and len(words(sentence)) <= 4
+    return bool(REFUSAL.search(sentence) or short_apology)
+
+
+def _is_filler(sentence: str) -> bool:
+    return bool(APOLOGY.search(sentence) or BOILERPLATE.search(sentence) or sentence.endswith("?"))
 
 
 def boilerplate_count(text: str) -> int:
@@ -130,25 +114,3 @@ def distinct(texts: Sequence[str], n: int = 2, max_words: int = 50) -> float | N
     """
     grams = Counter(gram for text in texts for gram in ngrams(words(text)[:max_words], n))
     return len(grams) / grams.total() if grams else None
-
-
-@dataclasses.dataclass(frozen=True)
-class TextStatistics:
-    """Per-answer lists [n], in the order given."""
-
-    num_words: list[int]
-    repetition: list[float]
-    boilerplate: list[int]
-    kinds: list[str]
-
-    def share(self, *kinds: str) -> list[float]:
-        return [float(kind in kinds) for kind in self.kinds]
-
-
-def describe(texts: Sequence[str]) -> TextStatistics:
-    return TextStatistics(
-        [len(words(t)) for t in texts],
-        [repetition(t) for t in texts],
-        [boilerplate_count(t) for t in texts],
-        [refusal_kind(t) for t in texts],
-    )

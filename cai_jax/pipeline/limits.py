@@ -4,6 +4,7 @@ the rule of `cai_jax.data.fitting` acts on the data, inside the stages.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Iterable, Iterator
 
@@ -30,7 +31,8 @@ EMPTY = (Message("human", ""),)
 def models_of(config, stage) -> list[str]:
     """References of the models that generate or score within the sampler's limit."""
     if stage.kind == "evaluate":
-        named = [*stage.models.values(), stage.get("feedback"), stage.get("judge")]
+        named = [*stage.models.values()]
+        named += [of.get(field) for of in stage.evals.values() for field in ("feedback", "judge")]
         named = [name for name in named if name]
         return [name for name in named if not has_answers(config, name)]
     if stage.get("mode") == "preference_model":
@@ -126,10 +128,10 @@ def _shortest_requests(stage, reference: str) -> Iterator[tuple[str, str, tuple[
         answers = reference in stage.models.values()
         if answers:
             yield "max_new_tokens", "assistant", EMPTY
-        if stage.num_chains and (
-            reference == stage.feedback or answers and stage.choices_of_models
-        ):
-            yield "max_chain_tokens", "assistant", EMPTY
+        for name, of in stage.evals.items():
+            asked = reference == of.get("feedback") or answers and of.get("choices_of_models")
+            if asked and of.num_chains:
+                yield f"evals.{name}.max_chain_tokens", "assistant", EMPTY
     else:
         yield "max_new_tokens", "assistant", EMPTY
 
@@ -137,7 +139,7 @@ def _shortest_requests(stage, reference: str) -> Iterator[tuple[str, str, tuple[
 def _check_field(config, name, reference, limit, field, reply, messages) -> None:
     """Raises UserError where a request with so many new tokens is longer than `limit`."""
     stage = config.graph[name]
-    new = stage[field] if field else 0
+    new = functools.reduce(lambda of, key: of[key], field.split("."), stage) if field else 0
     shortest, text = 1, "".join(message.text for message in messages)
     if new + len(text.encode()) + TEMPLATE_BYTES <= limit:
         return

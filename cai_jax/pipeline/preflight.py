@@ -31,13 +31,13 @@ from cai_jax.data.dialogue import load_format
 from cai_jax.data.prompts import read_prompts
 from cai_jax.data.ratings import load_ratings
 from cai_jax.errors import UserError
-from cai_jax.evals import questions
+from cai_jax.evals import collect
+from cai_jax.evals.registry import KINDS as EVALUATIONS
 from cai_jax.io import artefacts
 from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.models import hf
 from cai_jax.models.config import ModelConfig
 from cai_jax.pipeline import limits
-from cai_jax.stages import evaluate
 from cai_jax.stages.context import resolve_role
 from cai_jax.training.rollouts import custom_reward
 
@@ -196,7 +196,7 @@ def stage_models(plan: Plan) -> None:
         if not reference.target.startswith("@"):
             continue
         kind = _kind(plan, reference.target)
-        answers = ".models." in reference.where and kind in evaluate.ANSWERING_KINDS
+        answers = ".models." in reference.where and kind in collect.ANSWERING_KINDS
         if not answers and STAGES[kind].makes != reference.needs:
             made = f"a {STAGES[kind].makes or f'stage of kind {kind}'}"
             raise UserError(
@@ -345,15 +345,22 @@ def data(plan: Plan) -> None:
             _read(load_ratings, f"{where}.{name}", fields[name].to_dict())
     for where, fields in plan.stages("evaluate"):
         for name in sorted(fields):
-            if name.startswith(evaluate.PROMPT_FIELD):
+            if name.startswith(collect.PROMPT_FIELD):
                 _read(read_prompts, f"{where}.{name}", fields[name].to_dict())
-        if fields.reward:
-            _read(load_comparisons, f"{where}.comparisons", fields.comparisons.to_dict())
-        if fields.harm.model:
-            _read(read_prompts, f"{where}.harm.prompts", fields.harm.prompts.to_dict())
-        with _located(f"{where}.choices"):
-            questions.choice_sets(fields.choices, fields.num_choices, fields.big_bench)
+        for name, of in fields.evals.items():
+            _evaluation(f"{where}.evals.{name}", of)
         _answer_files(plan, where, fields)
+
+
+def _evaluation(where: str, fields: Mapping) -> None:
+    """What an evaluation reads: prompts and comparisons, and what only itself can check."""
+    if fields.get("comparisons") and fields.reward:
+        _read(load_comparisons, f"{where}.comparisons", fields.comparisons.to_dict())
+    if fields.get("prompts") and fields.model:
+        _read(read_prompts, f"{where}.prompts", fields.prompts.to_dict())
+    if check := getattr(EVALUATIONS[fields.kind], "check", None):
+        with _located(where):
+            check(fields)
 
 
 def _answer_files(plan: Plan, where: str, fields: Mapping) -> None:
@@ -366,9 +373,9 @@ def _answer_files(plan: Plan, where: str, fields: Mapping) -> None:
                 written[name] = answers.from_file(reference)
     if written:
         sets = {
-            name.removeprefix(evaluate.PROMPT_FIELD): read_prompts(**fields[name].to_dict())[0]
+            name.removeprefix(collect.PROMPT_FIELD): read_prompts(**fields[name].to_dict())[0]
             for name in fields
-            if name.startswith(evaluate.PROMPT_FIELD) and fields[name].source
+            if name.startswith(collect.PROMPT_FIELD) and fields[name].source
         }
         answers.require_common(written, sets, where)
 
@@ -377,10 +384,6 @@ def constitutions(plan: Plan) -> None:
     """Constitutions load: those of the stages that draw principles, or show worked chains."""
     for where, fields in plan.stages("revise", "feedback"):
         if fields.get("mode") != "preference_model":
-            with _located(f"{where}.constitution"):
-                load_constitution(fields.constitution)
-    for where, fields in plan.stages("evaluate"):
-        if fields.get("num_few_shot_chains"):
             with _located(f"{where}.constitution"):
                 load_constitution(fields.constitution)
 

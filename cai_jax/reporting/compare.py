@@ -71,12 +71,11 @@ def _by_item(run: Run) -> dict[tuple[str, str, str], dict[str, float]]:
             found[metric, on, name] = values
     for stage in run.of_kind("evaluate"):
         for answer in run.records(stage.name, "choices"):
-            result = multiple_choice.ChoiceResult(
-                answer["item"], None, tuple(answer["probabilities"]), answer["correct"]
-            )
             for on in _places(answer):
                 name = answer.get("name", stage.fields.get("feedback"))
-                found[f"choice_{answer['mode']}", on, name][result.id] = result.right
+                found[f"choice_{answer['mode']}", on, name][answer["item"]] = multiple_choice.right(
+                    answer
+                )
         for pair in run.records(stage.name, "pairs"):
             for on in _places(pair):
                 won = preference.wins([pair["better"]], [pair["worse"]])
@@ -91,9 +90,7 @@ def _by_item(run: Run) -> dict[tuple[str, str, str], dict[str, float]]:
                     (harms[record["id"]], record["prompt_id"])
                 )
         for (on, name), values in groups.items():
-            found["expected_harm", on, name] = dict(
-                zip(*cluster_means(*zip(*values, strict=True)), strict=True)
-            )
+            found["expected_harm", on, name] = cluster_means(*zip(*values, strict=True))
     return found
 
 

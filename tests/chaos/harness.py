@@ -77,13 +77,14 @@ MICROWORLD = Graph(
             "rl.rollouts_per_update=32",
             "rl.num_epochs=1",
             "rl.save_every_updates=1",
-            "evaluate.num_choices=8",
+            "evaluate.evals.multiple_choice.num_choices=8",
+            "evaluate.evals.preference_pairs.num_choices=8",
             *(
                 f"evaluate.prompts_{name}.limit=8"
                 for name in ("red_team", "helpful", "look_alike", "mixed")
             ),
-            "evaluate.comparisons.limit=24",
-            "evaluate.num_chains=0",
+            "evaluate.evals.preference_pairs.comparisons.limit=24",
+            "evaluate.evals.multiple_choice.num_chains=0",
         )
     ),
 )

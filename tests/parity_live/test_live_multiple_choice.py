@@ -22,6 +22,7 @@ from cai_jax.data.evals import load_choices
 from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.evals import multiple_choice
 from cai_jax.models import hf
+from cai_jax.textmodels.local import LocalTextModel
 
 CONFIG = pathlib.Path(__file__).resolve().parent.parent.parent / "configs" / "evaluations.py"
 
@@ -49,17 +50,18 @@ def compare(directory, items, shots):
     )
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     shots = {item.id: shots for item in items}
+    text_model = LocalTextModel("ours", format, 4096, lambda: engine)
+    asked = [multiple_choice.question(item, shots[item.id]) for item in items]
     ours = {
-        result.id: result
-        for result in multiple_choice.answer(engine.score, items, format, shots=shots)
+        choice.id: np.array(multiple_choice.normalise(choice.logprobs))
+        for choice in text_model.choose(asked)
     }
     assert len(ours) == len(items)
-    for item, request in zip(
-        items, multiple_choice.score_requests(items, format, shots), strict=True
-    ):
-        prompt = [token for segment in request.segments for token in segment]
+    for item, question in zip(items, asked, strict=True):
+        segments, options = text_model.question(question, len(question.examples))
+        prompt = [token for segment in segments for token in segment]
         logprobs = []
-        for option in request.options:
+        for option in options:
             with torch.no_grad():
                 rows = torch.log_softmax(
                     model(torch.tensor([[*prompt, *option]])).logits[0, :-1], -1
@@ -68,10 +70,10 @@ def compare(directory, items, shots):
                 sum(float(rows[len(prompt) - 1 + i, token]) for i, token in enumerate(option))
             )
         theirs = np.array(multiple_choice.normalise(logprobs))
-        np.testing.assert_allclose(ours[item.id].probabilities, theirs, atol=1e-3)
+        np.testing.assert_allclose(ours[item.id], theirs, atol=1e-3)
         second, best = np.sort(theirs)[-2:]
         if best - second > 2e-3:
-            assert ours[item.id].picked == int(theirs.argmax())
+            assert ours[item.id].argmax() == theirs.argmax()
 
 
 @pytest.mark.parametrize("num_shots", [0, 1])
@@ -88,9 +90,9 @@ def test_a_run_beside_transformers(tiny_model, tmp_path):
     random_weights(tiny_model, model)
     flags = [
         f"--config.models.base={model}",
-        "--config.graph.evaluate.choices=embedded:hhh",
+        "--config.graph.evaluate.evals.multiple_choice.choices=embedded:hhh",
         "--config.stages=evaluate",
-        "--config.graph.evaluate.num_choices=8",
+        "--config.graph.evaluate.evals.multiple_choice.num_choices=8",
     ]
     assert main.main(["", f"--config={CONFIG}:shots=2", f"--workdir={run}", *flags]) == 0
     for minutes in (60, 60, 0):  # again: nothing is read twice

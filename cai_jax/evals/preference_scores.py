@@ -1,0 +1,172 @@
+"""What a preference model says of the answers: mean score, Elo, and paired differences to the first
+model, also at equal length (section 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cai_jax.evals import elo as elo_lib
+from cai_jax.evals import figures, length
+from cai_jax.evals.evaluator import Measured, Task, by_prompt, by_set
+from cai_jax.evals.intervals import net_wins, wilson
+from cai_jax.evals.rows import Column, find
+
+SCORE = Column(
+    "pm_score", "PM score", "PM score", "higher", figure="forest", title="Preference-model score"
+)
+AT_EQUAL_LENGTH = Column(
+    "pm_score_at_equal_length", "PM score at equal length", "PM score", "higher"
+)
+NET_WINS = Column("net_wins", "Net wins", "share", "higher", compared=False)
+NET_WINS_AT_EQUAL_LENGTH = Column(
+    "net_wins_at_equal_length", "Net wins at equal length", "share", "higher", compared=False
+)
+ELO = Column(
+    "elo",
+    "Elo",
+    "Elo",
+    "higher",
+    figure="forest",
+    caption="Bradley–Terry fit over all pairs of models; intervals by bootstrap over prompts.",
+)
+WIN_RATE = Column("win_rate", "Wins by PM score", "share", "higher", group="pairs", compared=False)
+COLUMNS = (SCORE, AT_EQUAL_LENGTH, NET_WINS, NET_WINS_AT_EQUAL_LENGTH, ELO, WIN_RATE)
+
+
+def run(task: Task) -> Measured:
+    """Scores every answer; `reward` is "" for no scores."""
+    fields = task.fields
+    if not fields.reward:
+        return Measured([], ())
+    texts = {r["id"]: (r["dialogue"], r["response"], r.get("stop")) for r in task.answers}
+    scores, names = task.scores(fields.reward, texts), list(task.models)
+    found = rows(
+        task.answers, scores, names, anchor=fields.anchor, ties=fields.elo_ties, seed=task.seed
+    )
+    drawn = figures.along_training(task, found, (SCORE, ELO))
+    columns = task.judged(COLUMNS, fields.reward)
+    return Measured(found, columns, drawn, _notes(task), headline(found, names, task.words.name))
+
+
+def rows(
+    records: Sequence[Mapping],
+    scores: Mapping[str, float],
+    models: Sequence[str],
+    *,
+    anchor: str | None = None,
+    ties: str = "drop",
+    seed: int = 0,
+) -> list[dict]:
+    """The rows of all sets of prompts.
+
+    Args:
+        records: answers of all models on all sets of prompts.
+        scores: record id → score.
+        models: names in the order of the run; differences are to the first.
+        anchor: the model with Elo 0 (default: the first).
+        ties: what Elo does with equal scores, see `elo.elo`.
+        seed: of the bootstraps.
+    """
+    out = []
+    for on, by_model in by_set(records, models):
+        means = {
+            name: by_prompt(of, lambda r: scores.get(r["id"])) for name, of in by_model.items()
+        }
+        lengths = {name: by_prompt(of, lambda r: r["num_tokens"]) for name, of in by_model.items()}
+        out += SCORE.compared_rows(on, means, seed=seed)
+        first, *others = means
+        for name in others:
+            out += _at_equal_length(on, name, first, means, lengths, seed)
+        scored = {name: values for name, values in means.items() if values}
+        if len(scored) > 1:
+            won = elo_lib.outcomes_from_scores(scored)
+            zero = anchor if anchor in scored else first
+            out += elo_rows(ELO, on, won, zero, ties, "PM verdicts", seed)
+            out += win_rows(WIN_RATE, on, won)
+    return out
+
+
+def elo_rows(
+    column: Column, on: str, won: Mapping, zero: str, ties: str, verdicts: str, seed: int
+) -> list[dict]:
+    """The Elo of every model.
+
+    Args:
+        column: of the rows.
+        on: the set of prompts.
+        won: outcomes, see `elo.elo`.
+        zero: the model with Elo 0.
+        ties: see `elo.elo`.
+        verdicts: whose they are, for the note.
+        seed: of the bootstrap.
+    """
+    note = f"Bradley–Terry on {verdicts}, {zero} = 0, {elo_lib.TIES[ties]}"
+    ratings = elo_lib.elo(won, zero, ties=ties, seed=seed)
+    return [column.row(on, name, estimate, note=note) for name, estimate in ratings.items()]
+
+
+def win_rows(
+    column: Column, on: str, won: Mapping[tuple[str, str], Mapping[str, float]]
+) -> list[dict]:
+    """How often the second model of each pair beats the first (`elo.outcomes_from_scores`); a tie
+    is half a win."""
+    return [
+        column.row(
+            on,
+            b,
+            wilson(sum(1 - share for share in by_prompt.values()), len(by_prompt)),
+            over=a,
+            baseline={"even": 0.5},
+        )
+        for (a, b), by_prompt in won.items()
+    ]
+
+
+def _at_equal_length(
+    on: str, name: str, first: str, means: Mapping, lengths: Mapping, seed: int
+) -> list[dict]:
+    """Differences to the first model with what length explains taken out (`length.py`), and the
+    plain net wins."""
+    common = sorted(set(means[name]) & set(means[first]))
+    if not common:
+        return []
+    scores = [means[name][p] - means[first][p] for p in common]
+    tokens = [lengths[name][p] - lengths[first][p] for p in common]
+    estimates = (
+        (AT_EQUAL_LENGTH, length.score_difference(scores, tokens, seed=seed)),
+        (NET_WINS, net_wins(scores)),
+        (NET_WINS_AT_EQUAL_LENGTH, length.net_wins(scores, tokens, seed=seed)),
+    )
+    return [column.row(on, name, estimate, against=first) for column, estimate in estimates]
+
+
+def _notes(task: Task) -> list[str]:
+    """Whether a model was trained against this judge. One that judges pairs alone was not optimised
+    to."""
+    trained = sorted(
+        name
+        for name, stage in task.ctx.run_config.graph.items()
+        if stage.get("kind") == "rl" and stage.get("reward") == task.fields.reward
+    )
+    if not trained or not task.models:
+        return []
+    return [
+        f"the judge {task.fields.reward} is the preference model that {', '.join(trained)} was "
+        "trained against: its score is expected to rise and is no independent evidence"
+    ]
+
+
+def headline(found: list[dict], models: Sequence[str], topic: str) -> str:
+    """Mean score on the topic's prompts by model, and the difference of the last to the first."""
+    scores = {r["model"]: r["value"] for r in find(found, "pm_score", "red_team")}
+    if not scores:
+        return ""
+    shown = " → ".join(f"{name} {scores[name]:.2f}" for name in models if name in scores)
+    text = f"PM score on {topic} prompts: {shown}"
+    *_, last = [r for r in found if r["on"] == "red_team" and r["metric"] == "pm_score"]
+    if last["against"] is None or last["value"] is None:
+        return text
+    low, high = last["low"], last["high"]
+    interval = f"[{low:+.2f}, {high:+.2f}]" if low is not None else "(no interval)"
+    difference = f"{last['model']} − {last['against']} = {last['value']:+.2f} {interval}"
+    return f"{text}; {difference}" + " (null)" * last["null"]
