@@ -1,5 +1,5 @@
-"""Writes the notebooks of this folder from the cells in NAME.py beside it, so that they are
-reviewed as text.
+"""Writes the notebooks of this folder from the cells in NAME.py of the same folder,
+so that they are reviewed as text.
 
 python colab/make_notebooks.py                 # writes all four, without outputs
 python colab/make_notebooks.py --execute       # and runs them, keeping their outputs (minutes, on SmolLM2)
@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 HERE = pathlib.Path(__file__).resolve().parent
 NAMES = ("quickstart", "constitution_playground", "reading_a_pm", "rl_against_steps")
 
-# Cells that several notebooks share, by the name that stands in their place.
+# Cells that several notebooks share, by the name that the notebooks use.
 SHARED = {
     "install": (
         "code",
@@ -112,9 +112,8 @@ def tidy(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for output in outputs:
             if output.get("name") == "stderr":
                 continue
-            if (
-                cell.outputs and output.get("name") == cell.outputs[-1].get("name") == "stdout"
-            ):  # it came in pieces
+            # Standard output arrives in several messages.
+            if cell.outputs and output.get("name") == cell.outputs[-1].get("name") == "stdout":
                 cell.outputs[-1].text += output.text
             else:
                 cell.outputs.append(output)

@@ -1,11 +1,11 @@
-"""The cells of quickstart.ipynb: the whole method, very small."""
+"""The cells of quickstart.ipynb: the method from end to end, very small."""
 
 CELLS = [
     (
         "markdown",
         """# Constitutional AI on a small real model
 
-The whole method of [Bai et al. 2022](https://arxiv.org/abs/2212.08073) on SmolLM2-135M-Instruct: red-team answers are
+The method of [Bai et al. 2022](https://arxiv.org/abs/2212.08073) from end to end on SmolLM2-135M-Instruct: red-team answers are
 criticised and revised by principles, a model is finetuned on the revisions, pairs of its answers are judged by the
 principles, a preference model learns the judgements, and PPO trains against it. Settings here are very small, so that it
 ends in minutes on any runtime. **A 135M model is a poor critic**: read the texts, and believe no difference whose interval

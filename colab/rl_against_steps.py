@@ -6,7 +6,7 @@ CELLS = [
         """# Reinforcement learning, step by step
 
 Load the `rl` stage of a run, look at its curves, and sample from the policy before, on the way and after. The reward rises
-because it is optimised; whether the answers got better is another question, so they are printed beside it.""",
+because it is optimised; whether the answers got better is another question, so they are printed next to it.""",
     ),
     "install",
     "model",

@@ -14,7 +14,7 @@ HEAD = (
     "arguments",
     "temps",
     "peak",
-    "beside",
+    "resident",
     "of chip",
     "fits",
     "TFLOP",
