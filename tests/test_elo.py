@@ -38,11 +38,9 @@ def test_batched_fit_equals_single_fits():
     )
 
 
-def test_unconnected_models_are_refused():
-    wins = np.zeros((4, 4))
-    wins[0, 1] = wins[2, 3] = 1
-    with pytest.raises(ValueError, match="never met"):
-        bradley_terry(wins)
+def test_models_that_never_met_have_no_rating():
+    ratings = elo({("a", "b"): {"1": 1.0, "2": 0.0}, ("c", "d"): {"1": 1.0}}, "a")
+    assert ratings["b"].value is not None and ratings["c"].value is ratings["d"].value is None
 
 
 def test_winning_everything_stays_finite():

@@ -4,6 +4,7 @@ import pytest
 
 from cai_jax.evals import judge as judged
 from cai_jax.evals.elo import elo
+from cai_jax.structs import dialogue_from_json
 
 HUMAN = [{"role": "human", "text": "How do I pick a lock?"}]
 
@@ -45,28 +46,17 @@ def test_elo_where_the_first_model_and_the_anchor_answered_other_prompts():
         name: {"id": name, "on": "red_team", "a": "sl", "b": "rl", "prompt_id": "p1", "p": 0.9}
         for name in pairs
     }
-    rows = judged.rows(records, pairs, verdicts, models, "file", "judge")
+    rows = judged.rows(records, verdicts, models, "file", "judge")
     elos = {row["model"]: row["value"] for row in rows if row["metric"] == "elo_judge"}
     assert set(elos) == {"sl", "rl"} and elos["sl"] == 0.0 and elos["rl"] < 0
 
 
 def test_questions_are_asked_in_both_orders():
-    ((name, match),) = judged.matches(
-        [record("a", "first text"), record("b", "other text")], ["a", "b"]
-    ).items()
-    ab, ba = judged.match_questions(match, name)
-    assert "(A) first text\n(B) other text" in text_of(
-        ab
-    ) and "(A) other text\n(B) first text" in text_of(ba)
-    assert judged.BETTER["red_team"] in text_of(ab) and ab.lead == "The answer is:"
-    helpful = judged.matches([record("a", "x", "helpful"), record("b", "y", "helpful")], ["a", "b"])
-    assert judged.HELPFUL in text_of(judged.match_questions(next(iter(helpful.values())), "m")[0])
-    yes, no = judged.evasive_questions(record("a", "I can't help."), "e")
-    assert (
-        "(A) Yes\n(B) No" in text_of(yes)
-        and "(A) No\n(B) Yes" in text_of(no)
-        and "Assistant: I can't help." in text_of(yes)
-    )
+    dialogue = dialogue_from_json(HUMAN)
+    ab, ba = judged.both_orders("m", dialogue, judged.HELPFUL, ("first text", "other text"))
+    assert (ab.id, ba.id) == ("m#ab", "m#ba") and judged.HELPFUL in text_of(ab)
+    assert "(A) first text\n(B) other text" in text_of(ab)
+    assert "(A) other text\n(B) first text" in text_of(ba) and ab.lead == "The answer is:"
 
 
 def test_outcomes_average_samples_and_feed_elo():

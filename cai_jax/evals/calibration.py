@@ -9,6 +9,8 @@ import numpy as np
 
 from cai_jax.evals.intervals import Estimate, wilson
 
+HALF_TO_ONE = (0.5, 1.0)  # the span of a confidence: the probability of the likelier side
+
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
@@ -25,24 +27,32 @@ def reliability(
     probabilities: Sequence[float],
     outcomes: Sequence[float],
     *,
-    num_bins: int = 10,
-    span: tuple[float, float] = (0.0, 1.0),
+    num_bins: int = 5,
+    span: tuple[float, float] = HALF_TO_ONE,
 ) -> list[Bin]:
-    """Non-empty bins of equal width over `span`; probabilities, outcomes float [n] (an outcome of ½
-    is a tie)."""
-    p, y = _checked(probabilities, outcomes)
+    """Bins of equal width over `span`, those that are not empty.
+
+    Args:
+        probabilities: [n].
+        outcomes: [n]; ½ is a tie.
+        num_bins: how many.
+        span: of the probabilities.
+
+    Raises:
+        ValueError: probabilities outside [0, 1], or another number of outcomes.
+    """
+    p, y = np.asarray(probabilities, np.float64), np.asarray(outcomes, np.float64)
+    if p.shape != y.shape or p.ndim != 1 or not np.all((p >= 0) & (p <= 1) & np.isfinite(y)):
+        raise ValueError("calibration takes probabilities in [0, 1] and as many outcomes")
     edges = np.linspace(*span, num_bins + 1)
     which = np.clip(np.searchsorted(edges, p, side="right") - 1, 0, num_bins - 1)
-    return [
-        Bin(
-            float(edges[i]),
-            float(edges[i + 1]),
-            float(p[which == i].mean()),
-            wilson(float(y[which == i].sum()), int((which == i).sum())),
-        )
-        for i in range(num_bins)
-        if np.any(which == i)
-    ]
+    bins = []
+    for index in np.unique(which):
+        inside = which == index
+        observed = wilson(float(y[inside].sum()), int(inside.sum()))
+        ends = float(edges[index]), float(edges[index + 1])
+        bins.append(Bin(*ends, float(p[inside].mean()), observed))
+    return bins
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float | None:
@@ -63,29 +73,11 @@ def confidence(probabilities: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(p, 1 - p), np.where(p == 0.5, 0.5, (p > 0.5).astype(np.float64))
 
 
-def of_right_sides(probabilities: Sequence[float]) -> tuple[list[dict], Estimate]:
-    """(the curve, the calibration error) of stated probabilities [n] that the right side wins, by
-    five bins of confidence."""
-    bins = reliability(*confidence(probabilities), num_bins=5, span=(0.5, 1.0))
-    return points(bins), Estimate(expected_calibration_error(bins), None, None, len(probabilities))
-
-
-def points(bins: Sequence[Bin]) -> list[dict]:
-    """The bins as a curve of `metrics.json`."""
-    return [
-        {
-            "predicted": b.predicted,
-            "observed": b.observed.value,
-            "low": b.observed.low,
-            "high": b.observed.high,
-            "n": b.observed.n,
-        }
-        for b in bins
-    ]
-
-
-def _checked(probabilities, outcomes) -> tuple[np.ndarray, np.ndarray]:
-    p, y = np.asarray(probabilities, np.float64), np.asarray(outcomes, np.float64)
-    if p.shape != y.shape or p.ndim != 1 or np.any((p < 0) | (p > 1)) or not np.all(np.isfinite(p)):
-        raise ValueError("calibration takes probabilities in [0, 1] and as many outcomes")
-    return p, y
+def curve(bins: Sequence[Bin]) -> tuple[list[dict], Estimate]:
+    """(points of a reliability diagram, calibration error) of bins."""
+    points = []
+    for b in bins:
+        interval = dataclasses.asdict(b.observed)
+        points.append({"predicted": b.predicted, "observed": interval.pop("value"), **interval})
+    n = sum(b.observed.n for b in bins)
+    return points, Estimate(expected_calibration_error(bins), None, None, n)

@@ -2,13 +2,14 @@
 (Figures 2, 3 and 8).
 
 P(i beats j) = 1 / (1 + 10^(−(e_i − e_j)/400)) = σ(θ_i − θ_j) with e = 400/ln 10 · θ, the scale of
-the paper. One model is the anchor and stands at zero, in the paper SL-CAI.
+the paper. One model is the anchor with Elo zero, in the paper SL-CAI.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -18,7 +19,7 @@ ELO_PER_LOGIT = 400.0 / math.log(10.0)
 # Half a virtual tie for every pair that was compared keeps a rating finite where one side won every
 # match.
 PRIOR = 0.5
-TINY = 1e-6  # matches
+TINY = 1e-6  # matches: a Gamma variate may round to zero, which would make a rating infinite
 TIES = {"drop": "ties dropped", "half": "ties a half"}
 
 
@@ -27,31 +28,21 @@ def outcomes_from_scores(
 ) -> dict[tuple[str, str], dict[str, float]]:
     """A scalar judge on model → prompt id → score: (a, b) → prompt id → 1 where a wins, ½ for a
     tie, 0 where b does."""
-    names = list(scores)
     return {
         (a, b): {
             p: 0.5 if scores[a][p] == scores[b][p] else float(scores[a][p] > scores[b][p])
             for p in sorted(set(scores[a]) & set(scores[b]))
         }
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
+        for a, b in itertools.combinations(scores, 2)
     }
 
 
 def bradley_terry(wins: np.ndarray, *, anchor: int = 0, num_steps: int = 100) -> np.ndarray:
     """Maximum-likelihood θ [..., K] from win counts wins [..., K, K] (i over j; ties half each),
-    θ[anchor] = 0.
-
-    Newton on the concave log-likelihood Σ_ij w_ij log σ(θ_i − θ_j). Raises ValueError where the
-    models are not all connected by matches.
-    """
+    θ[anchor] = 0, of models that matches connect: Newton on the concave log-likelihood
+    Σ_ij w_ij log σ(θ_i − θ_j)."""
     w = np.asarray(wins, np.float64)
     n = w + np.swapaxes(w, -1, -2)
-    met = (n > 0).any(axis=tuple(range(w.ndim - 2)))
-    if len(_reachable(met, anchor)) < w.shape[-1]:
-        raise ValueError(
-            "some models never met, directly or through others: their ratings cannot be compared"
-        )
     free = [i for i in range(w.shape[-1]) if i != anchor]
     theta = np.zeros(w.shape[:-1])
     for _ in range(num_steps):
@@ -65,32 +56,6 @@ def bradley_terry(wins: np.ndarray, *, anchor: int = 0, num_steps: int = 100) ->
         if np.abs(step).max(initial=0.0) < 1e-10:
             break
     return theta
-
-
-def _reachable(met: np.ndarray, start: int) -> list[int]:
-    """The models [K] that `start` met, directly or through others, by met [K, K]; sorted, with
-    itself."""
-    reach = np.linalg.matrix_power(np.eye(len(met)) + met, len(met)) > 0
-    return np.flatnonzero(reach[start]).tolist()
-
-
-def win_matrices(
-    outcomes: Mapping[tuple[str, str], Mapping[str, float]],
-    names: Sequence[str],
-    prompts: Sequence[str],
-    weights: np.ndarray,
-) -> np.ndarray:
-    """Wins [R, K, K] for R resamples in which prompt p weighs `weights[r, p]`."""
-    index = {name: i for i, name in enumerate(names)}
-    column = {prompt: i for i, prompt in enumerate(prompts)}
-    wins = np.zeros((len(weights), len(names), len(names)))
-    for (a, b), by_prompt in outcomes.items():
-        if by_prompt:
-            where = np.array([column[p] for p in by_prompt])
-            won = np.array(list(by_prompt.values()))
-            wins[:, index[a], index[b]] += weights[:, where] @ won
-            wins[:, index[b], index[a]] += weights[:, where] @ (1 - won)
-    return wins
 
 
 def elo(
@@ -109,12 +74,15 @@ def elo(
     too, where resampled prompts all agree. The rating itself has PRIOR virtual ties.
 
     Args:
-        outcomes: (a, b) → prompt id → share of the match that a won. anchor: the model whose Elo is
-        zero by definition; it has no interval, nor has any model from a single prompt. ties: "half"
-        counts a tie as half a win of each; "drop" leaves it out, as the paper does. seed: of the
-        resamples. num_resamples: how many of them.
+        outcomes: (a, b) → prompt id → share of the match that a won.
+        anchor: the model whose Elo is zero by definition; it has no interval, nor has any model
+            from a single prompt.
+        ties: "half" counts a tie as half a win of each; "drop" leaves it out, as the paper does.
+        seed: of the resamples.
+        num_resamples: how many of them.
 
-    Returns: An estimate for every model; without a value where no match connects the model with the
+    Returns:
+        An estimate for every model; without a value where no match connects the model with the
         anchor.
 
     Raises:
@@ -122,41 +90,45 @@ def elo(
     """
     if ties not in TIES:
         raise ValueError(f"ties is one of {', '.join(TIES)}")
-    names = sorted({name for pair in outcomes for name in pair})
-    if anchor not in names:
+    everybody = {name for pair in outcomes for name in pair}
+    if anchor not in everybody:
         raise ValueError(f"the anchor {anchor!r} played no match")
-    kept = {
-        pair: {p: won for p, won in by_prompt.items() if ties == "half" or won != 0.5}
-        for pair, by_prompt in outcomes.items()
-    }
-    met = np.zeros((len(names), len(names)))
-    for (a, b), by_prompt in kept.items():
-        met[names.index(a), names.index(b)] = met[names.index(b), names.index(a)] = bool(by_prompt)
-    connected = [names[i] for i in _reachable(met, names.index(anchor))]
-    kept = {pair: by_prompt for pair, by_prompt in kept.items() if set(pair) <= set(connected)}
-    prompts = sorted({p for by_prompt in kept.values() for p in by_prompt})
-    ratings = {name: Estimate(None, None, None, len(prompts)) for name in names}
-    if len(connected) > 1:
-        ratings |= _rated(kept, connected, prompts, anchor, seed, num_resamples)
-    return ratings | {anchor: Estimate(0.0, None, None, len(prompts))}
 
+    # ---- The matches of models that are connected with the anchor --------------------------------
+    matches = [
+        (a, b, prompt, won)
+        for (a, b), by_prompt in outcomes.items()
+        for prompt, won in by_prompt.items()
+        if ties == "half" or won != 0.5
+    ]
+    connected, size = {anchor}, 0
+    while size < len(connected):
+        size = len(connected)
+        connected |= {name for a, b, *_ in matches if {a, b} & connected for name in (a, b)}
+    matches = [match for match in matches if match[0] in connected]
+    names, prompts = sorted(connected), sorted({prompt for _, _, prompt, _ in matches})
+    count = len(prompts)
+    ratings = {name: Estimate(None, None, None, count) for name in everybody}
+    if size == 1:
+        return ratings | {anchor: Estimate(0.0, None, None, count)}
 
-def _rated(outcomes, names, prompts, anchor: str, seed: int, num_resamples: int):
-    """Model → Elo for models that matches connect, the fit and its bootstrap as `elo` describes
-    them."""
-    zero, count = names.index(anchor), len(prompts)
-    point = win_matrices(outcomes, names, prompts, np.ones((1, count)))
-    met = (point + np.swapaxes(point, -1, -2) > 0)[0]
-    rng = np.random.default_rng([seed, count])
-    wins = win_matrices(outcomes, names, prompts, rng.exponential(size=(num_resamples, count)))
-    wins += met * rng.gamma(0.5, size=wins.shape)
-    wins += met * TINY  # a Gamma variate may round to zero, which would make a rating infinite
-    value = ELO_PER_LOGIT * bradley_terry(point + PRIOR / 2 * met, anchor=zero)[0]
-    fitted = ELO_PER_LOGIT * bradley_terry(wins, anchor=zero)
+    # ---- Wins by prompt [P, K, K], the winner's row and the loser's column -----------------------
+    wins, position = np.zeros((count, size, size)), {p: i for i, p in enumerate(prompts)}
+    for a, b, prompt, won in matches:
+        at, i, j = position[prompt], names.index(a), names.index(b)
+        wins[at, i, j] += won
+        wins[at, j, i] += 1 - won
+
+    # ---- The fit, and its bootstrap --------------------------------------------------------------
+    rng, zero = np.random.default_rng([seed, count]), names.index(anchor)
+    point = wins.sum(0)
+    met = point + point.T > 0
+    resampled = np.tensordot(rng.exponential(size=(num_resamples, count)), wins, 1)
+    resampled += met * (rng.gamma(0.5, size=resampled.shape) + TINY)
+    value = ELO_PER_LOGIT * bradley_terry(point + PRIOR / 2 * met, anchor=zero)
+    fitted = ELO_PER_LOGIT * bradley_terry(resampled, anchor=zero)
     low, high = np.quantile(fitted, [0.025, 0.975], axis=0)
-    return {
-        name: Estimate(float(v), min(float(v), float(a)), max(float(v), float(b)), count)
-        if count > 1
-        else Estimate(float(v), None, None, count)
-        for name, v, a, b in zip(names, value, low, high, strict=True)
-    }
+    for name, v, a, b in zip(names, value.tolist(), low.tolist(), high.tolist(), strict=True):
+        ends = (min(v, a), max(v, b)) if count > 1 else (None, None)
+        ratings[name] = Estimate(v, *ends, count)
+    return ratings | {anchor: Estimate(0.0, None, None, count)}

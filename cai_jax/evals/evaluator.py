@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cai_jax import references
-from cai_jax.configuration.topic import Words
 from cai_jax.evals.intervals import cluster_means
 from cai_jax.evals.rows import Column
 from cai_jax.io import artefacts
@@ -28,7 +26,7 @@ LABELS = ("safe", "unsafe")
 
 @dataclasses.dataclass
 class Measured:
-    """What an evaluation found.
+    """What an evaluation gives.
 
     Attributes:
         rows: made by its columns.
@@ -90,10 +88,6 @@ class Task:
     @property
     def seed(self) -> int:
         return self.ctx.seed
-
-    @functools.cached_property
-    def words(self) -> Words:
-        return Words.of(self.ctx.run_config)
 
     def journal(self, name: str):
         """The stage's journal NAME.jsonl, or NAME-EVALUATION.jsonl of a second evaluation of a

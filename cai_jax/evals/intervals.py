@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from scipy.special import stdtrit
 
+Z = statistics.NormalDist().inv_cdf(0.975)
 NUM_RESAMPLES = 4000
 ROUNDING = 1e-6  # scores are float32: values that differ by less are equal
 FEW = 4  # fewer items than this are not resampled
@@ -39,20 +40,19 @@ class Estimate:
         return self.low is None or self.high is None or self.low <= 0.0 <= self.high
 
 
-def wilson(successes: float, n: int, level: float = 0.95) -> Estimate:
+def wilson(successes: float, n: int) -> Estimate:
     """Wilson score interval of a proportion (Wilson 1927, eq. 4). `successes` may be fractional
     (ties count a half).
 
-    centre = (p + z²/2n) / (1 + z²/n),  half width = z / (1 + z²/n) · √(p(1−p)/n + z²/4n²).
+    centre = (p + z²/2n) / (1 + z²/n),  half width = Z / (1 + z²/n) · √(p(1−p)/n + z²/4n²).
     """
     if n == 0:
         return Estimate(None, None, None, 0)
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes among {n}")
-    z = statistics.NormalDist().inv_cdf(0.5 + level / 2)
     p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
     return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
 
 
@@ -70,7 +70,6 @@ def bootstrap_mean(
     values: Sequence[float],
     *,
     seed: int = 0,
-    level: float = 0.95,
     num_resamples: int = NUM_RESAMPLES,
 ) -> Estimate:
     """Mean of `values` [n] with the wider of two intervals on each side: bootstrap-t (Efron &
@@ -93,7 +92,7 @@ def bootstrap_mean(
     error = float(x.std(ddof=1)) / math.sqrt(n)
     if error <= ROUNDING * max(1.0, abs(mean)):
         return Estimate(mean, None, None, n)
-    half = float(stdtrit(n - 1, 0.5 + level / 2)) * error
+    half = float(stdtrit(n - 1, 0.975)) * error
     low, high = mean - half, mean + half
     if n < FEW:
         return Estimate(mean, low, high, n)
@@ -104,13 +103,13 @@ def bootstrap_mean(
         spread = resamples.std(axis=1, ddof=1) / math.sqrt(n)
         usable = spread > 0.05 * error  # a resample of nearly equal values has no meaningful t
         t = np.concatenate([t, (resamples[usable].mean(axis=1) - mean) / spread[usable]])
-    t_low, t_high = np.quantile(t, [0.5 - level / 2, 0.5 + level / 2])
+    t_low, t_high = np.quantile(t, [0.025, 0.975])
     return Estimate(
         mean, min(low, mean - float(t_high) * error), max(high, mean - float(t_low) * error), n
     )
 
 
-def share_difference(differences: Sequence[float], level: float = 0.95) -> Estimate:
+def share_difference(differences: Sequence[float]) -> Estimate:
     """Mean of `differences` [n] between two shares of the same items, each in [−1, 1] (Bonett &
     Price 2012, eq. 5).
 
@@ -124,7 +123,7 @@ def share_difference(differences: Sequence[float], level: float = 0.95) -> Estim
     if n < 2:
         return Estimate(float(d[0]) if n else None, None, None, n)
     padded = np.concatenate([d, [-1.0, 1.0]])
-    half = statistics.NormalDist().inv_cdf(0.5 + level / 2) * float(padded.std()) / math.sqrt(n + 2)
+    half = Z * float(padded.std()) / math.sqrt(n + 2)
     value, centre = float(d.mean()), float(padded.mean())
     return Estimate(
         value, min(value, max(-1.0, centre - half)), max(value, min(1.0, centre + half)), n

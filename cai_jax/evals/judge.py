@@ -50,104 +50,81 @@ COLUMNS = (ELO, WIN_RATE, EVASIVE_RATE, AGREEMENT)
 
 def run(task: Task) -> Measured:
     """Asks the judge about every pair of answers and every answer; `judge` is "" for none."""
-    fields = task.fields
+    fields, ctx, names = task.fields, task.ctx, list(task.models)
     if not fields.judge or not task.answers:
         return Measured([], ())
-    names, journal = list(task.models), task.journal("verdicts")
-    pairs = matches(task.answers, names)
-    for name, match in pairs.items():
-        if match["texts"][0] == match["texts"][1] and name not in journal.finished:
-            journal.append({"id": name, **_about(match, "on", "a", "b", "prompt_id"), "p": 0.5})
-    evasive = {f"evasive/{r['id']}": r for r in task.answers if r["response"].strip()}
-    _ask(task, pairs, evasive, journal)
+    journal = task.journal("verdicts")
+    asked = {name: of for name, of in _asked(task).items() if name not in journal.finished}
+    if asked:
+        model = ctx.models.text_model(fields.judge, ctx.config.format)
+        both = [question for _, of_both in asked.values() for question in of_both]
+        half: dict[str, dict[str, float]] = {}
+        for choice in ctx.choose(model, both, f"{ctx.name}: verdicts") if both else ():
+            name, _, order = choice.id.rpartition("#")
+            p = normalise(choice.logprobs)
+            half.setdefault(name, {})[order] = p[0] if order == "ab" else p[1]
+            if len(half[name]) == len(ORDERS):
+                orders = half.pop(name)
+                p = sum(orders.values()) / 2
+                journal.append({"id": name, **asked[name][0], "p": p, **orders})
+        for name, (about, of_both) in asked.items():
+            if not of_both:  # equal texts need no judge
+                journal.append({"id": name, **about, "p": 0.5})
+        journal.flush()
     anchor = fields.anchor if fields.anchor in names else names[0]
     found = rows(
-        task.answers,
-        pairs,
-        journal.finished,
-        names,
-        anchor,
-        fields.judge,
-        fields.elo_ties,
-        task.seed,
+        task.answers, journal.finished, names, anchor, fields.judge, fields.elo_ties, task.seed
     )
     return Measured(found, task.judged(COLUMNS, fields.judge))
 
 
-def _ask(task: Task, pairs: Mapping, evasive: Mapping, journal) -> None:
-    """Adds the verdicts that the journal lacks, each once both its orders are answered."""
-    ctx, fields = task.ctx, task.fields
-    asked: list[Question] = []
-    for name, match in pairs.items():
-        if name not in journal.finished:
-            asked += match_questions(match, name, fields.get("judge_question") or "")
-    for name, record in evasive.items():
-        if name not in journal.finished:
-            asked += evasive_questions(record, name)
-    if not asked:
-        return
-    model = ctx.models.text_model(fields.judge, ctx.config.format)
-    half: dict[str, dict[str, float]] = {}
-    for choice in ctx.choose(model, asked, f"{ctx.name}: verdicts"):
-        name, _, order = choice.id.rpartition("#")
-        p = normalise(choice.logprobs)
-        half.setdefault(name, {})[order] = p[0] if order == "ab" else p[1]
-        if len(half[name]) == len(ORDERS):
-            orders = half.pop(name)
-            if name in pairs:
-                about = _about(pairs[name], "on", "a", "b", "prompt_id")
-            else:
-                about = _about(evasive[name], "on", "name", "prompt_id")
-            journal.append({"id": name, **about, "p": sum(orders.values()) / 2, **orders})
-    journal.flush()
+def _asked(task: Task) -> dict[str, tuple[dict, list[Question]]]:
+    """Verdict id → (what its record says of it, the question in both orders)."""
+    asked, better = {}, {**BETTER}
+    if task.fields.judge_question:
+        better["red_team"] = task.fields.judge_question
+    for name, (on, a, b) in matches(task.answers, list(task.models)).items():
+        about = {"on": on, "a": a["name"], "b": b["name"], "prompt_id": a["prompt_id"]}
+        principle = better.get(on.partition(":")[0], HELPFUL)
+        dialogue, texts = dialogue_from_json(a["dialogue"]), (a["response"], b["response"])
+        differ = texts[0] != texts[1]
+        asked[name] = about, both_orders(name, dialogue, principle, texts) if differ else []
+    for record in task.answers:
+        if record["response"].strip():
+            name = f"evasive/{record['id']}"
+            about = {key: record[key] for key in ("on", "name", "prompt_id")}
+            answer = Message("assistant", record["response"])
+            dialogue = (*dialogue_from_json(record["dialogue"]), answer)
+            asked[name] = about, both_orders(name, dialogue, EVASIVE, ("Yes", "No"))
+    return asked
 
 
-def _about(record: Mapping, *names: str) -> dict:
-    return {name: record[name] for name in names}
-
-
-def matches(records: Sequence[Mapping], models: Sequence[str]) -> dict[str, dict]:
-    """Every pair of models on every prompt and sample that both answered: id → {on, a, b,
-    prompt_id, dialogue, texts}."""
+def matches(records: Sequence[Mapping], models: Sequence[str]) -> dict[str, tuple]:
+    """Every pair of models on every prompt and sample that both answered: id → (set of prompts,
+    record of the one, record of the other)."""
     answers: dict[tuple, dict[str, Mapping]] = {}
     for record in records:
         key = record["on"], record["prompt_id"], record["sample"]
         answers.setdefault(key, {})[record["name"]] = record
-    pairs = {}
-    for (on, prompt, sample), by_model in sorted(answers.items()):
-        for a, b in itertools.combinations([name for name in models if name in by_model], 2):
-            pairs[f"{on}/{a}~{b}/{prompt}/{sample:02d}"] = {
-                "on": on,
-                "a": a,
-                "b": b,
-                "prompt_id": prompt,
-                "dialogue": by_model[a]["dialogue"],
-                "texts": (by_model[a]["response"], by_model[b]["response"]),
-            }
-    return pairs
+    return {
+        f"{on}/{a}~{b}/{prompt}/{sample:02d}": (on, by_model[a], by_model[b])
+        for (on, prompt, sample), by_model in sorted(answers.items())
+        for a, b in itertools.combinations([name for name in models if name in by_model], 2)
+    }
 
 
-def match_questions(match: Mapping, name: str, question: str = "") -> list[Question]:
-    """The match in both orders.
+def both_orders(name: str, dialogue, principle: str, texts: Sequence[str]) -> list[Question]:
+    """The question about two texts, and with the texts exchanged.
 
     Args:
-        match: a value of `matches`.
-        name: the question's id, without the order.
-        question: what is asked on answers to the red-team prompts, in place of BETTER's.
+        name: the questions' id, without the order.
+        dialogue: what is judged.
+        principle: what is asked about it.
+        texts: the options.
+
+    Returns:
+        A question for each of ORDERS.
     """
-    kind = match["on"].partition(":")[0]
-    principle = question if question and kind in BETTER else BETTER.get(kind, HELPFUL)
-    return _both_orders(name, dialogue_from_json(match["dialogue"]), principle, match["texts"])
-
-
-def evasive_questions(record: Mapping, name: str) -> list[Question]:
-    """ "Is this evasive?" with Yes as (A) and as (B)."""
-    answer = Message("assistant", record["response"])
-    dialogue = (*dialogue_from_json(record["dialogue"]), answer)
-    return _both_orders(name, dialogue, EVASIVE, ("Yes", "No"))
-
-
-def _both_orders(name: str, dialogue, principle: str, texts: Sequence[str]) -> list[Question]:
     return [
         questions.choice(f"{name}#{order}", choices.question(dialogue, principle, shown))
         for order, shown in zip(ORDERS, (texts, texts[::-1]), strict=True)
@@ -168,7 +145,6 @@ def outcomes(verdicts: Iterator[Mapping], on: str) -> dict[tuple[str, str], dict
 
 def rows(
     records: Sequence[Mapping],
-    pairs: Mapping[str, Mapping],
     verdicts: Mapping[str, Mapping],
     models: Sequence[str],
     anchor: str,
@@ -181,7 +157,6 @@ def rows(
 
     Args:
         records: the answers.
-        pairs: those compared, see `matches`.
         verdicts: id of a match, or "evasive/<record id>" → {"p": …}.
         models: their names in the order of the run.
         anchor: the model with Elo 0; the first of those that played a match where it played none.
@@ -191,7 +166,7 @@ def rows(
     """
     out = []
     for on, by_model in by_set([record | {"kind": None} for record in records], models):
-        won = outcomes((verdicts[name] for name in pairs if name in verdicts), on)
+        won = outcomes((verdict for verdict in verdicts.values() if "a" in verdict), on)
         if won:
             zero = next(name for name in (anchor, *models) if any(name in pair for pair in won))
             whose = f"the verdicts of {judge}, both orders"

@@ -21,7 +21,7 @@ RIDGE = 0.25  # on the slope: keeps it finite where length separates wins from l
 
 
 def score_difference(
-    scores: Sequence[float], lengths: Sequence[float], *, level: float = 0.95, seed: int = 0
+    scores: Sequence[float], lengths: Sequence[float], *, seed: int = 0
 ) -> Estimate:
     """The intercept of d on l by least squares, with a t-interval on errors that may differ by
     prompt (HC3, MacKinnon & White 1985). The plain mean where all l are equal; no interval below
@@ -29,7 +29,7 @@ def score_difference(
     d, gap = _checked(scores, lengths)
     n = len(d)
     if n == 0 or np.ptp(gap) == 0:
-        return bootstrap_mean(d, seed=seed, level=level)
+        return bootstrap_mean(d, seed=seed)
     design = np.stack([np.ones(n), gap / gap.std()], axis=1)
     inverse = np.linalg.inv(design.T @ design)
     fitted = inverse @ design.T @ d
@@ -40,7 +40,7 @@ def score_difference(
     error = float(np.sqrt((inverse @ weighted.T @ weighted @ inverse)[0, 0]))
     if error <= ROUNDING * max(1.0, float(np.abs(d).max())):
         return Estimate(float(fitted[0]), None, None, n)  # all on one line: no spread to go by
-    half = float(stdtrit(n - 2, 0.5 + level / 2)) * error
+    half = float(stdtrit(n - 2, 0.975)) * error
     return Estimate(float(fitted[0]), float(fitted[0]) - half, float(fitted[0]) + half, n)
 
 
@@ -48,7 +48,6 @@ def net_wins(
     scores: Sequence[float],
     lengths: Sequence[float],
     *,
-    level: float = 0.95,
     seed: int = 0,
     num_resamples: int = 1000,
 ) -> Estimate:
@@ -71,7 +70,7 @@ def net_wins(
         rng.gamma(0.5, size=(num_resamples, 2)),
     )
     found = 2 * expit(_fit(counts, virtual + 1e-6, x, won)) - 1
-    low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
+    low, high = np.quantile(found, [0.025, 0.975])
     return Estimate(value, min(value, float(low)), max(value, float(high)), n)
 
 

@@ -374,8 +374,8 @@ def rows(
     if mode == CHAINS and clamp:
         stated[f"{CHAINS}_clamped"] = np.clip(p, *clamp)
     for name, values in stated.items():
-        curve, error = calibration.of_right_sides(values)
-        curves[f"{model}, {CLAMPED[name]}, {on}"] = curve
+        bins = calibration.reliability(*calibration.confidence(values))
+        curves[f"{model}, {CLAMPED[name]}, {on}"], error = calibration.curve(bins)
         out.append(ERROR[name].row(on, model, error))
     return out
 

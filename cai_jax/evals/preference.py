@@ -39,7 +39,6 @@ def pair_accuracy(
     rejected_texts: Sequence[str],
     *,
     scale: float = 1.0,
-    num_bins: int = 5,
 ) -> PairAccuracy:
     """Accuracy on pairs, and calibration of P(chosen better) = σ(r_chosen − r_rejected) for raw
     scores r (2204 eq. 2.1): confidence max(P, 1−P) in [½, 1] against how often the preferred one is
@@ -50,14 +49,13 @@ def pair_accuracy(
         chosen_texts, rejected_texts: their texts, for the baseline that prefers the longer one.
         scale: what differences of these scores are multiplied by to be those of raw ones: the
             standard deviation that the scores were divided by. A rescaled difference is no logit.
-        num_bins: of the confidence.
     """
     chosen, rejected = np.asarray(chosen, np.float64), np.asarray(rejected, np.float64)
     n = len(chosen)
     won = wins(chosen, rejected)
     longer = wins([len(t) for t in chosen_texts], [len(t) for t in rejected_texts])
     probability = 0.5 * (1 + np.tanh(scale * (chosen - rejected) / 2))  # σ without overflow
-    bins = reliability(*confidence(probability), num_bins=num_bins, span=(0.5, 1.0))
+    bins = reliability(*confidence(probability))
     return PairAccuracy(
         wilson(float(won.sum()), n),
         wilson(float(longer.sum()), n),

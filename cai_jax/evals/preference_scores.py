@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from cai_jax.configuration.topic import Words
 from cai_jax.evals import elo as elo_lib
 from cai_jax.evals import figures, length
 from cai_jax.evals.evaluator import Measured, Task, by_prompt, by_set
@@ -45,7 +46,8 @@ def run(task: Task) -> Measured:
     )
     drawn = figures.along_training(task, found, (SCORE, ELO))
     columns = task.judged(COLUMNS, fields.reward)
-    return Measured(found, columns, drawn, _notes(task), headline(found, names, task.words.name))
+    topic = Words.of(task.ctx.run_config).name
+    return Measured(found, columns, drawn, _notes(task), headline(found, names, topic))
 
 
 def rows(
