@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cai_jax.core.algorithms import PPO
+from cai_jax.rewards import reward
 from cai_jax.stages import pm, rl, sl
 from cai_jax.stages.context import StageContext
 from cai_jax.training import examples, pairs, supervised
@@ -34,8 +36,9 @@ def learner(**fields):
 def rates(found):
     """Learning rates of policy and value model over the first steps, and how far one step of each
     goes."""
-    steps = [[float(rate(step)) for step in (0, 1, 5, 30)] for rate in found.rates]
-    return steps, [float(tx_step(tx)) for tx in (found._tx, found._value_tx)]
+    peaks = found.settings.learning_rate, found.settings.value_learning_rate
+    steps = [[float(found.settings.rate(p)(step)) for step in (0, 1, 5, 30)] for p in peaks]
+    return steps, [float(tx_step(network.tx)) for network in found.networks]
 
 
 def tx_step(tx):
@@ -55,7 +58,8 @@ def advantages(found):
     rng = np.random.default_rng(0)
     old, ref, values = (np.where(actions, rng.normal(size=(3, 4)), 0).astype("f4") for _ in "abc")
     scores = np.array([1.0, -2.0, 4.0], np.float32)
-    out = learner_lib._advantages(old, ref, values, scores, actions, 0.1, settings=found.settings)
+    settings = {"settings": found.settings, "algorithm": PPO}
+    out = learner_lib.targets(old, ref, values, scores, actions, np.arange(3), 0.1, **settings)
     return jax.tree.map(lambda x: np.asarray(x).tolist(), out)
 
 
@@ -64,7 +68,7 @@ def losses(found):
     which would take longer."""
     batch, rng = rollouts(), np.random.default_rng(1)
     segments = batch.mask.astype(np.int32)
-    places = np.broadcast_to(np.arange(12, dtype=np.int32), batch.tokens.shape)
+    positions = np.broadcast_to(np.arange(12, dtype=np.int32), batch.tokens.shape)
     frozen = {
         name: np.where(batch.actions, rng.normal(size=batch.tokens.shape), 0).astype(np.float32)
         for name in ("old", "values", "advantages", "returns")
@@ -72,18 +76,23 @@ def losses(found):
     given = {
         "tokens": batch.tokens,
         "segments": segments,
-        "places": places,
+        "positions": positions,
         "actions": batch.actions,
         **frozen,
     }
-    state = start(found)
-    both = {"decoder": state["params"], "head": start(learner(shared=True))["value"]}
-    parts = {
-        "policy": (found._policy_loss, both["decoder"]),
-        "value": (found._value_loss, both),
-        "shared": (found._shared_loss, both),
+    other = dataclasses.replace(found.settings, shared=True)
+    shared = learner_lib.Learner(CONFIG, CONFIG, other, MESH)
+    both = {"decoder": start(found)["params"], "head": start(shared)["value"]}
+    (policy, value), (learn,) = found.networks, shared.networks
+    given_to = {
+        "policy": (policy, both["decoder"]),
+        "value": (value, both),
+        "shared": (learn, both),
     }
-    return {name: float(part(params, given)[0]) for name, (part, params) in parts.items()}
+    return {
+        name: float(network.loss(params, given, PPO, found.settings)[0])
+        for name, (network, params) in given_to.items()
+    }
 
 
 def minibatches(found):
@@ -132,10 +141,10 @@ def test_settings_of_the_losses_act():
 def test_a_schedule_reaches_zero_at_the_last_update():
     found = learner(schedule="linear", num_updates=20, warmup_updates=2)
     per_update = SETTINGS.num_epochs * SETTINGS.num_minibatches
-    policy, value = found.rates
+    policy, value = (found.settings.rate(SETTINGS.learning_rate) for _ in "pv")
     assert float(policy(2 * per_update)) == pytest.approx(SETTINGS.learning_rate)
     assert float(policy(20 * per_update)) == float(value(20 * per_update)) == 0.0
-    assert float(learner().rates[0](20 * per_update)) == pytest.approx(SETTINGS.learning_rate)
+    assert float(learner().rate(20 * per_update)) == pytest.approx(SETTINGS.learning_rate)
 
 
 # ---- sl and pm: the optimiser --------------------------------------------------------------------
@@ -168,19 +177,21 @@ class _Fields(dict):
 GRAPH = {"kind", "inputs"}  # read by pipeline.py
 READ = {  # stage → field → what of the code reads it; the tests that show it are those of that code
     "rl": {
-        "policy": (rl.run, "config.policy"),
-        "reference": (rl.run, "config.reference"),
-        "reward": (rl.run, "config.reward"),
-        "value_init": (rl.run, "config.value_init"),
-        "value_model": (rl.run, "config.value_model"),
+        "policy": (rl.load_models, "config.policy"),
+        "algorithm": (rl.load_models, "config.algorithm"),
+        "reference": (rl.load_models, "config.reference"),
+        "reward": (reward.terms_of, 'fields["reward"]'),
+        "rewards": (reward.terms_of, 'fields.get("rewards")'),
+        "value_init": (rl.starts_as_judge, "config.value_init"),
+        "value_model": (rl.settings, 'config["value_model"]'),
         "prompts": (rl.fitting_prompts, "config.prompts"),
-        "format": (rl.run, "config.format"),
+        "format": (rl.load_models, "config.format"),
         "rollouts_per_update": (rl.run, "config.rollouts_per_update"),
-        "num_microbatches": (learner_lib.Learner, "settings.num_microbatches"),
-        "kl_coefficient": (rl.run, "config.kl_coefficient"),
+        "num_microbatches": (learner_lib.networks.Network, "settings.num_microbatches"),
+        "kl_coefficient": (rl.initial_state, "config.kl_coefficient"),
         "kl_target": (rl.run, "config.kl_target"),
         "kl_horizon": (rl.run, "config.kl_horizon"),
-        "missing_eos_penalty": (rl.run, "config.missing_eos_penalty"),
+        "missing_eos_penalty": (reward.terms_of, 'fields["missing_eos_penalty"]'),
         "max_prompt_tokens": (rl.fitting_prompts, "config.max_prompt_tokens"),
         "max_new_tokens": (rl.run, "config.max_new_tokens"),
         "save_every_updates": (rl.run, "config.save_every_updates"),

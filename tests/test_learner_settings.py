@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cai_jax.core import sharding
+from cai_jax.core.algorithms import PPO
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import abstract_params
 from cai_jax.training import batching
@@ -39,7 +40,7 @@ def embedded(decoder, tokens, mask, config, **options):
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch):
-    monkeypatch.setattr(lib, "hidden_states", embedded)
+    monkeypatch.setattr(lib.networks, "hidden_states", embedded)
 
 
 def decoder(seed):
@@ -51,6 +52,11 @@ def decoder(seed):
 
 def learner(**fields):
     return lib.Learner(CONFIG, CONFIG, dataclasses.replace(SETTINGS, **fields), MESH)
+
+
+def loss_of(found, index, params, arrays):
+    """(sum, (count, sums)) of one of a learner's networks."""
+    return found.networks[index].loss(params, arrays, PPO, found.settings)
 
 
 def head(seed):
@@ -99,7 +105,7 @@ def minibatch(seed=3):
     arrays = {
         "tokens": batch.tokens,
         "segments": np.ones((R, T), np.int32),
-        "places": batching.places(batch.actions),
+        "positions": batching.positions(batch.actions),
         "actions": batch.actions,
         **{name: array.astype(np.float32) for name, array in near.items()},
     }
@@ -125,7 +131,7 @@ def clipped_value_loss(arrays, value, clip):
 @pytest.mark.parametrize("clip", [0.1, 5.0])
 def test_the_policys_loss_by_hand(clip):
     arrays, _ = minibatch()
-    total, (count, sums) = learner(clip=clip)._policy_loss(decoder(0), arrays)
+    total, (count, sums) = loss_of(learner(clip=clip), 0, decoder(0), arrays)
     assert float(total) == pytest.approx(clipped_policy_loss(arrays, clip), rel=1e-4)
     assert float(count) == R * 4 and (float(sums["clipped"]) > 0) == (clip == 0.1)
 
@@ -133,7 +139,7 @@ def test_the_policys_loss_by_hand(clip):
 @pytest.mark.parametrize("clip", [0.3, 9.0])
 def test_the_values_loss_by_hand(clip):
     arrays, value = minibatch()
-    total, (count, sums) = learner(value_clip=clip)._value_loss(value, arrays)
+    total, (count, sums) = loss_of(learner(value_clip=clip), 1, value, arrays)
     assert float(total) == pytest.approx(clipped_value_loss(arrays, value, clip), rel=1e-4)
     assert float(count) == R * 4 and (float(sums["value_clipped"]) > 0) == (clip == 0.3)
 
@@ -142,7 +148,7 @@ def test_the_shared_loss_is_both_with_the_values_weight():
     arrays, value = minibatch()
     both = {"decoder": decoder(0), "head": value["head"]}
     own = {"decoder": decoder(0), "head": value["head"]}
-    total, _ = learner(shared=True, value_coefficient=0.25)._shared_loss(both, arrays)
+    total, _ = loss_of(learner(shared=True, value_coefficient=0.25), 0, both, arrays)
     wanted = clipped_policy_loss(arrays, 0.1) + 0.25 * clipped_value_loss(arrays, own, 0.3)
     assert float(total) == pytest.approx(wanted, rel=1e-4)
 
@@ -151,7 +157,8 @@ def test_rates_are_counted_in_steps_of_updates():
     """6 steps an update: warm-up over the first, down to zero over the other three."""
     fields = {"num_epochs": 2, "num_minibatches": 3, "num_updates": 4, "warmup_updates": 1}
     found = learner(learning_rate=1.0, value_learning_rate=2.0, schedule="linear", **fields)
-    for rate, peak in zip(found.rates, (1.0, 2.0), strict=True):
+    for peak in (1.0, 2.0):
+        rate = found.settings.rate(peak)
         wanted = [peak / 7, peak, peak / 2, 0.0]
         assert [float(rate(step)) for step in (0, 6, 15, 24)] == pytest.approx(wanted)
 
@@ -166,22 +173,22 @@ def test_policy_and_value_model_have_rates_of_their_own():
     """The defect: a value rate that acts on nothing. Where the gradient is as large as ε, a first
     step is half the rate."""
     found = learner(learning_rate=0.5, value_learning_rate=0.25, max_grad_norm=0.0)
-    assert first_step(found._tx, 1.0) == pytest.approx(-0.5, rel=1e-3)
-    assert first_step(found._value_tx, 1.0) == pytest.approx(-0.25, rel=1e-3)
-    assert first_step(found._tx, 1e-5) == pytest.approx(-0.25, rel=1e-3)
+    assert first_step(found.networks[0].tx, 1.0) == pytest.approx(-0.5, rel=1e-3)
+    assert first_step(found.networks[1].tx, 1.0) == pytest.approx(-0.25, rel=1e-3)
+    assert first_step(found.networks[0].tx, 1e-5) == pytest.approx(-0.25, rel=1e-3)
 
 
 def test_gradients_are_clipped():
     """Of norm 2 · 10⁻⁵, each of the four is as large as ε."""
     found = learner(learning_rate=0.5, value_learning_rate=0.25, max_grad_norm=2e-5)
-    assert first_step(found._tx, 1.0) == pytest.approx(-0.25, rel=1e-3)
-    assert first_step(found._value_tx, 1.0) == pytest.approx(-0.125, rel=1e-3)
+    assert first_step(found.networks[0].tx, 1.0) == pytest.approx(-0.25, rel=1e-3)
+    assert first_step(found.networks[1].tx, 1.0) == pytest.approx(-0.125, rel=1e-3)
 
 
 @pytest.fixture(scope="module")
 def frozen():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lib, "hidden_states", embedded)
+        patch.setattr(lib.networks, "hidden_states", embedded)
         yield freeze()
 
 
@@ -228,7 +235,8 @@ def test_whitened_rewards_keep_their_mean_of_another_scale():
     actions[:, 2:] = True
     zeros, scores = np.zeros((R, T), np.float32), np.arange(R).astype(np.float32) + 1
     settings = dataclasses.replace(SETTINGS, whiten_rewards=True)
-    found = lib._advantages(zeros, zeros, zeros, scores, actions, 0.1, settings=settings)
+    how = {"settings": settings, "algorithm": PPO}
+    found = lib.targets(zeros, zeros, zeros, scores, actions, np.arange(R), 0.1, **how)
     plain = np.where(np.arange(T) == T - 1, scores[:, None], 0)
     spread = plain[actions].std()
     np.testing.assert_allclose(found["rewards"], plain / spread, rtol=1e-4)
@@ -245,12 +253,13 @@ def test_a_step_gets_the_rows_of_its_minibatch_and_the_states_trees(monkeypatch)
             assert (params, optimiser) == (f"{kind}{len(seen) // 2}", f"{kind}o{len(seen) // 2}")
             number = len(seen) // 2 + 1
             seen.append((kind, jax.tree.map(np.asarray, batch)))
-            told = {"loss": 1.0, "grad_norm": 2.0, "count": 3.0, "value_clipped": 4.0}
+            prefix = "value_" if kind == "v" else ""
+            told = {f"{prefix}loss": 1.0, "count": 3.0, f"{prefix}clipped": 4.0}
             return f"{kind}{number}", f"{kind}o{number}", told
 
         return take
 
-    found._policy_step, found._value_step = step("p"), step("v")
+    found._steps = [step("p"), step("v")]
     state = {"params": "p0", "optimiser": "po0", "value": "v0", "value_optimiser": "vo0"}
     batch = rollouts()
     arrays = {
@@ -266,4 +275,4 @@ def test_a_step_gets_the_rows_of_its_minibatch_and_the_states_trees(monkeypatch)
             packed = np.asarray(got[name])[got["segments"] > 0]
             assert sorted(packed.tolist()) == sorted(array[rows].reshape(-1).tolist()), name
         counted = np.asarray(got["actions"]).sum()
-        assert (np.asarray(got["places"]) > 0).sum() == counted == len(rows) * 4
+        assert (np.asarray(got["positions"]) > 0).sum() == counted == len(rows) * 4

@@ -9,7 +9,7 @@ from tests import test_learner_settings as cheap
 
 def test_each_model_moves_by_its_own_rate(monkeypatch):
     """Adam's first step is the rate wherever the gradient is far larger than ε."""
-    monkeypatch.setattr(lib, "hidden_states", cheap.embedded)
+    monkeypatch.setattr(lib.networks, "hidden_states", cheap.embedded)
     found = cheap.learner(learning_rate=0.5, value_learning_rate=0.125, max_grad_norm=0.0)
     value = {"decoder": cheap.decoder(1), "head": cheap.head(2)}
     state = found.init(cheap.decoder(0), value, 0.3)

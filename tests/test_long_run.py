@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 WATCHED = """
 import ctypes, gc, json, os, sys
 from cai_jax import main
-from cai_jax.stages import rl
+from cai_jax.training import rl_numbers
 
 class Info(ctypes.Structure):  # glibc's struct mallinfo2
     _fields_ = [(name, ctypes.c_size_t) for name in
@@ -28,7 +28,7 @@ class Info(ctypes.Structure):  # glibc's struct mallinfo2
 
 mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", Info)
 mallinfo2.restype = Info
-rows, learned, held = [], rl.learned, None
+rows, learned, held = [], rl_numbers.of_minibatches, None
 def watch(history):
     global held
     if len(rows) % 25 == 0:
@@ -39,7 +39,7 @@ def watch(history):
     rows.append([pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), *held])
     return learned(history)
 
-rl.learned = watch
+rl_numbers.of_minibatches = watch
 code = main.main(["x", *sys.argv[2:]])
 json.dump(rows, open(sys.argv[1], "w"))
 sys.exit(code)

@@ -136,7 +136,7 @@ def test_log_probabilities_at_places():
     hidden, unembed, tokens = arrays(6)
     wanted = np.random.default_rng(0).random(tokens.shape) < 0.4
     wanted[:, 0], wanted[0] = False, False
-    places = batching.places(wanted, tokens.shape[1])
+    places = batching.positions(wanted, tokens.shape[1])
 
     def total(hidden, unembed, places):
         found, entropy = losses.next_token_logprobs(

@@ -11,7 +11,8 @@ import pytest
 from cai_jax.data import fitting
 from cai_jax.errors import UserError
 from cai_jax.stages import rl
-from cai_jax.training.learner import Rollouts
+from cai_jax.training import rl_numbers
+from cai_jax.training.rollouts import Rollouts
 from configs import default
 from tests import recording
 
@@ -37,7 +38,7 @@ def test_numbers_of_a_rollout_by_hand():
         sampled,
         raw - 1,
     )
-    found = rl.describe(batch, frozen, raw, np.array([True, False]), 0.1)
+    found = rl_numbers.of_rollouts(batch, frozen, raw, np.array([True, False]), 0.1)
     want = {
         "reward": 3.0,
         "reward_std": 1.0,
@@ -85,20 +86,24 @@ def test_shares_are_over_all_actions_and_the_first_ratio_is_kept():
             "value_grad_norm": 3.0,
         },
     ]
-    found = rl.learned(history)
-    assert (found["clip_fraction"], found["value_clip_fraction"], found["loss"]) == (0.2, 0.1, 2.0)
+    found = rl_numbers.of_minibatches(history)
+    assert (found["clip_fraction"], found["value_clip_fraction"], found["loss"]) == (
+        0.2,
+        0.1,
+        pytest.approx((1 / 30 + 3 / 10) / 2),
+    )
     assert (found["first_ratio_error"], found["max_ratio_error"]) == (1e-7, 0.5)
     assert found["old_kl"] == pytest.approx(0.01)
 
 
 def test_a_policy_that_is_not_its_reference_stops_the_run():
     ctx = types.SimpleNamespace(name="rl", dtype=jnp.float32)
-    rl.require(ctx, 9e-6, rl.MAX_START_KL, "")
+    rl.require_small(ctx, 9e-6, rl.MAX_START_KL, "")
     with pytest.raises(UserError, match="differs"):
-        rl.require(
+        rl.require_small(
             ctx, 2e-5, rl.MAX_START_KL, "the policy differs from its reference before any update"
         )
-    rl.require(
+    rl.require_small(
         types.SimpleNamespace(name="rl", dtype=jnp.bfloat16), 1.0, rl.MAX_START_KL, ""
     )  # rounding is coarser there
 
@@ -121,9 +126,10 @@ def test_every_field_of_the_config_reaches_the_learner():
         warmup_updates=4,
         max_grad_norm=0.5,
         value_coefficient=0.3,
+        value_model="shared",
         num_updates=9,
     )
-    found = rl.settings(fields, config, shared=True)
+    found = rl.settings(fields, config)
     for name in (
         "num_epochs",
         "num_minibatches",

@@ -17,10 +17,12 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import abstract_params
 from cai_jax.seeds import row_key
 from cai_jax.stages import rl
-from cai_jax.stages.context import LoadedModel
+from cai_jax.textmodels import loader as loader_lib
+from cai_jax.textmodels.loader import LoadedModel
 from cai_jax.training import learner as learner_lib
+from cai_jax.training import rl_numbers
 from configs import default
-from tests.recording import Recorder, stage
+from tests.recording import Models, Recorder, stage
 
 CONFIG = ModelConfig(
     family="llama",
@@ -132,29 +134,29 @@ def start(path, monkeypatch, stop=False, **fields):
         "adapt_kl_coefficient",
         lambda *given: Watched.seen["adapted"].append(given) or adapt(*given),
     )
-    monkeypatch.setattr(rl.learner_lib, "Learner", Watched)
-    monkeypatch.setattr(rl, "RewardModel", Lengths)
+    monkeypatch.setattr(rl, "Learner", Watched)
+    monkeypatch.setattr(loader_lib, "RewardModel", Lengths)
     source, texts = path / "prompts.jsonl", ["One", "Two", "Three", "long " * 40]
     source.write_text(
         "".join(json.dumps({"id": f"q{i}", "prompt": text}) + "\n" for i, text in enumerate(texts))
     )
     prompts = default.prompts(str(source), "")
     ctx, asked = stage(path, "rl", default.rl(**{"prompts": prompts, **FIELDS, **fields}))
-    loader = ctx.load_model
+    format = ctx.models.load("x").format
     weights = {name: decoder(i) for i, name in enumerate(("@sl", "@pm", "x"))}
     head = {"weight": weights["x"]["embed"][0], "bias": weights["x"]["embed"][1, 0]}
 
-    def load_model(reference, kind="policy", format="auto"):
+    def load(reference, kind="policy", **how):
         params = weights[reference]
         params = {"decoder": params, "head": head} if kind == "reward" else params
         normalisation = NORMALISATION if kind == "reward" else None
-        return LoadedModel(reference, CONFIG, params, loader("x").format, kind, normalisation)
+        return LoadedModel(reference, CONFIG, params, format, kind, normalisation)
 
     def engine(model):
         Watched.seen["sampler"].append(numpy(model.params))
         return Recorder(asked, model, answer, None, 1000)
 
-    ctx.load_model, ctx.engine = load_model, engine
+    ctx.models = Models(ctx, load, engine)
     artefact = types.SimpleNamespace(ctx=ctx, asked=asked, weights=numpy(weights), head=numpy(head))
     if stop:
         with pytest.raises(Stop):
@@ -245,7 +247,7 @@ def test_the_kl_coefficient_is_adapted_from_update_to_update(run):
 def test_the_first_ratio_error_is_that_of_the_first_minibatch():
     names = ("count", "clipped", "old_kl", "value_clipped")
     history = [{**dict.fromkeys(names, 1.0), "ratio_error": error} for error in (0.3, 0.1, 0.2)]
-    found = rl.learned(history)
+    found = rl_numbers.of_minibatches(history)
     assert (found["first_ratio_error"], found["max_ratio_error"]) == (0.3, 0.3)
 
 
@@ -283,7 +285,7 @@ def test_a_field_of_the_graph_is_a_field_of_the_learner():
     fields = default.rl()
     config = ml_collections.ConfigDict(fields)
     model = types.SimpleNamespace(logprob_chunk=7, scan_layers=False, remat="dots")
-    found = rl.settings(config, model, False)
+    found = rl.settings(config, model)
     same = {name for name in fields if hasattr(found, name)}
     assert {"clip", "lam", "gamma", "value_clip", "num_epochs", "max_grad_norm"} <= same
     assert all(getattr(found, name) == config[name] for name in same)

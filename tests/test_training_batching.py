@@ -156,10 +156,10 @@ def test_places_by_hand():
     wanted = np.array(
         [[False, True, False, True], [False, False, False, False], [False, False, True, False]]
     )
-    np.testing.assert_array_equal(batching.places(wanted), [[1, 3], [0, 0], [2, 0]])
-    np.testing.assert_array_equal(batching.places(wanted, 3), [[1, 3, 0], [0, 0, 0], [2, 0, 0]])
-    with pytest.raises(ValueError, match="2 places in a row do not fit 1"):
-        batching.places(wanted, 1)
+    np.testing.assert_array_equal(batching.positions(wanted), [[1, 3], [0, 0], [2, 0]])
+    np.testing.assert_array_equal(batching.positions(wanted, 3), [[1, 3, 0], [0, 0, 0], [2, 0, 0]])
+    with pytest.raises(ValueError, match="2 positions in a row do not fit 1"):
+        batching.positions(wanted, 1)
     packing = batching.pack([3, 6, 4, 2], length=8)  # in rows 1, 0, 1, 0
     assert batching.most_in_a_row(packing, [1, 2, 4, 1]) == 5
     assert [batching.eighths(count, 160) for count in (1, 20, 21, 96, 160)] == [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cai_jax.errors import UserError
+from cai_jax.rewards.functions import custom_reward
 from cai_jax.structs import Completion, Message
 from cai_jax.training import rollouts as lib
 
@@ -70,7 +71,7 @@ def test_custom_rewards_by_dotted_name(monkeypatch):
     module.number = 3
     monkeypatch.setitem(sys.modules, "my_rewards", module)
     dialogues = [(Message("human", "q"), Message("assistant", text)) for text in ("abc", "")]
-    scores = lib.custom_reward("python:my_rewards.length")(dialogues)
+    scores = custom_reward("python:my_rewards.length")(dialogues)
     np.testing.assert_array_equal(scores, np.float32([3.5, 0.5]))
     assert scores.dtype == np.float32
     for name, message in (
@@ -79,10 +80,10 @@ def test_custom_rewards_by_dotted_name(monkeypatch):
         ("number", "list of numbers"),
     ):
         with pytest.raises(UserError, match=message):
-            lib.custom_reward(f"python:my_rewards.{name}")(dialogues)
+            custom_reward(f"python:my_rewards.{name}")(dialogues)
     for name in ("my_rewards.none", "no_such_module.f", "f"):
         with pytest.raises(UserError, match="python:package.module.function"):
-            lib.custom_reward(f"python:{name}")
+            custom_reward(f"python:{name}")
 
 
 def test_saved_arrays_depend_on_the_numbers_only(tmp_path):

@@ -13,6 +13,7 @@ import dataclasses
 from cai_jax.configuration.evaluations import EVALUATION_FIELDS, HARM_FIELDS
 from cai_jax.configuration.fields import (
     Field,
+    Named,
     Table,
     choice,
     count,
@@ -22,6 +23,7 @@ from cai_jax.configuration.fields import (
     positive,
     records,
     share,
+    text,
     with_defaults,
 )
 from cai_jax.configuration.groups import (
@@ -213,12 +215,29 @@ PM = Stage(
     makes="reward",
 )
 
+TERM_WEIGHT = number(1.0, "of the term in the sum")
+REWARD_TERMS = {
+    "preference_model": {
+        "model": model("@pm", "scores dialogues", "reward"),
+        "weight": TERM_WEIGHT,
+    },
+    "python": {
+        "function": text("", "python:module.function of dialogues"),
+        "weight": TERM_WEIGHT,
+    },
+    "length": {"weight": TERM_WEIGHT},  # tokens of the answer
+    "missing_end": {"weight": TERM_WEIGHT},  # 1 where the answer met its limit of tokens
+}
+
 RL = Stage(
     'PPO against the preference model (section 4.1, "same settings as 2204")',
     {
         "policy": model("@sl", "what is trained"),
         "reference": model("", "the KL's other side; '': the initial policy"),
         "reward": model("@pm", "or python:module.function of dialogues", "reward", python=True),
+        # terms of a weighted sum instead of `reward`, by name; see rewards/reward.py
+        "rewards": Named({}, REWARD_TERMS),
+        "algorithm": choice("ppo", ("ppo",), "how rewards become a loss; see core/algorithms.py"),
         "value_init": choice(
             "reward", ("reward", "policy"), "the value model starts from it; policy: a zero head"
         ),

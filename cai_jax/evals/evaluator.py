@@ -13,8 +13,8 @@ from cai_jax import references
 from cai_jax.evals.intervals import cluster_means
 from cai_jax.evals.rows import Column
 from cai_jax.io import artefacts
+from cai_jax.rewards.functions import custom_reward
 from cai_jax.structs import Dialogue, dialogue_from_json, sampled_turn
-from cai_jax.training.rollouts import custom_reward
 
 if TYPE_CHECKING:
     from cai_jax.stages.context import StageContext

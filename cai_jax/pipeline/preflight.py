@@ -38,8 +38,8 @@ from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.models import hf
 from cai_jax.models.config import ModelConfig
 from cai_jax.pipeline import limits
+from cai_jax.rewards.functions import custom_reward
 from cai_jax.stages.context import resolve_role
-from cai_jax.training.rollouts import custom_reward
 
 READ_BYTES = 32 * 2**20  # larger files, and data sets of the hub and TFDS, are read as far as ROWS
 ROWS = 100

@@ -27,7 +27,7 @@ from cai_jax.rewards import preference_model as rewards
 from cai_jax.stages import harm, pm, rl, sl
 from cai_jax.stages.context import resolve_role
 from cai_jax.structs import SamplingParams
-from cai_jax.training import batching, pairs, rollouts
+from cai_jax.training import batching, networks, pairs, rollouts
 from cai_jax.training import learner as learner_lib
 from cai_jax.training import state as state_lib
 
@@ -222,12 +222,11 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     reference = loaded(run_config, config.policy, "policy", mesh, held, int8)
     scorer = None if custom else loaded(run_config, config.reward, "reward", mesh, held, int8)
     if adapters is not None:
-        bases = learner_lib.Bases(
+        bases = networks.Bases(
             adapters, lora.base_of(reference), lora.base_of(scorer if value is judge else reference)
         )
-    learner = learner_lib.Learner(
-        policy, value, rl.settings(config, run_config.model, shared), mesh, dtype, bases=bases
-    )
+    settings = rl.settings(config, run_config.model)
+    learner = learner_lib.Learner(policy, value, settings, mesh, dtype, bases=bases)
     state = learner.abstract
     kept = chip_bytes(state, *held.values())
 

@@ -95,12 +95,11 @@ def training(
 def ppo(
     mesh,
     policy: ModelConfig,
-    value: ModelConfig,
+    value: ModelConfig | None,
     judge: ModelConfig | None,
     *,
     num_rollouts: int,
     num_epochs: int,
-    shared: bool,
     adapters: lora.Adapters | None = None,
 ) -> Meter:
     """The meter of a PPO update: rollouts are sampled, scored, run through policy, reference and
@@ -133,7 +132,7 @@ def ppo(
 
         once = 3 * work("forward", policy, True) + (work("forward", judge, False) if judge else 0)
         learned = work("train", policy, True)
-        if not shared:
+        if value is not None:
             once, learned = (
                 once + work("forward", value, False),
                 learned + work("train", value, False),

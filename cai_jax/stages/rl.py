@@ -1,5 +1,5 @@
-"""Reinforcement learning against the preference model: PPO with a KL penalty to the initial policy
-(section 4.1).
+"""Reinforcement learning against the preference model, with a KL penalty to the initial policy
+(section 4.1; PPO unless the config names another algorithm).
 
 An update: draw prompts, sample a response to each, score them, freeze log-probabilities and values,
 then epochs of minibatches. "Same settings as 2204" where the paper says no more.
@@ -15,6 +15,7 @@ import numpy as np
 
 from cai_jax import seeds
 from cai_jax.core import ppo, sharding
+from cai_jax.core.algorithms import ALGORITHMS
 from cai_jax.data import fitting
 from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError, require_finite
@@ -24,12 +25,14 @@ from cai_jax.models import heads, lora
 from cai_jax.planning import throughput
 from cai_jax.reporting import png
 from cai_jax.reporting.figure import Panel, Series
-from cai_jax.rewards.preference_model import RewardModel
+from cai_jax.rewards import reward as rewards
+from cai_jax.rewards.functions import Answer
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import LENGTH, SamplingParams, dialogue_to_json, sampled_turn
-from cai_jax.training import learner as learner_lib
-from cai_jax.training import rollouts, train
+from cai_jax.structs import LENGTH, Sampling, dialogue_to_json, sampled_turn
+from cai_jax.textmodels.loader import LoadedModel
+from cai_jax.training import networks, rl_numbers, rollouts, train
 from cai_jax.training import state as state_lib
+from cai_jax.training.learner import Learner
 
 SCHEMA = 2
 MAX_RATIO_ERROR = 1e-4  # of the first minibatch, float32
@@ -38,269 +41,19 @@ MAX_SAMPLER_GAP = 1e-4  # nats a token between sampler and learner, float32
 NUM_SHOWN = 2  # rollouts an update that TensorBoard shows
 
 
-def settings(config, model_config, shared: bool) -> learner_lib.Settings:
-    """The learner's settings from the stage's fields of the same names and from config.model."""
-    names = {field.name for field in dataclasses.fields(learner_lib.Settings)}
-    fields = {name: value for name, value in config.items() if name in names}
-    return learner_lib.Settings(
-        **fields,
-        shared=shared,
-        logprob_chunk=model_config.logprob_chunk,
-        scan=model_config.scan_layers,
-        remat=model_config.remat,
-    )
-
-
-def fitting_prompts(ctx: StageContext, policy, judge=None) -> list[rollouts.PromptTokens]:
-    """The prompts of the stage. Left out and counted are those longer than max_prompt_tokens, and
-    those whose answer might outgrow the sampler's context or the positions of the preference model
-    `judge`: that is known before any update."""
-    config, format = ctx.config, policy.format
-    found, limit = [], ctx.context_limit(policy)
-    prompts, dropped = read_prompts(**config.prompts.to_dict())
-    for reason, count in dropped.items():
-        ctx.drop(f"prompt: {reason}", count)
-    for prompt in prompts:
-        item = rollouts.PromptTokens(
-            prompt.id, prompt.dialogue, prompt.kind, format.prompt(prompt.dialogue)
-        )
-        if len(item.tokens) > config.max_prompt_tokens:
-            ctx.drop(fitting.MAX_PROMPT_TOKENS)
-        elif len(item.tokens) + config.max_new_tokens > limit:
-            ctx.drop(fitting.CONTEXT)
-        elif judge and _read_by(judge, prompt) + config.max_new_tokens > judge.config.max_length:
-            ctx.drop(fitting.POSITIONS)
-        else:
-            found.append(item)
-    ctx.require_rows(found, "prompts")
-    return found
-
-
-def _read_by(judge, prompt) -> int:
-    """Tokens of a prompt as a preference model reads it, with the one that ends the answer."""
-    return fitting.num_tokens(judge.format.prompt(prompt.dialogue)) + 1
-
-
 def run(ctx: StageContext) -> dict:
     """Trains the policy and publishes it as `@stage`; every rollout is a record, its token arrays
-    stand in rollouts/."""
-    # ---- Models: policy (trained), its frozen reference, preference model, value model (trained) -
+    are files in rollouts/."""
+    # ---- Models: policy (trained), its frozen reference, reward, value model (trained) -----------
     config = ctx.config
-    if config.rollouts_per_update % config.num_minibatches:
-        raise UserError(
-            f"config.graph.{ctx.name}: rollouts_per_update {config.rollouts_per_update} is not "
-            "a multiple "
-            f"of num_minibatches {config.num_minibatches}"
-        )
-    policy = ctx.load_model(config.policy, format=config.format)
-    custom = config.reward.startswith("python:")
-    judge = None if custom else ctx.load_model(config.reward, "reward")
-    shared = config.value_model == "shared"
-    if config.value_model not in ("separate", "shared") or config.value_init not in (
-        "reward",
-        "policy",
-    ):
-        raise UserError(
-            f"config.graph.{ctx.name}: value_model is separate or shared, value_init reward or "
-            "policy"
-        )
-    from_reward = config.value_init == "reward" and not custom and not shared
-    if from_reward and judge.config.vocab_size != policy.config.vocab_size:
-        raise UserError(
-            f"config.graph.{ctx.name}: the preference model has other tokens than the policy; "
-            "a value model "
-            f"reads the policy's: set value_init=policy"
-        )
-    value_config = judge.config if from_reward else policy.config
-    adapters = ctx.adapters(policy, *[judge] * from_reward)  # None: all weights are trained
-    if adapters is None:
-        policy.params = lora.merge(policy.params)
-    own_reference = not config.reference
-    reference = policy.params if own_reference else ctx.load_model(config.reference).params
-    bases = adapters and learner_lib.Bases(
-        adapters,
-        lora.base_of(policy.params),
-        lora.base_of(judge.params if from_reward else policy.params),
-    )
-    score = (
-        rollouts.custom_reward(config.reward)
-        if custom
-        else RewardModel(
-            judge.params,
-            judge.config,
-            judge.format,
-            ctx.mesh,
-            judge.normalisation,
-            reads_cut=judge.reads_cut,
-        ).score
-    )
-
-    # ---- Data: prompts go round in epochs, one sequence length for the whole stage ---------------
-    prompts = fitting_prompts(ctx, policy, judge)
+    models = load_models(ctx)
+    policy, learner = models.policy, models.learner
+    prompts = fitting_prompts(ctx, policy, models.reward.judge)
     length = rollouts.longest(prompts, config.max_new_tokens)
-    sampling = SamplingParams(
-        config.max_new_tokens, config.temperature, 0, 1.0, policy.format.stop_strings("assistant")
-    )
-
-    # ---- Learner ---------------------------------------------------------------------------------
-    learner = learner_lib.Learner(
-        policy.config,
-        value_config,
-        settings(config, ctx.run_config.model, shared),
-        ctx.mesh,
-        ctx.dtype,
-        seed=ctx.seed,
-        stage=ctx.name,
-        bases=bases,
-    )
-
-    def start(model, name):
-        decoder, key = (
-            model.params.get("decoder", model.params),
-            seeds.row_key(ctx.seed, ctx.name, name),
-        )
-        return state_lib.start(model.config, decoder, ctx.mesh, key, adapters, model.trained)
-
-    def init():
-        # From the preference model: a value of the same scale as the reward that it predicts.
-        head = (
-            heads.normalised_head(state_lib.fresh(judge.params["head"]), judge.normalisation)
-            if from_reward
-            else (heads.zero_head(policy.config))
-        )
-        if shared:
-            value = sharding.put(head, state_lib.shardings_of(learner.abstract["value"]))
-        else:
-            value = state_lib.with_head(
-                start(judge if from_reward else policy, "value adapters"), head, ctx.mesh
-            )
-        return learner.init(start(policy, "adapters"), value, config.kl_coefficient)
-
-    # ---- Updates ---------------------------------------------------------------------------------
+    stop_strings = policy.format.stop_strings("assistant")
+    sampling = Sampling(config.max_new_tokens, config.temperature, 0, 1.0, stop_strings)
     journal = ctx.directory.journal(light=True)
 
-    def advance(state, update, writer):
-        began = time.monotonic()
-        drawn = rollouts.draw(prompts, update, config.rollouts_per_update, ctx.seed, ctx.name)
-        policy.params = learner.policy(state)
-        engine = ctx.engine(policy)
-        policy.release()  # the sampler has a copy of its own, in which adapters are added up
-        asked = rollouts.requests(drawn, update, ctx.seed, ctx.name)
-        completions = {
-            item.id: item for item in ctx.sample(engine, asked, sampling, f"{ctx.name}: rollouts")
-        }
-        layout_seconds = engine.layout_seconds
-        del engine  # the sampler's copy of the weights is not kept while the learner works
-        memory.give_back()
-        batch = rollouts.assemble(drawn, completions, length)
-        sampled = time.monotonic()
-        raw = score(
-            [
-                (*prompt.dialogue, sampled_turn(completions[name].text, completions[name].stop))
-                for name, prompt in drawn
-            ]
-        )
-        require_finite(raw.tolist(), batch.ids, f"stage '{ctx.name}': reward '{config.reward}'")
-        cut = np.array([completions[name].stop == LENGTH for name, _ in drawn])
-        batch.scores = np.asarray(raw - np.float32(config.missing_eos_penalty) * cut, np.float32)
-
-        frozen = learner.freeze(state, reference, batch)
-        for key, model in (("old", "policy"), ("ref", "reference"), ("values", "value model")):
-            what = f"stage '{ctx.name}': the {model} at update {update + 1}"
-            require_finite(frozen[key].sum(axis=1).tolist(), batch.ids, what)
-        coefficient = float(sharding.fetch(state["controller"]["kl_coefficient"]))
-        scalars = describe(batch, frozen, raw, cut, coefficient)
-        if update == 0 and own_reference:
-            require(
-                ctx,
-                scalars["max_token_kl"],
-                MAX_START_KL,
-                "the policy differs from its reference before any update",
-            )
-        scored = time.monotonic()
-        state, history = learner.learn(state, batch, frozen, update)
-        scalars.update(
-            learned(history),
-            rollout_seconds=sampled - began,
-            score_seconds=scored - sampled,
-            learn_seconds=time.monotonic() - scored,
-            layout_seconds=layout_seconds,
-        )
-        require(
-            ctx,
-            scalars["first_ratio_error"],
-            MAX_RATIO_ERROR,
-            "the ratio of the first minibatch is not 1",
-        )
-        if scalars["sampler_gap"] > MAX_SAMPLER_GAP and ctx.dtype == jnp.float32:
-            progress.warn(
-                f"[{ctx.name}] update {update + 1}: sampler and learner differ by "
-                f"{scalars['sampler_gap']:.1e} nats a token"
-            )
-        scalars["learning_rate"] = learner.rates[0](
-            update * config.num_epochs * config.num_minibatches
-        )
-        adapted = ppo.adapt_kl_coefficient(
-            coefficient, scalars["kl"], config.kl_target, config.kl_horizon, len(drawn)
-        )
-        state["controller"] = {
-            "kl_coefficient": sharding.put(np.float32(adapted), sharding.replicated(ctx.mesh))
-        }
-        write(writer, update, drawn, completions, batch, frozen, raw)
-        return state, scalars, batch.ids
-
-    def write(writer, update, drawn, completions, batch, frozen, raw):
-        rollouts.save_arrays(
-            ctx.directory.path / "rollouts" / f"{update + 1:06d}.npz", batch, frozen
-        )
-        kl = np.sum(frozen["old"] - frozen["ref"], axis=1)
-        for index, (name, prompt) in enumerate(drawn):
-            done = completions[name]
-            journal.append(
-                {
-                    "id": name,
-                    "prompt_id": prompt.id,
-                    "kind": prompt.kind,
-                    "model": f"@{ctx.name}",
-                    "seed": ctx.seed,
-                    "step": update + 1,
-                    "dialogue": dialogue_to_json(prompt.dialogue),
-                    "response": done.text,
-                    "stop": done.stop,
-                    "num_tokens": len(done.tokens),
-                    "logprob": float(sum(done.logprobs)),
-                    "reward": float(raw[index]),
-                    "penalised": float(batch.scores[index]),
-                    "kl": float(kl[index]),
-                }
-            )
-            if index < NUM_SHOWN:
-                shown = (
-                    f"{prompt.dialogue[-1].text}\n→ {done.text}\nreward {raw[index]:.3f}, "
-                    f"KL {kl[index]:.3f}"
-                )
-                writer.text(update + 1, f"rollout {index}", shown)
-        journal.flush()
-        writer.histogram(update + 1, "rewards", raw)
-        if update + 1 == config.num_updates:
-            points = Series(
-                "responses", [float(x) for x in kl], [float(x) for x in raw], mark="dots"
-            )
-            panel = Panel(
-                "rewards", f"Responses of update {update + 1}", "KL, nats", "reward", [points]
-            )
-            writer.figure(update + 1, "reward against KL", png.draw(panel))
-
-    meter = throughput.ppo(
-        ctx.mesh,
-        policy.config,
-        value_config,
-        judge and judge.config,
-        num_rollouts=config.rollouts_per_update,
-        num_epochs=config.num_epochs,
-        shared=shared,
-        adapters=adapters,
-    )
     with train.Session(
         ctx,
         config.num_updates,
@@ -309,30 +62,325 @@ def run(ctx: StageContext) -> dict:
         snapshot_every=config.snapshot_every_updates,
         unit="update",
         look_back=False,
-        weights=("params", "value"),
-        meter=meter,
+        weights=tuple(name for name in ("params", "value") if name in learner.abstract),
+        meter=make_meter(ctx, models),
     ) as session:
-        state = session.restore(init)
+        state = session.restore(lambda: initial_state(ctx, models))
         policy.release()
         journal.discard(lambda row: row["step"] <= session.start)
         require_rollouts(ctx, journal, session.start)
         for update in session.steps():
-            state, scalars, names = advance(state, update, session.writer)
-            session.finish(update, state, scalars, names)
+            # ---- Sample a response to each prompt ------------------------------------------------
+            clock = [time.monotonic()]
+            drawn = rollouts.draw(prompts, update, config.rollouts_per_update, ctx.seed, ctx.name)
+            policy.params = learner.policy(state)
+            engine = ctx.models.engine(policy, int8=False)  # or the first ratio would not be 1
+            policy.release()  # the sampler has a copy of its own, in which adapters are merged
+            asked = rollouts.requests(drawn, update, ctx.seed, ctx.name)
+            completions = sample(ctx, engine, asked, sampling)
+            layout_seconds = engine.layout_seconds
+            del engine  # the sampler's weights are freed while the learner works
+            memory.give_back()
+            batch = rollouts.assemble(drawn, completions, length)
+            clock.append(time.monotonic())
+
+            # ---- Score the responses, and freeze what the epochs need ----------------------------
+            answers = [answer_of(prompt, completions[name]) for name, prompt in drawn]
+            scores = models.reward.score(answers)
+            for name, values in scores.terms.items():
+                require_finite(values.tolist(), batch.ids, f"stage '{ctx.name}': reward '{name}'")
+            batch.scores = scores.total
+            frozen = learner.freeze(state, models.reference, batch)
+            require_finite_models(ctx, frozen, batch.ids, update)
+            coefficient = float(sharding.fetch(state["controller"]["kl_coefficient"]))
+            cut = np.array([answer.cut for answer in answers])
+            numbers = rl_numbers.of_rollouts(batch, frozen, scores.reward, cut, coefficient)
+            if len(scores.terms) > 1:
+                numbers |= {f"reward_{name}": x.mean() for name, x in scores.terms.items()}
+            if update == 0 and not config.reference:
+                what = "the policy differs from its reference before any update"
+                require_small(ctx, numbers["max_token_kl"], MAX_START_KL, what)
+            clock.append(time.monotonic())
+
+            # ---- Learn: epochs of minibatches, then the KL coefficient ---------------------------
+            state, history = learner.learn(state, batch, frozen, update)
+            clock.append(time.monotonic())
+            numbers |= rl_numbers.of_minibatches(history)
+            numbers["learning_rate"] = learner.rate(update * learner.settings.steps_per_update)
+            what = "the ratio of the first minibatch is not 1"
+            require_small(ctx, numbers.get("first_ratio_error", 0.0), MAX_RATIO_ERROR, what)
+            warn_of_gap(ctx, numbers["sampler_gap"], update)
+            adapted = ppo.adapt_kl_coefficient(
+                coefficient, numbers["kl"], config.kl_target, config.kl_horizon, len(drawn)
+            )
+            place = sharding.replicated(ctx.mesh)
+            state["controller"] = {"kl_coefficient": sharding.put(np.float32(adapted), place)}
+
+            # ---- Record --------------------------------------------------------------------------
+            path = ctx.directory.path / "rollouts" / f"{update + 1:06d}.npz"
+            rollouts.save_arrays(path, batch, frozen)
+            records = make_records(ctx, update, drawn, completions, scores, frozen)
+            for record in records:
+                journal.append(record)
+            journal.flush()
+            show(session.writer, update + 1, records, last=update + 1 == config.num_updates)
+            names = ("rollout_seconds", "score_seconds", "learn_seconds")
+            timing = dict(zip(names, np.diff(clock), strict=True), layout_seconds=layout_seconds)
+            session.finish(update, state, {**numbers, **timing}, batch.ids)
+
     del state
     require_rollouts(ctx, journal, config.num_updates)
     ctx.publish(policy, "policy")
     digest = journal.finish()
-    return {
-        **summary(ctx, config.num_updates),
-        "rollouts": len(journal.finished),
-        "sha256": {"records": digest},
+    more = {"rollouts": len(journal.finished), "sha256": {"records": digest}}
+    return {**summary(ctx, config.num_updates), **more}
+
+
+# ---- Models and state ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Models:
+    """`value` is what the value model starts from, None without one; `reference` are parameters."""
+
+    policy: LoadedModel
+    reference: dict
+    reward: rewards.Reward
+    value: LoadedModel | None
+    adapters: lora.Adapters | None
+    learner: Learner
+
+
+def load_models(ctx: StageContext) -> Models:
+    """The models of the stage, and the learner of their shapes."""
+    config, algorithm = ctx.config, ALGORITHMS[ctx.config.algorithm]
+    policy = ctx.models.load(config.policy, format=config.format)
+    reward = rewards.Reward(config, ctx.models)
+    value = None
+    if algorithm.needs_value:
+        value = policy
+        if starts_as_judge(config):
+            value = reward.judge
+            if value.config.vocab_size != policy.config.vocab_size:
+                raise UserError(
+                    f"config.graph.{ctx.name}: the preference model has other tokens than the "
+                    "policy; a value model reads the policy's: set value_init=policy"
+                )
+    own = [] if value in (None, policy) else [value]
+    adapters = ctx.adapters(policy, *own)  # None: all weights are trained
+    bases = None
+    if adapters is None:
+        policy.params = lora.merge(policy.params)
+    else:
+        base = lora.base_of(policy.params)
+        bases = networks.Bases(adapters, base, lora.base_of(value.params) if own else base)
+    reference = policy.params
+    if config.reference:
+        reference = ctx.models.load(config.reference).params
+    learner = Learner(
+        policy.config,
+        value and value.config,
+        settings(config, ctx.run_config.model),
+        ctx.mesh,
+        ctx.dtype,
+        algorithm=algorithm,
+        seed=ctx.seed,
+        stage=ctx.name,
+        bases=bases,
+    )
+    return Models(policy, reference, reward, value, adapters, learner)
+
+
+def starts_as_judge(config) -> bool:
+    """Whether the value model starts from the preference model, rather than as a zero head."""
+    shared = config.value_model == "shared"
+    return config.value_init == "reward" and not shared and bool(rewards.model_of(config))
+
+
+def settings(config, model_config) -> networks.Settings:
+    """The learner's settings from the stage's fields of the same names and from config.model."""
+    names = {field.name for field in dataclasses.fields(networks.Settings)}
+    return networks.Settings(
+        **{name: value for name, value in config.items() if name in names},
+        shared=config["value_model"] == "shared",
+        logprob_chunk=model_config.logprob_chunk,
+        scan=model_config.scan_layers,
+        remat=model_config.remat,
+    )
+
+
+def initial_state(ctx: StageContext, models: Models) -> dict:
+    """The state of update 0: policy and value model begin as copies of what they start from."""
+
+    def start(model: LoadedModel, name: str):
+        decoder = model.params.get("decoder", model.params)
+        key = seeds.row_key(ctx.seed, ctx.name, name)
+        return state_lib.start(model.config, decoder, ctx.mesh, key, models.adapters, model.trained)
+
+    learner, source, value = models.learner, models.value, None
+    if source is not None:
+        head = heads.zero_head(source.config)
+        if source is models.reward.judge:
+            # A value of the same scale as the reward that it predicts.
+            head = state_lib.fresh(source.params["head"])
+            head = heads.normalised_head(head, source.normalisation)
+        if learner.settings.shared:
+            value = sharding.put(head, state_lib.shardings_of(learner.abstract["value"]))
+        else:
+            value = state_lib.with_head(start(source, "value adapters"), head, ctx.mesh)
+    return learner.init(start(models.policy, "adapters"), value, ctx.config.kl_coefficient)
+
+
+def make_meter(ctx: StageContext, models: Models):
+    """The rates of an update, for timing.jsonl."""
+    config, judge = ctx.config, models.reward.judge
+    separate = models.value is not None and not models.learner.settings.shared
+    return throughput.ppo(
+        ctx.mesh,
+        models.policy.config,
+        models.value.config if separate else None,
+        judge and judge.config,
+        num_rollouts=config.rollouts_per_update,
+        num_epochs=config.num_epochs,
+        adapters=models.adapters,
+    )
+
+
+# ---- Prompts and responses -----------------------------------------------------------------------
+
+
+def fitting_prompts(ctx: StageContext, policy, judge=None) -> list[rollouts.PromptTokens]:
+    """The prompts of the stage. Left out and counted are those longer than max_prompt_tokens, and
+    those whose answer might exceed the sampler's context or the positions of the preference model
+    `judge`: that is known before any update."""
+    config, format, kept = ctx.config, policy.format, []
+    limit = fitting.smallest(ctx.run_config.sampling.max_length, policy.config.max_length)
+    prompts, dropped = read_prompts(**config.prompts.to_dict())
+    for reason, count in dropped.items():
+        ctx.drop(f"prompt: {reason}", count)
+    for prompt in prompts:
+        segments = format.prompt(prompt.dialogue)
+        item = rollouts.PromptTokens(prompt.id, prompt.dialogue, prompt.kind, segments)
+        # As the preference model reads it, with the token that ends the answer.
+        judged = fitting.num_tokens(judge.format.prompt(prompt.dialogue)) + 1 if judge else 0
+        if len(item.tokens) > config.max_prompt_tokens:
+            ctx.drop(fitting.MAX_PROMPT_TOKENS)
+        elif len(item.tokens) + config.max_new_tokens > limit:
+            ctx.drop(fitting.CONTEXT)
+        elif judge and judged + config.max_new_tokens > judge.config.max_length:
+            ctx.drop(fitting.POSITIONS)
+        else:
+            kept.append(item)
+    ctx.require_rows(kept, "prompts")
+    return kept
+
+
+def sample(ctx: StageContext, engine, asked, sampling: Sampling) -> dict:
+    """Completions by id; tokens are counted, and a SIGTERM is answered between two of them."""
+    completions, label = {}, f"{ctx.name}: rollouts"
+    for done in ctx.watched(engine.generate(asked, sampling), len(asked), label):
+        ctx.note(done, ctx.config.policy)
+        # Spaces at either end belong to the format, which writes them again.
+        completions[done.id] = dataclasses.replace(done, text=done.text.strip())
+    return completions
+
+
+def answer_of(prompt: rollouts.PromptTokens, done) -> Answer:
+    """A response as rewards see it."""
+    dialogue = (*prompt.dialogue, sampled_turn(done.text, done.stop))
+    return Answer(dialogue, len(done.tokens), done.stop == LENGTH)
+
+
+# ---- Records -------------------------------------------------------------------------------------
+
+
+def make_records(ctx: StageContext, update: int, drawn, completions, scores, frozen) -> list[dict]:
+    """The records of an update.
+
+    Args:
+      ctx: the stage's context.
+      update: its number, from 0.
+      drawn: (rollout id, prompt) of every response.
+      completions: by rollout id.
+      scores: of the responses.
+      frozen: their log-probabilities under policy and reference.
+    """
+    kl = np.sum(frozen["old"] - frozen["ref"], axis=1)
+    records = []
+    for index, (name, prompt) in enumerate(drawn):
+        done = completions[name]
+        records.append(
+            {
+                "id": name,
+                "prompt_id": prompt.id,
+                "kind": prompt.kind,
+                "model": f"@{ctx.name}",
+                "seed": ctx.seed,
+                "step": update + 1,
+                "dialogue": dialogue_to_json(prompt.dialogue),
+                "response": done.text,
+                "stop": done.stop,
+                "num_tokens": len(done.tokens),
+                "logprob": float(sum(done.logprobs)),
+                "reward": float(scores.reward[index]),
+                "penalised": float(scores.total[index]),
+                "kl": float(kl[index]),
+            }
+        )
+    return records
+
+
+def show(writer, step: int, records: list[dict], last: bool) -> None:
+    """Some responses and the rewards of an update, for TensorBoard; of the last update also reward
+    against KL."""
+    for index, record in enumerate(records[:NUM_SHOWN]):
+        text = (
+            f"{record['dialogue'][-1]['text']}\n→ {record['response']}\nreward "
+            f"{record['reward']:.3f}, KL {record['kl']:.3f}"
+        )
+        writer.text(step, f"rollout {index}", text)
+    reward, kl = ([record[name] for record in records] for name in ("reward", "kl"))
+    writer.histogram(step, "rewards", reward)
+    if last:
+        points = Series("responses", kl, reward, mark="dots")
+        panel = Panel("rewards", f"Responses of update {step}", "KL, nats", "reward", [points])
+        writer.figure(step, "reward against KL", png.draw(panel))
+
+
+def summary(ctx: StageContext, num_updates: int) -> dict:
+    """Reward, KL and length of the first and the last update."""
+    rows = read_rows(ctx.directory.path / "metrics.jsonl")
+    ends, of = {"first": rows[0], "last": rows[-1]}, ctx.config.rollouts_per_update
+    names = ("reward", "kl", "response_tokens", "truncated", "entropy")
+    numbers = {f"{name}_{when}": row[name] for when, row in ends.items() for name in names}
+    cut = {
+        f"answers of the {when} update": {"cut": round(row["truncated"] * of), "of": of}
+        for when, row in ends.items()
     }
+    first, last = rows[0], rows[-1]
+    headline = (
+        f"reward {first['reward']:.3f} → {last['reward']:.3f}, KL {last['kl']:.3f} nats, length "
+        f"{first['response_tokens']:.0f} → {last['response_tokens']:.0f}"
+    )
+    return {"steps": num_updates, **numbers, "cut": cut, "headline": headline}
+
+
+# ---- Checks --------------------------------------------------------------------------------------
+
+
+def check(fields, config, where: str) -> None:
+    """UserError where fields do not go together, or a reward cannot be imported."""
+    if fields.rollouts_per_update % fields.num_minibatches:
+        raise UserError(
+            f"{where}: rollouts_per_update {fields.rollouts_per_update} is not a multiple of "
+            f"num_minibatches {fields.num_minibatches}"
+        )
+    rewards.check(fields)
 
 
 def require_rollouts(ctx: StageContext, journal, num_updates: int) -> None:
-    """Raises Damaged where the records or arrays of an update are lost: only training again makes
-    them again."""
+    """Raises Damaged where the records or arrays of an update are lost: only training again
+    replaces them."""
     missing = num_updates * ctx.config.rollouts_per_update - len(journal.finished)
     if missing:
         raise artefacts.Damaged(
@@ -344,82 +392,28 @@ def require_rollouts(ctx: StageContext, journal, num_updates: int) -> None:
             raise artefacts.Damaged(ctx.name, f"{path}: damaged or missing", restart=True)
 
 
-def require(ctx: StageContext, value: float, limit: float, what: str) -> None:
+def require_finite_models(ctx: StageContext, frozen: dict, ids, update: int) -> None:
+    """UserError where a model's numbers are not finite."""
+    for key, model in (("old", "policy"), ("ref", "reference"), ("values", "value model")):
+        if key in frozen:
+            what = f"stage '{ctx.name}': the {model} at update {update + 1}"
+            require_finite(frozen[key].sum(axis=1).tolist(), ids, what)
+
+
+def require_small(ctx: StageContext, value: float, limit: float, what: str) -> None:
     """Stops where sampler and learner, or learner and reference, are not the same model that they
     must be."""
     if value > limit and ctx.dtype == jnp.float32:
         raise UserError(
-            f"stage '{ctx.name}': {what} ({value:.2e} > {limit:.0e}): log-probabilities are "
-            "not reproduced; "
-            f"is the reward or the model not deterministic on this device?"
+            f"stage '{ctx.name}': {what} ({value:.2e} > {limit:.0e}): log-probabilities are not "
+            "reproduced; is the reward or the model not deterministic on this device?"
         )
 
 
-def describe(batch: learner_lib.Rollouts, frozen: dict, raw, cut, coefficient: float) -> dict:
-    """Numbers on a rollout before it is learned from; means over responses unless the name says
-    token."""
-    actions = batch.actions
-    kl, k3 = (np.asarray(x) for x in ppo.sequence_kl(frozen["old"], frozen["ref"], actions))
-    count = actions.sum()
-    return {
-        "reward": raw.mean(),
-        "reward_std": raw.std(),
-        "penalised_reward": batch.scores.mean(),
-        "objective": batch.scores.mean() - coefficient * kl.mean(),
-        "kl": kl.mean(),
-        "kl_k3": k3.mean(),
-        "max_token_kl": np.abs(frozen["old"] - frozen["ref"]).max(),
-        "kl_coefficient": coefficient,
-        "entropy": frozen["entropy"].sum() / count,
-        "response_tokens": actions.sum(axis=1).mean(),
-        "truncated": cut.mean(),
-        "sampler_gap": np.abs(np.where(actions, batch.sampled - frozen["old"], 0.0)).max(),
-        "explained_variance": float(
-            ppo.explained_variance(frozen["values"], frozen["returns"], actions)
-        ),
-        "value": frozen["values"].sum() / count,
-        "return": frozen["returns"].sum() / count,
-        "tokens": batch.mask.sum(),
-    }
-
-
-def learned(history: list[dict]) -> dict:
-    """Numbers on the minibatches of an update: losses and norms averaged over them, shares over all
-    actions."""
-    total = {name: np.array([float(row[name]) for row in history]) for name in history[0]}
-    count = total["count"].sum()
-    averaged = {
-        name: total[name].mean()
-        for name in ("loss", "grad_norm", "value_loss", "value_grad_norm")
-        if name in total
-    }
-    return {
-        **averaged,
-        "clip_fraction": total["clipped"].sum() / count,
-        "old_kl": total["old_kl"].sum() / count,
-        "value_clip_fraction": total["value_clipped"].sum() / count,
-        "first_ratio_error": total["ratio_error"][0],
-        "max_ratio_error": total["ratio_error"].max(),
-    }
-
-
-def summary(ctx: StageContext, num_updates: int) -> dict:
-    """Reward, KL and length of the first and the last update."""
-    rows = read_rows(ctx.directory.path / "metrics.jsonl")
-    first, last = rows[0], rows[-1]
-    names = ("reward", "kl", "response_tokens", "truncated", "entropy")
-    ends = {
-        f"{name}_{when}": row[name]
-        for when, row in (("first", first), ("last", last))
-        for name in names
-    }
-    headline = (
-        f"reward {first['reward']:.3f} → {last['reward']:.3f}, KL {last['kl']:.3f} nats, length "
-        f"{first['response_tokens']:.0f} → {last['response_tokens']:.0f}"
-    )
-    of = ctx.config.rollouts_per_update
-    cut = {
-        f"answers of the {when} update": {"cut": round(row["truncated"] * of), "of": of}
-        for when, row in (("first", first), ("last", last))
-    }
-    return {"steps": num_updates, **ends, "cut": cut, "headline": headline}
+def warn_of_gap(ctx: StageContext, gap: float, update: int) -> None:
+    """Warns where sampler and learner disagree on the log-probabilities of sampled tokens."""
+    if gap > MAX_SAMPLER_GAP and ctx.dtype == jnp.float32:
+        progress.warn(
+            f"[{ctx.name}] update {update + 1}: sampler and learner differ by {gap:.1e} nats a "
+            "token"
+        )

@@ -93,7 +93,7 @@ def examples(ctx: StageContext, format, positions: int | None = None) -> list[Ex
 
 
 def make_batch(chosen: list[Example], shape: batching.Shape, count: int = 0) -> dict:
-    """tokens, segments, target [rows, T]: several examples a row; places [rows, count] of the
+    """tokens, segments, target [rows, T]: several examples a row; positions [rows, count] of the
     targets (0: as few as hold them)."""
     packing = batching.pack([len(example.tokens) for example in chosen], shape)
     target = packing.spread([example.target for example in chosen], bool)
@@ -101,7 +101,7 @@ def make_batch(chosen: list[Example], shape: batching.Shape, count: int = 0) -> 
         "tokens": packing.spread([example.tokens for example in chosen]),
         "segments": packing.segments(),
         "target": target,
-        "places": batching.places(target, count),
+        "positions": batching.positions(target, count),
     }
 
 
@@ -130,7 +130,7 @@ def make_loss(config, dtype, **options):
             seen,
             config,
             segments_BxT=batch["segments"],
-            places=batch["places"],
+            places=batch["positions"],
             **options,
         )
         total, count = losses.response_loss(logprobs, batch["target"])

@@ -219,12 +219,12 @@ def common_shape(
     return min(map(shape, sorted(tried)))[-1]
 
 
-def places(wanted: np.ndarray, count: int = 0) -> np.ndarray:
+def positions(wanted: np.ndarray, count: int = 0) -> np.ndarray:
     """int32 [R, N]: where each row of `wanted` [R, T] is True, then zeros. N is `count`, or as few
     as hold them (0). Raises ValueError where `count` is too small."""
     most = int(wanted.sum(axis=1).max(initial=0))
     if count and most > count:
-        raise ValueError(f"{most} places in a row do not fit {count}")
+        raise ValueError(f"{most} positions in a row do not fit {count}")
     order = np.argsort(~wanted, axis=1, kind="stable")[:, : count or max(most, 1)]
     return np.where(np.take_along_axis(wanted, order, axis=1), order, 0).astype(np.int32)
 

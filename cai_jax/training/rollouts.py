@@ -1,23 +1,43 @@
-"""Rollouts: which prompts an update takes, its sampled responses as arrays, and their rewards."""
+"""Rollouts: which prompts an update takes, and its sampled responses as arrays."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import io
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from cai_jax.errors import UserError
 from cai_jax.io import artefacts
 from cai_jax.seeds import row_key, row_rng
 from cai_jax.structs import Completion, Dialogue, SampleRequest
 from cai_jax.training import batching
-from cai_jax.training.learner import Rollouts
 
 LENGTH_MULTIPLE = 16
+
+
+@dataclasses.dataclass
+class Rollouts:
+    """One update's responses, on the host. All arrays [R, T]: tokens int32; mask, the real tokens;
+    actions, those that were sampled; sampled, the sampler's log-probabilities of the actions.
+    scores float32 [R]. ids: R names. groups int32 [R]: responses to one prompt have one number."""
+
+    ids: list[str]
+    tokens: np.ndarray
+    mask: np.ndarray
+    actions: np.ndarray
+    sampled: np.ndarray
+    scores: np.ndarray
+    groups: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.groups is None:
+            self.groups = np.arange(len(self.ids), dtype=np.int32)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.mask.sum(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +60,17 @@ def draw(
 ) -> list[tuple[str, PromptTokens]]:
     """(rollout id, prompt) of update 0, 1, …: the prompts go round in epochs, each a new
     permutation of all of them. The position is `update · count`, so no state has to be saved, and
-    no prompt is skipped after a restart."""
+    no prompt is skipped after a restart.
+
+    Args:
+      prompts: those of the stage.
+      update: its number, from 0.
+      count: rollouts an update.
+      seed, stage: what the permutations depend on, with the epoch.
+    """
     drawn, orders = [], {}
-    for place in range(update * count, (update + 1) * count):
-        epoch, index = divmod(place, len(prompts))
+    for position in range(update * count, (update + 1) * count):
+        epoch, index = divmod(position, len(prompts))
         if epoch not in orders:
             orders[epoch] = row_rng(seed, stage, "epoch", epoch).permutation(len(prompts))
         prompt = prompts[int(orders[epoch][index])]
@@ -54,7 +81,13 @@ def draw(
 def requests(
     drawn: Sequence[tuple[str, PromptTokens]], update: int, seed: int, stage: str
 ) -> list[SampleRequest]:
-    """One request a rollout; its key is named by (seed, stage, update, prompt, epoch)."""
+    """A request for each rollout.
+
+    Args:
+      drawn: what `draw` returned.
+      update: its number, from 0.
+      seed, stage: what a key depends on, with update, prompt and epoch.
+    """
     return [
         SampleRequest(
             name, prompt.segments, row_key(seed, stage, update, prompt.id, name.rpartition("/")[2])
@@ -78,60 +111,24 @@ def assemble(
 ) -> Rollouts:
     """Arrays of the rollouts, right-padded. All sampled tokens are actions: EOS, and those that
     complete a stop string."""
-    rows = [prompt.tokens + completions[name].tokens for name, prompt in drawn]
-    tokens, mask = batching.pad_tokens(rows, len(rows), length)
+    sequences = [prompt.tokens + completions[name].tokens for name, prompt in drawn]
+    tokens, mask = batching.pad_tokens(sequences, len(sequences), length)
     actions = np.zeros(tokens.shape, bool)
     sampled = np.zeros(tokens.shape, np.float32)
     for index, (name, prompt) in enumerate(drawn):
-        place = slice(len(prompt.tokens), len(rows[index]))
-        actions[index, place] = True
-        sampled[index, place] = completions[name].logprobs
-    return Rollouts(
-        [name for name, _ in drawn], tokens, mask, actions, sampled, np.zeros(len(rows), np.float32)
-    )
-
-
-def custom_reward(reference: str) -> Callable[[Sequence[Dialogue]], np.ndarray]:
-    """The function that "python:package.module.function" names: dialogues, each ending in the
-    answer, → scores.
-
-    What it returns is checked: as many numbers as dialogues. Whoever knows the rows' ids checks
-    that they are finite. Raises UserError where it is not found.
-    """
-    where = f"reward '{reference}'"
-    module, _, name = reference.removeprefix("python:").rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # importing somebody else's module may raise anything
-        raise UserError(
-            f"{where}: {error}; expected python:package.module.function that can be imported here"
-        ) from error
-
-    def score(dialogues: Sequence[Dialogue]) -> np.ndarray:
-        try:
-            scores = np.asarray(list(function(dialogues)), np.float64)
-        except UserError:
-            raise
-        except Exception as error:  # it is somebody else's code
-            raise UserError(
-                f"{where}: failed ({type(error).__name__}: {error}); expected a list of "
-                "numbers back"
-            ) from error
-        if scores.shape != (len(dialogues),):
-            raise UserError(
-                f"{where}: expected {len(dialogues)} finite numbers, one a dialogue, not "
-                f"{scores.shape}"
-            )
-        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, which is refused
-            return scores.astype(np.float32)
-
-    return score
+        response = slice(len(prompt.tokens), len(sequences[index]))
+        actions[index, response] = True
+        sampled[index, response] = completions[name].logprobs
+    names, prompt_ids = [name for name, _ in drawn], [prompt.id for _, prompt in drawn]
+    groups = np.unique(prompt_ids, return_inverse=True)[1].astype(np.int32)
+    scores = np.zeros(len(names), np.float32)
+    return Rollouts(names, tokens, mask, actions, sampled, scores, groups)
 
 
 def save_arrays(path, rollouts: Rollouts, frozen: dict[str, np.ndarray]) -> None:
     """The per-token arrays of one update as .npz: `ids`, `start` and `end` of each response in
-    `tokens` [R, T], and every array of `frozen` [R, T]. Written whole or not at all; the bytes
-    depend on the numbers only."""
+    `tokens` [R, T], and every array of `frozen` [R, T]. Written completely or not at all; the
+    bytes depend on the numbers only."""
     if not artefacts.is_writer():
         return
     start = np.argmax(rollouts.actions, axis=1)

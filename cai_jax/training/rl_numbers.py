@@ -1,0 +1,70 @@
+"""What is logged of an update of reinforcement learning, on its rollouts and minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cai_jax.core import ppo
+from cai_jax.training.rollouts import Rollouts
+
+AVERAGED = ("loss", "value_loss")  # sums that are divided by the count of their own minibatch
+
+
+def of_rollouts(batch: Rollouts, frozen: Mapping, reward, cut, coefficient: float) -> dict:
+    """Numbers on a rollout before it is learned from; means over responses unless the name says
+    token.
+
+    Args:
+      batch: the responses, with the scores that are learned from.
+      frozen: what the learner froze of them.
+      reward: their scores without the penalty for a missing end, [R].
+      cut: whether each was cut at the limit of tokens, [R].
+      coefficient: of the KL penalty.
+    """
+    actions, count = batch.actions, batch.actions.sum()
+    kl, k3 = (np.asarray(x) for x in ppo.sequence_kl(frozen["old"], frozen["ref"], actions))
+    numbers = {
+        "reward": reward.mean(),
+        "reward_std": reward.std(),
+        "penalised_reward": batch.scores.mean(),
+        "objective": batch.scores.mean() - coefficient * kl.mean(),
+        "kl": kl.mean(),
+        "kl_k3": k3.mean(),
+        "max_token_kl": np.abs(frozen["old"] - frozen["ref"]).max(),
+        "kl_coefficient": coefficient,
+        "entropy": frozen["entropy"].sum() / count,
+        "response_tokens": actions.sum(axis=1).mean(),
+        "truncated": cut.mean(),
+        "sampler_gap": np.abs(np.where(actions, batch.sampled - frozen["old"], 0.0)).max(),
+        "tokens": batch.mask.sum(),
+    }
+    if "values" in frozen:
+        explained = ppo.explained_variance(frozen["values"], frozen["returns"], actions)
+        numbers |= {
+            "explained_variance": float(explained),
+            "value": frozen["values"].sum() / count,
+            "return": frozen["returns"].sum() / count,
+        }
+    return numbers
+
+
+def of_minibatches(history: Sequence[Mapping]) -> dict:
+    """Numbers on the minibatches of an update: losses and norms averaged over them, shares over all
+    actions, of errors the first and the largest."""
+    columns = {name: np.array([float(row[name]) for row in history]) for name in history[0]}
+    counts, numbers = columns.pop("count"), {}
+    for name, values in columns.items():
+        if name in AVERAGED:
+            numbers[name] = (values / np.maximum(counts, 1.0)).mean()
+        elif name.endswith("grad_norm"):
+            numbers[name] = values.mean()
+        elif name.endswith("_error"):
+            numbers[f"first_{name}"], numbers[f"max_{name}"] = values[0], values.max()
+        else:
+            numbers[SHARES.get(name, name)] = values.sum() / counts.sum()
+    return numbers
+
+
+SHARES = {"clipped": "clip_fraction", "value_clipped": "value_clip_fraction"}
