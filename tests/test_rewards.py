@@ -12,8 +12,8 @@ from cai_jax.core import sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.models import heads
 from cai_jax.rewards import preference_model as rewards
-from cai_jax.stages import context
 from cai_jax.structs import Message, sampled_turn
+from cai_jax.textmodels import loader
 from tests.recording import TINY, stage
 
 MESH = sharding.make_mesh({"data": 1}, jax.devices()[:1])
@@ -46,19 +46,17 @@ def test_a_head_is_weights_and_a_bias():
     np.testing.assert_allclose(heads.read_head(head, hidden), [12.5, 34.5])
 
 
-@pytest.mark.parametrize("kind,int8", [("rl", False), ("respond", True)])
-def test_rl_samples_with_the_weights_that_it_trains(tmp_path, monkeypatch, kind, int8):
-    """The other stages may round them to 8 bits."""
-    seen = []
-    monkeypatch.setattr(
-        context.engine_lib, "Engine", lambda *given: seen.append(given) or types.SimpleNamespace()
-    )
-    ctx, _ = stage(tmp_path, kind, {"kind": kind})
-    del ctx.engine  # the recording one
+@pytest.mark.parametrize("options,int8", [({"int8": False}, False), ({}, True)])
+def test_a_sampler_may_refuse_weights_in_8_bits(tmp_path, monkeypatch, options, int8):
+    """rl must sample with the weights that it trains (tests/test_rl_run.py); other stages may round
+    them."""
+    monkeypatch.setattr(loader, "Engine", lambda *given: given)
+    ctx, _ = stage(tmp_path, "respond", {"kind": "respond"})
     ctx.run_config.sampling.int8 = True
-    ctx.engine(types.SimpleNamespace(params=1, config=2, format=3, name="m"))
-    (params, config, format, _, options), *_ = seen
-    assert (params, config, format) == (1, 2, 3) and options.int8 == int8
+    models = loader.ModelLoader(ctx.run_config, ctx.run_path, MESH)
+    model = types.SimpleNamespace(params=1, config=2, format=3, name="m")
+    params, config, format, _, made = models.engine(model, **options)
+    assert (params, config, format) == (1, 2, 3) and made.int8 == int8
 
 
 class Rows(rewards.RewardModel):

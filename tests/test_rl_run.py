@@ -110,6 +110,14 @@ class Lengths:
         return (letters - np.float32(self.mean)) / np.float32(self.std)
 
 
+class Unrounded(Models):
+    """Samplers of the weights that are trained, or the first ratio would not be 1."""
+
+    def engine(self, model, **options):
+        assert options == {"int8": False}
+        return super().engine(model)
+
+
 def decoder(seed: int):
     """Random weights, without a program to draw them."""
     rng = np.random.default_rng(seed)
@@ -156,7 +164,7 @@ def start(path, monkeypatch, stop=False, **fields):
         Watched.seen["sampler"].append(numpy(model.params))
         return Recorder(asked, model, answer, None, 1000)
 
-    ctx.models = Models(ctx, load, engine)
+    ctx.models = Unrounded(ctx, load, engine)
     artefact = types.SimpleNamespace(ctx=ctx, asked=asked, weights=numpy(weights), head=numpy(head))
     if stop:
         with pytest.raises(Stop):
