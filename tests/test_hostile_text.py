@@ -6,7 +6,6 @@ import json
 import pathlib
 import time
 
-import numpy as np
 import pytest
 
 from cai_jax import main
@@ -17,7 +16,7 @@ from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
 from cai_jax.pipeline import graph as pipeline
 from cai_jax.stages.feedback import draw_examples
-from cai_jax.structs import ROLES, Message
+from cai_jax.structs import Message
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HOSTILE = {
@@ -99,18 +98,16 @@ def test_tokens_and_roles(format, name, place):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("targets", ["last", "all"])
-def test_masks(format, name, targets):
+def test_masks(format, name):
     """A hostile question is never learned; a hostile answer is learned, all of it, with one end
     token."""
     asked = [Message("human", HOSTILE[name]), Message("assistant", ANSWER)]
-    encoded = format.example(asked, targets)
+    encoded = format.example(asked)
     learned = encoded.tokens[encoded.target_mask]
     assert int(learned[-1]) in format.eos_ids and len(control(format, learned)) == 1
     assert letters(format, learned[:-1]).strip() == ANSWER
-    assert np.all(encoded.roles[encoded.target_mask] == ROLES.index("assistant"))
     answered = [Message("human", QUESTION), Message("assistant", HOSTILE[name])]
-    encoded = format.example(answered, targets)
+    encoded = format.example(answered)
     learned = encoded.tokens[encoded.target_mask]
     assert int(learned[-1]) in format.eos_ids and len(control(format, learned)) == 1
     assert letters(format, learned[:-1]).removeprefix(" ") == said(format, name)

@@ -104,7 +104,7 @@ def format(tiny_model):
 def same(found, expected):
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
-        for name in ("tokens", "roles", "target_mask"):
+        for name in ("tokens", "target_mask"):
             one, other = getattr(a, name), getattr(b, name)
             np.testing.assert_array_equal(one, other)
             assert one.dtype == other.dtype

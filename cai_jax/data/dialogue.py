@@ -1,4 +1,4 @@
-r"""The one place where a dialogue becomes tokens.
+r"""The only code that turns a dialogue into tokens.
 
 Two formats. `text` is the paper's: "\n\nHuman: …\n\nAssistant: …", with further headings for
 critiques and revisions. `chat` is the chat template of the model's tokenizer; its token ids equal
@@ -21,7 +21,10 @@ import numpy as np
 from cai_jax.data import templates
 from cai_jax.data.tokenizer import Tokenizer
 from cai_jax.errors import UserError
-from cai_jax.structs import ANSWERING_ROLES, ROLES, Dialogue, Message
+from cai_jax.structs import ANSWERING_ROLES, Message
+
+Tokens = tuple[int, ...]
+Segments = tuple[Tokens, ...]
 
 HEADINGS = {
     "human": "\n\nHuman:",
@@ -31,51 +34,43 @@ HEADINGS = {
     "revision_request": "\n\nRevisionRequest:",
     "revision": "\n\nRevision:",
 }
-# one more whenever the code here makes other tokens of a dialogue: what was kept of them is then
-# made again
+# One more whenever the code here makes other tokens of a dialogue, so that what was kept of them is
+# computed anew.
 RULES = 3
-_ROLE_OF = {heading.strip("\n:"): role for role, heading in HEADINGS.items()}
 _MARKS = re.compile(f"[{templates.BEGIN}{templates.END}]")
-_HEADING = re.compile(rf"(?:\A\n{{0,2}}|\n\n)({'|'.join(_ROLE_OF)}):")
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """A whole dialogue. tokens int32 [T]; roles int8 [T], whose turn a token stands in (index into
-    structs.ROLES); target_mask bool [T], True on what is learned: the answers' tokens and the token
-    that ends each. An answer that was cut did not end: no end token is learned there, and none
-    follows the last one."""
+    """A complete dialogue. tokens int32 [T]; target_mask bool [T], True on what is learned: the
+    last answer's tokens and the token that ends it. An answer that was cut did not end: no end
+    token follows it."""
 
     tokens: np.ndarray
-    roles: np.ndarray
     target_mask: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    text: str
-    role: str
-    is_answer: bool
-    cut: bool = False  # an answer that did not end
-
-
 class DialogueFormat:
-    """kind: "text" or "chat". eos_ids: the tokens that end an answer. See `load_format`."""
+    """How a model's dialogues become tokens and its tokens text. See `load_format`.
+
+    kind: "text" or "chat". eos_ids: the tokens that end an answer. template: the chat template, or
+    None.
+    """
 
     def __init__(self, tokenizer: Tokenizer, kind: str, settings: templates.Settings | None = None):
         self.tokenizer, self.kind, self.directory = tokenizer, kind, tokenizer.directory
         self.eos_ids, self.template = tokenizer.eos_ids, None
-        tags = getattr(tokenizer, "reasoning_tags", ())
-        self._tags, self._tag_ids = tags, frozenset()
-        if tags:
-            ids = {tokenizer.token_id(tag) for pair in tags for tag in pair}
-            self._tag_ids = frozenset(ids - {None})
+        self._tags = getattr(tokenizer, "reasoning_tags", ())
+        ids = {tokenizer.token_id(tag) for pair in self._tags for tag in pair}
+        self._tag_ids = frozenset(ids - {None})
         if kind == "chat":
             self.template = templates.ChatTemplate(tokenizer, settings or templates.Settings())
             # What the template writes after an answer begins with the token that ends it.
-            after = self._encode(self.template.after)
+            (after,) = self._encode_all([self.template.after])
             ends = [token for token in after if token in tokenizer.control_ids]
             self.eos_ids = tuple(dict.fromkeys(tokenizer.eos_ids + tuple(ends[:1])))
+
+    # --- Prompts ----------------------------------------------------------------------------------
 
     def prompt(
         self,
@@ -83,13 +78,8 @@ class DialogueFormat:
         reply: str = "assistant",
         start: str = "",
         shared: int = 0,
-    ) -> tuple[tuple[int, ...], ...]:
-        """The dialogue, ready for a turn of role `reply` that begins with `start`, as token
-        segments.
-
-        The first `shared` messages form a segment of their own, up to the first token that crosses
-        its end: the tokens do not depend on `shared`. BOS comes once, if the model wants one.
-        """
+    ) -> Segments:
+        """The dialogue, ready for the next turn, as token segments: `question` without options."""
         return self.question(messages, (), reply, start, shared)[0]
 
     def question(
@@ -99,26 +89,33 @@ class DialogueFormat:
         reply: str = "assistant",
         start: str = "",
         shared: int = 0,
-    ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-        """The segments of `prompt`, and the tokens of every option where it goes on from `start`.
+    ) -> tuple[Segments, Segments]:
+        """The dialogue, ready for the next turn, and the tokens of every option that may continue
+        it.
 
-        Options are never encoded alone: a tokenizer may write a space before them, or merge their
-        first letters with the end of `start`. In that case the prompt ends before the first token
-        that differs, for all options alike.
+        Args:
+          messages: the turns so far.
+          options: texts that may follow `start`. They are never encoded alone: a tokenizer may
+            write a space before them, or merge their first letters with the end of `start`. In that
+            case the prompt ends before the first token that differs, for all options alike.
+          reply: the role of the next turn.
+          start: what that turn begins with.
+          shared: the first so many messages form a segment of their own, up to the first token that
+            crosses its end: the tokens do not depend on it.
+
+        Returns: (segments of the prompt, tokens of each option). BOS comes once, if the model wants
+          one.
         """
         messages, shared = self._arranged(messages, shared)
         header = self._render(messages[:shared]) if shared else ""
         options = [self.template.mark(text) if self.template else text for text in options]
-        return self._continued(self._render(messages, reply, start), header, options)
+        return self.running_text(self._render(messages, reply, start), options, header)
 
     def running_text(
         self, text: str, options: Sequence[str] = (), header: str = ""
-    ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-        """As `question`, of a text without turns, which begins with `header`; for the text format
-        only."""
-        return self._continued(text, header, options)
-
-    def _continued(self, text: str, header: str, options: Sequence[str]):
+    ) -> tuple[Segments, Segments]:
+        """As `question`, of a text that is rendered already and begins with `header`, the shared
+        segment."""
         ids, first, *joined = self._encode_all(
             [text, header, *(text + option for option in options)]
         )
@@ -129,53 +126,54 @@ class DialogueFormat:
             segments = (self._bos() + ids[:count],)
         return segments, tuple(other[count:] for other in joined)
 
-    def example(self, messages: Sequence[Message], targets: str = "last") -> Encoded:
-        """The whole dialogue, which ends in an answering role, and its end token unless that turn
-        was cut. targets: "last" answer or "all"."""
-        return self.examples([messages], targets)[0]
+    # --- Complete dialogues -----------------------------------------------------------------------
 
-    def examples(
-        self, dialogues: Sequence[Sequence[Message]], targets: str = "last"
-    ) -> list[Encoded]:
+    def example(self, messages: Sequence[Message]) -> Encoded:
+        """The complete dialogue, whose last turn is an answer, which is learned with its end token
+        unless that turn was cut."""
+        return self.examples([messages])[0]
+
+    def examples(self, dialogues: Sequence[Sequence[Message]]) -> list[Encoded]:
         """`example` of each, tokenised on all cores."""
+        prompts, complete = [], []
         for messages in dialogues:
             if not messages or messages[-1].role not in ANSWERING_ROLES:
                 raise UserError(
                     "dialogue: expected the last turn to be an answer (assistant, critique or "
                     "revision)"
                 )
-        dialogues = [self._arranged(messages)[0] for messages in dialogues]
-        by_dialogue = [self._parts(messages) for messages in dialogues]
-        ids = iter(self._encode_all([text for parts in by_dialogue for text in _beginnings(parts)]))
+            arranged, _ = self._arranged(messages)
+            prompts.append(self._render(arranged[:-1], reply=messages[-1].role))
+            complete.append(self._render(arranged))
+            if not complete[-1].startswith(prompts[-1]):
+                raise UserError(
+                    f"{self.directory}: the chat template rewrites turns of the dialogue that "
+                    f"begins {messages[0].text[:40]!r}; use format = 'text'"
+                )
+        ids = self._encode_all(prompts + complete)
         return [
-            self._example(messages, parts, list(itertools.islice(ids, len(parts))), targets)
-            for messages, parts in zip(dialogues, by_dialogue, strict=True)
+            self._example(ids[n], ids[n + len(prompts)], text[len(prompt) :], messages[-1].cut)
+            for n, (messages, prompt, text) in enumerate(
+                zip(dialogues, prompts, complete, strict=True)
+            )
         ]
 
-    def _example(
-        self, messages, parts: Sequence[_Part], encoded: Sequence[tuple[int, ...]], targets: str
-    ) -> Encoded:
-        bos = self._bos()
-        tokens, roles, mask = [*bos], [ROLES.index(messages[0].role)] * len(bos), [False] * len(bos)
-        last = len(parts) - 1
-        for number, (part, ids) in enumerate(
-            zip(parts, self._by_part(parts, encoded), strict=True)
-        ):
-            length = 0  # how many of the part's tokens are an answer with its end token
-            if part.is_answer:
-                ends = [place for place, token in enumerate(ids) if token in self.eos_ids]
-                text = ids[: ends[0]] if ends else ids
-                if number == last:  # what the template writes after the end token is left out
-                    end = ids[len(text) : len(text) + 1] or (self.tokenizer.eos,)
-                    ids = text if part.cut else (*text, *end)
-                length = len(text) + (not part.cut and len(ids) > len(text))
-            target = targets == "all" or number == last
-            thought = self._thought(ids[:length])
-            tokens += ids
-            roles += [ROLES.index(part.role)] * len(ids)
-            mask += [False] * thought + [target] * (length - thought)
-            mask += [False] * (len(ids) - length)
-        return Encoded(np.array(tokens, np.int32), np.array(roles, np.int8), np.array(mask, bool))
+    def _example(self, prompt: Tokens, complete: Tokens, answer: str, cut: bool) -> Encoded:
+        """The prompt's tokens as they were sampled from, and those of the answer up to its end."""
+        if complete[: len(prompt)] == prompt:
+            ids = complete[len(prompt) :]
+        elif self.kind == "text":
+            ids = self.tokenizer.encode_continuation(answer)
+        else:
+            (ids,) = self._encode_all([templates.BEGIN + templates.END + answer])
+        # What the template writes after the end token is left out, of a cut answer that as well.
+        length = next((n for n, token in enumerate(ids) if token in self.eos_ids), len(ids))
+        end = () if cut else ids[length : length + 1] or (self.tokenizer.eos,)
+        ids = (*ids[:length], *end)
+        thought = self._thought(ids)
+        tokens = (*self._bos(), *prompt, *ids)
+        mask = np.arange(len(tokens)) >= len(tokens) - len(ids) + thought
+        return Encoded(np.array(tokens, np.int32), mask)
 
     def _thought(self, ids: Sequence[int]) -> int:
         """How many tokens of an answer are a thought that the template writes before it, which
@@ -191,43 +189,12 @@ class DialogueFormat:
                 return number + 1 + (len(list(blank)) if gap[-1:].isspace() else 0)
         return 0
 
-    def score_input(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def score_input(self, messages: Sequence[Message]) -> Tokens:
         """What a preference model reads: the dialogue up to the token that ends its last answer, or
         up to the last token of an answer that was cut."""
         return tuple(int(token) for token in self.example(messages).tokens)
 
-    def identity(self) -> str:
-        """A digest of all that decides which tokens a dialogue becomes."""
-        tokenizer = self.tokenizer
-        parts = [
-            RULES,
-            self.kind,
-            self.eos_ids,
-            tokenizer.eos,
-            tokenizer.bos,
-            tokenizer.control_tokens,
-            tokenizer.template,
-            self.template.settings.read_by(tokenizer.template) if self.template else {},
-            str(tokenizer.hf.special_tokens_map),
-            tokenizer.hf.backend_tokenizer.to_str(),
-        ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-    def notes(self, asked: str = "auto") -> list[str]:
-        """What a reader of the log is told of the format; `asked` is the kind that the config asks
-        for."""
-        if self.kind == "text" and asked == "auto":
-            return [
-                "no chat template: dialogues are written as Human/Assistant text (format = auto)"
-            ]
-        if self.template and self.template.merges_system:
-            return [
-                (
-                    "the chat template takes no system turns: their text comes before the first "
-                    "human turn's"
-                )
-            ]
-        return []
+    # --- Answers ----------------------------------------------------------------------------------
 
     def stop_strings(self, reply: str = "assistant") -> tuple[str, ...]:
         """Where the model begins to speak for somebody else. A chat template's turns end in a token
@@ -262,21 +229,53 @@ class DialogueFormat:
     def _with_tags(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(tokens, self._tag_ids)
 
+    # --- About the format -------------------------------------------------------------------------
+
+    def identity(self) -> str:
+        """A digest of all that decides which tokens a dialogue becomes."""
+        tokenizer = self.tokenizer
+        values = [
+            RULES,
+            self.kind,
+            self.eos_ids,
+            tokenizer.eos,
+            tokenizer.bos,
+            tokenizer.control_tokens,
+            tokenizer.template,
+            self.template.settings.read_by(tokenizer.template) if self.template else {},
+            str(tokenizer.hf.special_tokens_map),
+            tokenizer.hf.backend_tokenizer.to_str(),
+        ]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+    def notes(self, asked: str = "auto") -> list[str]:
+        """What the log says of the format; `asked` is the kind that the config asks for."""
+        if self.kind == "text" and asked == "auto":
+            return [
+                "no chat template: dialogues are written as Human/Assistant text (format = auto)"
+            ]
+        if self.template and self.template.merges_system:
+            return [
+                "the chat template takes no system turns: their text comes before the first human "
+                "turn's"
+            ]
+        return []
+
+    # --- Text and its tokens ----------------------------------------------------------------------
+
     def _arranged(
         self, messages: Sequence[Message], shared: int = 0
     ) -> tuple[tuple[Message, ...], int]:
         """The messages with one system turn at most, which comes first: the dialogue's own, else
         that of the `shared` worked examples before it; and how many messages are shared then. A
         template without system turns gets its text at the beginning of the first human turn."""
-        systems = [
-            [m.text for m in part if m.role == "system"]
-            for part in (messages[:shared], messages[shared:])
-        ]
-        if not any(systems):
+        of_examples = [m.text for m in messages[:shared] if m.role == "system"]
+        own = [m.text for m in messages[shared:] if m.role == "system"]
+        if not of_examples + own:
             return tuple(messages), shared
-        text = "\n\n".join(dict.fromkeys(systems[1] or systems[0]))
+        text = "\n\n".join(dict.fromkeys(own or of_examples))
         rest = [m for m in messages if m.role != "system"]
-        shared -= len(systems[0])
+        shared -= len(of_examples)
         if self.template is None or not self.template.merges_system:
             return (Message("system", text), *rest), shared + bool(shared)
         first = next((n for n, m in enumerate(rest) if _chat_role(m.role) == "user"), None)
@@ -285,150 +284,45 @@ class DialogueFormat:
         rest[first] = dataclasses.replace(rest[first], text=f"{text}\n\n{rest[first].text}")
         return tuple(rest), shared
 
-    def _bos(self) -> tuple[int, ...]:
+    def _bos(self) -> Tokens:
         """A chat template writes its own."""
         return () if self.kind == "chat" or self.tokenizer.bos is None else (self.tokenizer.bos,)
 
     def _render(self, messages: Sequence[Message], reply: str = "", start: str = "") -> str:
         """The dialogue as text; with `reply`, up to where that turn's text begins, and `start`."""
-        if self.kind == "text":
+        if self.template is None:
             return render_text(messages, reply, start)
-        text = self.template.render(self._turns(messages), bool(reply))
-        return text + (self.template.gap + self.template.mark(start) if start else "")
-
-    def _turns(self, messages: Sequence[Message]) -> list[dict]:
-        return [
+        turns = [
             {"role": _chat_role(message.role), "content": self.template.mark(message.text)}
             for message in messages
         ]
+        text = self.template.render(turns, bool(reply))
+        return text + (self.template.gap + self.template.mark(start) if start else "")
 
-    def _parts(self, messages: Sequence[Message]) -> list[_Part]:
-        """The rendered dialogue in pieces: what precedes an answer stands apart from it."""
-        whole = self._render(messages)
-        parts = self._parts_by_prefix(messages, whole) or self._parts_by_search(messages, whole)
-        if parts is None:
-            raise UserError(
-                f"{self.directory}: the chat template rewrites turns of the dialogue that begins "
-                f"{messages[0].text[:40]!r}; use format = 'text'"
-            )
-        return parts
-
-    def _parts_by_prefix(self, messages: Sequence[Message], whole: str) -> list[_Part] | None:
-        """From the renderings of the dialogue's first turns, where each begins the next one."""
-        parts, done = [], ""
-        for number, message in enumerate(messages):
-            if message.role == "system":  # some templates refuse to render it alone
-                continue
-            pieces = [(self._render(messages[: number + 1]), message.role in ANSWERING_ROLES)]
-            if message.role in ANSWERING_ROLES:
-                pieces.insert(0, (self._render(messages[:number], message.role), False))
-            for upto, is_answer in pieces:
-                if whole.startswith(upto) and len(upto) > len(done):
-                    cut = is_answer and message.cut
-                    parts.append(_Part(upto[len(done) :], message.role, is_answer, cut))
-                    done = upto
-                elif message.role in ANSWERING_ROLES and upto != done:
-                    return None
-        return parts
-
-    def _parts_by_search(self, messages: Sequence[Message], whole: str) -> list[_Part] | None:
-        """From the turns' own text, for templates that write earlier answers in another way than
-        the last one."""
-        if self.template is None:
-            return None
-        *earlier, last = messages
-        prompt = self._render(earlier, last.role)
-        spans = self.template.spans(self._turns(earlier), prompt)
-        if spans is None or not whole.startswith(prompt):
-            return None
-        ends = [self.tokenizer.hf.convert_ids_to_tokens(token) for token in self.eos_ids]
-        parts, done = [], 0
-        for message, (begin, end), following in zip(
-            earlier, spans, [*(span[0] for span in spans[1:]), len(prompt)], strict=True
-        ):
-            is_answer = message.role in ANSWERING_ROLES
-            if is_answer:
-                parts.append(_Part(prompt[done:begin], message.role, False))
-                done, after = begin, prompt[end:following]
-                end += min((after.find(e) + len(e) for e in ends if e in after), default=0)
-            parts.append(_Part(prompt[done:end], message.role, is_answer))
-            done = end
-        return [
-            *parts,
-            _Part(prompt[done:], last.role, False),
-            _Part(whole[len(prompt) :], last.role, True),
-        ]
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return self._encode_all([text])[0]
-
-    def _encode_all(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    def _encode_all(self, texts: Sequence[str]) -> list[Tokens]:
         """Control tokens count where the template wrote them, and are letters in the text format
         and between marks."""
         if self.kind == "text":
             return self.tokenizer.encode_all(texts)
-        pieces = [
-            (row, number, piece)
-            for row, text in enumerate(texts)
-            for number, piece in enumerate(_MARKS.split(text.replace(templates.HIDE, "")))
-            if piece
-        ]
-        first = iter(
-            self.tokenizer.encode_all([piece for _, number, piece in pieces if not number], True)
-        )
-        ids: list[list[int]] = [[] for _ in texts]
-        for row, number, piece in pieces:
-            ids[row] += (
-                self.tokenizer.encode_continuation(piece, special=number % 2 == 0)
-                if number
-                else next(first)
-            )
-        return [tuple(row) for row in ids]
-
-    def _encode_continuation(self, text: str) -> tuple[int, ...]:
-        """`_encode` of a text that goes on from another one."""
-        if self.kind == "text":
-            return self.tokenizer.encode_continuation(text)
-        return self._encode(templates.BEGIN + templates.END + text)
-
-    def _by_part(
-        self, parts: Sequence[_Part], ids: Sequence[tuple[int, ...]]
-    ) -> list[tuple[int, ...]]:
-        """Token ids by part, from those of the dialogue's `_beginnings`. The tokens before the last
-        part, an answer, are those of the prompt; a token that crosses from one earlier part into
-        the next counts to the next."""
-        *earlier, prompt, whole = ((), *ids)
-        cuts = [0]
-        for beginning in earlier[1:]:
-            cuts.append(max(cuts[-1], _num_equal(beginning, prompt)))
-        cuts.append(len(prompt))
-        answer = (
-            whole[len(prompt) :]
-            if whole[: len(prompt)] == prompt
-            else self._encode_continuation(parts[-1].text)
-        )
-        return [
-            *(prompt[begin:end] for begin, end in zip(cuts[:-1], cuts[1:], strict=True)),
-            answer,
-        ]
+        stretches = [_MARKS.split(text.replace(templates.HIDE, "")) for text in texts]
+        # What precedes the first mark, mostly all of a text, is encoded on all cores.
+        first = self.tokenizer.encode_all([words for words, *_ in stretches], special=True)
+        ids = list(map(list, first))
+        for tokens, (_, *rest) in zip(ids, stretches, strict=True):
+            for number, words in enumerate(rest):
+                if words:
+                    is_template = number % 2 == 1
+                    tokens += self.tokenizer.encode_continuation(words, special=is_template)
+        return list(map(tuple, ids))
 
 
-def _beginnings(parts: Sequence[_Part]) -> list[str]:
-    """The dialogue's text up to the end of every part."""
-    return list(itertools.accumulate(part.text for part in parts))
-
-
-def cut_after(
-    segments: Sequence[tuple[int, ...]], earlier: Sequence[tuple[int, ...]]
-) -> tuple[tuple[int, ...], ...]:
+def cut_after(segments: Segments, earlier: Segments) -> Segments:
     """The same tokens with the boundaries of `earlier`, an earlier prompt, if they continue it: the
     sampler keeps what it has of that one. Otherwise `segments` as they are."""
-    whole, begin = sum(segments, ()), sum(earlier, ())
-    return (
-        (*earlier, whole[len(begin) :])
-        if len(whole) > len(begin) and whole[: len(begin)] == begin
-        else tuple(segments)
-    )
+    tokens, begin = sum(segments, ()), sum(earlier, ())
+    if len(tokens) > len(begin) and tokens[: len(begin)] == begin:
+        return (*earlier, tokens[len(begin) :])
+    return tuple(segments)
 
 
 def _num_equal(a: Sequence[int], b: Sequence[int]) -> int:
@@ -449,7 +343,7 @@ def load_format(
       settings: the run's template arguments and date.
     """
     if kind not in ("auto", "text", "chat"):
-        raise UserError(f"format: expected auto, text or chat, found {kind!r}")
+        raise UserError(f"format: expected auto, text or chat, not {kind!r}")
     tokenizer = Tokenizer(directory)
     if kind == "chat" and not tokenizer.template:
         raise UserError(f"{directory}: the tokenizer has no chat template; use format = 'text'")
@@ -468,22 +362,3 @@ def render_text(messages: Sequence[Message], reply: str = "", start: str = "") -
     if reply:
         turns.append(HEADINGS[reply] + (f" {start}" if start else ""))
     return "".join(turns)
-
-
-def parse_dialogue(text: str, where: str = "dialogue") -> Dialogue:
-    r"""The inverse of `render_text`; what stands before the first heading is a system message.
-
-    One space after a heading belongs to it; everything else is kept as it is. UserError where no
-    heading is found.
-    """
-    found = list(_HEADING.finditer(text))
-    if not found:
-        raise UserError(
-            f"{where}: expected a dialogue of the form '\\n\\nHuman: …\\n\\nAssistant: …', "
-            f"found {text[:40]!r}"
-        )
-    messages = [Message("system", text[: found[0].start()])] if found[0].start() else []
-    for heading, following in zip(found, [*found[1:], None], strict=True):
-        turn = text[heading.end() : following.start() if following else len(text)]
-        messages.append(Message(_ROLE_OF[heading[1]], turn.removeprefix(" ")))
-    return tuple(messages)

@@ -1,6 +1,6 @@
 """What does not fit a context: the one rule of all stages. Pure host arithmetic on token counts.
 
-1. Whole worked examples are left out of a request until it fits, the last ones first, so that
+1. Complete worked examples are left out of a request until it fits, the last ones first, so that
    requests still share the examples that they begin with (`with_examples`). No example is cut.
 2. What does not fit without any example is left out and counted under one of the reasons below
   (`StageContext.drop`).
@@ -68,8 +68,7 @@ def describe_left_out(counts: dict[str, int]) -> str:
         return ""
     return (
         f"; worked examples left out: {counts['examples']}, in {counts['requests']} of "
-        f"{counts['of']} "
-        "requests that were too long with them"
+        f"{counts['of']} requests that were too long with them"
     )
 
 

@@ -36,7 +36,12 @@ REASONING_TAGS = (
 # what a user wrote is no tag to a template either. Unicode keeps these code points for such
 # internal use: they never are characters of a text.
 BEGIN, END, HIDE = "\ufdd0", "\ufdd1", "\ufdd2"
-_WORDS = ("probequestion", "probeanswer", "probesecond", "probereply", "probesystem")
+_TURNS = (
+    {"role": "user", "content": "probequestion"},
+    {"role": "assistant", "content": "probeanswer"},
+    {"role": "user", "content": "probesecond"},
+    {"role": "assistant", "content": "probereply"},
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +66,8 @@ class Settings:
 
     def read_by(self, template: str) -> dict:
         """Those that decide what `template` writes."""
-        found = {name: value for name, value in self.args.items() if name in template}
-        return found | ({"date": self.date} if "strftime_now" in template else {})
+        args = {name: value for name, value in self.args.items() if name in template}
+        return args | ({"date": self.date} if "strftime_now" in template else {})
 
 
 def choose(templates, directory) -> str:
@@ -74,10 +79,10 @@ def choose(templates, directory) -> str:
         return templates["default"]
     if len(templates) == 1:
         return next(iter(templates.values()))
+    names = ", ".join(sorted(map(str, templates)))
     raise UserError(
-        f"{directory}: chat_template: no 'default' among "
-        f"{', '.join(sorted(map(str, templates)))}; name one of them "
-        "'default', or use format = 'text'"
+        f"{directory}: chat_template: no 'default' among {names}; name one of them 'default', or "
+        "use format = 'text'"
     )
 
 
@@ -101,14 +106,7 @@ def without_reasoning(text: str, tags: Sequence[tuple[str, str]]) -> str:
 def _clock(day: datetime.date) -> str:
     """A definition of `strftime_now` for the head of a template: it always is midnight of that
     day."""
-    codes = [f"%{code}" for code in "aAwdbBmyYHIpMSfjUWcxX"] + [
-        "%-d",
-        "%-m",
-        "%e",
-        "%F",
-        "%D",
-        "%T",
-    ]
+    codes = [f"%{code}" for code in (*"aAwdbBmyYHIpMSfjUWcxX", "-d", "-m", *"eFDT")]
     known = "".join(f" | replace('{code}', '{day.strftime(code)}')" for code in codes)
     return "{% macro strftime_now(form) %}{{ form" + known + " }}{% endmacro %}"
 
@@ -122,12 +120,9 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer, settings: Settings):
-        self.directory, self.source, self._hf = (
-            tokenizer.directory,
-            tokenizer.template,
-            tokenizer.hf,
-        )
-        self.tags, self._control_tokens = tokenizer.reasoning_tags, tokenizer.control_tokens
+        self.directory, self.source = tokenizer.directory, tokenizer.template
+        self._hf, self.tags = tokenizer.hf, tokenizer.reasoning_tags
+        self._control_tokens = tokenizer.control_tokens
         self.settings, self._fixed = settings, ""
         if "strftime_now" in self.source:
             day = datetime.date.fromisoformat(settings.date or datetime.date.today().isoformat())
@@ -135,9 +130,10 @@ class ChatTemplate:
         hidden = {*self._control_tokens, *(tag for pair in self.tags for tag in pair)}
         hidden = sorted(map(re.escape, hidden), key=len, reverse=True)
         self._hidden = re.compile("|".join(hidden) or "(?!)")
-        self.merges_system = False
         self.gap = self.after = ""
-        self._check()
+        self._check_answer()
+        self._check_turns()
+        self.merges_system = not self._takes_system()
 
     def mark(self, text: str) -> str:
         """The text with control tokens and tags in it hidden from the template, and marked as
@@ -146,7 +142,8 @@ class ChatTemplate:
         return self._hidden.sub(lambda m: f"{BEGIN}{m[0][0]}{HIDE}{m[0][1:]}{END}", text)
 
     def render(self, turns: Sequence[dict], generate: bool, source: str | None = None) -> str:
-        """The text of [{role, content}, …]; with `generate`, up to where an answer begins."""
+        """The text of [{role, content}, …]; with `generate`, up to where an answer begins.
+        `source`: another template than the tokenizer's."""
         try:
             return self._hf.apply_chat_template(
                 list(turns),
@@ -162,76 +159,33 @@ class ChatTemplate:
                 f"{self.directory}: the chat template refuses turns of {roles}: {reason}"
             ) from None
 
-    def spans(self, turns: Sequence[dict], text: str) -> list[tuple[int, int]] | None:
-        """Where every turn's content is in `text`, the prompt rendered from them; None where that
-        is not certain."""
-        words = [f"probe{number}turn" for number in range(len(turns))]
-        frame = self.render(
-            [turn | {"content": word} for turn, word in zip(turns, words, strict=True)], True
-        )
-        found, place = [], 0
-        for turn, word in zip(turns, words, strict=True):
-            before, _, frame = frame.partition(word)
-            place += len(before)
-            following = next((frame[: frame.find(w)] for w in words if w in frame), frame)
-            content = turn["content"]
-            shown = (content, content.rstrip(), content.lstrip(), content.strip())
-            ends = [
-                place + len(part)
-                for part in shown
-                if text.startswith(before + part + following, place - len(before))
-            ]
-            if not ends:
-                return None
-            found.append((place, ends[0]))
-            place = ends[0]
-        return found
+    # --- Trying the template on small dialogues ---------------------------------------------------
 
-    def _refuse(self, reason: str, what: str = "") -> UserError:
-        hint = what or "use format = 'text', or a template without that"
-        return UserError(f"{self.directory}: the chat template {reason}; {hint}")
+    def _refuse(self, reason: str, advice: str = "") -> UserError:
+        advice = advice or "use format = 'text', or a template without that"
+        return UserError(f"{self.directory}: the chat template {reason}; {advice}")
 
-    def _check(self) -> None:
-        """Tries the template on small dialogues. Raises UserError for what would make wrong tokens
-        of one."""
-        question, answer, second, reply, system = _WORDS
-        user = {"role": "user", "content": question}
-        said = {"role": "assistant", "content": answer}
-        self._check_one(user, said)
-        turns = [user, said, {"role": "user", "content": second}]
-        prompt = self.render(turns, True)
-        whole = self.render([*turns, {"role": "assistant", "content": reply}], False)
-        order = [whole.find(word) for word in (question, answer, second, reply)]
-        if -1 in order or order != sorted(order):
-            raise self._refuse("loses turns of a longer dialogue")
-        if not whole.startswith(prompt):
-            raise self._refuse("rewrites earlier turns once they are answered")
-        if whole[len(prompt) : order[-1]] != self.gap:
-            raise self._refuse("begins a later answer in another way than the first")
-        if self.spans(turns, prompt) is None:
-            raise self._refuse("writes a turn in a way that depends on its text")
-        self.merges_system = not self._takes_system({"role": "system", "content": system}, turns)
-
-    def _check_one(self, user: dict, said: dict) -> None:
-        """A question and its answer; sets `gap` and `after`."""
-        prompt, whole = self.render([user], True), self.render([user, said], False)
-        if user["content"] not in prompt or said["content"] not in whole:
+    def _check_answer(self) -> None:
+        """A question and its answer; sets `gap` and `after`. Raises UserError for what would make
+        wrong tokens of them."""
+        question, answer = _TURNS[0]["content"], _TURNS[1]["content"]
+        prompt, complete = self.render(_TURNS[:1], True), self.render(_TURNS[:2], False)
+        if question not in prompt or answer not in complete:
             raise self._refuse("does not write what a turn says")
         for begin, end in self.tags:
             if prompt.rfind(begin) > prompt.rfind(end):
                 raise self._refuse(
                     f"begins every answer inside a thought ({begin})",
-                    (
-                        "switch that off in config.model.template_args (often "
-                        "enable_thinking=False), or use format = 'text'"
-                    ),
+                    "switch that off in config.model.template_args (often "
+                    "enable_thinking=False), or use format = 'text'",
                 )
-        if not whole.startswith(prompt):
+        if not complete.startswith(prompt):
             raise self._refuse(f"does not begin an answer as its prompt ends ({prompt[-20:]!r})")
-        self.gap, _, self.after = whole[len(prompt) :].partition(said["content"])
+        self.gap, _, self.after = complete[len(prompt) :].partition(answer)
+        # Between prompt and answer there may be a closed thought, and nothing else.
         visible = without_reasoning(self.gap, self.tags)
         control = [token for token in self._control_tokens if token in visible]
-        ignores = prompt == self.render([user], False)
+        ignores = prompt == self.render(_TURNS[:1], False)
         for token in sorted(control, key=len, reverse=True):
             visible = visible.replace(token, "")
         if visible.strip() or (control and ignores):
@@ -241,13 +195,25 @@ class ChatTemplate:
             raise self._refuse(f"{reason}: {self.gap[:60]!r} comes between prompt and answer")
         if self._control_tokens:
             text = self.mark(f"{self._control_tokens[0]}x")
-            if text not in self.render([user | {"content": text}], True):
+            if text not in self.render([{"role": "user", "content": text}], True):
                 raise self._refuse("changes what a turn says")
 
-    def _takes_system(self, system: dict, turns: Sequence[dict]) -> bool:
+    def _check_turns(self) -> None:
+        """A longer dialogue, as `_check_answer`."""
+        prompt, complete = self.render(_TURNS[:3], True), self.render(_TURNS, False)
+        order = [complete.find(turn["content"]) for turn in _TURNS]
+        if -1 in order or order != sorted(order):
+            raise self._refuse("loses turns of a longer dialogue")
+        if not complete.startswith(prompt):
+            raise self._refuse("rewrites earlier turns once they are answered")
+        if complete[len(prompt) : order[-1]] != self.gap:
+            raise self._refuse("begins a later answer in another way than the first")
+
+    def _takes_system(self) -> bool:
+        system = {"role": "system", "content": "probesystem"}
         try:
-            prompt = self.render([system, *turns], True)
-            whole = self.render([system, *turns, {"role": "assistant", "content": "x"}], False)
+            prompt = self.render([system, *_TURNS[:3]], True)
+            complete = self.render([system, *_TURNS], False)
         except UserError:
             return False
-        return prompt.count(system["content"]) == 1 and whole.startswith(prompt)
+        return prompt.count(system["content"]) == 1 and complete.startswith(prompt)

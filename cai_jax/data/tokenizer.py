@@ -27,95 +27,77 @@ class Tokenizer:
     """
 
     def __init__(self, directory):
-        import tokenizers
-
-        os.environ.setdefault(
-            "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
-        )  # it misses torch, which we do without
-        # Not AutoTokenizer: this class reads tokenizer.json as it stands, and does not import torch
-        # where there is one.
-        from transformers import PreTrainedTokenizerFast
-
         self.directory = str(directory)
-        path = pathlib.Path(directory, "tokenizer.json")
-        if not path.exists():
-            raise UserError(
-                f"{path}: no such file; a model directory holds its tokenizer as tokenizer.json"
-            )
-        try:
-            self.hf = PreTrainedTokenizerFast.from_pretrained(self.directory)
-            self._backend = self.hf.backend_tokenizer
-        except Exception as error:  # tokenizers raises bare Exception for a damaged file
-            raise UserError(
-                f"{path}: not a readable tokenizer ({error}); fetch or convert the model again"
-            ) from error
-
-        description = json.loads(self._backend.to_str())
+        self.hf = _load(pathlib.Path(directory))
+        self._backend = self.hf.backend_tokenizer
         self.has_named_templates = isinstance(self.hf.chat_template, dict)
         self.template = templates.choose(self.hf.chat_template, directory)
         self.hf.chat_template = self.template or None
-        added = description["added_tokens"]
-        self.reasoning_tags = templates.reasoning_tags(
-            self.template, [token["content"] for token in added]
-        )
-        tags = [tag for pair in self.reasoning_tags for tag in pair]
-        control = [
-            t
-            for t in added
-            if t["special"]
-            or t["content"] in tags
-            or (t["content"].strip() and t["content"] in self.template)
-        ]
-        self.control_tokens = tuple(token["content"] for token in control)
-        self.control_ids = frozenset(token["id"] for token in control)
-        # The same tokenizer, blind for control tokens.
-        description["added_tokens"] = [token for token in added if token not in control]
-        description["post_processor"] = None
-        self._plain = tokenizers.Tokenizer.from_str(json.dumps(description))
-
-        for tokenizer in (
-            self._backend,
-            self._plain,
-        ):  # what a file says of lengths is for other uses of it
-            tokenizer.no_padding()
+        self._plain = self._without_control_tokens()
+        for tokenizer in (self._backend, self._plain):
+            tokenizer.no_padding()  # what a file says of lengths is for other uses of it
             tokenizer.no_truncation()
-
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
-        paths = [
-            pathlib.Path(directory, name) for name in ("generation_config.json", "config.json")
-        ]
-        configs = [_read_json(path) for path in paths]
-        model_vocabulary = configs[1].get("vocab_size")
-        if isinstance(model_vocabulary, int) and self.vocab_size > model_vocabulary:
-            raise UserError(
-                f"{directory}: the tokenizer has {self.vocab_size} tokens, the model only "
-                f"{model_vocabulary}: "
-                "they do not belong together"
-            )
-        found = [
-            _token_ids(path, config.get("eos_token_id"))
-            for path, config in zip(paths, configs, strict=True)
-        ]
-        self.eos_ids = tuple(
-            dict.fromkeys([*found[0], *found[1], *_token_ids(path, self.hf.eos_token_id)])
-        )
-        if not self.eos_ids:
-            raise UserError(
-                f"{directory}: no EOS token in generation_config.json, config.json or "
-                "tokenizer_config.json"
-            )
-        self.eos = self.eos_ids[0] if self.hf.eos_token_id is None else self.hf.eos_token_id
+        self._read_configs(pathlib.Path(directory))
         first = self._backend.encode("a", add_special_tokens=True).ids[:1]
         self.bos = self.hf.bos_token_id if first == [self.hf.bos_token_id] else None
         # SentencePiece's tokenizers write a space before whatever they encode: a text that goes on
         # from another one has other tokens than the same text alone.
         self.adds_space = self._after("\n", "a", special=False) != self.encode("a")
 
+    def _without_control_tokens(self):
+        """The same tokenizer, for which control tokens are letters; sets what they are."""
+        import tokenizers
+
+        description = json.loads(self._backend.to_str())
+        added = description["added_tokens"]
+        contents = [token["content"] for token in added]
+        self.reasoning_tags = templates.reasoning_tags(self.template, contents)
+        tags = [tag for pair in self.reasoning_tags for tag in pair]
+        control = [
+            token
+            for token, text in zip(added, contents, strict=True)
+            if token["special"] or text in tags or (text.strip() and text in self.template)
+        ]
+        self.control_tokens = tuple(token["content"] for token in control)
+        self.control_ids = frozenset(token["id"] for token in control)
+        description["added_tokens"] = [token for token in added if token not in control]
+        description["post_processor"] = None
+        return tokenizers.Tokenizer.from_str(json.dumps(description))
+
+    def _read_configs(self, directory: pathlib.Path) -> None:
+        """Sets the end tokens, from all files that name some."""
+        eos_ids: list[int] = []
+        for name in ("generation_config.json", "config.json"):
+            path = directory / name
+            config = _read_json(path)
+            eos_ids += _token_ids(path, config.get("eos_token_id"))
+        eos_ids += _token_ids(path, self.hf.eos_token_id)
+        size = config.get("vocab_size")
+        if isinstance(size, int) and self.vocab_size > size:
+            raise UserError(
+                f"{directory}: the tokenizer has {self.vocab_size} tokens, the model only {size}: "
+                "they do not belong together"
+            )
+        if not eos_ids:
+            raise UserError(
+                f"{directory}: no EOS token in generation_config.json, config.json or "
+                "tokenizer_config.json"
+            )
+        self.eos_ids = tuple(dict.fromkeys(eos_ids))
+        self.eos = self.eos_ids[0] if self.hf.eos_token_id is None else self.hf.eos_token_id
+
     def encode(self, text: str, special: bool = False) -> tuple[int, ...]:
         """Never adds BOS or EOS. special: control tokens in `text` count as such; otherwise they
         are letters."""
         tokenizer = self._backend if special else self._plain
         return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_all(self, texts: Sequence[str], special: bool = False) -> list[tuple[int, ...]]:
+        """`encode` of each, on all cores."""
+        tokenizer = self._backend if special else self._plain
+        encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [tuple(encoding.ids) for encoding in encodings]
 
     def encode_continuation(self, text: str, special: bool = False) -> tuple[int, ...]:
         """The tokens of a text that goes on from another one, none of whose tokens crosses the
@@ -131,14 +113,6 @@ class Tokenizer:
         first, joined = self.encode(before, special), self.encode(before + text, special)
         return joined[len(first) :] if joined[: len(first)] == first else None
 
-    def encode_all(self, texts: Sequence[str], special: bool = False) -> list[tuple[int, ...]]:
-        """`encode` of each, on all cores."""
-        tokenizer = self._backend if special else self._plain
-        return [
-            tuple(found.ids)
-            for found in tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        ]
-
     def decode(self, tokens: Sequence[int], keep: Container[int] = ()) -> str:
         """Control tokens are left out but for those to `keep`; incomplete UTF-8 shows as U+FFFD."""
         shown = [
@@ -150,24 +124,43 @@ class Tokenizer:
         return self._backend.token_to_id(token)
 
 
+def _load(directory: pathlib.Path):
+    # transformers advises to install torch, which we do without. Not AutoTokenizer: this class
+    # reads tokenizer.json as it is, and does not import torch where it is installed.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import PreTrainedTokenizerFast
+
+    path = directory / "tokenizer.json"
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such file; a model directory holds its tokenizer as tokenizer.json"
+        )
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(directory))
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        raise UserError(
+            f"{path}: not a readable tokenizer ({error}); fetch or convert the model again"
+        ) from error
+
+
 def _read_json(path: pathlib.Path) -> dict:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); fetch or convert the model again") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object; fetch or convert the model again")
-    return found
+    return value
 
 
 def _token_ids(path: pathlib.Path, value) -> list[int]:
-    """What a file says of its end tokens: one id, several, or nothing."""
-    found = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(item, int) for item in found):
+    """The end tokens that a file names: one id, several, or none."""
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(item, int) for item in ids):
         raise UserError(
-            f"{path}: eos_token_id: expected a token's number or a list of them, found "
+            f"{path}: eos_token_id: expected a token's number or a list of them, got "
             f"{json.dumps(value)[:80]}"
         )
-    return found
+    return ids
