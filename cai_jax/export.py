@@ -51,7 +51,7 @@ def export(
     base_name: str = "",
     licence: str = "",
 ) -> dict:
-    """Writes `to`; returns facts of the export (stage, kind, parameters, …).
+    """Writes a trained model as a directory for other tools.
 
     Args:
       workdir: a run directory.
@@ -62,6 +62,8 @@ def export(
       adapters: only the adapters, as a PEFT LoRA of their base.
       force: also over another model.
       base_name, licence: for the model card, see `exporting.origin`.
+    Returns:
+      Facts of the export (stage, kind, parameters, …).
     Raises:
       UserError: there is no such model, or `to` cannot be written.
     """

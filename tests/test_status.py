@@ -58,7 +58,7 @@ def test_the_status_file_says_where_a_run_is(tmp_path, ends, state, message):
         return json.loads((tmp_path / "status.json").read_text())
 
     def run():
-        with where.told(tmp_path, ["respond", "sl"]) as begin:
+        with where.reported(tmp_path, ["respond", "sl"]) as begin:
             begin("respond")
             expected = {
                 "state": "running",

@@ -84,11 +84,9 @@ def test_missing_shards_are_named_with_their_count(shards):
     count = total(shards)
     (shards / f"model-00003-of-{count:05d}.safetensors").unlink()
     there = ", ".join(str(n) for n in range(1, count + 1) if n != 3)
-    refused(
-        shards, f"1 of {count} weight files are missing.*only shards {there} of {count} are there"
-    )
-    (shards / INDEX).unlink()
-    refused(shards, f"only shards {there} of {count} are there, and no {INDEX}")
+    for _ in range(2):
+        refused(shards, f"1 of {count} weight files are missing.*shards that are there: {there}.;")
+        (shards / INDEX).unlink(missing_ok=True)
 
 
 def test_all_shards_without_an_index_are_read(shards):

@@ -51,7 +51,7 @@ def _layer(
     weights = jax.tree.map(
         lambda stack: jax.lax.dynamic_index_in_dim(stack, index, keepdims=False), layers
     )
-    weights = {name: lora.whole(weight, dtype) for name, weight in weights.items()}
+    weights = {name: lora.added_up(weight, dtype) for name, weight in weights.items()}
     if fuse:
         weights["qkv"] = jnp.concatenate([weights.pop(name) for name in ("q", "k", "v")], axis=1)
         if config.gated_mlp:

@@ -48,6 +48,8 @@ def model_card(
       facts: {label: value} of the export itself (parameters, dtype, offset, …).
       adapters: whether the directory holds nothing but those.
       header: further fields of the hub's header (`origin.header`).
+    Returns:
+      The text of README.md.
     """
     environment = jinja2.Environment(
         keep_trailing_newline=True,

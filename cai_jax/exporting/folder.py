@@ -36,7 +36,13 @@ def export_policy(
     directory, config, params, format, *, dtype=jnp.float32, shard_bytes: int = 5 * 10**9
 ) -> None:
     """Writes what AutoModelForCausalLM and AutoTokenizer load; generation ends where the sampler's
-    does."""
+    does.
+
+    Args:
+      directory: to write.
+      config, params, format: of the policy.
+      dtype, shard_bytes: of the files, see `hf.save_hf`.
+    """
     pad = padding_token(format)
     hf.save_hf(
         directory,
@@ -64,11 +70,19 @@ def export_reward(
     dtype=jnp.float32,
     shard_bytes: int = 5 * 10**9,
 ) -> float:
-    """Writes what AutoModelForSequenceClassification loads; returns the score offset.
+    """Writes what AutoModelForSequenceClassification loads.
 
-    `params` is {"decoder", "head"}, `normalisation` (mean, std) of its raw scores or None.
-    UserError where no token is left to pad with: those classes read a row at its last token that is
-    not padding, which must be the end token.
+    Args:
+      directory: to write.
+      config, format: of the preference model.
+      params: {"decoder", "head"}.
+      normalisation: (mean, std) of its raw scores or None.
+      dtype, shard_bytes: of the files, see `hf.save_hf`.
+    Returns:
+      The score offset.
+    Raises:
+      UserError: no token is left to pad with. Those classes read a text at its last token that is
+        not padding, which must be the end token.
     """
     pad = padding_token(format)
     if pad is None:
@@ -169,7 +183,14 @@ def _token_ids(format, pad) -> dict:
 
 
 def write_tokenizer(directory, format, pad, template: str | None) -> None:
-    """The copied files, with our padding (on the right) and template."""
+    """Gives a copied tokenizer our padding, on the right, and template.
+
+    Args:
+      directory: holds the copied files.
+      format: of the model.
+      pad: as `padding_token` gives it.
+      template: a chat template, None to leave what is there.
+    """
     directory = pathlib.Path(directory)
     changes = {"padding_side": "right"} | ({"pad_token": pad[0]} if pad else {})
     if template:

@@ -46,12 +46,41 @@ def modules(
     }
 
 
-def export_adapters(directory, model, base: str, *, dtype=np.float32) -> float | None:
-    """Writes what `PeftModel.from_pretrained(base, directory)` loads; returns a preference model's
-    score offset, None for a policy.
+def _config(adapters: Adapters, adapted: dict, base: str) -> dict:
+    """adapter_config.json, but what depends on the kind of model."""
+    ranks = {name.rpartition(".")[2]: a.shape[0] for name, (a, _) in adapted.items()}
+    joined = {name: rank for name, rank in ranks.items() if rank != adapters.rank}
+    name, revision = hf.hub_name(base) or (base, "")  # a run pins the hub's names to a commit
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": name,
+        "revision": revision or None,
+        "r": adapters.rank,
+        "lora_alpha": adapters.alpha,
+        "target_modules": sorted(ranks),
+        "rank_pattern": joined,
+        "alpha_pattern": {name: adapters.scale * rank for name, rank in joined.items()},
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
 
-    `model` is a LoadedModel with adapters. A preference model's head, with its normalisation, is
-    saved as the module "score"; what is added to its scores has no place there (see `folder`).
+
+def export_adapters(directory, model, base: str, *, dtype=np.float32) -> float | None:
+    """Writes what `PeftModel.from_pretrained(base, directory)` loads.
+
+    Args:
+      directory: to write.
+      model: a LoadedModel with adapters. A preference model's head, with its normalisation, is
+        saved as the module "score"; what is added to its scores cannot be (see `folder`).
+      base: the base's name for PEFT.
+      dtype: of the file.
+    Returns:
+      A preference model's score offset, None for a policy.
     """
     directory, adapters, dtype = pathlib.Path(directory), model.adapters, np.dtype(dtype)
     adapted = modules(model.config, adapters, model.trained)
@@ -72,27 +101,7 @@ def export_adapters(directory, model, base: str, *, dtype=np.float32) -> float |
     if not artefacts.is_writer():
         return offset
     directory.mkdir(parents=True, exist_ok=True)
-    ranks = {name.rpartition(".")[2]: a.shape[0] for name, (a, _) in adapted.items()}
-    joined = {name: rank for name, rank in ranks.items() if rank != adapters.rank}
-    name, revision = hf.hub_name(base) or (base, "")  # a run pins the hub's names to a commit
-    fields = {
-        "peft_type": "LORA",
-        **more,
-        "base_model_name_or_path": name,
-        "revision": revision or None,
-        "r": adapters.rank,
-        "lora_alpha": adapters.alpha,
-        "target_modules": sorted(ranks),
-        "rank_pattern": joined,
-        "alpha_pattern": {name: adapters.scale * rank for name, rank in joined.items()},
-        "bias": "none",
-        "lora_dropout": 0.0,
-        "fan_in_fan_out": False,
-        "use_rslora": False,
-        "use_dora": False,
-        "init_lora_weights": True,
-        "inference_mode": True,
-    }
+    fields = _config(adapters, adapted, base) | more
     (directory / "adapter_config.json").write_text(
         json.dumps(fields, indent=2) + "\n", encoding="utf-8"
     )

@@ -17,7 +17,16 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.partial", ".*.writing
 
 
 def about(run_path, reference: str, fingerprint: str | None, adapters: bool) -> dict:
-    """What a mark says of an export."""
+    """What a mark says of an export.
+
+    Args:
+      run_path: the run's directory.
+      reference: "@STAGE" or "@STAGE:STEP".
+      fingerprint: of the stage.
+      adapters: whether only they are written.
+    Returns:
+      A JSON object.
+    """
     return {
         "run": str(pathlib.Path(run_path).absolute()),
         "stage": reference,

@@ -441,6 +441,8 @@ def fingerprint(kind: str, fields: dict, inputs: Iterable[str], schema: int) -> 
       fields: its own fields of the config.
       inputs: the fingerprints of what it reads.
       schema: the version of its records.
+    Returns:
+      What the manifest keeps, to be compared.
     """
     value = {"kind": kind, "fields": fields, "inputs": list(inputs), "schema": schema}
     return digest(dump(value).encode())[:16]

@@ -7,9 +7,9 @@ import functools
 
 
 def give_back() -> None:
-    """Gives what is free in the allocator back to the system. Without it, what one part of the work
-    has freed and the next cannot use, because it lies in pieces or belongs to other threads (those
-    that write checkpoints, say), counts in the peak. glibc's; nothing elsewhere."""
+    """Gives what is free in the allocator back to the system (glibc's; nothing elsewhere). Else
+    memory that was freed and cannot be used again, because it is fragmented or belongs to other
+    threads, such as those that write checkpoints, counts in the peak."""
     _trim()(0)
 
 

@@ -1,5 +1,5 @@
 """Numbers over time: metrics.jsonl (deterministic), timing.jsonl (seconds, rates), TensorBoard and,
-if asked for, Weights & Biases beside them."""
+if asked for, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BOARD_BYTES, BOARD_FILES = (
 
 
 class MetricsWriter:
-    """Writes scalars, texts, histograms and figures by step; only scalars stand in the files.
+    """Writes scalars, texts, histograms and figures by step; the files have scalars only.
 
     A checkpoint keeps the text of `metrics.jsonl` up to it (`written`), and who resumes from it
     gives that text back: a killed run leaves no doubles, and a damaged file does no harm. Rates and
@@ -40,9 +40,16 @@ class MetricsWriter:
         wandb: str = "",
         about: dict | None = None,
     ):
-        """`resume_step`: the last step that is kept, 0 to start afresh; `written`: the rows up to
-        it. `wandb`: a project, "" for none; `about`: what a reader should know of the run (config,
-        versions, git revision)."""
+        """
+        Args:
+          directory: the stage's.
+          resume_step: the last step that is kept, 0 to begin.
+          written: the rows up to it.
+          wandb: a project, "" for none.
+          about: what a reader should know of the run (config, versions, git revision).
+        Raises:
+          UserError: wandb is not installed, or refuses.
+        """
         self._directory = epath.Path(directory)
         self._files = {}
         self._board = self._wandb = None
@@ -71,8 +78,8 @@ class MetricsWriter:
         return SummaryWriter(str(self._directory / "tensorboard"), **options)
 
     def _rotate(self, step: int) -> None:
-        """Begins new files where the old ones have become long. metrics.jsonl is what a run found,
-        and stays whole."""
+        """Begins new files where the old ones have become long. metrics.jsonl is a result, and is
+        never cut."""
         if "timing" in self._files and self._files["timing"].tell() > TIMING_BYTES:
             self._files["timing"].close()
             path = self._directory / "timing.jsonl"
@@ -188,9 +195,9 @@ def start_wandb(project: str, directory, about: dict):
 
 
 def _compare(path, written: str, step: int) -> None:
-    """Tells of a file that is not what the checkpoint says."""
-    found = path.read_bytes().decode(errors="replace") if path.exists() else ""
-    if not found.startswith(written):
+    """Warns of a file that is not what the checkpoint says."""
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    if not text.startswith(written):
         progress.warn(f"{path}: damaged; its rows up to step {step} are taken from the checkpoint")
 
 

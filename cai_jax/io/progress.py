@@ -30,7 +30,16 @@ def _write(text: str, stream) -> None:
 
 
 def bar(total: int, label: str, initial: int = 0, unit: str = "row") -> tqdm:
-    """A progress bar that is drawn only on a terminal and only by process 0."""
+    """A progress bar that is drawn only on a terminal and only by process 0.
+
+    Args:
+      total: of the work.
+      label: in front of the bar.
+      initial: what is done already.
+      unit: what is counted.
+    Returns:
+      A `tqdm`, a context manager.
+    """
     quiet = jax.process_index() != 0 or not sys.stderr.isatty()
     return tqdm(
         total=total,

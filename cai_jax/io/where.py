@@ -18,7 +18,7 @@ STATUS = "status.json"
 
 
 @contextlib.contextmanager
-def told(run_path, stages: Sequence[str]) -> Iterator[Callable[[str], None]]:
+def reported(run_path, stages: Sequence[str]) -> Iterator[Callable[[str], None]]:
     """Yields what is to be called with the name of a stage as it begins. Once the block is left,
     the file says "done", "stopped" or "failed", and why. A run that was killed is "running" there,
     and no process holds its lock."""
@@ -27,19 +27,10 @@ def told(run_path, stages: Sequence[str]) -> Iterator[Callable[[str], None]]:
     def write(state: str, message: str = "") -> None:
         if artefacts.is_writer():
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            with contextlib.suppress(UserError):  # a disk that is full: the run itself will say so
-                artefacts.write_json(
-                    path,
-                    {
-                        "state": state,
-                        **at,
-                        "stages": list(stages),
-                        "time": now,
-                        "message": message,
-                        "host": socket.gethostname(),
-                        "pid": os.getpid(),
-                    },
-                )
+            value = {"state": state, **at, "stages": list(stages), "time": now}
+            value |= {"message": message, "host": socket.gethostname(), "pid": os.getpid()}
+            with contextlib.suppress(UserError):  # a disk that is full: the run itself reports it
+                artefacts.write_json(path, value)
 
     def begin(stage: str) -> None:
         at.update(stage=stage, number=list(stages).index(stage) + 1)

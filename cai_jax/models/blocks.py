@@ -1,4 +1,4 @@
-"""The pieces of a decoder layer: norms, rotary positions, attention over whole sequences, MLP.
+"""The pieces of a decoder layer: norms, rotary positions, attention over sequences, MLP.
 
 Pure functions of arrays and of one layer's weights (a dict, see `params.param_table`, without the
 leading L axis). `layer` leaves attention to its caller, so that training, scoring and cached
@@ -26,7 +26,7 @@ QUERY_CHUNK = 512  # queries whose attention weights exist at one time
 
 
 class OutMajor(NamedTuple):
-    """A weight that lies as [out, in], each side flattened. On a CPU the product with few tokens is
+    """A weight kept as [out, in], each side flattened. On a CPU the product with few tokens is
     1.2 times as fast so, if the tokens stand in the columns of the other operand."""
 
     matrix: jax.Array
@@ -60,8 +60,16 @@ class Int8(NamedTuple):
 
 
 def project(x: jax.Array, weight, shape: tuple[int, ...], axes_in: int = 1) -> jax.Array:
-    """x [B, T, *in] times weight [*in, *shape], or OutMajor, Int8, or LowRank: [B, T, *shape].
-    `axes_in` is the number of axes in *in."""
+    """A projection.
+
+    Args:
+      x: [B, T, *in].
+      weight: [*in, *shape], or OutMajor, Int8, or LowRank.
+      shape: of the output.
+      axes_in: the number of axes in *in.
+    Returns:
+      [B, T, *shape].
+    """
     if isinstance(weight, Int8):
         return _int8_product(x, *weight, axes_in)
     if isinstance(weight, LowRank):
@@ -107,8 +115,16 @@ rms_norm.defvjp(_rms_forward, _rms_backward)
 
 
 def norm(x: jax.Array, weights: dict, name: str, config: ModelConfig) -> jax.Array:
-    """The family's norm with the scale `weights[name]` (and the bias `weights[name + "_bias"]`)
-    over the last axis."""
+    """The family's norm over the last axis.
+
+    Args:
+      x: […, D].
+      weights: scale `weights[name]`, and for LayerNorm bias `weights[name + "_bias"]`, both [D].
+      name: of the norm.
+      config: says which norm.
+    Returns:
+      […, D] in x's dtype.
+    """
     scale_D = weights[name]
     if config.norm == "rms" and not config.norm_offset:
         return rms_norm(x, scale_D, config.norm_eps)
@@ -124,8 +140,14 @@ def norm(x: jax.Array, weights: dict, name: str, config: ModelConfig) -> jax.Arr
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def remade(function, config: ModelConfig, x: jax.Array, weights: dict):
-    """function(x, weights, config), a norm and the products that read it: the backward pass keeps x
-    and not what is normed."""
+    """A norm and the products that read it: the backward pass keeps x and not what is normed.
+
+    Args:
+      function: (x, weights, config) → arrays.
+      config, x, weights: its arguments.
+    Returns:
+      function(x, weights, config).
+    """
     return function(x, weights, config)
 
 
@@ -234,9 +256,18 @@ def rotate(x_BxTxHxDh: jax.Array, tables: tuple[jax.Array, jax.Array] | None) ->
 def layer(
     x_BxTxD: jax.Array, weights: dict, config: ModelConfig, tables, attend: Callable
 ) -> jax.Array:
-    """One block. `attend(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh) -> context_BxTxHxDh` sees rotated
-    queries and keys; `tables` are the (cos, sin) of this layer's kind. Projections may come fused,
-    as "qkv" [D, H+2K, Dh] and "gate_up" [D, 2F]: fewer, larger products."""
+    """One block of the decoder.
+
+    Args:
+      x_BxTxD: what goes in.
+      weights: of this layer. Projections may come fused, as "qkv" [D, H+2K, Dh] and "gate_up"
+        [D, 2F]: fewer, larger products.
+      config: of the model.
+      tables: the (cos, sin) of this layer's kind.
+      attend: (q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh) → context_BxTxHxDh, of rotated queries and keys.
+    Returns:
+      [B, T, D].
+    """
     after = config.block_norms != "pre"
 
     def leave(x, name):
@@ -413,12 +444,21 @@ def causal_attention(
     scale: float | None = None,
     cap: float | None = None,
 ) -> jax.Array:
-    """Causal softmax attention within segments; context [B, T, H, Dh].
+    """Causal softmax attention within segments.
 
-    A query sees the keys at or before it that `mask_BxT` allows, of its own segment, and no farther
-    back than `window` tokens (0: no limit). Scores are q·k·scale (Dh^-0.5 by default), soft-capped
-    by `cap`. Attention weights exist for `chunk` queries at a time, in the backward pass too (they
-    are made again there), and later keys are not even multiplied.
+    Args:
+      q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh: rotated queries and keys, and values.
+      mask_BxT: the keys that may be seen.
+      segments_BxT: a query sees its own segment only.
+      window: tokens that a query sees, itself included; 0: no limit.
+      chunk: queries whose attention weights exist at a time.
+      scale: of q·k; None: Dh^-0.5.
+      cap: of the scores, see `softcap`.
+    Returns:
+      Context [B, T, H, Dh].
+
+    Attention weights exist for `chunk` queries at a time, in the backward pass too (they
+    are recomputed there), and later keys are not even multiplied.
     """
     B, T, H, Dh = q_BxTxHxDh.shape
     K = k_BxTxKxDh.shape[2]

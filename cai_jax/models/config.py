@@ -21,7 +21,7 @@ __all__ = ["FAMILIES", "ModelConfig", "RopeScaling"]
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Hashable, so static under jit. Plain Llama is: pre-norm RMSNorm, RoPE over the whole head,
+    """Hashable, so static under jit. Plain Llama is: pre-norm RMSNorm, RoPE over all of the head,
     grouped-query attention, SwiGLU, no biases; every switch below defaults to that."""
 
     family: str

@@ -1,4 +1,4 @@
-"""The decoder over whole sequences: what training and one-off scoring run. Sampling has its own
+"""The decoder over full sequences: what training and one-off scoring run. Sampling has its own
 cached step.
 
 hidden = hidden_states(params, tokens_BxT, mask_BxT, config) logprobs =
@@ -88,7 +88,7 @@ class Decoder(nn.Module):
 
         steps = [_Step(config, kind, self.remat) for kind in kinds[:period]]
 
-        def one(x_BxTxD, weights):
+        def layer(x_BxTxD, weights):
             return steps[0](x_BxTxD, weights, seen), None
 
         def block(x_BxTxD, stacked):
@@ -99,7 +99,7 @@ class Decoder(nn.Module):
         if self.scan and period == 1:
             # Weights that the body gets and uses as they are need no copy for the backward pass;
             # reshaped ones would.
-            x_BxTxD, _ = jax.lax.scan(one, x_BxTxD, layers)
+            x_BxTxD, _ = jax.lax.scan(layer, x_BxTxD, layers)
         elif self.scan:
             folded = jax.tree.map(lambda w: w.reshape(-1, period, *w.shape[1:]), layers)
             x_BxTxD, _ = jax.lax.scan(block, x_BxTxD, folded)
@@ -149,16 +149,16 @@ def _period(kinds: tuple) -> int:
 
 def unstack(stacked: dict, count: int) -> list[dict]:
     """{name: [L, …]} → L dicts of one layer's weights. A split, because its gradient is one
-    concatenation, where the gradient of L slices would be L additions of whole stacks. A weight may
+    concatenation, where the gradient of L slices would be L additions of full stacks. A weight may
     be several arrays (`blocks.LowRank`)."""
-    pieces = {
+    slices = {
         name: [jax.lax.split(w, [1] * count, axis=0) for w in jax.tree.leaves(weight)]
         for name, weight in stacked.items()
     }
     return [
         {
             name: jax.tree.unflatten(
-                jax.tree.structure(weight), [piece[i][0] for piece in pieces[name]]
+                jax.tree.structure(weight), [parts[i][0] for parts in slices[name]]
             )
             for name, weight in stacked.items()
         }
@@ -188,12 +188,19 @@ def hidden_states(
     scan: bool = False,
     remat: str = "none",
 ) -> jax.Array:
-    """Hidden states after the final norm, [B, T, D] in the dtype of the parameters.
+    """Hidden states after the final norm.
 
-    tokens int [B, T]; mask bool [B, T], True on real tokens (padding may be on either side, or
-    between: it is never attended to, and what stands at its positions means nothing). positions
-    default to the count of real tokens before; segments int [B, T] keep packed sequences apart,
-    each a contiguous run of equal numbers ≥ 0.
+    Args:
+      params: the tree of `params.param_table`.
+      tokens_BxT: int.
+      mask_BxT: bool, True on real tokens. Padding may be on either side, or between: it is never
+        attended to, and the outputs at its positions mean nothing.
+      config: of the model.
+      positions_BxT: by default the count of real tokens before.
+      segments_BxT: int, keeps packed sequences apart, each a contiguous run of equal numbers ≥ 0.
+      scan, remat: see `Decoder`.
+    Returns:
+      [B, T, D] in the dtype of the parameters.
     """
     module = Decoder(config, scan=scan, remat=remat)
     return module.apply({"params": params}, tokens_BxT, mask_BxT, positions_BxT, segments_BxT)

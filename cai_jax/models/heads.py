@@ -61,10 +61,15 @@ def read_head(head: dict, hidden) -> jax.Array:
 def dialogue_scores(
     params: dict, tokens_BxT, mask_BxT, config: ModelConfig, **options
 ) -> jax.Array:
-    """Score of each row, float32 [B], read at its last real token (by the mask, wherever the
-    padding is).
+    """Scores of dialogues.
 
-    `options` go to `hidden_states` (scan, remat).
+    Args:
+      params: {"decoder", "head"}.
+      tokens_BxT, mask_BxT: each score is read at the last real token, wherever the padding is.
+      config: of the decoder.
+      **options: of `hidden_states` (scan, remat).
+    Returns:
+      float32 [B].
     """
     hidden_BxTxD = hidden_states(params["decoder"], tokens_BxT, mask_BxT, config, **options)
     place = jnp.arange(mask_BxT.shape[1])
@@ -76,8 +81,18 @@ def dialogue_scores(
 def packed_scores(
     params: dict, tokens_BxT, segments_BxT, ends_BxN, config: ModelConfig, **options
 ) -> jax.Array:
-    """Scores of dialogues that share rows, float32 [B, N]: each read at its last token, `ends` [B,
-    N]. Segments are numbered from 1, and 0 where there is no token."""
+    """Scores of packed dialogues.
+
+    Args:
+      params: {"decoder", "head"}.
+      tokens_BxT: int.
+      segments_BxT: dialogues are numbered from 1; 0 where there is no token.
+      ends_BxN: the positions of their last tokens, where the scores are read.
+      config: of the decoder.
+      **options: of `hidden_states` (scan, remat).
+    Returns:
+      float32 [B, N].
+    """
     hidden_BxTxD = hidden_states(
         params["decoder"],
         tokens_BxT,
@@ -101,9 +116,17 @@ def dialogue_logprobs(
     places=None,
     **options,
 ):
-    """log P(token t | tokens before) at t under the decoder `params`, float32 [B, T]; with
-    `entropy`, also entropies. At `places` only, where they are given
-    (`losses.next_token_logprobs`)."""
+    """log P(token t | tokens before) at t under a decoder, see `losses.next_token_logprobs`.
+
+    Args:
+      params: of the decoder.
+      tokens_BxT, mask_BxT, config, **options: of `hidden_states`.
+      temperature, chunk: of `losses.next_token_logprobs`.
+      entropy: whether entropies are returned as well.
+      places: positions to read; None: all.
+    Returns:
+      float32 [B, T], or (that, entropies).
+    """
     hidden_BxTxD = hidden_states(params, tokens_BxT, mask_BxT, config, **options)
     return losses.next_token_logprobs(
         hidden_BxTxD,

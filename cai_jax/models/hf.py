@@ -183,26 +183,27 @@ def load_classifier(
     """(config, decoder's parameters, head) of a `…ForSequenceClassification` directory with one
     label: a preference model.
 
-    Head: {"weight": float32 [D], "bias": float32 []} on the host, the bias being config.json's
-    `score_offset` (see `save_hf`), 0 where there is none. There is no unembedding: the config says
-    that it is tied.
+    Args:
+      directory, dtype, mesh, int8: as in `load_hf`.
+    Returns:
+      The head is {"weight": float32 [D], "bias": float32 []} on the host, the bias being
+      config.json's `score_offset` (see `save_hf`), 0 where there is none. There is no unembedding:
+      the config says that it is tied.
+    Raises:
+      UserError: as `load_hf`, or there is no such head.
     """
     directory = pathlib.Path(directory)
     config = dataclasses.replace(ModelConfig.from_json(directory), tied_embeddings=True)
     tensors = open_weights(directory, config, classifier=True)
     score = tensors.pop(SCORE, None)
     if score is None or score.shape != (1, config.width):
-        found = (
-            "no tensor 'score.weight'"
-            if score is None
-            else f"'score.weight' has shape {score.shape}"
-        )
+        has = "no tensor 'score.weight'"
+        has = has if score is None else f"'score.weight' has shape {score.shape}"
         raise UserError(
-            f"{directory}: {found}; a preference model has one of shape (1, {config.width})"
+            f"{directory}: {has}; a preference model has one of shape (1, {config.width})"
         )
-    offset = json.loads((directory / "config.json").read_text(encoding="utf-8")).get(
-        "score_offset", 0.0
-    )
+    fields = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    offset = fields.get("score_offset", 0.0)
     head = {
         "weight": np.asarray(score.read()[0], np.float32),
         "bias": np.asarray(offset, np.float32),
@@ -217,7 +218,7 @@ def load_classifier(
 
 
 def open_weights(directory, config: ModelConfig, classifier: bool = False) -> dict[str, Stored]:
-    """name → tensor of a model directory, under the decoder's names where a known prefix stands
+    """name → tensor of a model directory, under the decoder's names where a known prefix is
     before them all.
 
     Reads headers only. UserError where the weights are incomplete, quantised or not those that
@@ -239,15 +240,9 @@ def is_classifier(directory) -> bool:
     """Whether config.json in `directory` names a sequence classifier."""
     try:
         fields = json.loads(pathlib.Path(directory, "config.json").read_text(encoding="utf-8"))
-        return any(
-            "ForSequenceClassification" in name for name in fields.get("architectures") or ()
-        )
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-        TypeError,
-    ):  # what is wrong there is told when it is loaded
+        names = fields.get("architectures") or ()
+        return any("ForSequenceClassification" in name for name in names)
+    except (OSError, ValueError, AttributeError, TypeError):  # loading it reports what is wrong
         return False
 
 
@@ -278,20 +273,19 @@ def _load(
     return params_lib.nest(params)
 
 
-def _place(weight: Weight, tensors: dict, dtype, place) -> jax.Array:
-    """One array, part by part: each is read once, goes to the devices that hold it, and is let go
-    of before the next."""
-    parts: dict = {}
-    for device, index in place.addressable_devices_indices_map(weight.shape).items():
-        parts.setdefault(tuple((part.start, part.stop) for part in index), (index, []))[1].append(
-            device
-        )
+def _place(weight: Weight, tensors: dict, dtype, to) -> jax.Array:
+    """An array in the sharding `to`, shard by shard: each is read once, goes to the devices that
+    hold it, and is freed before the next."""
+    shards: dict = {}
+    for device, index in to.addressable_devices_indices_map(weight.shape).items():
+        key = tuple((part.start, part.stop) for part in index)
+        shards.setdefault(key, (index, []))[1].append(device)
     arrays = []
-    for index, devices in parts.values():
-        part = weight.read(tensors, index, dtype)
-        arrays += [jax.block_until_ready(jax.device_put(part, device)) for device in devices]
-        del part
-    return jax.make_array_from_single_device_arrays(weight.shape, place, arrays)
+    for index, devices in shards.values():
+        shard = weight.read(tensors, index, dtype)
+        arrays += [jax.block_until_ready(jax.device_put(shard, device)) for device in devices]
+        del shard
+    return jax.make_array_from_single_device_arrays(weight.shape, to, arrays)
 
 
 def _check(expected: dict, tensors: dict, config: ModelConfig, directory) -> None:
@@ -327,8 +321,16 @@ def load_params(
     mesh: Mesh | None = None,
     int8: bool = False,
 ):
-    """(config, params) of a directory, a hub name, a gs:// path, or "random:DIR": fresh weights for
-    DIR/config.json."""
+    """(config, params) of a model reference.
+
+    Args:
+      reference: a directory, a hub name, a gs:// path, or "random:DIR": weights drawn for
+        DIR/config.json.
+      seed: of drawn weights.
+      dtype, mesh, int8: as in `load_hf`.
+    Returns:
+      As `load_hf`.
+    """
     directory = resolve(reference)
     if not reference.startswith("random:"):
         return load_hf(directory, dtype=dtype, mesh=mesh, int8=int8)
@@ -388,8 +390,7 @@ def save_hf(
     """
     directory = pathlib.Path(directory)
     flat, weights = traverse_util.flatten_dict(params), weights_of(config)
-    if score is not None:
-        weights = [weight for weight in weights if weight.path != ("unembed",)]
+    weights = [w for w in weights if score is None or w.path != ("unembed",)]
     dtype = np.dtype(flat[weights[0].path].dtype if dtype is None else dtype)
 
     def tensors():  # one stacked array on the host at a time
@@ -401,8 +402,7 @@ def save_hf(
             yield SCORE, np.asarray(sharding.fetch(score))[None].astype(dtype)
 
     if jax.process_index() != 0:
-        for _ in tensors():
-            pass
+        list(map(type, tensors()))  # takes part in fetching, holds nothing
         return
     directory.mkdir(parents=True, exist_ok=True)
     token_ids = copy_tokenizer(tokenizer_dir, directory) if tokenizer_dir is not None else {}

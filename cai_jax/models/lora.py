@@ -1,4 +1,4 @@
-"""Adapters of low rank (LoRA, Hu et al. 2021, arXiv 2106.09685): what is trained beside weights
+"""Adapters of low rank (LoRA, Hu et al. 2021, arXiv 2106.09685): what is trained next to weights
 that stay as they are.
 
 A matrix W [*in, *out] acts as W + (alpha / rank) · A·B with A [*in, R] drawn and B [R, *out] zero
@@ -58,32 +58,22 @@ class Adapters:
 
     @staticmethod
     def from_fields(fields: Mapping | None, where: str) -> Adapters | None:
-        """From a stage's `adapters` {rank, alpha, targets, base_dtype}; None where there are none
-        or the rank is 0. UserError, headed by `where`, for values that cannot be."""
+        """From a stage's `adapters` {rank, alpha, targets, base_dtype}, whose numbers are checked
+        with the config; None where there are none or the rank is 0. UserError, headed by `where`,
+        for other names."""
         if not fields:
             return None
-        rank, alpha, targets = fields["rank"], fields["alpha"], fields["targets"]
-        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0:
-            raise UserError(
-                f"{where}.rank: expected a whole number of at least 0 (0: no adapters), not "
-                f"{rank!r}"
-            )
-        if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
-            raise UserError(f"{where}.alpha: expected a positive number, not {alpha!r}")
-        targets = [targets] if isinstance(targets, str) else list(targets)
         # "q,v" on the command line is one string to ml_collections.
-        targets = tuple(
-            dict.fromkeys(
-                name.strip() for part in targets for name in str(part).split(",") if name.strip()
-            )
-        )
+        given = [fields["targets"]] if isinstance(fields["targets"], str) else fields["targets"]
+        names = [name.strip() for text in given for name in str(text).split(",")]
+        targets = tuple(dict.fromkeys(filter(None, names)))
         wrong = [name for name in targets if name not in MATRICES and targets != ("all",)]
         if not targets or wrong:
-            told = ", ".join(wrong) or "nothing"
             raise UserError(
-                f"{where}.targets: expected all, or some of {', '.join(MATRICES)}, not {told!r}"
+                f"{where}.targets: expected all, or some of {', '.join(MATRICES)}, not "
+                f"{', '.join(wrong) or 'nothing'!r}"
             )
-        base = fields.get("base_dtype") or ""
+        rank, base = fields["rank"], fields.get("base_dtype") or ""
         if base not in BASE_DTYPES:
             raise UserError(
                 f"{where}.base_dtype: expected int8, or nothing for the run's, not {base!r}"
@@ -93,7 +83,7 @@ class Adapters:
                 f"{where}.base_dtype: {base} is for a frozen base; give the adapters a rank, "
                 "or leave it away"
             )
-        return Adapters(rank, float(alpha), targets, base) if rank else None
+        return Adapters(rank, float(fields["alpha"]), targets, base) if rank else None
 
     def names(self, config: ModelConfig) -> tuple[str, ...]:
         """The matrices of this model that have adapters. UserError for one that it does not
@@ -113,22 +103,22 @@ class Adapters:
 def table(config: ModelConfig, adapters: Adapters) -> dict[Path, ParamSpec]:
     """Every adapter: path → ParamSpec. They lie as their matrices do; the axis of the rank is on
     every device."""
-    found = {}
+    specs = {}
     for name in adapters.names(config):
         matrix, rank = param_table(config)["layers", name], adapters.rank
         stop = 1 + MATRICES[name]
         # N(0, 1 / (3 · fan-in)): the variance of the uniform numbers that are usual (Kaiming with a
         # = √5).
         std = (3 * math.prod(matrix.shape[1:stop])) ** -0.5
-        found["layers", name, "a"] = ParamSpec(
+        specs["layers", name, "a"] = ParamSpec(
             (*matrix.shape[:stop], rank), (*matrix.axes[:stop], None), "normal", std
         )
-        found["layers", name, "b"] = ParamSpec(
+        specs["layers", name, "b"] = ParamSpec(
             (matrix.shape[0], rank, *matrix.shape[stop:]),
             (matrix.axes[0], None, *matrix.axes[stop:]),
             "zeros",
         )
-    return found
+    return specs
 
 
 def abstract(config: ModelConfig, adapters: Adapters, dtype=jnp.float32) -> dict:
@@ -144,8 +134,16 @@ def axes(config: ModelConfig, adapters: Adapters) -> dict:
 
 
 def init(config: ModelConfig, adapters: Adapters, key: jax.Array, dtype=jnp.float32) -> dict:
-    """Adapters that change nothing yet; pure, so `jit` with `out_shardings` makes them in place on
-    a mesh."""
+    """Adapters that change nothing yet.
+
+    Args:
+      config: of the base.
+      adapters: their numbers.
+      key: for A; B is zero.
+      dtype: of the arrays.
+    Returns:
+      The tree of arrays; pure, so `jit` with `out_shardings` makes it in place on a mesh.
+    """
     return nest(
         {path: initial_value(path, p, key, dtype) for path, p in table(config, adapters).items()}
     )
@@ -220,10 +218,10 @@ def merge(params: dict) -> dict:
 
 @functools.lru_cache(maxsize=64)
 def _merger(place, dtype):
-    return jax.jit(jax.vmap(lambda leaf: whole(leaf, dtype)), out_shardings=place)
+    return jax.jit(jax.vmap(lambda leaf: added_up(leaf, dtype)), out_shardings=place)
 
 
-def whole(weight, dtype) -> jax.Array:
+def added_up(weight, dtype) -> jax.Array:
     """One layer's weight as a single array: adapters added up and 8 bits turned back, in float32
     and then cast; any other array as it is."""
     if is_int8(weight):

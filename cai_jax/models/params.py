@@ -208,8 +208,16 @@ def param_axes(config: ModelConfig) -> dict:
 
 
 def initial_value(path: Path, param: ParamSpec, key: jax.Array, dtype) -> jax.Array:
-    """The value of one parameter: depends on `key` and its own name only, not on which others there
-    are."""
+    """The first value of a parameter.
+
+    Args:
+      path: its name; it and `key` alone decide, not which other parameters there are.
+      param: how it begins.
+      key: of the model.
+      dtype: of the array.
+    Returns:
+      An array of `param.shape`.
+    """
     if param.kind != "normal":
         return {"ones": jnp.ones, "zeros": jnp.zeros}[param.kind](param.shape, dtype)
     key = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))

@@ -98,15 +98,15 @@ def _copy_remote(url: str) -> str:
 
 def _remote_files(url: str) -> dict:
     """relative name → path of the files of a remote directory that a model is read from."""
-    found = {}
+    files = {}
     for file in epath.Path(url).iterdir():
         if file.name == contents.TEMPLATES:
-            found |= {f"{file.name}/{inner.name}": inner for inner in file.glob("*.jinja")}
+            files |= {f"{file.name}/{inner.name}": inner for inner in file.glob("*.jinja")}
         elif file.suffix in contents.MODEL_SUFFIXES:
-            found[file.name] = file
-    if not found:
+            files[file.name] = file
+    if not files:
         raise FileNotFoundError("no files of a model there")
-    return dict(sorted(found.items()))
+    return dict(sorted(files.items()))
 
 
 def _remote_state(file) -> str:

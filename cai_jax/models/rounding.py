@@ -1,7 +1,7 @@
 """The layers' matrices in 8 bits: a quarter of float32, half of bfloat16. Norms, biases and
 embeddings stay as they are.
 
-A matrix is `blocks.Int8`, whole numbers up to 127 times a scale an output channel. The sampler may
+A matrix is `blocks.Int8`, integers up to 127 times a scale an output channel. The sampler may
 have a copy like that, and so may the frozen base under adapters (`lora.py`): nothing but adapters
 is trained there, so nothing is rounded twice.
 """
@@ -48,7 +48,7 @@ def rounded_matrix(name: str, weight: jax.Array):
 
 @functools.lru_cache(maxsize=64)
 def _rounder(axes_in: int, places):
-    # One layer at a time, so that what lies beside the result has the size of a layer.
+    # One layer at a time: what is needed next to the result has the size of a layer.
     return jax.jit(
         lambda weight: jax.lax.map(functools.partial(rounded, axes_in=axes_in), weight),
         out_shardings=places,

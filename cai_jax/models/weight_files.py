@@ -28,7 +28,8 @@ from cai_jax.io import progress
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
-# (what wrappers put before the names, what stands there without them): the first that explains
+SHARD_NAME = "model-{:05d}-of-{:05d}.safetensors"
+# (what wrappers put before the names, what is there without them): the first that explains
 # every name is taken.
 PREFIXES = (
     ("base_model.model.", ""),  # PEFT
@@ -119,6 +120,8 @@ def write_directory(
       sizes: name → bytes of every tensor; in this order they fill the files.
       tensors: (name, value) in any order; a file is written once all of its tensors have come.
       shard_bytes: above this there are several files with an index.
+    Raises:
+      ValueError: a tensor never came.
     """
     directory, shards, size = pathlib.Path(directory), [[]], 0
     for name, nbytes in sizes.items():
@@ -129,7 +132,7 @@ def write_directory(
         size += nbytes
     files = [SINGLE]
     if len(shards) > 1:
-        files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        files = [SHARD_NAME.format(number + 1, len(shards)) for number in range(len(shards))]
     for stale in (*directory.glob("model*.safetensors"), directory / INDEX):
         stale.unlink(missing_ok=True)
     shard_of = {name: number for number, names in enumerate(shards) for name in names}
@@ -151,94 +154,78 @@ def write_directory(
 def open_directory(directory) -> dict[str, Stored]:
     """name → floating-point tensor of a model directory (index buffers of old checkpoints are left
     out). UserError for incomplete weights."""
-    found = _open_directory(pathlib.Path(directory))
-    return {name: item for name, item in found.items() if item.dtype in ITEM_BYTES}
-
-
-def _open_directory(directory: pathlib.Path) -> dict[str, Stored]:
-    single, index = directory / SINGLE, directory / INDEX
-    if single.exists():
-        shards = _other_shards(directory)
-        if (index.exists() or shards) and str(directory) not in _warned:
+    directory = pathlib.Path(directory)
+    shards = sorted(path.name for path in directory.iterdir() if SHARD.fullmatch(path.name))
+    if not (directory / SINGLE).exists():
+        tensors = _open_shards(directory, shards)
+    else:
+        others = [INDEX] * (directory / INDEX).exists() + shards
+        if others and str(directory) not in _warned:
             _warned.add(str(directory))
             progress.warn(
-                f"{directory}: {SINGLE} is read, as transformers does; "
-                f"{INDEX if index.exists() else shards[0]} is there as well and is not: delete "
-                "what does not belong there"
+                f"{directory}: {SINGLE} is read, as transformers does; {others[0]} is there as "
+                "well and is not: delete what does not belong there"
             )
-        return open_file(single)
+        tensors = open_file(directory / SINGLE)
+    return {name: item for name, item in tensors.items() if item.dtype in ITEM_BYTES}
+
+
+def _open_shards(directory: pathlib.Path, there: list[str]) -> dict[str, Stored]:
+    """The tensors of the files that the index names, or of a complete set of shards."""
+    index = directory / INDEX
     if index.exists():
-        return _open_index(index)
-    names = _other_shards(directory)
-    if not names:
-        raise UserError(f"{directory}: {_without_weights(directory)}")
-    _require_all(directory, names)
+        file_of = _file_of(index)
+        names = sorted(set(file_of.values()))
+    else:
+        file_of, totals = {}, sorted({int(SHARD.fullmatch(name)[2]) for name in there})
+        if not totals:
+            raise UserError(f"{directory}: {_without_weights(directory)}")
+        if len(totals) > 1:
+            raise UserError(
+                f"{directory}: shards of different sets (of {' and of '.join(map(str, totals))}) "
+                f"and no {INDEX}; fetch the model again into an empty directory"
+            )
+        names = [SHARD_NAME.format(number + 1, totals[0]) for number in range(totals[0])]
+    missing = [name for name in names if not (directory / name).exists()]
+    if missing:
+        have = [str(number) for number, name in enumerate(names, 1) if name not in missing]
+        raise UserError(
+            f"{directory}: {len(missing)} of {len(names)} weight files are missing, first "
+            f"{missing[0]} (shards that are there: {', '.join(have) or 'none'}); fetch the others"
+        )
+    shards = {name: open_file(directory / name) for name in names}
+    lost = [name for name, shard in file_of.items() if name not in shards[shard]]
+    if lost:
+        raise UserError(
+            f"{index}: {len(lost)} of {len(file_of)} tensors are not in the shards that it "
+            f"names, first '{lost[0][:80]}' in {file_of[lost[0]]}; index and shards do not belong "
+            "together, fetch the model again"
+        )
+    if file_of:
+        return {name: shards[shard][name] for name, shard in file_of.items()}
     tensors: dict[str, Stored] = {}
-    for name in names:
-        found = open_file(directory / name)
-        if twice := sorted(found.keys() & tensors.keys()):
+    for shard in shards.values():
+        if twice := sorted(shard.keys() & tensors.keys()):
             raise UserError(
                 f"{directory}: tensor '{twice[0][:80]}' is in two shards and no {INDEX} says "
                 "which counts; fetch the model again"
             )
-        tensors |= found
+        tensors |= shard
     return tensors
 
 
-def _other_shards(directory: pathlib.Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir() if SHARD.fullmatch(path.name))
-
-
-def _require_all(directory: pathlib.Path, names: Iterable[str]) -> None:
-    """UserError where the shards that are there are not all of one set."""
-    numbers = [tuple(map(int, SHARD.fullmatch(name).groups())) for name in names]
-    totals = sorted({total for _, total in numbers})
-    if len(totals) > 1:
-        raise UserError(
-            f"{directory}: shards of different sets (of {' and of '.join(map(str, totals))}) "
-            f"and no {INDEX}; "
-            "fetch the model again into an empty directory"
-        )
-    there = sorted(number for number, _ in numbers)
-    if there != list(range(1, totals[0] + 1)):
-        raise UserError(
-            f"{directory}: only shards {_listed(there)} of {totals[0]} are there, and no "
-            f"{INDEX}; fetch the others"
-        )
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
-def _open_index(index: pathlib.Path) -> dict[str, np.ndarray]:
+def _file_of(index: pathlib.Path) -> dict[str, str]:
+    """Tensor → file in the index's directory."""
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(places.values()))
-        if any(not isinstance(name, str) or pathlib.Path(name).name != name for name in names):
-            raise ValueError("a shard's name")
+        file_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if all(pathlib.Path(name).name == name for name in file_of.values()) and file_of:
+            return file_of
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(
-            f"{index}: expected a JSON object with 'weight_map', tensor → file in this "
-            "directory; fetch the model again"
-        ) from None
-    if missing := [name for name in names if not (index.parent / name).exists()]:
-        there = [number for number, name in enumerate(names, 1) if name not in missing]
-        have = f"only shards {_listed(there)} of {len(names)} are" if there else "no shard is"
-        raise UserError(
-            f"{index.parent}: {len(missing)} of {len(names)} weight files are missing, first "
-            f"{missing[0]} "
-            f"({have} there); fetch the others"
-        )
-    shards = {name: open_file(index.parent / name) for name in names}
-    lost = [name for name, shard in places.items() if name not in shards[shard]]
-    if lost:
-        raise UserError(
-            f"{index}: {len(lost)} of {len(places)} tensors are not in the shards that it "
-            f"names, first '{lost[0][:80]}' in {places[lost[0]]}; index and shards do not belong "
-            "together, fetch the model again"
-        )
-    return {name: shards[shard][name] for name, shard in places.items()}
+        pass
+    raise UserError(
+        f"{index}: expected a JSON object with 'weight_map', tensor → file in this directory; "
+        "fetch the model again"
+    )
 
 
 def _without_weights(directory: pathlib.Path) -> str:
@@ -246,8 +233,8 @@ def _without_weights(directory: pathlib.Path) -> str:
     if (directory / ADAPTER).exists():
         return adapter_line(directory)
     for pattern, advice in OTHER_FORMATS.items():
-        if found := sorted(path.name for path in directory.glob(pattern)):
-            return f"its weights ({found[0]}) are not {SINGLE}; {advice}"
+        if files := sorted(path.name for path in directory.glob(pattern)):
+            return f"its weights ({files[0]}) are not {SINGLE}; {advice}"
     return f"no {SINGLE} and no {INDEX}; fetch or convert the model again"
 
 

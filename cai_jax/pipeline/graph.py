@@ -280,7 +280,7 @@ def run(
         if describe and artefacts.is_writer():
             artefacts.write_json(run_path / "config.json", describe())
         rows, names = [], sorted(config.stages, key=list(nodes).index)
-        with where.told(run_path, names) as begin:
+        with where.reported(run_path, names) as begin:
             for name in names:
                 if rows and not rows[-1]["skipped"] and preemption.requested():
                     raise preemption.Preempted(f"before stage '{name}'")

@@ -165,14 +165,14 @@ def _data(reference: str) -> Identity | None:
         return None
     texts, parts = [], []
     for source in named:
-        found = _source(source)
+        known = _source(source)
         options = dataclasses.asdict(source) | {"written": ""}
-        options |= {"name": ""} if found else {}
-        options |= {"at": ""} if found and source.kind == sources.TFDS else {}
+        options |= {"name": ""} if known else {}
+        options |= {"at": ""} if known and source.kind == sources.TFDS else {}
         given = {name for name in ("split", "limit") if options[name] is not None}  # "[]" counts
         shown = {name: value for name, value in options.items() if value or name in given}
-        texts.append(f"{found.text if found else ''}{artefacts.dump(shown)}")
-        parts += found.parts if found else ()
+        texts.append(f"{known.text if known else ''}{artefacts.dump(shown)}")
+        parts += known.parts if known else ()
     return Identity("+".join(texts), tuple(parts)) if parts else None
 
 
@@ -182,8 +182,9 @@ def _source(source: sources.Source) -> Identity | None:
     if source.kind == sources.TFDS:  # the prepared files, without the library: it takes seconds
         dataset, _, version = source.name.partition(":")
         path = dataclasses.replace(source, name=dataset).path / version
-        known = dataset and path.is_dir()
-        return _read(source.name, str(path), contents.of_folder(path)) if known else None
+        if not dataset or not path.is_dir():
+            return None
+        return _read(source.name, str(path), contents.of_folder(path))
     own_name = pathlib.Path(os.path.abspath(path)).name if path else ""  # however it is spelled
     if path and path.is_dir():
         where = source.name.rstrip("/") or source.name
@@ -208,7 +209,7 @@ def _code(name: str) -> Identity | None:
 
 def _neighbours(source: pathlib.Path) -> set[pathlib.Path]:
     """The modules of the same directory that a source file imports, and those that they import."""
-    found, waiting = set(), [source]
+    imported, waiting = set(), [source]
     while waiting:
         try:
             tree = ast.parse(waiting.pop().read_bytes())
@@ -219,11 +220,11 @@ def _neighbours(source: pathlib.Path) -> set[pathlib.Path]:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 dotted = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
                 names |= {part for name in dotted for part in name.split(".") if part}
-        paths = {source.parent / f"{name}.py" for name in names} - found - {source}
+        paths = {source.parent / f"{name}.py" for name in names} - imported - {source}
         paths = {path for path in paths if path.is_file()}
-        found |= paths
+        imported |= paths
         waiting += paths
-    return found
+    return imported
 
 
 def writes_date(reference: str) -> bool:
