@@ -8,7 +8,7 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 LONGEST = 2000  # characters of a message: what a file holds may be of any length
 
@@ -105,6 +105,15 @@ def require_finite(values: Iterable[float], ids: Iterable[str], what: str) -> No
                 "gave it is at fault, or "
                 "config.model.dtype is too narrow for it"
             )
+
+
+@contextlib.contextmanager
+def in_field(where: str) -> Iterator[None]:
+    """Puts a field's name before what is wrong with its value."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def readable_streams() -> None:

@@ -113,7 +113,7 @@ def test_what_inputs_and_models_a_table_names_exist():
             "config.graph.rl.kind: no kind 'reports'; did you mean 'report'",
         ),
         (
-            lambda c: c.graph.rl.update({"prompts": 3}),
+            lambda c: c.graph.rl.__setattr__("prompts", 3),
             "config.graph.rl.prompts: expected a group of fields",
         ),
         (lambda c: c.graph.sl.inputs.update({"revision": ""}), "did you mean 'revisions'"),
@@ -147,7 +147,7 @@ def test_a_stage_is_made_of_what_is_given_and_the_defaults():
         ("graph.rl.value_clip", 0.0, "more than 0"),
         ("graph.rl.kl_target", 0.0, "more than 0"),
         ("graph.rl.kl_target", -1.0, "more than 0"),
-        ("graph.rl.kl_horizon", 0, "more than 0"),
+        ("graph.rl.kl_horizon", 0, "at least 1"),
         ("graph.rl.temperature", 0.0, "more than 0"),
         ("graph.rl.kl_coefficient", float("nan"), "at least 0"),
         ("graph.sl.learning_rate", float("inf"), "at least 0"),

@@ -45,12 +45,12 @@ def test_what_can_never_fit_is_refused(stage, fields, limit, told):
     config.sampling.max_length = limit
     config = auto.resolve(topic.resolve(config))
     with pytest.raises(UserError, match=told) as error:
-        limits.check(config, [stage])
+        limits.check(config, stage)
     line = str(error.value)
     assert f"config.graph.{stage}" in line and "sampling.max_length" in line and "\n" not in line
     if limit:
         config.sampling.max_length = 0
-        limits.check(config, [stage])
+        limits.check(config, stage)
 
 
 def test_a_model_is_asked_only_for_what_it_writes(tmp_path, tiny_model):
@@ -62,12 +62,12 @@ def test_a_model_is_asked_only_for_what_it_writes(tmp_path, tiny_model):
         {"initial": "helpful"}, judge="judge", feedback="judge"
     )
     config = topic.resolve(config)
-    limits.check(config, ["evaluate"])
+    limits.check(config, "evaluate")
     chains = {"evals": {"multiple_choice": {"num_chains": 1}}}
     for fields in (chains, {"models": {"initial": "judge"}}):
         config.graph.evaluate.update(fields)
         with pytest.raises(UserError, match="max_chain_tokens|max_new_tokens"):
-            limits.check(config, ["evaluate"])
+            limits.check(config, "evaluate")
         config.graph.evaluate.evals.multiple_choice.num_chains = 0
 
 
@@ -75,7 +75,7 @@ def test_answers_that_a_role_names_need_no_context():
     config = tiny.get_config()
     config.models.judge = "@respond"
     config.graph.evaluate.models = {"initial": "judge"}
-    assert "judge" not in limits.models_of(config, config.graph.evaluate)
+    assert "judge" not in limits.models_of(config, "evaluate")
 
 
 def test_the_shortest_request_is_measured_with_the_runs_template_arguments(tmp_path, tiny_model):
@@ -97,7 +97,7 @@ def test_the_shortest_request_is_measured_with_the_runs_template_arguments(tmp_p
     config.graph.respond = default.respond()
     with config.unlocked():
         config.model.template_args = {"think": False}
-    limits.check(config, ["respond"])
+    limits.check(config, "respond")
 
 
 def test_a_model_of_few_positions_refuses_what_is_longer_than_they_are(tmp_path, tiny_model):
@@ -105,7 +105,7 @@ def test_a_model_of_few_positions_refuses_what_is_longer_than_they_are(tmp_path,
     config.graph.respond = default.respond()  # 256 new tokens
     config.models.base = model(tmp_path / "model", tiny_model, 256)
     with pytest.raises(UserError, match="cannot fit the 256 tokens of 'helpful'"):
-        limits.check(config, ["respond"])
+        limits.check(config, "respond")
 
 
 def test_nothing_is_sampled_before(tmp_path):

@@ -13,6 +13,7 @@ from cai_jax import main
 from cai_jax.errors import UserError
 from cai_jax.pipeline import graph as pipeline
 from cai_jax.pipeline import preflight
+from configs import default
 
 TINY = "--config=configs/tiny.py"
 
@@ -117,7 +118,7 @@ def test_of_a_large_file_the_first_rows_are_read(tmp_path, monkeypatch):
         ("graph.rl.prompts.source=", "config.graph.rl.prompts: 0 rows left, none are asked for"),
         (
             "graph.compare.prompts.limit=0",
-            "config.graph.compare.prompts: 0 rows left, none are asked for",
+            "config.graph.compare.prompts (config.topic.prompts): 0 rows left, none are asked for",
         ),
         (
             "graph.sl.inputs.revisions=respond",
@@ -140,6 +141,8 @@ def test_of_a_large_file_the_first_rows_are_read(tmp_path, monkeypatch):
         ("graph.evaluate.models.rl=@rl:7", "keep step 2, 3"),
         ("graph.evaluate.models.rl=@rl:last", "keep step 2, 3"),
         ("graph.evaluate.evals.judge.judge=@respond", "'@respond' is a stage of kind respond"),
+        ("graph.revise.num_principles=999", "config.graph.revise.num_principles: 999"),
+        ("topic.constitution=nowhere.json", "config.topic.constitution: "),
         ("models.judge=nowhere", None),
         ("models.feedback=models/nowhere", "no such model directory"),
     ],
@@ -150,6 +153,24 @@ def test_mistakes_of_late_stages(tmp_path, flag, message):
         return
     assert message in refused(tmp_path, *f"--config.{flag}".split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_best_of_takes_the_answers_of_a_stage_that_draws_several(tmp_path):
+    config, _ = main.parse(["cai_jax", TINY])
+    with config.unlocked():
+        config.graph.best = default.best_of("rl")
+        config.stages = (*config.stages[:-2], "best")
+    with pytest.raises(UserError, match=r"config.graph.best.inputs.responses: 'rl' is of kind rl"):
+        preflight.check(config, pipeline.build_graph(config), epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize("flag", ["graph.rl.num_minibatches=3", "stages=rl", "seed=-1"])
+def test_a_refused_start_leaves_no_directory(tmp_path, capsys, flag):
+    code = main.main(["cai_jax", TINY, f"--workdir={tmp_path / 'run'}", f"--config.{flag}"])
+    assert code == 2 and not (tmp_path / "run").exists(), capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    assert main.main(["cai_jax", TINY, f"--workdir={tmp_path / 'run'}", f"--config.{flag}"]) == 2
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_a_sources_own_limit_asks_for_rows(tmp_path):

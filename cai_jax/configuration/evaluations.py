@@ -18,7 +18,6 @@ from cai_jax.configuration.fields import (
 from cai_jax.configuration.groups import (
     ADAPTERS,
     CLAMP,
-    COMPARISONS,
     CONSTITUTION,
     DRAW,
     HELD_OUT,
@@ -26,15 +25,15 @@ from cai_jax.configuration.groups import (
     MODEL_FORMAT,
     NUMBERS,
     OPTIMISATION,
-    PROMPTS,
+    rows,
 )
 
 HARM_FIELDS: Table = {
     "init": model("base", '"a language model"; not said which'),
     # hh-rlhf's red-team-attempts {transcript, rating}: the file, or the data set that
     # `cai_jax.data.prepare` makes of it.
-    "ratings": with_defaults(PROMPTS, source="tfds:cai_hh_rlhf/red_team_attempts", split=""),
-    "heldout": with_defaults(PROMPTS, source="", split=""),  # measured on only; "" for none
+    "ratings": rows("ratings", True, source="tfds:cai_hh_rlhf/red_team_attempts", split=""),
+    "heldout": rows("ratings", source="", split=""),  # measured on only; "" for none
     "holdout_fraction": share(0.1, "of the first human turns of ratings", open_high=True),
     **with_defaults(OPTIMISATION, batch_size=64),
     "adapters": ADAPTERS,
@@ -86,7 +85,7 @@ EVALS: dict[str, Table] = {
     "preference_pairs": {
         "reward": REWARD,
         **QUESTIONS,
-        "comparisons": with_defaults(COMPARISONS, split="heldout"),
+        "comparisons": rows("comparisons", source="topic:comparisons", split="heldout"),
     },
     # Expected harm of every model's answers (section 4.5, Figure 10): 64 held-out prompts, 256
     # answers each, at both temperatures; greedy answers are all the same, so only one is drawn.
@@ -94,7 +93,7 @@ EVALS: dict[str, Table] = {
         "model": model("", "@harm; '' for none", "harm"),
         "num_samples": count(256, "answers to each prompt"),
         "temperatures": Field((0.0, 1.0), tuple, NUMBERS, "at which they are drawn"),
-        "prompts": with_defaults(HELD_OUT, limit=64),
+        "prompts": rows(split="heldout", limit=64),
     },
 }
 
@@ -108,7 +107,7 @@ EVALUATION_FIELDS: Table = {
     # Any field prompts_NAME is a set of prompts that every model answers.
     "prompts_*": HELD_OUT,
     "prompts_red_team": HELD_OUT,
-    "prompts_helpful": with_defaults(HELD_OUT, source="topic:helpful"),
+    "prompts_helpful": rows(source="topic:helpful", split="heldout"),
     "num_samples": count(1, "answers to each prompt"),
     **DRAW,
     "max_new_tokens": MAX_NEW_TOKENS,

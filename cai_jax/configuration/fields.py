@@ -19,7 +19,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections import config_dict
@@ -99,12 +99,30 @@ class Word(Text):
 
 
 @dataclasses.dataclass(frozen=True)
+class Source(Text):
+    """A source of rows (`data/sources.py`), in a group with split, offset and limit.
+
+    Attributes:
+      of: what its rows are: prompts, comparisons or ratings.
+      required: whether the stage has nothing to do without a row.
+    """
+
+    of: str = "prompts"
+    required: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Constitution(Text):
+    """A constitution, as `constitution.loader` reads it."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Model(Text):
     """A reference to a model.
 
     Attributes:
-      needs: "policy", "reward" or "harm"; or a function of the stage's fields that gives one of
-        them, or "" where any will do.
+      needs: "policy", "reward", "harm" or, where any will do, "any"; or a function of the stage's
+        fields that gives one of them.
       answers: whether answers that exist may stand in for the model.
       python: whether a function may, python:module.function.
     """
@@ -112,6 +130,10 @@ class Model(Text):
     needs: str | Callable[[Any], str] = "policy"
     answers: bool = False
     python: bool = False
+
+    def needed(self, fields) -> str:
+        """What a stage with these fields needs: policy, reward, harm or any."""
+        return self.needs(fields) if callable(self.needs) else self.needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,6 +270,9 @@ class Named:
 Table = Mapping[str, "Field | Named | Table"]
 
 
+KIND = word("", "which table the fields of a group have")
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """ "did you mean 'x'?" where a known name is close, else the list of known names."""
     names = list(names)
@@ -324,8 +349,17 @@ def table_of(kind) -> Table:
 # Reading configs by their tables ---------------------------------------------------------------
 
 
-def walk(table: Table, values: Mapping, where: str) -> Iterator[tuple[str, Field, Any]]:
-    """(name, field, value) of every field of `values`, groups within groups included.
+class Setting(NamedTuple):
+    """A field as a config sets it: its name, declaration and value, and the group that it is in."""
+
+    where: str
+    field: Field
+    value: Any
+    group: Mapping
+
+
+def walk(table: Table, values: Mapping, where: str) -> Iterator[Setting]:
+    """Every field of `values`, groups within groups included.
 
     Raises:
       UserError: a name that the table does not have, or no group where it has one.
@@ -335,7 +369,7 @@ def walk(table: Table, values: Mapping, where: str) -> Iterator[tuple[str, Field
         if item is None:
             raise UserError(f"{where}: no field '{name}'; {nearest(name, table)}")
         if isinstance(item, Field):
-            yield path, item, value
+            yield Setting(path, item, value, values)
             continue
         if not isinstance(value, (ml_collections.ConfigDict, Mapping)):
             raise UserError(f"{path}: expected a group of fields, not {value!r}")
@@ -343,26 +377,23 @@ def walk(table: Table, values: Mapping, where: str) -> Iterator[tuple[str, Field
             yield from walk(item, value, path)
         elif isinstance(item.of, Field):
             for key in value:
-                yield f"{path}.{key}", item.of, value[key]
+                yield Setting(f"{path}.{key}", item.of, value[key], value)
         else:
             for key in value:
                 yield from walk_kind(item.of, value[key], f"{path}.{key}")
 
 
-def walk_kind(
-    kinds: Mapping[str, Any], values: Mapping, where: str
-) -> Iterator[tuple[str, Field, Any]]:
+def walk_kind(kinds: Mapping[str, Any], values: Mapping, where: str) -> Iterator[Setting]:
     """`walk` over fields whose table is that of their `kind`."""
     if not isinstance(values, (ml_collections.ConfigDict, Mapping)):
         raise UserError(f"{where}: expected a group of fields with a kind, not {values!r}")
     kind = values.get("kind", "")
     if kind not in kinds:
         raise UserError(f"{where}.kind: no kind '{kind}'; {nearest(kind, kinds)}")
-    others = {name: value for name, value in values.items() if name != "kind"}
-    yield from walk(table_of(kinds[kind]), others, where)
+    yield from walk({"kind": KIND, **table_of(kinds[kind])}, values, where)
 
 
 def check(table: Table, values: Mapping, where: str) -> None:
     """Raises UserError for the first field of `values` that its table does not take."""
-    for path, field, value in walk(table, values, where):
-        field.check(path, value)
+    for setting in walk(table, values, where):
+        setting.field.check(setting.where, setting.value)

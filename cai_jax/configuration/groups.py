@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from cai_jax.configuration.fields import (
+    Constitution,
     Field,
     Range,
     Rule,
+    Source,
     Table,
     choice,
     count,
     number,
     positive,
-    text,
     with_defaults,
     word,
 )
@@ -20,8 +23,11 @@ from cai_jax.configuration.fields import (
 # "prompt", tfds:NAME or hf:ORG/NAME, several joined by "+"; `data/sources.py` has the grammar. All
 # fields but `source` hold for every source that says nothing else: a.jsonl[0-8/10]+b.jsonl[:100].
 PROMPTS: Table = {
-    "source": text(
-        "topic:prompts", "embedded:NAME, a file, tfds:NAME, hf:ORG/NAME; a+b for several"
+    "source": Field(
+        "topic:prompts",
+        str,
+        Source(),
+        "embedded:NAME, a file, tfds:NAME or hf:ORG/NAME; a+b for several; '' for none",
     ),
     # '' takes all rows; 2-5/10 those whose first human turn falls into shards 2 to 5 of ten, the
     # same in every file (`data/records.py`).
@@ -31,10 +37,24 @@ PROMPTS: Table = {
     "max_characters": count(None, "longer ones are left out before offset and limit; empty: none"),
     "max_bad_rows": count(0, "so many rows that cannot be read are left out and counted", low=0),
 }
+
+
+def rows(of: str = "prompts", required: bool = False, **defaults) -> Table:
+    """The fields of prompts, comparisons or ratings: `PROMPTS` with other defaults.
+
+    Args:
+      of, required: see `fields.Source`.
+      defaults: source, split, …
+    """
+    table = with_defaults(PROMPTS, **defaults)
+    table["source"] = dataclasses.replace(table["source"], range=Source(of, required))
+    return table
+
+
 # People's comparisons, as hh-rlhf, TRL and UltraFeedback publish them (`data/comparisons.py`). The
 # characters are those of the dialogue and the longer answer.
-COMPARISONS = with_defaults(PROMPTS, source="topic:comparisons")
-HELD_OUT = with_defaults(PROMPTS, split="heldout")
+COMPARISONS = rows("comparisons", source="topic:comparisons")
+HELD_OUT = rows(split="heldout")
 
 MODEL_FORMAT = choice(
     "auto", ("auto", "text", "chat"), "chat template, Human/Assistant text; auto: what there is"
@@ -47,8 +67,11 @@ DRAW: Table = {
     "top_p": number(1.0, "the likeliest tokens of that mass", 0, 1, open_low=True),
 }
 MAX_NEW_TOKENS = count(256, "of an answer; not stated: 128 in 2204's RL, 256 leaves room")
-CONSTITUTION = text(
-    "topic:constitution", "embedded, the folder of the paper's files, or a JSON file of our schema"
+CONSTITUTION = Field(
+    "topic:constitution",
+    str,
+    Constitution(),
+    "embedded, the folder of the paper's files, or a JSON file of our schema",
 )
 
 # Low-rank adapters (LoRA, arXiv 2106.09685) on frozen weights; the paper trains all weights. With

@@ -9,6 +9,7 @@ makes stages from these tables; a field is overridden on the command line as
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 from cai_jax.configuration.evaluations import EVALUATION_FIELDS, HARM_FIELDS
 from cai_jax.configuration.fields import (
@@ -36,9 +37,9 @@ from cai_jax.configuration.groups import (
     MAX_NEW_TOKENS,
     MODEL_FORMAT,
     OPTIMISATION,
-    PROMPTS,
     SCHEDULES,
     TEMPERATURE,
+    rows,
 )
 
 
@@ -53,7 +54,7 @@ class Stage:
       inputs: the table of the stages whose records it reads.
       writes: what its records are to other stages; "" for none.
       makes: the kind of model that it trains: policy, reward or harm; "" for none.
-      samples: whether it draws or scores by the sampler with weights that may be in 8 bits.
+      samples: whether it asks models by the sampler, within sampling.max_length.
       reads_run: whether it reads every stage of the run, whatever its inputs name.
     """
 
@@ -76,7 +77,7 @@ RESPOND = Stage(
     "answers to prompts (section 3.1)",
     {
         "model": model("helpful", "what answers"),
-        "prompts": PROMPTS,
+        "prompts": rows(required=True),
         "num_samples": count(1, "answers to each prompt"),
         **DRAW,
         "max_new_tokens": MAX_NEW_TOKENS,
@@ -133,7 +134,7 @@ COMPARE = Stage(
     "groups of answers to the same prompt (section 4.1): pairs in the paper",
     {
         "model": model("@sl", "what answers"),
-        "prompts": PROMPTS,
+        "prompts": rows(required=True),
         "num_samples": count(2, "answers to each prompt", low=2),
         **DRAW,
         "max_new_tokens": MAX_NEW_TOKENS,
@@ -145,7 +146,7 @@ COMPARE = Stage(
 
 HUMAN = Stage(
     "people's comparisons as an input of `feedback`, which then measures its labels by them",
-    {"human": COMPARISONS},
+    {"human": rows("comparisons", True, source="topic:comparisons")},
     writes="comparisons",
 )
 
@@ -245,7 +246,7 @@ RL = Stage(
         # must then be much larger than the trunk's (such as 1e-3): at 2e-7 it stays where it is.
         "value_model": choice("separate", ("separate", "shared"), "shared: the policy's trunk"),
         "value_coefficient": number(0.1, "weight of the value loss where the trunk is shared"),
-        "prompts": with_defaults(PROMPTS, source="topic:prompts+topic:helpful"),  # section 4.2
+        "prompts": rows(required=True, source="topic:prompts+topic:helpful"),  # section 4.2
         "format": MODEL_FORMAT,
         "num_updates": count(1000, "rollouts with the steps on them"),
         "rollouts_per_update": count(256, "answers; not stated in the paper"),
@@ -278,6 +279,7 @@ RL = Stage(
     },
     writes="responses",
     makes="policy",
+    samples=True,
 )
 
 BEST_OF = Stage(
@@ -322,3 +324,13 @@ STAGES: dict[str, Stage] = {
     "evaluate": EVALUATE,
     "report": REPORT,
 }
+
+
+def stage_module(kind: str):
+    """The module of a kind of stage: `SCHEMA` and `run(ctx)`, and where they are needed
+
+    check(fields, config, where): raises UserError for fields that do not fit together;
+    shortest(fields): the shortest requests that it can make (see `pipeline.limits`);
+    kept_steps(fields): the steps whose checkpoints stay.
+    """
+    return importlib.import_module(f"cai_jax.stages.{kind}")

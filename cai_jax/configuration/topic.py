@@ -64,6 +64,13 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return copy
 
 
+def origin(written) -> str:
+    """The field of config.topic that alone a written value refers to, else ""."""
+    if isinstance(written, str) and written.startswith(MARK) and "+" not in written:
+        return f"config.topic.{written.removeprefix(MARK)}"
+    return ""
+
+
 def _resolve_fields(fields, topic, path: str, needed: bool) -> None:
     for key, value in fields.items():
         where = f"{path}.{key}"

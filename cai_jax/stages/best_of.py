@@ -9,10 +9,21 @@ from __future__ import annotations
 
 import collections
 
+from cai_jax.errors import UserError
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import count_cut, dialogue_from_json, sampled_turn
 
 SCHEMA = 2
+
+
+def check(fields, config, where: str) -> None:
+    """The answers are those of a stage that draws several to a prompt."""
+    kind = config.graph[fields.inputs.responses].kind
+    if kind != "respond":
+        raise UserError(
+            f"{where}.inputs.responses: '{fields.inputs.responses}' is of kind {kind}; expected a "
+            "stage of kind respond, which draws several answers to a prompt"
+        )
 
 
 def run(ctx: StageContext) -> dict:

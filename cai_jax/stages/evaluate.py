@@ -14,17 +14,55 @@ from __future__ import annotations
 import collections
 import json
 
+from cai_jax import references
 from cai_jax.data import answers as answers_lib
 from cai_jax.data import fitting
+from cai_jax.data.prompts import read_prompts
+from cai_jax.errors import in_field
 from cai_jax.evals import collect
 from cai_jax.evals.evaluator import Measured, Task
 from cai_jax.evals.registry import KINDS
 from cai_jax.evals.rows import SCHEMA as METRICS_SCHEMA
 from cai_jax.io import artefacts
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import count_cut
+from cai_jax.structs import Message, count_cut
 
 SCHEMA = 4
+
+
+def check(fields, config, where: str) -> None:
+    """What evaluations ask of their own fields; answers in files are of the prompts that they are
+    compared on."""
+    for name, own in fields.evals.items():
+        if check_evaluation := getattr(KINDS[own.kind], "check", None):
+            with in_field(f"{where}.evals.{name}"):
+                check_evaluation(own)
+    written = {}
+    for name, reference in fields.models.items():
+        target = references.resolve(config.models, reference)
+        if references.parse(target).kind == references.RESPONSES:
+            with in_field(f"{where}.models.{name}"):
+                written[name] = answers_lib.from_file(target)
+    if written:
+        sets = {
+            name.removeprefix(collect.PROMPT_FIELD): read_prompts(**fields[name].to_dict())[0]
+            for name in fields
+            if name.startswith(collect.PROMPT_FIELD) and fields[name].source
+        }
+        answers_lib.require_common(written, sets, where)
+
+
+def shortest(fields):
+    """The shortest requests, as `pipeline.limits` wants them. A judge only scores, and the model of
+    a multiple choice answers only questions."""
+    empty = (Message("human", ""),)
+    models = list(fields.models.values())
+    for reference in models:
+        yield reference, "max_new_tokens", "assistant", empty
+    for name, own in fields.evals.items():
+        asked = [own.get("feedback"), *(models if own.get("choices_of_models") else ())]
+        for reference in filter(None, asked if own.get("num_chains") else ()):
+            yield reference, f"evals.{name}.max_chain_tokens", "assistant", empty
 
 
 def run(ctx: StageContext) -> dict:

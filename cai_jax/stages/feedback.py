@@ -27,7 +27,14 @@ from cai_jax.evals import agreement
 from cai_jax.rewards.preference_model import collected
 from cai_jax.seeds import row_key, row_rng
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import Dialogue, count_cut, dialogue_from_json, responses_of, sampled_turn
+from cai_jax.structs import (
+    Dialogue,
+    Message,
+    count_cut,
+    dialogue_from_json,
+    responses_of,
+    sampled_turn,
+)
 from cai_jax.textmodels import questions
 from cai_jax.textmodels.protocol import Choice, Question, Sampling
 
@@ -36,6 +43,16 @@ SCHEMA = 2
 # and an answer.
 CONCLUSION_ROOM = 40
 MODES = ("multiple_choice", "chain_of_thought", "preference_model")
+
+
+def shortest(fields):
+    """The shortest request, as `pipeline.limits` wants it: the shortest principle, empty texts."""
+    if fields.mode != "preference_model":
+        principles = load_constitution(fields.constitution).comparison_principles
+        principle = min((item.text for item in principles), key=len)
+        question = choices.question((Message("human", ""),), principle, ("", ""))
+        new = "max_chain_tokens" if fields.mode == "chain_of_thought" else ""
+        yield fields.model, new, "assistant", (Message("human", question),)
 
 
 @dataclasses.dataclass(frozen=True)

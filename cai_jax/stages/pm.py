@@ -52,6 +52,17 @@ def make_loss(config, dtype, **options):
     return loss
 
 
+def check(fields, config, where: str) -> None:
+    """Labels are those of the comparisons."""
+    labels, comparisons = fields.inputs.labels, fields.inputs.comparisons
+    judged = config.graph[labels].inputs.get("comparisons", "") if labels else comparisons
+    if labels and judged != comparisons:
+        raise UserError(
+            f"{where}.inputs: '{labels}' labels the comparisons of '{judged}', not of "
+            f"'{comparisons}'; name the same stage in both"
+        )
+
+
 def run(ctx: StageContext) -> dict:
     """Trains a head on `init` and publishes decoder, head and normalisation as `@stage`; held-out
     pairs are records."""

@@ -17,12 +17,38 @@ import dataclasses
 
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.data import fitting
+from cai_jax.errors import UserError
 from cai_jax.seeds import row_key, row_rng
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import Dialogue, Message, count_cut, dialogue_from_json
 from cai_jax.textmodels.protocol import Sampling, Turn
 
 SCHEMA = 2
+
+
+def check(fields, config, where: str) -> None:
+    """There are as many principles as are asked for."""
+    known = len(load_constitution(fields.constitution).critique_principles)
+    if fields.num_principles and fields.num_principles > known:
+        raise UserError(
+            f"{where}.num_principles: {fields.num_principles} are asked for, "
+            f"'{fields.constitution}' has {known} that criticise; leave it empty for all"
+        )
+
+
+def shortest(fields):
+    """The shortest requests, as `pipeline.limits` wants them: the shortest principle, empty
+    texts."""
+    principles = load_constitution(fields.constitution).critique_principles[: fields.num_principles]
+    asked = min((item.critique_request for item in principles), key=len)
+    rewrite = min((item.revision_request for item in principles), key=len)
+    dialogue = (Message("human", ""), Message("assistant", ""))
+    if fields.critique:
+        dialogue += (Message("critique_request", asked),)
+        yield fields.model, "max_critique_tokens", "critique", dialogue
+        dialogue += (Message("critique", ""),)
+    dialogue += (Message("revision_request", rewrite),)
+    yield fields.model, "max_revision_tokens", "revision", dialogue
 
 
 @dataclasses.dataclass

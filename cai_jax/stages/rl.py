@@ -41,6 +41,12 @@ MAX_SAMPLER_GAP = 1e-4  # nats a token between sampler and learner, float32
 NUM_SHOWN = 2  # rollouts an update that TensorBoard shows
 
 
+def kept_steps(fields) -> list[int]:
+    """The updates whose checkpoints stay: snapshots, and the last."""
+    every, last = fields.snapshot_every_updates, fields.num_updates
+    return sorted({*(range(every, last + 1, every) if every else ()), last})
+
+
 def run(ctx: StageContext) -> dict:
     """Trains the policy and publishes it as `@stage`; every rollout is a record, its token arrays
     are files in rollouts/."""
