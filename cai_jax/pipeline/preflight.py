@@ -14,7 +14,7 @@ import dataclasses
 import importlib
 import netrc
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
