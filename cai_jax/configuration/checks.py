@@ -11,7 +11,15 @@ from cai_jax.configuration.run import RUN
 from cai_jax.errors import UserError
 
 # Files and directories of a run directory, beside those of the stages.
-RESERVED = ("aside", "config.json", "lock.held", "lock.json", "pinned.json", "status.json")
+RESERVED = (
+    "aside",
+    "config.json",
+    "lock.held",
+    "lock.held",
+    "lock.json",
+    "pinned.json",
+    "status.json",
+)
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:

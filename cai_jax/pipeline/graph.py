@@ -10,6 +10,7 @@ import contextlib
 import gc
 import pathlib
 import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -98,13 +99,14 @@ def run(
 def _no_empty_directory(workdir: str) -> Iterator[None]:
     """A run directory that was not there before is removed where a refused start leaves it
     empty."""
-    existed = pathlib.Path(workdir).exists()
+    directory = pathlib.Path(workdir)
+    existed = directory.exists()
     try:
         yield
     except UserError:
-        if not existed and artefacts.is_writer():
-            with contextlib.suppress(OSError):  # it is not empty
-                pathlib.Path(workdir).rmdir()
+        names = {path.name for path in directory.iterdir()} if directory.is_dir() else {""}
+        if not existed and artefacts.is_writer() and names <= {"lock.held"}:
+            shutil.rmtree(directory, ignore_errors=True)
         raise
 
 

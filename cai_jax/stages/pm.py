@@ -15,8 +15,8 @@ import numpy as np
 from cai_jax import seeds
 from cai_jax.configuration import auto
 from cai_jax.core import losses
-from cai_jax.evals import preference
 from cai_jax.errors import UserError
+from cai_jax.evals import preference
 from cai_jax.io import progress
 from cai_jax.models import heads
 from cai_jax.planning import throughput
