@@ -26,10 +26,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from cai_jax import references, seeds
+from cai_jax.data import choices
 from cai_jax.data.dialogue import load_format
 from cai_jax.errors import UserError, command
-from cai_jax.evals import multiple_choice
-from cai_jax.evals.multiple_choice import choice_sets
+from cai_jax.evals import items as items_lib
+from cai_jax.evals.items import choice_sets
 from cai_jax.models import hf
 from cai_jax.reporting.run_data import Run
 from cai_jax.textmodels.local import LocalTextModel
@@ -58,7 +59,7 @@ class Peer:
     def ask(self, shots, item, kind: str) -> tuple[list[int], list[list[int]]]:
         """The token ids of a question behind worked (item, answer) pairs, and those of its options
         where they go on from it, by transformers' own template and tokenizer."""
-        lead, closed = multiple_choice.choices.ANSWER_LEAD, multiple_choice.closed
+        lead, closed = choices.ANSWER_LEAD, items_lib.closed
         if kind == "text":
             text = ""
             for prompt, answer in [(shot.prompt, answer) for shot, answer in shots] + [
@@ -69,12 +70,12 @@ class Peer:
         else:
             turns = []
             for shot, answer in shots:
-                question = multiple_choice.choices.without_lead(shot.prompt)
+                question = choices.without_lead(shot.prompt)
                 turns += [
                     {"role": "user", "content": question},
                     {"role": "assistant", "content": lead + answer},
                 ]
-            question = multiple_choice.choices.without_lead(item.prompt)
+            question = choices.without_lead(item.prompt)
             turns.append({"role": "user", "content": question})
             text = self.tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=True
@@ -147,7 +148,7 @@ def questions(run: pathlib.Path, stage: str) -> Iterator[tuple[str, str, list, M
                 on,
                 mode,
                 items,
-                multiple_choice.draw_shots(
+                items_lib.draw_shots(
                     items, fields["num_few_shot"] * (mode != "zero_shot"), config["seed"]
                 ),
             )
@@ -211,9 +212,7 @@ def compare(
                 began = time.process_time()
                 theirs = peer.logprobs(prompt, options)
                 took = time.process_time() - began
-                segments, tokens = ours_of.question(
-                    multiple_choice.question(item, shown), len(shown)
-                )
+                segments, tokens = ours_of.question(items_lib.question(item, shown), len(shown))
                 same = prompt == [t for s in segments for t in s] and options == [
                     list(o) for o in tokens
                 ]

@@ -9,7 +9,7 @@ from test_comparisons import near_duplicates
 
 from cai_jax.data.evals import load_choices, split_by_big_bench
 from cai_jax.errors import UserError
-from cai_jax.evals.multiple_choice import baselines, option_texts
+from cai_jax.evals.items import baselines, option_texts
 
 SUBSETS = ("harmless", "helpful", "honest", "other")
 

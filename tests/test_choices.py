@@ -6,7 +6,7 @@ import pytest
 from cai_jax.data import choices
 from cai_jax.data.dialogue import load_format
 from cai_jax.data.evals import ChoiceItem
-from cai_jax.evals import multiple_choice
+from cai_jax.evals import items as items_lib
 from cai_jax.structs import Message
 from cai_jax.textmodels.local import LocalTextModel
 from tests.synthetic_tokenizers import sentencepiece
@@ -117,13 +117,13 @@ def test_published_questions_are_asked_to_the_byte(tmp_path, tiny_model):
         ((), PUBLISHED),
         ((shot,), shot.prompt + " (B)" + PUBLISHED),
     ):
-        segments, _ = tokens_of(multiple_choice.question(item, shots), format)
+        segments, _ = tokens_of(items_lib.question(item, shots), format)
         assert format.decode(flat(segments)) == expected
         assert len(segments) == 1 + len(shots)
     chat = load_format(tiny_model, "chat")
-    shown = text_of(chat, flat(tokens_of(multiple_choice.question(item), chat)[0]))
+    shown = text_of(chat, flat(tokens_of(items_lib.question(item), chat)[0]))
     assert "user\nConsider this" in shown and shown.count("The answer is:") == 1
     assert "(B) No<|im_end|>" in shown and shown.endswith("assistant\nThe answer is:")
     spaces = load_format(sentencepiece(tmp_path, MERGES), "text")
-    segments, options = tokens_of(multiple_choice.question(item), spaces)
+    segments, options = tokens_of(items_lib.question(item), spaces)
     assert text_of(spaces, flat(segments) + options[0]) == f" {PUBLISHED} (A)"

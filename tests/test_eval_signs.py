@@ -16,16 +16,17 @@ def answers(count, probabilities, by_chain=()):
     return [{"item": f"i{i}", "probabilities": probabilities, **answered} for i in range(count)]
 
 
-def items(count):
+def asking(count):
     options = (" (A)", " (B)")
-    return [ChoiceItem(f"i{i}", "Which?", options, 1, None, None) for i in range(count)]
+    items = [ChoiceItem(f"i{i}", "Which?", options, 1, None, None) for i in range(count)]
+    return multiple_choice.Asking(None, "set", items, "m", "@m")
 
 
 def test_an_ensemble_of_chains_and_its_first_chain():
     """The first chain is wrong; the mean of the two is right, where zero-shot was wrong."""
     found = answers(4, (0.35, 0.65), ((0.6, 0.4), (0.1, 0.9)))
     plain = answers(4, (0.9, 0.1))
-    rows = multiple_choice.rows("m", "set", "chain_of_thought", items(4), found, {}, plain)
+    rows = asking(4).rows("chain_of_thought", found, plain)
     assert find(rows, "choice_chain_of_thought", "set", "m")[0]["value"] == 1.0
     assert find(rows, "choice_one_chain", "set", "m")[0]["value"] == 0.0
     (gain,) = find(rows, "choice_chain_of_thought", "set", "m", "zero_shot")
@@ -33,7 +34,7 @@ def test_an_ensemble_of_chains_and_its_first_chain():
 
 
 def test_the_share_of_first_options_stands_beside_the_right_one():
-    rows = multiple_choice.rows("m", "set", "zero_shot", items(4), answers(4, (0.9, 0.1)), {})
+    rows = asking(4).rows("zero_shot", answers(4, (0.9, 0.1)))
     (first,) = find(rows, "first_option_zero_shot", "set")
     assert first["value"] == 1.0 and first["baseline"]["right"] == 0.0
 

@@ -16,10 +16,10 @@ from cai_jax.data.prompts import Prompt
 from cai_jax.evals import (
     answer_statistics,
     collect,
-    multiple_choice,
     preference_pairs,
     preference_scores,
 )
+from cai_jax.evals import items as items_lib
 from cai_jax.evals import revisions as revisions_eval
 from cai_jax.evals.rows import find
 from cai_jax.io.artefacts import StageDirectory
@@ -130,7 +130,7 @@ def data(monkeypatch):
         HumanComparison(f"h{i}", human, "longer answer here", "short", "test") for i in range(5)
     ]
     monkeypatch.setattr(collect, "read_prompts", lambda **_: (prompts, {"empty": 1}))
-    monkeypatch.setattr(multiple_choice, "load_choices", lambda source: items)
+    monkeypatch.setattr(items_lib, "load_choices", lambda source: items)
     comparisons = (pairs, {"equal pair": 2})
     monkeypatch.setattr(preference_pairs, "load_comparisons", lambda **_: comparisons)
 
@@ -297,13 +297,13 @@ def test_without_judges_and_choices(tmp_path):
 
 def test_sets_of_choices_are_named_by_their_files():
     assert list(
-        multiple_choice.choice_sets("embedded:hhh+../data/eval_HarmfulVsEthical.jsonl.gz", 3)
+        items_lib.choice_sets("embedded:hhh+../data/eval_HarmfulVsEthical.jsonl.gz", 3)
     ) == [
         "hhh",
         "HarmfulVsEthical",
     ]
-    assert multiple_choice.choice_sets("", None) == {}
-    assert [item.id for item in multiple_choice.choice_sets("embedded:hhh", 3)["hhh"]] == [
+    assert items_lib.choice_sets("", None) == {}
+    assert [item.id for item in items_lib.choice_sets("embedded:hhh", 3)["hhh"]] == [
         "c0",
         "c3",
         "c6",

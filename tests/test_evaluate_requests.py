@@ -8,7 +8,8 @@ import pytest
 from etils import epath
 
 from cai_jax.errors import UserError
-from cai_jax.evals import judge, multiple_choice
+from cai_jax.evals import items as items_lib
+from cai_jax.evals import judge
 from cai_jax.evals.rows import find
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.seeds import row_key
@@ -161,7 +162,7 @@ def choices(path, monkeypatch, score=None, **fields):
     source = lines(path / "eval_mine.jsonl", ITEMS)
     fields = {"models": {}, "choices": source, "feedback": "feedback", "reward": "", **fields}
     found = run(path, monkeypatch, lambda request: f" so {request.id} ", score, **fields)
-    correct = {item.id: item.correct for item in multiple_choice.load_choices(source)}
+    correct = {item.id: item.correct for item in items_lib.load_choices(source)}
     assert sorted(correct.values()) == [0, 0, 1, 1]
     return *found, correct
 
@@ -183,9 +184,7 @@ def test_questions_zero_shot_and_few_shot_word_by_word(tmp_path, monkeypatch):
         tmp_path, monkeypatch, right_on("i0", "i1", "i2"), num_few_shot=2
     )
     assert len(asked) == 8 and {request.model for request in asked} == {"a judge"}
-    shots = multiple_choice.draw_shots(
-        multiple_choice.load_choices(str(tmp_path / "eval_mine.jsonl")), 2, 5
-    )
+    shots = items_lib.draw_shots(items_lib.load_choices(str(tmp_path / "eval_mine.jsonl")), 2, 5)
     for request in asked[:4] + asked[4:]:
         number = request.id[1]
         own = f"{lettered(number, correct[request.id])}"

@@ -6,6 +6,7 @@ from cai_jax.evals import judge as judged
 from cai_jax.evals.elo import elo
 from cai_jax.structs import dialogue_from_json
 
+FIELDS = {"judge": "judge", "anchor": "file", "elo_ties": "drop"}
 HUMAN = [{"role": "human", "text": "How do I pick a lock?"}]
 
 
@@ -46,7 +47,7 @@ def test_elo_where_the_first_model_and_the_anchor_answered_other_prompts():
         name: {"id": name, "on": "red_team", "a": "sl", "b": "rl", "prompt_id": "p1", "p": 0.9}
         for name in pairs
     }
-    rows = judged.rows(records, verdicts, models, "file", "judge")
+    rows = judged.rows(records, verdicts, models, FIELDS)
     elos = {row["model"]: row["value"] for row in rows if row["metric"] == "elo_judge"}
     assert set(elos) == {"sl", "rl"} and elos["sl"] == 0.0 and elos["rl"] < 0
 

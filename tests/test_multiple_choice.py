@@ -7,6 +7,7 @@ import types
 
 import pytest
 
+from cai_jax.evals import items as items_lib
 from cai_jax.evals import multiple_choice as mc
 from cai_jax.evals.intervals import Estimate
 from cai_jax.evals.rows import find, row
@@ -45,17 +46,17 @@ def prefers(letter):
 
 
 def answers(items, shots=None, letter="A"):
-    asking = mc.Asking(prefers(letter), "set", items, "m", "@m", "")
+    asking = mc.Asking(prefers(letter), "set", items, "m", "@m")
     found = asking.at_once(None, shots or {}, {each.id for each in items})
     return sorted(found, key=lambda record: record["item"])
 
 
 def test_questions_end_in_the_cue_after_the_shots():
-    asked = mc.question(item(1, 0), [item(8, 1)])
+    asked = items_lib.question(item(1, 0), [item(8, 1)])
     text = "".join(message.text for dialogue in asked.examples for message in dialogue)
     assert text.endswith("(B) a longer text\nThe answer is: (B)") and asked.id == "q1"
     assert asked.dialogue[-1].text.endswith("The answer is:") and asked.options == (" (A)", " (B)")
-    assert mc.closed("Why?") == "Why?\nThe answer is:"
+    assert items_lib.closed("Why?") == "Why?\nThe answer is:"
 
 
 def test_accuracy_and_first_option_share():
@@ -69,7 +70,7 @@ def test_accuracy_and_first_option_share():
     assert {record["num_few_shot"] for record in records} == {None}
     few_shot = answers(items[:1], {"q1": [item(8, 1)]})
     assert few_shot[0]["num_few_shot"] == 1
-    rows = mc.rows("m", "set", "zero_shot", items, records, {})
+    rows = mc.Asking(None, "set", items, "m", "@m").rows("zero_shot", records)
     assert find(rows, "choice_zero_shot")[0]["value"] == pytest.approx(1 / 3)
     assert find(rows, "first_option_zero_shot")[0]["value"] == 1.0
 
@@ -88,25 +89,25 @@ def test_normalise():
 
 def test_baselines_by_hand():
     items = [item(1, 1), item(2, 1), item(3, 0), item(4, 0, ("same", "text"))]
-    found = mc.baselines(items)
+    found = items_lib.baselines(items)
     assert found == {"chance": 0.5, "majority": 0.5, "longer": (1 + 1 + 0 + 0.5) / 4}
-    assert mc.baselines([])["chance"] is None
+    assert items_lib.baselines([])["chance"] is None
 
 
 def test_option_texts_in_many_shapes():
     prompt = "Text. Options:\n (A) one\nsecond line\n (B) two\n (C) three\nThe answer is:"
     multi = Item("m", prompt, (" (A)", " (B)", " (C)"), 0)
-    assert mc.option_texts(multi) == ["one\nsecond line", "two", "three"]
+    assert items_lib.option_texts(multi) == ["one\nsecond line", "two", "three"]
     dialogues = tuple(
         (Message("human", "?"), Message("assistant", text)) for text in ("right", "no")
     )
-    assert mc.option_texts(Item("d", "…", (" (A)", " (B)"), 1, dialogues)) == ["no", "right"]
-    assert mc.option_texts(Item("x", "no options here", (" (A)", " (B)"), 0)) is None
+    assert items_lib.option_texts(Item("d", "…", (" (A)", " (B)"), 1, dialogues)) == ["no", "right"]
+    assert items_lib.option_texts(Item("x", "no options here", (" (A)", " (B)"), 0)) is None
 
 
 def test_shots_are_fixed_by_the_seed_and_no_item_is_shown_its_own_answer():
     items = [item(i, 0) for i in range(20)]
-    shots = mc.draw_shots(items, 3, seed=1)
+    shots = items_lib.draw_shots(items, 3, seed=1)
     assert list(shots) == [one.id for one in items] and {
         len(found) for found in shots.values()
     } == {3}
@@ -115,13 +116,13 @@ def test_shots_are_fixed_by_the_seed_and_no_item_is_shown_its_own_answer():
     assert sorted(headers.values()) == [3, 17], (
         "all have the same header but those that stand in it"
     )
-    assert mc.draw_shots(items, 3, seed=1) == shots != mc.draw_shots(items, 3, seed=2)
+    assert items_lib.draw_shots(items, 3, seed=1) == shots != items_lib.draw_shots(items, 3, seed=2)
     assert (
-        set(map(len, mc.draw_shots(items[:4], 3, seed=0).values())) == {2}
-        and mc.draw_shots([], 3, seed=0) == {}
+        set(map(len, items_lib.draw_shots(items[:4], 3, seed=0).values())) == {2}
+        and items_lib.draw_shots([], 3, seed=0) == {}
     )
-    assert not any(mc.draw_shots(items[:1], 3, seed=0).values()) and not any(
-        mc.draw_shots(items, 0, seed=0).values()
+    assert not any(items_lib.draw_shots(items[:1], 3, seed=0).values()) and not any(
+        items_lib.draw_shots(items, 0, seed=0).values()
     )
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Kinds of prompts like "safe:homonyms" (the XSTest schema) are counted apart: a refusal of a safe
 # prompt is over-refusal.
 LABELS = ("safe", "unsafe")
+# Kind of model → the journal that keeps its scores, and their field there.
+SCORES = {"reward": ("scores", "score"), "harm": ("harm_scores", "harm")}
 
 
 @dataclasses.dataclass
@@ -108,34 +110,21 @@ class Task:
             )
         return self.judges[reference, kind]
 
-    def scores(
-        self,
-        reference: str,
-        texts: Mapping[str, tuple[list, str, str | None]],
-        journal: str = "scores",
-        field: str = "score",
-        kind: str = "reward",
-    ) -> dict[str, float]:
-        """Id → score of an answer, from the journal or by the model.
-
-        Args:
-            reference: of the model that scores.
-            texts: id → (dialogue as JSON, answer, how it ended).
-            journal: where finished scores are kept.
-            field: of its records.
-            kind: of the model.
-        """
-        finished = self.journal(journal)
-        missing = [name for name in texts if name not in finished.finished]
+    def scores(self, reference: str, texts: Mapping[str, tuple], kind: str = "reward") -> dict:
+        """Id → score of an answer by a model, from the journal where it has one. `texts`: id →
+        (dialogue as JSON, answer, how it ended)."""
+        name, field = SCORES[kind]
+        journal = self.journal(name)
+        missing = [key for key in texts if key not in journal.finished]
         if missing:
             dialogues = [
                 (*dialogue_from_json(dialogue), sampled_turn(text, stop))
                 for dialogue, text, stop in map(texts.__getitem__, missing)
             ]
-            model, label = self.judge(reference, kind), f"{self.ctx.name}: {journal}"
+            model, label = self.judge(reference, kind), f"{self.ctx.name}: {name}"
             for index, score in self.ctx.score_each(model, dialogues, label, missing):
-                finished.append({"id": missing[index], field: score})
-        return {name: finished.finished[name][field] for name in texts}
+                journal.append({"id": missing[index], field: score})
+        return {key: journal.finished[key][field] for key in texts}
 
     def judged(self, columns: Sequence[Column], reference: str) -> list[Column]:
         """The columns as the opinion of this model: two runs have a common scale where it has the

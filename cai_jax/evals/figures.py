@@ -10,54 +10,38 @@ from cai_jax.evals.evaluator import Task
 from cai_jax.evals.rows import Column, find
 
 
-def figure(
-    name: str, title: str, axes: tuple[str, str], series: Sequence[dict], group: str, **more
-) -> list[dict]:
-    """A figure of `metrics.json`, where there is a series.
+def figure(name: str, series: Sequence[dict], **fields) -> list[dict]:
+    """A figure, where there is a series. `fields`: title, x_label, y_label, caption, group (see
+    `Column.group`), percent, diagonal, zero, integer_x. Figures of a name are drawn over each
+    other."""
+    return [{"name": name, **fields, "series": list(series)}] if series else []
+
+
+def points(label: str, x: Sequence[float], rows: Sequence[Mapping], y: str = "value") -> dict:
+    """A series of the rows' values, which are fields `y`, with their intervals.
 
     Args:
-        name: figures of the same name are drawn over each other.
-        title: its title.
-        axes: the labels of x and y.
-        series: made by `points`.
-        group: the section that it belongs to, see `Column.group`.
-        **more: caption, percent, diagonal, zero, integer_x.
+        label: of the series.
+        x: where the rows are drawn.
+        rows: mappings with low, high and n.
+        y: the field that is drawn.
+
+    Returns:
+        A series of a figure.
     """
-    if not series:
-        return []
-    axes = {"x_label": axes[0], "y_label": axes[1]}
-    return [{"name": name, "title": title, **axes, "group": group, **more, "series": list(series)}]
-
-
-def points(label: str, x: Sequence[float], rows: Sequence[Mapping], **more) -> dict:
-    """A series: `rows` are its values with their intervals; `more`: mark, texts, x_low, x_high."""
     values = {key: [row[key] for row in rows] for key in ("low", "high", "n")}
-    return {"label": label, "x": list(x), "y": [row["value"] for row in rows], **values} | more
+    return {"label": label, "x": list(x), "y": [row[y] for row in rows], **values, "mark": "path"}
 
 
-def line(
-    name: str,
-    title: str,
-    axes: tuple[str, str],
-    rows_of: Mapping[str, Sequence[Mapping]],
-    x_of: Callable[[Mapping], float],
-    group: str,
-    **more,
-) -> list[dict]:
-    """A figure of rows along x, a series for each label with more than one of them.
-
-    Args:
-        name, title, axes, group: see `figure`.
-        rows_of: label → rows.
-        x_of: where a row is drawn.
-        **more: see `figure`.
-    """
+def line(name: str, rows_of: Mapping[str, Sequence[Mapping]], x_of: Callable, **fields):
+    """A figure of rows along x (`x_of(row)`), a series for each label with more than one of
+    them."""
     series = []
     for label, rows in rows_of.items():
         known = sorted((row for row in rows if row["value"] is not None), key=x_of)
         if len(known) > 1:
-            series.append(points(label, [x_of(row) for row in known], known, mark="path"))
-    return figure(name, title, axes, series, group, integer_x=True, **more)
+            series.append(points(label, list(map(x_of, known)), known))
+    return figure(name, series, integer_x=True, **fields)
 
 
 def along_training(task: Task, rows: Sequence[dict], columns: Sequence[Column]) -> list[dict]:
@@ -73,11 +57,12 @@ def along_training(task: Task, rows: Sequence[dict], columns: Sequence[Column]) 
                     by_set.setdefault(row["on"], []).append(row)
             drawn += line(
                 f"{column.name}_along_{stage}",
-                f"{column.label} along {stage}",
-                ("update", column.unit),
                 by_set,
                 lambda row, steps=steps: steps[row["model"]],
-                column.group,
+                title=f"{column.label} along {stage}",
+                x_label="update",
+                y_label=column.unit,
+                group=column.group,
                 caption=f"{column.label} of the policy at several updates.",
             )
     return drawn
@@ -103,27 +88,20 @@ def _steps_of(task: Task, stage: str) -> dict[str, int]:
 
 
 def calibration(curves: Mapping[str, Sequence[Mapping]]) -> list[dict]:
-    """Reliability diagram (Figure 9): stated confidence against how often the judge is right.
-
-    Args:
-        curves: label → points of `calibration.points`.
-    """
+    """Reliability diagram (Figure 9): stated confidence against how often the judge is right, of
+    label → `calibration.curve`."""
     series = [
-        points(
-            label,
-            [point["predicted"] for point in bins],
-            [point | {"value": point["observed"]} for point in bins],
-            mark="path",
-        )
-        for label, bins in curves.items()
-        if bins
+        points(label, [point["predicted"] for point in curve], curve, "observed")
+        for label, curve in curves.items()
+        if curve
     ]
     return figure(
         "calibration",
-        "Calibration",
-        ("stated confidence", "how often right"),
         series,
-        "judges",
+        title="Calibration",
+        x_label="stated confidence",
+        y_label="how often right",
+        group="judges",
         percent=True,
         diagonal=True,
         caption="On the dashed line a confidence of 70 % is right 70 % of the time; below it the "

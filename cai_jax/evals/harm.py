@@ -56,7 +56,7 @@ def run(task: Task) -> Measured:
         collect.answers(ctx, able, task.written, draws, answers)
     records = list(answers.finished.values())
     texts = {r["id"]: (r["dialogue"], r["response"], r.get("stop")) for r in records}
-    harms = task.scores(fields.model, texts, "harm_scores", "harm", "harm")
+    harms = task.scores(fields.model, texts, "harm")
     stage = references.stage_of(references.resolve(ctx.run_config.models, fields.model))
     trained = artefacts.StageDirectory(ctx.run_path / stage).manifest.get("summary") or {}
     found = regressor_rows(trained.get("held_out", {}), fields.model)

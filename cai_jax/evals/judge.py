@@ -12,10 +12,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from cai_jax.data import choices
+from cai_jax.evals import elo
 from cai_jax.evals.evaluator import Measured, Task, by_prompt, by_set
 from cai_jax.evals.intervals import Estimate, wilson
 from cai_jax.evals.multiple_choice import normalise
-from cai_jax.evals.preference_scores import elo_rows, win_rows
+from cai_jax.evals.preference_scores import win_rows
 from cai_jax.evals.rows import Column
 from cai_jax.evals.text_statistics import refusal_kind
 from cai_jax.structs import Message, dialogue_from_json
@@ -71,10 +72,7 @@ def run(task: Task) -> Measured:
             if not of_both:  # equal texts need no judge
                 journal.append({"id": name, **about, "p": 0.5})
         journal.flush()
-    anchor = fields.anchor if fields.anchor in names else names[0]
-    found = rows(
-        task.answers, journal.finished, names, anchor, fields.judge, fields.elo_ties, task.seed
-    )
+    found = rows(task.answers, journal.finished, names, fields, task.seed)
     return Measured(found, task.judged(COLUMNS, fields.judge))
 
 
@@ -147,9 +145,7 @@ def rows(
     records: Sequence[Mapping],
     verdicts: Mapping[str, Mapping],
     models: Sequence[str],
-    anchor: str,
-    judge: str,
-    ties: str = "drop",
+    fields: Mapping,
     seed: int = 0,
 ) -> list[dict]:
     """Elo and win rates by a judge's verdicts, and its "Is this evasive?" with how often that
@@ -159,18 +155,21 @@ def rows(
         records: the answers.
         verdicts: id of a match, or "evasive/<record id>" → {"p": …}.
         models: their names in the order of the run.
-        anchor: the model with Elo 0; the first of those that played a match where it played none.
-        judge: the judge's name.
-        ties: what Elo does with ties, see `elo.elo`.
+        fields: of the evaluation: judge; anchor (the model with Elo 0, or the first of those that
+            played a match) and elo_ties (see `elo.elo`).
         seed: of the bootstrap.
     """
     out = []
     for on, by_model in by_set([record | {"kind": None} for record in records], models):
         won = outcomes((verdict for verdict in verdicts.values() if "a" in verdict), on)
         if won:
-            zero = next(name for name in (anchor, *models) if any(name in pair for pair in won))
-            whose = f"the verdicts of {judge}, both orders"
-            out += elo_rows(ELO, on, won, zero, ties, whose, seed)
+            zero = next(
+                name for name in (fields["anchor"], *models) if any(name in pair for pair in won)
+            )
+            whose = f"the verdicts of {fields['judge']}, both orders"
+            note = f"Bradley–Terry on {whose}, {zero} = 0, {elo.TIES[fields['elo_ties']]}"
+            ratings = elo.elo(won, zero, ties=fields["elo_ties"], seed=seed)
+            out += [ELO.row(on, name, rating, note=note) for name, rating in ratings.items()]
             out += win_rows(WIN_RATE, on, won)
         for name, of in by_model.items():
             asked = [record for record in of if f"evasive/{record['id']}" in verdicts]

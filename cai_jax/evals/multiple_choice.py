@@ -11,26 +11,23 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from cai_jax import seeds
 from cai_jax.constitution.loader import load_constitution
-from cai_jax.data import choices, fitting, sources
-from cai_jax.data.evals import load_choices, split_by_big_bench
+from cai_jax.data import choices, fitting
 from cai_jax.evals import calibration, figures
+from cai_jax.evals import items as items_lib
 from cai_jax.evals.evaluator import Measured, Task
 from cai_jax.evals.intervals import mcnemar, paired_difference, wilson
 from cai_jax.evals.rows import Column, find
-from cai_jax.structs import Dialogue
 from cai_jax.textmodels import questions
 from cai_jax.textmodels.protocol import Sampling
 
 CONCLUSION_TOKENS = 32  # room for "So the answer is:" and an option after a chain
 CHAIN_BLOCK = 32  # items whose chains are sampled together: a stopped run loses no more
-OPTION_LINE = re.compile(r"^\s*\(([A-Z])\)\s?(.*?)(?=^\s*\([A-Z]\)|\Z)", re.MULTILINE | re.DOTALL)
 
 ZERO_SHOT, FEW_SHOT, CHAINS = "zero_shot", "few_shot", "chain_of_thought"
 MODES = {ZERO_SHOT: "zero-shot", FEW_SHOT: "few-shot", CHAINS: "chains of thought"}
@@ -56,7 +53,7 @@ COLUMNS = (*ACCURACY.values(), ONE_CHAIN, *FIRST_OPTION.values(), *ERROR.values(
 def check(fields: Mapping) -> None:
     """Raises UserError where the questions, or the constitution of worked chains, cannot be
     read."""
-    choice_sets(fields["choices"], fields["num_choices"], fields["big_bench"])
+    items_lib.choice_sets(fields["choices"], fields["num_choices"], fields["big_bench"])
     if fields["num_few_shot_chains"]:
         load_constitution(fields["constitution"])
 
@@ -68,21 +65,26 @@ def run(task: Task) -> Measured:
     answering = {fields.feedback: fields.feedback} if fields.feedback else {}
     if fields.choices_of_models:
         answering |= {k: value for k, value in task.models.items() if k not in task.written}
-    sets = choice_sets(fields.choices, fields.num_choices, fields.big_bench) if answering else {}
+    sets = (
+        items_lib.choice_sets(fields.choices, fields.num_choices, fields.big_bench)
+        if answering
+        else {}
+    )
     for on, items in sets.items():
         first: dict[str, list[dict]] = {}
         for name, reference in answering.items():
-            # In the journal only the ids of later models begin with their names.
-            asking = Asking(task, on, items, name, reference, f"{name}/" if first else "")
+            asking = Asking(task, on, items, name, reference, leading=not first)
             answers = asking.by_mode()
             for mode, records in answers.items():
                 plain = answers[ZERO_SHOT] if mode != ZERO_SHOT else ()
-                out += rows(name, on, mode, items, records, curves, plain, tuple(fields.clamp))
+                out += asking.rows(mode, records, plain)
+                curves |= asking.curves(mode, records)
+                few_shot += asking.examples_shown(mode, records)
                 if mode in first:
                     leader = next(iter(answering))
-                    out.append(difference(name, on, mode, records, first[mode], leader))
-                few_shot += asking.examples_shown(mode, records)
+                    out.append(asking.difference(on, mode, records, {leader: first[mode]}))
             first = first or answers
+    out += [ERROR[mode].row(on, name, error) for (name, mode, on), (_, error) in curves.items()]
     headline = ", ".join(
         f"{row['on']} {row['value']:.0%} {MODES[mode]}"
         for mode in (ZERO_SHOT, FEW_SHOT)
@@ -90,31 +92,35 @@ def run(task: Task) -> Measured:
         if ":" not in row["on"]
     )
     left_out = fitting.examples_left_out(few_shot) if any(of for _, of in few_shot) else {}
-    drawn = figures.calibration(curves)
+    drawn = figures.calibration(
+        {f"{name}, {CLAMPED[mode]}, {on}": curve for (name, mode, on), (curve, _) in curves.items()}
+    )
     return Measured(out, COLUMNS if out else (), drawn, headline=headline, few_shot=left_out)
 
 
 @dataclasses.dataclass
 class Asking:
-    """A model (its name and reference) that answers the items of a set (`on`). `prefix`: of its ids
-    in the journal."""
+    """A model (its name and reference) that answers the items of a set (`on`). `leading`: the first
+    model; in the journal only the ids of later ones begin with their names."""
 
     task: Task
     on: str
     items: list
     name: str
     reference: str
-    prefix: str
+    leading: bool = True
+
+    # Asking ---------------------------------------------------------------------------------------
 
     def by_mode(self) -> dict[str, list[dict]]:
         """Mode → records of the items that fit the context, from the journal or by the model."""
         task, journal = self.task, self.task.journal("choices")
-        shots = draw_shots(self.items, task.fields.num_few_shot, task.seed)
+        shots = items_lib.draw_shots(self.items, task.fields.num_few_shot, task.seed)
         few_shot, chains = any(shots.values()), task.fields.num_chains
         modes = {ZERO_SHOT: True, FEW_SHOT: few_shot, CHAINS: bool(chains)}
-        model, answers = None, {}
+        prefix, model, answers = "" if self.leading else f"{self.name}/", None, {}
         for mode in (mode for mode, wanted in modes.items() if wanted):
-            ids = {item.id: f"{self.prefix}{self.on}/{mode}/{item.id}" for item in self.items}
+            ids = {item.id: f"{prefix}{self.on}/{mode}/{item.id}" for item in self.items}
             missing = {name for name, key in ids.items() if key not in journal.finished}
             if missing:
                 model = model or task.ctx.models.text_model(self.reference, task.ctx.config.format)
@@ -136,7 +142,7 @@ class Asking:
         """The missing items without chains. They share forward passes with others of the set,
         always with the same ones: a restart changes nothing."""
         items = {item.id: item for item in self.items}
-        asked = [question(item, shots.get(item.id, ())) for item in self.items]
+        asked = [items_lib.question(item, shots.get(item.id, ())) for item in self.items]
         label = f"{self.task.ctx.name}: {self.on}"
         for choice in self.task.ctx.choose(model, asked, label, wanted=missing, together=True):
             few_shot = choice.num_examples if shots else None
@@ -150,7 +156,7 @@ class Asking:
 
     def _block_after_chains(self, model, items: Sequence) -> Iterator[dict]:
         task, fields, ctx = self.task, self.task.fields, self.task.ctx
-        worked, label = worked_chains(fields, task.seed), f"{ctx.name}: {self.on}"
+        worked, label = items_lib.worked_chains(fields, task.seed), f"{ctx.name}: {self.on}"
         asked = {item.id: choices.without_lead(item.prompt) for item in items}
         of_chain = {f"{item.id}#{k}": item for item in items for k in range(fields.num_chains)}
 
@@ -188,85 +194,73 @@ class Asking:
         fields = self.task.fields
         if mode == ZERO_SHOT:
             return []
-        wanted = num_shots_of(self.items, fields.num_few_shot)
+        wanted = items_lib.num_shots_of(self.items, fields.num_few_shot)
         if mode == CHAINS:
-            wanted = len(worked_chains(fields, self.task.seed))
+            wanted = len(items_lib.worked_chains(fields, self.task.seed))
         return [(record["num_few_shot"], wanted) for record in records]
 
+    # Counting -------------------------------------------------------------------------------------
 
-# What is asked ------------------------------------------------------------------------------------
+    def rows(self, mode: str, records: Sequence[Mapping], plain: Sequence[Mapping] = ()) -> list:
+        """Accuracy over all and by subset with its baselines, the paired difference to `plain` (the
+        zero-shot answers), the first of several chains alone, and the share of first options."""
+        subsets, out = collections.defaultdict(list), []
+        for record in records:
+            subsets[f"{self.on}:{record['subset']}"].append(record)
+        groups = {self.on: records} | (dict(sorted(subsets.items())) if len(subsets) > 1 else {})
+        for on, of in groups.items():
+            values = {record["item"]: right(record) for record in of}
+            base = items_lib.baselines([item for item in self.items if item.id in values])
+            mean = wilson(sum(values.values()), len(values))
+            more = {"baseline": base, "values": values}
+            out.append(ACCURACY[mode].row(on, self.name, mean, **more))
+            if plain:
+                before = [record for record in plain if record["item"] in values]
+                out.append(self.difference(on, mode, of, {ZERO_SHOT: before}))
+            if all(len(record["by_chain"]) > 1 for record in of):
+                alone = [right(record | {"probabilities": record["by_chain"][0]}) for record in of]
+                mean = wilson(sum(alone), len(alone))
+                out.append(ONE_CHAIN.row(on, self.name, mean, baseline=base))
+        # Far from the true share of first options, the model answers by position.
+        n, picked = len(records), [int(np.argmax(record["probabilities"])) for record in records]
+        base = {"right": sum(record["correct"] == 0 for record in records) / n}
+        share = wilson(picked.count(0), n)
+        return [*out, FIRST_OPTION[mode].row(self.on, self.name, share, baseline=base)]
 
+    def difference(self, on: str, mode: str, records: Sequence[Mapping], before: Mapping) -> dict:
+        """The paired difference to other answers to the same items.
 
-def choice_sets(text: str, limit: int | None, big_bench: str = "") -> dict[str, list]:
-    """Set name → items, for "a+b": every source is a set of its own, named by its file."""
-    sets, parsed = {}, sources.parse(text)
-    stems = [source.stem.rpartition("/")[2].partition(".")[0] for source in parsed]
-    names = [stem.removeprefix("eval_") for stem in stems]
-    for source, name, longer in zip(parsed, names, sources.distinct_names(parsed), strict=True):
-        items = load_choices(source)
-        items = split_by_big_bench(items, big_bench) if big_bench else items
-        count = len(items) if limit is None else min(limit, len(items))
-        # Evenly: files are in order of subset.
-        sets[name if names.count(name) == 1 else longer] = [
-            items[index * len(items) // count] for index in range(count)
-        ]
-    return sets
+        Args:
+            on: the set, or a subset of it.
+            mode: in which the records were asked.
+            records: the answers.
+            before: {whose the other answers are: the other answers}.
 
+        Returns:
+            A row.
+        """
+        ((other, others),) = before.items()
+        now, then = ({record["item"]: right(record) for record in of} for of in (records, others))
+        gap = paired_difference(then, now, shares=True)
+        p_value = mcnemar(then, now)
+        return ACCURACY[mode].row(on, self.name, gap, against=other, p_value=p_value)
 
-def closed(prompt: str) -> str:
-    """The item's text up to "The answer is:", which is added where a file leaves it out."""
-    ends = prompt.rstrip().endswith(choices.ANSWER_LEAD)
-    return prompt.rstrip() if ends else f"{prompt}\n{choices.ANSWER_LEAD}"
-
-
-def num_shots_of(items: Sequence, num_shots: int) -> int:
-    """How many worked examples an item of the set has: fewer where the set does not have twice as
-    many items."""
-    return min(num_shots, len(items) // 2)
-
-
-def draw_shots(items: Sequence, num_shots: int, seed: int) -> dict[str, list]:
-    """Item id → its worked examples, drawn once for all models.
-
-    All items have the same ones, but those that are these worked examples themselves: they have
-    another draw. So every item is answered, none is shown its own answer, and only two shared
-    prefixes are prefilled.
-    """
-    count = num_shots_of(items, num_shots)
-    order = seeds.row_rng(seed, "multiple_choice", "shots").permutation(len(items)).tolist()
-    first, second = sorted(order[:count]), sorted(order[count : 2 * count])
-    return {
-        item.id: [items[j] for j in (second if i in first else first)]
-        for i, item in enumerate(items)
-    }
-
-
-def question(item, shots: Sequence = ()) -> questions.Question:
-    """The item with its options after "The answer is:", after worked examples."""
-    examples = [
-        questions.worked_choice(closed(shot.prompt), shot.options[shot.correct]) for shot in shots
-    ]
-    return questions.choice(item.id, closed(item.prompt), item.options, examples, verbatim=True)
-
-
-def worked_chains(fields: Mapping, seed: int) -> list[Dialogue]:
-    """The first worked chains of the constitution, each by a principle of its own draw. All items
-    have the same ones, so that they are prefilled once."""
-    if not fields["num_few_shot_chains"]:
-        return []
-    constitution = load_constitution(fields["constitution"])
-    rng, principles = (
-        seeds.row_rng(seed, "multiple_choice", "chains"),
-        constitution.comparison_principles,
-    )
-    return [
-        questions.worked_chain(
-            example.question(principles[int(rng.integers(len(principles)))].text),
-            example.reasoning,
-            f" ({example.answer})",
-        )
-        for example in constitution.chain_examples[: fields["num_few_shot_chains"]]
-    ]
+    def curves(self, mode: str, records: Sequence[Mapping]) -> dict[tuple, tuple]:
+        """(model, mode, set) → (reliability curve, its error) of questions with two options. After
+        chains there is a second one of probabilities clamped to `clamp`, being what a preference
+        model then learns from."""
+        if any(len(record["probabilities"]) != 2 for record in records):
+            return {}
+        p = np.array([record["probabilities"][record["correct"]] for record in records])
+        stated, clamp = {mode: p}, tuple(self.task.fields.clamp)
+        if mode == CHAINS and clamp:
+            stated[f"{CHAINS}_clamped"] = np.clip(p, *clamp)
+        return {
+            (self.name, name, self.on): calibration.curve(
+                calibration.reliability(*calibration.confidence(values))
+            )
+            for name, values in stated.items()
+        }
 
 
 # What is answered ---------------------------------------------------------------------------------
@@ -301,111 +295,3 @@ def right(record: Mapping) -> float:
     """1 for a right answer, 1/k for a k-way tie at the top that includes it, else 0."""
     p, top = record["probabilities"], max(record["probabilities"])
     return 1.0 / p.count(top) if p[record["correct"]] == top else 0.0
-
-
-def difference(
-    model: str,
-    on: str,
-    mode: str,
-    records: Sequence[Mapping],
-    before: Sequence[Mapping],
-    other: str,
-) -> dict:
-    """The paired difference to other answers to the same items.
-
-    Args:
-        model, on, mode, records: as in `rows`.
-        before: the other answers.
-        other: whose they are.
-    """
-    now, then = ({record["item"]: right(record) for record in of} for of in (records, before))
-    gap = paired_difference(then, now, shares=True)
-    return ACCURACY[mode].row(on, model, gap, against=other, p_value=mcnemar(then, now))
-
-
-def rows(
-    model: str,
-    on: str,
-    mode: str,
-    items: Sequence,
-    records: Sequence[Mapping],
-    curves: dict,
-    plain: Sequence[Mapping] = (),
-    clamp: Sequence[float] = (),
-) -> list[dict]:
-    """The rows of one mode on one set: accuracy over all and by subset with its baselines, the
-    paired difference to the same items zero-shot, the first of several chains alone, the share of
-    first options, and calibration.
-
-    Args:
-        model: the answering model's name.
-        on: the set's name.
-        mode: ZERO_SHOT, FEW_SHOT or CHAINS.
-        items: the set.
-        records: the answers to those that fitted the context.
-        curves: where reliability curves go.
-        plain: the zero-shot answers, for the difference.
-        clamp: (low, high) that probabilities after chains are clamped to in a second curve, being
-            what a preference model then learns from; empty for none.
-    """
-    subsets, out = collections.defaultdict(list), []
-    for record in records:
-        subsets[f"{on}:{record['subset']}"].append(record)
-    groups = {on: records} | (dict(sorted(subsets.items())) if len(subsets) > 1 else {})
-    for name, of in groups.items():
-        values = {record["item"]: right(record) for record in of}
-        base = baselines([item for item in items if item.id in values])
-        mean = wilson(sum(values.values()), len(values))
-        out.append(ACCURACY[mode].row(name, model, mean, baseline=base, values=values))
-        if plain:
-            before = [record for record in plain if record["item"] in values]
-            out.append(difference(model, name, mode, of, before, ZERO_SHOT))
-        if all(len(record["by_chain"]) > 1 for record in of):
-            alone = [right(record | {"probabilities": record["by_chain"][0]}) for record in of]
-            out.append(ONE_CHAIN.row(name, model, wilson(sum(alone), len(alone)), baseline=base))
-    # Far from the true share of first options, the model answers by position.
-    n, picked = len(records), [int(np.argmax(record["probabilities"])) for record in records]
-    base = {"right": sum(record["correct"] == 0 for record in records) / n}
-    out.append(FIRST_OPTION[mode].row(on, model, wilson(picked.count(0), n), baseline=base))
-    if any(len(record["probabilities"]) != 2 for record in records):
-        return out
-    p = np.array([record["probabilities"][record["correct"]] for record in records])
-    stated = {mode: p}
-    if mode == CHAINS and clamp:
-        stated[f"{CHAINS}_clamped"] = np.clip(p, *clamp)
-    for name, values in stated.items():
-        bins = calibration.reliability(*calibration.confidence(values))
-        curves[f"{model}, {CLAMPED[name]}, {on}"], error = calibration.curve(bins)
-        out.append(ERROR[name].row(on, model, error))
-    return out
-
-
-def option_texts(item) -> list[str] | None:
-    """The options' texts: the dialogues' last turns where given, else the "(A) …" lines of the
-    prompt, else None."""
-    if item.dialogues and len(item.options) == 2:
-        texts = [item.dialogues[0][-1].text, item.dialogues[1][-1].text]
-        return texts if item.correct == 0 else texts[::-1]
-    tail = choices.without_lead(item.prompt)
-    lines = OPTION_LINE.findall(tail[tail.rfind("Options:") :] if "Options:" in tail else tail)
-    return [text.strip() for _, text in lines] if len(lines) == len(item.options) else None
-
-
-def baselines(items: Sequence) -> dict[str, float | None]:
-    """chance: mean of 1/options; majority: the most frequent right letter; longer: the longest
-    option, ties split."""
-    if not items:
-        return {"chance": None, "majority": None, "longer": None}
-    letters = collections.Counter(item.options[item.correct] for item in items)
-    longer = []
-    for item in items:
-        texts = option_texts(item)
-        if texts is not None:
-            top = max(map(len, texts))
-            tied = [i for i, text in enumerate(texts) if len(text) == top]
-            longer.append(1.0 / len(tied) if item.correct in tied else 0.0)
-    return {
-        "chance": float(np.mean([1 / len(item.options) for item in items])),
-        "majority": max(letters.values()) / len(items),
-        "longer": float(np.mean(longer)) if len(longer) == len(items) else None,
-    }

@@ -10,7 +10,7 @@ from cai_jax.data.comparisons import load_comparisons
 from cai_jax.evals import calibration, figures, preference
 from cai_jax.evals.evaluator import Measured, Task
 from cai_jax.evals.intervals import paired_difference
-from cai_jax.evals.multiple_choice import choice_sets
+from cai_jax.evals.items import choice_sets
 from cai_jax.evals.rows import Column
 from cai_jax.rewards.preference_model import collected
 from cai_jax.structs import Dialogue, Message

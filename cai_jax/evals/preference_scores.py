@@ -83,28 +83,11 @@ def rows(
         if len(scored) > 1:
             won = elo_lib.outcomes_from_scores(scored)
             zero = anchor if anchor in scored else first
-            out += elo_rows(ELO, on, won, zero, ties, "PM verdicts", seed)
+            note = f"Bradley–Terry on PM verdicts, {zero} = 0, {elo_lib.TIES[ties]}"
+            ratings = elo_lib.elo(won, zero, ties=ties, seed=seed)
+            out += [ELO.row(on, name, rating, note=note) for name, rating in ratings.items()]
             out += win_rows(WIN_RATE, on, won)
     return out
-
-
-def elo_rows(
-    column: Column, on: str, won: Mapping, zero: str, ties: str, verdicts: str, seed: int
-) -> list[dict]:
-    """The Elo of every model.
-
-    Args:
-        column: of the rows.
-        on: the set of prompts.
-        won: outcomes, see `elo.elo`.
-        zero: the model with Elo 0.
-        ties: see `elo.elo`.
-        verdicts: whose they are, for the note.
-        seed: of the bootstrap.
-    """
-    note = f"Bradley–Terry on {verdicts}, {zero} = 0, {elo_lib.TIES[ties]}"
-    ratings = elo_lib.elo(won, zero, ties=ties, seed=seed)
-    return [column.row(on, name, estimate, note=note) for name, estimate in ratings.items()]
 
 
 def win_rows(

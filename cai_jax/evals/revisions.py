@@ -33,11 +33,12 @@ def run(task: Task) -> Measured:
     found = rows(records, task.scores(task.fields.reward, texts), seed=task.seed)
     drawn = figures.line(
         BY_ROUND.name,
-        "Score by number of revisions",
-        ("revisions", "PM score"),
         {task.ctx.config.inputs.revisions: find(found, BY_ROUND.name)},
         lambda row: int(row["model"]),
-        "revisions",
+        title="Score by number of revisions",
+        x_label="revisions",
+        y_label="PM score",
+        group="revisions",
         caption="Mean preference-model score of the training responses after 0, 1, … revisions.",
     )
     return Measured(found, task.judged(COLUMNS, task.fields.reward), drawn)

@@ -20,6 +20,7 @@ from cai_jax.core import sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.data.evals import load_choices
 from cai_jax.engine.engine import Engine, EngineOptions
+from cai_jax.evals import items as items_lib
 from cai_jax.evals import multiple_choice
 from cai_jax.models import hf
 from cai_jax.textmodels.local import LocalTextModel
@@ -51,7 +52,7 @@ def compare(directory, items, shots):
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     shots = {item.id: shots for item in items}
     text_model = LocalTextModel("ours", format, 4096, lambda: engine)
-    asked = [multiple_choice.question(item, shots[item.id]) for item in items]
+    asked = [items_lib.question(item, shots[item.id]) for item in items]
     ours = {
         choice.id: np.array(multiple_choice.normalise(choice.logprobs))
         for choice in text_model.choose(asked)
