@@ -81,7 +81,7 @@ class Context:
             {
                 "models": {"feedback": "base", "helpful": "base", "base": "somewhere"},
                 "stages": ("sl", "pm", "rl", "evaluate"),
-                "graph": {"rl": {"kind": "rl", "reward": "@pm"}},
+                "graph": {"rl": {"kind": "rl", "reward": "@pm", "missing_eos_penalty": 0.0}},
                 "model": {"scan_layers": False},
             }
         )

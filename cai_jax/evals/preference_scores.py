@@ -11,6 +11,7 @@ from cai_jax.evals import figures, length
 from cai_jax.evals.evaluator import Measured, Task, by_prompt, by_set
 from cai_jax.evals.intervals import net_wins, wilson
 from cai_jax.evals.rows import Column, find
+from cai_jax.rewards.reward import terms_of
 
 SCORE = Column(
     "pm_score", "PM score", "PM score", "higher", figure="forest", title="Preference-model score"
@@ -131,7 +132,7 @@ def _notes(task: Task) -> list[str]:
     trained = sorted(
         name
         for name, stage in task.ctx.run_config.graph.items()
-        if stage.get("kind") == "rl" and stage.get("reward") == task.fields.reward
+        if stage.get("kind") == "rl" and task.fields.reward in _learned_from(stage)
     )
     if not trained or not task.models:
         return []
@@ -139,6 +140,11 @@ def _notes(task: Task) -> list[str]:
         f"the judge {task.fields.reward} is the preference model that {', '.join(trained)} was "
         "trained against: its score is expected to rise and is no independent evidence"
     ]
+
+
+def _learned_from(stage: Mapping) -> set[str]:
+    """The preference models and functions that an rl stage's reward is made of."""
+    return {term.get("model") or term.get("function") for term in terms_of(stage).values()}
 
 
 def headline(found: list[dict], models: Sequence[str], topic: str) -> str:
