@@ -43,7 +43,7 @@ def measure(directory: str, sizes: tuple[int, int, int], repeats: int) -> dict:
         "seconds": statistics.median(seconds),
         "all_seconds": seconds,
         "learner_gib": held / 2**30,
-        "sampler_gib": engine.layout_bytes / 2**30,
+        "sampler_gib": engine.runner.layout_bytes / 2**30,
     }
 
 

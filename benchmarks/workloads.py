@@ -143,7 +143,7 @@ class Bench:
         engine = self.engine(batch_size)
         if forget:
             engine.update(self.params)
-            jax.block_until_ready(engine.weights)
+            jax.block_until_ready(engine.runner.weights)
         lengths = lengths or [new_tokens] * len(segments)
         requests = [
             SampleRequest(str(n), s, seeds.row_key(0, n), lengths[n])

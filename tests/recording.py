@@ -123,7 +123,7 @@ class Recorder:
         longest = max([new_tokens, *map(len, options)])
         return 0 < sum(map(len, request.segments)) <= self._limit - longest
 
-    def generate(self, requests, sampling, on_progress=None):
+    def generate(self, requests, sampling):
         noted = [self._note(request, sampling) for request in requests]
         for asked in reversed(noted):
             answer = self._answer(asked)
@@ -132,7 +132,7 @@ class Recorder:
             ids = (*ids, self._model.format.tokenizer.eos) if stop == "eos" else tuple(ids)
             yield Completion(asked.id, ids, (-0.5,) * len(ids), text, stop)
 
-    def score(self, requests, on_progress=None, together=False, wanted=None):
+    def score(self, requests, together=False, wanted=None):
         noted = [
             self._note(request, None)
             for request in requests

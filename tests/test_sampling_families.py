@@ -48,7 +48,7 @@ def test_sampler_and_scorer_agree_with_the_decoder(name, tmp_path):
     options = EngineOptions(batch_size=2, chunk_steps=6, max_length=64)
     engine = Engine(params, config, Format, mesh, options)
     if name in ("gemma2", "gpt_neox"):  # without blocks, as on an accelerator
-        engine._block = 0
+        engine.runner.block = 0
         engine.update(params)
     request = SampleRequest("a", (HEADER, PROMPT), np.array([3, 5], np.uint32))
     (done,) = engine.generate([request], SamplingParams(max_new_tokens=6))

@@ -37,7 +37,7 @@ def test_a_weight_is_at_most_half_a_step_away():
 @pytest.mark.parametrize("block", [256, 0])  # as on a CPU, as on an accelerator
 def test_sampler_and_scorer_have_the_rounded_weights(block):
     engine = Engine(model(), CONFIG, Format, options=EngineOptions(batch_size=2, int8=True))
-    engine._block = block
+    engine.runner.block = block
     engine.update(model())
     (done,) = engine.generate([SampleRequest("a", (TOKENS,), seeds.row_key(0))], SamplingParams(8))
     (score,) = engine.score([ScoreRequest("a", (TOKENS,), (done.tokens,))])

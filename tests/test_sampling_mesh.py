@@ -40,13 +40,13 @@ def run(sizes, devices):
 
 one, scores, _ = run({}, jax.devices()[:1])
 many, others, engine = run({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices())
-engine._kernel = "splash_interpreted"  # the TPU's, each device with its own heads
-engine._store.clear()
+engine.runner.kernel = "splash_interpreted"  # the TPU's, each device with its own heads
+engine.prompts.store.clear()
 flash = [score.logprobs for score in engine.score([ScoreRequest(str(n), p, ((9, 10), (11,))) for n, p in enumerate(prompts[:4])])]
 print(json.dumps({
     "flash": float(np.abs(np.subtract(scores, flash)).max()),
-    "devices": len(engine.weights["layers"][0]["gate"].sharding.device_set),
-    "split": engine.weights["layers"][0]["gate"].addressable_shards[0].data.shape,
+    "devices": len(engine.runner.weights["layers"][0]["gate"].sharding.device_set),
+    "split": engine.runner.weights["layers"][0]["gate"].addressable_shards[0].data.shape,
     "rows": sum(one[name].tokens != many[name].tokens for name in one), "lengths": sorted({len(x.tokens) for x in one.values()}),
     "logprobs": max(float(np.abs(np.subtract(one[n].logprobs, many[n].logprobs)).max()) for n in one
                     if one[n].tokens == many[n].tokens),

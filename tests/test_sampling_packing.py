@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai_jax.core import losses
-from cai_jax.engine import packing, row_reader
+from cai_jax.engine import packed_reader, packing
 from cai_jax.engine.engine import Engine
 from cai_jax.models import decoder
 from cai_jax.structs import ScoreRequest
@@ -35,13 +35,13 @@ def questions(header=()):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Rows of 256 tokens, read in several blocks; questions of more stand alone."""
-    sizes = {"TOKENS": 128, "QUERIES": 32, "KEYS": 32, "HEADER_KEYS": 64, "TARGETS": 16}
+    sizes = {"TOKENS": 128, "QUERIES": 32, "KEYS": 32, "PREFIX_KEYS": 64, "TARGETS": 16}
     for name, size in sizes.items():
-        monkeypatch.setattr(row_reader, name, size)
-    monkeypatch.setattr(packing, "ROW", 256)
-    row_reader.read.clear_cache()
+        monkeypatch.setattr(packed_reader, name, size)
+    monkeypatch.setattr(packing, "BLOCKWISE", 256)
+    packed_reader.read.clear_cache()
     yield
-    row_reader.read.clear_cache()
+    packed_reader.read.clear_cache()
 
 
 @given(st.lists(st.integers(1, 100), max_size=30))
@@ -70,12 +70,12 @@ def test_each_token_sees_its_own_text(asked):
     def text(place):
         return [row.tokens[i] for i in range(place + 1) if row.ends[i] > place]
 
-    for (prompt, options), found in zip(asked, row.found, strict=True):
+    for (prompt, options), found in zip(asked, row.scored, strict=True):
         for option, indices in zip(options, found, strict=True):
             assert [row.targets[index] for index in indices] == option
             for number, index in enumerate(indices):
-                assert text(row.places[index]) == prompt + option[:number]
-                assert row.offsets[row.places[index]] == len(prompt) + number - 1
+                assert text(row.indices[index]) == prompt + option[:number]
+                assert row.offsets[row.indices[index]] == len(prompt) + number - 1
     texts = {
         tuple((*prompt, *option[:-1])[:end])
         for prompt, options in asked
@@ -83,7 +83,7 @@ def test_each_token_sees_its_own_text(asked):
         for end in range(1, len(prompt) + len(option))
     }
     assert len(row.tokens) == len(texts), "what texts begin with stands there once"
-    assert len(set(zip(row.places, row.targets, strict=True))) == len(row.targets)
+    assert len(set(zip(row.indices, row.targets, strict=True))) == len(row.targets)
 
 
 @given(
@@ -147,8 +147,7 @@ def test_without_blocks_they_are_the_same(small_blocks, monkeypatch):
     that."""
     monkeypatch.setattr(packing, "PACK", 128)
     asked, way = questions(HEADER)[1:5], Engine(model(), CONFIG, Format)
-    monkeypatch.setattr(way, "_kernel", "")
-    monkeypatch.setattr(way, "_row_size", packing.PACK)
+    monkeypatch.setattr(way.runner, "kernel", "")
     read = {
         score.id: score.token_logprobs
         for score in Engine(model(), CONFIG, Format).score(asked, together=True)
@@ -159,12 +158,10 @@ def test_without_blocks_they_are_the_same(small_blocks, monkeypatch):
 
 
 def test_what_is_left_gets_the_same_bits(small_blocks):
-    asked, told, way = questions(), [], Engine(model(), CONFIG, Format)
+    asked, way = questions(), Engine(model(), CONFIG, Format)
     whole = {score.id: score.token_logprobs for score in way.score(asked, together=True)}
     left = {"q1", "q4", "q7"}
-    found = list(
-        way.score(asked, lambda done, total: told.append((done, total)), together=True, wanted=left)
-    )
-    assert {score.id for score in found} == left and told == [(1, 3), (2, 3), (3, 3)]
+    found = list(way.score(asked, together=True, wanted=left))
+    assert {score.id for score in found} == left
     assert all(score.token_logprobs == whole[score.id] for score in found)
     assert not list(way.score(asked, together=True, wanted=set()))

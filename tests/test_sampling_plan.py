@@ -28,9 +28,9 @@ CONFIG = ModelConfig(
 def test_pieces_hold_the_prompt_in_few_shapes(count):
     pieces = plan.cut(count)
     assert sum(real for real, _ in pieces) == count
-    assert all(0 < real <= size and size in plan.PIECES for real, size in pieces)
+    assert all(0 < real <= size and size in plan.CHUNKS for real, size in pieces)
     assert all(real == size for real, size in pieces[:-1])  # padding only at the end
-    assert sum(size for _, size in pieces) - count < plan.PIECES[0] + 2 * plan.CALL_TOKENS
+    assert sum(size for _, size in pieces) - count < plan.CHUNKS[0] + 2 * plan.CALL_TOKENS
 
 
 @given(st.integers(1, 5000))
@@ -64,5 +64,5 @@ def test_the_batch_is_what_the_memory_holds():
     assert plan.plan_batch(CONFIG, jnp.float32, 1000, 9 * row, "cpu") == 8
     assert plan.plan_batch(CONFIG, jnp.float32, 1000, 1000 * row, "cpu") == plan.MAX_BATCH["cpu"]
     assert plan.plan_batch(CONFIG, jnp.bfloat16, 1000, 9 * row, "cpu", multiple=3) == 12
-    with pytest.raises(UserError, match="sampling.cache_bytes"):
+    with pytest.raises(UserError, match="config.sampling.max_length"):
         plan.plan_batch(CONFIG, jnp.float32, 1000, row - 1, "cpu")

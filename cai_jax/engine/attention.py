@@ -1,4 +1,4 @@
-"""Attention over parts (header, own past, new tokens) with one common maximum and one common
+"""Attention over spans (prefix, own past, new tokens) with one common maximum and one common
 denominator: it is the softmax over their concatenation."""
 
 from __future__ import annotations
@@ -32,22 +32,25 @@ def join_heads(context_BxKxGxTxDh, dtype):
     return context_BxKxGxTxDh.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, Dh).astype(dtype)
 
 
-def attend(q_BxKxGxTxDh, parts, cap: float | None, by_head: bool = False):
-    """(context, peak, total) over all parts: context = Σ exp(score - peak) · value, not yet divided
+def attend(q_BxKxGxTxDh, spans, cap: float | None, by_head: bool = False):
+    """(context, peak, total) over all spans: context = Σ exp(score - peak) · value, not yet divided
     by total.
 
-    parts: (keys, values, allowed [B,T,S]) where keys and values are [B,K,S,Dh] or, shared by all
-    rows, [K,S,Dh]. Scores are soft-capped by `cap`. `by_head`: one key head after the other, so
-    that a CPU's cache holds the scores (behind a header of 2,000 tokens 1.8 times as fast for 128
-    queries, 3 times for 512).
+    Args:
+      q_BxKxGxTxDh: scaled queries.
+      spans: (keys, values, allowed [B,T,S]) where keys and values are [B,K,S,Dh] or, shared by all
+        sequences, [K,S,Dh].
+      cap: scores are soft-capped by it.
+      by_head: a key head after the other, so that a CPU's cache holds the scores (behind a prefix
+        of 2,000 tokens 1.8 times as fast for 128 queries, 3 times for 512).
     """
     B, K, G, T, Dh = q_BxKxGxTxDh.shape
 
-    def one_head(q_BxGxTxDh, held):
+    def of_head(q_BxGxTxDh, held):
         q_BxMxDh = q_BxGxTxDh.reshape(B, G * T, Dh)
         scores = []
-        for (keys, _), (_, _, allowed) in zip(held, parts, strict=True):
-            if keys.ndim == 2:  # one matrix product for all rows
+        for (keys, _), (_, _, allowed) in zip(held, spans, strict=True):
+            if keys.ndim == 2:  # one matrix product for all sequences
                 score = jnp.einsum(
                     "md,sd->ms", q_BxMxDh.reshape(-1, Dh), keys, preferred_element_type=jnp.float32
                 )
@@ -82,13 +85,13 @@ def attend(q_BxKxGxTxDh, parts, cap: float | None, by_head: bool = False):
             context += add.reshape(B, G, T, Dh)
         return context, peak, total
 
-    held = [(keys, values) for keys, values, _ in parts]
+    held = [(keys, values) for keys, values, _ in spans]
     axes = [(keys.ndim - 3,) * 2 for keys, _ in held]
     if not by_head:
-        return jax.vmap(one_head, in_axes=(1, axes), out_axes=1)(q_BxKxGxTxDh, held)
+        return jax.vmap(of_head, in_axes=(1, axes), out_axes=1)(q_BxKxGxTxDh, held)
     first = jax.tree.map(lambda x: jnp.moveaxis(x, x.ndim - 3, 0), held)
-    found = jax.lax.map(lambda pair: one_head(*pair), (jnp.moveaxis(q_BxKxGxTxDh, 1, 0), first))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
+    state = jax.lax.map(lambda pair: of_head(*pair), (jnp.moveaxis(q_BxKxGxTxDh, 1, 0), first))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), state)
 
 
 def _weighted_sum(x_BxKxGxN, table_BxKxNxM):
@@ -104,25 +107,33 @@ def attend_blocks(
     q_BxKxGxDh,
     keys_BxKxDhxS,
     values_BxKxSxDh,
-    place_B,
+    index_B,
     window: int,
     state,
     block: int,
     cap: float | None,
 ):
-    """Goes on from `state` (context [B,K,G,Dh], peak and total [B,K,G,1]) over the row's own keys,
-    up to the one at place_B, in blocks of the cache, as far as the longest row reaches. S is a
-    multiple of `block`.
+    """Goes on from `state` over the sequence's own keys, in blocks of the cache, as far as the
+    longest sequence reaches.
 
     The shape of a block is always the same and a masked block changes nothing, not a bit: so
-    neither the size of the cache nor the other rows change a row's result. Keys lie with the
-    positions last: a CPU sums over Dh for many positions at a time.
+    neither the size of the cache nor the other sequences change a result. Keys have the positions
+    last: a CPU sums over Dh for many positions at a time.
+
+    Args:
+      q_BxKxGxDh: scaled queries.
+      keys_BxKxDhxS, values_BxKxSxDh: the cache; S is a multiple of `block`.
+      index_B: of the last key that each sequence sees.
+      window: how far back it sees, 0 for all.
+      state: context [B,K,G,Dh], peak and total [B,K,G,1].
+      block: positions at a time.
+      cap: scores are soft-capped by it.
     """
     B, K, S, Dh = values_BxKxSxDh.shape
 
     def absorb(i, state, keys, values):
         context, peak, total = state
-        allowed = visible(place_B[:, None], i * block + jnp.arange(block), window)[:, None]
+        allowed = visible(index_B[:, None], i * block + jnp.arange(block), window)[:, None]
         q, keys, values = (x.astype(jnp.float32) for x in (q_BxKxGxDh, keys, values))
         score = _weighted_sum(q, keys)
         score = jnp.where(allowed, blocks.softcap(score, cap), blocks.MASKED)
@@ -145,4 +156,4 @@ def attend_blocks(
             jax.lax.dynamic_slice(values_BxKxSxDh, (0, 0, i * block, 0), (B, K, block, Dh)),
         )
 
-    return jax.lax.fori_loop(0, jnp.max(place_B) // block + 1, cut_and_absorb, state)
+    return jax.lax.fori_loop(0, jnp.max(index_B) // block + 1, cut_and_absorb, state)

@@ -1,10 +1,10 @@
-"""The programs that sampling runs on the device: prefill of a piece of prompt, decoding of many
+"""The programs that sampling runs on the device: prefill of a chunk of prompt, decoding of many
 tokens, scoring.
 
-Keys and values lie, layer by layer, in arrays [B, K, S, Dh]; those of a header that all rows share
-in [K, P, Dh], without a batch axis. Attention over the parts (header, own past, new tokens) has one
-common maximum and one common denominator, so it is the softmax over their concatenation. What a row
-computes depends on the number of rows in its batch but not on its place among them, nor on the
+Keys and values are, layer by layer, arrays [B, K, S, Dh]; those of a prefix that all sequences
+share are [K, P, Dh], without a batch axis. Attention over the spans (prefix, own past, new tokens)
+has one common maximum and one common denominator, so it is the softmax over their concatenation.
+What a sequence computes depends on the size of its batch but not on its slot there, nor on the
 others, nor (read in blocks) on S.
 """
 
@@ -29,18 +29,18 @@ CACHE_AXES = ("batch", "kv_heads", None, None)
 
 
 class KeyValues(NamedTuple):
-    """keys, values: one array per layer; length: how many positions count, int32 [] for a header
-    [K,P,Dh] and int32 [B] for rows [B,K,S,Dh]."""
+    """keys, values: one array per layer; length: how many positions count, int32 [] for a prefix
+    [K,P,Dh] and int32 [B] for sequences [B,K,S,Dh]."""
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     length: jax.Array | int
 
 
-class Rows(NamedTuple):
-    """The host's side of a batch of rows: `length` int32 [B], positions in the cache; `token` int32
-    [B], the one to feed next; `index` int32 [B], tokens sampled so far; `left` int32 [B], tokens
-    that may still come, 0 where the slot is idle; `key` uint32 [B, 2]."""
+class Slots(NamedTuple):
+    """The host's side of a batch of sequences, each int32 [B]: `length`, positions in the cache;
+    `token`, the one to feed next; `index`, tokens sampled so far; `left`, tokens that may still
+    come, 0 where the slot is idle; and `key` uint32 [B, 2]."""
 
     length: jax.Array
     token: jax.Array
@@ -52,20 +52,20 @@ class Rows(NamedTuple):
 # ---------------------------------------------------------------- prefill and scoring
 
 
-def _header_part(header: KeyValues | None, layer: int, positions_BxT, window: int) -> list:
-    if header is None:
+def _prefix_span(prefix: KeyValues | None, layer: int, positions_BxT, window: int) -> list:
+    if prefix is None:
         return []
-    keys = header.keys[layer]
-    place_P = jnp.arange(keys.shape[1])
-    allowed = attention.visible(positions_BxT, place_P, window) & (place_P < header.length)
-    return [(keys, header.values[layer], allowed)]
+    keys = prefix.keys[layer]
+    index_P = jnp.arange(keys.shape[1])
+    allowed = attention.visible(positions_BxT, index_P, window) & (index_P < prefix.length)
+    return [(keys, prefix.values[layer], allowed)]
 
 
-def _forward(weights, header, past, tokens_BxT, ends_BxT, positions_BxT, config, kernel):
-    """(x_BxTxD after the last layer, keys, values): new tokens after `header` and `past`, either of
+def _forward(weights, prefix, past, tokens_BxT, ends_BxT, positions_BxT, config, kernel):
+    """(x_BxTxD after the last layer, keys, values): new tokens after `prefix` and `past`, either of
     which may be None.
 
-    A token sees those before it whose ends lie behind it (see `packing`), and all of them where
+    A token sees those before it whose ends come after it (see `packing`), and all of them where
     ends is None.
     """
     tables = blocks.rope_tables(positions_BxT, config)
@@ -74,7 +74,7 @@ def _forward(weights, header, past, tokens_BxT, ends_BxT, positions_BxT, config,
     related = (index_T[:, None] >= index_T[None, :])[None]
     if ends_BxT is not None:
         related = related & (index_T[:, None] < ends_BxT[:, None, :])
-    start = 0 if header is None else header.length
+    start = 0 if prefix is None else prefix.length
     new_keys, new_values = [], []
     for layer, (layer_weights, (window, rope)) in enumerate(
         zip(weights["layers"], config.layer_kinds, strict=True)
@@ -84,21 +84,21 @@ def _forward(weights, header, past, tokens_BxT, ends_BxT, positions_BxT, config,
             k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
             new_keys.append(k)
             new_values.append(v)
-            parts = _header_part(header, layer, positions_BxT, window)
+            spans = _prefix_span(prefix, layer, positions_BxT, window)
             if past is not None:
-                place_S = jnp.arange(past.keys[layer].shape[2])
-                allowed = attention.visible(positions_BxT - start, place_S, window) & (
-                    place_S < past.length[:, None, None]
+                index_S = jnp.arange(past.keys[layer].shape[2])
+                allowed = attention.visible(positions_BxT - start, index_S, window) & (
+                    index_S < past.length[:, None, None]
                 )
-                parts.append((past.keys[layer], past.values[layer], allowed))
+                spans.append((past.keys[layer], past.values[layer], allowed))
             near = related
             if window:
                 near = near & (positions_BxT[:, :, None] - positions_BxT[:, None, :] < window)
-            parts.append((k, v, near))
+            spans.append((k, v, near))
             q, cap = attention.split_heads(q, config), config.attention_softcap
             if kernel in flash.KERNELS:
-                return attention.join_heads(flash.attend(q, parts, cap, kernel), v.dtype)
-            context, _, total = attention.attend(q, parts, cap, by_head=kernel == "by_head")
+                return attention.join_heads(flash.attend(q, spans, cap, kernel), v.dtype)
+            context, _, total = attention.attend(q, spans, cap, by_head=kernel == "by_head")
             return attention.join_heads(context / total, v.dtype)
 
         x_BxTxD = blocks.layer(x_BxTxD, layer_weights, config, tables[rope], attend)
@@ -106,16 +106,16 @@ def _forward(weights, header, past, tokens_BxT, ends_BxT, positions_BxT, config,
 
 
 @functools.partial(jax.jit, static_argnames=("config", "kernel"))
-def prefill(weights, header, past, tokens_BxT, config: ModelConfig, kernel: str = ""):
-    """Keys and values [B,K,T,Dh] per layer of a piece of prompt that follows `header` and `past`.
-    Padding stands at the end of the piece: nothing before it sees it, and the caller does not count
+def prefill(weights, prefix, past, tokens_BxT, config: ModelConfig, kernel: str = ""):
+    """Keys and values [B,K,T,Dh] per layer of a chunk of prompt that follows `prefix` and `past`.
+    Padding is at the end of the chunk: nothing before it sees it, and the caller does not count
     it. `kernel`: one of flash.KERNELS, or "by_head" (see `attention.attend`), or "" for XLA's
     products as they come."""
     T = tokens_BxT.shape[1]
-    start = (0 if header is None else header.length) + (0 if past is None else past.length[:, None])
+    start = (0 if prefix is None else prefix.length) + (0 if past is None else past.length[:, None])
     positions_BxT = jnp.broadcast_to(start + jnp.arange(T), tokens_BxT.shape)
     _, keys, values = _forward(
-        weights, header, past, tokens_BxT, None, positions_BxT, config, kernel
+        weights, prefix, past, tokens_BxT, None, positions_BxT, config, kernel
     )
     return keys, values
 
@@ -123,25 +123,25 @@ def prefill(weights, header, past, tokens_BxT, config: ModelConfig, kernel: str 
 @functools.partial(jax.jit, static_argnames=("config", "kernel"))
 def score(
     weights,
-    header,
+    prefix,
     past,
     tokens_BxT,
     ends_BxT,
     offsets_BxT,
-    places_BxN,
+    indices_BxN,
     targets_BxN,
     config: ModelConfig,
     kernel: str = "",
 ):
-    """log P(targets[b, n]) after the token at places[b, n], float32 [B, N].
+    """log P(targets[b, n]) after the token at indices[b, n], float32 [B, N].
 
-    tokens, ends, offsets, places, targets as in `packing.Row`; kernel as in `prefill`.
+    tokens, ends, offsets, indices, targets as in `packing.Packed`; kernel as in `prefill`.
     """
-    start = (0 if header is None else header.length) + (0 if past is None else past.length[:, None])
+    start = (0 if prefix is None else prefix.length) + (0 if past is None else past.length[:, None])
     x_BxTxD, _, _ = _forward(
-        weights, header, past, tokens_BxT, ends_BxT, start + offsets_BxT, config, kernel
+        weights, prefix, past, tokens_BxT, ends_BxT, start + offsets_BxT, config, kernel
     )
-    x_BxNxD = jnp.take_along_axis(x_BxTxD, places_BxN[..., None], axis=1)
+    x_BxNxD = jnp.take_along_axis(x_BxTxD, indices_BxN[..., None], axis=1)
     hidden = blocks.norm(x_BxNxD, weights, "final_norm", config)
     return token_logprobs(
         hidden, unembedding(weights, hidden.dtype), targets_BxN, softcap=config.final_softcap
@@ -152,10 +152,10 @@ def score(
 
 
 def empty_cache(
-    config: ModelConfig, batch: int, size: int, dtype, turned: bool = False
+    config: ModelConfig, batch: int, size: int, dtype, transposed: bool = False
 ) -> tuple[tuple, tuple]:
-    """Zeros (keys, values), [B, K, S, Dh] per layer; `turned`: the keys [B, K, Dh, S], as reading
-    in blocks wants them."""
+    """Zeros (keys, values), [B, K, S, Dh] per layer; `transposed`: the keys [B, K, Dh, S], as
+    reading in blocks wants them."""
     shape = (batch, config.num_kv_heads, size, config.head_dim)
 
     def zeros(shape):
@@ -163,33 +163,32 @@ def empty_cache(
             constrain(jnp.zeros(shape, dtype), CACHE_AXES) for _ in range(config.num_layers)
         )
 
-    return zeros((*shape[:2], *shape[:1:-1]) if turned else shape), zeros(shape)
+    return zeros((*shape[:2], *shape[:1:-1]) if transposed else shape), zeros(shape)
 
 
 empty_cache = jax.jit(empty_cache, static_argnums=(0, 1, 2, 3, 4))
 
 
-@functools.partial(jax.jit, static_argnames=("turned",), donate_argnums=(0,))
-def insert(cache, piece, row, start, turned: bool = False):
-    """Writes the keys and values [1, K, T, Dh] of a piece into row `row` of the cache, from
+@functools.partial(jax.jit, static_argnames=("transposed",), donate_argnums=(0,))
+def insert(cache, chunk, slot, start, transposed: bool = False):
+    """Writes the keys and values [1, K, T, Dh] of a chunk into slot `slot` of the cache, from
     position `start`."""
 
-    def write(whole, part, place):
-        return constrain(jax.lax.dynamic_update_slice(whole, part, place), CACHE_AXES)
+    def write(old, new, at):
+        return constrain(jax.lax.dynamic_update_slice(old, new, at), CACHE_AXES)
 
-    keys, values = piece
-    if turned:
+    keys, values = chunk
+    if transposed:
         keys = tuple(
-            write(whole, part.swapaxes(2, 3), (row, 0, 0, start))
-            for whole, part in zip(cache[0], keys, strict=True)
+            write(old, new.swapaxes(2, 3), (slot, 0, 0, start))
+            for old, new in zip(cache[0], keys, strict=True)
         )
     else:
         keys = tuple(
-            write(whole, part, (row, 0, start, 0))
-            for whole, part in zip(cache[0], keys, strict=True)
+            write(old, new, (slot, 0, start, 0)) for old, new in zip(cache[0], keys, strict=True)
         )
     return keys, tuple(
-        write(whole, part, (row, 0, start, 0)) for whole, part in zip(cache[1], values, strict=True)
+        write(old, new, (slot, 0, start, 0)) for old, new in zip(cache[1], values, strict=True)
     )
 
 
@@ -207,22 +206,22 @@ def resize(cache, size: int):
 # ---------------------------------------------------------------- decode
 
 
-def _write(cache, new_BxKxDh, place_B, turned: bool = False):
-    """Each row's new entry at its own place of the cache [B,K,S,Dh], or `turned` [B,K,Dh,S], in the
-    same memory."""
-    axis = 2 if turned else 1
+def _write(cache, new_BxKxDh, length_B, transposed: bool = False):
+    """Each sequence's new entry at the end of what its cache holds, [B,K,S,Dh] or `transposed`
+    [B,K,Dh,S], in the same memory."""
+    axis = 2 if transposed else 1
     update = jax.vmap(
-        lambda row, new, place: jax.lax.dynamic_update_slice_in_dim(
-            row, jnp.expand_dims(new, axis), place, axis
+        lambda old, new, length: jax.lax.dynamic_update_slice_in_dim(
+            old, jnp.expand_dims(new, axis), length, axis
         )
     )
-    return update(cache, new_BxKxDh, place_B)
+    return update(cache, new_BxKxDh, length_B)
 
 
-def _step(weights, header, cache, length_B, token_B, config, block):
-    """Feeds one token per row: (logits float32 [B, V] for the next, cache with the token's keys and
-    values)."""
-    start = 0 if header is None else header.length
+def _step(weights, prefix, cache, length_B, token_B, config, block):
+    """Feeds a token per sequence: (logits float32 [B, V] for the next, cache with the token's keys
+    and values)."""
+    start = 0 if prefix is None else prefix.length
     positions_Bx1 = (start + length_B)[:, None]
     tables, cap = blocks.rope_tables(positions_Bx1, config), config.attention_softcap
     x_Bx1xD = blocks.embed(weights["embed"], token_B[:, None], config)
@@ -232,21 +231,21 @@ def _step(weights, header, cache, length_B, token_B, config, block):
     ):
 
         def attend(q, k, v, layer=layer, window=window):
-            keys[layer] = _write(keys[layer], k[:, 0], length_B, turned=block > 0)
+            keys[layer] = _write(keys[layer], k[:, 0], length_B, transposed=block > 0)
             values[layer] = _write(values[layer], v[:, 0], length_B)
             q = attention.split_heads(q, config)
-            parts = _header_part(header, layer, positions_Bx1, window)
+            spans = _prefix_span(prefix, layer, positions_Bx1, window)
             if block == 0:
                 allowed = attention.visible(
                     length_B[:, None], jnp.arange(keys[layer].shape[2]), window
                 )
                 context, _, total = attention.attend(
-                    q, [*parts, (keys[layer], values[layer], allowed)], cap
+                    q, [*spans, (keys[layer], values[layer], allowed)], cap
                 )
                 return attention.join_heads(context / total, v.dtype)
             q = q[:, :, :, 0]
-            if parts:
-                state = tuple(x[:, :, :, 0] for x in attention.attend(q[:, :, :, None], parts, cap))
+            if spans:
+                state = tuple(x[:, :, :, 0] for x in attention.attend(q[:, :, :, None], spans, cap))
             else:
                 state = (
                     jnp.zeros(q.shape, jnp.float32),
@@ -277,9 +276,9 @@ def _step(weights, header, cache, length_B, token_B, config, block):
 )
 def decode(
     weights,
-    header,
+    prefix,
     cache,
-    rows: Rows,
+    slots: Slots,
     *,
     config: ModelConfig,
     sampling: SamplingParams,
@@ -287,38 +286,49 @@ def decode(
     eos_ids: tuple[int, ...],
     block: int,
 ):
-    """Up to `steps` tokens for every row with some left; ends early when no row has. `block`: the
-    cache is read in blocks of so many positions, as far as the longest row reaches, and its keys
-    are `turned`; 0: all at once.
+    """Up to `steps` tokens for every sequence with some left; ends early when none has.
 
-    Returns (cache, tokens int32 [steps, B], logprobs float32 [steps, B], count int32 [B] of tokens
-    that are valid). A row ends at EOS or when none is left; the K/V of the last token sampled is
-    not in the cache yet.
+    Args:
+      weights: as `weights.prepare` gives them.
+      prefix: keys and values that all sequences share, or None.
+      cache: (keys, values), given away.
+      slots: where each sequence is.
+      config: the model's.
+      sampling: how tokens are drawn.
+      steps: at most so many tokens a sequence.
+      eos_ids: tokens that end a sequence.
+      block: the cache is read in blocks of so many positions, as far as the longest sequence
+        reaches, and its keys are `transposed`; 0: all at once.
+
+    Returns:
+      (cache, tokens int32 [steps, B], logprobs float32 [steps, B], count int32 [B] of tokens that
+      are valid). A sequence ends at EOS or when none is left; the K/V of the last token sampled is
+      not in the cache yet.
     """
-    B = rows.token.shape[0]
+    B = slots.token.shape[0]
 
     def more(carry):
         return (carry[0] < steps) & jnp.any(carry[2].left > 0)
 
     def step(carry):
-        i, cache, rows, tokens, logprobs = carry
-        logits_BxV, cache = _step(weights, header, cache, rows.length, rows.token, config, block)
-        token_B, logprob_B = draw(logits_BxV, rows.key, rows.index, sampling)
-        active_B = rows.left > 0
+        i, cache, slots, tokens, logprobs = carry
+        logits_BxV, cache = _step(weights, prefix, cache, slots.length, slots.token, config, block)
+        token_B, logprob_B = draw(logits_BxV, slots.key, slots.index, sampling)
+        active_B = slots.left > 0
         advance_B = active_B.astype(jnp.int32)
         ended_B = functools.reduce(
             jnp.logical_or, [token_B == eos for eos in eos_ids], jnp.zeros(B, bool)
         )
-        rows = rows._replace(
-            length=rows.length + advance_B,
-            token=jnp.where(active_B, token_B, rows.token),
-            index=rows.index + advance_B,
-            left=jnp.where(ended_B, 0, rows.left - advance_B),
+        slots = slots._replace(
+            length=slots.length + advance_B,
+            token=jnp.where(active_B, token_B, slots.token),
+            index=slots.index + advance_B,
+            left=jnp.where(ended_B, 0, slots.left - advance_B),
         )
-        return i + 1, cache, rows, tokens.at[i].set(token_B), logprobs.at[i].set(logprob_B)
+        return i + 1, cache, slots, tokens.at[i].set(token_B), logprobs.at[i].set(logprob_B)
 
     tokens, logprobs = jnp.zeros((steps, B), jnp.int32), jnp.zeros((steps, B), jnp.float32)
     _, cache, after, tokens, logprobs = jax.lax.while_loop(
-        more, step, (0, cache, rows, tokens, logprobs)
+        more, step, (0, cache, slots, tokens, logprobs)
     )
-    return cache, tokens, logprobs, after.index - rows.index
+    return cache, tokens, logprobs, after.index - slots.index

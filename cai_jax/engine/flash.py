@@ -2,7 +2,7 @@
 attention on TPUs, cuDNN's flash attention on NVIDIA GPUs (Dao et al. 2022). CPUs and decoding have
 `attention.py`.
 
-Header, own past and new tokens are laid end to end under one mask, so windows, padding and options
+Prefix, own past and new tokens are laid end to end under one mask, so windows, padding and options
 side by side need no kernel of their own, and nothing has to be merged (JAX rounds cuDNN's
 log-sum-exps to the type of the values, too coarse for that).
 """
@@ -38,9 +38,9 @@ def choose(platform: str, dtype, config: ModelConfig) -> str:
     if platform != "gpu" or not small or config.attention_softcap is not None:
         return ""
     q = jnp.zeros((1, config.num_kv_heads, 1, 64, config.head_dim), dtype)
-    part = (q[:, :, 0], q[:, :, 0], jnp.ones((1, 64, 64), bool))
+    span = (q[:, :, 0], q[:, :, 0], jnp.ones((1, 64, 64), bool))
     try:
-        jax.block_until_ready(jax.jit(lambda q, part: attend(q, [part], None, "cudnn"))(q, part))
+        jax.block_until_ready(jax.jit(lambda q, span: attend(q, [span], None, "cudnn"))(q, span))
     except (
         Exception
     ) as error:  # what is missing (cuDNN, a GPU new enough) comes as errors of many kinds
@@ -52,22 +52,24 @@ def choose(platform: str, dtype, config: ModelConfig) -> str:
     return "cudnn"
 
 
-def attend(q_BxKxGxTxDh, parts, cap: float | None, kernel: str):
-    """Softmax attention over all parts: context [B, K, G, T, Dh] in the values' dtype.
+def attend(q_BxKxGxTxDh, spans, cap: float | None, kernel: str):
+    """Softmax attention over all spans: context [B, K, G, T, Dh] in the values' dtype.
 
-    q is scaled already. parts: (keys, values, allowed bool [B, T, S]) where keys and values are [B,
-    K, S, Dh] or, shared by all rows, [K, S, Dh]; scores are soft-capped by `cap`. kernel: one of
-    KERNELS.
+    Args:
+      q_BxKxGxTxDh: scaled queries.
+      spans: (keys, values, allowed bool [B, T, S]) where keys and values are [B, K, S, Dh] or,
+        shared by all sequences, [K, S, Dh].
+      cap: scores are soft-capped by it.
+      kernel: one of KERNELS.
     """
     B, T = q_BxKxGxTxDh.shape[0], q_BxKxGxTxDh.shape[3]
 
-    def joined(place):
-        return jnp.concatenate(
-            [jnp.broadcast_to(part[place], (B, *part[place].shape[-3:])) for part in parts], axis=2
-        )
+    def joined(number):
+        arrays = [span[number] for span in spans]
+        return jnp.concatenate([jnp.broadcast_to(x, (B, *x.shape[-3:])) for x in arrays], axis=2)
 
     allowed_BxTxS = jnp.concatenate(
-        [jnp.broadcast_to(part[2], (B, T, part[2].shape[-1])) for part in parts], axis=2
+        [jnp.broadcast_to(span[2], (B, T, span[2].shape[-1])) for span in spans], axis=2
     )
     if kernel.startswith("splash"):
         run = functools.partial(_splash, cap=cap, interpret=kernel != "splash")
@@ -99,8 +101,8 @@ def _over_heads(run, q, keys, values, allowed):
         return run(q, keys, values, allowed)
     heads = PartitionSpec(None, "tensor" if keys.shape[1] % mesh.shape["tensor"] == 0 else None)
     everywhere = PartitionSpec()
-    places = {"in_specs": (heads, heads, heads, everywhere), "out_specs": heads}
-    return jax.shard_map(run, **places, check_vma=False)(q, keys, values, allowed)
+    specs = {"in_specs": (heads, heads, heads, everywhere), "out_specs": heads}
+    return jax.shard_map(run, **specs, check_vma=False)(q, keys, values, allowed)
 
 
 def _splash(q_BxKxGxTxDh, keys_BxKxSxDh, values_BxKxSxDh, allowed_BxTxS, cap, interpret):
@@ -113,8 +115,8 @@ def _splash(q_BxKxGxTxDh, keys_BxKxSxDh, values_BxKxSxDh, allowed_BxTxS, cap, in
     more_M, more_S = -M % LANES, -S % LANES
     block_q, block_kv = _block(M + more_M), _block(S + more_S)
     sizes = splash.BlockSizes(block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv)
-    rows = []
-    for b in range(B):  # a mask belongs to one row; prefill and scoring have one
+    contexts = []
+    for b in range(B):  # a mask belongs to one sequence; prefill and scoring have one
         mask_MxS = jnp.pad(jnp.tile(allowed_BxTxS[b], (G, 1)), ((0, more_M), (0, more_S)))
         kernel = splash.make_splash_mqa_single_device(
             mask_MxS[None], block_sizes=sizes, attn_logits_soft_cap=cap, interpret=interpret
@@ -127,12 +129,12 @@ def _splash(q_BxKxGxTxDh, keys_BxKxSxDh, values_BxKxSxDh, allowed_BxTxS, cap, in
         keys, values = (
             jnp.pad(x[b], ((0, 0), (0, more_S), (0, 0))) for x in (keys_BxKxSxDh, values_BxKxSxDh)
         )
-        rows.append(
+        contexts.append(
             jax.vmap(kernel)(q_Kx1xMxDh.astype(keys.dtype), keys, values)[:, 0, :M].reshape(
                 K, G, T, Dh
             )
         )
-    return jnp.stack(rows)
+    return jnp.stack(contexts)
 
 
 def _block(length: int) -> int:

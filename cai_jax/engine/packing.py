@@ -1,21 +1,21 @@
 """Questions to score, laid out for one forward pass: a question's options side by side after its
-prompt, and several questions side by side in one row. Pure host arithmetic.
+prompt, and several questions side by side in one sequence. Pure host arithmetic.
 
-A row is a tree of texts in depth-first order: a token sees those tokens before it whose branch it
-stands on, which are those whose `ends` lie behind it. So what questions begin with together, and
-what options do, need stand there only once.
+A packed sequence is a tree of texts in depth-first order: a token sees those tokens before it whose
+branch it is on, which are those whose `ends` come after it. So what questions begin with in common,
+and what options do, is there only once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-PACK = 512  # tokens of a row of several questions, where all of a row is multiplied
-ROW = 2048  # the same where a row is read in blocks, as far as it is filled (row_reader.py)
-# tokens that two questions must have in common, beyond what all have, for being kept together
+PACK = 512  # tokens of a sequence of several questions, where all of it is multiplied
+BLOCKWISE = 2048  # the same where it is read in blocks, as far as it is filled (packed_reader.py)
+# tokens that two questions must have in common, beyond what all have, to be kept together
 WORTH = 16
 
 Tokens = Sequence[int]
@@ -23,27 +23,32 @@ Question = tuple[Tokens, Sequence[Tokens]]  # prompt and options
 
 
 @dataclasses.dataclass
-class Row:
-    """tokens, ends, offsets: one a token; its end is where the part of the row stops that sees it,
-    its offset counts from where its own text begins. places and targets: one a token to score, the
-    place being that of the token before it. found: of each question's options, for each of their
-    tokens, the index into `targets`."""
+class Packed:
+    """A packed sequence.
+
+    Attributes:
+      tokens: of the texts.
+      ends: for each token where its branch stops: from there on no token sees it.
+      offsets: for each token its position in its own text.
+      indices, targets: for each token to score, the index of the token before it, and the token.
+      scored: of each question's options, for each of their tokens, the index into `targets`.
+    """
 
     tokens: list[int] = dataclasses.field(default_factory=list)
     ends: list[int] = dataclasses.field(default_factory=list)
     offsets: list[int] = dataclasses.field(default_factory=list)
-    places: list[int] = dataclasses.field(default_factory=list)
+    indices: list[int] = dataclasses.field(default_factory=list)
     targets: list[int] = dataclasses.field(default_factory=list)
-    found: list[list[list[int]]] = dataclasses.field(default_factory=list)
+    scored: list[list[list[int]]] = dataclasses.field(default_factory=list)
 
     def padded(self, size: int, num_targets: int) -> list[np.ndarray]:
-        """tokens, ends, offsets int32 [1, size]; places, targets int32 [1, num_targets]. Padding
-        sees, of the row, only itself."""
+        """tokens, ends, offsets int32 [1, size]; indices, targets int32 [1, num_targets]. Padding
+        sees, of the sequence, only itself."""
         return [
             padded(self.tokens, size),
             padded(self.ends, size, size),
             padded(self.offsets, size),
-            padded(self.places, num_targets),
+            padded(self.indices, num_targets),
             padded(self.targets, num_targets),
         ]
 
@@ -54,61 +59,59 @@ def padded(values: Sequence[int], size: int, fill: int = 0) -> np.ndarray:
     return out
 
 
-def single(prompt: Tokens, options: Sequence[Tokens] = ()) -> Row:
+def single(prompt: Tokens, options: Sequence[Tokens] = ()) -> Packed:
     """The end of a prompt and, of each option, all but its last token, none of them shared."""
     total = len(prompt) + fed(options)
-    row = Row(list(prompt), [total] * len(prompt), list(range(len(prompt))), found=[[]])
+    packed = Packed(list(prompt), [total] * len(prompt), list(range(len(prompt))), scored=[[]])
     for option in options:
-        start, count = len(row.tokens), len(option[:-1])
-        row.found[0].append(list(range(len(row.targets), len(row.targets) + len(option))))
-        row.places += [len(prompt) - 1, *range(start, start + count)][: len(option)]
-        row.targets += option
-        row.tokens += option[:-1]
-        row.ends += [start + count] * count
-        row.offsets += range(len(prompt), len(prompt) + count)
-    return row
+        start, count = len(packed.tokens), len(option[:-1])
+        targets = range(len(packed.targets), len(packed.targets) + len(option))
+        packed.scored[0].append(list(targets))
+        packed.indices += [len(prompt) - 1, *range(start, start + count)][: len(option)]
+        packed.targets += option
+        packed.tokens += option[:-1]
+        packed.ends += [start + count] * count
+        packed.offsets += range(len(prompt), len(prompt) + count)
+    return packed
 
 
-def several(questions: Sequence[Question]) -> Row:
+def several(questions: Sequence[Question]) -> Packed:
     """The tree of the questions' prompts and of all but the last token of each of their options."""
-    row = Row(found=[[[] for _ in options] for _, options in questions])
+    packed = Packed(scored=[[[] for _ in options] for _, options in questions])
     texts = sorted(
         (*prompt, *option[:-1], -1, number, index)
         for number, (prompt, options) in enumerate(questions)
         for index, option in enumerate(options)
     )
-    path: list[int] = []  # the places of the last text's tokens
+    path: list[int] = []  # indices of the last text's tokens
     last: Tokens = ()
     scored: dict[tuple[int, int], int] = {}
     for *text, _, number, index in texts:
         common = shared(last, text)
-        for place in path[common:]:
-            row.ends[place] = len(row.tokens)
+        for left in path[common:]:
+            packed.ends[left] = len(packed.tokens)
         del path[common:]
         for token in text[common:]:
-            row.offsets.append(len(path))
-            path.append(len(row.tokens))
-            row.tokens.append(token)
-            row.ends.append(0)
+            packed.offsets.append(len(path))
+            path.append(len(packed.tokens))
+            packed.tokens.append(token)
+            packed.ends.append(0)
         prompt, options = questions[number]
-        asked = zip(
-            path[len(prompt) - 1 :], options[index], strict=False
-        )  # of an empty option nothing is asked
-        row.found[number][index] = [scored.setdefault(pair, len(scored)) for pair in asked]
+        # Of an empty option nothing is asked.
+        asked = zip(path[len(prompt) - 1 :], options[index], strict=False)
+        packed.scored[number][index] = [scored.setdefault(pair, len(scored)) for pair in asked]
         last = text
-    for place in path:
-        row.ends[place] = len(row.tokens)
-    row.places, row.targets = (
-        (list(part) for part in zip(*scored, strict=True)) if scored else ([], [])
-    )
-    return row
+    for left in path:
+        packed.ends[left] = len(packed.tokens)
+    packed.indices, packed.targets = ([pair[side] for pair in scored] for side in (0, 1))
+    return packed
 
 
-def shared(one: Tokens, other: Tokens) -> int:
+def shared(first: Tokens, second: Tokens) -> int:
     """With how many tokens both begin."""
     return next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
-        min(len(one), len(other)),
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+        min(len(first), len(second)),
     )
 
 
@@ -123,20 +126,21 @@ def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
     order alone."""
     groups, room = [], []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        places = [place for place, left in enumerate(room) if left >= lengths[index]]
-        place = min(places, key=lambda place: room[place], default=len(groups))
-        if place == len(groups):
+        able = [group for group, left in enumerate(room) if left >= lengths[index]]
+        group = min(able, key=lambda group: room[group], default=len(groups))
+        if group == len(groups):
             groups.append([])
             room.append(size)
-        groups[place].append(index)
-        room[place] -= lengths[index]
+        groups[group].append(index)
+        room[group] -= lengths[index]
     return groups
 
 
-def together(questions: Sequence[Question], size: int) -> list[list[int]]:
-    """Indices of questions, every group of them a row of at most `size` tokens; what is longer is
-    left out. Questions that begin alike are kept together. It depends on the questions and their
+def together(questions: Iterable[Question], size: int) -> list[list[int]]:
+    """Indices of questions, every group of them a sequence of at most `size` tokens; what is longer
+    is left out. Questions that begin alike are kept together. It depends on the questions and their
     order alone."""
+    questions = list(questions)
     lengths = [len(several([question]).tokens) for question in questions]
     order = sorted(
         (index for index, length in enumerate(lengths) if length <= size),
@@ -145,16 +149,14 @@ def together(questions: Sequence[Question], size: int) -> list[list[int]]:
     if not order:
         return []
     prompts = [questions[index][0] for index in order]
-    common = shared(prompts[0], prompts[-1])  # by all of them: once a row
-    parts, sizes = [[order[0]]], [lengths[order[0]] - common]
+    common = shared(prompts[0], prompts[-1])  # by all of them: once a sequence
+    runs, sizes = [[order[0]]], [lengths[order[0]] - common]
     for before, prompt, index in zip(prompts, prompts[1:], order[1:], strict=False):
         alike = shared(before, prompt)
         if alike - common >= WORTH and sizes[-1] + lengths[index] - alike <= size - common:
-            parts[-1].append(index)
+            runs[-1].append(index)
             sizes[-1] += lengths[index] - alike
         else:
-            parts.append([index])
+            runs.append([index])
             sizes.append(lengths[index] - common)
-    return [
-        [index for part in group for index in parts[part]] for group in pack(sizes, size - common)
-    ]
+    return [[index for run in group for index in runs[run]] for group in pack(sizes, size - common)]

@@ -1,8 +1,8 @@
-"""Few shapes: how prompts are cut into pieces, how long the cache is, how many rows fit. Pure host
-arithmetic.
+"""Few shapes: how prompts are cut into prefill chunks, how long the cache is, how many sequences
+fit. Pure host arithmetic.
 
-Every choice here depends on the request and the options alone, never on what else is running: a row
-computes the same numbers in any company and after a restart.
+Every choice here depends on the request and the options alone, never on what else is running: a
+sequence computes the same numbers in any company and after a restart.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
 
-PIECES = (64, 128, 256, 512)  # prefill shapes, in tokens
+CHUNKS = (64, 128, 256, 512)  # prefill shapes, in tokens
 CALL_TOKENS = (
     32  # what one more prefill call costs (reading all weights once), in tokens' worth of work
 )
@@ -27,10 +27,10 @@ Tokens = tuple[int, ...]
 
 
 class Prompt(NamedTuple):
-    """header: shared by many requests, kept once; segments: what follows, each prefilled on its
+    """prefix: shared by many requests, kept once; segments: what follows, each prefilled on its
     own."""
 
-    header: tuple[int, ...]  # not by its short name: pdoc cannot resolve that in a NamedTuple
+    prefix: tuple[int, ...]  # not by its short name: pdoc cannot resolve that in a NamedTuple
     segments: tuple[tuple[int, ...], ...]
 
     @property
@@ -39,16 +39,16 @@ class Prompt(NamedTuple):
 
 
 def split_prompt(segments: Sequence[Tokens]) -> Prompt:
-    """The first of several segments is the header; short segments are joined to what follows them.
+    """The first of several segments is the prefix; short segments are joined to what follows them.
 
     Decoding feeds the last token of a prompt. So a later segment begins with the last token of the
     one before it: then a prompt that continues another one (a revision's its critique's) has the
-    same pieces as that one.
+    same chunks as that one.
     """
     segments = [tuple(segment) for segment in segments if segment]
-    header: Tokens = ()
+    prefix: Tokens = ()
     if len(segments) > 1 and len(segments[0]) >= MIN_SHARED:
-        header, segments = segments[0], segments[1:]
+        prefix, segments = segments[0], segments[1:]
     joined, pending = [], ()
     for segment in segments[:-1]:
         pending += segment
@@ -58,19 +58,19 @@ def split_prompt(segments: Sequence[Tokens]) -> Prompt:
     joined.append(pending + (segments[-1] if segments else ()))
     for i in range(len(joined) - 1):
         joined[i], joined[i + 1] = joined[i][:-1], joined[i][-1:] + joined[i + 1]
-    return Prompt(header, tuple(joined))
+    return Prompt(prefix, tuple(joined))
 
 
 @functools.lru_cache(maxsize=4096)
 def cut(count: int) -> tuple[tuple[int, int], ...]:
-    """`count` tokens as (real tokens, padded size) pieces of the sizes PIECES, the cheapest way."""
+    """`count` tokens as (real tokens, padded size) chunks of the sizes CHUNKS, the cheapest way."""
     if count == 0:
         return ()
-    if count > PIECES[-1]:
-        return ((PIECES[-1], PIECES[-1]), *cut(count - PIECES[-1]))
-    whole = ((count, next(size for size in PIECES if size >= count)),)
-    ways = [whole] + [((size, size), *cut(count - size)) for size in PIECES if size < count]
-    return min(ways, key=lambda pieces: sum(size + CALL_TOKENS for _, size in pieces))
+    if count > CHUNKS[-1]:
+        return ((CHUNKS[-1], CHUNKS[-1]), *cut(count - CHUNKS[-1]))
+    single = ((count, next(size for size in CHUNKS if size >= count)),)
+    ways = [single] + [((size, size), *cut(count - size)) for size in CHUNKS if size < count]
+    return min(ways, key=lambda chunks: sum(size + CALL_TOKENS for _, size in chunks))
 
 
 def round_size(count: int) -> int:
@@ -101,19 +101,27 @@ def token_bytes(config: ModelConfig, dtype) -> int:
 def plan_batch(
     config: ModelConfig, dtype, max_length: int, cache_bytes: int, platform: str, multiple: int = 1
 ) -> int:
-    """How many rows of `max_length` tokens fit into `cache_bytes`: a power of two, times `multiple`
-    (the ways in which the mesh splits the batch). UserError where not even that many fit."""
-    row = token_bytes(config, dtype) * max_length
+    """How many sequences decode together: a power of two, times `multiple`.
+
+    Args:
+      config: the model's.
+      dtype: of keys and values.
+      max_length: tokens of a sequence.
+      cache_bytes: for the keys and values of all.
+      platform: "cpu", "gpu" or "tpu".
+      multiple: the ways in which the mesh splits the batch.
+    Raises:
+      UserError: not even `multiple` of them fit.
+    """
+    each = token_bytes(config, dtype) * max_length
     batch = multiple
-    if batch * row > cache_bytes:
+    if batch * each > cache_bytes:
         raise UserError(
-            f"sampling: {batch} rows of {max_length} tokens need {batch * row / 2**20:.0f} MiB "
-            "of keys and values, more "
-            f"than sampling.cache_bytes ({cache_bytes / 2**20:.0f} MiB): raise it, or lower "
-            "sampling.max_length"
+            f"sampling: {batch} sequences of {max_length} tokens need {batch * each / 2**20:.0f} "
+            f"MiB of keys and values, more than {cache_bytes / 2**20:.0f} MiB: lower "
+            "config.sampling.max_length, or set config.sampling.batch_size"
         )
-    while 2 * batch * row <= cache_bytes and 2 * batch <= max(
-        MAX_BATCH.get(platform, 32), multiple
-    ):
+    most = max(MAX_BATCH.get(platform, 32), multiple)
+    while 2 * batch * each <= cache_bytes and 2 * batch <= most:
         batch *= 2
     return batch

@@ -23,11 +23,16 @@ def find_ending(
     stop_strings: Sequence[str],
     decode: Callable[[Sequence[int]], str],
 ) -> Ending | None:
-    """The end of a row's completion, or None while it goes on.
+    """The end of a completion, or None while it goes on. A stop string ends it where it is first
+    complete in the decoded text, also across tokens; what comes first counts.
 
-    `tokens` are all tokens sampled so far, of which the first `checked` were looked at before. A
-    stop string is found where it first stands complete in the decoded text, also across tokens;
-    what comes first counts.
+    Args:
+      tokens: all tokens sampled so far.
+      checked: how many of them, the first ones, were looked at before.
+      max_new_tokens: the limit.
+      eos_ids: tokens that end a completion.
+      stop_strings: texts that end it.
+      decode: the text of tokens.
     """
     ended = bool(tokens) and tokens[-1] in eos_ids
     body = tokens[:-1] if ended else tokens
@@ -35,10 +40,10 @@ def find_ending(
     if any(stop in text for stop in stop_strings):
         for count in range(min(checked, len(body)), len(body) + 1):
             text = decode(body[:count])
-            found = [(text.index(stop), stop) for stop in stop_strings if stop in text]
-            if found:
-                place, stop = min(found)
-                return Ending(count, text[:place], stop)
+            stops = [(text.index(stop), stop) for stop in stop_strings if stop in text]
+            if stops:
+                index, stop = min(stops)
+                return Ending(count, text[:index], stop)
     if ended:
         return Ending(len(tokens), text, "eos")
     return Ending(len(tokens), text, "length") if len(tokens) >= max_new_tokens else None

@@ -1,5 +1,5 @@
-"""The weights as decoding reads them: layers one by one, projections joined, turned to what the
-platform prefers."""
+"""The weights as decoding reads them: layers one by one, projections joined, transposed to what
+the platform prefers."""
 
 from __future__ import annotations
 
@@ -17,18 +17,24 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import param_table
 from cai_jax.models.rounding import rounded
 
-# Sampling keeps whole rows of weights on every device of the fsdp axis: they would be gathered at
-# every token.
+# Sampling does not split weights along the fsdp axis: they would be gathered at every token.
 DECODE_RULES = {**sharding.RULES, "embed": ()}
 
 
 def unstacked(
     layers: dict, config: ModelConfig, dtype, fuse: bool, out_major: bool, int8: bool
 ) -> list[dict]:
-    """The layers' weights one by one, adapters added up. fuse: q, k, v and gate, up joined into
-    single matrices (not where the mesh splits heads); out_major: matrices turned to [out, in] (what
-    a CPU prefers); int8: matrices `rounded`, and not turned. One layer after the other, so that
-    nothing of the size of all of them is there but the result."""
+    """The layers' weights one by one, adapters added up. A layer after the other, so that nothing
+    of the size of all of them is there but the result.
+
+    Args:
+      layers: stacked, as in the parameters.
+      config: the model's.
+      dtype: of the result.
+      fuse: q, k, v and gate, up joined into single matrices (not where the mesh splits heads).
+      out_major: matrices transposed to [out, in] (what a CPU prefers).
+      int8: matrices `rounded`, and not transposed.
+    """
     return [
         _layer(layers, np.int32(index), config, jnp.dtype(dtype), fuse, out_major, int8)
         for index in range(config.num_layers)
@@ -40,7 +46,7 @@ def _layer(
     layers: dict, index, config: ModelConfig, dtype, fuse: bool, out_major: bool, int8: bool
 ) -> dict:
 
-    def turned(weight, axes_in: int):
+    def laid_out(weight, axes_in: int):
         if int8:
             return rounded(weight, axes_in)
         if not out_major:
@@ -60,7 +66,7 @@ def _layer(
             )
     for name in ("qkv", "q", "k", "v", "gate_up", "gate", "up", "down", "o"):
         if name in weights:
-            weights[name] = turned(weights[name], 2 if name == "o" else 1)
+            weights[name] = laid_out(weights[name], 2 if name == "o" else 1)
     return weights
 
 
@@ -103,12 +109,12 @@ def fuses(mesh: Mesh) -> bool:
     return mesh.shape["tensor"] == 1
 
 
-def layer_places(weights: dict, config: ModelConfig, mesh: Mesh) -> dict:
-    """Where one layer's weights (arrays or their shapes) lie for decoding: split by tensor, whole
-    along fsdp."""
+def layer_shardings(weights: dict, config: ModelConfig, mesh: Mesh) -> dict:
+    """Of one layer's weights (arrays or their shapes) for decoding: split by tensor, not by
+    fsdp."""
     known = layer_axes(config)
 
-    def place(name, x):
+    def sharding_of(name, x):
         if name not in known:
             return sharding.replicated(mesh)
         axes = known[name]
@@ -119,4 +125,4 @@ def layer_places(weights: dict, config: ModelConfig, mesh: Mesh) -> dict:
     def of(axes, x):
         return jax.sharding.NamedSharding(mesh, sharding.spec(axes, x.shape, mesh, DECODE_RULES))
 
-    return {name: place(name, x) for name, x in weights.items()}
+    return {name: sharding_of(name, x) for name, x in weights.items()}

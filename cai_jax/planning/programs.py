@@ -304,7 +304,7 @@ def decode_weights(model: ModelConfig, mesh, dtype):
         lambda tree: sampling_weights.prepare(tree, model, sampling_weights.fuses(mesh)), params
     )["layers"]
     placed = [
-        state_lib.with_shardings(layer, sampling_weights.layer_places(layer, model, mesh))
+        state_lib.with_shardings(layer, sampling_weights.layer_shardings(layer, model, mesh))
         for layer in layers
     ]
     head = params["embed"] if model.tied_embeddings else params["unembed"]
@@ -352,7 +352,7 @@ def of_sampling(
     fields = [jax.ShapeDtypeStruct((rows,), jnp.int32)] * 4 + [
         jax.ShapeDtypeStruct((rows, 2), jnp.uint32)
     ]
-    host_rows = sharding.abstract_batch(cached.Rows(*fields), mesh)
+    host_rows = sharding.abstract_batch(cached.Slots(*fields), mesh)
     steps = options.chunk_steps
     on_tpu = mesh.devices.flat[0].platform == "tpu"  # GPUs are planned without a compiler
     filling = {
