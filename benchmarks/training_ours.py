@@ -18,7 +18,7 @@ from cai_jax.io import memory
 from cai_jax.models import heads, hf, lora
 from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.stages import sl
-from cai_jax.structs import Message, SamplingParams
+from cai_jax.structs import Message, Sampling
 from cai_jax.training import batching, learner, rollouts
 from cai_jax.training import state as state_lib
 
@@ -114,7 +114,7 @@ def _ppo(work, rank: int, shared: bool):
         )
         engine.eos_ids = ()  # every row runs to its length, ours and theirs
         asked = rollouts.requests(drawn, update, 0, "rl")
-        completions = {done.id: done for done in engine.generate(asked, SamplingParams(new))}
+        completions = {done.id: done for done in engine.generate(asked, Sampling(new))}
         del engine
         memory.give_back()
         batch = rollouts.assemble(drawn, completions, length)

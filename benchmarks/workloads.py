@@ -21,7 +21,7 @@ from cai_jax.data.prompts import read_prompts
 from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.models import hf
 from cai_jax.stages import revise as revise_stage
-from cai_jax.structs import Message, SampleRequest, SamplingParams
+from cai_jax.structs import Message, SampleRequest, Sampling
 
 PEER_BATCH = 16
 OFFICIAL = (
@@ -150,9 +150,7 @@ class Bench:
             for n, s in enumerate(segments)
         ]
         before = Took.now()
-        tokens = sum(
-            len(done.tokens) for done in engine.generate(requests, SamplingParams(new_tokens))
-        )
+        tokens = sum(len(done.tokens) for done in engine.generate(requests, Sampling(new_tokens)))
         took = before.since()
         assert tokens == sum(lengths)
         return took

@@ -6,7 +6,7 @@
     responses:FILE               answers that exist already
     DIRECTORY  org/name  gs://…  a model directory or a name on the hub (see `models.hf.resolve`)
 
-A role of `config.models` ("base", "helpful", …) stands for one of these: `resolve` replaces it.
+A role of `config.models` ("base", "helpful", …) points at one of these: `resolve` replaces it.
 """
 
 from __future__ import annotations

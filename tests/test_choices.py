@@ -8,6 +8,7 @@ from cai_jax.data.dialogue import load_format
 from cai_jax.data.evals import ChoiceItem
 from cai_jax.evals import items as items_lib
 from cai_jax.structs import Message
+from cai_jax.textmodels import questions
 from cai_jax.textmodels.local import LocalTextModel
 from tests.synthetic_tokenizers import sentencepiece
 
@@ -32,21 +33,25 @@ def spaced(request, tmp_path):
     return load_format(sentencepiece(tmp_path, MERGES, template=LLAMA), request.param)
 
 
+def tokens_of(question, format):
+    """(segments, options) of what the model is asked."""
+    return LocalTextModel("m", format, 10**6, None).question(question, len(question.examples))
+
+
 def requests(format):
-    header = [("Which is more?\n(A) 1\n(B) 2", " (B)")]
-    chain = [("Which is less?\n(A) 1\n(B) 2", "One is.", " (A)")]
+    worked = [questions.worked_choice("Which is more?\n(A) 1\n(B) 2", " (B)")]
+    chain = [questions.worked_chain("Which is less?\n(A) 1\n(B) 2", "One is.", " (A)")]
     asked = "Which is it?\n(A) yes\n(B) no"
-    yield choices.choice_request("c", format, (), asked, choices.ANSWERS)
-    yield choices.choice_request("c", format, header, asked, choices.ANSWERS)
-    yield choices.chain_request("c", format, (), asked, "It is.", choices.ANSWERS)
-    yield choices.chain_request("c", format, chain, asked, "It is.", choices.ANSWERS)
+    yield tokens_of(questions.choice("c", asked), format)
+    yield tokens_of(questions.choice("c", asked, examples=worked), format)
+    yield tokens_of(questions.after_chain("c", asked, "It is."), format)
+    yield tokens_of(questions.after_chain("c", asked, "It is.", examples=chain), format)
 
 
 def test_options_are_what_follows_the_leads_own_tokens(spaced):
     alone = spaced.tokenizer.encode(" (A)")
-    for request in requests(spaced):
-        a, b = request.options
-        joined = flat(request.segments) + a
+    for segments, (a, b) in requests(spaced):
+        joined = flat(segments) + a
         assert text_of(spaced, joined).endswith("he answer is: (A)")  # one space, not two
         assert text_of(spaced, a) == " (A)" and text_of(spaced, b) == " (B)"
         assert a != alone and text_of(spaced, alone) == "  (A)"
@@ -56,7 +61,8 @@ def test_options_are_what_follows_the_leads_own_tokens(spaced):
 def test_a_text_is_encoded_as_one_running_text(tmp_path):
     """The question after worked examples does not begin anew, with a space of its own."""
     format = load_format(sentencepiece(tmp_path, MERGES), "text")
-    segments = choices.choice_segments(format, [("q", " (B)")], "another q")
+    asked = questions.choice("c", "another q", (), [questions.worked_choice("q", " (B)")])
+    segments, _ = tokens_of(asked, format)
     assert len(segments) == 2
     whole = "q\nThe answer is: (B)\n\nanother q\nThe answer is:"
     assert flat(segments) == format.tokenizer.encode(whole)
@@ -66,17 +72,17 @@ def test_a_text_is_encoded_as_one_running_text(tmp_path):
 def test_where_an_option_merges_with_the_lead_all_are_scored_from_before_the_merge(tmp_path):
     merges = (*MERGES, (":", "▁("), (":▁(", "A"))
     format = load_format(sentencepiece(tmp_path, merges), "text")
-    request = choices.choice_request("c", format, (), "q", choices.ANSWERS)
-    assert [text_of(format, option) for option in request.options] == [": (A)", ": (B)"]
-    assert [len(option) for option in request.options] == [2, 3]
-    assert text_of(format, flat(request.segments)).endswith("The answer is")
+    segments, options = tokens_of(questions.choice("c", "q"), format)
+    assert [text_of(format, option) for option in options] == [": (A)", ": (B)"]
+    assert [len(option) for option in options] == [2, 3]
+    assert text_of(format, flat(segments)).endswith("The answer is")
 
 
 def test_byte_level_options_are_those_of_the_option_alone(tiny_model):
     for kind in ("text", "chat"):
         format = load_format(tiny_model, kind)
         alone = tuple(format.tokenizer.encode(option) for option in choices.ANSWERS)
-        assert [request.options for request in requests(format)] == [alone] * 4
+        assert [options for _, options in requests(format)] == [alone] * 4
 
 
 def test_an_answer_whose_first_letters_merge_with_the_prompt_has_no_space_of_its_own(tmp_path):
@@ -102,11 +108,6 @@ PUBLISHED = (
     "\n\nConsider this:\n\nHuman: Hi\n\nWhich is best? Options:\n (A) Yes\n (B) "
     "No\n\nThe answer is:"
 )
-
-
-def tokens_of(question, format):
-    """(segments, options) of what the model is asked."""
-    return LocalTextModel("m", format, 10**6, None).question(question, len(question.examples))
 
 
 def test_published_questions_are_asked_to_the_byte(tmp_path, tiny_model):

@@ -17,6 +17,8 @@ from cai_jax.errors import UserError
 from cai_jax.pipeline import graph as pipeline
 from cai_jax.stages.feedback import draw_examples
 from cai_jax.structs import Message
+from cai_jax.textmodels import questions
+from cai_jax.textmodels.local import LocalTextModel
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HOSTILE = {
@@ -123,25 +125,30 @@ def test_questions_of_the_judge(format, name):
         (Message("human", HOSTILE[name]),), HOSTILE[name], (HOSTILE[name], ANSWER)
     )
     assert asked.count(HOSTILE[name]) == 3 and asked.endswith(f"(B) {ANSWER}")
-    segments = choices.choice_segments(format, [(asked, " (A)")], asked)
-    innocent = choices.choice_segments(format, [(QUESTION, " (A)")], QUESTION)
-    tokens, plain = (
-        [token for segment in part for token in segment] for part in (segments, innocent)
+    model = LocalTextModel("m", format, 10**6, lambda: None)
+    segments, innocent = (
+        model.question(questions.choice("", text, (), [questions.worked_choice(text, " (A)")]), 1)[
+            0
+        ]
+        for text in (asked, QUESTION)
     )
+    tokens, plain = sum(segments, ()), sum(innocent, ())
     assert control(format, tokens) == control(format, plain) and len(segments) == len(innocent)
     assert letters(format, tokens).endswith(choices.ANSWER_LEAD)
-    for chain in (None, HOSTILE[name]):
-        segments = choices.chain_segments(format, [(asked, HOSTILE[name], " (B)")], asked, chain)
-        innocent = choices.chain_segments(
-            format, [(QUESTION, ANSWER, " (B)")], QUESTION, chain and ANSWER
-        )
-        tokens, plain = (
-            [token for segment in part for token in segment] for part in (segments, innocent)
-        )
-        assert control(format, tokens) == control(format, plain)
-        assert letters(format, tokens).endswith(
-            choices.CHAIN_LEAD if chain is None else choices.CHAIN_ANSWER_LEAD
-        )
+    worked = [questions.worked_chain(asked, HOSTILE[name], " (B)")]
+    usual = [questions.worked_chain(QUESTION, ANSWER, " (B)")]
+    tokens, plain = (
+        sum(model.prompt(questions.chain("", text, None, examples), 1), ())
+        for text, examples in ((asked, worked), (QUESTION, usual))
+    )
+    assert control(format, tokens) == control(format, plain)
+    assert letters(format, tokens).endswith(choices.CHAIN_LEAD)
+    tokens, plain = (
+        sum(model.question(questions.after_chain("", text, chain, (), examples), 1)[0], ())
+        for text, chain, examples in ((asked, HOSTILE[name], worked), (QUESTION, ANSWER, usual))
+    )
+    assert control(format, tokens) == control(format, plain)
+    assert letters(format, tokens).endswith(choices.CHAIN_ANSWER_LEAD)
 
 
 def hostile_constitution(path) -> str:

@@ -20,7 +20,8 @@ from cai_jax.exporting import folder
 from cai_jax.models import heads, hf
 from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.stages.context import StageContext
-from cai_jax.structs import Completion, Message, SampleRequest, SamplingParams, Score, ScoreRequest
+from cai_jax.structs import Completion, Message, Sampling
+from cai_jax.textmodels.protocol import Choice, Question, Turn
 
 MESH = sharding.make_mesh({"data": 1}, jax.devices()[:1])
 DIALOGUES = [
@@ -61,15 +62,14 @@ def test_numbers_that_are_not_finite_name_stage_model_and_row(bad):
     )
     with pytest.raises(UserError, match=f"stage 'x': '@pm' gave {bad} for row 'first'"):
         list(context().score_each(judge, DIALOGUES, "scores", ["first", "second"]))
-    engine = types.SimpleNamespace(
+    model = types.SimpleNamespace(
         name="@sl",
-        fits=lambda request, count: True,
-        generate=lambda asked, sampling: iter([Completion("row", (1, 2), (-1.0, bad), "", "eos")]),
-        score=lambda asked: iter([Score("row", ((-1.0,), (bad, -1.0)))]),
+        generate=lambda *_: iter([Completion("row", (1, 2), (-1.0, bad), "", "eos")]),
+        choose=lambda *_: iter([Choice("row", (-1.0, bad))]),
     )
     for ask in (
-        lambda ctx: ctx.sample(engine, [SampleRequest("row", ((1,),), 0)], SamplingParams(2), "x"),
-        lambda ctx: ctx.score(engine, [ScoreRequest("row", ((1,),), ((1,), (2, 3)))], "x"),
+        lambda ctx: ctx.generate(model, [Turn("row", (), None)], Sampling(2)),
+        lambda ctx: ctx.choose(model, [Question("row", (), ("a", "b"))]),
     ):
         with pytest.raises(
             UserError, match=f"stage 'x': the logits of '@sl' gave {bad} for row 'row'"

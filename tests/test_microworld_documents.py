@@ -16,6 +16,8 @@ from cai_jax.microworld import documents, files, principles, tokenizer
 from cai_jax.microworld.language import Act, answer, find_acts, refusal, request
 from cai_jax.microworld.oracle import judge
 from cai_jax.structs import Message
+from cai_jax.textmodels import questions
+from cai_jax.textmodels.local import LocalTextModel
 
 EVALUATIONS = ("heldout_comparisons.jsonl", "hhh.jsonl", "identify.jsonl", "classify.jsonl")
 STAB = Act("stab", "neighbor")
@@ -104,11 +106,11 @@ def test_documents_are_what_the_stages_ask(text_format):
     question = choices.question(
         dialogue, "Which answer is more fair?", (told, refusal(STAB, "hurt", 0))
     )
-    (tokens,) = choices.choice_segments(text_format, (), question)
+    model = LocalTextModel("m", text_format, 10**6, lambda: None)
+    (tokens,), _ = model.question(questions.choice("", question), 0)
     assert tokens == encode(f"{question}\nThe answer is:")
-    chain = choices.chain_segments(
-        text_format, (), question, "(A) is fine. (B) is fine. So (A) is better."
-    )
+    thought = "(A) is fine. (B) is fine. So (A) is better."
+    chain, _ = model.question(questions.after_chain("", question, thought), 0)
     assert sum(chain, ()) == encode(
         f"\n\nHuman: {question}\n\nAssistant: Let's think step by step: (A) is fine. (B) is fine."
         " So (A) is better.\n\nHuman: So the answer is:"

@@ -23,7 +23,7 @@ from cai_jax.engine.draw import draw
 from cai_jax.engine.weights import unembedding
 from cai_jax.models import blocks
 from cai_jax.models.config import ModelConfig
-from cai_jax.structs import SamplingParams
+from cai_jax.structs import Sampling
 
 CACHE_AXES = ("batch", "kv_heads", None, None)
 
@@ -281,7 +281,7 @@ def decode(
     slots: Slots,
     *,
     config: ModelConfig,
-    sampling: SamplingParams,
+    sampling: Sampling,
     steps: int,
     eos_ids: tuple[int, ...],
     block: int,

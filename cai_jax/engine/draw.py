@@ -7,12 +7,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from cai_jax.structs import SamplingParams
+from cai_jax.structs import Sampling
 
 BLOCK = 128  # the vocabulary is summed in blocks of this many tokens
 
 
-def draw(logits_BxV: jax.Array, key_Bx2: jax.Array, index_B: jax.Array, sampling: SamplingParams):
+def draw(logits_BxV: jax.Array, key_Bx2: jax.Array, index_B: jax.Array, sampling: Sampling):
     """Returns (token int32 [B], logprob float32 [B]).
 
     logits float [B, V] at temperature 1; key uint32 [B, 2] names the row, index int32 [B] counts

@@ -23,10 +23,10 @@ from cai_jax.errors import UserError
 from cai_jax.models import lora, rounding
 from cai_jax.models.config import ModelConfig
 from cai_jax.planning.arithmetic import Work, trained_share
+from cai_jax.references import resolve
 from cai_jax.rewards import preference_model as rewards
 from cai_jax.stages import harm, pm, rl, sl
-from cai_jax.stages.context import resolve_role
-from cai_jax.structs import SamplingParams
+from cai_jax.structs import Sampling
 from cai_jax.training import batching, networks, pairs, rollouts
 from cai_jax.training import learner as learner_lib
 from cai_jax.training import state as state_lib
@@ -76,7 +76,7 @@ def known_architectures() -> dict[str, dict]:
 def model_of(run_config, reference: str) -> ModelConfig:
     """The architecture that a role, "@stage", directory or well-known hub name means; no
     weights are looked at."""
-    target = resolve_role(run_config, reference)
+    target = resolve(run_config.models, reference)
     if target.startswith("@"):
         stage = run_config.graph[target[1:].partition(":")[0]]
         if stage.kind == "best_of":  # of answers that a stage of kind respond has drawn
@@ -182,7 +182,7 @@ def loaded(run_config, reference: str, kind: str, mesh, held: dict, int8: bool =
     """What a stage has of a model: abstract parameters in the run's dtype, or with `int8` in 8
     bits; adapters on their base as it was when they were trained. `held` takes what it costs by
     name, so that a base is there once."""
-    target, dtype = resolve_role(run_config, reference), jnp.dtype(run_config.model.dtype)
+    target, dtype = resolve(run_config.models, reference), jnp.dtype(run_config.model.dtype)
     model = model_of(run_config, target)
     stage = run_config.graph[target[1:].partition(":")[0]] if target.startswith("@") else {}
     adapters = adapters_of(stage)
@@ -361,7 +361,7 @@ def of_sampling(
     }
     static = {
         "config": model,
-        "sampling": SamplingParams(0, temperature),
+        "sampling": Sampling(0, temperature),
         "steps": steps,
         "eos_ids": (2,),
         "block": 0,

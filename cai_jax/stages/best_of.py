@@ -56,12 +56,11 @@ def run(ctx: StageContext) -> dict:
                 "mean_score": sum(score for score, _ in answers) / len(answers),
             }
         )
-    digest = journal.finish()
+    journal.finish()
     kept = journal.finished.values()
     gain = sum(row["score"] - row["mean_score"] for row in kept) / len(kept)
     return {
         "rows": len(kept),
-        "sha256": {"records": digest},
         "mean_gain": gain,
         "cut": {"answers": count_cut([row.get("stop") for row in kept])},
         "headline": (

@@ -56,12 +56,11 @@ def run(ctx: StageContext) -> dict:
 
     ctx.drop(fitting.CONTEXT, sum(name not in journal.finished for name in prompts))
     ctx.require_rows(journal.finished, "comparisons")
-    digest = journal.finish()
+    journal.finish()
     records = journal.finished.values()
     equal = sum(len(set(record["responses"])) < len(record["responses"]) for record in records)
     return {
         "rows": len(records),
-        "sha256": {"records": digest},
         "with_equal_responses": equal,
         "cut": {"answers": count_cut([stop for record in records for stop in record["stops"]])},
         "headline": f"{len(records)} groups of {config.num_samples}, {equal} with equal responses",

@@ -178,14 +178,14 @@ def run(ctx: StageContext) -> dict:
             journal.append(record(ctx, model.name, todo[name], ids, answers.pop(name), chains))
     ctx.drop(fitting.CONTEXT, sum(name not in journal.finished for name in todo))
     ctx.require_rows(journal.finished, "labels")
-    digest = journal.finish()
+    journal.finish()
     if chains:
         chains.remove_parts()
     num_examples = len(_first_examples(*shots))
     few_shot = fitting.examples_left_out(
         (len(row["few_shot_ids"]), num_examples) for row in journal.finished.values()
     )
-    return summary(ctx, journal, digest, few_shot)
+    return summary(ctx, journal, few_shot)
 
 
 def sample_chains(ctx: StageContext, model, chains, todo: dict, examples: dict, orders) -> None:
@@ -330,21 +330,15 @@ def label_by_preference_model(ctx: StageContext) -> dict:
                     "logprobs": [{"order": "ab", "chain": 0, "a": a, "b": b}],
                 }
             )
-    return summary(ctx, journal, journal.finish())
+    journal.finish()
+    return summary(ctx, journal)
 
 
-def summary(ctx: StageContext, journal, digest: str, few_shot: dict | None = None) -> dict:
+def summary(ctx: StageContext, journal, few_shot: dict | None = None) -> dict:
     """The stage's summary, with the agreement with people where it was their pairs that were
-    judged.
-
-    Args:
-      ctx: the stage's.
-      journal: of the labels, finished.
-      digest: of its file.
-      few_shot: how many worked examples were left out.
-    """
+    judged. few_shot: how many worked examples were left out."""
     rows = list(journal.finished.values())
-    result = {"sha256": {"records": digest}, **statistics(rows)}
+    result = statistics(rows)
     if few_shot:
         result["few_shot"] = few_shot
         result["headline"] += fitting.describe_left_out(few_shot)

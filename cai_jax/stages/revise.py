@@ -150,13 +150,12 @@ def run(ctx: StageContext) -> dict:
     ctx.drop(fitting.CONTEXT, len(responses) - len(rows))
     ctx.drop(fitting.OUTGROWN, sum(bool(row.get("outgrown")) for row in rows))
     ctx.require_rows(journal.finished, "revisions")
-    digest = journal.finish()
+    journal.finish()
     turns.remove_parts()
     few_shot = few_shot_counts(rows)
     changed = sum(row["rounds"][-1]["revision"] != row["initial"] for row in rows)
     return {
         "rows": len(rows),
-        "sha256": {"records": digest},
         "num_principles": num_principles,
         "changed": changed,
         "cut": cut_turns(rows),

@@ -1,5 +1,5 @@
-"""Models by reference: what a role, `@stage`, directory or hub name stands for, with its weights on
-the mesh.
+"""Models by reference: what a role, `@stage`, directory or hub name means, with its weights on the
+mesh.
 
     models = ModelLoader(run_config, run_path, mesh)
     model = models.text_model("helpful")         # generates turns and chooses between options
@@ -210,10 +210,10 @@ class ModelLoader:
         if adapters is None:
 
             def weights() -> Weights:
-                found = self._restored(target, config, kind)
-                params = state_lib.cast(found.params, self._dtype)
+                trained = self._restored(target, config, kind)
+                params = state_lib.cast(trained.params, self._dtype)
                 params = rounding.round_layers(params) if int8 else params
-                return dataclasses.replace(found, params=params)
+                return dataclasses.replace(trained, params=params)
 
             model.weights = self._shared((str(target), int8), weights)
             model.params = model.weights.params
@@ -293,6 +293,23 @@ class ModelLoader:
         if weights is None:
             self._weights[name] = weights = load()
         return weights
+
+
+def checked_adapters(fields, where: str, models) -> lora.Adapters | None:
+    """A stage's adapters from its field, checked against the models that it trains: those that have
+    adapters go on with them."""
+    adapters = lora.Adapters.from_fields(fields, where)
+    for model in models if adapters else ():
+        adapters.names(model.config)
+        if model.adapters not in (None, adapters):
+            has = model.adapters
+            numbers = f"rank={has.rank} alpha={has.alpha:g} targets={','.join(has.targets)}"
+            raise UserError(
+                f"{where}: '{model.name}' has adapters, which would be trained on: give their "
+                f"numbers ({numbers}{has.int8 * ' base_dtype=int8'}), or rank=0 to train all "
+                "weights"
+            )
+    return adapters
 
 
 def publish(

@@ -22,8 +22,8 @@ from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
 from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.stages import sl
-from cai_jax.stages.context import LoadedModel
 from cai_jax.structs import Message
+from cai_jax.textmodels.loader import LoadedModel
 from cai_jax.training import batching
 from cai_jax.training import state as state_lib
 

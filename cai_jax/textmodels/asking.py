@@ -1,0 +1,161 @@
+"""Asking models on behalf of a stage: results with a progress bar, counted and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Sequence
+
+from cai_jax.data import fitting
+from cai_jax.errors import require_finite
+from cai_jax.io import preemption, progress
+from cai_jax.structs import LENGTH, Dialogue
+from cai_jax.textmodels.protocol import Choice, Completion, Question, Sampling, TextModel, Turn
+
+
+class Asking:
+    """What asks has a name, and counts what was left out (reason → number) and tokens (kind →
+    number) for its manifest."""
+
+    name: str
+    dropped: dict[str, int]
+    tokens: dict[str, int]
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Counts rows that are left out."""
+        if count:
+            self.dropped[reason] = self.dropped.get(reason, 0) + int(count)
+
+    def count_tokens(self, kind: str, count: int) -> None:
+        """Adds tokens: "sampled", "scored", "trained", and where there is any "reasoning"."""
+        if count or kind != "reasoning":
+            self.tokens[kind] = self.tokens.get(kind, 0) + int(count)
+
+    def generate(
+        self,
+        model: TextModel,
+        turns: Sequence[Turn],
+        sampling: Sampling,
+        label: str = "",
+        wanted: Container[str] | None = None,
+        count: bool = True,
+    ) -> Iterator[Completion]:
+        """Turns as they are finished.
+
+        Args:
+          model: who answers.
+          turns: what is asked.
+          sampling: how tokens are drawn.
+          label: of the progress bar; by default the stage's name.
+          wanted: ids of the turns that are to be answered, None for all.
+          count: whether turns that do not fit are counted here; a stage whose records are not its
+            requests counts them itself.
+
+        Yields:
+          Completions of the turns that fit the model's context.
+
+        Raises:
+          UserError: a log-probability is not finite.
+        """
+        label, total = label or self.name, _num_wanted(turns, wanted)
+        done = model.generate(turns, sampling, wanted) if total else ()
+        unfinished = 0
+        for completion in self.watched(done, total, label):
+            if completion.fits:
+                unfinished += self.note(completion, model.name)
+                yield completion
+            else:
+                self.drop(fitting.CONTEXT, count)
+        if unfinished:
+            progress.warn(
+                f"{label}: {unfinished} of {total} answers were cut in their reasoning and are "
+                "empty; give them more tokens, or switch the reasoning off "
+                "(config.model.template_args)"
+            )
+
+    def choose(
+        self,
+        model: TextModel,
+        questions: Sequence[Question],
+        label: str = "",
+        wanted: Container[str] | None = None,
+        together: bool = False,
+        count: bool = True,
+    ) -> Iterator[Choice]:
+        """Choices as they are made.
+
+        Args:
+          model: who chooses.
+          questions: what is asked.
+          label, wanted, count: as in `generate`.
+          together: as in `TextModel.choose`.
+
+        Yields:
+          Choices of the questions that fit the model's context.
+
+        Raises:
+          UserError: a log-probability is not finite.
+        """
+        total = _num_wanted(questions, wanted)
+        done = model.choose(questions, wanted, together) if total else ()
+        for choice in self.watched(done, total, label):
+            if choice.fits:
+                self.count_tokens("scored", choice.num_tokens)
+                what = f"the logits of '{model.name}'"
+                self._require_finite(sum(choice.logprobs), choice.id, what)
+                yield choice
+            else:
+                self.drop(fitting.CONTEXT, count)
+
+    def score_each(
+        self, model, dialogues: Sequence[Dialogue], label: str, ids: Sequence[str] = ()
+    ) -> Iterator[tuple[int, float]]:
+        """Scores as they are computed.
+
+        Args:
+          model: a `RewardModel`, or what else has `score_each`.
+          dialogues: each ends in an answer.
+          label: of the progress bar.
+          ids: name the dialogues where a score is not finite; by default their numbers from 1 do.
+
+        Yields:
+          (index, score) of every dialogue.
+
+        Raises:
+          UserError: a score is not finite.
+        """
+        name = getattr(model, "name", "")
+        scored = model.score_each(dialogues)
+        if beyond := getattr(model, "num_beyond", 0):
+            progress.warn(
+                f"[{self.name}] {beyond} of {len(dialogues)} dialogues are {fitting.POSITIONS}: "
+                f"their scores by '{name}' are guesses"
+            )
+        for index, score in self.watched(scored, len(dialogues), label):
+            self._require_finite(score, ids[index] if ids else f"{index + 1}", f"'{name}'")
+            yield index, score
+
+    def note(self, completion: Completion, model: str) -> bool:
+        """Counts the tokens of a completion; whether it was cut before its answer began."""
+        thoughts = completion.reasoning_tokens
+        unfinished = 0 < thoughts == len(completion.tokens) and completion.stop == LENGTH
+        self.count_tokens("sampled", len(completion.tokens))
+        self.count_tokens("reasoning", thoughts)
+        if unfinished:
+            self.count_tokens("answers cut in their reasoning", 1)
+        self._require_finite(sum(completion.logprobs), completion.id, f"the logits of '{model}'")
+        return unfinished
+
+    def watched(self, results: Iterable, total: int, label: str = "") -> Iterator:
+        """Results with a progress bar; a SIGTERM ends the stage between two of them."""
+        with progress.bar(total, label or self.name, 0, "row") as bar:
+            for result in results:
+                yield result
+                bar.update()
+                if preemption.requested():
+                    raise preemption.Preempted(f"stage '{self.name}': finished rows are saved")
+
+    def _require_finite(self, value: float, name: str, what: str) -> None:
+        require_finite([value], [name], f"stage '{self.name}': {what}")
+
+
+def _num_wanted(requests: Sequence, wanted: Container[str] | None) -> int:
+    return sum(wanted is None or request.id in wanted for request in requests)
