@@ -11,8 +11,10 @@ import pytest
 from etils import epath
 
 from cai_jax.core import labels
+from cai_jax.evals import collect
 from cai_jax.io.artefacts import StageDirectory
-from cai_jax.stages import best_of, evaluate, feedback, human
+from cai_jax.stages import best_of, feedback, human
+from cai_jax.structs import Message
 from configs import default
 
 ASKED = [{"role": "human", "text": "A question?"}]
@@ -108,19 +110,12 @@ def test_evaluate_takes_it_as_a_policy(tmp_path):
     ctx.run_config.models = {}
     ctx.run_config.graph = {"best": {"kind": "best_of"}, "sl": {"kind": "sl"}}
     models = {"sl": "@sl", "initial": "helpful", "best-of-8": "@best"}
-    written = evaluate._written(ctx, models)
+    written = collect.written(ctx, models)
     assert list(written) == ["best-of-8"]
-    prompt = types.SimpleNamespace(id="p", kind=None, dialogue=())
+    prompt = types.SimpleNamespace(id="p", kind=None, dialogue=(Message("human", "q"),))
     taken = ctx.directory.journal()
-    evaluate._copy_answers(
-        ctx,
-        "best-of-8",
-        "@best",
-        written["best-of-8"],
-        {"a": ("red_team", prompt, 0), "b": ("red_team", prompt, 1)},
-        ["a", "b"],
-        taken,
-    )
+    draws = collect.Draws({"red_team": [prompt]}, 2, 1.0)
+    collect.answers(ctx, {"best-of-8": "@best"}, written, draws, taken)
     (row,) = taken.finished.values()
     assert (row["response"], row["stop"], row["num_tokens"], row["name"]) == (
         "chosen",
