@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cai_jax.constitution.loader import Constitution, load_constitution
+from cai_jax.constitution.loader import ComparisonPrinciple, Constitution, load_constitution
 from cai_jax.core import labels
 from cai_jax.data import choices, fitting
 from cai_jax.errors import UserError
@@ -57,14 +57,14 @@ def shortest(fields):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One label: a pair of a comparison's responses, judged by a principle. `examples` names the
-    draw of worked examples that precede the question."""
+    """One label: a pair of a comparison's responses, judged by a principle (a preference model is
+    asked none). `examples` names the draw of worked examples that precede the question."""
 
     id: str
     comparison: dict
     pair: tuple[int, int]
-    principle: object
-    examples: int | str
+    principle: ComparisonPrinciple | None = None
+    examples: int | str | None = None
 
     def question(self, order: str, options_heading: bool) -> str:
         """What is asked; in order "ba" the second response is option (A)."""
@@ -138,7 +138,7 @@ def run(ctx: StageContext) -> dict:
             f"config.graph.{ctx.name}.mode: expected one of {', '.join(MODES)}, not '{config.mode}'"
         )
     if config.mode == "preference_model":
-        return label_by_preference_model(ctx)
+        return _by_preference_model(ctx)
 
     # --- What is asked: every task in every order, after every chain ------------------------------
     constitution = load_constitution(config.constitution)
@@ -153,8 +153,8 @@ def run(ctx: StageContext) -> dict:
     orders = ("ab", "ba") if config.both_orders else ("ab",)
     chains = ctx.directory.journal("chains") if config.mode == "chain_of_thought" else None
     if chains:
-        sample_chains(ctx, model, chains, todo, examples, orders)
-        asked = list(questions_after_chains(config, chains, todo, examples, orders))
+        _sample_chains(ctx, model, chains, todo, examples, orders)
+        asked = list(_after_chains(config, chains, todo, examples, orders))
     else:
         asked = [
             questions.choice(
@@ -174,8 +174,12 @@ def run(ctx: StageContext) -> dict:
         name, _, order_and_chain = choice.id.rpartition("#")
         answers[name][order_and_chain] = choice
         if len(answers[name]) == number:
-            ids = examples[todo[name].examples][0]
-            journal.append(record(ctx, model.name, todo[name], ids, answers.pop(name), chains))
+            complete = answers.pop(name)
+            shown = examples[todo[name].examples][0][
+                : min(c.num_examples for c in complete.values())
+            ]
+            logprobs, thoughts = _logprobs(name, complete, chains)
+            journal.append(_record(ctx, model.name, todo[name], logprobs, shown, thoughts))
     ctx.drop(fitting.CONTEXT, sum(name not in journal.finished for name in todo))
     ctx.require_rows(journal.finished, "labels")
     journal.finish()
@@ -185,20 +189,11 @@ def run(ctx: StageContext) -> dict:
     few_shot = fitting.examples_left_out(
         (len(row["few_shot_ids"]), num_examples) for row in journal.finished.values()
     )
-    return summary(ctx, journal, few_shot)
+    return _summary(ctx, journal, few_shot)
 
 
-def sample_chains(ctx: StageContext, model, chains, todo: dict, examples: dict, orders) -> None:
-    """Adds to the journal what it lacks of `num_chains` chains of thought a task and order.
-
-    Args:
-      ctx: the stage's.
-      model: who thinks.
-      chains: the journal.
-      todo: tasks by id.
-      examples: worked ones by draw.
-      orders: of the options.
-    """
+def _sample_chains(ctx: StageContext, model, chains, todo: dict, examples: dict, orders) -> None:
+    """Adds to the journal what it lacks of `num_chains` chains of thought a task and order."""
     config = ctx.config
     turns = [
         questions.chain(
@@ -218,29 +213,13 @@ def sample_chains(ctx: StageContext, model, chains, todo: dict, examples: dict, 
     missing = {turn.id for turn in turns if turn.id not in chains.finished}
     label = f"{ctx.name}: chains of thought"
     for done in ctx.generate(model, turns, sampling, label, missing, count=False):
-        chains.append(
-            {
-                "id": done.id,
-                "text": done.text,
-                "stop": done.stop,
-                "num_few_shot": done.num_examples,
-            }
-        )
+        answer = {"text": done.text, "stop": done.stop, "num_few_shot": done.num_examples}
+        chains.append({"id": done.id, **answer})
     chains.flush()
 
 
-def questions_after_chains(
-    config, chains, todo: dict, examples: dict, orders
-) -> Iterator[Question]:
-    """The question behind every chain; one that did not fit the context has none.
-
-    Args:
-      config: the stage's.
-      chains: the journal of chains.
-      todo: tasks by id.
-      examples: worked ones by draw.
-      orders: of the options.
-    """
+def _after_chains(config, chains, todo: dict, examples: dict, orders) -> Iterator[Question]:
+    """The question behind every chain; one that did not fit the context has none."""
     for task in todo.values():
         for order, chain in itertools.product(orders, range(config.num_chains)):
             thought = chains.finished.get(f"{task.id}#{order}{chain}")
@@ -254,44 +233,41 @@ def questions_after_chains(
                 )
 
 
-def record(
-    ctx: StageContext, model: str, task: Task, ids: list[str], answers: dict[str, Choice], chains
-) -> dict:
-    """A label record.
-
-    Args:
-      ctx: the stage's.
-      model: who judged.
-      task: what was judged.
-      ids: of the worked examples that were wanted.
-      answers: by order and number of the chain, such as "ab0".
-      chains: the journal of chains; None where there are none.
-    """
+def _logprobs(task: str, answers: dict[str, Choice], chains) -> tuple[list[dict], list[dict]]:
+    """(log-probabilities, chains) of a task as its record holds them; `answers` by order and number
+    of the chain, such as "ab0"."""
     logprobs, thoughts = [], []
     for name, choice in sorted(answers.items()):
         asked, (a, b) = {"order": name[:2], "chain": int(name[2:])}, choice.logprobs
         logprobs.append({**asked, "a": a, "b": b})
         if chains:
-            thought = chains.finished[f"{task.id}#{name}"]
+            thought = chains.finished[f"{task}#{name}"]
             thoughts.append({**asked, "text": thought["text"], "stop": thought["stop"]})
+    return logprobs, thoughts
+
+
+def _record(
+    ctx: StageContext, model: str, task: Task, logprobs: list[dict], few_shot_ids=(), chains=()
+) -> dict:
+    principle = task.principle
     return {
         "id": task.id,
         "prompt_id": task.comparison["prompt_id"],
         "comparison_id": task.comparison["id"],
         "pair": list(task.pair),
         "kind": task.comparison.get("kind"),
-        "principle_id": task.principle.id,
-        "principle": task.principle.text,
-        "few_shot_ids": ids[: min(choice.num_examples for choice in answers.values())],
-        "header_id": str(task.examples),
+        "principle_id": principle and principle.id,
+        "principle": principle and principle.text,
+        "few_shot_ids": list(few_shot_ids),
+        "header_id": None if task.examples is None else str(task.examples),
         "model": model,
         "seed": ctx.seed,
-        "chains": thoughts,
+        "chains": list(chains),
         "logprobs": logprobs,
     }
 
 
-def label_by_preference_model(ctx: StageContext) -> dict:
+def _by_preference_model(ctx: StageContext) -> dict:
     """Label records by the scores of a preference model, raw as it was trained: P(first better) =
     σ(Δ). No principle is asked and there is no order of options."""
     judge = ctx.models.preference_model(ctx.config.model, format=ctx.config.format, raw=True)
@@ -313,32 +289,18 @@ def label_by_preference_model(ctx: StageContext) -> dict:
         for first, second in itertools.combinations(range(len(of_row)), 2):
             delta = of_row[first] - of_row[second]
             a, b = -float(np.logaddexp(0, -delta)), -float(np.logaddexp(0, delta))
-            journal.append(
-                {
-                    "id": f"{row['id']}/{first}-{second}",
-                    "prompt_id": row["prompt_id"],
-                    "comparison_id": row["id"],
-                    "pair": [first, second],
-                    "kind": row.get("kind"),
-                    "principle_id": None,
-                    "principle": None,
-                    "few_shot_ids": [],
-                    "header_id": None,
-                    "model": judge.name,
-                    "seed": ctx.seed,
-                    "chains": [],
-                    "logprobs": [{"order": "ab", "chain": 0, "a": a, "b": b}],
-                }
-            )
+            logprobs = [{"order": "ab", "chain": 0, "a": a, "b": b}]
+            task = Task(f"{row['id']}/{first}-{second}", row, (first, second))
+            journal.append(_record(ctx, judge.name, task, logprobs))
     journal.finish()
-    return summary(ctx, journal)
+    return _summary(ctx, journal)
 
 
-def summary(ctx: StageContext, journal, few_shot: dict | None = None) -> dict:
+def _summary(ctx: StageContext, journal, few_shot: dict | None = None) -> dict:
     """The stage's summary, with the agreement with people where it was their pairs that were
     judged. few_shot: how many worked examples were left out."""
     rows = list(journal.finished.values())
-    result = statistics(rows)
+    result = _statistics(rows)
     if few_shot:
         result["few_shot"] = few_shot
         result["headline"] += fitting.describe_left_out(few_shot)
@@ -351,7 +313,7 @@ def summary(ctx: StageContext, journal, few_shot: dict | None = None) -> dict:
     return result
 
 
-def statistics(rows: list[dict]) -> dict:
+def _statistics(rows: list[dict]) -> dict:
     """Numbers on label records: mean confidence, share of first-option choices, and the flip rate,
     which is the share of pairs whose choice changes when the options change order (None where only
     one order was asked)."""

@@ -53,18 +53,43 @@ def shortest(fields):
 
 @dataclasses.dataclass
 class Revised:
-    """A response on its way through the rounds. outgrown: {"round", "turn", "reason"} of the
-    request that no longer fitted the context."""
+    """A response on its way through the rounds. critique: the request for the last one, and its
+    answer. outgrown: {"round", "turn", "reason"} of the request that no longer fitted."""
 
     source: dict
     principles: list
     rounds: list[dict] = dataclasses.field(default_factory=list)
+    critique: tuple[Turn, dict] | None = None
     outgrown: dict | None = None
 
-    def answered(self) -> Dialogue:
-        """The prompt with the last response."""
+    def next_turn(self, ctx: StageContext, role: str, examples: tuple[Dialogue, ...]) -> Turn:
+        """The request of the round for a critique of the last response, or for its revision in
+        sight of the critique where there is one."""
+        name, number, earlier = self.source["id"], len(self.rounds), None
         last = self.rounds[-1]["revision"] if self.rounds else self.source["response"]
-        return (*dialogue_from_json(self.source["dialogue"]), Message("assistant", last))
+        before = (*dialogue_from_json(self.source["dialogue"]), Message("assistant", last))
+        if role == "critique":
+            request = Message("critique_request", self.principles[number].critique_request)
+        else:
+            request = Message("revision_request", self.principles[number].revision_request)
+            if self.critique:
+                earlier, critique = self.critique
+                before = (*earlier.dialogue, Message("critique", critique["text"]))
+        key = row_key(ctx.seed, ctx.name, f"{number}/{role}", name, 0)
+        dialogue = (*before, request)
+        return Turn(f"{name}#{number}/{role}", dialogue, key, role, examples, continues=earlier)
+
+    def take(self, turn: Turn, answer: dict | None) -> None:
+        """Goes on with the answer to `next_turn`; None where that did not fit the context."""
+        if answer is None:
+            number = len(self.rounds) + 1
+            self.outgrown = {"round": number, "turn": turn.role, "reason": fitting.CONTEXT}
+        elif turn.role == "critique":
+            self.critique = turn, answer
+        else:
+            critique = self.critique[1] if self.critique else None
+            self.rounds.append(_round(self.principles[len(self.rounds)], critique, answer))
+            self.critique = None
 
 
 def draw_principles(
@@ -107,52 +132,38 @@ def run(ctx: StageContext) -> dict:
     shown = worked_examples(examples, config.critique)
     model = ctx.models.text_model(config.model, config.format)
     journal, turns = ctx.directory.journal(), ctx.directory.journal("turns")
-    items = {
-        row["id"]: Revised(
-            row,
-            draw_principles(
-                constitution.critique_principles,
-                num_principles,
-                config.num_rounds,
-                ctx.seed,
-                ctx.name,
-                row["id"],
-            ),
-        )
+    drawn_from = constitution.critique_principles, num_principles, config.num_rounds
+    items = [
+        Revised(row, draw_principles(*drawn_from, ctx.seed, ctx.name, row["id"]))
         for row in responses
         if row["id"] not in journal.finished
-    }
+    ]
 
     # --- Rounds: critique all, then revise all ----------------------------------------------------
-    for number in range(config.num_rounds):
-        label, asked, critiques = f"{ctx.name} round {number + 1}", {}, {}
+    for number in range(1, config.num_rounds + 1):
+        label = f"{ctx.name} round {number}"
         if config.critique:
-            asked = {name: critique_turn(ctx, items[name], number, shown) for name in active(items)}
             limit = config.max_critique_tokens
-            critiques = take_turns(ctx, model, turns, items, asked, limit, label)
-        requests = {
-            name: revision_turn(
-                ctx, items[name], number, shown, asked.get(name), critiques.get(name)
-            )
-            for name in active(items)
-        }
+            _take_turns(ctx, model, turns, items, "critique", shown, limit, label)
         limit = config.max_revision_tokens
-        revisions = take_turns(ctx, model, turns, items, requests, limit, label)
-        for name, revision in revisions.items():
-            principle = items[name].principles[number]
-            items[name].rounds.append(round_record(principle, critiques.get(name), revision))
+        _take_turns(ctx, model, turns, items, "revision", shown, limit, label)
 
     # --- Records and summary ----------------------------------------------------------------------
-    for item in items.values():
+    for item in items:
         if item.rounds:  # else nothing was revised: counted below
-            journal.append(record(ctx, model.name, item, examples))
+            journal.append(_record(ctx, model.name, item, examples))
     rows = journal.finished.values()
     ctx.drop(fitting.CONTEXT, len(responses) - len(rows))
     ctx.drop(fitting.OUTGROWN, sum(bool(row.get("outgrown")) for row in rows))
     ctx.require_rows(journal.finished, "revisions")
     journal.finish()
     turns.remove_parts()
-    few_shot = few_shot_counts(rows)
+    few_shot = fitting.examples_left_out(
+        (shown, len(row["few_shot_ids"]))
+        for row in rows
+        for item in row["rounds"]
+        for shown in item["num_few_shot"].values()
+    )
     changed = sum(row["rounds"][-1]["revision"] != row["initial"] for row in rows)
     return {
         "rows": len(rows),
@@ -165,92 +176,25 @@ def run(ctx: StageContext) -> dict:
     }
 
 
-def active(items: dict[str, Revised]) -> list[str]:
-    """Names of the responses that have not outgrown the context."""
-    return [name for name, item in items.items() if not item.outgrown]
-
-
-def critique_turn(ctx: StageContext, item: Revised, number: int, examples) -> Turn:
-    """What is asked first in a round: what the principle criticises."""
-    request = Message("critique_request", item.principles[number].critique_request)
-    return _turn(ctx, item, number, "critique", (*item.answered(), request), examples)
-
-
-def revision_turn(
-    ctx: StageContext,
-    item: Revised,
-    number: int,
-    examples,
-    asked: Turn | None,
-    critique: dict | None,
-) -> Turn:
-    """What is asked last in a round: the response rewritten.
-
-    Args:
-      ctx: the stage's.
-      item: what is revised.
-      number: of the round, from 0.
-      examples: worked ones.
-      asked: the request for the critique, None where there is none.
-      critique: its answer, which the model sees.
-    """
-    before = item.answered()
-    if critique:
-        before = (*asked.dialogue, Message("critique", critique["text"]))
-    request = Message("revision_request", item.principles[number].revision_request)
-    turn = _turn(ctx, item, number, "revision", (*before, request), examples)
-    return dataclasses.replace(turn, continues=asked)
-
-
-def _turn(ctx, item: Revised, number: int, role: str, dialogue: Dialogue, examples) -> Turn:
-    name = item.source["id"]
-    key = row_key(ctx.seed, ctx.name, f"{number}/{role}", name, 0)
-    return Turn(f"{name}#{number}/{role}", dialogue, key, role, examples)
-
-
-def take_turns(
-    ctx: StageContext,
-    model,
-    journal,
-    items: dict[str, Revised],
-    turns: dict[str, Turn],
-    limit: int,
-    label: str,
-) -> dict[str, dict]:
-    """Response → {text, stop, num_few_shot} of its turn; one that does not fit the context has
-    outgrown it.
-
-    Args:
-      ctx: the stage's.
-      model: who answers.
-      journal: of the turns; what it has is not asked again.
-      items: the responses.
-      turns: what is asked, by response.
-      limit: tokens of an answer.
-      label: of the progress bar.
-    """
+def _take_turns(
+    ctx: StageContext, model, journal, items: list[Revised], role: str, examples, limit: int, label
+) -> None:
+    """Gives every response that still fits the context its next turn, of at most `limit` tokens.
+    What the journal has is not asked again."""
+    active = [item for item in items if not item.outgrown]
+    asked = [item.next_turn(ctx, role, examples) for item in active]
     config = ctx.config
     sampling = Sampling(limit, config.temperature, config.top_k, config.top_p)
-    missing = [turn for turn in turns.values() if turn.id not in journal.finished]
-    label += f": {missing[0].role}" if missing else ""
-    for done in ctx.generate(model, missing, sampling, label, count=False):
-        journal.append(
-            {
-                "id": done.id,
-                "text": done.text,
-                "stop": done.stop,
-                "num_few_shot": done.num_examples,
-            }
-        )
+    missing = [turn for turn in asked if turn.id not in journal.finished]
+    for done in ctx.generate(model, missing, sampling, f"{label}: {role}", count=False):
+        answer = {"text": done.text, "stop": done.stop, "num_few_shot": done.num_examples}
+        journal.append({"id": done.id, **answer})
     journal.flush()
-    for name, turn in turns.items():
-        if turn.id not in journal.finished:
-            number = len(items[name].rounds) + 1
-            items[name].outgrown = {"round": number, "turn": turn.role, "reason": fitting.CONTEXT}
-    return {name: journal.finished[turns[name].id] for name in turns if not items[name].outgrown}
+    for item, turn in zip(active, asked, strict=True):
+        item.take(turn, journal.finished.get(turn.id))
 
 
-def round_record(principle, critique: dict | None, revision: dict) -> dict:
+def _round(principle, critique: dict | None, revision: dict) -> dict:
     """A round as the record holds it. `num_few_shot`: how many of the record's few_shot_ids, the
     first ones, preceded each request."""
     shown = {"revision": revision["num_few_shot"]}
@@ -268,7 +212,7 @@ def round_record(principle, critique: dict | None, revision: dict) -> dict:
     }
 
 
-def record(ctx: StageContext, model: str, item: Revised, examples) -> dict:
+def _record(ctx: StageContext, model: str, item: Revised, examples) -> dict:
     source = item.source
     return {
         "id": source["id"],
@@ -295,14 +239,3 @@ def cut_turns(rows) -> dict[str, dict[str, int]]:
                 stops[f"critiques of round {number}"].append(item["critique_stop"])
             stops[f"revisions of round {number}"].append(item["revision_stop"])
     return {name: count_cut(counted) for name, counted in sorted(stops.items())}
-
-
-def few_shot_counts(rows) -> dict[str, int]:
-    """How many worked examples the requests of these records lacked
-    (`fitting.examples_left_out`)."""
-    return fitting.examples_left_out(
-        (shown, len(row["few_shot_ids"]))
-        for row in rows
-        for item in row["rounds"]
-        for shown in item["num_few_shot"].values()
-    )
