@@ -110,9 +110,6 @@ class Sampling:
     stop_strings: tuple[str, ...] = ()
 
 
-SamplingParams = Sampling  # the name until all callers have the new one
-
-
 @dataclasses.dataclass(frozen=True)
 class SampleRequest:
     """A prompt to continue. `segments` are concatenated; the leading ones may be shared by many

@@ -186,11 +186,11 @@ def dry(tmp_path, monkeypatch):
         return recording.Recorder([], model, answer, lambda a: [-1.0] * len(a.options), limit)
 
     def train_sl(ctx):
-        model = ctx.load_model(ctx.config.init, format=ctx.config.format)
+        model = ctx.models.load(ctx.config.init, format=ctx.config.format)
         return {"rows": len(sl.examples(ctx, model.format, model.config.max_length))}
 
     def train_rl(ctx):
-        policy = ctx.load_model(ctx.config.policy, format=ctx.config.format)
+        policy = ctx.models.load(ctx.config.policy, format=ctx.config.format)
         return {"rows": len(rl.fitting_prompts(ctx, policy, policy))}
 
     def train_pm(ctx):

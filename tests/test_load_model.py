@@ -88,7 +88,7 @@ def test_a_directory_of_a_classifier_is_a_preference_model(kind, model, tiny_mod
     }
     format = load_format(tiny_model, kind)
     folder.export_reward(tmp_path, config, params, format, (0.7, 1.9))
-    found = context().load_model(str(tmp_path), "reward")
+    found = context().models.load(str(tmp_path), "reward")
     assert found.kind == "reward" and found.normalisation is None
     for dialogue in DIALOGUES:
         assert found.format.score_input(dialogue) == format.score_input(dialogue)
@@ -96,11 +96,11 @@ def test_a_directory_of_a_classifier_is_a_preference_model(kind, model, tiny_mod
     theirs = RewardModel(found.params, found.config, found.format, MESH).score(DIALOGUES)
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
     with pytest.raises(UserError, match="is a preference model, a policy is needed here"):
-        context().load_model(str(tmp_path))
+        context().models.load(str(tmp_path))
     with pytest.raises(
         UserError, match="is not a preference model; name a stage of kind pm as '@pm'"
     ):
-        context().load_model(str(directory), "reward")
+        context().models.load(str(directory), "reward")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def wide(model, tmp_path_factory):
 def test_a_padded_vocabulary_is_kept(wide, tmp_path):
     """Rows of the embedding without a token: loaded, decoded as nothing, and written again as they
     were."""
-    found = context().load_model(str(wide))
+    found = context().models.load(str(wide))
     assert found.config.vocab_size == found.format.tokenizer.vocab_size + 64
     assert found.format.decode([found.config.vocab_size - 1]) == ""
     folder.export_policy(tmp_path, found.config, found.params, found.format)
@@ -150,9 +150,9 @@ def test_added_tokens_and_a_tokenizer_that_is_too_large(wide, tmp_path):
         }
         path.write_text(json.dumps(fields | {"added_tokens": [*fields["added_tokens"], token]}))
 
-    size = context().load_model(str(wide)).format.tokenizer.vocab_size
+    size = context().models.load(str(wide)).format.tokenizer.vocab_size
     add(size)
-    tokenizer = context().load_model(str(tmp_path / "model")).format.tokenizer
+    tokenizer = context().models.load(str(tmp_path / "model")).format.tokenizer
     assert tokenizer.token_id("<|new|>") == size and tokenizer.encode("<|new|>", special=True) == (
         size,
     )
@@ -162,17 +162,17 @@ def test_added_tokens_and_a_tokenizer_that_is_too_large(wide, tmp_path):
     (tmp_path / "model" / "config.json").write_text(json.dumps(wrong))
     (tmp_path / "model" / "model.safetensors").unlink()
     with pytest.raises(UserError, match=f"tokenizer has {size} tokens, the model only {size - 5}"):
-        context().load_model(str(tmp_path / "model"))
+        context().models.load(str(tmp_path / "model"))
 
 
 def test_models_of_a_stage_share_weights_until_they_are_let_go(model):
     ctx = context()
-    first, second = (ctx.load_model(str(model[2])) for _ in range(2))
+    first, second = (ctx.models.load(str(model[2])) for _ in range(2))
     assert first.params["embed"] is second.params["embed"]
     first.release()
     assert (
         first.params is None
-        and ctx.load_model(str(model[2])).params["embed"] is second.params["embed"]
+        and ctx.models.load(str(model[2])).params["embed"] is second.params["embed"]
     )
     second.release()
     assert not ctx.models._weights

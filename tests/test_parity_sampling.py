@@ -10,7 +10,7 @@ import pytest
 from cai_jax.data.dialogue import load_format
 from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.models import hf
-from cai_jax.structs import SampleRequest, SamplingParams
+from cai_jax.structs import SampleRequest, Sampling
 
 REFERENCE = pathlib.Path(__file__).parent / "parity" / "smollm2.jsonl"
 
@@ -26,7 +26,7 @@ def test_greedy_text_equals_transformers(smollm2):
     count = max(len(row["answer"]) for row in rows)
     assert len(rows) >= 20 and count == 64
     sampled = {
-        done.id: done for done in engine.generate(requests, SamplingParams(count, temperature=0.0))
+        done.id: done for done in engine.generate(requests, Sampling(count, temperature=0.0))
     }
     for number, row in enumerate(rows):
         assert sampled[str(number)].tokens == tuple(row["answer"]), row["prompt"]

@@ -109,7 +109,7 @@ def test_batches_hold_both_dialogues_their_ends_and_the_label(tmp_path, monkeypa
     _, seen, ctx = run(tmp_path, monkeypatch)
     names = list(seen["examples"])
     batch = seen["make_batch"](np.arange(len(names)))
-    decode = ctx.load_model("base").format.tokenizer.hf.decode
+    decode = ctx.models.load("base").format.tokenizer.hf.decode
     sides = {}
     for row in range(len(names)):  # longest first: which row a pair is in is told by its text
         segments = batch["segments"][row]
@@ -157,7 +157,7 @@ def test_numbers_on_held_out_pairs(tmp_path, monkeypatch):
     assert found["ai"]["accuracy"]["value"] == 0.0 and found["all"]["n"] == 4
     assert found["ai"]["loss"] > 1 > found["pairs"]["loss"]
     for row in ctx.directory.records():
-        format = ctx.load_model("base").format
+        format = ctx.models.load("base").format
         for text, score in zip(row["texts"], row["scores"], strict=True):
             messages = pairs_lib.dialogue_from_json(
                 [*row["dialogue"], {"role": "assistant", "text": text}]
@@ -200,7 +200,7 @@ def ends(seen, ctx):
     """Name of a pair → whether each side's last token is an end token."""
     names = list(seen["examples"])
     batch = seen["make_batch"](np.arange(len(names)))
-    found, format = {}, ctx.load_model("base").format
+    found, format = {}, ctx.models.load("base").format
     for row in range(len(names)):
         tokens, places = batch["tokens"][row], batch["ends"][row, 0]
         text = format.tokenizer.hf.decode(tokens[: places[0] + 1], skip_special_tokens=True)

@@ -20,7 +20,7 @@ from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.models import heads
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import init_params
-from cai_jax.structs import Message, SamplingParams
+from cai_jax.structs import Message, Sampling
 from cai_jax.training import learner as learner_lib
 from cai_jax.training import rollouts as rollouts_lib
 from cai_jax.training import state as state_lib
@@ -127,7 +127,7 @@ def train(
         drawn = rollouts_lib.draw(PROMPTS, update, num_rollouts, seed, "test")
         asked = rollouts_lib.requests(drawn, update, seed, "test")
         engine.update(state["params"])
-        done = {item.id: item for item in engine.generate(asked, SamplingParams(LENGTH))}
+        done = {item.id: item for item in engine.generate(asked, Sampling(LENGTH))}
         batch = rollouts_lib.assemble(drawn, done, 2 + LENGTH)
         batch.scores = np.array(
             [table[prompt.id, done[name].tokens] for name, prompt in drawn], np.float32

@@ -190,7 +190,7 @@ def test_how_every_turn_ended_is_kept_and_what_was_cut_is_learned_without_an_end
         "response r0": True,
         "response r1": False,
     }
-    format = ctx.load_model("helpful").format
+    format = ctx.models.load("helpful").format
     for _, dialogue in answers:
         example = format.example(dialogue)
         learned = example.tokens[example.target_mask].tolist()

@@ -159,7 +159,7 @@ def prompts_stage(path, tiny_model, limit, max_new_tokens=20, judge_positions=No
     fields = default.rl(prompts=default.prompts(str(source), ""), max_new_tokens=max_new_tokens)
     ctx, _ = recording.stage(path, "rl", fields | {"max_prompt_tokens": 200}, format="chat")
     ctx.run_config.sampling.max_length = limit
-    policy = ctx.load_model("policy")
+    policy = ctx.models.load("policy")
     judge = dataclasses.replace(policy)
     if judge_positions:
         judge.config = dataclasses.replace(policy.config, max_length=judge_positions)

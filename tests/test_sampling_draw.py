@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cai_jax.engine import draw as draw_lib
-from cai_jax.structs import SamplingParams
+from cai_jax.structs import Sampling
 
 RNG = np.random.default_rng(0)
 N = 4000
@@ -33,7 +33,7 @@ def many(logits, sampling, rows=N):
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_frequencies_are_the_softmax(temperature):
     logits = RNG.normal(0, 2, 300)  # three blocks of the vocabulary, the last one not full
-    tokens, logprobs = map(np.asarray, many(logits, SamplingParams(1, temperature), rows=20 * N))
+    tokens, logprobs = map(np.asarray, many(logits, Sampling(1, temperature), rows=20 * N))
     expected = jax.nn.softmax(jnp.asarray(logits / temperature))
     counts = np.bincount(tokens, minlength=300)
     assert len(counts) == 300
@@ -45,17 +45,17 @@ def test_frequencies_are_the_softmax(temperature):
 
 def test_greedy_takes_the_best_with_its_logprob_at_temperature_1():
     logits = RNG.normal(size=300)
-    tokens, logprobs = many(logits, SamplingParams(1, 0.0), rows=3)
+    tokens, logprobs = many(logits, Sampling(1, 0.0), rows=3)
     assert set(map(int, tokens)) == {int(np.argmax(logits))}
     np.testing.assert_allclose(logprobs, jax.nn.log_softmax(jnp.asarray(logits)).max(), rtol=1e-5)
 
 
 def test_top_k_and_top_p_by_hand():
     logits = np.log([0.4, 0.3, 0.2, 0.06, 0.04])
-    assert set(np.unique(many(logits, SamplingParams(1, top_k=2))[0])) == {0, 1}
-    assert set(np.unique(many(logits, SamplingParams(1, top_p=0.69))[0])) == {0, 1}
-    assert set(np.unique(many(logits, SamplingParams(1, top_p=0.75))[0])) == {0, 1, 2}
-    tokens, logprobs = map(np.asarray, many(logits, SamplingParams(1, top_k=3, top_p=0.7)))
+    assert set(np.unique(many(logits, Sampling(1, top_k=2))[0])) == {0, 1}
+    assert set(np.unique(many(logits, Sampling(1, top_p=0.69))[0])) == {0, 1}
+    assert set(np.unique(many(logits, Sampling(1, top_p=0.75))[0])) == {0, 1, 2}
+    tokens, logprobs = map(np.asarray, many(logits, Sampling(1, top_k=3, top_p=0.7)))
     assert set(np.unique(tokens)) == {0, 1}  # 0.4 + 0.3 of the 0.9 that top-k left is 0.78
     np.testing.assert_allclose(logprobs, logits[tokens], atol=1e-5)  # before top-k and top-p
     assert abs(np.mean(tokens == 0) - 4 / 7) < 0.04
@@ -73,13 +73,10 @@ def test_a_row_depends_on_its_key_and_index_only():
     logits = jnp.asarray(RNG.normal(size=(6, 300)), jnp.float32)
     keys = jnp.asarray(RNG.integers(0, 2**32, (6, 2), dtype=np.uint32))
     index = jnp.arange(6, dtype=jnp.int32)
-    tokens, logprobs = draw(logits, keys, index, SamplingParams(1))
+    tokens, logprobs = draw(logits, keys, index, Sampling(1))
     order = np.array([3, 5, 0, 1, 4, 2])
-    again = draw(logits[order], keys[order], index[order], SamplingParams(1))
+    again = draw(logits[order], keys[order], index[order], Sampling(1))
     np.testing.assert_array_equal(tokens[order], again[0])
     np.testing.assert_array_equal(logprobs[order], again[1])
     same = jnp.tile(logits[:1], (6, 1))
-    assert (
-        len(set(np.asarray(draw(same, jnp.tile(keys[:1], (6, 1)), index, SamplingParams(1))[0])))
-        > 1
-    )
+    assert len(set(np.asarray(draw(same, jnp.tile(keys[:1], (6, 1)), index, Sampling(1))[0]))) > 1

@@ -18,7 +18,7 @@ from cai_jax.errors import UserError
 from cai_jax.models import decoder
 from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
-from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest
+from cai_jax.structs import SampleRequest, Sampling, ScoreRequest
 
 CONFIG = ModelConfig(
     family="llama",
@@ -36,7 +36,7 @@ CONFIG = ModelConfig(
 )
 EOS = 7
 RNG = np.random.default_rng(0)
-SAMPLING = SamplingParams(max_new_tokens=30)
+SAMPLING = Sampling(max_new_tokens=30)
 
 
 class Format:
@@ -172,7 +172,7 @@ def test_a_prompt_that_continues_another_is_prefilled_from_its_end(monkeypatch):
 
 def test_greedy_is_the_best_token_of_the_whole_text():
     request = requests()[3]
-    (done,) = engine().generate([request], SamplingParams(5, temperature=0.0))
+    (done,) = engine().generate([request], Sampling(5, temperature=0.0))
     text = sum(request.segments, ())
     for token in done.tokens:
         scores = [full_logprobs(text, (candidate,))[0] for candidate in {token, *some_tokens(4)}]
@@ -182,7 +182,7 @@ def test_greedy_is_the_best_token_of_the_whole_text():
 
 def test_temperature_and_key_matter():
     request = requests()[2]
-    (done,) = engine().generate([request], SamplingParams(12, temperature=0.5))
+    (done,) = engine().generate([request], Sampling(12, temperature=0.5))
     np.testing.assert_allclose(
         done.logprobs,
         full_logprobs(sum(request.segments, ()), done.tokens, temperature=0.5),
@@ -193,7 +193,7 @@ def test_temperature_and_key_matter():
 def test_a_stop_string_ends_a_row_and_frees_its_slot():
     whole = next(done for done in reference().values() if len(done.tokens) == 30)
     stop = whole.text[10:13]
-    params = SamplingParams(30, stop_strings=(stop,))
+    params = Sampling(30, stop_strings=(stop,))
     stopped = {done.id: done for done in engine().generate(requests(), params)}
     assert len(stopped) == len(requests())
     for id, done in reference().items():

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from cai_jax.core import sharding
 from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.models import heads, hf
-from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest
+from cai_jax.structs import SampleRequest, Sampling, ScoreRequest
 
 # The first two have most of the switches between them.
 FAMILIES = (
@@ -51,7 +51,7 @@ def test_sampler_and_scorer_agree_with_the_decoder(name, tmp_path):
         engine.runner.block = 0
         engine.update(params)
     request = SampleRequest("a", (HEADER, PROMPT), np.array([3, 5], np.uint32))
-    (done,) = engine.generate([request], SamplingParams(max_new_tokens=6))
+    (done,) = engine.generate([request], Sampling(max_new_tokens=6))
     (score,) = engine.score([ScoreRequest("a", (HEADER, PROMPT), OPTIONS)])
     rows = [done.tokens, *OPTIONS]
     tokens, mask = np.zeros((len(rows), 20), np.int32), np.zeros((len(rows), 20), bool)

@@ -11,7 +11,7 @@ from cai_jax.core import losses
 from cai_jax.engine import weights
 from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.models import decoder
-from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest
+from cai_jax.structs import SampleRequest, Sampling, ScoreRequest
 
 TOKENS = some_tokens(40)
 
@@ -39,7 +39,7 @@ def test_sampler_and_scorer_have_the_rounded_weights(block):
     engine = Engine(model(), CONFIG, Format, options=EngineOptions(batch_size=2, int8=True))
     engine.runner.block = block
     engine.update(model())
-    (done,) = engine.generate([SampleRequest("a", (TOKENS,), seeds.row_key(0))], SamplingParams(8))
+    (done,) = engine.generate([SampleRequest("a", (TOKENS,), seeds.row_key(0))], Sampling(8))
     (score,) = engine.score([ScoreRequest("a", (TOKENS,), (done.tokens,))])
 
     layers = {

@@ -14,7 +14,7 @@ from cai_jax.core import sharding
 from cai_jax.models import heads, params as P
 from cai_jax.models.config import ModelConfig
 from cai_jax.engine.engine import Engine, EngineOptions
-from cai_jax.structs import SampleRequest, SamplingParams, ScoreRequest
+from cai_jax.structs import SampleRequest, Sampling, ScoreRequest
 
 config = ModelConfig(family="llama", vocab_size=96, width=32, ffw=64, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8,
                      max_length=128, norm_eps=1e-5, rope_theta=1e4, tied_embeddings=True)
@@ -33,7 +33,7 @@ def run(sizes, devices):
     params = sharding.put(host, sharding.tree_shardings(axes, shapes, mesh))
     engine = Engine(params, config, Format, mesh, EngineOptions(batch_size=8, chunk_steps=4))
     asked = [SampleRequest(str(n), prompt, seeds.row_key(0, "t", n)) for n, prompt in enumerate(prompts)]
-    done = {item.id: item for item in engine.generate(asked, SamplingParams(max_new_tokens=12))}
+    done = {item.id: item for item in engine.generate(asked, Sampling(max_new_tokens=12))}
     options = ((9, 10), (11,))
     scores = [score.logprobs for score in engine.score([ScoreRequest(str(n), p, options) for n, p in enumerate(prompts[:4])])]
     return done, scores, engine

@@ -17,7 +17,7 @@ from cai_jax.models import heads, params as P
 from cai_jax.models.config import ModelConfig
 from cai_jax.rewards import preference_model as rewards
 from cai_jax.engine.engine import Engine, EngineOptions
-from cai_jax.structs import SampleRequest, SamplingParams
+from cai_jax.structs import SampleRequest, Sampling
 from cai_jax.training import learner as L
 
 config = ModelConfig(family="llama", vocab_size=96, width=32, ffw=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
@@ -47,7 +47,7 @@ def run(sizes, devices, given=None):
     mesh = sharding.make_mesh(sizes, devices)
     engine = Engine(place(host, "policy", mesh), config, Format, mesh, EngineOptions(batch_size=8, chunk_steps=4))
     asked = [SampleRequest(str(n), (prompt,), seeds.row_key(0, "t", n)) for n, prompt in enumerate(prompts)]
-    done = {item.id: item for item in engine.generate(asked, SamplingParams(max_new_tokens=12))}
+    done = {item.id: item for item in engine.generate(asked, Sampling(max_new_tokens=12))}
     batch = given or rollouts(done)
     learner = L.Learner(config, config, L.Settings(num_minibatches=2, num_microbatches=2, learning_rate=1e-2), mesh)
     state = learner.init(place(host, "policy", mesh), place({"decoder": host, "head": head}, "reward", mesh), 0.1)

@@ -5,21 +5,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 from etils import epath
 
-from cai_jax.data import fitting
 from cai_jax.data.prompts import Prompt, read_prompts
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, progress
 from cai_jax.io.metrics import MetricsWriter
 from cai_jax.models import lora
 from cai_jax.references import resolve
-from cai_jax.structs import Completion
 from cai_jax.textmodels import loader
 from cai_jax.textmodels.asking import Asking
 from cai_jax.textmodels.loader import LoadedModel, ModelLoader
@@ -81,11 +79,6 @@ class StageContext(Asking):
     def progress(self, total: int, label: str = "", initial: int = 0, unit: str = "row"):
         return progress.bar(total, label or self.name, initial, unit)
 
-    def load_model(
-        self, reference: str, kind: str = "policy", format: str = "auto", int8: bool | None = None
-    ) -> LoadedModel:
-        return self.models.load(reference, kind, format, int8)
-
     def adapters(self, *models: LoadedModel) -> lora.Adapters | None:
         """The stage's field `adapters`, checked against the models that it trains."""
         where = f"config.graph.{self.name}.adapters"
@@ -101,21 +94,6 @@ class StageContext(Asking):
         """Writes `model/`, see `loader.publish`."""
         adapters = self.adapters(model)
         loader.publish(self.directory.path, model, kind, adapters, normalisation, reads_cut)
-
-    # Until rl samples by itself.
-
-    def context_limit(self, model: LoadedModel) -> int:
-        return fitting.smallest(self.run_config.sampling.max_length, model.config.max_length)
-
-    def engine(self, model: LoadedModel):
-        made = self.models.engine(model, int8=False)
-        made.name = model.name
-        return made
-
-    def sample(self, engine, requests, sampling, label) -> Iterator[Completion]:
-        for completion in self.watched(engine.generate(requests, sampling), len(requests), label):
-            self.note(completion, engine.name)
-            yield dataclasses.replace(completion, text=completion.text.strip())
 
 
 def resolve_role(run_config, reference: str) -> str:

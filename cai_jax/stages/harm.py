@@ -99,7 +99,7 @@ def run(ctx: StageContext) -> dict:
     predictions are records."""
     # ---- Data ------------------------------------------------------------------------------------
     config = ctx.config
-    model = ctx.load_model(config.init, format=config.format)
+    model = ctx.models.load(config.init, format=config.format)
     rated, extra = read(ctx, "ratings"), read(ctx, "heldout")
     encoded = feed.encode(model.format, [item.dialogue for item in (*rated, *extra)])
     tokens = {item.id: row.tokens for item, row in zip((*rated, *extra), encoded, strict=True)}

@@ -20,8 +20,9 @@ from cai_jax.evals import preference
 from cai_jax.io import progress
 from cai_jax.models import heads
 from cai_jax.planning import throughput
+from cai_jax.references import resolve
 from cai_jax.rewards.preference_model import RewardModel
-from cai_jax.stages.context import StageContext, resolve_role
+from cai_jax.stages.context import StageContext
 from cai_jax.training import pairs, supervised
 from cai_jax.training import state as state_lib
 from cai_jax.training.pairs import Pair
@@ -70,7 +71,7 @@ def run(ctx: StageContext) -> dict:
     # ---- Data ------------------------------------------------------------------------------------
     config = ctx.config
     continued = continues(ctx)
-    model = ctx.load_model(config.init, "reward" if continued else "policy", config.format)
+    model = ctx.models.load(config.init, "reward" if continued else "policy", config.format)
     data = pairs.load(ctx, model)
     steps = supervised.Steps.of(ctx, [pair.id for pair in data.train], data.lengths)
 
@@ -123,7 +124,7 @@ def run(ctx: StageContext) -> dict:
 
 def continues(ctx: StageContext) -> bool:
     """Whether `init` is a preference model, which is trained further (PMP)."""
-    target = resolve_role(ctx.run_config, ctx.config.init)
+    target = resolve(ctx.run_config.models, ctx.config.init)
     stage = target[1:].partition(":")[0] if target.startswith("@") else ""
     return bool(stage) and ctx.run_config.graph[stage].kind == "pm"
 

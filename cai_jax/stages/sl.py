@@ -143,7 +143,7 @@ def run(ctx: StageContext) -> dict:
     """Trains `init` for `num_epochs` over all examples and publishes the weights as `@stage`."""
     # ---- Data: every answer is an example --------------------------------------------------------
     config = ctx.config
-    model = ctx.load_model(config.init, format=config.format)
+    model = ctx.models.load(config.init, format=config.format)
     data = examples(ctx, model.format, model.config.max_length)
     ids, lengths = [example.id for example in data], [[len(example.tokens)] for example in data]
     steps = supervised.Steps.of(ctx, ids, lengths)
