@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -98,13 +99,13 @@ def _ppo(work, rank: int, shared: bool):
     length = rollouts.longest(prompts, new)
 
     # --- updates
-    update = 0
+    update, fields = 0, types.SimpleNamespace(rollouts_per_update=len(prompts))
     while True:
         learns.settings = dataclasses.replace(
             settings, num_epochs=settings.num_epochs if update else 1
         )
         began = time.perf_counter()
-        drawn = rollouts.draw(prompts, update, len(prompts), 0, "rl")
+        drawn = rollouts.draw(prompts, update, fields, 0, "rl")
         engine = Engine(
             learns.policy(state),
             config,

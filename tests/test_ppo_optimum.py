@@ -123,8 +123,9 @@ def train(
         mesh,
         EngineOptions(batch_size=num_rollouts, chunk_steps=LENGTH),
     )
+    fields = types.SimpleNamespace(rollouts_per_update=num_rollouts)
     for update in range(num_updates):
-        drawn = rollouts_lib.draw(PROMPTS, update, num_rollouts, seed, "test")
+        drawn = rollouts_lib.draw(PROMPTS, update, fields, seed, "test")
         asked = rollouts_lib.requests(drawn, update, seed, "test")
         engine.update(state["params"])
         done = {item.id: item for item in engine.generate(asked, Sampling(LENGTH))}

@@ -18,13 +18,15 @@ PROMPTS = [
     for i in range(5)
 ]
 
+THREE, EIGHT = (types.SimpleNamespace(rollouts_per_update=n) for n in (3, 8))
+
 
 def test_prompts_go_round_in_epochs_without_state():
-    names = [name for update in range(10) for name, _ in lib.draw(PROMPTS, update, 3, 0, "rl")]
+    names = [name for update in range(10) for name, _ in lib.draw(PROMPTS, update, THREE, 0, "rl")]
     assert len(set(names)) == 30
     counts = collections.Counter(name.split("/")[1] for name in names)
     assert set(counts.values()) == {6}  # none skipped, none favoured
-    assert [name for name, _ in lib.draw(PROMPTS, 7, 3, 0, "rl")] == names[21:24]
+    assert [name for name, _ in lib.draw(PROMPTS, 7, THREE, 0, "rl")] == names[21:24]
     epochs = [tuple(name.split("/")[1] for name in names[5 * e : 5 * e + 5]) for e in range(6)]
     assert len(set(epochs)) > 1
 
@@ -34,10 +36,10 @@ def test_every_rollout_has_its_own_key_and_the_same_one_again():
     keys = [
         tuple(request.key)
         for update in range(4)
-        for request in lib.requests(lib.draw(PROMPTS, update, 8, 0, "rl"), update, 0, "rl")
+        for request in lib.requests(lib.draw(PROMPTS, update, EIGHT, 0, "rl"), update, 0, "rl")
     ]
     assert len(set(keys)) == len(keys)
-    drawn = lib.draw(PROMPTS, 3, 8, 0, "rl")
+    drawn = lib.draw(PROMPTS, 3, EIGHT, 0, "rl")
     assert [tuple(request.key) for request in lib.requests(drawn, 3, 0, "rl")] == keys[24:]
     assert [tuple(request.key) for request in lib.requests(drawn[::-1], 3, 0, "rl")] == keys[24:][
         ::-1

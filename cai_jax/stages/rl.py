@@ -78,7 +78,7 @@ def run(ctx: StageContext) -> dict:
         for update in session.steps():
             # ---- Sample a response to each prompt ------------------------------------------------
             clock = [time.monotonic()]
-            drawn = rollouts.draw(prompts, update, config.rollouts_per_update, ctx.seed, ctx.name)
+            drawn = rollouts.draw(prompts, update, config, ctx.seed, ctx.name)
             policy.params = learner.policy(state)
             engine = ctx.models.engine(policy, int8=False)  # or the first ratio would not be 1
             policy.release()  # the sampler has a copy of its own, in which adapters are merged

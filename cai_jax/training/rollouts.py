@@ -56,7 +56,7 @@ class PromptTokens:
 
 
 def draw(
-    prompts: Sequence[PromptTokens], update: int, count: int, seed: int, stage: str
+    prompts: Sequence[PromptTokens], update: int, config, seed: int, stage: str
 ) -> list[tuple[str, PromptTokens]]:
     """(rollout id, prompt) of update 0, 1, …: the prompts go round in epochs, each a new
     permutation of all of them. The position is `update · count`, so no state has to be saved, and
@@ -65,10 +65,10 @@ def draw(
     Args:
       prompts: those of the stage.
       update: its number, from 0.
-      count: rollouts an update.
+      config: the stage's fields.
       seed, stage: what the permutations depend on, with the epoch.
     """
-    drawn, orders = [], {}
+    drawn, orders, count = [], {}, config.rollouts_per_update
     for position in range(update * count, (update + 1) * count):
         epoch, index = divmod(position, len(prompts))
         if epoch not in orders:
