@@ -9,12 +9,10 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cai_jax import seeds
 from cai_jax.configuration import auto
-from cai_jax.core import losses
 from cai_jax.errors import UserError
 from cai_jax.evals import preference
 from cai_jax.io import progress
@@ -31,8 +29,7 @@ SCHEMA = 2
 
 
 def make_loss(config, dtype, **options):
-    """−p·log σ(Δ) − (1 − p)·log σ(−Δ), with the share of pairs on the label's side. Ties count a
-    half."""
+    """The loss of `pairs.loss` on the scores of a decoder with a head, as (sum, (count, sums))."""
 
     def loss(params, batch):
         params = state_lib.cast(params, dtype)
@@ -41,15 +38,7 @@ def make_loss(config, dtype, **options):
         scores_Rx2N = heads.packed_scores(
             params, batch["tokens"], batch["segments"], ends_Rx2N, config, **options
         )
-        scores_Bx2 = scores_Rx2N.reshape(-1, 2)
-        target_B, valid_B = batch["target"].reshape(-1), batch["valid"].reshape(-1)
-        total, count = losses.preference_loss(scores_Bx2[:, 0], scores_Bx2[:, 1], target_B, valid_B)
-        sides_B = jnp.sign(scores_Bx2[:, 0] - scores_Bx2[:, 1]) * jnp.sign(target_B - 0.5)
-        sums = {
-            "agreement": losses.masked_sum(0.5 + 0.5 * sides_B, valid_B)[0],
-            "tokens": jnp.sum(batch["segments"] > 0, dtype=jnp.float32),
-        }
-        return total, (count, sums)
+        return pairs.loss(scores_Rx2N.reshape(R, N, 2), batch)
 
     return loss
 

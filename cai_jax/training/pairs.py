@@ -10,9 +10,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
-from cai_jax.core import labels
+from cai_jax.core import labels, losses
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.errors import UserError
 from cai_jax.seeds import row_rng
@@ -191,6 +192,18 @@ def make_batch(chosen: list[Pair], tokens: dict, shape: batching.Shape) -> dict:
         "target": first.by_slot([pair.target for pair in chosen], np.float32),
         "valid": first.by_slot(True, bool),
     }
+
+
+def loss(scores_RxNx2, batch: dict):
+    """−p·log σ(Δ) − (1 − p)·log σ(−Δ) of the scores of a batch's pairs, with the share of pairs on
+    the label's side (ties count a half), as (sum, (count, sums))."""
+    scores_Bx2 = scores_RxNx2.reshape(-1, 2)
+    target_B, valid_B = batch["target"].reshape(-1), batch["valid"].reshape(-1)
+    total, count = losses.preference_loss(scores_Bx2[:, 0], scores_Bx2[:, 1], target_B, valid_B)
+    sides_B = jnp.sign(scores_Bx2[:, 0] - scores_Bx2[:, 1]) * jnp.sign(target_B - 0.5)
+    agreement = losses.masked_sum(0.5 + 0.5 * sides_B, valid_B)[0]
+    tokens = jnp.sum(batch["segments"] > 0, dtype=jnp.float32)
+    return total, (count, {"agreement": agreement, "tokens": tokens})
 
 
 def to_record(pair: Pair, scores) -> dict:
