@@ -47,7 +47,7 @@ def test_the_order_is_named_and_not_state():
 
 
 def test_rows_divide_and_padding_is_masked():
-    assert [batching.num_rows(n, 8) for n in (1, 8, 9)] == [8, 8, 16]
+    assert [batching.round_up(n, 8) for n in (1, 8, 9)] == [8, 8, 16]
     tokens, mask = batching.pad_tokens([[5, 6, 7], [0]], 4, 6)
     np.testing.assert_array_equal(
         tokens, [[5, 6, 7, 0, 0, 0], [0] * 6, [5, 6, 7, 0, 0, 0], [5, 6, 7, 0, 0, 0]]
@@ -71,7 +71,7 @@ def test_packed_sequences_overlap_nowhere_and_come_back(lengths, group, parts):
     shape = batching.pack(lengths, group=group).shape
     packing = batching.pack(
         lengths,
-        shape._replace(rows=batching.num_rows(shape.rows, 2 * parts), parts=parts),
+        shape._replace(count=batching.round_up(shape.count, 2 * parts), num_microbatches=parts),
         group=group,
     )
     values = [np.arange(n) + 1000 * index + 1 for index, n in enumerate(lengths)]
@@ -83,29 +83,29 @@ def test_packed_sequences_overlap_nowhere_and_come_back(lengths, group, parts):
         np.testing.assert_array_equal(row, np.pad(value, (0, max(lengths) - len(value))))
         assert set(segments[(packed > 0) & (packed // 1000 == index)]) == {index + 1}
     # What belongs together stands together, in places of its own.
-    places = packing.rows[::group], packing.slots[::group]
+    places = packing.sequences[::group], packing.slots[::group]
     assert (
         len(set(zip(*places, strict=True))) == len(lengths) // group
         and packing.slots.max() < packing.shape.slots
     )
     for index in range(0, len(lengths), group):
-        assert len(set(packing.rows[index : index + group])) == 1
+        assert len(set(packing.sequences[index : index + group])) == 1
         np.testing.assert_array_equal(
             np.diff(packing.starts[index : index + group]), lengths[index : index + group - 1]
         )
     # A microbatch has every `parts`-th row; those that hold something come first.
     used = [segments[part::parts].any() for part in range(parts)]
     assert used == sorted(used, reverse=True) and sum(used) == -(
-        -shape.rows // (packing.shape.rows // parts)
+        -shape.count // (packing.shape.count // parts)
     )
 
 
 def test_packing_by_hand():
     packing = batching.pack([3, 6, 4, 2], length=8)
-    np.testing.assert_array_equal(packing.rows, [1, 0, 1, 0])  # 6+2 and 4+3
+    np.testing.assert_array_equal(packing.sequences, [1, 0, 1, 0])  # 6+2 and 4+3
     np.testing.assert_array_equal(packing.starts, [4, 0, 0, 6])
     np.testing.assert_array_equal(packing.by_slot([1, 2, 3, 4], np.int32), [[2, 4], [3, 1]])
-    with pytest.raises(ValueError, match="a row of 8 tokens cannot hold 9"):
+    with pytest.raises(ValueError, match="a sequence of 8 tokens cannot hold 9"):
         batching.pack([9], length=8)
     with pytest.raises(ValueError, match="do not fit"):
         batching.pack([8, 8], batching.Shape(1, 8))
@@ -118,8 +118,8 @@ def test_one_shape_holds_every_step():
     shape = batching.common_shape(lengths, order, 21, ways=2)
     assert not shape.spare  # a step has one microbatch, and it is never empty
     packed = [batching.pack(lengths[order.indices(step)], shape) for step in range(21)]
-    assert {item.shape for item in packed} == {shape} and shape.rows % 2 == 0
-    assert shape.rows * shape.length <= 0.8 * 16 * 64  # one example a row: 16 rows of 64
+    assert {item.shape for item in packed} == {shape} and shape.count % 2 == 0
+    assert shape.count * shape.length <= 0.8 * 16 * 64  # one example a row: 16 rows of 64
     assert [batching.few(n) for n in (1, 5, 7, 9, 23, 100)] == [1, 5, 7, 10, 24, 112]
 
 
@@ -134,7 +134,7 @@ def test_rows_are_as_long_as_leaves_least_to_multiply():
     assert (
         batching.common_shape(
             np.array([250, 100, 90, 150, 140, 120, 130, 110]), eight, 1, ways=4
-        ).rows
+        ).count
         == 4
     )
 
@@ -143,12 +143,12 @@ def test_microbatches_that_a_step_may_leave_empty():
     """Sixteen examples a step, two a row: eight rows in microbatches of two. The last step of an
     epoch has four examples."""
     order = batching.Order(20, 16, 0, "pm")
-    shape = batching.common_shape(np.full(20, 70), order, 2, 1, parts=4)
-    assert shape == batching.Shape(8, 192, 2, parts=4, spare=True)
+    shape = batching.common_shape(np.full(20, 70), order, 2, 1, num_microbatches=4)
+    assert shape == batching.Shape(8, 192, 2, num_microbatches=4, spare=True)
     packing = batching.pack(np.full(4, 70), shape)
-    assert sorted(packing.rows) == [0, 0, 4, 4]  # of microbatch 0, which has rows 0 and 4
+    assert sorted(packing.sequences) == [0, 0, 4, 4]  # of microbatch 0, which has rows 0 and 4
     assert not batching.common_shape(
-        np.full(16, 128), batching.Order(16, 16, 0, "pm"), 2, 1, parts=4
+        np.full(16, 128), batching.Order(16, 16, 0, "pm"), 2, 1, num_microbatches=4
     ).spare
 
 
@@ -158,10 +158,10 @@ def test_places_by_hand():
     )
     np.testing.assert_array_equal(batching.positions(wanted), [[1, 3], [0, 0], [2, 0]])
     np.testing.assert_array_equal(batching.positions(wanted, 3), [[1, 3, 0], [0, 0, 0], [2, 0, 0]])
-    with pytest.raises(ValueError, match="2 positions in a row do not fit 1"):
+    with pytest.raises(ValueError, match="2 positions in a sequence do not fit 1"):
         batching.positions(wanted, 1)
     packing = batching.pack([3, 6, 4, 2], length=8)  # in rows 1, 0, 1, 0
-    assert batching.most_in_a_row(packing, [1, 2, 4, 1]) == 5
+    assert packing.most([1, 2, 4, 1]) == 5
     assert [batching.eighths(count, 160) for count in (1, 20, 21, 96, 160)] == [
         20,
         20,

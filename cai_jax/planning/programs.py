@@ -110,7 +110,7 @@ def of_sl(run_config, name: str, mesh) -> list[Program]:
     example = sl.Example(
         "", np.zeros(config.max_length, np.int32), np.zeros(config.max_length, bool)
     )
-    rows = batching.num_rows(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
+    rows = batching.round_up(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
     loss = sl.make_loss(
         model,
         jnp.dtype(run_config.model.dtype),
@@ -127,7 +127,7 @@ def of_sl(run_config, name: str, mesh) -> list[Program]:
 
 def of_pm(run_config, name: str, mesh) -> list[Program]:
     config, model = run_config.graph[name], model_of(run_config, run_config.graph[name].init)
-    rows = batching.num_rows(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
+    rows = batching.round_up(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
     pair = pairs.Pair("", "", "", (), ("", ""), 0.0)
     tokens = {("", side): np.zeros(config.max_length, np.int32) for side in (0, 1)}
     shape = batching.Shape(rows, 2 * batching.bucket(config.max_length))
@@ -143,7 +143,7 @@ def of_pm(run_config, name: str, mesh) -> list[Program]:
 
 def of_harm(run_config, name: str, mesh) -> list[Program]:
     config, model = run_config.graph[name], model_of(run_config, run_config.graph[name].init)
-    rows = batching.num_rows(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
+    rows = batching.round_up(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
     shape = batching.Shape(rows, batching.bucket(config.max_length))
     tokens = {"": np.zeros(config.max_length, np.int32)}
     batch = harm.make_batch([harm.Rated("", "", "", (), 0.0)], tokens, shape)

@@ -26,7 +26,7 @@ def batch_rows(length: int, mesh) -> int:
     """How many dialogues of `length` tokens are scored at a time: a power of two, as numbers of
     rollouts and samples are."""
     tokens = TOKENS_A_BATCH.get(mesh.devices.flat[0].platform, TOKENS_ON_ACCELERATORS)
-    return batching.num_rows(
+    return batching.round_up(
         2 ** (max(1, tokens // length).bit_length() - 1), sharding.batch_ways(mesh)
     )
 

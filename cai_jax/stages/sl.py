@@ -112,7 +112,7 @@ def most_targets(data: list[Example], steps: supervised.Steps) -> int:
     def at(step):
         chosen = [data[index] for index in steps.order.indices(step)]
         packing = batching.pack([len(example.tokens) for example in chosen], steps.shape)
-        return batching.most_in_a_row(packing, [int(example.target.sum()) for example in chosen])
+        return packing.most([int(example.target.sum()) for example in chosen])
 
     return batching.eighths(max(1, *map(at, range(steps.num_steps))), steps.shape.length)
 

@@ -133,7 +133,7 @@ class Learner:
     def _read(self, forward: Forward, params, rollouts: Rollouts) -> dict:
         num_microbatches = self.settings.num_minibatches * self.settings.num_microbatches
         packing = self._pack(rollouts.lengths, rollouts.tokens.shape[1], num_microbatches)
-        most = batching.most_in_a_row(packing, rollouts.actions.sum(axis=1))
+        most = packing.most(rollouts.actions.sum(axis=1))
         actions = packing.spread(rollouts.actions, bool)
         batch = {
             "tokens": packing.spread(rollouts.tokens),
@@ -150,12 +150,12 @@ class Learner:
         """Rollouts of these lengths packed for so many microbatches. An update's lengths are not
         known before it: the number of sequences is one of few."""
         ways = sharding.batch_ways(self.mesh) * num_microbatches
-        length = longest if longest >= batching.LONG_ROW or len(lengths) < 2 * ways else 2 * longest
+        length = longest if longest >= batching.LONG or len(lengths) < 2 * ways else 2 * longest
         packing = batching.pack(lengths, length=length)
         unpacked = -(-len(lengths) * longest // length)
-        count = min(batching.few(packing.shape.rows), unpacked)
-        count = batching.num_rows(max(count, packing.shape.rows), ways)
-        return dataclasses.replace(packing, shape=packing.shape._replace(rows=count))
+        count = min(batching.few(packing.shape.count), unpacked)
+        count = batching.round_up(max(count, packing.shape.count), ways)
+        return dataclasses.replace(packing, shape=packing.shape._replace(count=count))
 
     # ---- Steps -----------------------------------------------------------------------------------
 
@@ -189,7 +189,7 @@ class Learner:
             for chosen in self.minibatches(update, len(rollouts.ids))
         ]
         # One shape an update.
-        most = max(batching.most_in_a_row(packing, counts[chosen]) for chosen, packing in packed)
+        most = max(packing.most(counts[chosen]) for chosen, packing in packed)
         self._wait(state, True)
         for chosen, packing in packed:
             batch = {name: packing.spread(x[chosen], x.dtype) for name, x in host.items()}
@@ -228,7 +228,7 @@ class Learner:
         num_microbatches = settings.num_minibatches * settings.num_microbatches
 
         def abstract_batch(count: int, num_microbatches: int, **dtypes):
-            count = batching.num_rows(count, ways * num_microbatches)
+            count = batching.round_up(count, ways * num_microbatches)
             arrays = {
                 name: jax.ShapeDtypeStruct((count, length), dtype) for name, dtype in dtypes.items()
             }

@@ -183,7 +183,7 @@ def make_batch(chosen: list[Pair], tokens: dict, shape: batching.Shape) -> dict:
     the slot holds a pair."""
     sides = [tokens[pair.id, side] for pair in chosen for side in (0, 1)]
     packing = batching.pack(list(map(len, sides)), shape, group=2)
-    first = dataclasses.replace(packing, rows=packing.rows[::2], slots=packing.slots[::2])
+    first = dataclasses.replace(packing, sequences=packing.sequences[::2], slots=packing.slots[::2])
     last = packing.starts + packing.lengths - 1
     return {
         "tokens": packing.spread(sides),

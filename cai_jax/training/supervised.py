@@ -35,10 +35,8 @@ class Steps:
         config, lengths = ctx.config, np.asarray(lengths)
         order = batching.Order(len(ids), config.batch_size, ctx.seed, ctx.name)
         num_steps = config.num_epochs * order.steps_per_epoch
-        ways, num_dialogues = batch_ways(ctx.mesh), lengths.shape[1]
-        shape = batching.common_shape(
-            lengths.ravel(), order, num_steps, ways, config.num_microbatches, num_dialogues
-        )
+        ways = batch_ways(ctx.mesh)
+        shape = batching.common_shape(lengths, order, num_steps, ways, config.num_microbatches)
         return cls(ids, lengths, order, num_steps, shape)
 
     @property
