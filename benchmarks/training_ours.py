@@ -41,8 +41,8 @@ def supervised(work):
     abstract["optimiser"] = state_lib.abstract_optimiser(tx, abstract["params"], mesh)
     loss = sl.make_loss(config, jnp.float32, chunk=work["chunk"], scan=True, remat="none")
     update = state_lib.make_update(loss, tx, abstract, mesh, 1)
-    params = state_lib.fresh(params)  # what was loaded goes before the optimiser's moments come
-    state = state_lib.placed(
+    params = state_lib.copy(params)  # what was loaded goes before the optimiser's moments come
+    state = state_lib.put_like(
         {"params": params, "optimiser": state_lib.init_optimiser(tx, params, mesh)}, abstract
     )
     del params

@@ -114,8 +114,8 @@ def train(
     """(KL(π‖π*), expected reward, the optimum's, the reference's) after `num_updates` updates."""
     mesh, table = MESH, reward_table()
     reference = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(seed))
-    value = state_lib.with_head(state_lib.fresh(reference), heads.zero_head(CONFIG), mesh)
-    state = learner.init(state_lib.fresh(reference), value, beta)
+    value = state_lib.with_head(state_lib.copy(reference), heads.zero_head(CONFIG), mesh)
+    state = learner.init(state_lib.copy(reference), value, beta)
     engine = Engine(
         state["params"],
         CONFIG,

@@ -18,7 +18,7 @@ def test_named_sums_are_divided_by_the_count(tmp_path, monkeypatch):
     ctx, _ = stage(tmp_path, "sl", fields)
     ctx.mesh = MESH
     model = types.SimpleNamespace(
-        params=state_lib.fresh(PARAMS), config=CONFIG, trained=None, adapters=None, name="base"
+        params=state_lib.copy(PARAMS), config=CONFIG, trained=None, adapters=None, name="base"
     )
     model.release = lambda: setattr(model, "params", None)
     steps = supervised.Steps.of(ctx, ["a", "b", "c"], [[4], [5], [6]])

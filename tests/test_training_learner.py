@@ -61,9 +61,9 @@ def rollouts(seed=0, R=8, T=12) -> lib.Rollouts:
 
 def start(learner, kl_coefficient=0.1):
     head = heads.init_head(CONFIG, jax.random.key(1))
-    value = head if learner.settings.shared else {"decoder": state_lib.fresh(PARAMS), "head": head}
+    value = head if learner.settings.shared else {"decoder": state_lib.copy(PARAMS), "head": head}
     value = sharding.put(value, state_lib.shardings_of(learner.abstract["value"]))
-    return learner.init(state_lib.fresh(PARAMS), value, kl_coefficient)
+    return learner.init(state_lib.copy(PARAMS), value, kl_coefficient)
 
 
 @pytest.fixture(scope="module")

@@ -227,7 +227,7 @@ def initial_state(ctx: StageContext, models: Models) -> dict:
         head = heads.zero_head(source.config)
         if source is models.reward.judge:
             # A value of the same scale as the reward that it predicts.
-            head = state_lib.fresh(source.params["head"])
+            head = state_lib.copy(source.params["head"])
             head = heads.normalised_head(head, source.normalisation)
         if learner.settings.shared:
             value = sharding.put(head, state_lib.shardings_of(learner.abstract["value"]))

@@ -91,7 +91,7 @@ class Learner:
             state[network.optimiser] = state_lib.init_optimiser(
                 network.tx, network.of(state), self.mesh
             )
-        return state_lib.placed(state, self.abstract)
+        return state_lib.put_like(state, self.abstract)
 
     def policy(self, state) -> dict:
         """The policy's parameters in the dtype of the forward pass; adapters stay apart."""

@@ -2,9 +2,9 @@
 parameters.
 
 What is trained is trained in float32 whatever dtype the forward pass runs in (`cast`), so that
-small updates are not lost and a checkpoint resumes exactly. It is a whole model, or adapters
-(`models/lora.py`): then the state has nothing but those, and the frozen base goes into every step
-as an argument of its own.
+small updates are not lost and a checkpoint resumes exactly. It is a complete model, or adapters
+(`models/lora.py`): then the state has nothing else, and the frozen base goes into every step as an
+argument of its own.
 """
 
 from __future__ import annotations
@@ -26,66 +26,71 @@ from cai_jax.models.rounding import is_int8
 def abstract_params(
     config: ModelConfig, kind: str, mesh, dtype=jnp.float32, adapters: lora.Adapters | None = None
 ):
-    """ShapeDtypeStructs with shardings of what is trained of a "policy" or a "reward" (a decoder
-    with a head): all of the decoder, or `adapters` on it."""
+    """ShapeDtypeStructs with shardings of what is trained.
+
+    Args:
+      config: the decoder's.
+      kind: "policy", a decoder, or "reward", a decoder with a head.
+      mesh, dtype: of the arrays.
+      adapters: what is trained in place of the decoder.
+    """
     shapes, axes = heads.abstract_model(config, kind, dtype)
     if adapters is not None:
         trained = lora.abstract(config, adapters, dtype), lora.axes(config, adapters)
-        shapes, axes = (
-            trained
-            if kind == "policy"
-            else (
-                {**whole, "decoder": part}
-                for whole, part in zip((shapes, axes), trained, strict=True)
-            )
-        )
+        if kind == "policy":
+            shapes, axes = trained
+        else:
+            shapes, axes = {**shapes, "decoder": trained[0]}, {**axes, "decoder": trained[1]}
     return with_shardings(shapes, sharding.tree_shardings(axes, shapes, mesh))
 
 
 def start(
     config: ModelConfig, params, mesh, key, adapters: lora.Adapters | None = None, trained=None
 ):
-    """What training begins with, free to be donated: a copy of the decoder's `params` (their own
-    adapters added up), or with `adapters` a copy of the ones that were `trained` before, or new
-    ones drawn from `key` (uint32 [2])."""
+    """What training begins with, which may be donated.
+
+    Args:
+      config, params: a decoder, whose own adapters are merged.
+      mesh: of the result.
+      key: uint32 [2], what new adapters are drawn from.
+      adapters: what is trained in place of the decoder.
+      trained: the adapters that were trained before, if any.
+    """
     if adapters is None:
-        return fresh(lora.merge(params))
+        return copy(lora.merge(params))
     if trained is not None:
-        return fresh(trained)
-    places = shardings_of(abstract_params(config, "policy", mesh, adapters=adapters))
-    made = jax.jit(lora.init, static_argnums=(0, 1), out_shardings=places)
-    return made(config, adapters, jax.random.wrap_key_data(key))
+        return copy(trained)
+    shardings = shardings_of(abstract_params(config, "policy", mesh, adapters=adapters))
+    draw = jax.jit(lora.init, static_argnums=(0, 1), out_shardings=shardings)
+    return draw(config, adapters, jax.random.wrap_key_data(key))
 
 
 def with_shardings(shapes, shardings):
     return jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        shardings,
     )
-
-
-def abstract_optimiser(tx: optax.GradientTransformation, params, mesh):
-    """ShapeDtypeStructs with shardings of `tx.init(params)`: moments lie as their parameters do."""
-    places = sharding.optimizer_shardings(
-        tx, params, jax.tree.map(lambda leaf: leaf.sharding, params), mesh
-    )
-    return with_shardings(jax.eval_shape(tx.init, params), places)
-
-
-def init_optimiser(tx: optax.GradientTransformation, params, mesh):
-    places = jax.tree.map(
-        lambda leaf: leaf.sharding, abstract_optimiser(tx, abstract_of(params), mesh)
-    )
-    return jax.jit(tx.init, out_shardings=places)(params)
 
 
 def abstract_of(tree):
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
-    )
+    return with_shardings(tree, shardings_of(tree))
 
 
 def shardings_of(tree):
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def abstract_optimiser(tx: optax.GradientTransformation, params, mesh):
+    """ShapeDtypeStructs with shardings of `tx.init(params)`: moments are sharded as their
+    parameters."""
+    shardings = sharding.optimizer_shardings(tx, params, shardings_of(params), mesh)
+    return with_shardings(jax.eval_shape(tx.init, params), shardings)
+
+
+def init_optimiser(tx: optax.GradientTransformation, params, mesh):
+    shardings = shardings_of(abstract_optimiser(tx, abstract_of(params), mesh))
+    return jax.jit(tx.init, out_shardings=shardings)(params)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -93,19 +98,26 @@ def _copy(tree, dtype):
     return jax.tree.map(lambda leaf: jnp.array(leaf, dtype, copy=True), tree)
 
 
-def placed(tree, abstract):
+def copy(tree, dtype=jnp.float32):
+    """A copy of the parameters in `dtype` that may be donated, on the same devices."""
+    return _copy(tree, jnp.dtype(dtype))
+
+
+def put_like(tree, abstract):
     """The same arrays under exactly the shardings of `abstract`. Layouts that are equal but written
     differently would compile a step a second time, with its own output as input."""
     return sharding.put(tree, shardings_of(abstract))
 
 
-def fresh(tree, dtype=jnp.float32):
-    """A copy of the parameters in `dtype` that may be donated, on the same devices."""
-    return _copy(tree, jnp.dtype(dtype))
+def with_head(decoder, head: dict, mesh):
+    """{"decoder", "head"} on the mesh."""
+    axes = {"weight": ("embed",), "bias": ()}
+    shardings = sharding.tree_shardings(axes, head, mesh)
+    return {"decoder": decoder, "head": sharding.put(head, shardings)}
 
 
 def forward_options(run_config) -> dict:
-    """What `hidden_states` wants to know of `config.model`."""
+    """What `hidden_states` takes of `config.model`."""
     return {"scan": run_config.model.scan_layers, "remat": run_config.model.remat}
 
 
@@ -119,23 +131,14 @@ def cast(tree, dtype):
     )
 
 
-def with_head(decoder, head: dict, mesh):
-    """{"decoder", "head"} on the mesh."""
-    axes = {"weight": ("embed",), "bias": ()}
-    return {
-        "decoder": decoder,
-        "head": sharding.put(head, sharding.tree_shardings(axes, head, mesh)),
-    }
-
-
 def compiler_options(mesh) -> dict | None:
     """How a training step is compiled: XLA's order of operations for a CPU favours concurrency, and
-    then what the backward pass makes again is made early and kept. In the other order a step of
+    then what the backward pass recomputes is computed early and kept. In the other order a step of
     SmolLM2 needs 0.65 times the memory, in the same time.
 
     Not in several processes: there that order puts collectives behind loops that they do not need,
     XLA starts them while the loop is still at work on its own, and the processes meet in different
-    ones (tests/test_sharding.py looks for such places).
+    ones (tests/test_sharding.py looks for that).
     """
     alone_on_cpu = jax.process_count() == 1 and mesh.devices.flat[0].platform == "cpu"
     return (
@@ -168,22 +171,29 @@ def jit_update(
     adapters: lora.Adapters | None = None,
     spare: bool = False,
 ):
-    """The jitted step (state, batch, base) → (state, scalars) of a loss as `optim.sum_gradients`
-    takes it; the state is donated, the base, on which the state's adapters act, is not (None
-    without adapters).
+    """The jitted step (state, batch, base) → (state, scalars), to be called or lowered under
+    `jax.set_mesh(mesh)` with a batch on the mesh.
 
-    Call or lower it under `jax.set_mesh(mesh)`, with a batch on the mesh. `spare`: microbatches
-    without a segment are not computed on one device (a branch a microbatch, so leave it out where
-    all are filled). Scalars: "loss" (mean over what the loss counts), "grad_norm" (before
-    clipping), "count", and the loss's sums.
+    Args:
+      loss: as `optim.sum_gradients` takes it.
+      tx: the optimiser.
+      abstract: the state's shapes; the state is donated.
+      mesh: where it is.
+      num_microbatches: in which a step is computed.
+      adapters: act on the base, which is not donated (None without adapters).
+      spare: microbatches without a segment are not computed on one device (a branch a microbatch,
+        so leave it out where all are filled).
+    Returns:
+      The step; its scalars are "loss" (mean over what the loss counts), "grad_norm" (before
+      clipping), "count", and the loss's sums.
     """
+    # On one device: over several the question is a collective of its own in every microbatch.
+    filled = (lambda batch: jnp.any(batch["segments"] > 0)) if spare and mesh.size == 1 else None
 
     def update(state, batch, base=None):
-        def of_trained(trained, part):
-            return loss(lora.attach(base, trained, adapters), part)
+        def of_trained(trained, microbatch):
+            return loss(lora.attach(base, trained, adapters), microbatch)
 
-        # On one device: over several the question is a collective of its own in every microbatch.
-        filled = (lambda part: jnp.any(part["segments"] > 0)) if spare and mesh.size == 1 else None
         mean, grads, count, sums = optim.sum_gradients(
             of_trained, state["params"], batch, num_microbatches, filled
         )
@@ -201,17 +211,13 @@ def jit_update(
     )
 
 
-def make_update(
-    loss: Callable,
-    tx: optax.GradientTransformation,
-    abstract: dict,
-    mesh,
-    num_microbatches: int,
-    adapters: lora.Adapters | None = None,
-    base=None,
-    spare: bool = False,
-):
-    """The step of `jit_update`, (state, batch) → (state, scalars), for batches on the host."""
+def make_update(loss, tx, abstract, mesh, num_microbatches, adapters=None, base=None, spare=False):
+    """The step of `jit_update`, (state, batch) → (state, scalars), for batches on the host.
+
+    Args:
+      loss, tx, abstract, mesh, num_microbatches, adapters, spare: as in `jit_update`.
+      base: what the adapters act on.
+    """
     jitted = jit_update(loss, tx, abstract, mesh, num_microbatches, adapters, spare)
 
     def step(state, batch):

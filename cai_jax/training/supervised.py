@@ -85,7 +85,7 @@ def fit(
         key = seeds.row_key(ctx.seed, ctx.name, "adapters")
         start = state_lib.start(model.config, decoder, mesh, key, adapters, model.trained)
         if kind == "reward":
-            first = state_lib.fresh(model.params["head"]) if head is None else head
+            first = state_lib.copy(model.params["head"]) if head is None else head
             start = state_lib.with_head(start, first, mesh)
         del decoder
         model.release()  # before the optimiser's moments, which are as large

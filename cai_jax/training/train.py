@@ -104,7 +104,7 @@ class Session:
         if restored is None or restored[0] != self.num_steps:
             restored = self._checkpoints.restore_latest(self._abstract)
         if restored is None:
-            restored = 0, state_lib.placed(init(), self._abstract), {"tokens": 0, "metrics": ""}
+            restored = 0, state_lib.put_like(init(), self._abstract), {"tokens": 0, "metrics": ""}
         elif restored[0] < self.num_steps:
             progress.say(f"[{self._ctx.name}] goes on from {self._unit} {restored[0]}")
         self.start, state, meta = restored
