@@ -59,16 +59,16 @@ def _by_chunks(
         )
 
     if padded == chunk:
-        found = step(hidden_BxTxD, targets_BxT)
+        results = step(hidden_BxTxD, targets_BxT)
     else:
         N = padded // chunk
         hidden_NxBxCxD = jnp.moveaxis(hidden_BxTxD.reshape(B, N, chunk, -1), 1, 0)
         targets_NxBxC = jnp.moveaxis(targets_BxT.reshape(B, N, chunk), 1, 0)
-        found = jax.lax.map(
+        results = jax.lax.map(
             lambda args: jax.checkpoint(step)(*args), (hidden_NxBxCxD, targets_NxBxC)
         )
-        found = (jnp.moveaxis(x, 0, 1).reshape(B, padded) for x in found)
-    return tuple(x[:, :T] for x in found)
+        results = (jnp.moveaxis(x, 0, 1).reshape(B, padded) for x in results)
+    return tuple(x[:, :T] for x in results)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
@@ -77,13 +77,13 @@ def _by_blocks(
 ):
     """`_by_chunks` with a backward pass in which the logits of some tokens at a time exist, for all
     positions: the gradient of each row of the unembedding is there at once, and never added up from
-    several as large as the whole. No gradient flows into entropies and log-sum-exps."""
+    several as large. No gradient flows into entropies and log-sum-exps."""
     return _by_chunks(hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chunk, entropy)
 
 
 def _blocks_forward(hidden_BxTxD, unembed_VxD, targets_BxT, *options):
-    found = _by_chunks(hidden_BxTxD, unembed_VxD, targets_BxT, *options)
-    return found, (hidden_BxTxD, unembed_VxD, targets_BxT, found[2])
+    results = _by_chunks(hidden_BxTxD, unembed_VxD, targets_BxT, *options)
+    return results, (hidden_BxTxD, unembed_VxD, targets_BxT, results[2])
 
 
 def _blocks_backward(temperature, softcap, chunk, entropy, kept, grads):
@@ -93,10 +93,10 @@ def _blocks_backward(temperature, softcap, chunk, entropy, kept, grads):
         x.reshape(B * T, *x.shape[2:]) for x in (hidden_BxTxD, targets_BxT, lse_BxT, grads[0])
     )
 
-    # Tokens lie in the rows: what has to be turned over for the products are weights, which are
-    # fewer than logits.
-    def block(grad_hidden_DxP, part):
-        unembed_NxD, first = part
+    # Tokens are the columns: what is transposed for the products are weights, which are fewer than
+    # logits.
+    def block(grad_hidden_DxP, weights):
+        unembed_NxD, first = weights
         capped_NxP = jnp.einsum(
             "nd,pd->np", unembed_NxD, hidden_PxD, preferred_element_type=jnp.float32
         )
@@ -144,16 +144,19 @@ def token_logprobs(
     chunk: int = 128,
     entropy: bool = False,
 ):
-    """log P(targets[b, t] | hidden[b, t]) in float32 [B, T], nats; the caller has aligned targets
-    with hidden states.
+    """log P(targets[b, t] | hidden[b, t]) in float32 [B, T], nats. Every use of log-probabilities
+    in the project (SL, policy, reference, judge, evaluation) goes through here.
 
-    The logits exist for `chunk` positions of the sequence at a time, in the backward pass too (they
-    are made again there; on one device those of some tokens of the vocabulary at a time, as few);
-    chunk 0 means all at once. The log-sum-exp is float32 whatever the weights' dtype. Logits are
-    soft-capped (cap·tanh(x/cap)) where `softcap` is given, then divided by `temperature` (> 0).
-    Every use of log-probabilities in the project (SL, policy, reference, judge, evaluation) goes
-    through here. With entropy=True also returns the entropy of each distribution in nats, float32
-    [B, T], into which no gradient flows.
+    Args:
+      hidden_BxTxD, unembed_VxD: whose products are logits; the log-sum-exp is float32 whatever
+        their dtype.
+      targets_BxT: aligned with the hidden states by the caller.
+      temperature: > 0; divides the logits.
+      softcap: where given, logits are cap·tanh(x/cap) before that.
+      chunk: positions of the sequence whose logits exist at a time, in the backward pass too (they
+        are recomputed there; on one device those of as few tokens of the vocabulary); 0: all.
+      entropy: also return the entropy of each distribution in nats, float32 [B, T], into which no
+        gradient flows.
     """
     chex.assert_rank([hidden_BxTxD, unembed_VxD, targets_BxT], [3, 2, 2])
     chex.assert_type([hidden_BxTxD, unembed_VxD, targets_BxT], [float, float, int])
@@ -164,30 +167,34 @@ def token_logprobs(
     return (logprobs_BxT, jax.lax.stop_gradient(entropy_BxT)) if entropy else logprobs_BxT
 
 
-def next_token_logprobs(hidden_BxTxD, unembed_VxD, tokens_BxT, places_BxN=None, **options):
+def next_token_logprobs(hidden_BxTxD, unembed_VxD, tokens_BxT, positions_BxN=None, **options):
     """log P(tokens[b, t] | tokens[b, :t]) at position t, float32 [B, T]; position 0, which nothing
     predicts, is 0.
 
-    `places`: the positions that are wanted, int32, each once, with zeros to fill up; all others are
-    0 then, and for them no logits are made, which in a small model are a fifth of the work.
-    `options` are those of `token_logprobs`; with entropy=True the entropy at t is that of the
-    distribution which token t was drawn from.
+    Args:
+      hidden_BxTxD, unembed_VxD, tokens_BxT: of the sequences; hidden[b, t] has read token t.
+      positions_BxN: those that are wanted, int32, each once, with zeros to fill up; all others are
+        0, and for them no logits are made, which in a small model are a fifth of the work.
+      **options: those of `token_logprobs`; with entropy=True the entropy at t is that of the
+        distribution which token t was drawn from.
     """
-    if places_BxN is None:
+    if positions_BxN is None:
         out = token_logprobs(hidden_BxTxD[:, :-1], unembed_VxD, tokens_BxT[:, 1:], **options)
         return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), out)
-    take = jax.vmap(lambda row, places: row[places])
-    found = token_logprobs(
-        take(hidden_BxTxD, jnp.maximum(places_BxN - 1, 0)),
+    take = jax.vmap(lambda sequence, positions: sequence[positions])
+    results = token_logprobs(
+        take(hidden_BxTxD, jnp.maximum(positions_BxN - 1, 0)),
         unembed_VxD,
-        take(tokens_BxT, places_BxN),
+        take(tokens_BxT, positions_BxN),
         **options,
     )
     empty_T = jnp.zeros(tokens_BxT.shape[1], jnp.float32)
-    put = jax.vmap(
-        lambda places, values: empty_T.at[places].add(values)
-    )  # each once, so nothing is added up but zeros
-    return jax.tree.map(lambda x_BxN: put(places_BxN, jnp.where(places_BxN > 0, x_BxN, 0.0)), found)
+    # Each position once, so nothing is added but zeros.
+    put = jax.vmap(lambda positions, values: empty_T.at[positions].add(values))
+    wanted_BxN = positions_BxN > 0
+    return jax.tree.map(
+        lambda x_BxN: put(positions_BxN, jnp.where(wanted_BxN, x_BxN, 0.0)), results
+    )
 
 
 def masked_sum(values, mask):
@@ -207,11 +214,15 @@ def response_loss(logprobs_BxT, target_mask_BxT):
 
 
 def preference_loss(scores_a_B, scores_b_B, prob_a_B, mask_B):
-    """−p·log σ(Δ) − (1 − p)·log σ(−Δ), Δ = r_A − r_B, for the target p = P(A better): (sum, count)
-    in nats.
+    """−p·log σ(Δ) − (1 − p)·log σ(−Δ), Δ = r_A − r_B: (sum, count) in nats.
 
     Its optimum is Δ* = logit p (section 4.1 of the paper with soft labels; p = 1 is the pairwise
     loss of 2204.05862).
+
+    Args:
+      scores_a_B, scores_b_B: r_A and r_B.
+      prob_a_B: the target p = P(A better).
+      mask_B: which of them count.
     """
     chex.assert_rank([scores_a_B, scores_b_B, prob_a_B, mask_B], 1)
     chex.assert_type([scores_a_B, scores_b_B, prob_a_B], float)

@@ -19,7 +19,12 @@ def learning_rate(
     """Step → learning rate: linear warm-up from peak/(warmup + 1), then constant (the paper) or
     down to 0 at num_steps.
 
-    Raises ValueError on a schedule that is not one of SCHEDULES.
+    Args:
+      peak: the rate after warm-up.
+      schedule: one of SCHEDULES.
+      warmup_steps, num_steps: how long warm-up and everything take.
+    Raises:
+      ValueError: another schedule.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, not {schedule!r}")
@@ -39,8 +44,8 @@ def learning_rate(
 
 
 def on_host(rate, num_steps: int):
-    """The same numbers, step → float, without a device: to be told of steps 0 to num_steps, not to
-    be computed with."""
+    """The same numbers, step → float, without a device: for logging steps 0 to
+    num_steps."""
     known = np.asarray(
         jax.vmap(lambda step: jnp.asarray(rate(step), jnp.float32))(jnp.arange(num_steps + 1))
     )
@@ -59,18 +64,21 @@ def adam(
     """Gradient clipping by global norm, then Adam with decoupled weight decay on matrices (not on
     norms and biases).
 
-    `rate`: step → learning rate; or {name: rate} for parameters that are a dict of the same names,
-    each item with its own. PPO passes eps = 1e-5, which keeps early steps small where the second
-    moment is still near 0.
+    Args:
+      rate: step → learning rate; or {name: rate} for parameters that are a dict of the same names,
+        each item with its own.
+      max_grad_norm: None or 0 for no clipping.
+      weight_decay: 0 for none.
+      b1, b2, eps: Adam's.
     """
-    parts = [clip_by_global_norm(max_grad_norm)] if max_grad_norm else []
-    parts.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32))
+    transforms = [clip_by_global_norm(max_grad_norm)] if max_grad_norm else []
+    transforms.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32))
     if weight_decay:
-        parts.append(optax.add_decayed_weights(weight_decay, mask=decayed))
+        transforms.append(optax.add_decayed_weights(weight_decay, mask=decayed))
     scale = (
         scale_by_rates(rate) if isinstance(rate, Mapping) else optax.scale_by_learning_rate(rate)
     )
-    return optax.chain(*parts, scale)
+    return optax.chain(*transforms, scale)
 
 
 def scale_by_rates(rates: Mapping[str, Callable]) -> optax.GradientTransformation:
@@ -82,7 +90,7 @@ def scale_by_rates(rates: Mapping[str, Callable]) -> optax.GradientTransformatio
 
     def update(updates, state, params=None):
         now = {name: -rates[name](state.count) for name in updates}
-        scaled = {name: optax.tree.scale(now[name], part) for name, part in updates.items()}
+        scaled = {name: optax.tree.scale(now[name], tree) for name, tree in updates.items()}
         return scaled, optax.ScaleByScheduleState(count=state.count + 1)
 
     return optax.GradientTransformation(init, update)
@@ -104,15 +112,13 @@ def decayed(params):
     or heads."""
 
     def matrix(path, leaf):
-        return leaf.ndim > 1 and not any(
-            "norm" in str(part) or "bias" in str(part) for part in path
-        )
+        return leaf.ndim > 1 and not any("norm" in str(k) or "bias" in str(k) for k in path)
 
     return jax.tree_util.tree_map_with_path(matrix, params)
 
 
 def split_microbatches(batch, num_microbatches: int):
-    """[B, …] → [M, B/M, …] in every leaf. Rows are dealt out in turn, so that each microbatch lies
+    """[B, …] → [M, B/M, …] in every leaf. Rows are dealt out in turn, so that each microbatch is
     on every device."""
 
     def split(leaf):
@@ -128,15 +134,18 @@ def sum_gradients(
     """Loss, gradient and statistics of a batch that is worked through in microbatches, exactly as
     if at once.
 
-    `loss(params, microbatch)` returns (sum, (count, sums)) with scalar leaves in `sums`. What comes
-    back is (Σ sum / Σ count, gradient of that, Σ count, sums): the division happens once, so
-    microbatches with different numbers of tokens weigh by their tokens. Names in `sums` that end in
-    "_error" are ≥ 0 and joined by max, the others are added. A batch without a single count gives
-    loss 0 and zero gradients. `filled(microbatch)`, a bool scalar, spares the work of microbatches
-    in which it is False; their sums must be 0.
+    Args:
+      loss: (params, microbatch) → (sum, (count, sums)) with scalar leaves in `sums`; names there
+        that end in "_error" are ≥ 0 and joined by max, the others are added.
+      params, batch: what is differentiated, and arrays [B, …].
+      num_microbatches: in which the batch is computed.
+      filled: microbatch → bool scalar; where it is False the work is spared, the sums must be 0.
+    Returns:
+      (Σ sum / Σ count, gradient of that, Σ count, sums). The division happens once, so that
+      microbatches weigh by their tokens. Without a single count loss and gradients are 0.
     """
 
-    def one(microbatch, share=lambda count: 1.0):
+    def compute(microbatch, share=lambda count: 1.0):
         total, pullback, (count, sums) = jax.vjp(
             lambda params: loss(params, microbatch), params, has_aux=True
         )
@@ -152,20 +161,18 @@ def sum_gradients(
 
     if num_microbatches == 1:
         # Divided before the backward pass: divided after it, the gradients would be there twice.
-        total, count, sums, grads = one(batch, lambda count: 1.0 / jnp.maximum(count, 1.0))
+        total, count, sums, grads = compute(batch, lambda count: 1.0 / jnp.maximum(count, 1.0))
         return total / jnp.maximum(count, 1.0), grads, count, sums
     else:
         microbatches = split_microbatches(batch, num_microbatches)
-        shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], microbatches))
+        shapes = jax.eval_shape(compute, jax.tree.map(lambda leaf: leaf[0], microbatches))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
         def add(carry, microbatch):
-            found = (
-                jax.lax.cond(filled(microbatch), one, lambda _: zeros, microbatch)
-                if filled
-                else one(microbatch)
-            )
-            return join(carry, found), None
+            if filled is None:
+                return join(carry, compute(microbatch)), None
+            summed = jax.lax.cond(filled(microbatch), compute, lambda _: zeros, microbatch)
+            return join(carry, summed), None
 
         result, _ = jax.lax.scan(add, zeros, microbatches)
     total, count, sums, grads = result
@@ -174,6 +181,11 @@ def sum_gradients(
 
 
 def apply_gradients(tx: optax.GradientTransformation, grads, optimiser, params):
-    """One optimiser step: (params, optimiser state, gradient norm before clipping)."""
+    """An optimiser step: (params, optimiser state, gradient norm before clipping).
+
+    Args:
+      tx, optimiser: the optimiser and its state.
+      grads, params: trees alike.
+    """
     updates, optimiser = tx.update(grads, optimiser, params)
     return optax.apply_updates(params, updates), optimiser, optax.tree.norm(grads)

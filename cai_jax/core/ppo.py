@@ -1,10 +1,10 @@
 """The arithmetic of PPO for language models: rewards, advantages, clipped losses, the KL
 controller. Pure functions.
 
-Every token array is [B, T] over the whole sequence (prompt, response, padding) and comes with a
+Every token array is [B, T] over all of the sequence (prompt, response, padding) and comes with a
 mask [B, T] that is True on the actions: the response's sampled tokens, EOS included. Entry t speaks
 of token t: its log-probability given the tokens before it, and the value of the state in which it
-was chosen. Losses are (sum, count) over actions. What stands under the mask never matters, not even
+was chosen. Losses are (sum, count) over actions. What is off the mask never matters, not even
 NaN: it is set to 0 before any arithmetic, so that gradients are clean. Sources: Schulman et al.
 2017 (1707.06347), 2016 (1506.02438); Ziegler et al. 2019 (1909.08593); Bai et al. 2022
 (2204.05862), whose settings the paper reuses: γ = 1, ε = 0.2, λ_KL = 0.001.
@@ -36,7 +36,7 @@ def last_true(mask_BxT):
 
 
 def token_rewards(scores_B, logprobs_BxT, ref_logprobs_BxT, mask_BxT, kl_coefficient):
-    """Score of the whole response on its last token, minus β·(log π − log π_ref) on every action
+    """Score of a response on its last token, minus β·(log π − log π_ref) on every action
     (k1). Float [B, T].
 
     The sum over a row is the objective of section 4.3 (from 2204): r(x, y) − β·log(π(y|x) /
@@ -85,8 +85,8 @@ def masked_variance(values_BxT, mask_BxT):
 
 
 def whiten(values_BxT, mask_BxT, epsilon: float = 1e-8, shift: bool = True):
-    """(x − mean) / sqrt(variance + ε) under the mask, 0 elsewhere. Meant for the whole rollout, not
-    for a minibatch.
+    """(x − mean) / sqrt(variance + ε) under the mask, 0 elsewhere. Meant for all rollouts of an
+    update, not for a minibatch.
 
     shift=False only scales, which is what rewards need: their mean is part of the objective.
     """
@@ -138,7 +138,7 @@ def value_loss(values_BxT, old_values_BxT, returns_BxT, mask_BxT, clip: float | 
 
 
 def sequence_kl(logprobs_BxT, ref_logprobs_BxT, mask_BxT):
-    """Two estimates of KL(π ‖ π_ref) of a whole response, nats, float [B]: k1 = Σ log ratio, k3 = Σ
+    """Two estimates of KL(π ‖ π_ref) of a response, nats, float [B]: k1 = Σ log ratio, k3 = Σ
     (r − 1 − log r)."""
     logprobs_BxT, ref_logprobs_BxT = _clean(mask_BxT, logprobs_BxT, ref_logprobs_BxT)
     log_ratio_BxT = logprobs_BxT - ref_logprobs_BxT

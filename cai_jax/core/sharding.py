@@ -22,8 +22,8 @@ from cai_jax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis → the mesh axes that split it. A dimension of a size that they do not divide stays
-# whole.
+# Logical axis → the mesh axes that split it. A dimension of a size that they do not divide is not
+# split.
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "embed": ("fsdp",),
@@ -85,11 +85,19 @@ def make_mesh(config: Mapping | None = None, devices: Sequence | None = None) ->
 def spec(
     axes: Sequence[str | None], shape: Sequence[int], mesh, rules: Mapping = RULES
 ) -> PartitionSpec:
-    """How an array of `shape` whose dimensions are called `axes` is split. ValueError for an
-    unknown logical axis, or where two dimensions claim one mesh axis."""
+    """How an array is split.
+
+    Args:
+      axes: the logical axes that its dimensions are called by.
+      shape: its dimensions.
+      mesh: over whose axes it is split.
+      rules: logical axis → axes of the mesh.
+    Raises:
+      ValueError: an unknown logical axis, or two dimensions claim the same axis of the mesh.
+    """
     if len(axes) != len(shape):
         raise ValueError(f"{len(axes)} axes {tuple(axes)} for shape {tuple(shape)}")
-    parts, owner = [], {}
+    axes_of, owner = [], {}
     for axis, size in zip(axes, shape, strict=True):
         if axis is not None and axis not in rules:
             raise ValueError(f"unknown logical axis {axis!r}; known: {', '.join(sorted(rules))}")
@@ -104,15 +112,18 @@ def spec(
         ways = math.prod(mesh.shape[name] for name in wanted)
         # Names of size 1 stay in the spec: the layout is the same, and specs do not change with the
         # mesh.
-        parts.append(wanted if wanted and size % ways == 0 else None)
-    return PartitionSpec(
-        *(part[0] if part is not None and len(part) == 1 else part for part in parts)
-    )
+        axes_of.append(wanted if wanted and size % ways == 0 else None)
+    return PartitionSpec(*(names[0] if names and len(names) == 1 else names for names in axes_of))
 
 
 def tree_shardings(axes_tree, shape_tree, mesh: Mesh, rules: Mapping = RULES):
-    """NamedSharding for every leaf; `axes_tree` has tuples of logical axes where `shape_tree` has
-    arrays."""
+    """NamedSharding for every leaf.
+
+    Args:
+      axes_tree: has tuples of logical axes where `shape_tree` has arrays.
+      shape_tree: arrays or their shapes.
+      mesh, rules: as in `spec`.
+    """
     return jax.tree.map(
         lambda leaf, axes: NamedSharding(mesh, spec(axes, leaf.shape, mesh, rules)),
         shape_tree,
@@ -141,9 +152,9 @@ def one_device() -> bool:
 
 
 def later(x: jax.Array, after) -> jax.Array:
-    """x, but not before the arrays of `after` are there. In a backward pass, what is made again of
-    it is then not found in the forward pass and kept from there; on one device by a condition, as
-    XLA for CPUs removes barriers before it looks for that."""
+    """x, but not before the arrays of `after` are there. What a backward pass
+    recomputes from it is then not taken from the forward pass and kept from there; on one device by
+    a condition, as XLA for CPUs removes barriers before it looks for that."""
     if one_device():
         return jnp.where(never(after), jnp.zeros_like(x), x)
     return jax.lax.optimization_barrier((x, after))[0]
@@ -151,12 +162,12 @@ def later(x: jax.Array, after) -> jax.Array:
 
 def never(after) -> jax.Array:
     """False, and not known before the arrays of `after` are there."""
-    one_each = jnp.stack(
+    samples = jnp.stack(
         [leaf[(0,) * leaf.ndim].astype(jnp.float32) for leaf in jax.tree.leaves(after)]
     )
     # Sorted, because XLA makes that once and on its own: the numbers alone it would look up again
     # wherever this is asked for.
-    return jnp.sort(one_each)[0] > jnp.inf
+    return jnp.sort(samples)[0] > jnp.inf
 
 
 def put(tree, shardings):
@@ -177,12 +188,12 @@ def _put(x, sharding):
 
 
 def batch_ways(mesh: Mesh) -> int:
-    """Into how many parts the batch axis is split."""
+    """Into how many shards the batch axis is split."""
     return math.prod(mesh.shape[name] for name in RULES["batch"])
 
 
 def batch_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """The first axis split over the batch axes of the mesh (whole where it does not divide)."""
+    """The first axis split over the batch axes of the mesh, where it divides."""
     axes = ("batch",) + (None,) * (len(shape) - 1) if len(shape) else ()
     return NamedSharding(mesh, spec(axes, shape, mesh))
 
@@ -217,13 +228,13 @@ def fetch(tree):
 def optimizer_shardings(
     tx: optax.GradientTransformation, params_abstract, param_shardings, mesh: Mesh
 ):
-    """Shardings for `tx.init(params)`: moments lie as their parameters do, everything else on every
+    """Shardings for `tx.init(params)`: moments as their parameters, everything else on every
     device."""
-    whole = replicated(mesh)
+    everywhere = replicated(mesh)
     return optax.tree_utils.tree_map_params(
         tx,
         lambda _, sharding: sharding,
         jax.eval_shape(tx.init, params_abstract),
         param_shardings,
-        transform_non_params=lambda _: whole,
+        transform_non_params=lambda _: everywhere,
     )

@@ -276,7 +276,7 @@ def _cast(params, dtype):
 
 def _scoring(run_config, name, mesh, model, params, kept, length, count) -> Program:
     length = batching.bucket(length, rewards.LENGTH_MULTIPLE)
-    rows = rewards.batch_rows(length, mesh)
+    rows = rewards.batch_size(length, mesh)
     seen = sharding.abstract_batch(
         [jax.ShapeDtypeStruct((rows, length), kind) for kind in (jnp.int32, jnp.bool_)], mesh
     )

@@ -1,1 +1,1 @@
-"""Rewards of whole dialogues."""
+"""Rewards of answers, for reinforcement learning, evaluation and best-of-n."""

@@ -14,7 +14,7 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.structs import Dialogue, as_ended
 from cai_jax.training import batching
 
-# Enough rows to keep the device busy, few enough that a batch of long dialogues fits beside four
+# Enough rows to keep the device busy, few enough that a batch of long dialogues fits next to four
 # models. The shape is the same however many rows there are, so that a score does not depend on what
 # a restart left to do.
 TOKENS_A_BATCH = {"cpu": 1024}
@@ -22,7 +22,7 @@ TOKENS_ON_ACCELERATORS = 8192
 LENGTH_MULTIPLE = 32
 
 
-def batch_rows(length: int, mesh) -> int:
+def batch_size(length: int, mesh) -> int:
     """How many dialogues of `length` tokens are scored at a time: a power of two, as numbers of
     rollouts and samples are."""
     tokens = TOKENS_A_BATCH.get(mesh.devices.flat[0].platform, TOKENS_ON_ACCELERATORS)
@@ -42,7 +42,7 @@ class RewardModel:
     """`params` is {"decoder", "head"} on the mesh; `normalisation` (mean, std) of raw scores, None
     to leave them raw; `name` is for messages.
 
-    Scores read the whole dialogue and its end token, at that token. An answer that was cut has
+    Scores read the dialogue and its end token, at that token. An answer that was cut has
     none: with `reads_cut` its score is read at its last token, as in the training of that
     preference model; a model that was trained on ended answers only never learned to score there,
     and reads every answer as ended. They are float32 and do not depend on which other dialogues are
@@ -77,35 +77,34 @@ class RewardModel:
     def score_each(self, dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, float]]:
         """(index, score) of every dialogue as it is there: those of like lengths together."""
         asked = dialogues if self._reads_cut else map(as_ended, dialogues)
-        rows = [self._format.score_input(dialogue) for dialogue in asked]
-        self.num_beyond = sum(len(row) > self._config.max_length for row in rows)
-        return self._each(rows)
+        sequences = [self._format.score_input(dialogue) for dialogue in asked]
+        self.num_beyond = sum(len(tokens) > self._config.max_length for tokens in sequences)
+        return self._each(sequences)
 
-    def score_tokens(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    def score_tokens(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         """The same as `score` for dialogues that are tokens already."""
-        return collected(self._each(rows), len(rows))
+        return collected(self._each(sequences), len(sequences))
 
-    def _each(self, rows):
+    def _each(self, sequences):
         by_length: dict[int, list[int]] = {}
-        for index, row in enumerate(rows):
-            by_length.setdefault(batching.bucket(len(row), LENGTH_MULTIPLE), []).append(index)
+        for index, tokens in enumerate(sequences):
+            by_length.setdefault(batching.bucket(len(tokens), LENGTH_MULTIPLE), []).append(index)
         for length, indices in sorted(by_length.items()):
-            size = batch_rows(length, self._mesh)
+            size = batch_size(length, self._mesh)
             for start in range(0, len(indices), size):
-                part = indices[start : start + size]
-                arrays = batching.pad_tokens([rows[index] for index in part], size, length)
+                chosen = indices[start : start + size]
+                arrays = batching.pad_tokens([sequences[i] for i in chosen], size, length)
                 tokens, mask = sharding.put_batch(arrays, self._mesh)
                 with jax.set_mesh(self._mesh):
-                    got = scores(self._params, tokens, mask, self._config)
-                found = (sharding.fetch(got)[: len(part)] - np.float32(self._mean)) / np.float32(
-                    self._std
-                )
-                yield from zip(part, found.tolist(), strict=True)
+                    raw = scores(self._params, tokens, mask, self._config)
+                raw = sharding.fetch(raw)[: len(chosen)]
+                normalised = (raw - np.float32(self._mean)) / np.float32(self._std)
+                yield from zip(chosen, normalised.tolist(), strict=True)
 
 
 def collected(scored: Iterable[tuple[int, float]], count: int) -> np.ndarray:
     """float32 [count] from (index, score) in any order."""
-    found = np.zeros(count, np.float32)
+    result = np.zeros(count, np.float32)
     for index, score in scored:
-        found[index] = score
-    return found
+        result[index] = score
+    return result
