@@ -9,52 +9,35 @@ weights are read.
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
 import re
 import sys
 
 from cai_jax.configuration import files as config_files
-from cai_jax.errors import UserError, command
+from cai_jax.errors import Parser, UserError, command
 
 USAGE = (
-    "usage: python -m cai_jax.plan --config=configs/NAME.py [--topology=v5e:8x8] [--slices=N] "
-    "[--json=FILE] [--effort=-1] "
-    "[--quick] [--only=REGEX] [--config.FIELD=VALUE …]"
+    "python -m cai_jax.plan --config=configs/NAME.py [--topology=v5e:8x8] [--slices=N] "
+    "[--json=FILE] [--effort=-1] [--quick] [--only=REGEX] [--config.FIELD=VALUE …]"
 )
-# effort: -1 compiles several times faster and overstates temporaries, 0 is what a run does; quick:
-# formulas only; only: programs whose "stage name" matches.
-OPTIONS = {"only": "", "topology": "", "slices": "1", "json": "", "effort": "-1", "quick": "no"}
-
-SWITCHES = ("quick",)  # options that need no value
 
 
-def read_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+def read_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """(this command's own options, what is left for the config)."""
-    options, left, arguments = dict(OPTIONS), [], list(argv[1:])
-    while arguments:
-        argument = arguments.pop(0)
-        name, equals, value = argument.lstrip("-").partition("=")
-        if not argument.startswith("-") or name not in OPTIONS:
-            left.append(argument)
-        elif name in SWITCHES and not equals:  # bare; "--quick yes" is an older spelling
-            bare = not arguments or arguments[0] not in ("yes", "no")
-            options[name] = "yes" if bare else arguments.pop(0)
-        elif equals or arguments:
-            options[name] = value if equals else arguments.pop(0)
-        else:
-            raise UserError(f"--{name} needs a value; {USAGE}")
-    for name in SWITCHES:
-        if options[name] not in ("yes", "no"):
-            raise UserError(
-                f"--{name}: expected yes or no, or nothing behind it, not '{options[name]}'"
-            )
-    for name, kind in (("slices", int), ("effort", float)):
-        try:
-            kind(options[name])
-        except ValueError:
-            raise UserError(f"--{name}: expected a number, not '{options[name]}'") from None
-    return options, left
+    parser = Parser(prog="cai_jax.plan", usage=USAGE, description=__doc__, allow_abbrev=False)
+    parser.add_argument("--topology", default="", help="chips, such as v5e:8x8 or h100:8")
+    parser.add_argument("--slices", type=int, default=1, help="of a TPU topology")
+    parser.add_argument("--json", default="", help="a file for the numbers")
+    parser.add_argument(
+        "--effort", type=float, default=-1, help="-1: quick to compile, overstated; 0: as a run"
+    )
+    parser.add_argument(  # "--quick yes" is an older spelling
+        "--quick", nargs="?", const="yes", default="no", choices=("yes", "no"), help="by formula"
+    )
+    parser.add_argument("--only", default="", help="programs whose 'stage name' matches")
+    return parser.parse_known_args(argv[1:])
 
 
 def run(argv: list[str]) -> int:
@@ -62,21 +45,18 @@ def run(argv: list[str]) -> int:
     from cai_jax.planning import chips
 
     options, left = read_options(argv)
-    if any(argument in ("-h", "--help") for argument in left):
-        print(__doc__.strip() + f"\n\n{USAGE}")
-        return 0
-    topology = chips.parse_topology(options["topology"] or _preset(left), int(options["slices"]))
+    topology = chips.parse_topology(options.topology or _preset(left), options.slices)
     chips.work_offline(topology)  # before JAX is imported below
-    from cai_jax import main as command
+    from cai_jax.configuration.command_line import parse
     from cai_jax.core import sharding
     from cai_jax.pipeline import graph as pipeline
     from cai_jax.planning import estimate, programs, propose, table
 
-    config = pipeline.resolve(command.parse([argv[0], *left])[0])
+    config = pipeline.resolve(parse([argv[0], *left])[0])
 
     def write(result: dict) -> None:  # after every program: compiling a large run takes a while
-        if options["json"]:
-            pathlib.Path(options["json"]).write_text(
+        if options.json:
+            pathlib.Path(options.json).write_text(
                 json.dumps(result, indent=1) + "\n", encoding="utf-8"
             )
 
@@ -85,17 +65,17 @@ def run(argv: list[str]) -> int:
     mesh = sharding.make_mesh(config.mesh, devices)
     rows = []
     for program in programs.of_run(config, mesh):
-        if not re.search(options["only"], f"{program.stage} {program.name}"):
+        if not re.search(options.only, f"{program.stage} {program.name}"):
             continue
         print(f"{program.stage}: {program.name} …", file=sys.stderr, flush=True)
         rows.append(
             estimate.by_formula(program, mesh, topology, config)
-            if options["quick"] == "yes"
-            else estimate.compile_program(program, mesh, topology, config, float(options["effort"]))
+            if options.quick == "yes"
+            else estimate.compile_program(program, mesh, topology, config, options.effort)
         )
         write(table.to_json(rows, topology, mesh.shape, title))
     if not rows:
-        raise UserError(f"--only '{options['only']}': no program of this run has such a name")
+        raise UserError(f"--only '{options.only}': no program of this run has such a name")
     proposal = propose.propose(config, topology, devices)
     print("\n".join(table.lines(rows, topology, mesh.shape, title, proposal)))
     write(table.to_json(rows, topology, mesh.shape, title, proposal))
@@ -120,7 +100,7 @@ def _preset(arguments: list[str]) -> str:
     if not found:
         raise UserError(
             "--topology is missing, and the config has no line TOPOLOGY; give the chips, such as "
-            f"--topology=v5e:8x8 or --topology=h100:8; {USAGE}"
+            f"--topology=v5e:8x8 or --topology=h100:8; usage: {USAGE}"
         )
     return found[1]
 

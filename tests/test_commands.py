@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from cai_jax import errors, main, plan
+from cai_jax.configuration import command_line
 from cai_jax.errors import UserError
 from tests.chaos import harness
 
@@ -56,10 +57,10 @@ def test_every_module_that_is_a_command_is_tested():
 def test_quick_needs_no_value():
     for given in (["--quick"], ["--quick=yes"], ["--quick", "yes"]):
         options, left = plan.read_options(["plan", *given, "--config=tiny"])
-        assert options["quick"] == "yes" and left == ["--config=tiny"]
-    assert plan.read_options(["plan", "--config=tiny", "--quick"])[0]["quick"] == "yes"
-    assert plan.read_options(["plan", "--quick=no"])[0]["quick"] == "no"
-    with pytest.raises(UserError, match="expected yes or no"):
+        assert options.quick == "yes" and left == ["--config=tiny"]
+    assert plan.read_options(["plan", "--config=tiny", "--quick"])[0].quick == "yes"
+    assert plan.read_options(["plan", "--quick=no"])[0].quick == "no"
+    with pytest.raises(UserError, match="invalid choice"):
         plan.read_options(["plan", "--quick=maybe"])
 
 
@@ -72,7 +73,7 @@ def test_quick_needs_no_value():
     ],
 )
 def test_quotes_are_not_cut_in_half(message, expected):
-    assert main.explain(message) == expected
+    assert command_line.explain(message) == expected
 
 
 def wrapped(error):

@@ -91,6 +91,16 @@ def test_help_names_the_documented_config():
         [sys.executable, "-m", "cai_jax.main", "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0 and "configs/default.py" in done.stdout
+    assert "on_change = 'stop'" in done.stdout
+
+
+def test_help_of_a_kind_of_stage_has_its_fields(capsys):
+    with pytest.raises(SystemExit):
+        main.main(["cai_jax", "--help", "rl"])
+    text = capsys.readouterr().out
+    assert "clip = 0.2 [a number more than 0]: of the ratio of probabilities" in text
+    assert "    source = 'topic:prompts+topic:helpful'" in text and "seed" not in text
+    assert "did you mean 'rl'" in error_of(capsys, "--help", "rll")
 
 
 @pytest.mark.parametrize(

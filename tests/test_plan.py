@@ -202,8 +202,8 @@ def test_presets_name_their_topology(path):
             "--topology is missing, and the config has no line TOPOLOGY",
         ),
         (["--topology=v9:1", "--config=configs/tiny.py"], "v5e:8x8"),
-        (["--config=configs/tiny.py", "--topology=v5e:2x2", "--slices=x"], "expected a number"),
-        (["--config=configs/tiny.py", "--topology"], "needs a value"),
+        (["--config=configs/tiny.py", "--topology=v5e:2x2", "--slices=x"], "invalid int value"),
+        (["--config=configs/tiny.py", "--topology"], "expected one argument"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message):
