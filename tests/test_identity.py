@@ -158,7 +158,6 @@ def test_a_file_that_is_called_like_an_item_of_a_list_is_not_read(tmp_path, monk
     before = graph(*flags)["sl"].fingerprint
     (tmp_path / "all").write_text("x")  # adapters.targets=("all",)
     assert graph(*flags)["sl"].fingerprint == before
-    assert not identity.is_plain(("models", "seed"))  # the name that a model was given
 
 
 def test_weights_of_a_random_model_do_not_count(model):

@@ -77,17 +77,6 @@ class Identity:
         return {"text": self.text, "parts": shown}
 
 
-def is_model_field(path: tuple[str, ...]) -> bool:
-    """Whether the field at `path` names a model or a role."""
-    return path[-1] in MODEL_FIELDS or "models" in path[:-1]
-
-
-def is_plain(path: tuple[str, ...]) -> bool:
-    """Whether the text at `path` is a word of ours, an item of a list of such words included."""
-    *above, field = [key for key in path if not key.isdecimal()]
-    return "models" not in above and field in PLAIN_FIELDS
-
-
 def changed_files(old: dict, new: dict) -> list[str]:
     """A line a field that goes on naming the same path, whose contents differ. `old` and `new`:
     field → `Identity.to_json()`."""
@@ -323,7 +312,7 @@ def _strings(config) -> Iterator[tuple[ml_collections.ConfigDict, str, tuple[str
 def _unpinned(value: str, path: tuple[str, ...]) -> Iterator[tuple[str, str, str, str]]:
     """(text, repository, its type, revision) of the hub's names in a reference that name no
     commit."""
-    if path[0] == "models" or is_model_field(path):
+    if path[-1] in MODEL_FIELDS or "models" in path[:-1]:
         name, revision = remote.hub_name(value) or ("", "")
         if name and not COMMIT.fullmatch(revision):
             text = value.removeprefix(references.RANDOM)
