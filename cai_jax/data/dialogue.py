@@ -72,15 +72,10 @@ class DialogueFormat:
 
     # --- Prompts ----------------------------------------------------------------------------------
 
-    def prompt(
-        self,
-        messages: Sequence[Message],
-        reply: str = "assistant",
-        start: str = "",
-        shared: int = 0,
-    ) -> Segments:
-        """The dialogue, ready for the next turn, as token segments: `question` without options."""
-        return self.question(messages, (), reply, start, shared)[0]
+    def prompt(self, messages: Sequence[Message], reply: str = "assistant", **how) -> Segments:
+        """The dialogue, ready for the next turn, as token segments: `question` without options;
+        `how` may be its `start` and `shared`."""
+        return self.question(messages, (), reply, **how)[0]
 
     def question(
         self,

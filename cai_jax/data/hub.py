@@ -71,7 +71,7 @@ def _listed(folder: Path) -> list[str]:
 
 
 def chosen(listed: list[str], name: str, config: str | None, split: str) -> list[str]:
-    """Of a repository's files, those of a configuration's split.
+    """Chooses the files of a configuration's split.
 
     Args:
         listed: all files of the repository.
@@ -79,6 +79,7 @@ def chosen(listed: list[str], name: str, config: str | None, split: str) -> list
         config: a configuration; one named "default", or the only one, need not be named.
         split: the name of the split.
 
+    Returns: those of the repository's files, in their order.
     Raises: UserError where there is no such split or configuration, or not just one set of files.
     """
     data = [file for file in listed if file.endswith(ENDINGS)]

@@ -82,7 +82,7 @@ def made_of(data: bytes, how: str, where: str) -> bytes:
 
 def fetch(folder, files: dict[str, tuple[str, str]] = FILES) -> Iterator[tuple[str, str]]:
     """(file, what happened) for each file; what is there already is kept, and a file is written
-    whole or not at all."""
+    completely or not at all."""
     for name, (address, how) in files.items():
         path = Path(folder) / name
         if path.exists():
@@ -98,8 +98,8 @@ def fetch(folder, files: dict[str, tuple[str, str]] = FILES) -> Iterator[tuple[s
         except (urllib.error.URLError, EOFError, OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{address}: not downloaded ({getattr(error, 'reason', error)}); put the file "
-                f"at {path} by other means, or "
-                "run the same command again: files that are there are kept"
+                f"at {path} by other means, or run the same command again: files that are there "
+                "are kept"
             ) from error
         yield name, f"{len(data):,} bytes"
 

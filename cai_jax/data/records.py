@@ -57,7 +57,7 @@ def load(
     max_characters: int | None = None,
     max_bad_rows: int = 0,
 ) -> tuple[list, dict[str, int]]:
-    """(items, dropped rows by reason) of `source`.
+    """Reads, checks and selects the rows of `source`.
 
     Args:
         kind: what the rows become.
@@ -72,6 +72,7 @@ def load(
         max_bad_rows: so many rows of a source that cannot be read are left out, counted with their
             lines.
 
+    Returns: (items, dropped rows by reason).
     Raises: UserError `file:line: field …` for a row that cannot be read, an id that comes twice, a
         split that the source does not have, and where no item is left.
     """

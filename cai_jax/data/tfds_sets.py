@@ -33,28 +33,13 @@ PUBLISHED_SHA256 = {
     "abc35dbc56015db1": "helpful-rejection-sampled/test",
     "0cea2d2ab2187624": "helpful-rejection-sampled/train",
 }
-PAIRS = {
-    "helpful_base": "Helpfulness: two answers of base models, the one preferred by a person first.",
-    "harmless_base": "Harmlessness: two answers of base models to red-team dialogues, the less "
-    "harmful one first.",
-    "helpful_online": "Helpfulness: answers of models that were updated during the collection.",
-    "helpful_rejection_sampled": "Helpfulness: the best of several answers by an early preference "
-    "model.",
-}
+PAIRS = ("helpful_base", "harmless_base", "helpful_online", "helpful_rejection_sampled")
 ATTEMPTS = "red_team_attempts"
-# Configuration → (the published file's name without its ending, what it is).
+# Configuration → the published file's name without its ending.
 EVALS = {
-    "hhh": ("438HHHEvaluations", "Which of two answers is more helpful, honest and harmless?"),
-    "harmful_vs_ethical": (
-        "HarmfulVsEthical",
-        "Does a dialogue show harmful or ethical behaviour?",
-    ),
-    "harm_kinds": ("HarmfulnessClassification", "Which of nine kinds of harm does it show?"),
-}
-PAPERS = {
-    "hh_rlhf": "Bai et al. 2022, Training a Helpful and Harmless Assistant with RLHF, "
-    "arXiv:2204.05862; red-team attempts: Ganguli et al. 2022, arXiv:2209.07858",
-    "cai": "Bai et al. 2022, Constitutional AI: Harmlessness from AI Feedback, arXiv:2212.08073",
+    "hhh": "438HHHEvaluations",
+    "harmful_vs_ethical": "HarmfulVsEthical",
+    "harm_kinds": "HarmfulnessClassification",
 }
 
 _FEATURES = {
@@ -93,7 +78,6 @@ class Set:
     file at the published address. flat: other names under manual_dir → split.
     """
 
-    description: str
     columns: dict
     remote: dict[str, str] = dataclasses.field(default_factory=dict)
     flat: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -114,7 +98,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         "directory and pass it as manual_dir."
     )
     SETS: dict[str, Set] = {}
-    URL = HOMEPAGE = CITATION = ""
+    URL = HOMEPAGE = DESCRIPTION = ""
+    CITATION = "Bai et al. 2022, Constitutional AI: Harmlessness from AI Feedback, arXiv:2212.08073"
 
     @classmethod
     def find(cls, folder: Path, config: str) -> dict[str, Path]:
@@ -131,14 +116,12 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         return f"one of {', '.join(cls.SETS[config].candidates())}"
 
     def _info(self) -> tfds.core.DatasetInfo:
-        described = self.SETS[self.builder_config.name]
-        columns = {"id": str} | described.columns
+        columns = {"id": str} | self.SETS[self.builder_config.name].columns
+        features = {name: _feature(kind) for name, kind in columns.items()}
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"{described.description} Some of it is offensive: for research only.",
-            features=tfds.features.FeaturesDict(
-                {name: _feature(kind) for name, kind in columns.items()}
-            ),
+            description=f"{self.DESCRIPTION} Some of it is offensive: for research only.",
+            features=tfds.features.FeaturesDict(features),
             homepage=self.HOMEPAGE,
             citation=self.CITATION,
             disable_shuffling=True,
@@ -165,14 +148,10 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, path: Path, split: str) -> Iterator[tuple[int, dict]]:
         config = self.builder_config.name
+        columns = self.SETS[config].columns
         for row in read_json(path):
-            values = {
-                name: _value(row, name, kind) for name, kind in self.SETS[config].columns.items()
-            }
-            yield row.line, {"id": self._row_id(config, split, row.line), **values}
-
-    def _row_id(self, config: str, split: str, line: int) -> str:
-        return f"{config}-{split}:{line}"
+            values = {name: _value(row, name, kind) for name, kind in columns.items()}
+            yield row.line, {"id": f"{config}-{split}:{row.line}", **values}
 
 
 class CaiHhRlhf(_Builder):
@@ -181,26 +160,29 @@ class CaiHhRlhf(_Builder):
 
     URL = "https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/main"
     HOMEPAGE = "https://github.com/anthropics/hh-rlhf"
-    CITATION = PAPERS["hh_rlhf"]
+    CITATION = (
+        "Bai et al. 2022, Training a Helpful and Harmless Assistant with RLHF, arXiv:2204.05862; "
+        "red-team attempts: Ganguli et al. 2022, arXiv:2209.07858"
+    )
+    DESCRIPTION = (
+        "Two answers, the one that a person preferred first (helpful_…) or the less harmful one "
+        "(harmless_base), and red-team attempts with their ratings (0 to 4)."
+    )
     # A flat file without a split in its name is a test set: so are the subsets.
     SETS = {
         name: Set(
-            description,
             _PAIR,
-            {s: f"{name.replace('_', '-')}/{s}.jsonl.gz" for s in ("train", "test")},
-            {f"hh_{name}_train.jsonl": "train", f"hh_{name}_test.jsonl": "test"}
+            {split: f"{name.replace('_', '-')}/{split}.jsonl.gz" for split in ("train", "test")},
+            {f"hh_{name}_{split}.jsonl": split for split in ("train", "test")}
             | {f"hh_{name}.jsonl": "test"},
         )
-        for name, description in PAIRS.items()
-    } | {
-        ATTEMPTS: Set(
-            "Transcripts of people who tried to make a model say harmful things, with their "
-            "ratings (0 to 4).",
-            _ATTEMPT,
-            {"train": f"red-team-attempts/{ATTEMPTS}.jsonl.gz"},
-            {f"{ATTEMPTS}.jsonl": "train", f"hh_{ATTEMPTS}.jsonl": "train"},
-        )
+        for name in PAIRS
     }
+    SETS[ATTEMPTS] = Set(
+        _ATTEMPT,
+        {"train": f"red-team-attempts/{ATTEMPTS}.jsonl.gz"},
+        {f"{ATTEMPTS}.jsonl": "train", f"hh_{ATTEMPTS}.jsonl": "train"},
+    )
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SETS]
 
 
@@ -210,20 +192,14 @@ class CaiEvals(_Builder):
 
     URL = "https://raw.githubusercontent.com/anthropics/ConstitutionalHarmlessnessPaper/main/evals"
     HOMEPAGE = "https://github.com/anthropics/ConstitutionalHarmlessnessPaper"
-    CITATION = PAPERS["cai"]
+    DESCRIPTION = "The paper's questions with lettered options, one of which is right."
     SETS = {
-        name: Set(
-            description,
-            _CHOICE | ({"text_correct": str, "text_incorrect": str} if name == "hhh" else {}),
-            {"test": f"{file}.jsonl"},
-            {f"eval_{file}.jsonl": "test"},
-        )
-        for name, (file, description) in EVALS.items()
+        name: Set(_CHOICE, {"test": f"{file}.jsonl"}, {f"eval_{file}.jsonl": "test"})
+        for name, file in EVALS.items()
     }
+    _COMPLETE = {"text_correct": str, "text_incorrect": str}  # dialogues
+    SETS["hhh"] = dataclasses.replace(SETS["hhh"], columns=_CHOICE | _COMPLETE)
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SETS]
-
-    def _row_id(self, config: str, split: str, line: int) -> str:
-        return f"{config}:{line}"
 
 
 class CaiRun(_Builder):
@@ -236,17 +212,11 @@ class CaiRun(_Builder):
     """
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Pass the run's directory as manual_dir."
-    CITATION = PAPERS["cai"]
+    DESCRIPTION = "What a run of cai_jax made: its revisions, or the labels that its judge gave."
     _COMMON = {"kind": str, "model": str}
     SETS = {
-        "revisions": Set(
-            "Answers with their critiques and revisions, round by round.",
-            _COMMON | {"prompt": _TURNS, "initial": str, "rounds": _ROUNDS},
-        ),
-        "comparisons": Set(
-            "Pairs of answers with p, the label that the run's judge gave: the better one first.",
-            _COMMON | {"dialogue": _TURNS} | _PAIR | {"probability": float},
-        ),
+        "revisions": Set(_COMMON | {"prompt": _TURNS, "initial": str, "rounds": _ROUNDS}),
+        "comparisons": Set(_COMMON | {"dialogue": _TURNS} | _PAIR | {"probability": float}),
     }
     KINDS = {"revisions": ("revise",), "comparisons": ("compare", "feedback")}  # of stages
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SETS]
