@@ -38,6 +38,9 @@ def reliability(
         num_bins: how many.
         span: of the probabilities.
 
+    Returns:
+        The bins, from the lowest on.
+
     Raises:
         ValueError: probabilities outside [0, 1], or another number of outcomes.
     """

@@ -14,13 +14,13 @@ def runs(texts: Iterable[str], length: int = RUN) -> set[tuple[str, ...]]:
     """All `length` words that follow one another in one of the texts."""
     out = set()
     for text in texts:
-        found = words(text)
-        out.update(tuple(found[start : start + length]) for start in range(len(found) - length + 1))
+        taken = words(text)
+        out.update(tuple(taken[start : start + length]) for start in range(len(taken) - length + 1))
     return out
 
 
 def repeats(text: str, examples: set[tuple[str, ...]], own: Iterable[str]) -> bool:
-    """Whether a run of `text` stands in the examples and in none of the texts that are the model's
+    """Whether a run of `text` is in the examples and in none of the texts that are the model's
     own task."""
     return bool((runs([text]) & examples) - runs(own))
 
@@ -28,8 +28,8 @@ def repeats(text: str, examples: set[tuple[str, ...]], own: Iterable[str]) -> bo
 def echoes(text: str, source: str) -> bool:
     """Whether at least half of the runs of `text` stand in `source`. A text too short for a run
     does not."""
-    found = runs([text])
-    return bool(found) and 2 * len(found & runs([source])) >= len(found)
+    taken = runs([text])
+    return bool(taken) and 2 * len(taken & runs([source])) >= len(taken)
 
 
 def of_critiques(records: Sequence[Mapping]) -> list[bool]:
@@ -47,7 +47,7 @@ def of_revisions(
     records: Sequence[Mapping], examples: Mapping[str, Sequence[str]]
 ) -> tuple[list[bool], list[bool]]:
     """(of every critique, of every revision): whether it repeats a worked example. `examples`: id →
-    its texts. A revision is not blamed for what stands in the critique that it follows, only for
+    its texts. A revision is not blamed for what is in the critique that it follows, only for
     what the answer, dialogue and requests do not hold."""
     critiques, revisions = [], []
     for record in records:

@@ -59,10 +59,10 @@ def run(task: Task) -> Measured:
     harms = task.scores(fields.model, texts, "harm")
     stage = references.stage_of(references.resolve(ctx.run_config.models, fields.model))
     trained = artefacts.StageDirectory(ctx.run_path / stage).manifest.get("summary") or {}
-    found = regressor_rows(trained.get("held_out", {}), fields.model)
-    found += rows(records, harms, list(task.models), seed=task.seed)
-    drawn = figures.along_training(task, found, (EXPECTED,))
-    return Measured(found, task.judged(COLUMNS, fields.model), drawn)
+    out = regressor_rows(trained.get("held_out", {}), fields.model)
+    out += rows(records, harms, list(task.models), seed=task.seed)
+    drawn = figures.along_training(task, out, (EXPECTED,))
+    return Measured(out, task.judged(COLUMNS, fields.model), drawn)
 
 
 def held_out(records: Iterable[Mapping], mean: float, *, seed: int = 0) -> dict[str, dict]:
@@ -108,6 +108,9 @@ def rows(
         harms: record id → what the regressor says.
         models: names in the order of the run.
         seed: of the bootstrap.
+
+    Returns:
+        Rows of COLUMNS.
     """
     out = []
     scored = [record | {"kind": None} for record in records if record["id"] in harms]

@@ -142,11 +142,16 @@ def cluster_means(values: Iterable[float], clusters: Iterable[str]) -> dict[str,
 def paired_difference(
     a: dict[str, float], b: dict[str, float], *, seed: int = 0, shares: bool = False
 ) -> Estimate:
-    """Mean of b − a over the items that both have, by item id. Pairing removes the spread between
-    items.
+    """Mean of b − a over the items that both have: pairing removes the spread between items.
 
-    `shares`: the values are in [0, 1] (right or wrong, refused or not), so `share_difference` gives
-    the interval.
+    Args:
+        a, b: item id → value.
+        seed: of the bootstrap.
+        shares: the values are in [0, 1] (right or wrong, refused or not), so `share_difference`
+            gives the interval.
+
+    Returns:
+        The mean difference; n counts the common items.
     """
     differences = [b[name] - a[name] for name in sorted(set(a) & set(b))]
     return share_difference(differences) if shares else bootstrap_mean(differences, seed=seed)
@@ -186,6 +191,9 @@ def difference_estimate(
         before, after: item id → value.
         unit: of the values.
         seed: of the bootstrap.
+
+    Returns:
+        The mean difference.
     """
     estimate = paired_difference(before, after, seed=seed, shares=unit in SHARES)
     if unit.startswith("share") and estimate.low is None:

@@ -72,8 +72,8 @@ def run(task: Task) -> Measured:
             if not of_both:  # equal texts need no judge
                 journal.append({"id": name, **about, "p": 0.5})
         journal.flush()
-    found = rows(task.answers, journal.finished, names, fields, task.seed)
-    return Measured(found, task.judged(COLUMNS, fields.judge))
+    out = rows(task.answers, journal.finished, names, fields, task.seed)
+    return Measured(out, task.judged(COLUMNS, fields.judge))
 
 
 def _asked(task: Task) -> dict[str, tuple[dict, list[Question]]]:
@@ -158,6 +158,9 @@ def rows(
         fields: of the evaluation: judge; anchor (the model with Elo 0, or the first of those that
             played a match) and elo_ties (see `elo.elo`).
         seed: of the bootstrap.
+
+    Returns:
+        Rows of COLUMNS.
     """
     out = []
     for on, by_model in by_set([record | {"kind": None} for record in records], models):

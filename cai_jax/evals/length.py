@@ -54,7 +54,16 @@ def net_wins(
     """P(win) − P(loss) at equal length: 2 σ(a) − 1 of P(win) = σ(a + b · tanh(l / std l)), with one
     virtual tie at l = 0 and a small ridge on b. A tie is half a win; zero means that neither is
     preferred. Bayesian bootstrap over prompts, with a win and a loss of weight Gamma(½) at l = 0
-    (as in `elo.elo`): it has width where one side won all."""
+    (as in `elo.elo`): it has width where one side won all.
+
+    Args:
+        scores, lengths: differences by prompt [n].
+        seed: of the resamples.
+        num_resamples: how many of them.
+
+    Returns:
+        Net wins in [−1, 1].
+    """
     d, gap = _checked(scores, lengths)
     n = len(d)
     if n == 0:
@@ -69,8 +78,8 @@ def net_wins(
         rng.exponential(size=(num_resamples, n)),
         rng.gamma(0.5, size=(num_resamples, 2)),
     )
-    found = 2 * expit(_fit(counts, virtual + 1e-6, x, won)) - 1
-    low, high = np.quantile(found, [0.025, 0.975])
+    shares = 2 * expit(_fit(counts, virtual + 1e-6, x, won)) - 1
+    low, high = np.quantile(shares, [0.025, 0.975])
     return Estimate(value, min(value, float(low)), max(value, float(high)), n)
 
 

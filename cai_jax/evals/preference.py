@@ -49,6 +49,9 @@ def pair_accuracy(
         chosen_texts, rejected_texts: their texts, for the baseline that prefers the longer one.
         scale: what differences of these scores are multiplied by to be those of raw ones: the
             standard deviation that the scores were divided by. A rescaled difference is no logit.
+
+    Returns:
+        Numbers of all pairs, and `wins` by pair.
     """
     chosen, rejected = np.asarray(chosen, np.float64), np.asarray(rejected, np.float64)
     n = len(chosen)

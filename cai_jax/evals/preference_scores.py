@@ -42,13 +42,13 @@ def run(task: Task) -> Measured:
         return Measured([], ())
     texts = {r["id"]: (r["dialogue"], r["response"], r.get("stop")) for r in task.answers}
     scores, names = task.scores(fields.reward, texts), list(task.models)
-    found = rows(
+    out = rows(
         task.answers, scores, names, anchor=fields.anchor, ties=fields.elo_ties, seed=task.seed
     )
-    drawn = figures.along_training(task, found, (SCORE, ELO))
+    drawn = figures.along_training(task, out, (SCORE, ELO))
     columns = task.judged(COLUMNS, fields.reward)
     topic = Words.of(task.ctx.run_config).name
-    return Measured(found, columns, drawn, _notes(task), headline(found, names, topic))
+    return Measured(out, columns, drawn, _notes(task), headline(out, names, topic))
 
 
 def rows(
@@ -69,6 +69,9 @@ def rows(
         anchor: the model with Elo 0 (default: the first).
         ties: what Elo does with equal scores, see `elo.elo`.
         seed: of the bootstraps.
+
+    Returns:
+        Rows of COLUMNS.
     """
     out = []
     for on, by_model in by_set(records, models):
@@ -147,14 +150,14 @@ def _learned_from(stage: Mapping) -> set[str]:
     return {term.get("model") or term.get("function") for term in terms_of(stage).values()}
 
 
-def headline(found: list[dict], models: Sequence[str], topic: str) -> str:
+def headline(out: list[dict], models: Sequence[str], topic: str) -> str:
     """Mean score on the topic's prompts by model, and the difference of the last to the first."""
-    scores = {r["model"]: r["value"] for r in find(found, "pm_score", "red_team")}
+    scores = {r["model"]: r["value"] for r in find(out, "pm_score", "red_team")}
     if not scores:
         return ""
     shown = " → ".join(f"{name} {scores[name]:.2f}" for name in models if name in scores)
     text = f"PM score on {topic} prompts: {shown}"
-    *_, last = [r for r in found if r["on"] == "red_team" and r["metric"] == "pm_score"]
+    *_, last = [r for r in out if r["on"] == "red_team" and r["metric"] == "pm_score"]
     if last["against"] is None or last["value"] is None:
         return text
     low, high = last["low"], last["high"]

@@ -30,10 +30,10 @@ def run(task: Task) -> Measured:
         steps += [(turn["revision"], turn.get("revision_stop")) for turn in record["rounds"]]
         for number, (text, stop) in enumerate(steps):
             texts[f"{record['id']}#{number}"] = record["dialogue"], text, stop
-    found = rows(records, task.scores(task.fields.reward, texts), seed=task.seed)
+    out = rows(records, task.scores(task.fields.reward, texts), seed=task.seed)
     drawn = figures.line(
         BY_ROUND.name,
-        {task.ctx.config.inputs.revisions: find(found, BY_ROUND.name)},
+        {task.ctx.config.inputs.revisions: find(out, BY_ROUND.name)},
         lambda row: int(row["model"]),
         title="Score by number of revisions",
         x_label="revisions",
@@ -41,7 +41,7 @@ def run(task: Task) -> Measured:
         group="revisions",
         caption="Mean preference-model score of the training responses after 0, 1, … revisions.",
     )
-    return Measured(found, task.judged(COLUMNS, task.fields.reward), drawn)
+    return Measured(out, task.judged(COLUMNS, task.fields.reward), drawn)
 
 
 def rows(revisions: Sequence[Mapping], scores: Mapping[str, float], *, seed: int = 0) -> list[dict]:

@@ -109,6 +109,9 @@ def row(
 
     Returns:
         The row. Its `name` is unique: metric/on/model, with -against or >over.
+
+    Raises:
+        ValueError: for another word in `good`.
     """
     if good not in DIRECTIONS:
         raise ValueError(f"good is one of {DIRECTIONS}")
@@ -147,6 +150,9 @@ def find(
         metric: of the rows.
         on, model: of the rows; None for any.
         against: of the rows; None for plain numbers, not differences.
+
+    Returns:
+        Those rows, in their order.
     """
     wanted = {"metric": metric, "against": against}
     wanted |= {key: value for key, value in (("on", on), ("model", model)) if value is not None}
