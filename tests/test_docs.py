@@ -11,10 +11,14 @@ import subprocess
 import sys
 
 import pytest
+from cai_jax.core.algorithms import ALGORITHMS
 
 import cai_jax.stages
 from cai_jax import main
+from cai_jax.configuration.evaluations import EVALS
 from cai_jax.configuration.stages import STAGES
+from cai_jax.evals import answer_statistics
+from cai_jax.evals.registry import KINDS
 from cai_jax.models.config import FAMILIES
 from cai_jax.pipeline import graph as pipeline
 from configs import default
@@ -32,41 +36,46 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)
 
 
-def test_the_code_of_extend_runs(finished, tmp_path, monkeypatch):
-    """As a reader would: block after block in one directory; what a block calls a file is written
-    there."""
+@pytest.fixture
+def tables(monkeypatch):
+    """What the recipes add to is as it was afterwards."""
+    changed = (STAGES, STAGES["rl"].fields, FAMILIES, KINDS, EVALS, ALGORITHMS)
+    before = [dict(table) for table in changed]
+    monkeypatch.setattr(answer_statistics, "STATISTICS", answer_statistics.STATISTICS)
+    yield
+    for table, items in zip(changed, before, strict=True):
+        table.clear()
+        table.update(items)
+
+
+def test_the_code_of_extend_runs(finished, tmp_path, monkeypatch, tables):
+    """As a reader would: block after block in one session and directory; what a block calls a file
+    is written there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(STAGES, "above", None)  # the page declares it
     monkeypatch.setattr(
         cai_jax.stages, "__path__", [*cai_jax.stages.__path__, str(tmp_path / "cai_jax" / "stages")]
     )
-    families = dict(FAMILIES)
     shutil.copytree(finished[0], tmp_path / "runs" / "tiny")
-    ran = 0
-    try:
-        for language, code in blocks("docs/extend.md"):
-            if language == "python" and (name := re.match(r"# file: (\S+)\n", code)):
-                (tmp_path / name[1]).parent.mkdir(parents=True, exist_ok=True)
-                (tmp_path / name[1]).write_text(code)
-            elif language == "python":
-                exec(compile(code, f"docs/extend.md, block {ran}", "exec"), {"__name__": "extend"})
-                ran += 1
-            else:
-                arguments = shlex.split(code.replace("configs/", f"{ROOT}/configs/"))
-                assert arguments[:3] == ["python", "-m", "cai_jax.main"]
-                pipeline.build_graph(main.parse(arguments[2:])[0])
-    finally:
-        FAMILIES.clear()
-        FAMILIES.update(families)
-    assert ran == 6
-    assert (
-        len((tmp_path / "runs" / "tiny" / "above" / "records.jsonl").read_text().splitlines()) == 6
-    )
+    session, ran = {"__name__": "extend"}, 0
+    for language, code in blocks("docs/extend.md"):
+        if language == "python" and (name := re.match(r"# file: (\S+)\n", code)):
+            (tmp_path / name[1]).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name[1]).write_text(code)
+        elif language == "python":
+            exec(compile(code, f"docs/extend.md, block {ran}", "exec"), session)
+            ran += 1
+        else:
+            arguments = shlex.split(code.replace("configs/", f"{ROOT}/configs/"))
+            assert arguments[:3] == ["python", "-m", "cai_jax.main"]
+            pipeline.build_graph(main.parse(arguments[2:])[0])
+    assert ran == 11
+    above = tmp_path / "runs" / "tiny" / "above" / "records.jsonl"
+    assert len(above.read_text().splitlines()) == 6
 
 
 def test_the_paper_map_has_the_defaults():
-    graph, found = default.get_config().graph, 0
+    graph, num_rows = default.get_config().graph, 0
     for line in (ROOT / "docs" / "paper_map.md").read_text().splitlines():
         row = re.match(r"\|.*\| `(\w+)\.(\w+)` \| `([^`]*)`.*\|$", line)
         if row:
@@ -74,8 +83,8 @@ def test_the_paper_map_has_the_defaults():
             assert graph[stage][field] == ast.literal_eval(value), (
                 f"{stage}.{field}: the page says {value}"
             )
-            found += 1
-    assert found >= 40
+            num_rows += 1
+    assert num_rows >= 40
 
 
 def test_every_field_that_the_paper_map_names_exists():

@@ -1,0 +1,1 @@
+"""Programs to read; run from the project's directory."""
