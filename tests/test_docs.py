@@ -11,12 +11,12 @@ import subprocess
 import sys
 
 import pytest
-from cai_jax.core.algorithms import ALGORITHMS
 
 import cai_jax.stages
 from cai_jax import main
 from cai_jax.configuration.evaluations import EVALS
 from cai_jax.configuration.stages import STAGES
+from cai_jax.core.algorithms import ALGORITHMS
 from cai_jax.evals import answer_statistics
 from cai_jax.evals.registry import KINDS
 from cai_jax.models.config import FAMILIES
