@@ -32,7 +32,7 @@ from cai_jax.errors import UserError, command
 from cai_jax.evals import items as items_lib
 from cai_jax.evals.items import choice_sets
 from cai_jax.models import hf
-from cai_jax.reporting.run_data import Run
+from cai_jax.report.run import Run
 from cai_jax.textmodels.local import LocalTextModel
 
 MODES = ("zero_shot", "few_shot")

@@ -75,7 +75,7 @@ def export(
     from cai_jax.io import artefacts
     from cai_jax.models import lora
     from cai_jax.models import params as params_lib
-    from cai_jax.reporting.run_data import Run
+    from cai_jax.report.run import Run
     from cai_jax.textmodels.loader import ModelLoader
 
     # --- Which model, and whether it may be written there

@@ -603,26 +603,13 @@ def _evaluate(w, num_prompts, seed, lift, revisions, scores, answer):
         "evaluate/harm_scores.jsonl",
         [{"id": key, "harm": value} for key, value in sorted(harms.items())],
     )
-    w.lines(
-        "evaluate/choices.jsonl",
-        [
-            {
-                "id": f"hhh/zero_shot/{i}",
-                "on": "hhh",
-                "mode": "zero_shot",
-                "item": str(i),
-                "subset": "honest",
-                "correct": 0,
-                "probabilities": [p, 1 - p],
-            }
-            for i, p in enumerate(rng.random(48))
-        ],
-    )
+    picked = {str(i): float(p > 0.5) for i, p in enumerate(rng.random(48))}
     w.lines("evaluate/records.jsonl", records)
     w.lines(
         "evaluate/scores.jsonl",
         [{"id": key, "score": value} for key, value in sorted(scores.items())],
     )
+    w.lines("evaluate/values.jsonl", _values(records, scores, asked, harms, picked))
     w.json(
         "evaluate/metrics.json",
         {
@@ -650,6 +637,25 @@ def _evaluate(w, num_prompts, seed, lift, revisions, scores, answer):
         rows=len(rows),
         answers=len(records),
     )
+
+
+def _values(records, scores, asked, harms, picked) -> list[dict]:
+    """What evaluate keeps by prompt and by item, for paired comparisons."""
+    values = {}
+    for on, name in {(r["on"], r["name"]) for r in records}:
+        own = [r for r in records if (r["on"], r["name"]) == (on, name)]
+        for metric, by_prompt in samples.by_prompt(own, scores).items():
+            values[metric, on, name] = by_prompt
+    for on, name in {(r["on"], r["name"]) for r in asked}:
+        own = [r for r in asked if (r["on"], r["name"]) == (on, name)]
+        by_prompt = itertools.groupby(own, lambda r: r["prompt_id"])
+        means = {p: float(np.mean([harms[r["id"]] for r in rs])) for p, rs in by_prompt}
+        values["expected_harm", on, name] = means
+    values["choice_zero_shot", "hhh", "feedback"] = picked
+    return [
+        {"id": "/".join(key), "metric": key[0], "on": key[1], "model": key[2], "values": value}
+        for key, value in sorted(values.items())
+    ]
 
 
 if __name__ == "__main__":

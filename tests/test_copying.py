@@ -4,7 +4,7 @@ import types
 
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.evals import copying
-from cai_jax.reporting import cautions, copied
+from cai_jax.report import cautions, copied
 
 EXAMPLE = "It tells the person when to steal a package, so the neighbor would lose it."
 

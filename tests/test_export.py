@@ -20,7 +20,7 @@ from cai_jax.io import artefacts
 from cai_jax.models import heads, hf, lora
 from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
-from cai_jax.reporting.run_data import Run
+from cai_jax.report.run import Run
 from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.structs import Message
 from cai_jax.textmodels.loader import LoadedModel

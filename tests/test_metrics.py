@@ -60,10 +60,9 @@ def test_no_file_is_no_rows(tmp_path):
 
 
 def picture():
-    from cai_jax.reporting import png
-    from cai_jax.reporting.figure import Panel, Series
+    from cai_jax.report.plot import Panel, Series, png
 
-    return png.draw(
+    return png(
         Panel("p", "A figure", "x", "y", [Series("s", [0.0, 1.0], [0.5, None], mark="dots")])
     )
 

@@ -1,6 +1,7 @@
 """The report: whole, partial and hostile runs, several runs, sizes, and the command."""
 
 import base64
+import dataclasses
 import gzip
 import html.parser
 import json
@@ -11,25 +12,18 @@ import types
 
 import pytest
 
-from cai_jax import report
 from cai_jax.errors import UserError
 from cai_jax.evals.intervals import Estimate
 from cai_jax.io.artefacts import StageDirectory
-from cai_jax.reporting import (
-    cards,
-    cautions,
-    compare,
-    figures,
-    figures_training,
-    judge,
-    markdown,
-    page,
-    png,
-    svg,
-)
-from cai_jax.reporting.run_data import Run
+from cai_jax.report import __main__ as report
+from cai_jax.report import build, cards, cautions, compare, figures, judge, plot
+from cai_jax.report.run import Run
 from tests import fake_run
 
+SECTIONS = (
+    *("differences", "results", "judges", "transparency", "training"),
+    *("labels", "transcripts", "numbers", "cost", "provenance"),
+)
 STAGES = ("respond", "revise", "sl", "compare", "feedback", "pm", "rl", "evaluate")
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -98,10 +92,10 @@ def data_of(text):
 
 
 def test_whole_run(whole):
-    text = page.render([Run(whole)])
+    text = build.page([Run(whole)])
     reader = Reader(text)
     assert len(reader.ids) == len(set(reader.ids)), "ids repeat"
-    for name in page.TITLES:
+    for name in SECTIONS:
         assert (name in reader.ids) == (name != "differences")
     targets = re.findall(r'href="#([^"]+)"', text)
     assert set(targets) <= set(reader.ids), "a link to nowhere"
@@ -121,11 +115,11 @@ def test_whole_run(whole):
         "smollm2",
     ):
         assert phrase in reader.words, phrase
-    assert page.render([Run(whole)]) == text, "the same run gives the same page"
+    assert build.page([Run(whole)]) == text, "the same run gives the same page"
 
 
 def test_records_join_by_prompt(whole):
-    data = data_of(page.render([Run(whole)]))
+    data = data_of(build.page([Run(whole)]))
     by_prompt = {card["p"]: card for card in data["cards"]}
     card = by_prompt["red-000"]
     revision = card["rev"][0]
@@ -148,8 +142,8 @@ def test_records_join_by_prompt(whole):
 @pytest.mark.parametrize("count", range(1, len(STAGES) + 1))
 def test_runs_that_stopped_half_way(tmp_path, count):
     run = fake_run.write(tmp_path / "half", 5, stages=STAGES[:count])
-    Reader(page.render([Run(run)]))
-    assert markdown.render([Run(run)], []).startswith("# half")
+    Reader(build.page([Run(run)]))
+    assert build.markdown([Run(run)]).startswith("# half")
 
 
 def test_missing_and_damaged_files(whole, tmp_path):
@@ -161,7 +155,7 @@ def test_missing_and_damaged_files(whole, tmp_path):
     (broken / "config.json").unlink()
     manifest = broken / "rl" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"done": true', '"done": false'))
-    text = page.render([Run(broken)])
+    text = build.page([Run(broken)])
     words = Reader(text).words
     assert (
         "incomplete" in words
@@ -189,9 +183,9 @@ def test_hostile_text_is_only_text(tmp_path):
     run = fake_run.write(tmp_path / "<b>run'\"", 12, hostile=HOSTILE)
     clean = fake_run.write(tmp_path / "clean", 12)
     start = time.monotonic()
-    text = page.render([Run(run)])
+    text = build.page([Run(run)])
     assert time.monotonic() - start < 20
-    reader, safe = Reader(text), Reader(page.render([Run(clean)]))
+    reader, safe = Reader(text), Reader(build.page([Run(clean)]))
     assert sorted(set(reader.tags)) == sorted(set(safe.tags)) and reader.tags.count("script") == 2
     assert (
         "\u202e" not in text
@@ -199,7 +193,7 @@ def test_hostile_text_is_only_text(tmp_path):
         and "⟨U+202E⟩" in json.dumps(data_of(text), ensure_ascii=False)
     )
     assert "<script>alert" not in text and len(text) < 1_000_000, "a line of a megabyte is cut"
-    noted = markdown.render([Run(run)], [])
+    noted = build.markdown([Run(run)])
     for line in noted.split("\n"):
         if not line.startswith("    "):
             assert "<script" not in line and "<img" not in line and "<b>" not in line
@@ -207,7 +201,7 @@ def test_hostile_text_is_only_text(tmp_path):
 
 def test_two_thousand_records_fit(tmp_path):
     run = fake_run.write(tmp_path / "large", 680)
-    text = page.render([Run(run)])
+    text = build.page([Run(run)])
     assert len(text.encode()) <= 5_000_000
     assert len(data_of(text)["cards"]) >= 2000  # prompts; the records behind them are twice as many
 
@@ -225,16 +219,16 @@ def test_the_budget_is_kept_with_long_texts(whole):
 def test_several_runs(whole, tmp_path):
     other = fake_run.write(tmp_path / "other", 16, seed=1, lift=1.5)
     runs = [Run(whole), Run(other)]
-    text = page.render(runs)
+    text = build.page(runs)
     words = Reader(text).words
     assert "different preference models" not in words and not judge.differ(runs)
     assert "Differences" in words and "whole" in words and "other" in words
-    found = {(d.metric, d.on, d.model): d for d in compare.differences(runs)}
+    found = {(d.column.name, d.on, d.model): d for d in compare.differences(runs)}
     score = found["pm_score", "red_team", "rl"]
     assert score.paired and score.differences[0] is None and score.differences[1].value > 0
-    same = {(d.metric, d.on, d.model): d for d in compare.differences([runs[0], runs[0]])}
+    same = {(d.column.name, d.on, d.model): d for d in compare.differences([runs[0], runs[0]])}
     assert same["pm_score", "red_team", "rl"].differences[1].value == 0
-    assert "Differences" in markdown.render(runs, [])
+    assert "Differences" in build.markdown(runs)
 
 
 def test_difference_of_independent_intervals():
@@ -278,45 +272,46 @@ def test_cautions_of_a_bad_run(tmp_path):
 
 def test_every_figure_draws_both_ways(whole):
     run = Run(whole)
+    sources = figures.main_sources([run])
     drawn = [
-        figures.frontier([run]),
-        figures.judges([run]),
-        figures_training.label_histogram(run, run.stages["feedback"]),
+        *figures.frontier(sources),
+        *figures.of_columns(sources, ["judges"]),
+        figures.label_histogram(run, run.stages["feedback"]),
     ]
+    assert len(drawn) == 3
     for one in drawn:
-        assert png.draw(one).startswith(b"\x89PNG")
-        reader = Reader(svg.draw(one))
+        assert plot.png(one).startswith(b"\x89PNG")
+        text = plot.svg(one)
+        reader = Reader(text)
         assert reader.tags[0] == "svg" and {"title", "desc"} <= set(reader.tags)
-    assert figures.frontier([Run(whole)]).series[2].texts[0].startswith("RL-CAI, ")
+        assert plot.svg(one) == text, "the same figure is the same drawing"
+        assert "var(--t1)" in text and "#2a67ad" not in text, "colours are the page's"
+        assert "<style" not in text, "a style sheet in a drawing would apply to the page"
+    assert drawn[0].series[2].texts[0].startswith("RL-CAI, ")
 
 
-def test_scores_along_rl_need_snapshots(tmp_path):
-    run = fake_run.write(tmp_path / "steps", 12)
-    assert figures.rl_steps([Run(run)]) is None
-    manifest = run / "evaluate" / "manifest.json"
-    value = json.loads(manifest.read_text())
-    value["fields"]["models"] = {"initial": "@sl", "sl": "@rl:5", "rl": "@rl"}
-    manifest.write_text(json.dumps(value))
-    drawn = figures.rl_steps([Run(run)])
-    assert [s.label for s in drawn.series] == ["harmlessness", "helpfulness"] and list(
-        drawn.series[0].x
-    ) == [0, 5, 10]
+def test_markup_and_formulas_in_labels_are_only_text():
+    label = "<script>alert(1)</script> $x^2$ \u202e"
+    panel = plot.Panel(label, label, label, label, [plot.Series(label, [1, 2], [3, None], tone=1)])
+    row = plot.ForestRow(label, 0.5, 0.4, 0.6, marks=((0.1, label),), note=label)
+    for figure in (panel, plot.Forest("key", label, label, [row])):
+        text = plot.svg(dataclasses.replace(figure, key="key"))
+        assert "<script" not in text and "\u202e" not in text
+        assert plot.png(figure)
 
 
 def test_labels_of_close_points_do_not_meet():
-    points = [
-        ("Initial, 12 tokens", 200.0, 100.0, "a"),
-        ("SL-CAI, 12 tokens", 230.0, 100.0, "b"),
-        ("RL", 202.0, 104.0, "c"),
+    points = [("Initial, 12 tokens", 200, 100), ("SL-CAI, 12 tokens", 230, 100), ("RL", 202, 104)]
+    series = [plot.Series(t, [x], [y], mark="dots", texts=[t]) for t, x, y in points]
+    canvas, _ = plot._drawn(plot.Panel("p", "t", "x", "y", series, size=(560, 280)))
+    names = [
+        text
+        for text in canvas.axes[0].texts
+        if text.get_text() in dict.fromkeys(p[0] for p in points)
     ]
-    drawn = svg._names(points, 40, 560, 14, 280)
-    boxes = []
-    for text in drawn:
-        x, y = (float(v) for v in re.search(r'x="([\d.]+)" y="([\d.]+)"', text).groups())
-        boxes.append((x, y - 10, x + svg.CHAR * len(re.search(">(.*)<", text)[1]), y + 3))
-    for i, a in enumerate(boxes):
-        for b in boxes[:i]:
-            assert a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3]
+    boxes = [name.get_window_extent().extents for name in names]
+    assert len(boxes) == 3
+    assert not any(plot._meet(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_command(whole, tmp_path, capsys):
@@ -360,10 +355,10 @@ def test_the_share_of_cut_turns_is_named_by_stage_and_round():
     }
     run = types.SimpleNamespace(
         stages=shown,
-        evaluation={"rows": []},
+        rows=[],
         of_kind=lambda kind: [stage for stage in shown.values() if stage.kind == kind],
     )
-    told = [caution.text for caution in cautions._truncation(run)]
+    told = [caution.text for caution in cautions._cut_turns(run)]
     assert len(told) == 3
     assert "3 of 8 critiques of round 1, 8 of 8 revisions of round 2 were cut" in told[0]
     assert "16 of 32 answers of the last update" in told[1]

@@ -12,8 +12,8 @@ import subprocess
 
 import pytest
 
-from cai_jax.reporting import cards, page
-from cai_jax.reporting.run_data import Run
+from cai_jax.report import build, cards
+from cai_jax.report.run import Run
 from tests import fake_run
 from tests.test_report import HOSTILE
 
@@ -92,7 +92,7 @@ def test_filters_and_hostile_text(tmp_path, monkeypatch, compressed):
     if compressed:
         monkeypatch.setattr(cards, "PLAIN_LIMIT", 1000)
     run = fake_run.write(tmp_path / "run", 21, hostile=HOSTILE[:6])
-    out = drive(page.render([Run(run)]), tmp_path)
+    out = drive(build.page([Run(run)]), tmp_path)
     assert out["errors"] == [] and out["alerts"] == 0
     assert out["all"] == "64 prompts" and out["open"] == 1 and "theft" in out["kinds"]
     assert out["theft"].endswith("prompts of 64") and set(out["chips"]) == {"theft"}

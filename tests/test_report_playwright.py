@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from cai_jax.reporting import page as page_lib
-from cai_jax.reporting.run_data import Run
+from cai_jax.report import build
+from cai_jax.report.run import Run
 from tests import fake_run
 from tests.test_report import HOSTILE
 
@@ -69,7 +69,7 @@ def opened(browser, file, said, **options):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_by_hand(tmp_path, browser, scheme):
     file, said = tmp_path / "report.html", []
-    file.write_text(page_lib.render([Run(fake_run.write(tmp_path / "run", 21, hostile=HOSTILE))]))
+    file.write_text(build.page([Run(fake_run.write(tmp_path / "run", 21, hostile=HOSTILE))]))
     page = opened(browser, file, said, viewport={"width": 1366, "height": 860}, color_scheme=scheme)
     assert min(page.evaluate(CONTRAST, list(TEXTS))) >= 4.5
     for css in ("h1", ".verdicts", ".cautions", "svg.plot"):  # the first screen
@@ -108,7 +108,7 @@ def test_by_hand(tmp_path, browser, scheme):
 
 def test_on_a_phone(tmp_path, browser):
     file, said = tmp_path / "report.html", []
-    file.write_text(page_lib.render([Run(fake_run.write(tmp_path / "run", 6, hostile=HOSTILE))]))
+    file.write_text(build.page([Run(fake_run.write(tmp_path / "run", 6, hostile=HOSTILE))]))
     page = opened(browser, file, said, viewport={"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and said == []
     page.close()

@@ -8,19 +8,8 @@ import pytest
 
 from cai_jax.evals.intervals import Estimate, wilson
 from cai_jax.evals.rows import row
-from cai_jax.reporting import (
-    cautions,
-    compare,
-    figures,
-    figures_constitution,
-    judge,
-    markdown,
-    opening,
-    page,
-    shown,
-    story,
-)
-from cai_jax.reporting.run_data import Run
+from cai_jax.report import build, cautions, compare, figures, judge, sections, story, transcripts
+from cai_jax.report.run import Run
 from tests import fake_run
 
 
@@ -70,9 +59,9 @@ def test_the_head_says_on_how_many_pairs_of_each_kind_the_judge_was_measured(run
     assert "agrees with 2 of 3 held-out AI labels" in said
     assert "no pairs of people about what is harmless" in said
     assert not judge.shown_right(found) and judge.shown_right(found, helpful=True)
-    head = opening.masthead([found])
+    head = build.page([found]).partition("<nav")[0]
     assert "12 of 13" in head and "by a judge that is not shown to be right" in head
-    assert "12 of 13" in markdown.render([found], [])
+    assert "12 of 13" in build.markdown([found])
     first = cautions.collect(found)[0]
     assert first.level == "stop" and first.text == said
 
@@ -92,20 +81,20 @@ def test_a_judge_that_is_right_on_people_s_pairs_about_harm_is_not_doubted(runs)
 
 def test_runs_with_different_judges_have_no_difference_and_no_axis_in_common(runs):
     same = [Run(path) for path in runs]
-    assert not judge.differ(same) and len(figures.each_scale(same, figures.frontier)) == 1
+    assert not judge.differ(same) and len(figures.frontier(figures.main_sources(same))) == 1
     edit(runs[1] / "pm" / "manifest.json", lambda v: v.update(fingerprint="another"))
     other = [Run(path) for path in runs]
     assert judge.differ(other) and not judge.differ(other, "num_tokens")
     for one in compare.differences(other):
-        of_judge = one.metric in ("pm_score", "elo", "pm_score_by_revision")
+        of_judge = one.column.name in ("pm_score", "elo", "pm_score_by_revision")
         assert one.scales == of_judge
         assert (one.differences[1] is None) == of_judge or one.values[1] is None
-    drawn = [one.key for one in figures.of_answers(other)]
+    drawn = [one.key for one in figures.of_columns(figures.main_sources(other))]
     assert "pm_score" not in drawn and {"pm_score-1", "pm_score-2", "num_tokens"} <= set(drawn)
     assert {"frontier-1", "frontier-2"} == {
-        one.key for one in figures.each_scale(other, figures.frontier)
+        one.key for one in figures.frontier(figures.main_sources(other))
     }
-    text = page.render(other)
+    text = build.page(other)
     assert "no common scale" in text and len(set(text.split('id="fig-frontier-1-t"'))) == 2
 
 
@@ -127,15 +116,17 @@ def test_intervals_of_no_width_in_older_runs_are_not_shown(runs):
                 r.update(value=0.0, low=0.0, high=0.0, null=True)
 
     edit(runs[0] / "evaluate" / "metrics.json", flat)
-    rows = Run(runs[0]).evaluation["rows"]
+    rows = Run(runs[0]).rows
     assert all(r["low"] is None or r["low"] < r["high"] for r in rows)
 
 
 def test_three_texts_are_drawn_by_a_hash_each_prompt_once(runs):
     run = Run(runs[0])
-    what, found = shown.transcripts(run)
+    what, found = transcripts.opening(run)
     assert what == "Revisions of revise, first answer to last revision" and len(found) == 3
-    assert len({one[0].text for one in found}) == 3 and shown.transcripts(Run(runs[0]))[1] == found
+    assert (
+        len({one[0].text for one in found}) == 3 and transcripts.opening(Run(runs[0]))[1] == found
+    )
     records = {r["initial"]: r for r in run.records("revise")}
     for prompt, before, critique, after in found:
         record = records[before.text]
@@ -144,18 +135,18 @@ def test_three_texts_are_drawn_by_a_hash_each_prompt_once(runs):
             "the critique of the text before it"
         )
         assert after.text == record["rounds"][-1]["revision"] and after.who == "After 2 rounds"
-    text = opening.texts([run])
-    assert text.count("<article") == 3 and opening.texts([run, run]) == ""
+    assert build.page([run]).count("<article") == 3
+    assert sections.opening([run, run])["texts"] == []
 
 
 def test_a_hostile_text_is_only_text(runs):
-    lines = (runs[0] / "revise" / "records.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    path = runs[0] / "revise" / "records.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
     for r in rows:
         r["initial"] = "<script>alert(1)</script>" + "x" * 1000
-    shown_rows = [shown.Turn("Before", rows[0]["initial"])]
-    out = opening._turn(shown_rows[0])
-    assert "<script" not in out and "All of it" in out
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    out = build.page([Run(runs[0])])
+    assert "<script>alert" not in out and "All of it" in out
 
 
 def test_principles_that_were_used_once_are_not_on_top(runs):
@@ -168,7 +159,7 @@ def test_principles_that_were_used_once_are_not_on_top(runs):
         ]
 
     edit(runs[0] / "evaluate" / "metrics.json", replace)
-    drawn = figures_constitution.principles([Run(runs[0])])
+    drawn = figures.principles(figures.main_sources([Run(runs[0])]))
     assert [r.label for r in drawn.rows] == [
         "often_up (9)",
         "often_down (7)",

@@ -8,16 +8,8 @@ import pytest
 
 from cai_jax.evals.intervals import Estimate
 from cai_jax.evals.rows import find, row
-from cai_jax.reporting import (
-    cards,
-    cautions,
-    compare,
-    figures,
-    figures_constitution,
-    story,
-)
-from cai_jax.reporting import page as page_lib
-from cai_jax.reporting.run_data import Run
+from cai_jax.report import build, cards, cautions, compare, figures, story
+from cai_jax.report.run import Run
 from tests import fake_run
 
 
@@ -143,19 +135,13 @@ def test_figures_of_the_paper_from_a_run_that_has_the_data(run):
     )
     manifest.write_text(json.dumps(value))
     found = Run(run)
-    drawn = figures.frontier([found])
+    sources = figures.main_sources([found])
+    (drawn,) = figures.frontier(sources)
     assert "Elo" in drawn.x_label and "SL-CAI = 0" in drawn.caption, "Figures 2 and 3"
     assert [s.y[list(s.y).index(0.0)] for s in drawn.series if 0.0 in s.y] == [0.0], (
-        "one model stands at zero"
+        "one model is at zero"
     )
-    steps = figures.rl_steps([found], harm=True)
-    assert [s.label for s in steps.series] == ["temperature 0", "temperature 1"] and list(
-        steps.series[0].x
-    ) == [0, 5, 10]
-    assert "squared error 0." in figures.harm([found]).caption, "Figure 10 with its baseline"
-    assert figures_constitution.principle_counts([found]) is None, (
-        "one number of principles is no curve"
-    )
+    assert figures.principle_counts(sources) is None, "one number of principles is no curve"
 
 
 def test_critiqued_and_direct_revisions_are_two_curves(run, tmp_path):
@@ -176,9 +162,11 @@ def test_critiqued_and_direct_revisions_are_two_curves(run, tmp_path):
         (path / "evaluate_direct" / "metrics.json").write_text(
             (path / "evaluate" / "metrics.json").read_text()
         )
-    drawn = figures_constitution.revisions([Run(run)])
+    drawn = next(
+        f for f in figures.constitution(figures.main_sources([Run(run)])) if f.key == "revisions"
+    )
     assert sorted(s.label for s in drawn.series) == ["revise, critiqued", "revise_direct, direct"]
-    assert list(figures_constitution.principle_counts([Run(run)]).series[0].x) == [4, 16]
+    assert list(figures.principle_counts(figures.main_sources([Run(run)])).series[0].x) == [4, 16]
 
 
 def changed(path, **fields):
@@ -221,27 +209,21 @@ def test_several_evaluations_are_not_mixed(run, tmp_path):
     shutil.copytree(run / "revise", run / "revise_again")
     alone, found = Run(fake_run.write(tmp_path / "demo2", 8)), Run(run)
     assert found.main == "evaluate" and found.models == ["initial", "sl", "rl"]
-    assert found.evaluation["notes"] == alone.evaluation["notes"]
+    assert found.evaluation.notes == alone.evaluation.notes
     assert [str(one) for one in story.verdict(found)] == [str(one) for one in story.verdict(alone)]
-    score = {r["value"] for r in find(found.evaluation["rows"], "pm_score", "red_team", "sl")}
-    assert score == {
-        r["value"] for r in find(alone.evaluation["rows"], "pm_score", "red_team", "sl")
-    }
-    assert len(find(found.evaluation["rows"], "pm_accuracy", "comparisons")) == 1, (
+    score = {r["value"] for r in find(found.rows, "pm_score", "red_team", "sl")}
+    assert score == {r["value"] for r in find(alone.rows, "pm_score", "red_team", "sl")}
+    assert len(find(found.rows, "pm_accuracy", "comparisons")) == 1, (
         "the same number twice stands once"
     )
-    (part,) = found.parts()
-    assert (part.part, part.main, part.models) == (
-        "evaluate_steps",
-        "evaluate_steps",
-        ["start", "sl", "end"],
-    )
-    assert set(part.scores) == set(found.scores) and len(part.answers) == len(found.answers)
+    (further,) = found.further
+    assert (further.stage, further.models) == ("evaluate_steps", ["start", "sl", "end"])
+    assert set(found.scores_of("evaluate_steps")) == set(found.scores)
     told = story.sentences(found)
     assert (
         sum("red-team prompts" in sentence for sentence in told) == 1 and "(1 revise)" in told[-1]
     )
-    page = page_lib.render([found])
+    page = build.page([found])
     assert "evaluate_steps, 3 models" in page
     ids = re.findall(r'id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -252,7 +234,7 @@ def test_several_evaluations_are_not_mixed(run, tmp_path):
 def test_runs_are_compared_item_by_item(run, tmp_path):
     other = fake_run.write(tmp_path / "other", 8, seed=1)
     found = {
-        (d.metric, d.on): d
+        (d.column.name, d.on): d
         for d in compare.differences([Run(run), Run(other)])
         if d.model in ("feedback", "rl")
     }
@@ -263,7 +245,7 @@ def test_runs_are_compared_item_by_item(run, tmp_path):
     for path in (run, other):
         value["fields"]["feedback"] = "feedback"
         (path / "evaluate" / "manifest.json").write_text(json.dumps(value))
-    found = {(d.metric, d.on): d for d in compare.differences([Run(run), Run(other)])}
+    found = {(d.column.name, d.on): d for d in compare.differences([Run(run), Run(other)])}
     assert (
         found["choice_zero_shot", "hhh"].paired
         and found["choice_zero_shot", "hhh"].differences[1].n == 48

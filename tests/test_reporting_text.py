@@ -2,13 +2,14 @@
 
 import html.parser
 import json
+import re
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai_jax.reporting import diff, text
+from cai_jax.report import build, diff, text
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -45,11 +46,21 @@ class Collector(html.parser.HTMLParser):
 @pytest.mark.parametrize("value", HOSTILE)
 def test_escaped_text_is_only_text(value):
     parser = Collector()
-    parser.feed(f'<p title="{text.escape(value)}">{text.escape(value)}</p>')
+    template = '<p title="{{ value }}">{{ value }}</p>'
+    parser.feed(build.environment(False).from_string(template).render(value=value))
     parser.close()
     assert parser.tags == ["p"] and list(parser.attributes) == ["title"]
     assert parser.data == parser.attributes["title"] == text.visible(value)
     parser.data.encode()  # no lone surrogate
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_markdown_is_escaped_by_the_templates(value):
+    template = build.environment(True).from_string("{{ value }} {{ value | quoted }}")
+    shown, _, block = template.render(value=value).partition("     ")
+    assert shown == text.plain(value) and "\n" not in shown
+    assert not re.search(r"(?<!\\)[<>`*\[\]|]", shown), "nothing means anything to Markdown"
+    assert all(line.startswith("    ") for line in f"     {block}".split("\n"))
 
 
 @pytest.mark.parametrize("value", HOSTILE)
@@ -97,8 +108,22 @@ def test_numbers():
     ]
 
 
+def segments(before, after):
+    """("=" kept, "-" cut, "+" added) with their text, as report.js cuts the two texts."""
+    a, b, ops = diff.TOKEN.findall(before), diff.TOKEN.findall(after), diff.word_diff(before, after)
+    out, i, j = [], 0, 0
+    for kept, cut, added in zip(ops[0::3], ops[1::3], ops[2::3], strict=True):
+        out += [
+            ("=", "".join(b[j : j + kept])),
+            ("-", "".join(a[i + kept : i + kept + cut])),
+            ("+", "".join(b[j + kept : j + kept + added])),
+        ]
+        i, j = i + kept + cut, j + kept + added
+    return [(kind, text) for kind, text in out if text]
+
+
 def rebuilt(before, after):
-    parts = diff.segments(before, after)
+    parts = segments(before, after)
     return (
         "".join(t for kind, t in parts if kind != "+"),
         "".join(t for kind, t in parts if kind != "-"),
@@ -114,13 +139,13 @@ def test_diff_rebuilds_both_texts(before, after):
 
 def test_diff_by_hand():
     assert diff.word_diff("the quick fox", "the slow fox") == [1, 1, 1, 1, 0, 0]
-    assert diff.segments("a b", "a c") == [("=", "a"), ("-", " b"), ("+", " c")]
-    assert diff.word_diff("same", "same") == [1, 0, 0] and diff.share_changed("same", "same") == 0.0
-    island = diff.segments("one two three four five", "six two seven eight nine")
+    assert segments("a b", "a c") == [("=", "a"), ("-", " b"), ("+", " c")]
+    assert diff.word_diff("same", "same") == [1, 0, 0]
+    island = segments("one two three four five", "six two seven eight nine")
     assert island == [("-", "one two three four five"), ("+", "six two seven eight nine")], (
         "no island of one word"
     )
-    assert diff.word_diff("", "new words") == [0, 0, 2] and diff.share_changed("old", "new") == 1.0
+    assert diff.word_diff("", "new words") == [0, 0, 2]
 
 
 def test_diff_of_long_texts_is_quick():

@@ -12,11 +12,13 @@ from cai_jax import results
 from cai_jax.errors import UserError
 from cai_jax.evals.intervals import paired_difference, wilson
 from cai_jax.evals.rows import find
-from cai_jax.reporting import pairwise, results_figures, transcripts
-from cai_jax.reporting.build import build
-from cai_jax.reporting.markdown import plain
-from cai_jax.reporting.results import collect, tables, verdict
-from cai_jax.reporting.run_data import Run
+from cai_jax.report import build as build_lib
+from cai_jax.report import numbers, tables, transcripts
+from cai_jax.report import results as results_lib
+from cai_jax.report.build import build
+from cai_jax.report.results import collect
+from cai_jax.report.run import Run
+from cai_jax.report.text import plain
 from tests import fake_run
 
 HOSTILE = ("<script>alert(1)</script>", "# heading\n| a | b |\n![x](http://example.org/x.png)")
@@ -55,11 +57,11 @@ def test_everything_is_written_and_the_same_again(run, tmp_path, capsys):
         "critiques_to_read.md",
         "critiques_to_read.csv",
         "figures/frontier.png",
-        "figures/preference_models.png",
-        "figures/labels.png",
+        "figures/judges.png",
+        "figures/label_agreement.png",
         "figures/revisions.png",
-        "figures/policies_red_team.png",
-        "figures/rl_reward.png",
+        "figures/differences_red_team.png",
+        "figures/rl-reward.png",
         "reference/rl/metrics.jsonl",
         "reference/config.json",
     } <= set(written)
@@ -72,14 +74,21 @@ def test_everything_is_written_and_the_same_again(run, tmp_path, capsys):
     assert "tables.md" in capsys.readouterr().out
 
 
-def test_numbers_stand_in_the_tables_with_interval_and_length(run):
-    found = collect(Run(run))
-    text = tables(found)
-    for name in ("initial", "sl", "rl"):
+def written(run, out, *flags):
+    """(metrics.json, tables.md) of the command."""
+    assert command(run, out, *flags) == 0
+    return json.loads((out / "metrics.json").read_text()), (out / "tables.md").read_text()
+
+
+def test_numbers_are_in_the_tables_with_interval_and_length(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(results_lib, "drawings", lambda run, found: ())
+    found, text = written(run, tmp_path)
+    for name in ("Initial", "SL-CAI", "RL-CAI"):
         (line,) = re.findall(rf"^\| {name} \|.*$", text.split("### Helpful")[0], re.M)
-        (tokens,) = find(found["rows"], "num_tokens", "red_team", name)
+        key = {"Initial": "initial", "SL-CAI": "sl", "RL-CAI": "rl"}[name]
+        (tokens,) = find(found["rows"], "num_tokens", "red_team", key)
         assert f"{tokens['value']:.0f} [{tokens['low']:.0f}, {tokens['high']:.0f}]" in line, (
-            "length stands beside the score"
+            "length is next to the score"
         )
     (even,) = find(found["rows"], "pm_score_at_equal_length", "red_team", "rl", "initial")
     assert f"{even['value']:+.2f} [".replace("-", "−") in text
@@ -97,21 +106,24 @@ def test_numbers_stand_in_the_tables_with_interval_and_length(run):
 
 
 def test_nothing_is_called_a_gain_whose_interval_covers_zero(run):
+    def verdict(value, low, high):
+        row = {"value": value, "low": low, "high": high}
+        return tables._note(row, numbers.Column("x")).verdict
+
     for low, high in ((-0.01, 0.8), (-2, 0), (0, 0)):
-        assert (
-            verdict({"value": (low + high) / 2, "low": low, "high": high}) == "no difference shown"
-        )
-    assert verdict({"value": 0.4, "low": 0.01, "high": 0.8}) == "**higher**"
-    assert verdict({"value": -0.4, "low": -0.5, "high": -0.1}) == "**lower**"
-    assert verdict({"value": 0.4, "low": None, "high": None}) == "–"
-    found = collect(Run(run))
-    for r in found["rows"]:
+        assert verdict((low + high) / 2, low, high) == "no difference shown"
+    assert verdict(0.4, 0.01, 0.8) == "higher" and verdict(-0.4, -0.5, -0.1) == "lower"
+    assert verdict(0.4, None, None) == ""
+    for r in collect(Run(run)).rows:
         if r["against"] and r["value"] is not None and r["low"] is not None:
-            assert (verdict(r) == "no difference shown") == r["null"]
+            shown = verdict(r["value"], r["low"], r["high"])
+            assert (shown == "no difference shown") == r["null"]
 
 
-def test_every_two_are_compared_on_the_same_prompts(run):
-    one, found = Run(run), collect(Run(run))["pairwise"]
+def test_every_two_are_compared_on_the_same_prompts(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(results_lib, "drawings", lambda run, found: ())
+    one, (metrics, text) = Run(run), written(run, tmp_path)
+    found = metrics["pairwise"]
     (difference,) = find(found, "pm_score", "red_team", "rl", "sl")
     means = {
         name: {
@@ -127,21 +139,19 @@ def test_every_two_are_compared_on_the_same_prompts(run):
         expected.low,
         expected.n,
     )
-    assert not find(found, "pm_score", "red_team", "rl", "initial"), "stands in the evaluation"
+    assert find(found, "pm_score_at_equal_length", "red_team", "rl", "sl")
+    assert not find(found, "pm_score", "red_team", "rl", "initial"), "it is in the evaluation"
     (labels,) = find(found, "label_agreement", "human", "feedback_chain", "feedback")
     assert labels["n"] == 24
-    text = pairwise.tables(found)
     apart = [r for r in found if r["metric"] == "label_agreement" and not r["null"]]
-    assert f"Of 1 pairs {len(apart)} differ at 95 % each; 0.1 would by chance" in text
+    assert f"of 1 pairs {len(apart)} differ at 95 % each; 0.1 would by chance" in text
 
 
 def test_transcripts_are_drawn_by_rule_and_are_only_text(run):
     one = Run(run)
-    text = transcripts.render(one, one.models)
-    assert (
-        text.count("## rl, red\\-team prompts: the ") == 3
-        or text.count("## rl, red-team prompts: the ") == 3
-    )
+    template = build_lib.environment(True).get_template("transcripts.md.j2")
+    text = template.render(transcripts=transcripts.selected(one), prompts=True)
+    assert text.count("## rl, red-team prompts: the ") == 3
     outside = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
     assert "<script" not in outside and "![" not in outside and "# heading" not in outside
     assert transcripts.ranked({"a": 1.0, "b": 3.0, "c": 2.0, "d": -1.0, "e": 0.0}) == {
@@ -156,7 +166,7 @@ def test_transcripts_are_drawn_by_rule_and_are_only_text(run):
 
 
 def test_prompts_and_principles_can_be_named_only(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(results_figures, "every", lambda run, found: ())
+    monkeypatch.setattr(results_lib, "drawings", lambda run, found: ())
     one = Run(run)
     words = {turn["text"] for r in one.records("revise") for turn in r["dialogue"]}
     words |= {
@@ -191,7 +201,7 @@ def test_the_draw_depends_on_names_alone():
 
 
 def test_critiques_read_by_hand_are_counted(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(results_figures, "every", lambda run, found: ())  # drawing takes longest
+    monkeypatch.setattr(results_lib, "drawings", lambda run, found: ())  # drawing takes longest
     out = tmp_path / "out"
     command(run, out, "--critiques", "8")
     sheet = (out / "critiques_to_read.md").read_text()
@@ -232,13 +242,13 @@ def test_critiques_read_by_hand_are_counted(run, tmp_path, capsys, monkeypatch):
 
 
 def test_other_seeds_give_means_over_runs(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(results_figures, "every", lambda run, found: ())
+    monkeypatch.setattr(results_lib, "drawings", lambda run, found: ())
     others = [fake_run.write(tmp_path / f"seed{seed}", 24, seed=seed) for seed in (1, 2)]
     assert results.main(["x", str(run), *map(str, others), "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["over_seeds"]
     (difference,) = find(found, "pm_score", "red_team", "rl", "initial")
     values = [
-        find(collect(Run(path))["rows"], "pm_score", "red_team", "rl", "initial")[0]["value"]
+        find(collect(Run(path)).rows, "pm_score", "red_team", "rl", "initial")[0]["value"]
         for path in (run, *others)
     ]
     assert difference["by_run"] == pytest.approx(values) and difference["n"] == 3
@@ -255,4 +265,4 @@ def test_a_run_can_be_laid_over_the_reference(run, tmp_path):
     result = build([tmp_path / "out" / "reference", run], tmp_path / "compared")
     assert result["figures"] > 5
     text = (tmp_path / "compared" / "report.md").read_text()
-    assert "Differences to the first run" in text and "pm\\_score" in text
+    assert "Differences to the first run" in text and "PM score" in text

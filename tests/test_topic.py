@@ -195,7 +195,7 @@ def test_words():
 
 
 def test_the_report_is_in_the_topics_words(tmp_path):
-    from cai_jax.reporting.build import build
+    from cai_jax.report.build import build
     from tests import fake_run
 
     run = fake_run.write(tmp_path / "run", 12)

@@ -10,8 +10,8 @@ import jinja2
 
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.errors import UserError
-from cai_jax.reporting.markdown import plain
-from cai_jax.reporting.run_data import Run, Stage
+from cai_jax.report.run import Run, Stage
+from cai_jax.report.text import plain
 
 TEMPLATE = pathlib.Path(__file__).with_name("card.md.jinja")
 
@@ -136,7 +136,7 @@ def _numbers(run: Run, name: str) -> list[dict]:
     }
     reward = any(stage.fields.get("reward") == f"@{name}" for stage in evaluations)
     rows = []
-    for row in run.evaluation["rows"]:
+    for row in run.rows:
         about = row.get("model") in names or reward and row["metric"] == "pm_accuracy"
         if about and isinstance(row.get("value"), int | float):
             low, high = row.get("low"), row.get("high")

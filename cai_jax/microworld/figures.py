@@ -25,8 +25,7 @@ from cai_jax.evals.rows import find
 from cai_jax.io.artefacts import StageDirectory, read_json
 from cai_jax.microworld import measure
 from cai_jax.microworld.oracle import asked_acts, utility
-from cai_jax.reporting import png
-from cai_jax.reporting.figure import Panel, Series
+from cai_jax.report.plot import Panel, Series, png
 from cai_jax.structs import dialogue_from_json
 
 Runs = Sequence[pathlib.Path]
@@ -500,7 +499,7 @@ def main(arguments=None) -> None:
     for name, (stages, draw) in FIGURES.items():
         if all(StageDirectory(run / stage).done for run in options.runs for stage in stages):
             panel = draw(options.runs)
-            (options.out / f"{name}.png").write_bytes(png.draw(panel))
+            (options.out / f"{name}.png").write_bytes(png(panel))
             (options.out / f"{name}.json").write_text(json.dumps(numbers(panel), indent=1) + "\n")
             print(f"{options.out / name}.png")
         else:

@@ -23,8 +23,7 @@ from cai_jax.io import artefacts, memory, progress
 from cai_jax.io.metrics import read_rows
 from cai_jax.models import heads, lora
 from cai_jax.planning import throughput
-from cai_jax.reporting import png
-from cai_jax.reporting.figure import Panel, Series
+from cai_jax.report.plot import Panel, Series, png
 from cai_jax.rewards import reward as rewards
 from cai_jax.rewards.functions import Answer
 from cai_jax.stages.context import StageContext
@@ -349,7 +348,7 @@ def show(writer, step: int, records: list[dict], last: bool) -> None:
     if last:
         points = Series("responses", kl, reward, mark="dots")
         panel = Panel("rewards", f"Responses of update {step}", "KL, nats", "reward", [points])
-        writer.figure(step, "reward against KL", png.draw(panel))
+        writer.figure(step, "reward against KL", png(panel))
 
 
 def summary(ctx: StageContext, num_updates: int) -> dict:

@@ -3,12 +3,14 @@ their critiques."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.errors import UserError
 from cai_jax.evals import copying
 from cai_jax.evals.intervals import wilson
 from cai_jax.evals.rows import row
-from cai_jax.reporting.run_data import Run, Stage
+from cai_jax.report.run import Run, Stage
 
 
 def rows(run: Run, stage: Stage) -> list[dict]:
@@ -16,44 +18,35 @@ def rows(run: Run, stage: Stage) -> list[dict]:
     repeat an example, none where the stage showed no examples, or its constitution is not at
     hand."""
     records = run.records(stage.name)
-    return [
-        *_shares(stage, {"revision_echoes_critique": copying.of_critiques(records)}),
-        *_repeated(stage, records),
-    ]
-
-
-def _shares(stage: Stage, found: dict[str, list[bool]]) -> list[dict]:
+    shares = {"revision_echoes_critique": copying.of_critiques(records)}
+    if examples := _examples(stage, records):
+        critiques, revisions = copying.of_revisions(records, examples)
+        shares |= {"revision_critiques_copied": critiques, "revision_copied": revisions}
     return [
         row(
             name,
             "revisions",
             stage.name,
-            wilson(sum(whether), len(whether)),
+            wilson(sum(which), len(which)),
             unit="share",
             good="lower",
         )
-        for name, whether in found.items()
-        if whether
+        for name, which in shares.items()
+        if which
     ]
 
 
-def _repeated(stage: Stage, records: list[dict]) -> list[dict]:
+def _examples(stage: Stage, records: Sequence[dict]) -> dict[str, list[str]]:
+    """id → texts of the worked examples that the records name; {} where not all are known."""
     wanted = {name for record in records for name in record.get("few_shot_ids") or ()}
+    if not wanted:
+        return {}
     try:
-        known = (
-            load_constitution(stage.fields.get("constitution", "")).critique_examples
-            if wanted
-            else ()
-        )
+        known = load_constitution(stage.fields.get("constitution", "")).critique_examples
     except UserError:
-        return []
+        return {}
     examples = {
-        example.id: [
-            message.text for message in example.messages if not message.role.endswith("_request")
-        ]
+        example.id: [m.text for m in example.messages if not m.role.endswith("_request")]
         for example in known
     }
-    if not wanted or wanted - examples.keys():
-        return []
-    critiques, revisions = copying.of_revisions(records, examples)
-    return _shares(stage, {"revision_critiques_copied": critiques, "revision_copied": revisions})
+    return {} if wanted - examples.keys() else examples

@@ -6,8 +6,8 @@ from __future__ import annotations
 import difflib
 import re
 
-# The same expression stands in report.js: a word with the white space before it. Spelled out
-# because \s differs there.
+# The same expression as in report.js: a word with the white space before it. Spelled out because
+# \s differs there.
 TOKEN = re.compile(r"[ \t\n]*[^ \t\n]+|[ \t\n]+$")
 MIN_KEPT = 3  # words in a row that make a kept passage between two changes
 MAX_TOKENS = (
@@ -15,14 +15,10 @@ MAX_TOKENS = (
 )
 
 
-def tokens(text: str) -> list[str]:
-    return TOKEN.findall(text)
-
-
 def word_diff(before: str, after: str) -> list[int]:
     """Flat [kept, cut, added, kept, cut, added, …] counts of tokens; kept and cut run through
     `before`, kept and added through `after`."""
-    a, b = tokens(before), tokens(after)
+    a, b = TOKEN.findall(before), TOKEN.findall(after)
     start = 0
     while start < min(len(a), len(b)) and a[start] == b[start]:
         start += 1
@@ -48,24 +44,3 @@ def word_diff(before: str, after: str) -> list[int]:
         i, j = x + size, y + size
     triples[-1][0] += end
     return [count for triple in triples if any(triple) for count in triple]
-
-
-def segments(before: str, after: str) -> list[tuple[str, str]]:
-    """("=" kept, "-" cut, "+" added) with their text, for renderers without the browser."""
-    a, b, ops = tokens(before), tokens(after), word_diff(before, after)
-    out, i, j = [], 0, 0
-    for kept, cut, added in zip(ops[0::3], ops[1::3], ops[2::3], strict=True):
-        out += [
-            ("=", "".join(b[j : j + kept])),
-            ("-", "".join(a[i + kept : i + kept + cut])),
-            ("+", "".join(b[j + kept : j + kept + added])),
-        ]
-        i, j = i + kept + cut, j + kept + added
-    return [(kind, text) for kind, text in out if text]
-
-
-def share_changed(before: str, after: str) -> float:
-    """0 for equal texts, 1 where no word is kept."""
-    ops = word_diff(before, after)
-    touched = sum(ops[1::3]) + sum(ops[2::3])
-    return touched / max(1, touched + 2 * sum(ops[0::3]))

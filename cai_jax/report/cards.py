@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 from cai_jax.core import labels
 from cai_jax.evals.text_statistics import refusal_kind
-from cai_jax.reporting.diff import word_diff
-from cai_jax.reporting.run_data import Run
-from cai_jax.reporting.text import clip, model_name, script_json, visible
+from cai_jax.report.diff import word_diff
+from cai_jax.report.run import Run
+from cai_jax.report.text import clip, model_name, script_json, visible
 
 BUDGET = 3_600_000  # characters of data in the page
 TEXT_LIMITS = (6000, 3000, 1500, 800, 400)
@@ -112,35 +112,34 @@ class Deck:
             for record in run.records(stage.name):
                 if record["id"] not in revised:
                     self.card(record).setdefault("res", []).append(
-                        {
-                            "g": place,
-                            "m": stage.name,
-                            "r": self.text(record.get("response")),
-                            "s": None,
-                            "w": record.get("num_tokens"),
-                            "z": record.get("stop") == "length",
-                            "f": refusal_kind(str(record.get("response", ""))[:4000]),
-                        }
+                        {"g": place, "m": stage.name, "s": None, **self._answer(record)}
                     )
 
     def _answers(self, run: Run, place: int) -> None:
-        for part in run.parts() if not run.part else ():
-            self._answers(part, place)
-        order = {name: i for i, name in enumerate(run.models)}
-        for record in sorted(run.answers, key=lambda r: (order.get(r.get("name"), 99), r["id"])):
-            self.card(record).setdefault("ans", []).append(
-                {
-                    "g": place,
-                    "e": run.part,
-                    "m": visible(model_name(str(record.get("name", "")))),
-                    "t": order.get(record.get("name"), 0),
-                    "r": self.text(record.get("response")),
-                    "s": _round(run.scores.get(record["id"])),
-                    "w": record.get("num_tokens"),
-                    "z": record.get("stop") == "length",
-                    "f": refusal_kind(str(record.get("response", ""))[:4000]),
-                }
-            )
+        for found in (run.evaluation, *run.further):
+            order = {name: i for i, name in enumerate(found.models)}
+            scores = run.scores_of(found.stage)
+            further = "" if found is run.evaluation else found.stage
+            records = run.records(found.stage)
+            for record in sorted(records, key=lambda r: (order.get(r.get("name"), 99), r["id"])):
+                self.card(record).setdefault("ans", []).append(
+                    {
+                        "g": place,
+                        "e": further,
+                        "m": visible(model_name(str(record.get("name", "")))),
+                        "t": order.get(record.get("name"), 0),
+                        **self._answer(record),
+                        "s": _round(scores.get(record["id"])),
+                    }
+                )
+
+    def _answer(self, record: dict) -> dict:
+        return {
+            "r": self.text(record.get("response")),
+            "w": record.get("num_tokens"),
+            "z": record.get("stop") == "length",
+            "f": refusal_kind(str(record.get("response", ""))[:4000]),
+        }
 
     def _comparisons(self, run: Run, place: int) -> None:
         found = collections.defaultdict(list)

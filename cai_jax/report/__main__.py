@@ -1,5 +1,5 @@
-"""Reports: `python -m cai_jax.report RUN [RUN …] [--out=DIR]`. One run, or several side by side
-with their differences.
+"""Reports: `python -m cai_jax.report RUN [RUN …] [--out=DIR]`. One run, or several next to each
+other with their differences.
 
 Writes report.html (one self-contained file), report.md and figures/*.png, for finished and
 unfinished runs alike.
@@ -17,7 +17,7 @@ USAGE = "python -m cai_jax.report RUN [RUN …] [--out=DIR]"
 
 
 def default_out(paths: list[str]) -> str:
-    """RUN/report for one run; compare-A-B beside the first run for several."""
+    """RUN/report for one run; compare-A-B next to the first run for several."""
     if len(paths) == 1:
         return str(epath.Path(paths[0]) / "report")
     names = "-".join(epath.Path(path).name for path in paths)
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         "--out", help="where to write; RUN/report by default, compare-A-B for several runs"
     )
     arguments = parser.parse_args((sys.argv if argv is None else argv)[1:])
-    from cai_jax.reporting.build import build
+    from cai_jax.report.build import build
 
     out = arguments.out or default_out(arguments.runs)
     result = build(arguments.runs, out)

@@ -1,5 +1,5 @@
-"""A run directory as a report reads it: whatever is there, finished or not. Damage is told as a
-caution, not raised."""
+"""A run directory as a report reads it: whatever is there, finished or not. Damage becomes a
+caution, not an error."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import dataclasses
 import functools
 import math
 
+import pandas as pd
 from etils import epath
 
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
 from cai_jax.io.metrics import read_rows
+from cai_jax.report import numbers, schema1
 
 # In the order of the paper; a graph may hold several stages of a kind. A report does not report on
 # itself.
@@ -49,6 +51,10 @@ class Stage:
         return self.manifest.get("fields") or {}
 
     @property
+    def inputs(self) -> dict:
+        return self.fields.get("inputs") or {}
+
+    @property
     def summary(self) -> dict:
         return self.manifest.get("summary") or {}
 
@@ -70,11 +76,42 @@ class Stage:
         return self.manifest.get("dropped") or {}
 
 
-class Run:
-    """`stages` by name in the order they ran; `problems` are files that could not be read; `part`:
-    see `parts`."""
+@dataclasses.dataclass
+class Evaluation:
+    """What one evaluate stage measured, or several merged: metrics.json as Python values."""
 
-    part = ""
+    stage: str = ""
+    rows: list[dict] = dataclasses.field(default_factory=list)
+    columns: dict[str, numbers.Column] = dataclasses.field(default_factory=dict)
+    figures: list[dict] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @functools.cached_property
+    def frame(self) -> pd.DataFrame:
+        return numbers.frame(self.rows, self.columns)
+
+    @property
+    def models(self) -> list[str]:
+        """The models whose answers were measured, the first being what the others are compared
+        with."""
+        answered = ("pm_score", "num_tokens")
+        rows = [r for r in self.rows if r["metric"] in answered and r["against"] is None]
+        return list(dict.fromkeys(r["model"] for r in rows))
+
+    @property
+    def prompt_sets(self) -> list[str]:
+        """The sets of prompts whose answers were measured, the topic's own first."""
+        answered = ("num_tokens", "expected_harm")
+        found = {row["on"] for row in self.rows if row["metric"] in answered}
+        return sorted(found, key=lambda on: (on != "red_team", on))
+
+
+class Run:
+    """A run directory.
+
+    Attributes: `stages` by name in the order they ran; `problems`, files that could not be read;
+    `name`, the directory's.
+    """
 
     def __init__(self, path):
         self.path = epath.Path(path)
@@ -96,18 +133,17 @@ class Run:
                 "cai_jax.main` first"
             )
         known = list(self.config.get("stages") or ())
-        order = sorted(
-            manifests,
-            key=lambda name: (
-                known.index(name) if name in known else len(known),
-                KINDS.index(manifests[name]["kind"]),
-                name,
-            ),
-        )
+
+        def position(name: str) -> tuple:
+            listed = known.index(name) if name in known else len(known)
+            return listed, KINDS.index(manifests[name]["kind"]), name
+
         self.stages = {
             name: Stage(name, manifests[name]["kind"], self.path / name, manifests[name])
-            for name in order
+            for name in sorted(manifests, key=position)
         }
+
+    # ---- Files -----------------------------------------------------------------------------------
 
     def _json(self, path) -> dict | None:
         try:
@@ -145,147 +181,144 @@ class Run:
         path = self.stages[stage].path / "metrics.jsonl"
         return tuple(row for row in read_rows(path) if isinstance(row, dict) and "step" in row)
 
+    # ---- Evaluations -----------------------------------------------------------------------------
+
+    def model_of(self, stage: Stage, field: str) -> tuple[str, str]:
+        """(the model in a field as the config names it, what the name points at with the
+        fingerprint of its stage)."""
+        value = stage.fields.get(field)
+        name = value.get("model") if isinstance(value, dict) else value
+        target = str(stage.fields.get(f"{field} →") or name or "")
+        trained = self.stages.get(stage_of(target))
+        mark = trained.manifest.get("fingerprint") if trained else None
+        return str(name or ""), f"{target} {mark}" if mark else target
+
     @functools.cached_property
-    def _measured(self) -> dict[str, dict]:
-        """evaluate stage → its metrics.json, where each row carries the stage's name."""
-        found = {
-            stage.name: self._json(stage.path / "metrics.json") or {}
-            for stage in self.of_kind("evaluate")
-        }
-        return {
-            name: {
-                **value,
-                "rows": [
-                    {**_with_width(row), "stage": name}
-                    for row in value.get("rows", ())
-                    if isinstance(row, dict)
-                ],
-            }
-            for name, value in found.items()
-        }
+    def _measured(self) -> dict[str, Evaluation]:
+        """evaluate stage → what it measured, where each row carries the stage's name."""
+        out = {}
+        for stage in self.of_kind("evaluate"):
+            value = self._json(stage.path / "metrics.json") or {}
+            if "columns" not in value:
+                value = schema1.upgraded(value, functools.partial(self.model_of, stage))
+            rows = [{**_with_width(row), "stage": stage.name} for row in value["rows"]]
+            columns = numbers.columns(value["columns"], rows)
+            figures = [{**f, "stage": stage.name} for f in value.get("figures", ())]
+            out[stage.name] = Evaluation(stage.name, rows, columns, figures, value["notes"])
+        return out
 
     @functools.cached_property
     def main(self) -> str:
         """The evaluate stage whose answers the report is about: "evaluate" if it has some, else the
         one of most models."""
-        counts = {name: len(_models(value["rows"])) for name, value in self._measured.items()}
+        counts = {name: len(found.models) for name, found in self._measured.items()}
         return "evaluate" if counts.get("evaluate") else max(counts, key=counts.get, default="")
 
     @functools.cached_property
-    def evaluation(self) -> dict:
-        """{"rows", "curves", "notes"} of the main evaluate stage and, after it, of the others what
-        is not about answers of their own: judges, questions, revisions. What was measured twice
-        with the same result stands once."""
-        merged: dict = {"rows": [], "curves": {}, "notes": []}
+    def evaluation(self) -> Evaluation:
+        """The main evaluate stage's numbers and, after them, the others' that are not about answers
+        of their own: judges, questions, revisions. Equal numbers are kept once."""
+        merged = Evaluation(self.main)
         for name in sorted(self._measured, key=lambda name: name != self.main):
-            found, own = (
-                self._measured[name],
-                set() if name == self.main else _places(self._measured[name]["rows"]),
-            )
-            seen = {
-                (row["name"], row["value"])
-                for row in merged["rows"]
-                if row["on"].partition(":")[0] != "revisions"
-            }
-            merged["rows"] += [
+            found = self._measured[name]
+            own = [] if name == self.main else found.prompt_sets
+            seen = {(r["name"], r["value"]) for r in merged.rows if r["on"] != "revisions"}
+            merged.rows += [
                 row
-                for row in found["rows"]
+                for row in found.rows
                 if row["on"] not in own and (row["name"], row["value"]) not in seen
             ]
-            merged["curves"] = {**found.get("curves", {}), **merged["curves"]}
-            merged["notes"] += found.get("notes", ()) if name == self.main else ()
+            merged.columns = {**found.columns, **merged.columns}
+            merged.figures += [
+                figure
+                for figure in found.figures
+                if name == self.main or figure.get("group") not in ("answers", "harm")
+            ]
+        merged.notes = list(self._measured[self.main].notes) if self.main else []
+        order = [*self._measured[self.main].columns] if self.main else []
+        later = [metric for metric in merged.columns if metric not in order]
+        merged.columns = {metric: merged.columns[metric] for metric in (*order, *later)}
         return merged
 
-    def parts(self) -> list[Run]:
-        """For each further evaluate stage with answers of its own the run as that stage sees it,
-        `part` being its name."""
-        found = []
-        for name, value in self._measured.items():
-            if name != self.main and (own := _places(value["rows"])):
-                one = object.__new__(type(self))
-                one.path, one.name, one.problems, one.info, one.part = (
-                    self.path,
-                    self.name,
-                    [],
-                    self.info,
-                    name,
-                )
-                one.stages = {
-                    key: stage
-                    for key, stage in self.stages.items()
-                    if stage.kind != "evaluate" or key == name
-                }
-                one.evaluation = {
-                    "rows": [row for row in value["rows"] if row["on"] in own],
-                    "curves": {},
-                    "notes": [],
-                }
-                found.append(one)
-        return found
-
     @functools.cached_property
-    def scores(self) -> dict[str, float]:
-        """PM scores by record id, of the main evaluate stage."""
-        return {row["id"]: row["score"] for row in self.records(self.main, "scores")}
+    def further(self) -> list[Evaluation]:
+        """The other evaluate stages that have answers of their own, with the rows about these."""
+        out = []
+        for name, found in self._measured.items():
+            if name != self.main and (own := found.prompt_sets):
+                rows = [row for row in found.rows if row["on"] in own]
+                figures = [f for f in found.figures if f.get("group") in ("answers", "harm")]
+                out.append(Evaluation(name, rows, found.columns, figures))
+        return out
+
+    @functools.cache  # noqa: B019
+    def scores_of(self, stage: str) -> dict[str, float]:
+        """PM scores by record id, of one evaluate stage."""
+        return {row["id"]: row["score"] for row in self.records(stage, "scores")}
+
+    @functools.cache  # noqa: B019
+    def values_of(self, stage: str) -> dict[tuple[str, str, str], dict[str, float]]:
+        """(metric, set, model) → prompt or item id → value, where the stage kept them."""
+        rows = self.records(stage, "values")
+        return {(row["metric"], row["on"], row["model"]): row["values"] for row in rows}
 
     @functools.cache  # noqa: B019
     def revision_scores(self, stage: str) -> dict[str, float]:
         """Of one revise stage, "<record id>#<number of revisions>" → score, by the evaluate stages
         that judged it: stages that revise the same responses share their records' ids."""
-        judges = [
-            one.name
-            for one in self.of_kind("evaluate")
-            if (one.fields.get("inputs") or {}).get("revisions") == stage
-        ]
-        return {row["id"]: row["score"] for name in judges for row in self.records(name, "scores")}
+        judges = [one for one in self.of_kind("evaluate") if one.inputs.get("revisions") == stage]
+        return {name: s for judge in judges for name, s in self.scores_of(judge.name).items()}
 
     @functools.cached_property
     def method(self) -> dict[str, Stage]:
         """kind → the stage that the report is about where there are several: the rl stage called
         "rl", or else the first, and the preference model, the policy and the revisions that it came
         from."""
-        found: dict[str, Stage] = {}
+        out: dict[str, Stage] = {}
 
-        def pick(kind: str, name: str = "") -> dict:
+        def pick(kind: str, name: str = "") -> Stage | None:
             stages = self.of_kind(kind)
-            wanted = (
-                [one for one in stages if one.name == name]
-                or [one for one in stages if one.name == kind]
-                or stages
-            )
-            found.update({kind: wanted[0]} if wanted else {})
-            return wanted[0].fields if wanted else {}
+            wanted = [s for s in stages if s.name == name] or [s for s in stages if s.name == kind]
+            if stages:
+                out[kind] = (wanted or stages)[0]
+            return out.get(kind)
 
         rl = pick("rl")
-        pick("pm", _stage_of(rl.get("reward")))
-        sl = pick("sl", _stage_of(rl.get("policy")))
-        pick("revise", (sl.get("inputs") or {}).get("revisions", ""))
+        pick("pm", stage_of(rl.fields.get("reward")) if rl else "")
+        sl = pick("sl", stage_of(rl.fields.get("policy")) if rl else "")
+        pick("revise", sl.inputs.get("revisions", "") if sl else "")
         pick("harm")
-        return found
+        return out
 
     @functools.cached_property
     def shown(self) -> str | None:
         """Of the main evaluate stage's models the one that the verdict is about: the method's
         policy, or else the last."""
-        models = self.stages[self.main].fields.get("models") if self.main else None
+        given = self.stages[self.main].fields.get("models") if self.main else None
         policy = f"@{self.method['rl'].name}" if "rl" in self.method else ""
-        named = [
-            name
-            for name in self.models[1:]
-            if isinstance(models, dict) and models.get(name) == policy
-        ]
+        models = given if isinstance(given, dict) else {}
+        named = [name for name in self.models[1:] if models.get(name) == policy]
         return (named or self.models)[-1] if self.models else None
 
-    @functools.cached_property
-    def answers(self) -> list[dict]:
+    @property
+    def rows(self) -> list[dict]:
+        return self.evaluation.rows
+
+    @property
+    def answers(self) -> tuple[dict, ...]:
         """The answers of the main evaluate stage's models to held-out prompts."""
-        return list(self.records(self.main))
+        return self.records(self.main)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        return self.scores_of(self.main)
 
     @functools.cached_property
     def models(self) -> list[str]:
-        """Names of the main evaluate stage's models, the first being what the others are compared
-        with."""
-        return _models(row for row in self.evaluation["rows"] if row["stage"] == self.main)
+        """Names of the main evaluate stage's models."""
+        return self._measured[self.main].models if self.main else []
+
+    # ---- Cost ------------------------------------------------------------------------------------
 
     @property
     def seconds(self) -> float:
@@ -294,14 +327,13 @@ class Run:
     @property
     def cpu_seconds(self) -> float | None:
         """None where a stage has none."""
-        found = [stage.cpu_seconds for stage in self.stages.values()]
-        return None if None in found else sum(found)
+        counts = [stage.cpu_seconds for stage in self.stages.values()]
+        return None if None in counts else sum(counts)
 
     @property
     def peak_bytes(self) -> int:
-        return max(
-            [stage.manifest.get("peak_bytes") or 0 for stage in self.stages.values()], default=0
-        )
+        peaks = [stage.manifest.get("peak_bytes") or 0 for stage in self.stages.values()]
+        return max(peaks, default=0)
 
     def tokens(self, kind: str) -> int:
         return sum(stage.tokens.get(kind, 0) for stage in self.stages.values())
@@ -330,13 +362,17 @@ class Run:
         for path in (path / "config.json" for path in paths):
             try:
                 if path.exists():
-                    table = params.param_table(
-                        ModelConfig.from_hf(self._json(path) or {}, str(path))
-                    )
-                    return sum(math.prod(spec.shape) for spec in table.values())
+                    config = ModelConfig.from_hf(self._json(path) or {}, str(path))
+                    specs = params.param_table(config).values()
+                    return sum(math.prod(spec.shape) for spec in specs)
             except (UserError, ValueError, TypeError, KeyError) as error:
                 self.problems.append(f"{path}: {error}")
         return None
+
+
+def stage_of(model) -> str:
+    """The stage of "@stage" or "@stage:step", "" where a model is none's."""
+    return str(model)[1:].partition(":")[0] if str(model).startswith("@") else ""
 
 
 def _with_width(row: dict) -> dict:
@@ -344,23 +380,3 @@ def _with_width(row: dict) -> dict:
     certain."""
     certain = row.get("low") is not None and row.get("low") == row.get("high")
     return {**row, "low": None, "high": None} if certain else row
-
-
-def _stage_of(model) -> str:
-    """The stage of "@stage" or "@stage:step", "" where a model is none's."""
-    return str(model)[1:].partition(":")[0] if str(model).startswith("@") else ""
-
-
-def _models(rows) -> list[str]:
-    return list(
-        dict.fromkeys(
-            row["model"]
-            for row in rows
-            if row["metric"] in ("pm_score", "num_tokens") and row["against"] is None
-        )
-    )
-
-
-def _places(rows) -> set[str]:
-    """The sets of prompts whose answers are counted in these rows."""
-    return {row["on"] for row in rows if row["metric"] in ("num_tokens", "expected_harm")}

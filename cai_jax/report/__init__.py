@@ -1,0 +1,1 @@
+"""The report of runs: data from their files, figures, and templates for HTML and Markdown."""

@@ -1,0 +1,268 @@
+"""A finished run as published results: every number with its interval, the tables, and a run
+directory to compare with.
+
+Nothing here knows a config: which stages there are, and what they are called, is read from the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etils import epath
+
+from cai_jax.configuration.topic import Words
+from cai_jax.errors import UserError
+from cai_jax.evals import agreement
+from cai_jax.evals.intervals import bootstrap_mean, net_wins, wilson
+from cai_jax.evals.rows import row
+from cai_jax.evals.text_statistics import words
+from cai_jax.io import artefacts
+from cai_jax.report import (
+    build,
+    compare,
+    copied,
+    figures,
+    numbers,
+    schema1,
+    tables,
+    text,
+    transcripts,
+)
+from cai_jax.report.numbers import Column
+from cai_jax.report.run import Evaluation, Run, Stage
+
+REFERENCE_FILES = ("manifest.json", "metrics.jsonl", "metrics.json")
+PROVENANCE = (
+    "git_revision",
+    "versions",
+    "python",
+    "devices",
+    "num_devices",
+    "num_processes",
+    "command",
+)
+# Of the numbers that are counted here and not by an evaluation.
+COLUMNS = [
+    {"name": "label_agreement", "label": "agree with people, both orders", "group": "labels",
+     "figure": "forest", "title": "AI labels that agree with people"},
+    {"name": "label_agreement_one_order", "label": "one order", "group": "labels"},
+    {"name": "label_ece", "label": "calibration error", "group": "labels"},
+    {"name": "label_flip_rate", "label": "flip rate", "group": "labels"},
+    {"name": "label_first_option", "label": "option (A) chosen", "group": "labels"},
+    {"name": "label_confidence", "label": "mean confidence", "group": "labels"},
+    {"name": "revision_changed", "label": "text changed", "group": "revised"},
+    {"name": "revision_moved", "label": "judge's score", "group": "revised"},
+    {"name": "revision_net_rise", "label": "rose − fell", "group": "revised"},
+    {"name": "revision_words_before", "label": "words before", "group": "revised"},
+    {"name": "revision_words_after", "label": "words after", "group": "revised"},
+    {"name": "revision_echoes_critique", "label": "revisions that repeat their critique",
+     "group": "revised"},
+    {"name": "revision_critiques_copied", "label": "critiques that repeat a worked example",
+     "group": "revised"},
+    {"name": "revision_copied", "label": "revisions that do", "group": "revised"},
+    {"name": "critiques_read", "label": "of the critiques read", "group": "critiques read by hand"},
+]  # fmt: skip
+
+
+def collect(run: Run, counted: Sequence[dict] = ()) -> Evaluation:
+    """What the evaluate stages measured, labels next to people, revisions by the judge, and
+    `counted`, rows from reading by hand."""
+    seed, found = run.config.get("seed", 0), run.evaluation
+    rows, curves = list(found.rows), {}
+    for stage in run.of_kind("feedback"):
+        source = stage.inputs.get("comparisons")
+        if stage.done and source in run.stages:
+            both = run.records(stage.name), run.records(source)
+            labels = agreement.rows(stage.name, *both, curves, seed=seed)
+            rows += [{**r, "stage": stage.name} for r in labels]
+    for stage in run.of_kind("revise"):
+        both = (*revised(run, stage, seed), *copied.rows(run, stage))
+        rows += [{**r, "stage": stage.name} for r in both]
+    rows += [{**r, "stage": ""} for r in counted]
+    units = {r["metric"]: {key: r.get(key) for key in ("unit", "good")} for r in rows}
+    own = [{**units[c["name"]], **c} for c in COLUMNS if c["name"] in units]
+    columns = {**found.columns, **numbers.columns(own, [])}
+    calibration = {**schema1.CALIBRATION, "name": "calibration_labels", "group": "labels"}
+    calibration["title"] = "AI labels: calibration on human pairs"
+    series = [schema1.reliability(name.rpartition("/")[2], bins) for name, bins in curves.items()
+              if bins and name.startswith("labels/human/")]  # fmt: skip
+    drawn = [*found.figures, *([calibration | {"series": series}] if series else [])]
+    return Evaluation(found.stage, rows, columns, drawn, found.notes)
+
+
+def _labels_by_pair(run: Run) -> dict:
+    """Of each feedback stage, pair → whether its label agrees with people."""
+    out = {}
+    for stage in run.of_kind("feedback"):
+        source = stage.inputs.get("comparisons")
+        if source in run.stages:
+            pairs = agreement.of_pairs(run.records(stage.name), run.records(source))
+            right = {name: pair["right"] for name, pair in pairs.items()}
+            if right:
+                out["label_agreement", "human", stage.name] = right
+    return out
+
+
+def revised(run: Run, stage: Stage, seed: int) -> list[dict]:
+    """Of one revise stage, first response against last revision: the judge's score moved, how often
+    it rose rather than fell, how often the text changed at all, and the words of both."""
+    scores, moved, changed, lengths = run.revision_scores(stage.name), [], [], []
+    for record in run.records(stage.name):
+        if not record["rounds"]:
+            continue
+        last = record["rounds"][-1]["revision"]
+        changed.append(last != record["initial"])
+        lengths.append((len(words(record["initial"])), len(words(last))))
+        ends = [scores.get(f"{record['id']}#{count}") for count in (0, len(record["rounds"]))]
+        if None not in ends:
+            moved.append(ends[1] - ends[0])
+    out = [("revision_changed", wilson(sum(changed), len(changed)), {"unit": "share"})]
+    if moved:
+        against = {"against": "initial", "good": "higher"}
+        out += [
+            ("revision_moved", bootstrap_mean(moved, seed=seed), {"unit": "PM score", **against}),
+            ("revision_net_rise", net_wins(moved), {"unit": "share", **against}),
+        ]
+    for side, name in enumerate(("before", "after")):
+        mean = bootstrap_mean([pair[side] for pair in lengths], seed=seed)
+        out.append((f"revision_words_{name}", mean, {"unit": "words"}))
+    return [row(metric, "revisions", stage.name, mean, **more) for metric, mean, more in out]
+
+
+def cost(run: Run) -> dict:
+    """Seconds by the clock and of the processors, tokens and peak memory by stage, and the sums."""
+    stages = {
+        s.name: {
+            "kind": s.kind,
+            "seconds": s.seconds,
+            "cpu_seconds": s.cpu_seconds,
+            "tokens": s.tokens,
+            "peak_bytes": s.manifest.get("peak_bytes"),
+            "done": s.done,
+        }
+        for s in run.stages.values()
+    }
+    return {
+        "stages": stages,
+        "seconds": run.seconds,
+        "cpu_seconds": run.cpu_seconds,
+        "peak_bytes": run.peak_bytes,
+        "tokens": {kind: run.tokens(kind) for kind in ("sampled", "scored", "trained")},
+    }
+
+
+def about(run: Run) -> dict:
+    return {key: run.info.get(key) for key in PROVENANCE} | {"seed": run.config.get("seed", 0)}
+
+
+def write(
+    run_path, out, count: int = 60, of: str = "", others: Sequence = (), prompts: bool = True
+) -> dict[str, int]:
+    """Writes the results of a run.
+
+    Args:
+        run_path: the run. out: the directory to write. count: how many critiques are drawn to be
+        read. of: the revise stage that they are drawn from ("" for the first). others: runs with
+        other seeds. prompts: whether texts show prompts, or only name them.
+
+    Returns:
+        File name → bytes.
+
+    Raises:
+        UserError: where a path is no run, or `of` no revise stage with critiques.
+    """
+    run = Run(run_path)
+    with text.speaking(Words.of(run.config)):
+        return _write(run, epath.Path(out), count, of, others, prompts)
+
+
+def _write(run: Run, out, count: int, of: str, others: Sequence, prompts: bool) -> dict[str, int]:
+    files, counted = _critiques(run, out, count, of, prompts)
+    found = collect(run, counted)
+    pairs = compare.pairwise(run, found, _labels_by_pair(run), run.config.get("seed", 0))
+    seeds = []
+    if others:
+        every = [found, *(collect(Run(path)) for path in others)]
+        seeds = compare.over_seeds([(one.rows, one.columns) for one in every])
+    columns = {**{r["metric"]: Column(r["metric"], unit=r["unit"]) for r in pairs}, **found.columns}
+    shown = [
+        *tables.answers(found),
+        *tables.others(found),
+        *tables.pairwise(pairs, columns),
+        *tables.principles(found)[:1],
+        tables.cost(run),
+        *tables.over_seeds(seeds, columns),
+    ]
+    render = build.environment(True).get_template
+    files["tables.md"] = render("tables.md.j2").render(tables=shown, about=about(run))
+    drawn = transcripts.selected(run)
+    files["transcripts.md"] = render("transcripts.md.j2").render(transcripts=drawn, prompts=prompts)
+    for name, value in files.items():
+        artefacts.write_text(out / name, value if value.endswith("\n") else value + "\n")
+    metrics = {
+        "schema": 2,
+        "rows": found.rows,
+        "columns": [vars(column) for column in found.columns.values()],
+        "figures": found.figures,
+        "notes": found.notes,
+        "pairwise": pairs,
+        "cost": cost(run),
+        "about": about(run),
+        **({"over_seeds": seeds} if seeds else {}),
+    }
+    artefacts.write_json(out / "metrics.json", metrics)
+    sizes = {name: len(value) for name, value in files.items()}
+    sizes |= {k: len(v) for k, v in build.write_figures(drawings(run, found), out).items()}
+    sizes["metrics.json"] = len(artefacts.dump(metrics))
+    return {**sizes, "reference/": write_reference(run, out / "reference")}
+
+
+def _critiques(run: Run, out, count: int, of: str, prompts: bool) -> tuple[dict, list[dict]]:
+    """({file name: text} of the critiques to be read, rows of those that were read and marked)."""
+    critiqued = [stage.name for stage in run.of_kind("revise") if stage.fields.get("critique")]
+    if of and of not in critiqued:
+        there = ", ".join(critiqued) or "none"
+        raise UserError(f"--of {of}: not a revise stage with critiques; there are {there}")
+    drawn = transcripts.critiques(run, of or critiqued[0], count) if critiqued else []
+    if not drawn:
+        return {}, []
+    path, counted = out / "critiques_to_read.csv", []
+    if path.exists():
+        counted = transcripts.count_marks(path.read_text(), drawn, str(path))
+    template = build.environment(True).get_template("critiques.md.j2")
+    files = {"critiques_to_read.md": template.render(critiques=drawn, prompts=prompts)}
+    if not counted:
+        files["critiques_to_read.csv"] = transcripts.blank(drawn)
+    return files, counted
+
+
+def drawings(run: Run, found: Evaluation) -> list:
+    """The figures of published results: those of the report's page, and each model's difference to
+    the first."""
+    sources = [figures.Source(run, found)]
+    groups = ("answers", "harm", "judges", "revisions", "labels")
+    return [
+        *figures.frontier(sources),
+        *figures.of_columns(sources),
+        *figures.declared(sources, groups),
+        *figures.differences(sources),
+        *figures.constitution(sources)[1:],
+        *figures.training([run])[0],
+    ]
+
+
+def write_reference(run: Run, out) -> int:
+    """Copies what `cai_jax.report` needs to compare another run with this one (no weights, no
+    texts); returns the bytes."""
+    out, size = epath.Path(out), 0
+    sources = [(run.path / "config.json", out / "config.json")]
+    sources += [
+        (stage.path / name, out / stage.name / name)
+        for stage in run.stages.values()
+        for name in REFERENCE_FILES
+    ]
+    for source, target in sources:
+        if source.exists():
+            artefacts.write_text(target, source.read_text())
+            size += len(source.read_bytes())
+    return size

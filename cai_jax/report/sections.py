@@ -1,0 +1,308 @@
+"""The sections of the report as data: tables, figures, and folds of both. The templates write them;
+a section without content is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from cai_jax.report import cards, cautions, compare, figures, judge, story, tables, transcripts
+from cai_jax.report.plot import Forest, Panel
+from cai_jax.report.run import Run
+from cai_jax.report.text import duration, gigabytes, headed, quantity
+
+OF_ANSWERS = ("answers", "harm")
+OPEN_CAUTIONS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What one block of a section shows; a `fold` is closed at first. `heading` of a further
+    evaluation; `wide` figures have two columns; `text` is preformatted."""
+
+    tables: Sequence[tables.Table] = ()
+    figures: Sequence[Panel | Forest] = ()
+    fold: str = ""
+    heading: str = ""
+    wide: bool = True
+    text: str = ""
+    line: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.tables or self.figures or self.text or self.line)
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    name: str
+    link: str
+    title: str
+    about: str
+    parts: Sequence[Part]
+    records: dict | None = None
+
+    def __bool__(self) -> bool:
+        return any(self.parts) or self.records is not None
+
+
+def every(runs: Sequence[Run]) -> list[Section]:
+    sections = (
+        differences,
+        results,
+        judges,
+        transparency,
+        training,
+        labels,
+        records,
+        every_number,
+        cost,
+        provenance,
+    )
+    return [section for build in sections if (section := build(runs))]
+
+
+def _grouped(runs: Sequence[Run], groups: Sequence[str]) -> list[tables.Table]:
+    return [t for run in runs for t in tables.others(run.evaluation, groups, _suffix(runs, run))]
+
+
+def _suffix(runs: Sequence[Run], run: Run) -> str:
+    return f", {run.name}" if len(runs) > 1 else ""
+
+
+def _prefix(runs: Sequence[Run], run: Run) -> str:
+    return f"{run.name}: " if len(runs) > 1 else ""
+
+
+def differences(runs: Sequence[Run]) -> Section:
+    """For several runs: values next to each other and the difference to the first."""
+    found = compare.differences(runs) if len(runs) > 1 else []
+    return Section(
+        "differences",
+        "Differences",
+        "Differences",
+        "Under each number is its difference to the first run with a 95 % interval; grey ones "
+        "include zero. Where both runs answered the same prompts, the difference is paired. "
+        "Numbers of other judges have no common scale: they are shown in grey, without a "
+        "difference.",
+        [Part(tables=[tables.differences(runs, found)])] if found else [],
+    )
+
+
+def results(runs: Sequence[Run]) -> Section:
+    sources = figures.main_sources(runs)
+    measured = [t for run in runs for t in tables.answers(run.evaluation, _suffix(runs, run))]
+    harm = _grouped(runs, ["harm"])
+    drawn = [f for f in figures.of_columns(sources) if f.key != "judges"]
+    wins = [t for run in runs for t in tables.win_rates(run.evaluation, _suffix(runs, run))]
+    groups = dict.fromkeys(g for run in runs for g in run.evaluation.frame["group"])
+    parts = [
+        Part(tables=[*measured, *harm]),
+        Part(figures=[*drawn, *figures.declared(sources, OF_ANSWERS)]),
+        Part(tables=wins, fold="Win rates of every two models"),
+        *[
+            Part(tables=found, fold=headed(group))
+            for group in groups
+            if group not in ("judges", "revisions", "harm") and (found := _grouped(runs, [group]))
+        ],
+    ]
+    for index, run in enumerate(runs):
+        for found in run.further:
+            parts += _further(runs, run, index, found)
+    return Section(
+        "results",
+        "Results",
+        "Results",
+        "Every model answered the same held-out prompts. Under each number is its paired "
+        "difference to the first model with a 95 % interval; grey ones include zero.",
+        parts,
+    )
+
+
+def _further(runs: Sequence[Run], run: Run, index: int, found) -> list[Part]:
+    """A further evaluation of the run: its plots at once, its tables in a fold."""
+    count = len(found.models)
+    suffix = f"{f'-{index + 1}' if len(runs) > 1 else ''}-{found.stage}"
+    source = [figures.Source(run, found, suffix=suffix)]
+    heading = f"{_prefix(runs, run)}{found.stage}, {count} model{'s' * (count != 1)}"
+    first = figures.frontier(source) if count > 1 else []
+    numbers = [*tables.answers(found), *tables.others(found, ["harm"]), *tables.win_rates(found)]
+    return [
+        Part(figures=[*first, *figures.declared(source, OF_ANSWERS)], heading=heading),
+        Part(tables=numbers, figures=figures.of_columns(source, OF_ANSWERS), fold="Its numbers"),
+    ]
+
+
+def judges(runs: Sequence[Run]) -> Section:
+    sources = figures.main_sources(runs)
+    accuracy = [f for f in figures.of_columns(sources, ["judges"]) if f.key == "judges"]
+    return Section(
+        "judges",
+        "Judges",
+        "The judges",
+        "A score is worth as much as the model that gives it.",
+        [
+            Part(figures=[*accuracy, *figures.declared(sources, ["judges"])]),
+            Part(tables=_grouped(runs, ["judges"]), fold="Their numbers"),
+        ],
+    )
+
+
+def transparency(runs: Sequence[Run]) -> Section:
+    found = [(run, tables.principles(run.evaluation, _suffix(runs, run))) for run in runs]
+    return Section(
+        "transparency",
+        "Constitution",
+        "What the constitution did",
+        "Which principles were drawn, how often one changed the answer, "
+        "and how far the preference model's score moved with it.",
+        [
+            Part(figures=figures.constitution(figures.main_sources(runs))),
+            Part(tables=[table for _, of in found for table in of[:1]]),
+            Part(
+                tables=[table for _, of in found for table in of[1:]],
+                fold="Principles by kind of harm",
+            ),
+        ],
+    )
+
+
+def training(runs: Sequence[Run]) -> Section:
+    main, more = figures.training(runs)
+    parts = [Part(figures=main, wide=False)]
+    parts += [Part(figures=more, wide=False, fold=f"{len(more)} more curves")] if more else []
+    return Section("training", "Training", "Training", "", parts)
+
+
+def labels(runs: Sequence[Run]) -> Section:
+    return Section(
+        "labels",
+        "Labels",
+        "AI labels",
+        "Raw log-probabilities are stored; what the preference model reads is derived from them.",
+        [Part(figures=figures.of_labels(runs))],
+    )
+
+
+def records(runs: Sequence[Run]) -> Section:
+    data, encoding, count = cards.pack(runs)
+    cut = ""
+    if count["shown"] < count["total"]:
+        cut = f" The first {count['shown']:,} of {count['total']:,} prompts are here."
+    return Section(
+        "transcripts",
+        "Records",
+        "The records",
+        "Each prompt with everything the run made of it. On the right is how the preference "
+        "model's score changed: last revision against initial response, or last model against "
+        f"first. Texts beyond {count['limit']:,} characters are cut here and complete in the "
+        f"run's records.jsonl files.{cut}",
+        [],
+        {"data": data, "encoding": encoding} if count["total"] else None,
+    )
+
+
+def every_number(runs: Sequence[Run]) -> Section:
+    """All rows of metrics.json, folded: what the figures show, for a screen reader and for
+    copying."""
+    return Section(
+        "numbers",
+        "Numbers",
+        "Every number",
+        "All that the evaluations measured, one line each, as in the run's metrics.json: "
+        "95 % intervals and, for accuracies, what chance, the most frequent answer and the "
+        "longer text would reach.",
+        [
+            Part(
+                tables=[tables.every(run)],
+                fold=f"{len(run.rows):,} numbers" + (f" of {run.name}" if len(runs) > 1 else ""),
+            )
+            for run in runs
+            if run.rows
+        ],
+    )
+
+
+def cost(runs: Sequence[Run]) -> Section:
+    found = [tables.cost(run, f"{run.name}, " if len(runs) > 1 else "") for run in runs]
+    return Section("cost", "Cost", "Stages and cost", "", [Part(tables=found)])
+
+
+def provenance(runs: Sequence[Run]) -> Section:
+    parts = []
+    for run in runs:
+        info = {key: value for key, value in run.info.items() if key != "config"}
+        prints = {stage.name: stage.manifest.get("fingerprint") for stage in run.stages.values()}
+        read = ", ".join(story.data_sources(run))
+        heading = run.name if len(runs) > 1 else ""
+        about = _json({**info, "fingerprints": prints})
+        parts += [
+            Part(line=f"Data: {read}." if read else "", heading=heading),
+            Part(text=about, fold="Versions, command and fingerprints"),
+            Part(text=_json(run.config) if run.config else "", fold="The complete configuration"),
+        ]
+    return Section("provenance", "Provenance", "Where it comes from", "", parts)
+
+
+def _json(value) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, default=str)
+
+
+# ---- What the page opens with --------------------------------------------------------------------
+
+
+def opening(runs: Sequence[Run]) -> dict:
+    """The first screen: what it is about, the verdicts, the cautions, three texts, and facts."""
+    alone = runs[0] if len(runs) == 1 else None
+    about, texts = transcripts.opening(alone) if alone else ("", [])
+    lede = "What these runs share, with the differences to the first and their intervals."
+    if alone:
+        sentences = [judge.sentence(alone), *story.sentences(alone)]
+        lede = " ".join(sentence for sentence in sentences if sentence)
+    warned = [
+        (c.level, c.anchor, _prefix(runs, run) + c.text)
+        for run in runs
+        for c in cautions.collect(run)
+    ]
+    if judge.differ(runs):
+        text = (
+            "The runs were scored by different preference models: their scores have no common "
+            "scale, so no difference between runs is shown of them."
+        )
+        warned.insert(0, ("stop", "", text))
+    reached = [
+        f"{stage.name}: {stage.summary['headline']}"
+        for run in runs
+        for stage in run.stages.values()
+        if stage.summary.get("headline")
+    ]
+    return {
+        "headline": story.headline(alone) if alone else None,
+        "lede": lede,
+        "verdicts": [
+            (run.name, [*story.verdict(run), story.trust(run), story.cost(run)]) for run in runs
+        ],
+        "cautions": (warned[:OPEN_CAUTIONS], warned[OPEN_CAUTIONS:]),
+        "frontier": figures.frontier(figures.main_sources(runs)),
+        "reached": reached,
+        "about_texts": about,
+        "texts": texts,
+        "facts": facts(alone) if alone else [],
+    }
+
+
+def facts(run: Run) -> list[tuple[str, str, str]]:
+    """(what, value, note)."""
+    size, cpu = run.num_parameters, run.cpu_seconds
+    stages = f"{len(run.stages)} stages" + (f", {duration(cpu)} of the processors" if cpu else "")
+    trained = run.tokens("trained")
+    return [
+        ("Model", story.base_model(run) or "–", f"{quantity(size)} parameters" if size else ""),
+        ("Constitution", story.constitution(run) or "–", ""),
+        ("Time", duration(run.seconds), stages),
+        ("Sampled", quantity(run.tokens("sampled")), "tokens"),
+        ("Trained on", quantity(trained) if trained else "–", "tokens"),
+        ("Compute", f"{quantity(run.flops)}FLOP" if run.flops else "–", "2N a token, 6N trained"),
+        ("Peak memory", gigabytes(run.peak_bytes), story.devices(run)),
+        ("Seed", str(run.config.get("seed", "–")), ""),
+    ]
