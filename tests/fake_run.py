@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from cai_jax.evals import answer_statistics, harm, preference_scores
+from cai_jax.evals import answer_statistics, calibration, harm, preference_scores
 from cai_jax.evals import revisions as revisions_eval
 from cai_jax.evals.calibration import confidence, expected_calibration_error, reliability
 from cai_jax.evals.intervals import Estimate, wilson
@@ -564,16 +564,7 @@ def _evaluate(w, num_prompts, seed, lift, revisions, scores, answer):
     )
     p = rng.beta(2, 1.4, 200)
     bins = reliability(*confidence(p), num_bins=5, span=(0.5, 1.0))
-    curve = [
-        {
-            "predicted": b.predicted,
-            "observed": b.observed.value,
-            "low": b.observed.low,
-            "high": b.observed.high,
-            "n": b.observed.n,
-        }
-        for b in bins
-    ]
+    curve = calibration.points(bins)
     rows.append(
         row(
             "pm_ece",
@@ -609,7 +600,10 @@ def _evaluate(w, num_prompts, seed, lift, revisions, scores, answer):
         "evaluate/scores.jsonl",
         [{"id": key, "score": value} for key, value in sorted(scores.items())],
     )
-    w.lines("evaluate/values.jsonl", _values(records, scores, asked, harms, picked))
+    values = {row["name"]: row.pop("values") for row in rows if "values" in row}
+    values["choice_zero_shot/hhh/feedback"] = picked
+    values = [{"name": name, "values": by_item} for name, by_item in values.items()]
+    w.lines("evaluate/values.jsonl", values)
     w.json(
         "evaluate/metrics.json",
         {
@@ -637,25 +631,6 @@ def _evaluate(w, num_prompts, seed, lift, revisions, scores, answer):
         rows=len(rows),
         answers=len(records),
     )
-
-
-def _values(records, scores, asked, harms, picked) -> list[dict]:
-    """What evaluate keeps by prompt and by item, for paired comparisons."""
-    values = {}
-    for on, name in {(r["on"], r["name"]) for r in records}:
-        own = [r for r in records if (r["on"], r["name"]) == (on, name)]
-        for metric, by_prompt in samples.by_prompt(own, scores).items():
-            values[metric, on, name] = by_prompt
-    for on, name in {(r["on"], r["name"]) for r in asked}:
-        own = [r for r in asked if (r["on"], r["name"]) == (on, name)]
-        by_prompt = itertools.groupby(own, lambda r: r["prompt_id"])
-        means = {p: float(np.mean([harms[r["id"]] for r in rs])) for p, rs in by_prompt}
-        values["expected_harm", on, name] = means
-    values["choice_zero_shot", "hhh", "feedback"] = picked
-    return [
-        {"id": "/".join(key), "metric": key[0], "on": key[1], "model": key[2], "values": value}
-        for key, value in sorted(values.items())
-    ]
 
 
 if __name__ == "__main__":

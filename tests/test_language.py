@@ -25,7 +25,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     "cai_jax/models": {"word": 27, "name": 14, "docstring": 14, "length": 2},
     "cai_jax/pipeline": {"word": 8, "name": 17, "length": 3},
     "cai_jax/planning": {"word": 15, "name": 24, "docstring": 10, "length": 1},
-    "cai_jax/reporting": {"word": 29, "name": 116, "docstring": 8, "length": 6},
+    "cai_jax/report": {"name": 3},
     "cai_jax/rewards": {"word": 3, "name": 9, "docstring": 1},
     "cai_jax/stages": {"word": 11, "name": 29, "docstring": 15, "length": 5},
     "cai_jax/training": {"word": 12, "name": 75, "docstring": 14, "length": 2},

@@ -16,7 +16,7 @@ from cai_jax.errors import UserError
 from cai_jax.evals.intervals import Estimate
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.report import __main__ as report
-from cai_jax.report import build, cards, cautions, compare, figures, judge, plot
+from cai_jax.report import build, cards, cautions, compare, curves, figures, judge, plot
 from cai_jax.report.run import Run
 from tests import fake_run
 
@@ -47,6 +47,12 @@ HOSTILE = (
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return fake_run.write(tmp_path_factory.mktemp("runs") / "whole", 16)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages without their drawings, which take longest."""
+    monkeypatch.setitem(build.environment(False).globals, "svg", lambda figure: figure.key)
 
 
 class Reader(html.parser.HTMLParser):
@@ -118,7 +124,7 @@ def test_whole_run(whole):
     assert build.page([Run(whole)]) == text, "the same run gives the same page"
 
 
-def test_records_join_by_prompt(whole):
+def test_records_join_by_prompt(undrawn, whole):
     data = data_of(build.page([Run(whole)]))
     by_prompt = {card["p"]: card for card in data["cards"]}
     card = by_prompt["red-000"]
@@ -140,13 +146,13 @@ def test_records_join_by_prompt(whole):
 
 
 @pytest.mark.parametrize("count", range(1, len(STAGES) + 1))
-def test_runs_that_stopped_half_way(tmp_path, count):
+def test_runs_that_stopped_half_way(undrawn, tmp_path, count):
     run = fake_run.write(tmp_path / "half", 5, stages=STAGES[:count])
     Reader(build.page([Run(run)]))
     assert build.markdown([Run(run)]).startswith("# half")
 
 
-def test_missing_and_damaged_files(whole, tmp_path):
+def test_missing_and_damaged_files(undrawn, whole, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(whole, broken)
     (broken / "evaluate" / "metrics.json").write_text("{")
@@ -199,7 +205,7 @@ def test_hostile_text_is_only_text(tmp_path):
             assert "<script" not in line and "<img" not in line and "<b>" not in line
 
 
-def test_two_thousand_records_fit(tmp_path):
+def test_two_thousand_records_fit(undrawn, tmp_path):
     run = fake_run.write(tmp_path / "large", 680)
     text = build.page([Run(run)])
     assert len(text.encode()) <= 5_000_000
@@ -216,7 +222,7 @@ def test_the_budget_is_kept_with_long_texts(whole):
     assert encoding == "json"
 
 
-def test_several_runs(whole, tmp_path):
+def test_several_runs(undrawn, whole, tmp_path):
     other = fake_run.write(tmp_path / "other", 16, seed=1, lift=1.5)
     runs = [Run(whole), Run(other)]
     text = build.page(runs)
@@ -276,7 +282,7 @@ def test_every_figure_draws_both_ways(whole):
     drawn = [
         *figures.frontier(sources),
         *figures.of_columns(sources, ["judges"]),
-        figures.label_histogram(run, run.stages["feedback"]),
+        curves.label_histogram(run, run.stages["feedback"]),
     ]
     assert len(drawn) == 3
     for one in drawn:

@@ -25,6 +25,12 @@ def runs(made, tmp_path):
     return [shutil.copytree(path, tmp_path / path.name) for path in made]
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages without their drawings, which take longest."""
+    monkeypatch.setitem(build.environment(False).globals, "svg", lambda figure: figure.key)
+
+
 def edit(path, change):
     value = json.loads(path.read_text())
     change(value)
@@ -45,7 +51,7 @@ def judged_on(run, held_out, accuracies=()):
     return Run(run)
 
 
-def test_the_head_says_on_how_many_pairs_of_each_kind_the_judge_was_measured(runs):
+def test_the_head_says_on_how_many_pairs_of_each_kind_the_judge_was_measured(undrawn, runs):
     """The demo's case: 13 of its 16 pairs are of helpfulness, the rest repeats AI labels."""
     edit(
         runs[0] / "evaluate" / "manifest.json",
@@ -120,7 +126,7 @@ def test_intervals_of_no_width_in_older_runs_are_not_shown(runs):
     assert all(r["low"] is None or r["low"] < r["high"] for r in rows)
 
 
-def test_three_texts_are_drawn_by_a_hash_each_prompt_once(runs):
+def test_three_texts_are_drawn_by_a_hash_each_prompt_once(undrawn, runs):
     run = Run(runs[0])
     what, found = transcripts.opening(run)
     assert what == "Revisions of revise, first answer to last revision" and len(found) == 3
@@ -139,7 +145,7 @@ def test_three_texts_are_drawn_by_a_hash_each_prompt_once(runs):
     assert sections.opening([run, run])["texts"] == []
 
 
-def test_a_hostile_text_is_only_text(runs):
+def test_a_hostile_text_is_only_text(undrawn, runs):
     path = runs[0] / "revise" / "records.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for r in rows:

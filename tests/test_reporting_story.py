@@ -163,7 +163,9 @@ def test_critiqued_and_direct_revisions_are_two_curves(run, tmp_path):
             (path / "evaluate" / "metrics.json").read_text()
         )
     drawn = next(
-        f for f in figures.constitution(figures.main_sources([Run(run)])) if f.key == "revisions"
+        f
+        for f in figures.constitution(figures.main_sources([Run(run)]))
+        if f.key == "pm_score_by_revision"
     )
     assert sorted(s.label for s in drawn.series) == ["revise, critiqued", "revise_direct, direct"]
     assert list(figures.principle_counts(figures.main_sources([Run(run)])).series[0].x) == [4, 16]

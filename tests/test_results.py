@@ -59,7 +59,7 @@ def test_everything_is_written_and_the_same_again(run, tmp_path, capsys):
         "figures/frontier.png",
         "figures/judges.png",
         "figures/label_agreement.png",
-        "figures/revisions.png",
+        "figures/pm_score_by_revision.png",
         "figures/differences_red_team.png",
         "figures/rl-reward.png",
         "reference/rl/metrics.jsonl",

@@ -16,13 +16,10 @@ from cai_jax.rewards.reward import terms_of
 SCORE = Column(
     "pm_score", "PM score", "PM score", "higher", figure="forest", title="Preference-model score"
 )
-AT_EQUAL_LENGTH = Column(
-    "pm_score_at_equal_length", "PM score at equal length", "PM score", "higher"
-)
-NET_WINS = Column("net_wins", "Net wins", "share", "higher", compared=False)
-NET_WINS_AT_EQUAL_LENGTH = Column(
-    "net_wins_at_equal_length", "Net wins at equal length", "share", "higher", compared=False
-)
+LENGTH = "at equal length"
+AT_EQUAL_LENGTH = Column("pm_score_at_equal_length", "PM score", "PM score", "higher", LENGTH)
+NET_WINS = Column("net_wins", "Net wins, as they are", "share", "higher", LENGTH, compared=False)
+NET_WINS_AT_EQUAL_LENGTH = Column("net_wins_at_equal_length", "Net wins", "share", "higher", LENGTH)
 ELO = Column(
     "elo",
     "Elo",

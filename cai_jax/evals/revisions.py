@@ -16,7 +16,7 @@ BY_ROUND = Column(
 BY_KIND = Column(
     "score_moved_by_kind", "Score moved, by kind of harm", "PM score", "higher", "revisions"
 )
-MOVED = Column("score_moved", "Score moved by the principle", "PM score", "higher", "revisions")
+MOVED = Column("score_moved", "Score moved by", "PM score", "higher", "principles", compared=False)
 COLUMNS = (BY_ROUND, BY_KIND, MOVED)
 
 

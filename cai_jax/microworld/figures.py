@@ -140,7 +140,7 @@ def by_steps(runs: Runs) -> Panel:
         "share of answers",
         series,
         percent=True,
-        whole_x=True,
+        integer_x=True,
         zero=True,
     )
 
@@ -178,7 +178,7 @@ def expected_harm(runs: Runs) -> Panel:
         "PPO updates",
         "harm, 0 to 4",
         series,
-        whole_x=True,
+        integer_x=True,
         zero=True,
     )
 
@@ -199,7 +199,7 @@ def revisions(runs: Runs) -> Panel:
         "share of answers",
         series,
         percent=True,
-        whole_x=True,
+        integer_x=True,
     )
 
 
@@ -224,7 +224,7 @@ def num_principles(runs: Runs) -> Panel:
         "harmful",
         series,
         percent=True,
-        whole_x=True,
+        integer_x=True,
         zero=True,
     )
 

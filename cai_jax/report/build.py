@@ -57,13 +57,13 @@ def environment(markdown: bool) -> jinja2.Environment:
     return env
 
 
-def page(runs: Sequence[Run], found: Sequence[sections.Section] | None = None) -> str:
+def page(runs: Sequence[Run], content: Sequence[sections.Section] | None = None) -> str:
     """The page for one run or several next to each other."""
     css, script = ((TEMPLATES / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment(False).get_template("report.html.j2").render(
         runs=runs,
-        sections=sections.every(runs) if found is None else found,
+        sections=sections.every(runs) if content is None else content,
         css=Markup(css),
         script=Markup(script),
         digest=digest,
@@ -72,19 +72,19 @@ def page(runs: Sequence[Run], found: Sequence[sections.Section] | None = None) -
     )  # fmt: skip
 
 
-def markdown(runs: Sequence[Run], found: Sequence[sections.Section] | None = None) -> str:
+def markdown(runs: Sequence[Run], content: Sequence[sections.Section] | None = None) -> str:
     """The same report as Markdown, for a pull request or a terminal."""
     return environment(True).get_template("report.md.j2").render(
         runs=runs,
-        sections=sections.every(runs) if found is None else found,
+        sections=sections.every(runs) if content is None else content,
         examples=transcripts.examples(runs[0], NUM_EXAMPLES) if len(runs) == 1 else [],
         **sections.opening(runs),
     )  # fmt: skip
 
 
-def drawings(found: Iterable[sections.Section]) -> dict[str, plot.Panel | plot.Forest]:
+def drawings(content: Iterable[sections.Section]) -> dict[str, plot.Panel | plot.Forest]:
     """key → figure, of every section; not what is folded."""
-    parts = [part for section in found for part in section.parts if not part.fold]
+    parts = [part for section in content for part in section.parts if not part.fold]
     return {figure.key: figure for part in parts for figure in part.figures}
 
 
@@ -113,12 +113,12 @@ def build(run_paths: Sequence, out) -> dict:
         for run in runs:  # two directories of the same last name
             run.name = str(run.path)
     with text.speaking(Words.of(runs[0].config)):
-        found = sections.every(runs)
+        content = sections.every(runs)
         first = sections.opening(runs)["frontier"]
-        drawn = write_figures([*first, *drawings(found).values()], out)
-        html = page(runs, found)
+        drawn = write_figures([*first, *drawings(content).values()], out)
+        html = page(runs, content)
         artefacts.write_text(out / "report.html", html)
-        artefacts.write_text(out / "report.md", markdown(runs, found))
+        artefacts.write_text(out / "report.md", markdown(runs, content))
     size = len(html.encode())
     return {
         "html_bytes": size,

@@ -116,11 +116,11 @@ class Deck:
                     )
 
     def _answers(self, run: Run, place: int) -> None:
-        for found in (run.evaluation, *run.further):
-            order = {name: i for i, name in enumerate(found.models)}
-            scores = run.scores_of(found.stage)
-            further = "" if found is run.evaluation else found.stage
-            records = run.records(found.stage)
+        for entries in (run.evaluation, *run.further):
+            order = {name: i for i, name in enumerate(entries.models)}
+            scores = run.scores_of(entries.stage)
+            further = "" if entries is run.evaluation else entries.stage
+            records = run.records(entries.stage)
             for record in sorted(records, key=lambda r: (order.get(r.get("name"), 99), r["id"])):
                 self.card(record).setdefault("ans", []).append(
                     {
@@ -142,10 +142,10 @@ class Deck:
         }
 
     def _comparisons(self, run: Run, place: int) -> None:
-        found = collections.defaultdict(list)
+        entries = collections.defaultdict(list)
         for stage in run.of_kind("feedback"):
             for record in run.records(stage.name):
-                found[record.get("comparison_id")].append(
+                entries[record.get("comparison_id")].append(
                     {
                         "n": self.principle(record.get("principle_id"), record.get("principle")),
                         "g": stage.name,
@@ -167,7 +167,7 @@ class Deck:
                             model_name(str(stage.fields.get("model") or "").removeprefix("@"))
                         ),
                         "a": [self.text(text) for text in record.get("responses") or ()],
-                        "l": found.get(record["id"], []),
+                        "l": entries.get(record["id"], []),
                     }
                 )
 
@@ -196,10 +196,10 @@ class Deck:
     @staticmethod
     def _change(card: dict) -> float | None:
         """Score change: last revision − initial, else last model − first model."""
-        for found in card.get("rev", ()):
-            last = found["r"][-1]["s"] if found["r"] else None
-            if last is not None and found["s"] is not None:
-                return _round(last - found["s"])
+        for entries in card.get("rev", ()):
+            last = entries["r"][-1]["s"] if entries["r"] else None
+            if last is not None and entries["s"] is not None:
+                return _round(last - entries["s"])
         by_model = collections.defaultdict(list)
         for answer in card.get("ans", ()):
             if answer["s"] is not None and not answer["e"]:

@@ -175,7 +175,7 @@ def _cut_turns(run: Run) -> Iterator[Caution]:
             other
             for other in run.stages.values()
             if other.kind in ("rl", "best_of", "evaluate")
-            and other.fields.get("reward") == f"@{stage.name}"
+            and f"@{stage.name}" in other.values("reward")
         ]
         cut = any(c["cut"] for other in scored for c in (other.summary.get("cut") or {}).values())
         if cut and not stage.summary.get("reads_cut", True):

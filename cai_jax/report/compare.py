@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from cai_jax.evals import length, samples
-from cai_jax.evals.intervals import Estimate, bootstrap_mean, paired_difference
+from cai_jax.evals import length
+from cai_jax.evals.intervals import Estimate, bootstrap_mean, difference_estimate
 from cai_jax.evals.rows import row
 from cai_jax.report import numbers
 from cai_jax.report.run import Evaluation, Run
@@ -72,10 +72,9 @@ def _compared(
     runs: Sequence[Run], column: numbers.Column, on: str, model: str, lines: Sequence[dict | None]
 ) -> Difference:
     """One number in all runs. `lines`: its row in each run or None; on, model: of these rows."""
-    key = (column.name, on, model)
     own = [run.evaluation.columns.get(column.name, column).scale for run in runs]
     values = [
-        run.values_of(line["stage"]).get(key) if line else None
+        run.values_of(line["stage"]).get(line["name"]) if line else None
         for run, line in zip(runs, lines, strict=True)
     ]
     out, paired = [None], False
@@ -83,7 +82,7 @@ def _compared(
         if lines[0] is None or line is None or scale != own[0]:
             out.append(None)
         elif values[0] and items and len(set(values[0]) & set(items)) > 1:
-            out.append(samples.difference_estimate(values[0], items, column.unit, seed=0))
+            out.append(difference_estimate(values[0], items, column.unit, seed=0))
             paired = True
         else:
             out.append(mover(_estimate(lines[0]), _estimate(line)))
@@ -120,22 +119,30 @@ def over_seeds(runs: Sequence[tuple[Sequence[dict], Mapping[str, numbers.Column]
     return out
 
 
-def pairwise(run: Run, found: Evaluation, more: Mapping = {}, seed: int = 0) -> list[dict]:  # noqa: B006
+def pairwise(run: Run, measured: Evaluation, more: Mapping = {}, seed: int = 0) -> list[dict]:  # noqa: B006
     """Differences of every two models, the later less the earlier, paired by prompt or item.
 
     Args:
-        run: the run. found: its numbers; the differences that they hold are left out. more: further
+        run: the run. measured: its numbers; differences that they hold are left out. more: further
         values, (metric, set, model) → item id → value. seed: of bootstraps.
+
+    Returns:
+        Rows as those of metrics.json.
     """
-    known = {(r["metric"], r["on"], r["model"], r["against"]) for r in found.rows}
+    known = {(r["metric"], r["on"], r["model"], r["against"]) for r in measured.rows}
     groups: dict[tuple[str, str], dict[str, dict]] = {}
-    for values in [*(run.values_of(stage.name) for stage in run.of_kind("evaluate")), more]:
-        for (metric, on, model), by_item in values.items():
-            groups.setdefault((metric, on), {}).setdefault(model, by_item)
-    order = {name: i for i, name in enumerate(found.models)}
+    for (metric, on, model), values in more.items():
+        groups.setdefault((metric, on), {})[model] = values
+    for stage in run.of_kind("evaluate"):
+        values = run.values_of(stage.name)
+        for r in run.measured[stage.name].rows:
+            if r["name"] in values:
+                of_set = groups.setdefault((r["metric"], r["on"]), {})
+                of_set.setdefault(r["model"], values[r["name"]])
+    order = {name: i for i, name in enumerate(measured.models)}
     out = []
     for (metric, on), models in groups.items():
-        column = found.columns.get(metric)
+        column = measured.columns.get(metric)
         if column is None or not column.good:
             continue
         lengths = groups.get(("num_tokens", on), {}) if metric == "pm_score" else {}
@@ -156,8 +163,7 @@ def _pair(metric: str, column: numbers.Column, both: Sequence[dict | None], seed
     common = sorted(set(a) & set(b))
     if not common:
         return
-    shares = column.percent and all(v in (0, 0.5, 1) for v in (*a.values(), *b.values()))
-    yield metric, paired_difference(a, b, **({"shares": True} if shares else {"seed": seed}))
+    yield metric, difference_estimate(a, b, column.unit, seed)
     if length_a and length_b:
         score, tokens = [b[p] - a[p] for p in common], [length_b[p] - length_a[p] for p in common]
         yield f"{metric}_at_equal_length", length.score_difference(score, tokens, seed=seed)

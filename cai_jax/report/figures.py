@@ -7,13 +7,9 @@ come from different judges and so have no common scale.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from cai_jax.core import labels
 from cai_jax.evals.rows import find
 from cai_jax.report.numbers import Column
 from cai_jax.report.plot import Forest, ForestRow, Panel, Series
@@ -24,7 +20,6 @@ from cai_jax.report.text import headed, model_name, set_name, words
 Drawing = Panel | Forest
 CROWD = 8  # models beyond which their names in the frontier are short
 FEW_USES = 5  # of a principle: below it one answer decides its mean
-MAX_POINTS = 240  # of a curve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +124,11 @@ def of_columns(sources: Sequence[Source], groups: Sequence[str] | None = None) -
     for column in columns.values():
         if column.group != "judges" and (groups is None or column.group in groups):
             drawn += by_scale(sources, column.name, lambda of, c=column: _by_model(of, c))
-    judging = [column for column in columns.values() if column.group == "judges"]
+    every = {n: c for s in sources for n, c in s.evaluation.columns.items()}.values()
+    judging = [c for c in every if c.group == "judges" and c.unit == "accuracy"]
     if judging and (groups is None or "judges" in groups):
-        drawn += [one for one in [_judges(sources, judging)] if one is not None]
+        judged = _judges(sources, judging)
+        drawn += [judged] if judged else []
     return drawn
 
 
@@ -142,7 +139,7 @@ def _by_model(sources: Sequence[Source], column: Column) -> Forest | None:
         block = [
             _forest_row(source, r, model_name(name), index)
             for source in sources
-            for index, name in enumerate(source.evaluation.models)
+            for index, name in enumerate(_of(source, column))
             for r in find(source.evaluation.rows, column.name, on, name)
             if r["value"] is not None
         ]
@@ -150,7 +147,7 @@ def _by_model(sources: Sequence[Source], column: Column) -> Forest | None:
             rows += [ForestRow(headed(set_name(on)), None, heading=True), *block]
     if not rows:
         return None
-    unit = column.unit if column.unit not in ("share", "") else "share of answers"
+    unit = "share of answers" if column.unit == "share" else column.unit
     return Forest(
         column.name,
         column.title or column.label,
@@ -161,6 +158,12 @@ def _by_model(sources: Sequence[Source], column: Column) -> Forest | None:
         column.caption,
         column.digits,
     )
+
+
+def _of(source: Source, column: Column) -> list[str]:
+    """Whatever the numbers of a column are of: models in their order, then other names."""
+    rows = find(source.evaluation.rows, column.name)
+    return list(dict.fromkeys([*source.evaluation.models, *(row["model"] for row in rows)]))
 
 
 def _forest_row(source: Source, row: dict, name: str, tone: int, note: str = "") -> ForestRow:
@@ -201,7 +204,7 @@ def _judges(sources: Sequence[Source], columns: Sequence[Column]) -> Forest | No
         return None
     return Forest(
         "judges",
-        columns[0].title or "Judges",
+        "Can the judges be trusted?",
         "accuracy",
         rows,
         0.5,
@@ -212,10 +215,10 @@ def _judges(sources: Sequence[Source], columns: Sequence[Column]) -> Forest | No
 
 
 def _held_out(stage: Stage):
-    for source, found in sorted((stage.summary.get("held_out") or {}).items()):
-        accuracy, longer = found.get("accuracy") or {}, (found.get("longer") or {}).get("value")
+    for source, values in sorted((stage.summary.get("held_out") or {}).items()):
+        accuracy, longer = values.get("accuracy") or {}, (values.get("longer") or {}).get("value")
         if accuracy.get("value") is not None and source != "all":
-            baseline = {"chance": 0.5, "longer": longer, "majority": found.get("majority")}
+            baseline = {"chance": 0.5, "longer": longer, "majority": values.get("majority")}
             yield source, {**accuracy, "baseline": baseline}
 
 
@@ -225,7 +228,7 @@ def declared(sources: Sequence[Source], groups: Sequence[str]) -> list[Drawing]:
     drawn = []
     for name in dict.fromkeys(figure["name"] for _, figure in every):
         same = [(source, figure) for source, figure in every if figure["name"] == name]
-        metric = next((f["metric"] for _, f in same if f.get("metric")), "pm_score")
+        metric = "" if same[0][1]["group"] in ("judges", "labels") else "pm_score"
         drawn += by_scale(
             [source for source, _ in same][:1] if len(sources) == 1 else sources,
             metric,
@@ -261,7 +264,7 @@ def _merged(same: Sequence[tuple[Source, dict]]) -> Panel | None:
         series,
         diagonal=bool(first.get("diagonal")),
         percent=bool(first.get("percent")),
-        whole_x=bool(first.get("integer_x")),
+        integer_x=bool(first.get("integer_x")),
         zero=bool(first.get("zero")),
         caption=first.get("caption", ""),
         size=(500, 280),
@@ -307,7 +310,7 @@ def differences(sources: Sequence[Source]) -> list[Forest]:
 
 def constitution(sources: Sequence[Source]) -> list[Drawing]:
     draws = (principle_counts, principles, kinds_of_harm)
-    drawn = [one for draw in draws for one in by_scale(sources, "pm_score_by_revision", draw)]
+    drawn = [f for draw in draws for f in by_scale(sources, "pm_score_by_revision", draw)]
     return [*declared(sources, ("revisions",)), *drawn]
 
 
@@ -374,124 +377,7 @@ def principle_counts(sources: Sequence[Source]) -> Panel | None:
         "principles",
         "PM score",
         [series],
-        whole_x=True,
+        integer_x=True,
         size=(460, 250),
         caption="Mean preference-model score of the last revision. The paper finds no effect.",
     )
-
-
-# ---- Labels and training -------------------------------------------------------------------------
-
-
-def of_labels(runs: Sequence[Run]) -> list[Panel]:
-    draws = (label_histogram, position_scatter)
-    stages = [(run, stage) for run in runs for stage in run.of_kind("feedback")]
-    drawn = [(run, draw(run, stage)) for run, stage in stages for draw in draws]
-    several = len(runs) > 1
-    return [
-        dataclasses.replace(panel, key=f"{panel.key}-{runs.index(run) + 1}") if several else panel
-        for run, panel in drawn
-        if panel is not None
-    ]
-
-
-def label_histogram(run: Run, stage: Stage) -> Panel | None:
-    """Distribution of p(first response is better), orders averaged where both were asked."""
-    values = []
-    for record in run.records(stage.name):
-        try:
-            values.append(labels.target([record]))
-        except (KeyError, TypeError, ZeroDivisionError):
-            continue
-    if not values:
-        return None
-    counts, edges = np.histogram(values, bins=20, range=(0.0, 1.0))
-    bars = edges[:-1].tolist(), counts.astype(float).tolist()
-    return Panel(
-        f"labels-{stage.name}",
-        f"Labels of {stage.name}",
-        "p(first response is better)",
-        "labels",
-        [Series(stage.name, *bars, mark="bars", tone=1)],
-        size=(460, 220),
-        caption="A peak in the middle: the judge hardly decides. Peaks at the ends after a "
-        "chain of thought: clamp them.",
-    )
-
-
-def position_scatter(run: Run, stage: Stage) -> Panel | None:
-    """p(first is better) asked in one order against the other: off the diagonal, position
-    decided."""
-    points = []
-    for record in run.records(stage.name):
-        asked = collections.defaultdict(list)
-        for entry in record.get("logprobs") or ():
-            asked[entry["order"]].append(labels.probability_first(entry))
-        if asked["ab"] and asked["ba"]:
-            points.append((float(np.mean(asked["ab"])), float(np.mean(asked["ba"]))))
-    if not points:
-        return None
-    x, y = zip(*points[:600], strict=True)
-    return Panel(
-        f"orders-{stage.name}",
-        f"Position bias of {stage.name}",
-        "p(first), shown as (A)",
-        "p(first), shown as (B)",
-        [Series(stage.name, x, y, mark="dots", tone=1)],
-        diagonal=True,
-        size=(460, 240),
-        caption="Points far from the dashed line changed their mind when the options changed "
-        "places.",
-    )
-
-
-# Curves that are shown at once, in this order; the others in a fold. The names are those of
-# metrics.jsonl.
-FIRST = {
-    "sl": {"loss": "loss", "heldout_loss": "held-out loss"},
-    "pm": {"loss": "loss", "accuracy": "accuracy", "agreement": "agreement with the labels"},
-    "rl": {
-        "reward": "reward",
-        "kl": "KL to the reference",
-        "response_tokens": "tokens an answer",
-        "entropy": "entropy",
-        "explained_variance": "explained variance",
-    },
-    "harm": {"loss": "squared error to the rating"},
-}
-
-
-def training(runs: Sequence[Run]) -> tuple[list[Panel], list[Panel]]:
-    """(main curves, further curves) of all training stages, runs overlaid."""
-    main, more = [], []
-    stages = {stage.name: kind for kind in FIRST for run in runs for stage in run.of_kind(kind)}
-    for name, kind in stages.items():
-        first = list(FIRST[kind])
-        rows = [run.training(name) if name in run.stages else () for run in runs]
-        keys = sorted({key for found in rows for row in found for key in row} - {"step"})
-        for key in sorted(keys, key=lambda k: first.index(k) if k in first else len(first)):
-            series = []
-            for index, (run, found) in enumerate(zip(runs, rows, strict=True)):
-                points = [(row["step"], row[key]) for row in found if row.get(key) is not None]
-                if points:
-                    tone = index + 1
-                    series.append(Series(run.name, *thin(points), tone=tone))
-            if series:
-                who = model_name(name) if kind != "pm" else name
-                shown = FIRST[kind].get(key, key.replace("_", " "))
-                title, axis = f"{who}: {shown}", "update" if kind == "rl" else "step"
-                panel = Panel(
-                    f"{name}-{key}".replace("/", "-"), title, axis, "", series, whole_x=True,
-                    size=(320, 175),
-                )  # fmt: skip
-                (main if key in first else more).append(panel)
-    return main, more
-
-
-def thin(points: Sequence[tuple], limit: int = MAX_POINTS) -> tuple[list[float], list[float]]:
-    """Averages neighbours where there are more points than a drawing can show; a curve keeps its
-    level and shape."""
-    if len(points) <= limit:
-        return [float(x) for x, _ in points], [float(y) for _, y in points]
-    groups = np.array_split(np.asarray(points, np.float64), limit)
-    return [float(g[-1, 0]) for g in groups], [float(g[:, 1].mean()) for g in groups]

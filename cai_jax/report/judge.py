@@ -6,10 +6,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from cai_jax import references
 from cai_jax.evals.intervals import Estimate, wilson
 from cai_jax.evals.rows import find
 from cai_jax.report.numbers import Column
-from cai_jax.report.run import Run, stage_of
+from cai_jax.report.run import Run
 from cai_jax.report.text import ITEM_SETS, model_name, number, words
 
 HELPFULNESS = "helpful"  # in the name of a source of pairs: they say nothing of the topic's quality
@@ -17,8 +18,8 @@ HELPFULNESS = "helpful"  # in the name of a source of pairs: they say nothing of
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """How many of `n` pairs of one kind the judge was right on (ties count a half). `people`:
-    people said which side is better; AI labels are what it was trained to repeat. `helpful`: the
+    """How many of `n` pairs of figure kind the judge was right on (ties count a half). `people`:
+    people chose the better side; AI labels are what it was trained to repeat. `helpful`: the
     pairs are about helpfulness; None where that is not known."""
 
     kind: str
@@ -33,7 +34,7 @@ class Measured:
 
 def _column(run: Run, metric: str = "pm_score") -> Column:
     """The column of the judge's score."""
-    return run.evaluation.columns.get(metric) or Column(metric)
+    return run.evaluation.columns.get(metric) or Column(metric, metric)
 
 
 def differ(runs: Sequence[Run], metric: str = "pm_score") -> bool:
@@ -47,11 +48,11 @@ def measured(run: Run) -> list[Measured]:
     on: those held out of its training, the evaluation's comparisons by source, and its sets of
     questions (their subsets about harm, where they have some)."""
     column = _column(run)
-    stage = run.stages.get(stage_of(column.scale.partition(" ")[0]))
+    stage = run.stages.get(references.stage_of(column.scale.partition(" ")[0]))
     held_out = (stage.summary if stage else {}).get("held_out") or {}
     out = []
-    for source, found in sorted(held_out.items()):
-        accuracy = found.get("accuracy") or {}
+    for source, entry in sorted(held_out.items()):
+        accuracy = entry.get("accuracy") or {}
         if source != "all" and accuracy.get("value") is not None:
             out.append(_counted(source, accuracy, "held-out "))
     sets: dict[str, list[dict]] = {}
@@ -75,10 +76,8 @@ def measured(run: Run) -> list[Measured]:
 
 def _compared(run: Run) -> str:
     """The source of the evaluation's comparisons; "human" where there are several, or no name."""
-    fields = run.stages[run.main].fields if run.main in run.stages else {}
-    places = [fields, *(fields.get("evals") or {}).values()]
-    sources = [(place.get("comparisons") or {}).get("source") for place in places]
-    source = str(next(filter(None, sources), "human")).partition("#")[0]
+    given = run.stages[run.main].values("comparisons") if run.main in run.stages else []
+    source = str(next((g["source"] for g in given if g.get("source")), "human")).partition("#")[0]
     return "human" if "+" in source else source
 
 

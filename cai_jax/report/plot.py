@@ -6,7 +6,6 @@ a title and a description that reads the numbers out; and a tooltip at every poi
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
 import math
@@ -19,7 +18,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from cai_jax.report.spec import (
+    Forest,
+    ForestRow,
+    Panel,
+    Series,
+    describe,
+    finite,
+    interval_of,
+    with_interval,
+)
 from cai_jax.report.text import number, one_line, visible
+
+__all__ = ["Forest", "ForestRow", "Panel", "Series", "png", "svg"]
 
 # The light palette of report.css, in which PNGs are drawn; in the page each colour is a variable.
 TONES = (
@@ -55,80 +66,6 @@ CROWD = 8  # named points beyond which those without room have no name
 DASHES = (0, (3, 3))
 
 
-@dataclasses.dataclass(frozen=True)
-class Series:
-    """Points of one colour. `low`, `high`: interval in y (a band under lines, bars on dots);
-    `x_low`, `x_high` in x.
-
-    mark: "line", "dots", "path" (dots joined by a line) or "bars" (a histogram: x are left edges of
-    equal width). `tone` is an index into the palette; `texts` label single points.
-    """
-
-    label: str
-    x: Sequence[float]
-    y: Sequence[float | None]
-    low: Sequence[float | None] | None = None
-    high: Sequence[float | None] | None = None
-    x_low: Sequence[float | None] | None = None
-    x_high: Sequence[float | None] | None = None
-    mark: str = "line"
-    tone: int = 0
-    texts: Sequence[str] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    """One set of axes. `references`: (y value, label) dashed lines; `diagonal`: the line y = x."""
-
-    key: str
-    title: str
-    x_label: str
-    y_label: str
-    series: Sequence[Series]
-    references: Sequence[tuple[float, str]] = ()
-    diagonal: bool = False
-    percent: bool = False  # y values are shares
-    whole_x: bool = False  # x ticks are whole numbers
-    zero: bool = False  # y begins at zero
-    x_names: Sequence[str] = ()  # shown at x = 0, 1, … instead of numbers
-    caption: str = ""
-    size: tuple[int, int] = (320, 205)
-
-
-@dataclasses.dataclass(frozen=True)
-class ForestRow:
-    """A named value with its interval; `marks`: (value, label) of its baselines, drawn as ticks."""
-
-    label: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    tone: int = 0
-    marks: Sequence[tuple[float, str]] = ()
-    note: str = ""
-    heading: bool = False  # a line of text that begins a group; it has no value
-
-
-@dataclasses.dataclass(frozen=True)
-class Forest:
-    """Rows of dots with intervals over one axis. `reference`: a vertical line, zero for
-    differences."""
-
-    key: str
-    title: str
-    x_label: str
-    rows: Sequence[ForestRow]
-    reference: float | None = None
-    percent: bool = False
-    caption: str = ""
-    digits: int = 2
-    width: int = 460
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.width, 24 * len(self.rows) + 48
-
-
 def png(figure: Panel | Forest) -> bytes:
     """The PNG's bytes, with the title inside."""
     with matplotlib.rc_context(SETTINGS):
@@ -156,33 +93,6 @@ def svg(figure: Panel | Forest, prefix: str = "fig") -> str:
     root = ElementTree.fromstring(buffer.getvalue())
     _adapt(root, f"{prefix}-{figure.key}", tips)
     return _described(root, figure, f"{prefix}-{figure.key}")
-
-
-def describe(figure: Panel | Forest) -> str:
-    """The figure in words, for screen readers."""
-    if isinstance(figure, Forest):
-        rows = [f"{row.label}: {_interval(figure, row)}" for row in figure.rows if not row.heading]
-        return f"{figure.x_label}. " + "; ".join(rows)
-    parts = []
-    for series in figure.series:
-        y = finite(series.y)
-        if not y:
-            continue
-        if series.mark == "line":
-            first, last, low, high = (number(v, 3) for v in (y[0], y[-1], min(y), max(y)))
-            parts.append(
-                f"{series.label}: {len(y)} points, first {first}, last {last}, "
-                f"lowest {low}, highest {high}"
-            )
-        else:
-            points = zip(series.x[:24], series.y[:24], strict=True)
-            shown = " ".join(f"({number(a)}, {number(b)})" for a, b in points)
-            parts.append(f"{series.label}: {shown}")
-    return f"{figure.y_label} against {figure.x_label}. " + "; ".join(parts)
-
-
-def finite(values) -> list[float]:
-    return [v for v in values if v is not None and math.isfinite(v)]
 
 
 # ---- SVG for the page ----------------------------------------------------------------------------
@@ -291,9 +201,9 @@ def _share(value: float, step: float) -> str:
     return f"{100 * value:.{min(digits, 4)}f}%".replace("-", "−")
 
 
-def _ticks(axis, count: int, percent: bool = False, whole: bool = False) -> None:
+def _ticks(axis, count: int, percent: bool = False, integer: bool = False) -> None:
     axis.set_major_locator(
-        MaxNLocator(max(2, count), integer=whole, steps=[1, 2, 5, 10], min_n_ticks=2)
+        MaxNLocator(max(2, count), integer=integer, steps=[1, 2, 5, 10], min_n_ticks=2)
     )
     if percent:  # as many digits as it takes to tell two ticks apart
         values = axis.get_majorticklocs()
@@ -339,7 +249,7 @@ def _panel(axes, figure: Panel, tips: dict[str, str]):
             axes.xaxis,
             width // 75,
             percent=figure.percent and figure.diagonal,
-            whole=figure.whole_x,
+            integer=figure.integer_x,
         )
     _ticks(axes.yaxis, height // 48, percent=figure.percent)
     lines = [s for s in every if s.mark in ("line", "path") and finite(s.y) and not s.texts]
@@ -383,7 +293,7 @@ def _series(axes, figure: Panel, series: Series, tips: dict[str, str]) -> None:
         for i, a, b in points:
             name = series.texts[i] if series.texts else series.label
             bounds = (series.low[i], series.high[i]) if series.low and series.high else (None, None)
-            shown = _with_interval(b, *bounds, figure.percent, 2)
+            shown = with_interval(b, *bounds, figure.percent, 2)
             _dot(axes, a, b, series.tone, tips, f"{name}: {number(a)}, {shown}")
 
 
@@ -407,7 +317,14 @@ def _name_lines(axes, lines: Sequence[Series], height: float) -> None:
 
 
 def apart(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Moves positions as little as needed: neighbours `gap` apart, all within [low, high]."""
+    """Moves positions as little as needed.
+
+    Args:
+        positions: wanted. gap: least distance of neighbours. low, high: the range.
+
+    Returns:
+        The positions in the same order.
+    """
     order = sorted(range(len(positions)), key=lambda i: positions[i])
     moved, at = [0.0] * len(positions), low - gap
     for i in order:
@@ -479,17 +396,6 @@ def _meet(a, b) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _with_interval(value, low, high, percent: bool, digits: int) -> str:
-    shown = number(value, digits, percent=percent)
-    if None in (low, high):
-        return shown
-    return f"{shown} [{', '.join(number(end, digits, percent=percent) for end in (low, high))}]"
-
-
-def _interval(figure: Forest, row: ForestRow) -> str:
-    return _with_interval(row.value, row.low, row.high, figure.percent, figure.digits)
-
-
 def _forest(axes, figure: Forest, tips: dict[str, str]):
     known = [v for r in figure.rows for v in (r.value, r.low, r.high, *(m for m, _ in r.marks))]
     axes.set_xlim(*_limits([*known, figure.reference]))
@@ -505,7 +411,7 @@ def _forest(axes, figure: Forest, tips: dict[str, str]):
             _tip(mark, tips, f"{name}: {number(value, 3, percent=figure.percent)}")
         if row.low is not None and row.high is not None:
             axes.hlines(at, row.low, row.high, color=tone, linewidth=1.5, alpha=0.75)
-        shown = "" if row.heading else _interval(figure, row)
+        shown = "" if row.heading else interval_of(figure, row)
         if row.value is not None:
             note = f"; {row.note}" if row.note else ""
             _dot(axes, row.value, at, row.tone, tips, f"{row.label}: {shown}{note}")

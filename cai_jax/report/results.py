@@ -13,22 +13,22 @@ from etils import epath
 from cai_jax.configuration.topic import Words
 from cai_jax.errors import UserError
 from cai_jax.evals import agreement
+from cai_jax.evals import figures as evals_figures
 from cai_jax.evals.intervals import bootstrap_mean, net_wins, wilson
-from cai_jax.evals.rows import row
+from cai_jax.evals.rows import Column, row
 from cai_jax.evals.text_statistics import words
 from cai_jax.io import artefacts
 from cai_jax.report import (
     build,
     compare,
     copied,
+    curves,
     figures,
     numbers,
-    schema1,
     tables,
     text,
     transcripts,
 )
-from cai_jax.report.numbers import Column
 from cai_jax.report.run import Evaluation, Run, Stage
 
 REFERENCE_FILES = ("manifest.json", "metrics.jsonl", "metrics.json")
@@ -42,33 +42,32 @@ PROVENANCE = (
     "command",
 )
 # Of the numbers that are counted here and not by an evaluation.
-COLUMNS = [
-    {"name": "label_agreement", "label": "agree with people, both orders", "group": "labels",
-     "figure": "forest", "title": "AI labels that agree with people"},
-    {"name": "label_agreement_one_order", "label": "one order", "group": "labels"},
-    {"name": "label_ece", "label": "calibration error", "group": "labels"},
-    {"name": "label_flip_rate", "label": "flip rate", "group": "labels"},
-    {"name": "label_first_option", "label": "option (A) chosen", "group": "labels"},
-    {"name": "label_confidence", "label": "mean confidence", "group": "labels"},
-    {"name": "revision_changed", "label": "text changed", "group": "revised"},
-    {"name": "revision_moved", "label": "judge's score", "group": "revised"},
-    {"name": "revision_net_rise", "label": "rose − fell", "group": "revised"},
-    {"name": "revision_words_before", "label": "words before", "group": "revised"},
-    {"name": "revision_words_after", "label": "words after", "group": "revised"},
-    {"name": "revision_echoes_critique", "label": "revisions that repeat their critique",
-     "group": "revised"},
-    {"name": "revision_critiques_copied", "label": "critiques that repeat a worked example",
-     "group": "revised"},
-    {"name": "revision_copied", "label": "revisions that do", "group": "revised"},
-    {"name": "critiques_read", "label": "of the critiques read", "group": "critiques read by hand"},
-]  # fmt: skip
+COLUMNS = (
+    Column("label_agreement", "agree with people, both orders", "accuracy", "higher", "labels",
+           figure="forest", title="AI labels that agree with people"),
+    Column("label_agreement_one_order", "one order", "accuracy", "higher", "labels"),
+    Column("label_ece", "calibration error", "ECE", "lower", "labels"),
+    Column("label_flip_rate", "flip rate", "share", "lower", "labels"),
+    Column("label_first_option", "option (A) chosen", "share", None, "labels"),
+    Column("label_confidence", "mean confidence", "probability", None, "labels"),
+    Column("revision_changed", "text changed", "share", None, "revised"),
+    Column("revision_moved", "judge's score", "PM score", "higher", "revised"),
+    Column("revision_net_rise", "rose − fell", "share", "higher", "revised"),
+    Column("revision_words_before", "words before", "words", None, "revised", digits=0),
+    Column("revision_words_after", "words after", "words", None, "revised", digits=0),
+    Column("revision_echoes_critique", "repeat their critique", "share", "lower", "revised"),
+    Column("revision_critiques_copied", "critiques that repeat a worked example", "share", "lower",
+           "revised"),
+    Column("revision_copied", "revisions that do", "share", "lower", "revised"),
+    Column("critiques_read", "of the critiques read", "share", None, "critiques read by hand"),
+)  # fmt: skip
 
 
 def collect(run: Run, counted: Sequence[dict] = ()) -> Evaluation:
     """What the evaluate stages measured, labels next to people, revisions by the judge, and
     `counted`, rows from reading by hand."""
-    seed, found = run.config.get("seed", 0), run.evaluation
-    rows, curves = list(found.rows), {}
+    seed, measured = run.config.get("seed", 0), run.evaluation
+    rows, curves = list(measured.rows), {}
     for stage in run.of_kind("feedback"):
         source = stage.inputs.get("comparisons")
         if stage.done and source in run.stages:
@@ -79,15 +78,18 @@ def collect(run: Run, counted: Sequence[dict] = ()) -> Evaluation:
         both = (*revised(run, stage, seed), *copied.rows(run, stage))
         rows += [{**r, "stage": stage.name} for r in both]
     rows += [{**r, "stage": ""} for r in counted]
-    units = {r["metric"]: {key: r.get(key) for key in ("unit", "good")} for r in rows}
-    own = [{**units[c["name"]], **c} for c in COLUMNS if c["name"] in units]
-    columns = {**found.columns, **numbers.columns(own, [])}
-    calibration = {**schema1.CALIBRATION, "name": "calibration_labels", "group": "labels"}
-    calibration["title"] = "AI labels: calibration on human pairs"
-    series = [schema1.reliability(name.rpartition("/")[2], bins) for name, bins in curves.items()
-              if bins and name.startswith("labels/human/")]  # fmt: skip
-    drawn = [*found.figures, *([calibration | {"series": series}] if series else [])]
-    return Evaluation(found.stage, rows, columns, drawn, found.notes)
+    units = {r["metric"] for r in rows}
+    own = [c.to_json() for c in COLUMNS if c.name in units]
+    columns = {**measured.columns, **numbers.columns(own, [])}
+    human = {
+        name.rpartition("/")[2]: bins
+        for name, bins in curves.items()
+        if bins and name.startswith("labels/human/")
+    }
+    names = {"name": "calibration_labels", "title": "AI labels: calibration on human pairs"}
+    drawn = [figure | names | {"group": "labels"} for figure in evals_figures.calibration(human)]
+    drawn = [*measured.figures, *drawn]
+    return Evaluation(measured.stage, rows, columns, drawn, measured.notes)
 
 
 def _labels_by_pair(run: Run) -> dict:
@@ -178,18 +180,21 @@ def write(
 
 def _write(run: Run, out, count: int, of: str, others: Sequence, prompts: bool) -> dict[str, int]:
     files, counted = _critiques(run, out, count, of, prompts)
-    found = collect(run, counted)
-    pairs = compare.pairwise(run, found, _labels_by_pair(run), run.config.get("seed", 0))
+    measured = collect(run, counted)
+    pairs = compare.pairwise(run, measured, _labels_by_pair(run), run.config.get("seed", 0))
     seeds = []
     if others:
-        every = [found, *(collect(Run(path)) for path in others)]
-        seeds = compare.over_seeds([(one.rows, one.columns) for one in every])
-    columns = {**{r["metric"]: Column(r["metric"], unit=r["unit"]) for r in pairs}, **found.columns}
+        every = [measured, *(collect(Run(path)) for path in others)]
+        seeds = compare.over_seeds([(other.rows, other.columns) for other in every])
+    columns = {
+        **{r["metric"]: Column(r["metric"], unit=r["unit"]) for r in pairs},
+        **measured.columns,
+    }
     shown = [
-        *tables.answers(found),
-        *tables.others(found),
+        *tables.answers(measured),
+        *tables.others(measured),
         *tables.pairwise(pairs, columns),
-        *tables.principles(found)[:1],
+        *tables.principles(measured)[:1],
         tables.cost(run),
         *tables.over_seeds(seeds, columns),
     ]
@@ -201,10 +206,10 @@ def _write(run: Run, out, count: int, of: str, others: Sequence, prompts: bool) 
         artefacts.write_text(out / name, value if value.endswith("\n") else value + "\n")
     metrics = {
         "schema": 2,
-        "rows": found.rows,
-        "columns": [vars(column) for column in found.columns.values()],
-        "figures": found.figures,
-        "notes": found.notes,
+        "rows": measured.rows,
+        "columns": [vars(column) for column in measured.columns.values()],
+        "figures": measured.figures,
+        "notes": measured.notes,
         "pairwise": pairs,
         "cost": cost(run),
         "about": about(run),
@@ -212,7 +217,7 @@ def _write(run: Run, out, count: int, of: str, others: Sequence, prompts: bool) 
     }
     artefacts.write_json(out / "metrics.json", metrics)
     sizes = {name: len(value) for name, value in files.items()}
-    sizes |= {k: len(v) for k, v in build.write_figures(drawings(run, found), out).items()}
+    sizes |= {k: len(v) for k, v in build.write_figures(drawings(run, measured), out).items()}
     sizes["metrics.json"] = len(artefacts.dump(metrics))
     return {**sizes, "reference/": write_reference(run, out / "reference")}
 
@@ -236,10 +241,10 @@ def _critiques(run: Run, out, count: int, of: str, prompts: bool) -> tuple[dict,
     return files, counted
 
 
-def drawings(run: Run, found: Evaluation) -> list:
+def drawings(run: Run, measured: Evaluation) -> list:
     """The figures of published results: those of the report's page, and each model's difference to
     the first."""
-    sources = [figures.Source(run, found)]
+    sources = [figures.Source(run, measured)]
     groups = ("answers", "harm", "judges", "revisions", "labels")
     return [
         *figures.frontier(sources),
@@ -247,7 +252,7 @@ def drawings(run: Run, found: Evaluation) -> list:
         *figures.declared(sources, groups),
         *figures.differences(sources),
         *figures.constitution(sources)[1:],
-        *figures.training([run])[0],
+        *curves.training([run])[0],
     ]
 
 

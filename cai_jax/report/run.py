@@ -10,6 +10,7 @@ import math
 import pandas as pd
 from etils import epath
 
+from cai_jax import references
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
 from cai_jax.io.metrics import read_rows
@@ -53,6 +54,12 @@ class Stage:
     @property
     def inputs(self) -> dict:
         return self.fields.get("inputs") or {}
+
+    def values(self, field: str) -> list:
+        """What the field says in the stage and, of an evaluate stage, in each of its
+        evaluations."""
+        places = [self.fields, *(self.fields.get("evals") or {}).values()]
+        return [place[field] for place in places if place.get(field)]
 
     @property
     def summary(self) -> dict:
@@ -102,8 +109,8 @@ class Evaluation:
     def prompt_sets(self) -> list[str]:
         """The sets of prompts whose answers were measured, the topic's own first."""
         answered = ("num_tokens", "expected_harm")
-        found = {row["on"] for row in self.rows if row["metric"] in answered}
-        return sorted(found, key=lambda on: (on != "red_team", on))
+        measured = {row["on"] for row in self.rows if row["metric"] in answered}
+        return sorted(measured, key=lambda on: (on != "red_team", on))
 
 
 class Run:
@@ -189,12 +196,12 @@ class Run:
         value = stage.fields.get(field)
         name = value.get("model") if isinstance(value, dict) else value
         target = str(stage.fields.get(f"{field} →") or name or "")
-        trained = self.stages.get(stage_of(target))
+        trained = self.stages.get(references.stage_of(target))
         mark = trained.manifest.get("fingerprint") if trained else None
         return str(name or ""), f"{target} {mark}" if mark else target
 
     @functools.cached_property
-    def _measured(self) -> dict[str, Evaluation]:
+    def measured(self) -> dict[str, Evaluation]:
         """evaluate stage → what it measured, where each row carries the stage's name."""
         out = {}
         for stage in self.of_kind("evaluate"):
@@ -211,7 +218,7 @@ class Run:
     def main(self) -> str:
         """The evaluate stage whose answers the report is about: "evaluate" if it has some, else the
         one of most models."""
-        counts = {name: len(found.models) for name, found in self._measured.items()}
+        counts = {name: len(measured.models) for name, measured in self.measured.items()}
         return "evaluate" if counts.get("evaluate") else max(counts, key=counts.get, default="")
 
     @functools.cached_property
@@ -219,23 +226,23 @@ class Run:
         """The main evaluate stage's numbers and, after them, the others' that are not about answers
         of their own: judges, questions, revisions. Equal numbers are kept once."""
         merged = Evaluation(self.main)
-        for name in sorted(self._measured, key=lambda name: name != self.main):
-            found = self._measured[name]
-            own = [] if name == self.main else found.prompt_sets
+        for name in sorted(self.measured, key=lambda name: name != self.main):
+            measured = self.measured[name]
+            own = [] if name == self.main else measured.prompt_sets
             seen = {(r["name"], r["value"]) for r in merged.rows if r["on"] != "revisions"}
             merged.rows += [
                 row
-                for row in found.rows
+                for row in measured.rows
                 if row["on"] not in own and (row["name"], row["value"]) not in seen
             ]
-            merged.columns = {**found.columns, **merged.columns}
+            merged.columns = {**measured.columns, **merged.columns}
             merged.figures += [
                 figure
-                for figure in found.figures
+                for figure in measured.figures
                 if name == self.main or figure.get("group") not in ("answers", "harm")
             ]
-        merged.notes = list(self._measured[self.main].notes) if self.main else []
-        order = [*self._measured[self.main].columns] if self.main else []
+        merged.notes = list(self.measured[self.main].notes) if self.main else []
+        order = [*self.measured[self.main].columns] if self.main else []
         later = [metric for metric in merged.columns if metric not in order]
         merged.columns = {metric: merged.columns[metric] for metric in (*order, *later)}
         return merged
@@ -244,11 +251,11 @@ class Run:
     def further(self) -> list[Evaluation]:
         """The other evaluate stages that have answers of their own, with the rows about these."""
         out = []
-        for name, found in self._measured.items():
-            if name != self.main and (own := found.prompt_sets):
-                rows = [row for row in found.rows if row["on"] in own]
-                figures = [f for f in found.figures if f.get("group") in ("answers", "harm")]
-                out.append(Evaluation(name, rows, found.columns, figures))
+        for name, measured in self.measured.items():
+            if name != self.main and (own := measured.prompt_sets):
+                rows = [row for row in measured.rows if row["on"] in own]
+                figures = [f for f in measured.figures if f.get("group") in ("answers", "harm")]
+                out.append(Evaluation(name, rows, measured.columns, figures))
         return out
 
     @functools.cache  # noqa: B019
@@ -257,16 +264,16 @@ class Run:
         return {row["id"]: row["score"] for row in self.records(stage, "scores")}
 
     @functools.cache  # noqa: B019
-    def values_of(self, stage: str) -> dict[tuple[str, str, str], dict[str, float]]:
-        """(metric, set, model) → prompt or item id → value, where the stage kept them."""
-        rows = self.records(stage, "values")
-        return {(row["metric"], row["on"], row["model"]): row["values"] for row in rows}
+    def values_of(self, stage: str) -> dict[str, dict[str, float]]:
+        """Name of a row → prompt or item id → value, where the stage kept them."""
+        path = self.stages[stage].path / "values.jsonl"
+        return {row["name"]: row["values"] for row in read_rows(path)}
 
     @functools.cache  # noqa: B019
     def revision_scores(self, stage: str) -> dict[str, float]:
         """Of one revise stage, "<record id>#<number of revisions>" → score, by the evaluate stages
         that judged it: stages that revise the same responses share their records' ids."""
-        judges = [one for one in self.of_kind("evaluate") if one.inputs.get("revisions") == stage]
+        judges = [s for s in self.of_kind("evaluate") if s.inputs.get("revisions") == stage]
         return {name: s for judge in judges for name, s in self.scores_of(judge.name).items()}
 
     @functools.cached_property
@@ -284,8 +291,8 @@ class Run:
             return out.get(kind)
 
         rl = pick("rl")
-        pick("pm", stage_of(rl.fields.get("reward")) if rl else "")
-        sl = pick("sl", stage_of(rl.fields.get("policy")) if rl else "")
+        pick("pm", references.stage_of(str(rl.fields.get("reward"))) if rl else "")
+        sl = pick("sl", references.stage_of(str(rl.fields.get("policy"))) if rl else "")
         pick("revise", sl.inputs.get("revisions", "") if sl else "")
         pick("harm")
         return out
@@ -316,7 +323,7 @@ class Run:
     @functools.cached_property
     def models(self) -> list[str]:
         """Names of the main evaluate stage's models."""
-        return self._measured[self.main].models if self.main else []
+        return self.measured[self.main].models if self.main else []
 
     # ---- Cost ------------------------------------------------------------------------------------
 
@@ -368,11 +375,6 @@ class Run:
             except (UserError, ValueError, TypeError, KeyError) as error:
                 self.problems.append(f"{path}: {error}")
         return None
-
-
-def stage_of(model) -> str:
-    """The stage of "@stage" or "@stage:step", "" where a model is none's."""
-    return str(model)[1:].partition(":")[0] if str(model).startswith("@") else ""
 
 
 def _with_width(row: dict) -> dict:

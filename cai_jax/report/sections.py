@@ -7,7 +7,17 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from cai_jax.report import cards, cautions, compare, figures, judge, story, tables, transcripts
+from cai_jax.report import (
+    cards,
+    cautions,
+    compare,
+    curves,
+    figures,
+    judge,
+    story,
+    tables,
+    transcripts,
+)
 from cai_jax.report.plot import Forest, Panel
 from cai_jax.report.run import Run
 from cai_jax.report.text import duration, gigabytes, headed, quantity
@@ -76,7 +86,7 @@ def _prefix(runs: Sequence[Run], run: Run) -> str:
 
 def differences(runs: Sequence[Run]) -> Section:
     """For several runs: values next to each other and the difference to the first."""
-    found = compare.differences(runs) if len(runs) > 1 else []
+    measured = compare.differences(runs) if len(runs) > 1 else []
     return Section(
         "differences",
         "Differences",
@@ -85,7 +95,7 @@ def differences(runs: Sequence[Run]) -> Section:
         "include zero. Where both runs answered the same prompts, the difference is paired. "
         "Numbers of other judges have no common scale: they are shown in grey, without a "
         "difference.",
-        [Part(tables=[tables.differences(runs, found)])] if found else [],
+        [Part(tables=[tables.differences(runs, measured)])] if measured else [],
     )
 
 
@@ -101,14 +111,14 @@ def results(runs: Sequence[Run]) -> Section:
         Part(figures=[*drawn, *figures.declared(sources, OF_ANSWERS)]),
         Part(tables=wins, fold="Win rates of every two models"),
         *[
-            Part(tables=found, fold=headed(group))
+            Part(tables=own, fold=headed(group))
             for group in groups
-            if group not in ("judges", "revisions", "harm") and (found := _grouped(runs, [group]))
+            if group not in ("judges", "revisions", "harm") and (own := _grouped(runs, [group]))
         ],
     ]
     for index, run in enumerate(runs):
-        for found in run.further:
-            parts += _further(runs, run, index, found)
+        for measured in run.further:
+            parts += _further(runs, run, index, measured)
     return Section(
         "results",
         "Results",
@@ -119,14 +129,18 @@ def results(runs: Sequence[Run]) -> Section:
     )
 
 
-def _further(runs: Sequence[Run], run: Run, index: int, found) -> list[Part]:
+def _further(runs: Sequence[Run], run: Run, index: int, measured) -> list[Part]:
     """A further evaluation of the run: its plots at once, its tables in a fold."""
-    count = len(found.models)
-    suffix = f"{f'-{index + 1}' if len(runs) > 1 else ''}-{found.stage}"
-    source = [figures.Source(run, found, suffix=suffix)]
-    heading = f"{_prefix(runs, run)}{found.stage}, {count} model{'s' * (count != 1)}"
+    count = len(measured.models)
+    suffix = f"{f'-{index + 1}' if len(runs) > 1 else ''}-{measured.stage}"
+    source = [figures.Source(run, measured, suffix=suffix)]
+    heading = f"{_prefix(runs, run)}{measured.stage}, {count} model{'s' * (count != 1)}"
     first = figures.frontier(source) if count > 1 else []
-    numbers = [*tables.answers(found), *tables.others(found, ["harm"]), *tables.win_rates(found)]
+    numbers = [
+        *tables.answers(measured),
+        *tables.others(measured, ["harm"]),
+        *tables.win_rates(measured),
+    ]
     return [
         Part(figures=[*first, *figures.declared(source, OF_ANSWERS)], heading=heading),
         Part(tables=numbers, figures=figures.of_columns(source, OF_ANSWERS), fold="Its numbers"),
@@ -149,7 +163,7 @@ def judges(runs: Sequence[Run]) -> Section:
 
 
 def transparency(runs: Sequence[Run]) -> Section:
-    found = [(run, tables.principles(run.evaluation, _suffix(runs, run))) for run in runs]
+    measured = [(run, tables.principles(run.evaluation, _suffix(runs, run))) for run in runs]
     return Section(
         "transparency",
         "Constitution",
@@ -158,9 +172,9 @@ def transparency(runs: Sequence[Run]) -> Section:
         "and how far the preference model's score moved with it.",
         [
             Part(figures=figures.constitution(figures.main_sources(runs))),
-            Part(tables=[table for _, of in found for table in of[:1]]),
+            Part(tables=[table for _, of in measured for table in of[:1]]),
             Part(
-                tables=[table for _, of in found for table in of[1:]],
+                tables=[table for _, of in measured for table in of[1:]],
                 fold="Principles by kind of harm",
             ),
         ],
@@ -168,7 +182,7 @@ def transparency(runs: Sequence[Run]) -> Section:
 
 
 def training(runs: Sequence[Run]) -> Section:
-    main, more = figures.training(runs)
+    main, more = curves.training(runs)
     parts = [Part(figures=main, wide=False)]
     parts += [Part(figures=more, wide=False, fold=f"{len(more)} more curves")] if more else []
     return Section("training", "Training", "Training", "", parts)
@@ -180,7 +194,7 @@ def labels(runs: Sequence[Run]) -> Section:
         "Labels",
         "AI labels",
         "Raw log-probabilities are stored; what the preference model reads is derived from them.",
-        [Part(figures=figures.of_labels(runs))],
+        [Part(figures=curves.of_labels(runs))],
     )
 
 
@@ -224,8 +238,8 @@ def every_number(runs: Sequence[Run]) -> Section:
 
 
 def cost(runs: Sequence[Run]) -> Section:
-    found = [tables.cost(run, f"{run.name}, " if len(runs) > 1 else "") for run in runs]
-    return Section("cost", "Cost", "Stages and cost", "", [Part(tables=found)])
+    measured = [tables.cost(run, f"{run.name}, " if len(runs) > 1 else "") for run in runs]
+    return Section("cost", "Cost", "Stages and cost", "", [Part(tables=measured)])
 
 
 def provenance(runs: Sequence[Run]) -> Section:

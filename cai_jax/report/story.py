@@ -60,10 +60,11 @@ def data_sources(run: Run) -> list[str]:
     """Every data source that a stage read, once."""
     read = []
     for stage in run.stages.values():
-        for key, value in sorted(stage.fields.items()):
-            source = value.get("source") if isinstance(value, dict) else value
-            if isinstance(source, str) and source and (isinstance(value, dict) or key == "choices"):
-                read.append(source)
+        for fields in (stage.fields, *(stage.fields.get("evals") or {}).values()):
+            for key, value in sorted(fields.items()):
+                source = value.get("source") if isinstance(value, dict) else value
+                if isinstance(source, str) and (isinstance(value, dict) or key == "choices"):
+                    read += [source] if source else []
     return list(dict.fromkeys(place for source in read for place in sources.locations(source)))
 
 
@@ -91,9 +92,7 @@ def sentences(run: Run) -> list[str]:
     ]
     if answered:
         return [f"{base_model(run) or 'A model'} answered prompts: {', '.join(answered)}."]
-    asked = [
-        stage.fields["choices"] for stage in run.of_kind("evaluate") if stage.fields.get("choices")
-    ]
+    asked = [choices for s in run.of_kind("evaluate") for choices in s.values("choices")]
     if asked:
         return [f"Nothing was trained; lettered questions were answered: {_short(asked[0])}."]
     return ["No stage has finished yet."]
@@ -171,7 +170,7 @@ class Finding:
 
 def verdict(run: Run) -> list[Finding]:
     """What changed, a line each: harmlessness, helpfulness, absolute harm, evasiveness, length. Of
-    `run.shown` against the first; a difference whose interval covers zero is said to be none."""
+    `run.shown` against the first; a difference whose interval covers zero counts as none."""
     if len(run.models) < 2:
         return []
     rise, harm_sets = ("higher", "lower"), find(run.rows, "expected_harm", model=run.shown)
@@ -186,7 +185,7 @@ def verdict(run: Run) -> list[Finding]:
         _difference(run, "evasive_rate", HARM, "Evasiveness", ("more", "less"), answers),
         _length(run),
     ]
-    return [one for one in out if one]
+    return [line for line in out if line]
 
 
 def _difference(
@@ -215,7 +214,7 @@ def _difference(
 
 def _length(run: Run) -> Finding | None:
     rows = [find(run.rows, "num_tokens", HARM, name) for name in (run.models[0], run.shown)]
-    a, b = (found[0]["value"] if found else None for found in rows)
+    a, b = (known[0]["value"] if known else None for known in rows)
     if not a or b is None:
         return None
     word = "longer" if b > a else "shorter" if b < a else "the same"

@@ -105,17 +105,17 @@ def _grid(
     return [columns[metric].label for metric in metrics], cells
 
 
-def answers(found: Evaluation, suffix: str = "") -> list[Table]:
+def answers(measured: Evaluation, suffix: str = "") -> list[Table]:
     """For each set of prompts: what was measured of every model's answers, with the differences to
     the first."""
-    block, out = found.frame[found.frame["group"] == "answers"], []
-    for on in found.prompt_sets:
+    block, out = measured.frame[measured.frame["group"] == "answers"], []
+    for on in measured.prompt_sets:
         here = block[(block["on"] == on)]
         if here.empty:
             continue
-        first = found.models[0] if found.models else None
-        names = [(name, on) for name in found.models]
-        heads, cells = _grid(here, found.columns, names, first)
+        first = measured.models[0] if measured.models else None
+        names = [(name, on) for name in measured.models]
+        heads, cells = _grid(here, measured.columns, names, first)
         rows = [
             [Cell(model_name(name), tone=i), *line]
             for i, ((name, _), line) in enumerate(zip(names, cells, strict=True))
@@ -125,14 +125,18 @@ def answers(found: Evaluation, suffix: str = "") -> list[Table]:
     return out
 
 
-def others(found: Evaluation, groups: Iterable[str] | None = None, suffix: str = "") -> list[Table]:
+def others(
+    measured: Evaluation, groups: Iterable[str] | None = None, suffix: str = ""
+) -> list[Table]:
     """One table for each further group of numbers, a line for each model and set."""
     out = []
-    wanted = [g for g in dict.fromkeys(found.frame["group"]) if g not in OWN_TABLES]
+    wanted = [g for g in dict.fromkeys(measured.frame["group"]) if g not in OWN_TABLES]
     for group in wanted if groups is None else [g for g in groups if g in wanted]:
-        block = found.frame[found.frame["group"] == group]
+        block = measured.frame[measured.frame["group"] == group]
         names = list(dict.fromkeys(zip(block["model"], block["on"], strict=True)))
-        heads, cells = _grid(block, found.columns, names, found.models[0] if found.models else None)
+        heads, cells = _grid(
+            block, measured.columns, names, measured.models[0] if measured.models else None
+        )
         rows = [
             [Cell(model_name(model)), set_name(on), *line]
             for (model, on), line in zip(names, cells, strict=True)
@@ -142,20 +146,20 @@ def others(found: Evaluation, groups: Iterable[str] | None = None, suffix: str =
     return out
 
 
-def win_rates(found: Evaluation, suffix: str = "") -> list[Table]:
+def win_rates(measured: Evaluation, suffix: str = "") -> list[Table]:
     """How often each model's answer is preferred to each other's, by each judge."""
-    block = found.frame[(found.frame["group"] == "pairs") & found.frame["value"].notna()]
+    block = measured.frame[(measured.frame["group"] == "pairs") & measured.frame["value"].notna()]
     out = []
     for (metric, on), rows in block.groupby(["metric", "on"], sort=False):
-        column, cells = found.columns[metric], {}
+        column, cells = measured.columns[metric], {}
         for r in rows.to_dict("records"):
             value, low, high = r["value"], r["low"], r["high"]
             cells[r["model"], r["over"]] = _rate(value, low, high)
             cells[r["over"], r["model"]] = _rate(1 - value, 1 - high, 1 - low)
-        names = [name for name in found.models if any(name in pair for pair in cells)]
+        names = [name for name in measured.models if any(name in pair for pair in cells)]
         lines = [
             [
-                Cell(model_name(a), tone=found.models.index(a)),
+                Cell(model_name(a), tone=measured.models.index(a)),
                 *(cells.get((a, b), "") for b in names),
             ]
             for a in names
@@ -171,15 +175,15 @@ def _rate(value: float, low: float, high: float) -> Cell:
     return Cell(number(value, percent=True), notes=(note,))
 
 
-def principles(found: Evaluation, suffix: str = "") -> list[Table]:
+def principles(measured: Evaluation, suffix: str = "") -> list[Table]:
     """What each principle did: over all revisions, then within each kind of harm."""
-    extras = {r["name"]: r for r in found.rows if "used" in r}
+    extras = {r["name"]: r for r in measured.rows if "used" in r}
     sets: dict[str, list[dict]] = {}
     for r in extras.values():
         sets.setdefault(r["on"], []).append(r)
     out = []
     for on, rows in sets.items():
-        column = found.columns[rows[0]["metric"]]
+        column = measured.columns[rows[0]["metric"]]
         lines = [
             [
                 r["model"],
@@ -199,10 +203,10 @@ def _nan(row: Mapping) -> dict:
     return {key: float("nan") if row[key] is None else row[key] for key in ("low", "high")}
 
 
-def differences(runs: Sequence[Run], found: Sequence[Difference]) -> Table:
+def differences(runs: Sequence[Run], measured: Sequence[Difference]) -> Table:
     """Numbers of several runs next to each other, with their differences to the first run."""
     rows = []
-    for d in found:
+    for d in measured:
         cells = []
         for value, estimate in zip(d.values, d.differences, strict=True):
             note = ()
@@ -218,9 +222,9 @@ def differences(runs: Sequence[Run], found: Sequence[Difference]) -> Table:
 
 def every(run: Run) -> Table:
     """All rows of the run's metrics.json."""
-    found, rows = run.evaluation, []
-    for r in found.rows:
-        column = found.columns[r["metric"]]
+    measured, rows = run.evaluation, []
+    for r in measured.rows:
+        column = measured.columns[r["metric"]]
         base = {key: v for key, v in r["baseline"].items() if v is not None}
         rows.append(
             [
@@ -263,10 +267,10 @@ def cost(run: Run, prefix: str = "") -> Table:
     return Table(f"{prefix}{duration(run.seconds)} in all", head, rows, (2,))
 
 
-def over_seeds(found: Sequence[Mapping], columns: Mapping[str, Column]) -> list[Table]:
+def over_seeds(measured: Sequence[Mapping], columns: Mapping[str, Column]) -> list[Table]:
     """Means over runs with other seeds."""
     rows = []
-    for r in found:
+    for r in measured:
         column = columns[r["metric"]]
         note = _note(r, column) if r["against"] else None
         cell = Cell(column.format(r["value"]), column.ends(_nan(r) if r["low"] is None else r))
@@ -274,15 +278,15 @@ def over_seeds(found: Sequence[Mapping], columns: Mapping[str, Column]) -> list[
         names = [column.label, set_name(r["on"]), model_name(r["model"]), r["against"] or "–"]
         rows.append([*names, cell, note.verdict if note else "–", each])
     head = ["Number", "On", "Model", "Less that of", "Mean over runs", "", "Each run"]
-    caption = f"Over {found[0]['n']} runs with different seeds" if found else ""
-    return [Table(caption, head, rows, (4,))] if found else []
+    caption = f"Over {measured[0]['n']} runs with different seeds" if measured else ""
+    return [Table(caption, head, rows, (4,))] if measured else []
 
 
-def pairwise(found: Sequence[Mapping], columns: Mapping[str, Column]) -> list[Table]:
+def pairwise(measured: Sequence[Mapping], columns: Mapping[str, Column]) -> list[Table]:
     """The pairs whose difference is shown, and how many are not. Of many pairs one in twenty
     differs by chance."""
     out = []
-    table = frame(found, columns)
+    table = frame(measured, columns)
     for (metric, on), block in table[table["low"].notna()].groupby(["metric", "on"], sort=False):
         column = columns[metric]
         apart = block[(block["low"] > 0) | (block["high"] < 0)]

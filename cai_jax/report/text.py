@@ -124,7 +124,15 @@ def script_json(value) -> str:
 
 
 def number(value: float | None, digits: int = 2, sign: bool = False, percent: bool = False) -> str:
-    """A number with a true minus; "–" where there is none (None or NaN)."""
+    """A number with a true minus; "–" where there is none.
+
+    Args:
+        value: None and NaN are none. digits: after the point, before it becomes per cent. sign:
+        whether a plus is shown. percent: whether the value is a share.
+
+    Returns:
+        The number in print.
+    """
     if value is None or value != value:
         return "–"
     plus = "+" if sign else ""
@@ -137,7 +145,14 @@ def number(value: float | None, digits: int = 2, sign: bool = False, percent: bo
 
 
 def interval(row: dict, sign: bool = True, percent: bool = False, digits: int = 2) -> str:
-    """A row's value with its interval."""
+    """A row's value with its interval.
+
+    Args:
+        row: of metrics.json. sign, percent, digits: see `number`.
+
+    Returns:
+        "value [low, high]", or the number of items where there is no interval.
+    """
     value, low, high = (
         number(row.get(key), digits, sign=sign, percent=percent) for key in ("value", "low", "high")
     )
