@@ -17,7 +17,7 @@ from cai_jax.evals.intervals import Estimate
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.report import __main__ as report
 from cai_jax.report import build, cards, cautions, compare, curves, figures, judge, plot
-from cai_jax.report.run import Run
+from cai_jax.report.run import Run, Stage
 from tests import fake_run
 
 SECTIONS = (
@@ -354,8 +354,11 @@ def test_the_share_of_cut_turns_is_named_by_stage_and_round():
         "pm": ("pm", {"answers": {"cut": 0, "of": 8}}),
     }
     shown = {
-        name: types.SimpleNamespace(
-            name=name, kind=kind, summary={"cut": cut, "reads_cut": False}, fields={"reward": "@pm"}
+        name: Stage(
+            name,
+            kind,
+            None,
+            {"summary": {"cut": cut, "reads_cut": False}, "fields": {"reward": "@pm"}},
         )
         for name, (kind, cut) in stages.items()
     }

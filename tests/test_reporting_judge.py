@@ -92,7 +92,7 @@ def test_runs_with_different_judges_have_no_difference_and_no_axis_in_common(run
     other = [Run(path) for path in runs]
     assert judge.differ(other) and not judge.differ(other, "num_tokens")
     for one in compare.differences(other):
-        of_judge = one.column.name in ("pm_score", "elo", "pm_score_by_revision")
+        of_judge = one.column.unit in ("PM score", "Elo")
         assert one.scales == of_judge
         assert (one.differences[1] is None) == of_judge or one.values[1] is None
     drawn = [one.key for one in figures.of_columns(figures.main_sources(other))]

@@ -84,7 +84,7 @@ def test_numbers_are_in_the_tables_with_interval_and_length(run, tmp_path, monke
     monkeypatch.setattr(results_lib, "drawings", lambda run, found: ())
     found, text = written(run, tmp_path)
     for name in ("Initial", "SL-CAI", "RL-CAI"):
-        (line,) = re.findall(rf"^\| {name} \|.*$", text.split("### Helpful")[0], re.M)
+        (line,) = re.findall(rf"^\| {name} \|.*$", text.partition("\n### ")[0], re.M)
         key = {"Initial": "initial", "SL-CAI": "sl", "RL-CAI": "rl"}[name]
         (tokens,) = find(found["rows"], "num_tokens", "red_team", key)
         assert f"{tokens['value']:.0f} [{tokens['low']:.0f}, {tokens['high']:.0f}]" in line, (
@@ -108,7 +108,7 @@ def test_numbers_are_in_the_tables_with_interval_and_length(run, tmp_path, monke
 def test_nothing_is_called_a_gain_whose_interval_covers_zero(run):
     def verdict(value, low, high):
         row = {"value": value, "low": low, "high": high}
-        return tables._note(row, numbers.Column("x")).verdict
+        return tables._note(row, numbers.Column("x", "x", percent=False, digits=2)).verdict
 
     for low, high in ((-0.01, 0.8), (-2, 0), (0, 0)):
         assert verdict((low + high) / 2, low, high) == "no difference shown"

@@ -57,7 +57,7 @@ def run(task: Task) -> Measured:
                 curves[f"PM, {on}"], error = calibration.curve(accuracy.bins)
                 out.append(ERROR.row(on, name, error))
     headline = "".join(f"PM accuracy {row['value']:.2f}" for row in out[:1])
-    columns = task.judged(COLUMNS, name) if out else ()
+    columns = COLUMNS if out else ()
     return Measured(out, columns, figures.calibration(curves), headline=headline)
 
 

@@ -186,10 +186,7 @@ def _write(run: Run, out, count: int, of: str, others: Sequence, prompts: bool) 
     if others:
         every = [measured, *(collect(Run(path)) for path in others)]
         seeds = compare.over_seeds([(other.rows, other.columns) for other in every])
-    columns = {
-        **{r["metric"]: Column(r["metric"], unit=r["unit"]) for r in pairs},
-        **measured.columns,
-    }
+    columns = numbers.columns([vars(c) for c in measured.columns.values()], pairs)
     shown = [
         *tables.answers(measured),
         *tables.others(measured),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 
 import pandas as pd
@@ -267,7 +268,12 @@ class Run:
     def values_of(self, stage: str) -> dict[str, dict[str, float]]:
         """Name of a row → prompt or item id → value, where the stage kept them."""
         path = self.stages[stage].path / "values.jsonl"
-        return {row["name"]: row["values"] for row in read_rows(path)}
+        lines = path.read_text().splitlines() if path.exists() else []
+        try:
+            return {row["name"]: row["values"] for row in map(json.loads, lines)}
+        except (ValueError, KeyError, TypeError) as error:
+            self.problems.append(f"{path}: {error}")
+            return {}
 
     @functools.cache  # noqa: B019
     def revision_scores(self, stage: str) -> dict[str, float]:

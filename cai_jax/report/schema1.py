@@ -15,7 +15,6 @@ from cai_jax.report.text import ITEM_SETS, model_name
 JUDGED_BY = {
     "preference_scores": "reward",
     "revisions": "reward",
-    "preference_pairs": "reward",
     "judge": "judge",
     "harm": "harm",
 }
