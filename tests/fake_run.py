@@ -14,8 +14,8 @@ import numpy as np
 
 from cai_jax.evals import answer_statistics, calibration, harm, preference_scores
 from cai_jax.evals import revisions as revisions_eval
-from cai_jax.evals.calibration import confidence, expected_calibration_error, reliability
-from cai_jax.evals.intervals import Estimate, wilson
+from cai_jax.evals.calibration import confidence, reliability
+from cai_jax.evals.intervals import wilson
 from cai_jax.evals.rows import row
 
 KINDS = (
@@ -564,13 +564,13 @@ def _evaluate(w, num_prompts, seed, lift, revisions, scores, answer):
     )
     p = rng.beta(2, 1.4, 200)
     bins = reliability(*confidence(p), num_bins=5, span=(0.5, 1.0))
-    curve = calibration.points(bins)
+    curve, error = calibration.curve(bins)
     rows.append(
         row(
             "pm_ece",
             "hhh",
             "@pm",
-            Estimate(expected_calibration_error(bins), None, None, 200),
+            error,
             good="lower",
         )
     )

@@ -141,7 +141,7 @@ def test_every_two_are_compared_on_the_same_prompts(run, tmp_path, monkeypatch):
     )
     assert find(found, "pm_score_at_equal_length", "red_team", "rl", "sl")
     assert not find(found, "pm_score", "red_team", "rl", "initial"), "it is in the evaluation"
-    (labels,) = find(found, "label_agreement", "human", "feedback_chain", "feedback")
+    (labels,) = find(found, "label_agreement", "hh_harmless_base", "feedback_chain", "feedback")
     assert labels["n"] == 24
     apart = [r for r in found if r["metric"] == "label_agreement" and not r["null"]]
     assert f"of 1 pairs {len(apart)} differ at 95 % each; 0.1 would by chance" in text

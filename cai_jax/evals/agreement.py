@@ -12,7 +12,15 @@ from cai_jax.evals.intervals import Estimate, bootstrap_mean, paired_difference,
 from cai_jax.evals.preference import wins
 from cai_jax.evals.rows import Column
 
-AGREEMENT = Column("label_agreement", "Agree with people", "accuracy", "higher", "labels")
+AGREEMENT = Column(
+    "label_agreement",
+    "Agree with people",
+    "accuracy",
+    "higher",
+    "labels",
+    figure="forest",
+    title="AI labels that agree with people",
+)
 ONE_ORDER = Column(
     "label_agreement_one_order", "Agree with people, one order", "accuracy", "higher", "labels"
 )

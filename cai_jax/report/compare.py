@@ -119,26 +119,15 @@ def over_seeds(runs: Sequence[tuple[Sequence[dict], Mapping[str, numbers.Column]
     return out
 
 
-def pairwise(run: Run, measured: Evaluation, more: Mapping = {}, seed: int = 0) -> list[dict]:  # noqa: B006
-    """Differences of every two models, the later less the earlier, paired by prompt or item.
-
-    Args:
-        run: the run. measured: its numbers; differences that they hold are left out. more: further
-        values, (metric, set, model) → item id → value. seed: of bootstraps.
-
-    Returns:
-        Rows as those of metrics.json.
-    """
+def pairwise(run: Run, measured: Evaluation, seed: int = 0) -> list[dict]:
+    """Differences of every two models, the later less the earlier, paired by prompt or item; those
+    that `measured` holds are left out."""
     known = {(r["metric"], r["on"], r["model"], r["against"]) for r in measured.rows}
     groups: dict[tuple[str, str], dict[str, dict]] = {}
-    for (metric, on, model), values in more.items():
-        groups.setdefault((metric, on), {})[model] = values
-    for stage in run.of_kind("evaluate"):
-        values = run.values_of(stage.name)
-        for r in run.measured[stage.name].rows:
-            if r["name"] in values:
-                of_set = groups.setdefault((r["metric"], r["on"]), {})
-                of_set.setdefault(r["model"], values[r["name"]])
+    for r in measured.rows:
+        kept = run.values_of(r["stage"]) if r["stage"] in run.stages else {}
+        if values := measured.values.get(r["name"]) or kept.get(r["name"]):
+            groups.setdefault((r["metric"], r["on"]), {})[r["model"]] = values
     order = {name: i for i, name in enumerate(measured.models)}
     out = []
     for (metric, on), models in groups.items():

@@ -43,13 +43,7 @@ PROVENANCE = (
 )
 # Of the numbers that are counted here and not by an evaluation.
 COLUMNS = (
-    Column("label_agreement", "agree with people, both orders", "accuracy", "higher", "labels",
-           figure="forest", title="AI labels that agree with people"),
-    Column("label_agreement_one_order", "one order", "accuracy", "higher", "labels"),
-    Column("label_ece", "calibration error", "ECE", "lower", "labels"),
-    Column("label_flip_rate", "flip rate", "share", "lower", "labels"),
-    Column("label_first_option", "option (A) chosen", "share", None, "labels"),
-    Column("label_confidence", "mean confidence", "probability", None, "labels"),
+    *agreement.COLUMNS,
     Column("revision_changed", "text changed", "share", None, "revised"),
     Column("revision_moved", "judge's score", "PM score", "higher", "revised"),
     Column("revision_net_rise", "rose − fell", "share", "higher", "revised"),
@@ -89,20 +83,8 @@ def collect(run: Run, counted: Sequence[dict] = ()) -> Evaluation:
     names = {"name": "calibration_labels", "title": "AI labels: calibration on human pairs"}
     drawn = [figure | names | {"group": "labels"} for figure in evals_figures.calibration(human)]
     drawn = [*measured.figures, *drawn]
-    return Evaluation(measured.stage, rows, columns, drawn, measured.notes)
-
-
-def _labels_by_pair(run: Run) -> dict:
-    """Of each feedback stage, pair → whether its label agrees with people."""
-    out = {}
-    for stage in run.of_kind("feedback"):
-        source = stage.inputs.get("comparisons")
-        if source in run.stages:
-            pairs = agreement.of_pairs(run.records(stage.name), run.records(source))
-            right = {name: pair["right"] for name, pair in pairs.items()}
-            if right:
-                out["label_agreement", "human", stage.name] = right
-    return out
+    values = {r["name"]: r.pop("values") for r in rows if "values" in r}
+    return Evaluation(measured.stage, rows, columns, drawn, measured.notes, values)
 
 
 def revised(run: Run, stage: Stage, seed: int) -> list[dict]:
@@ -181,7 +163,7 @@ def write(
 def _write(run: Run, out, count: int, of: str, others: Sequence, prompts: bool) -> dict[str, int]:
     files, counted = _critiques(run, out, count, of, prompts)
     measured = collect(run, counted)
-    pairs = compare.pairwise(run, measured, _labels_by_pair(run), run.config.get("seed", 0))
+    pairs = compare.pairwise(run, measured, run.config.get("seed", 0))
     seeds = []
     if others:
         every = [measured, *(collect(Run(path)) for path in others)]

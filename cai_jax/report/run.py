@@ -93,6 +93,7 @@ class Evaluation:
     columns: dict[str, numbers.Column] = dataclasses.field(default_factory=dict)
     figures: list[dict] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    values: dict[str, dict] = dataclasses.field(default_factory=dict)  # as `Run.values_of`
 
     @functools.cached_property
     def frame(self) -> pd.DataFrame:
