@@ -94,15 +94,15 @@ def _preset(arguments: list[str]) -> str:
         "",
     )
     path = config_files.locate(file.partition(":")[0]) if file else None
-    found = path and re.search(
+    line = path and re.search(
         r'^TOPOLOGY = "([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE
     )
-    if not found:
+    if not line:
         raise UserError(
             "--topology is missing, and the config has no line TOPOLOGY; give the chips, such as "
             f"--topology=v5e:8x8 or --topology=h100:8; usage: {USAGE}"
         )
-    return found[1]
+    return line[1]
 
 
 @command

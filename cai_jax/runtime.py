@@ -30,10 +30,10 @@ def pin() -> list[str]:
     each that was otherwise."""
     changed = []
     for name, value in PINNED.items():
-        found = getattr(jax.config, name)
-        if found != value:
+        given = getattr(jax.config, name)
+        if given != value:
             jax.config.update(name, value)
-            changed.append(f"{name.upper()}={found} is not used here: {name} is {value}")
+            changed.append(f"{name.upper()}={given} is not used here: {name} is {value}")
     return changed
 
 

@@ -34,21 +34,23 @@ def describe(run_path) -> list[str]:
         directory = artefacts.StageDirectory(run_path / name)
         manifest = directory.manifest
         if manifest.get("done"):
-            told = f"done in {manifest['seconds']:.0f} s: {manifest['summary'].get('headline', '')}"
+            state = (
+                f"done in {manifest['seconds']:.0f} s: {manifest['summary'].get('headline', '')}"
+            )
         elif manifest:
             steps = read_rows(directory.path / "metrics.jsonl")
             rows = sum(
                 part.read_text().count("\n") for part in directory.path.glob("*.parts/[0-9]*.jsonl")
             )
-            told = f"begun, step {steps[-1]['step']}" if steps else f"begun, {rows} rows on disk"
+            state = f"begun, step {steps[-1]['step']}" if steps else f"begun, {rows} rows on disk"
         else:
-            told = "waiting" if name in asked else "not among the stages of the last command"
-        lines.append(f"  {name:20} {told}")
+            state = "waiting" if name in asked else "not among the stages of the last command"
+        lines.append(f"  {name:20} {state}")
     return lines
 
 
 def _shown(status: dict | None) -> str:
-    """What the run itself said last."""
+    """What the run itself reported last."""
     if not status:
         return ""
     place = (

@@ -60,7 +60,7 @@ def stage(kind, /, **given):
 
 
 def _with_prompts(kind, given):
-    """A stage whose prompts' fields (source, limit, …) are given beside the others."""
+    """A stage whose prompts' fields (source, limit, …) are given next to the others."""
     own = {name: given.pop(name) for name in groups.PROMPTS if name in given}
     return stage(kind, prompts=given.pop("prompts", own), **given)
 

@@ -1,4 +1,4 @@
-"""The whole method on SmolLM2-135M-Instruct, on two CPU cores, in about a quarter of an hour (`make
+"""The method on SmolLM2-135M-Instruct, on two CPU cores, in about a quarter of an hour (`make
 demo`).
 
 The sizes follow from a budget: two cores decode about 150 tokens a second and train about 150, so

@@ -1,4 +1,4 @@
-"""The whole graph on a random two-layer model, in about a minute: for tests, and to see every
+"""The graph on a random two-layer model, in about a minute: for tests, and to see every
 artefact's shape."""
 
 import os

@@ -26,18 +26,18 @@ def _choices(config) -> list[tuple[str, str, object, str]]:
         if isinstance(stage, ml_collections.ConfigDict)
     }
     kinds = {name: stage.get("kind") for name, stage in stages.items()}
-    found, clamps = [], {}
+    chosen, clamps = [], {}
     for name, stage in stages.items():
         if kinds[name] == "feedback" and stage.get("model") == AUTO:
             model = "helpful" if stage.get("mode") == CHAIN else "feedback"
-            found.append((name, "model", model, f"mode={stage.get('mode')}"))
+            chosen.append((name, "model", model, f"mode={stage.get('mode')}"))
     for name, stage in stages.items():
         if kinds[name] == "pm":
             clamps[name] = stage.get("clamp")
             if _is_auto(clamps[name]):
                 clamps[name] = CLAMP if after_chains(config, stage) else NO_CLAMP
                 chains = "with" if clamps[name] else "without"
-                found.append((name, "clamp", clamps[name], f"soft labels {chains} chains"))
+                chosen.append((name, "clamp", clamps[name], f"soft labels {chains} chains"))
     for name, stage in stages.items():
         for key, of in (stage.get("evals") or {}).items():
             if not _is_auto(of.get("clamp")):
@@ -46,8 +46,8 @@ def _choices(config) -> list[tuple[str, str, object, str]]:
             asked = [*(reward.removeprefix("@") for reward in rewards), *sorted(clamps)]
             clamp = next((clamps[pm] for pm in asked if clamps.get(pm)), CLAMP)
             why = "that of the preference models, or the paper's"
-            found.append((name, f"evals.{key}.clamp", clamp, why))
-    return found
+            chosen.append((name, f"evals.{key}.clamp", clamp, why))
+    return chosen
 
 
 def _is_auto(value) -> bool:

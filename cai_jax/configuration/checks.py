@@ -10,7 +10,7 @@ from cai_jax.configuration import fields
 from cai_jax.configuration.run import RUN
 from cai_jax.errors import UserError
 
-# Files and directories of a run directory, beside those of the stages.
+# Files and directories of a run directory, next to those of the stages.
 RESERVED = (
     "aside",
     "config.json",

@@ -100,8 +100,8 @@ def _require_field(config, name: str) -> None:
 def explain(message: str) -> str:
     """The first sentence or two of a library's error, on one line; of a traceback inside it, the
     last line."""
-    before, found, trace = message.rstrip().partition("Traceback (most recent call last):")
-    message = before + trace.splitlines()[-1] if found and trace.strip() else message
+    before, mark, trace = message.rstrip().partition("Traceback (most recent call last):")
+    message = before + trace.splitlines()[-1] if mark and trace.strip() else message
     message = re.sub(r"\s+", " ", message).strip()
     if len(message) > 1 and message[0] == message[-1] and message[0] in "'\"":
         message = message[1:-1]  # a KeyError is the repr of its key

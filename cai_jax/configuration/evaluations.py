@@ -29,7 +29,7 @@ from cai_jax.configuration.groups import (
 )
 
 HARM_FIELDS: Table = {
-    "init": model("base", '"a language model"; not said which'),
+    "init": model("base", '"a language model"; the paper does not name it'),
     # hh-rlhf's red-team-attempts {transcript, rating}: the file, or the data set that
     # `cai_jax.data.prepare` makes of it.
     "ratings": rows("ratings", True, source="tfds:cai_hh_rlhf/red_team_attempts", split=""),
@@ -46,7 +46,7 @@ ANCHOR = word("sl", "the model with Elo 0 (the paper: SL-CAI), else the first")
 TIES = choice("drop", ("drop", "half"), "of equal scores; half: half a win of each")
 QUESTIONS: Table = {
     "choices": text("topic:choices", "or official files; a+b for several sets; '' for none"),
-    # The 438 are then told apart into its 221 and the other 217.
+    # The 438 are then divided into its 221 and the other 217.
     "big_bench": text("", "BIG-bench's folder hhh_alignment"),
     "num_choices": count(None, "of each set, evenly spaced; empty: all", low=0),
 }

@@ -281,7 +281,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def entry(table: Table, name: str) -> Field | Named | Table | None:
-    """What a table says of a name; "prompts_*" stands for every name that begins so."""
+    """What a table says of a name; "prompts_*" is for every name that begins so."""
     if name in table:
         return table[name]
     stems = [key for key in table if key.endswith("*") and name.startswith(key[:-1])]

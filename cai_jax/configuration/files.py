@@ -28,8 +28,8 @@ def names() -> list[str]:
     """What `--config=NAME` takes without a path: every config of the project."""
     root = own_root()
     folder = root / "configs" if root else None
-    found = folder.rglob("*.py") if folder else ()
-    every = (str(path.relative_to(folder).with_suffix("")) for path in found)
+    paths = folder.rglob("*.py") if folder else ()
+    every = (str(path.relative_to(folder).with_suffix("")) for path in paths)
     return sorted(name for name in every if not name.endswith(("__init__", "common", "zoo")))
 
 
@@ -44,9 +44,9 @@ def locate(name: str) -> pathlib.Path:
         return path.absolute()
     root, own = own_root(), pathlib.PurePosixPath(name.removeprefix("configs/"))
     if root and name and not path.is_absolute() and ".." not in own.parts:
-        found = root / "configs" / own.with_name(f"{own.name.removesuffix('.py')}.py")
-        if found.is_file():
-            return found
+        file = root / "configs" / own.with_name(f"{own.name.removesuffix('.py')}.py")
+        if file.is_file():
+            return file
     close = difflib.get_close_matches(str(own).removesuffix(".py"), names(), n=3)
     what = "is a directory" if path.is_dir() else "no such config file"
     hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(names())}"

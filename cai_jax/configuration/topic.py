@@ -1,7 +1,7 @@
 """What a run is about: config.topic names prompts, constitution and words once, and the stages
 refer to them.
 
-A stage's field "topic:prompts" stands for config.topic.prompts, so that somebody with a topic of
+A stage's field "topic:prompts" means config.topic.prompts, so that somebody with a topic of
 their own changes one place and no stage goes on with the embedded red-team prompts. `resolve`
 replaces the references before anything else reads the config.
 """
@@ -123,14 +123,14 @@ def _with_split(text: str, parts: str, split: str, where: str, role: str) -> str
     training only."""
     named = []
     for source in sources.parse(text):
-        piece = source.written
+        written = source.written
         if source.split is not None and split == "heldout":
             raise UserError(
-                f"{where}: '{piece}' names a split of its own; say what is held out: "
+                f"{where}: '{written}' names a split of its own; say what is held out: "
                 f"config.topic.heldout_{role}"
             )
         if source.split is not None or source.kind == sources.EMBEDDED:
-            named.append(piece)
+            named.append(written)
         else:
             named.append(_in_parts(source, parts))
     return "+".join(named)
@@ -143,7 +143,7 @@ def _in_parts(source: sources.Source, parts: str) -> str:
 
 
 def _all_of_files(heldout: str, trained: str) -> str:
-    """Held-out sources in which a file that names no split stands for all its rows. One that is
+    """Held-out sources in which a file that names no split means all its rows. One that is
     trained on as well keeps to those of its split "heldout", and so do data sets, whose splits have
     names."""
     known = {os.path.realpath(path) for path in sources.files(trained)}

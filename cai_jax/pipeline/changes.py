@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from etils import epath
@@ -29,28 +29,24 @@ class Changes(NamedTuple):
 def changed_fields(old: dict, new: dict) -> list[str]:
     """What differs between two stages' fields: dotted names with both values, and files whose
     contents differ."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
     files = [value.get("contents", {}) for value in (old, new)]
-    flat = [
-        {key: item for key, item in _flatten(value) if not key.startswith("contents.")}
-        for value in (old, new)
-    ]
-    found = {}
-    for key in sorted(set(flat[0]) | set(flat[1])):
-        before, after = (value.get(key) for value in flat)
+    changes = {}
+    for key in sorted({*before, *after}):
         field = key.removesuffix(" →")
         known = files[0].get(field, {}).get("text")
         same = known and known == files[1].get(field, {}).get("text")  # only spelled otherwise
-        if before != after and not same and not key.endswith(" contents"):
-            found[f"{field}: {before!r} → {after!r}"] = None
-    found.update(dict.fromkeys(identity.changed_files(*files)))
-    if files[1] and "contents" not in old:
-        found["files, which an earlier version identified otherwise"] = None
-    return list(found)
+        if before.get(key) != after.get(key) and not same:
+            changes[f"{field}: {before.get(key)!r} → {after.get(key)!r}"] = None
+    return [*changes, *identity.changed_files(*files)]
 
 
-def _flatten(value, path=""):
+def _flatten(value: Mapping, path: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted name, value) of every field but the contents of files."""
     for key, item in value.items():
         name = f"{path}.{key}" if path else str(key)
+        if name == "contents":
+            continue
         if isinstance(item, dict) and item:
             yield from _flatten(item, name)
         else:
@@ -105,7 +101,7 @@ def move_aside(run_path: epath.Path, stages: Sequence[str]) -> None:
     """Moves stage directories to RUN/aside and prints the way back: what a week has computed is not
     deleted."""
     # A process that looked only now would find nothing there.
-    artefacts.barrier(f"found changed {list(stages)}")
+    artefacts.barrier(f"changed {list(stages)}")
     if artefacts.is_writer():
         undo = []
         for name in stages:
@@ -138,31 +134,31 @@ def restore(nodes: Mapping, run_path: epath.Path, stages: Sequence[str]) -> list
     Raises UserError, with nothing moved, where another stage of the run would still be a changed
     one.
     """
-    found = {}
-    for name in stages:
-        directory = artefacts.StageDirectory(run_path / name)
-        if directory.manifest.get("fingerprint") == nodes[name].fingerprint:
-            continue
-        for kept in sorted((run_path / ASIDE).glob(f"{name}-*"), reverse=True):
-            if not re.fullmatch(rf"{re.escape(name)}-\d{{8}}-\d{{6}}(\.\d+)?", kept.name):
-                continue
-            if (
-                artefacts.StageDirectory(kept).manifest.get("fingerprint")
-                == nodes[name].fingerprint
-            ):
-                found[name] = kept
-                break
+    kept = {name: _kept(run_path, name, nodes[name].fingerprint) for name in stages}
+    kept = {name: path for name, path in kept.items() if path}
     # What would stay changed stops the command before anything moves.
-    rest = {name: node for name, node in nodes.items() if name not in found}
+    rest = {name: node for name, node in nodes.items() if name not in kept}
     require_allowed(find(rest, run_path), stages, "restore")
-    artefacts.barrier(f"found aside {sorted(found)}")
+    artefacts.barrier(f"aside {sorted(kept)}")
     if artefacts.is_writer():
-        for name, kept in found.items():
+        for name, path in kept.items():
             if (run_path / name).exists():
                 progress.say(f"moved {run_path / name} to {_aside(run_path, name)}")
-            kept.rename(run_path / name)
-            progress.say(f"moved {kept} back to {run_path / name}")
-        if not found:
+            path.rename(run_path / name)
+            progress.say(f"moved {path} back to {run_path / name}")
+        if not kept:
             progress.say(f"{run_path / ASIDE}: no stage was moved aside with these fields")
-    artefacts.barrier(f"restored {sorted(found)}")
-    return sorted(found)
+    artefacts.barrier(f"restored {sorted(kept)}")
+    return sorted(kept)
+
+
+def _kept(run_path: epath.Path, name: str, fingerprint: str) -> epath.Path | None:
+    """The newest directory of a stage under RUN/aside with just that fingerprint; None where the
+    stage's own has it already, or none does."""
+    if artefacts.StageDirectory(run_path / name).manifest.get("fingerprint") == fingerprint:
+        return None
+    for path in sorted((run_path / ASIDE).glob(f"{name}-*"), reverse=True):
+        is_its = re.fullmatch(rf"{re.escape(name)}-\d{{8}}-\d{{6}}(\.\d+)?", path.name)
+        if is_its and artefacts.StageDirectory(path).manifest.get("fingerprint") == fingerprint:
+            return path
+    return None

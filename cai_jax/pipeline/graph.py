@@ -128,7 +128,7 @@ def reopen(run_path: epath.Path, damage: artefacts.Damaged) -> None:
     if damage.restart:
         changes.move_aside(run_path, [damage.stage])
     else:
-        artefacts.barrier(f"found damaged {damage.stage}")
+        artefacts.barrier(f"damaged {damage.stage}")
         artefacts.StageDirectory(run_path / damage.stage).update_manifest(done=False)
         artefacts.barrier(f"opened {damage.stage}")
 

@@ -134,10 +134,10 @@ def _identified(config, name: str) -> tuple[dict, dict]:
         if is_model and value:
             shown[f"{path} →"] = value = references.resolve(config.models, value)
         is_reference = isinstance(field.range, Text) and not isinstance(field.range, Word)
-        found = identity.of(value, is_model) if is_reference else None
-        if found:
-            files[path] = found.to_json()
-        by_content[path] = found.text if found else value
+        content = identity.of(value, is_model) if is_reference else None
+        if content:
+            files[path] = content.to_json()
+        by_content[path] = content.text if content else value
     return by_content, {**shown, "contents": files} if files else shown
 
 

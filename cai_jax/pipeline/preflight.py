@@ -65,8 +65,8 @@ class Plan:
 
     def settings(self, name: str, of: type) -> list[Setting]:
         """The fields of a stage whose ranges are of a type."""
-        found = settings(self.config, name)
-        return [setting for setting in found if isinstance(setting.field.range, of)]
+        every = settings(self.config, name)
+        return [setting for setting in every if isinstance(setting.field.range, of)]
 
     def topics(self, name: str) -> dict[str, str]:
         """Field of a stage → the field of config.topic that it refers to."""
@@ -81,13 +81,16 @@ def check(
     stale: Sequence[str] = (),
     damaged: Sequence[artefacts.Damaged] = (),
 ) -> None:
-    """Raises UserError for the first thing that would stop a stage of this command.
+    """Refuses the first thing that would stop a stage of this command.
 
     Args:
       config, nodes: the run's config and its graph, as `build_graph` gives it.
       run_path: the run directory; nothing is written there.
       stale: stages that are going to be moved aside.
       damaged: stages whose files are not what they wrote.
+
+    Raises:
+      UserError: it, with the field's name.
     """
     again = {*stale, *(damage.stage for damage in damaged)}
     done = {

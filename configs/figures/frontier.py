@@ -1,5 +1,5 @@
 """Ours: reward against KL over the coefficient of the KL penalty, with best-of-n of the same policy
-beside it."""
+next to it."""
 
 from configs import microworld
 

@@ -4,7 +4,7 @@
 Adapters of rank 16 in bfloat16, so that policy, reference, preference model and value model are one
 copy of the base. The names are those of the Hugging Face hub; a directory of the same family does
 as well: `--config.models.base=DIR`. All of them are settings to begin with, none has been run
-whole; README.md says what was tried of each family.
+to its end; README.md says what was tried of each family.
 """
 
 from configs import default

@@ -1,5 +1,5 @@
-"""What the configs of whole slices share: the paper's graph in bfloat16, sharded, recomputing
-activations."""
+"""What the configs of TPU slices and GPU machines share: the paper's graph in bfloat16, sharded,
+recomputing activations."""
 
 from configs import default
 
