@@ -1,23 +1,6 @@
-"""What does not fit: whole worked examples go first, the last ones before the others; then rows, by
-reason."""
-
-import pytest
+"""What does not fit a context is counted by reason."""
 
 from cai_jax.data import fitting
-
-
-def build(count):
-    """10 tokens, and 100 a worked example."""
-    return ((0,) * (100 * count), (1,) * 10)
-
-
-@pytest.mark.parametrize("room,count", [(1000, 5), (510, 5), (509, 4), (110, 1), (109, 0), (3, 0)])
-def test_the_most_examples_that_fit(room, count):
-    assert fitting.with_examples(build, 5, room) == (count, build(count))
-
-
-def test_no_more_examples_are_asked_for_than_there_are():
-    assert fitting.with_examples(build, 0, 1000) == (0, build(0))
 
 
 def test_examples_left_out_are_counted_by_request():

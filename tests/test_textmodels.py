@@ -69,6 +69,16 @@ def test_requests_of_a_group_have_the_same_examples_wanted_or_not():
     assert room.num_examples < shown["apart"]
 
 
+def test_the_most_examples_that_fit_are_shown():
+    """Also where prompt and answer fill the context to its last token."""
+    text_model, _ = model(1000)
+    for count in range(4):
+        needed = sum(map(len, text_model.prompt(turn("a"), count))) + 8
+        for limit, expected in ((needed, count), (needed - 1, count - 1)):
+            (done,) = model(limit)[0].generate([turn("a")], Sampling(8))
+            assert (done.num_examples if done.fits else -1) == expected
+
+
 def test_examples_are_a_segment_of_their_own_where_they_are_shared():
     text_model, engine = model(1000)
     list(text_model.generate([turn("a"), turn("b", shared=False)], Sampling(8)))

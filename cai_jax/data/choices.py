@@ -1,7 +1,7 @@
 """The words of section 4.1's multiple-choice question.
 
-The text that is judged is inserted as data. Answers are the whole strings " (A)" and " (B)" after
-"The answer is:".
+The text that is judged is inserted as data. Answers are the strings " (A)" and " (B)", parentheses
+and all, after "The answer is:".
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ def conversation(dialogue: Dialogue) -> str:
 def question(
     dialogue: Dialogue, principle: str, responses: Sequence[str], options_heading: bool = True
 ) -> str:
-    """The question up to its last option, without the lead to an answer. With a chain of thought
-    the paper's prompt has no "Options:" line (`options_heading=False`)."""
-    options = "\n".join(
-        f"({LETTERS[index]}) {response}" for index, response in enumerate(responses)
-    )
+    """Writes the question up to its last option, without the lead to an answer.
+
+    Args:
+      dialogue: the conversation that is continued by one of the responses.
+      principle: what to choose by.
+      responses: the options, lettered in this order.
+      options_heading: with a chain of thought the paper's prompt has no "Options:" line.
+
+    Returns: the text of the human turn.
+    """
+    lettered = [f"({letter}) {text}" for letter, text in zip(LETTERS, responses, strict=False)]
     heading = "\nOptions:\n" if options_heading else "\n"
-    return (
-        "Consider the following conversation between a human and an assistant:\n"
-        + conversation(dialogue)
-        + "\n"
-        + principle
-        + heading
-        + options
-    )
+    asked = "Consider the following conversation between a human and an assistant:\n"
+    return asked + conversation(dialogue) + "\n" + principle + heading + "\n".join(lettered)
 
 
 def without_lead(text: str, lead: str = ANSWER_LEAD) -> str:

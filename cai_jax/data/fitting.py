@@ -1,7 +1,7 @@
 """What does not fit a context: the one rule of all stages. Pure host arithmetic on token counts.
 
 1. Complete worked examples are left out of a request until it fits, the last ones first, so that
-   requests still share the examples that they begin with (`with_examples`). No example is cut.
+   requests still share the examples that they begin with (`textmodels.local`). No example is cut.
 2. What does not fit without any example is left out and counted under one of the reasons below
   (`StageContext.drop`).
 3. What can never fit, whatever the data, is refused before anything runs (`pipeline.limits`).
@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 Segments = tuple[tuple[int, ...], ...]
 
@@ -28,26 +28,6 @@ def smallest(*limits: int | None) -> int:
 
 def num_tokens(segments: Segments) -> int:
     return sum(map(len, segments))
-
-
-def with_examples(build: Callable[[int], Segments], most: int, room: int) -> tuple[int, Segments]:
-    """(number of worked examples, prompt): the most examples with which the prompt has at most
-    `room` tokens.
-
-    Args:
-      build: the prompt with its first n worked examples.
-      most: how many examples there are.
-      room: tokens that the prompt may have.
-
-    Returns:
-      Without any example where even that is too long: the caller's sampler leaves such a prompt out
-      and counts it.
-    """
-    for count in range(most, 0, -1):
-        segments = build(count)
-        if num_tokens(segments) <= room:
-            return count, segments
-    return 0, build(0)
 
 
 def examples_left_out(requests: Iterable[tuple[int, int]]) -> dict[str, int]:
