@@ -58,10 +58,11 @@ def _curve(key: str) -> str:
 def _by_revision(rows: list[dict]) -> list[dict]:
     return figures.line(
         "pm_score_by_revision",
-        "Score by number of revisions",
-        ("revisions", "PM score"),
         {"revisions": find(rows, "pm_score_by_revision")},
         lambda row: int(row["model"]),
-        "revisions",
+        title="Score by number of revisions",
+        x_label="revisions",
+        y_label="PM score",
+        group="revisions",
         caption="Mean preference-model score of the training responses after 0, 1, … revisions.",
     )
