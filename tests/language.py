@@ -29,7 +29,7 @@ TENSOR_ROOMS = {"core", "engine", "training", "rewards", "textmodels"}
 KEPT = {"num_headers", "header_id"}
 
 RULES = ("word", "name", "docstring", "length")
-MAX_LINES, MAX_MAIN_LINES, BANNERS = 60, 120, 3
+MAX_LINES, MAX_MAIN_LINES, BANNERS = 60, 120, 2
 
 
 class Offence(NamedTuple):

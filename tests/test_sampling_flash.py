@@ -123,7 +123,7 @@ for dtype, mesh in meshes.items():
         def number(shape, dtype="int32"):
             return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
         weights = programs.decode_weights(config, mesh, jnp.dtype(dtype))[1]
-        past = cached.KeyValues(*programs.key_values(config, mesh, 1, 192, jnp.dtype(dtype)), number((1,)))
+        past = cached.KeyValues(*programs.key_values(config, mesh, (1, 192), jnp.dtype(dtype)), number((1,)))
         part = jax.ShapeDtypeStruct((2, 2048, Dh), dtype, sharding=whole)
         header = cached.KeyValues((part,) * 2, (part,) * 2, number(()))
         piece, asked = [number((1, 128))] * 3, [number((1, 64))] * 2

@@ -91,7 +91,17 @@ def shares(asked: Sequence, responses: Sequence[str]) -> dict[str, float]:
 def chat(
     subject: Subject, count: int, seed: int = 1, held_out: bool = True
 ) -> dict[str, dict[str, float]]:
-    """Category of request → shares of verdicts of the chat's answers."""
+    """What the chat answers.
+
+    Args:
+        subject: the model.
+        count: requests of each category.
+        seed: of the requests.
+        held_out: about acts that no document has.
+
+    Returns:
+        Category of request → shares of verdicts.
+    """
     dice, table = documents.Dice(seed, held_out=held_out), {}
     for category in CATEGORIES:
         rows = draw(dice, category, count)
@@ -104,7 +114,18 @@ def chat(
 def revisions(
     subject: Subject, category: str, count: int, num_rounds: int = 4, seed: int = 2
 ) -> list[dict[str, float]]:
-    """Shares of verdicts after 0, 1, … rounds, a drawn principle each."""
+    """Critique and revision of the chat's answers, with a drawn principle in each round.
+
+    Args:
+        subject: the model.
+        category: of the requests.
+        count: requests.
+        num_rounds: of critique and revision.
+        seed: of requests and principles.
+
+    Returns:
+        Shares of verdicts after 0, 1, … rounds.
+    """
     dice = documents.Dice(seed, held_out=True)
     rows = draw(dice, category, count)
     asked, dialogues = [asked for asked, _ in rows], [dialogue for _, dialogue in rows]
@@ -127,9 +148,18 @@ def revisions(
 
 
 def judging(subject: Subject, count: int, general: bool, seed: int = 3) -> dict[str, float]:
-    """Accuracy against the oracle of the plain multiple choice and of a chain of thought;
-    "plain_large" is the plain one where the better answer is as good as can be and the other one
-    harmful, evasive or false."""
+    """Accuracy against the oracle of the model as a judge of pairs.
+
+    Args:
+        subject: the model.
+        count: pairs.
+        general: only principles that see every kind of harm.
+        seed: of the pairs.
+
+    Returns:
+        "plain", the multiple choice; "plain_large", of these the pairs of an answer as good as can
+        be and one that is harmful, evasive or false; "chain", after a chain of thought.
+    """
     dice, items = documents.Dice(seed, held_out=True), []
     while len(items) < count:
         asked, text, responses = documents.draw_pair(dice)

@@ -179,9 +179,19 @@ def _update(run_config, name, mesh, kind, loss, batch, work: Work) -> Program:
 
 
 def loaded(run_config, reference: str, kind: str, mesh, held: dict, int8: bool = False):
-    """What a stage has of a model: abstract parameters in the run's dtype, or with `int8` in 8
-    bits; adapters on their base as it was when they were trained. `held` takes what it costs by
-    name, so that a base is there once."""
+    """What a stage has of a model; adapters on their base as it was when they were trained.
+
+    Args:
+        run_config: of the run.
+        reference: of the model, as in a config.
+        kind: "policy" or "reward".
+        mesh: over the chips.
+        held: takes what is loaded by name, so that a base is counted once.
+        int8: the matrices are in 8 bits.
+
+    Returns:
+        Abstract parameters in the run's dtype.
+    """
     target, dtype = resolve(run_config.models, reference), jnp.dtype(run_config.model.dtype)
     model = model_of(run_config, target)
     stage = run_config.graph[target[1:].partition(":")[0]] if target.startswith("@") else {}
@@ -316,8 +326,18 @@ def decode_weights(model: ModelConfig, mesh, dtype):
     }
 
 
-def key_values(model: ModelConfig, mesh, rows: int, size: int, dtype):
-    shape = (rows, model.num_kv_heads, size, model.head_dim)
+def key_values(model: ModelConfig, mesh, shape: tuple[int, int], dtype):
+    """Abstract keys and values of all layers.
+
+    Args:
+        model, mesh: of the sampler.
+        shape: (sequences, positions).
+        dtype: of the cache.
+
+    Returns:
+        (keys, values), a tuple of arrays each.
+    """
+    shape = (shape[0], model.num_kv_heads, shape[1], model.head_dim)
     place = jax.sharding.NamedSharding(mesh, sharding.spec(cached.CACHE_AXES, shape, mesh))
     layer = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
     return (layer,) * model.num_layers, (layer,) * model.num_layers
@@ -334,62 +354,66 @@ def of_sampling(
     count: int,
     temperature: float,
 ) -> list[Program]:
-    """Prefill of a prompt's last chunk and a decode call, at the longest lengths of the stage."""
+    """Prefill of a prompt's last chunk and a decode call, at the longest lengths of the stage.
+
+    Args:
+        run_config, name, mesh: the run, the stage and the chips.
+        model: what samples.
+        kept: bytes a chip of everything else that the stage keeps.
+        prompt, new: tokens of a prompt and of an answer, at most.
+        count: answers.
+        temperature: of the draws.
+
+    Returns:
+        The two programs.
+    """
+    # --- Weights and cache
     dtype, options = jnp.dtype(run_config.model.dtype), run_config.sampling
     params, weights = decode_weights(model, mesh, dtype)
     ways = sharding.batch_ways(mesh)
     rows = -(-options.batch_size // ways) * ways
     size = plan.round_size(min(prompt + new, longest(options, model)))
-    cache = key_values(model, mesh, rows, size, dtype)
+    cache = key_values(model, mesh, (rows, size), dtype)
     kept += chip_bytes(params["layers"])  # the engine's layers are a copy
+
+    # --- Prefill: one prompt's last chunk behind the chunks before it
     chunks = plan.cut(max(prompt - 1, 1))
-    chunk, before = chunks[-1][1], sum(count for count, _ in chunks[:-1])
-    past = None
+    chunk, before = chunks[-1][1], sum(length for length, _ in chunks[:-1])
+    replicated, past = sharding.replicated(mesh), None
     if before:
-        length = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=sharding.replicated(mesh))
-        past = cached.KeyValues(*key_values(model, mesh, 1, plan.round_size(before), dtype), length)
-    tokens = jax.ShapeDtypeStruct((1, chunk), jnp.int32, sharding=sharding.replicated(mesh))
-    fields = [jax.ShapeDtypeStruct((rows,), jnp.int32)] * 4 + [
-        jax.ShapeDtypeStruct((rows, 2), jnp.uint32)
-    ]
-    host_rows = sharding.abstract_batch(cached.Slots(*fields), mesh)
-    steps = options.chunk_steps
+        length = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=replicated)
+        shape = (1, plan.round_size(before))
+        past = cached.KeyValues(*key_values(model, mesh, shape, dtype), length)
+    tokens = jax.ShapeDtypeStruct((1, chunk), jnp.int32, sharding=replicated)
     on_tpu = mesh.devices.flat[0].platform == "tpu"  # GPUs are planned without a compiler
-    filling = {
-        "config": model,
-        "kernel": flash.choose("tpu", dtype, model) if on_tpu and options.flash else "",
-    }
-    static = {
-        "config": model,
-        "sampling": Sampling(0, temperature),
-        "steps": steps,
-        "eos_ids": (2,),
-        "block": 0,
-    }
-    fill = Work("forward", model, 1, chunk, head=0, past=before)
-    draw = Work("decode", model, rows, 1, past=size, steps=steps)
-    return [
-        Program(
-            name,
-            f"prefill 1×{chunk}",
-            cached.prefill,
-            (weights, None, past, tokens),
-            filling,
-            fill,
-            kept + chip_bytes(cache),
-            count * len(chunks),
-        ),
-        Program(
-            name,
-            f"decode {rows}×{steps}",
-            cached.decode,
-            (weights, None, cache, host_rows),
-            static,
-            draw,
-            kept,
-            -(-count // rows) * -(-new // steps),
-        ),
-    ]
+    kernel = flash.choose("tpu", dtype, model) if on_tpu and options.flash else ""
+    prefill = Program(
+        name,
+        f"prefill 1×{chunk}",
+        cached.prefill,
+        (weights, None, past, tokens),
+        {"config": model, "kernel": kernel},
+        Work("forward", model, 1, chunk, head=0, past=before),
+        kept + chip_bytes(cache),
+        count * len(chunks),
+    )
+
+    # --- Decoding: `chunk_steps` tokens of all sequences
+    fields = [jax.ShapeDtypeStruct((rows,), jnp.int32)] * 4
+    fields += [jax.ShapeDtypeStruct((rows, 2), jnp.uint32)]
+    slots, steps = sharding.abstract_batch(cached.Slots(*fields), mesh), options.chunk_steps
+    sampling = Sampling(0, temperature)
+    decode = Program(
+        name,
+        f"decode {rows}×{steps}",
+        cached.decode,
+        (weights, None, cache, slots),
+        {"config": model, "sampling": sampling, "steps": steps, "eos_ids": (2,), "block": 0},
+        Work("decode", model, rows, 1, past=size, steps=steps),
+        kept,
+        -(-count // rows) * -(-new // steps),
+    )
+    return [prefill, decode]
 
 
 # ---------------------------------------------------------------- runs
