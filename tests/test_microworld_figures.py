@@ -9,7 +9,7 @@ import pytest
 from cai_jax.evals import rows
 from cai_jax.evals.intervals import Estimate
 from cai_jax.io.artefacts import StageDirectory
-from cai_jax.microworld import figures, measure
+from cai_jax.microworld import by_seed, figures, measure
 from cai_jax.structs import Message, dialogue_to_json
 
 ASKED = dialogue_to_json((Message("human", "How do I stab the neighbor?"),))
@@ -200,4 +200,24 @@ def test_an_accuracy_is_found_by_its_metric(tmp_path):
     ]
     (tmp_path / "judge").mkdir()
     (tmp_path / "judge" / "metrics.json").write_text(json.dumps({"rows": found[::-1]}))
-    assert figures._accuracy(tmp_path, "judge", "choice_zero_shot") == 0.75
+    assert by_seed.accuracy(tmp_path, "judge", "choice_zero_shot") == 0.75
+
+
+def test_reliability_is_that_of_the_judge_on_hhh(tmp_path):
+    def series(label, x):
+        values = {"y": [0.6, 0.9], "low": [0.5, 0.8], "high": [0.7, 1.0], "n": [4, 0]}
+        return {"label": label, "x": x, **values}
+
+    curves = [
+        series("judge, zero-shot, hhh", [0.8, 0.9]),
+        series("judge, zero-shot, identify", [0.1, 0.2]),
+        series("judge, chains of thought, clamped, hhh", [0.4, 0.6]),
+    ]
+    drawn = [{"name": "calibration", "series": curves}]
+    for seed in ("0", "1"):
+        folder = tmp_path / seed / "judge_large_1"
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(json.dumps({"rows": [], "figures": drawn}))
+    plain, chains = figures.calibration([tmp_path / "0", tmp_path / "1"]).series
+    assert plain.x == [0.8, 0.8] and plain.y == [0.6, 0.6], "bins without a label are left out"
+    assert chains.x == [] and chains.low == []

@@ -11,6 +11,7 @@ none). Verdicts are the oracle's; Elo is won and lost by the oracle's utilities.
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import subprocess
@@ -20,459 +21,379 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cai_jax.errors import Parser, command
-from cai_jax.evals import elo
 from cai_jax.evals.rows import find
-from cai_jax.io.artefacts import StageDirectory, read_json
-from cai_jax.microworld import measure
-from cai_jax.microworld.oracle import asked_acts, utility
+from cai_jax.io.artefacts import StageDirectory
+from cai_jax.microworld import by_seed, measure
+from cai_jax.microworld.by_seed import Runs, curve, metrics, records, snapshots, spread, verdicts
 from cai_jax.report.plot import Panel, Series, png
-from cai_jax.structs import dialogue_from_json
 
-Runs = Sequence[pathlib.Path]
 SIZES = ("small", "medium", "large")
 CONFIGS = ("revisions", "judging", "frontier", "pareto", "labels")
+CHOICES = {"plain": "choice_zero_shot", "chain of thought": "choice_chain_of_thought"}
+# Figure → (the stages that every run must have, runs → panel); filled by `figure`.
+FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Runs], Panel]]] = {}
 
 
-def records(run, stage: str) -> list[dict]:
-    return StageDirectory(pathlib.Path(run) / stage).records()
+def figure(key: str, stages: str, title: str, x_label: str, y_label: str, **options) -> Callable:
+    """A decorator: a function from runs to series becomes the figure `key`.
+
+    Args:
+        key: the figure's file name.
+        stages: names, separated by spaces, of the stages that it needs.
+        title, x_label, y_label: texts of the figure.
+        **options: fields of `Panel`.
+
+    Returns:
+        The decorator, whose function returns the panel.
+    """
+
+    def decorate(series_of):
+        @functools.wraps(series_of)
+        def draw(runs: Runs) -> Panel:
+            return Panel(key, title, x_label, y_label, series_of(runs), **options)
+
+        FIGURES[key] = tuple(stages.split()), draw
+        return draw
+
+    return decorate
 
 
-def spread(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean over seeds with its interval; None for its ends from one seed or seeds that agree
-    exactly."""
-    return measure.interval([np.array([value]) for value in values])
+# --- Figures of the supervised stage -------------------------------------------------------------
 
 
-def curve(
-    label: str, x: Sequence[float], by_seed: Sequence[Sequence[float]], tone: int, **fields
-) -> Series:
-    """A series of means over seeds; by_seed[seed][point]."""
-    found = [spread([float(seed[point]) for seed in by_seed]) for point in range(len(x))]
-    mean, low, high = (list(column) for column in zip(*found, strict=True))
-    return Series(label, list(x), mean, low, high, tone=tone, **{"mark": "path", **fields})
+@figure(
+    "figure_5",
+    "revise",
+    "Answers after 0 to 4 revisions",
+    "revisions",
+    "share of answers",
+    percent=True,
+    integer_x=True,
+)
+def revisions(runs: Runs) -> list[Series]:
+    shares = [measure.rounds(records(run, "revise")) for run in runs]
+    names = ("harmful", "engaged_refusal", "helpful", "evasive", "malformed")
+    return [
+        curve(
+            name.replace("_", " "),
+            range(len(shares[0])),
+            [[round[name] for round in rounds] for rounds in shares],
+            tone,
+        )
+        for tone, name in enumerate(names, 1)
+    ]
 
 
-def answered(runs: Runs, stage: str, model: str, on: str, name: str) -> list[float]:
-    """The mean of one of the oracle's numbers for each run."""
-    return [float(measure.of_run(run, stage)[model, on][name].mean()) for run in runs]
-
-
-def ratings(run, stage: str, on: str, **care) -> dict[str, float]:
-    """Elo by model, won by the oracle's utilities on one set of prompts; SL-CAI stands at zero."""
-    scores: dict[str, dict[str, float]] = {}
-    for row in records(run, stage):
-        if row["on"] == on:
-            asked = asked_acts(dialogue_from_json(row["dialogue"]))
-            name = f"{row['prompt_id']}/{row['sample']}"
-            scores.setdefault(row["name"], {})[name] = utility(asked, row["response"], **care)
-    return {
-        name: found.value
-        for name, found in elo.elo(
-            elo.outcomes_from_scores(scores), "SL-CAI", num_resamples=10
-        ).items()
-    }
-
-
-def pareto(runs: Runs) -> Panel:
-    harmless = [ratings(run, "evaluate_pareto", "red_team") for run in runs]
-    helpful = [ratings(run, "evaluate_pareto", "helpful", harmlessness=0.0) for run in runs]
+@figure(
+    "figure_6",
+    "revise_1 revise_8",
+    "Harmful answers by the number of principles",
+    "revisions",
+    "harmful",
+    percent=True,
+    integer_x=True,
+    zero=True,
+)
+def num_principles(runs: Runs) -> list[Series]:
     series = []
-    for tone, name in enumerate(
-        ("pretrained", "H-RLHF", "HH-RLHF", "SL-CAI", "RL-CAI", "RL-CAI-CoT")
+    for tone, number in enumerate((1, 2, 4, 8, 16)):
+        stage = "revise" if number == 16 else f"revise_{number}"
+        shares = [measure.rounds(records(run, stage)) for run in runs]
+        harmful = [[round["harmful"] for round in rounds] for rounds in shares]
+        label = f"{number} principle{'s' * (number > 1)}"
+        series.append(curve(label, range(len(harmful[0])), harmful, tone))
+    return series
+
+
+@figure(
+    "figure_7",
+    "revise_direct_small revise_direct",
+    "After one revision: critiqued or direct",
+    "size of the model",
+    "harmful",
+    percent=True,
+    x_names=SIZES,
+    zero=True,
+)
+def critiqued_or_direct(runs: Runs) -> list[Series]:
+    def harmful(run, stage, size):
+        stage += "" if size == "large" else f"_{size}"
+        return measure.rounds(records(run, stage))[1]["harmful"]
+
+    return [
+        curve(
+            label,
+            range(len(SIZES)),
+            [[harmful(run, stage, size) for size in SIZES] for run in runs],
+            tone,
+        )
+        for tone, (label, stage) in enumerate(
+            {"critiqued": "revise", "direct": "revise_direct"}.items(), 1
+        )
+    ]
+
+
+# --- Figures of judging --------------------------------------------------------------------------
+
+
+@figure(
+    "figure_4",
+    "judge_small_1 judge_large_5",
+    "Held-out comparisons judged right",
+    "size of the model",
+    "accuracy",
+    references=((0.5, "chance"),),
+    percent=True,
+    x_names=SIZES,
+)
+def accuracy(runs: Runs) -> list[Series]:
+    kinds = {label: ("judge_{}_1", name) for label, name in CHOICES.items()}
+    kinds["five chains"] = "judge_{}_5", CHOICES["chain of thought"]
+    series = []
+    for tone, (label, (stage, name)) in enumerate(kinds.items(), 1):
+        values = [
+            [by_seed.accuracy(run, stage.format(size), name) for size in SIZES] for run in runs
+        ]
+        series.append(curve(label, range(len(SIZES)), values, tone))
+    preference = [[by_seed.accuracy(run, "judge_large_1", "pm_accuracy")] for run in runs]
+    return [*series, curve("preference model", [2], preference, 4, mark="dots")]
+
+
+@figure(
+    "figure_12",
+    "judge_small_1 judge_large_1",
+    "Harm identified (of 2) and classified (of 5)",
+    "size of the model",
+    "accuracy",
+    percent=True,
+    x_names=SIZES,
+)
+def harms(runs: Runs) -> list[Series]:
+    series = []
+    for tone, (label, name) in enumerate(CHOICES.items(), 1):
+        for task, mark in {"identify": "path", "classify": "line"}.items():
+            values = [
+                [by_seed.accuracy(run, f"judge_{size}_1", name, task) for size in SIZES]
+                for run in runs
+            ]
+            series.append(curve(f"{task}, {label}", range(len(SIZES)), values, tone, mark=mark))
+    return series
+
+
+@figure(
+    "figure_9",
+    "judge_large_1",
+    "Calibration of AI labels",
+    "probability given to an option",
+    "how often it was right",
+    diagonal=True,
+)
+def calibration(runs: Runs) -> list[Series]:
+    series = []
+    for tone, (label, mode) in enumerate(
+        {"plain": "zero-shot", "chain of thought": "chains of thought"}.items(), 1
     ):
+        points = sorted(point for run in runs for point in _reliability(run, f"{mode}, hhh"))
+        x, y, low, high = [list(column) for column in zip(*points, strict=True)] or [[]] * 4
+        series.append(Series(label, x, y, low, high, mark="dots", tone=tone))
+    return series
+
+
+def _reliability(run, ends: str) -> list[tuple]:
+    """(confidence, share right, low, high) of every bin of the judge's curve of that label."""
+    curves = [
+        series
+        for drawn in metrics(run, "judge_large_1")["figures"]
+        if drawn["name"] == "calibration"
+        for series in drawn["series"]
+        if series["label"].endswith(ends)
+    ]
+    return [
+        (x, y, low, high)
+        for series in curves
+        for x, y, low, high, n in zip(
+            *(series[key] for key in ("x", "y", "low", "high", "n")), strict=True
+        )
+        if n
+    ]
+
+
+# --- Figures of reinforcement learning -----------------------------------------------------------
+
+
+@figure(
+    "figure_2_3",
+    "evaluate_pareto",
+    "Harmlessness against helpfulness",
+    "helpfulness Elo",
+    "harmlessness Elo",
+)
+def pareto(runs: Runs) -> list[Series]:
+    harmless = [by_seed.ratings(run, "evaluate_pareto", "red_team") for run in runs]
+    helpful = [by_seed.ratings(run, "evaluate_pareto", "helpful", harmlessness=0.0) for run in runs]
+    names = ("pretrained", "H-RLHF", "HH-RLHF", "SL-CAI", "RL-CAI", "RL-CAI-CoT")
+    series = []
+    for tone, name in enumerate(names):
         x, y = (spread([table[name] for table in tables]) for tables in (helpful, harmless))
-        series.append(
-            Series(name, [x[0]], [y[0]], [y[1]], [y[2]], [x[1]], [x[2]], "dots", tone, (name,))
-        )
-    way = ["SL-CAI", *(f"RL-CAI-{step}" for step in steps_of(harmless[0]))]
-    series.append(
-        Series(
-            "RL-CAI by steps",
-            [spread([t[name] for t in helpful])[0] for name in way],
-            [spread([t[name] for t in harmless])[0] for name in way],
-            mark="path",
-            tone=4,
-        )
+        intervals = [y[1]], [y[2]], [x[1]], [x[2]]
+        series.append(Series(name, [x[0]], [y[0]], *intervals, "dots", tone, (name,)))
+    way = snapshots(harmless[0]).values()
+    x, y = (
+        [spread([t[name] for t in tables])[0] for name in way] for tables in (helpful, harmless)
     )
-    return Panel(
-        "figure_2_3",
-        "Harmlessness against helpfulness",
-        "helpfulness Elo",
-        "harmlessness Elo",
-        series,
-    )
+    return [*series, Series("RL-CAI by steps", x, y, mark="path", tone=4)]
 
 
-def steps_of(models) -> list[int]:
-    """The updates after which RL-CAI was looked at, from the names of models."""
-    return sorted(
-        int(name.removeprefix("RL-CAI-"))
-        for name in set(models)
-        if name.startswith("RL-CAI-") and name[-1].isdigit()
-    )
-
-
-def by_steps(runs: Runs) -> Panel:
-    way = {
-        0: "SL-CAI",
-        **{
-            step: f"RL-CAI-{step}"
-            for step in steps_of(m for m, _ in measure.of_run(runs[0], "evaluate_pareto"))
-        },
+@figure(
+    "figure_8",
+    "evaluate_pareto",
+    "Answers by steps of RL",
+    "PPO updates",
+    "share of answers",
+    percent=True,
+    integer_x=True,
+    zero=True,
+)
+def by_steps(runs: Runs) -> list[Series]:
+    way = snapshots(model for model, _ in measure.of_run(runs[0], "evaluate_pareto"))
+    shown = {
+        "harmful answers to harmful requests": ("red_team", "harmful"),
+        "malformed answers to harmful requests": ("red_team", "malformed"),
+        "refused look-alikes": ("look_alike", "over_refusal"),
     }
-    series = []
-    for tone, (name, on, label) in enumerate(
-        (
-            ("harmful", "red_team", "harmful answers to harmful requests"),
-            ("malformed", "red_team", "malformed answers to harmful requests"),
-            ("over_refusal", "look_alike", "refused look-alikes"),
-        ),
-        1,
-    ):
-        by_seed = np.array(
-            [answered(runs, "evaluate_pareto", model, on, name) for model in way.values()]
-        ).T
-        series.append(curve(label, list(way), by_seed, tone))
-    return Panel(
-        "figure_8",
-        "Answers by steps of RL",
-        "PPO updates",
-        "share of answers",
-        series,
-        percent=True,
-        integer_x=True,
-        zero=True,
-    )
+    return [
+        curve(label, list(way), verdicts(runs, "evaluate_pareto", way.values(), *which), tone)
+        for tone, (label, which) in enumerate(shown.items(), 1)
+    ]
 
 
-def expected_harm(runs: Runs) -> Panel:
+@figure(
+    "figure_10",
+    "evaluate_pareto",
+    "Harm of answers to harmful requests by steps of RL",
+    "PPO updates",
+    "harm, 0 to 4",
+    integer_x=True,
+    zero=True,
+)
+def expected_harm(runs: Runs) -> list[Series]:
     """The regressor's harm at two temperatures, and the oracle's severity of answers at temperature
     1."""
-    tables = [
-        read_json(pathlib.Path(run) / "evaluate_pareto" / "metrics.json")["rows"] for run in runs
-    ]
-    values = [
-        {(row["on"], row["model"]): row["value"] for row in find(table, "expected_harm")}
-        for table in tables
-    ]
-    way = {
-        0: "SL-CAI",
-        **{step: f"RL-CAI-{step}" for step in steps_of(model for _, model in values[0])},
-    }
+    rows = [find(metrics(run, "evaluate_pareto")["rows"], "expected_harm") for run in runs]
+    tables = [{(row["on"], row["model"]): row["value"] for row in of_run} for of_run in rows]
+    way = snapshots(model for _, model in tables[0])
     series = [
         curve(
             f"regressor, {on}",
             list(way),
-            [[table[on, model] for model in way.values()] for table in values],
+            [[table[on, model] for model in way.values()] for table in tables],
             tone,
         )
         for tone, on in enumerate(("T=0", "T=1"), 1)
     ]
-    by_seed = np.array(
-        [answered(runs, "evaluate_pareto", model, "red_team", "severity") for model in way.values()]
-    ).T
-    series.append(curve("oracle, T=1", list(way), by_seed, 3))
-    return Panel(
-        "figure_10",
-        "Harm of answers to harmful requests by steps of RL",
-        "PPO updates",
-        "harm, 0 to 4",
-        series,
-        integer_x=True,
-        zero=True,
-    )
+    severity = verdicts(runs, "evaluate_pareto", way.values(), "red_team", "severity")
+    return [*series, curve("oracle, T=1", list(way), severity, 3)]
 
 
-def revisions(runs: Runs) -> Panel:
-    found = [measure.rounds(records(run, "revise")) for run in runs]
-    x = range(len(found[0]))
-    series = [
-        curve(name.replace("_", " "), x, [[row[name] for row in rows] for rows in found], tone)
-        for tone, name in enumerate(
-            ("harmful", "engaged_refusal", "helpful", "evasive", "malformed"), 1
-        )
-    ]
-    return Panel(
-        "figure_5",
-        "Answers after 0 to 4 revisions",
-        "revisions",
-        "share of answers",
-        series,
-        percent=True,
-        integer_x=True,
-    )
+LABELS = ("SL-CAI", "soft", "hard", "clamped", "soft_chain", "hard_chain", "clamped_chain")
 
 
-def num_principles(runs: Runs) -> Panel:
-    series = []
-    for tone, (number, stage) in enumerate(
-        {1: "revise_1", 2: "revise_2", 4: "revise_4", 8: "revise_8", 16: "revise"}.items()
-    ):
-        found = [measure.rounds(records(run, stage)) for run in runs]
-        series.append(
-            curve(
-                f"{number} principle{'s' * (number > 1)}",
-                range(len(found[0])),
-                [[row["harmful"] for row in rows] for rows in found],
-                tone,
-            )
-        )
-    return Panel(
-        "figure_6",
-        "Harmful answers by the number of principles",
-        "revisions",
-        "harmful",
-        series,
-        percent=True,
-        integer_x=True,
-        zero=True,
-    )
-
-
-def critiqued_or_direct(runs: Runs) -> Panel:
-    series = []
-    for tone, (label, stage) in enumerate(
-        {"critiqued": "revise", "direct": "revise_direct"}.items(), 1
-    ):
-        by_seed = [
-            [
-                measure.rounds(records(run, stage + ("" if size == "large" else f"_{size}")))[1][
-                    "harmful"
-                ]
-                for size in SIZES
-            ]
-            for run in runs
-        ]
-        series.append(curve(label, range(len(SIZES)), by_seed, tone))
-    return Panel(
-        "figure_7",
-        "After one revision: critiqued or direct",
-        "size of the model",
-        "harmful",
-        series,
-        percent=True,
-        x_names=SIZES,
-        zero=True,
-    )
-
-
-def _accuracy(run, stage: str, name: str, on: str = "hhh") -> float:
-    return find(read_json(pathlib.Path(run) / stage / "metrics.json")["rows"], name, on=on)[0][
-        "value"
-    ]
-
-
-def accuracy(runs: Runs) -> Panel:
-    kinds = {
-        "plain": ("judge_{}_1", "choice_zero_shot"),
-        "chain of thought": ("judge_{}_1", "choice_chain_of_thought"),
-        "five chains": ("judge_{}_5", "choice_chain_of_thought"),
+@figure(
+    "labels",
+    "evaluate_labels",
+    "Soft, hard and clamped labels",
+    "labels of the preference model",
+    "share of answers",
+    percent=True,
+    x_names=[name.replace("_", ", ") for name in LABELS],
+    zero=True,
+    size=(520, 240),
+)
+def label_kinds(runs: Runs) -> list[Series]:
+    shown = {
+        "harmful answers to harmful requests": ("red_team", "harmful"),
+        "refused look-alikes": ("look_alike", "over_refusal"),
+        "malformed": ("red_team", "malformed"),
     }
-    series = [
+    return [
         curve(
             label,
-            range(len(SIZES)),
-            [[_accuracy(run, stage.format(size), name) for size in SIZES] for run in runs],
+            range(len(LABELS)),
+            verdicts(runs, "evaluate_labels", LABELS, *which),
             tone,
+            mark="dots",
         )
-        for tone, (label, (stage, name)) in enumerate(kinds.items(), 1)
+        for tone, (label, which) in enumerate(shown.items(), 1)
     ]
-    preference = [[_accuracy(run, "judge_large_1", "pm_accuracy")] for run in runs]
-    series.append(curve("preference model", [2], preference, 4, mark="dots"))
-    return Panel(
-        "figure_4",
-        "Held-out comparisons judged right",
-        "size of the model",
-        "accuracy",
-        series,
-        references=((0.5, "chance"),),
-        percent=True,
-        x_names=SIZES,
-    )
 
 
-def harms(runs: Runs) -> Panel:
-    series = []
-    for tone, (label, name) in enumerate(
-        {"plain": "choice_zero_shot", "chain of thought": "choice_chain_of_thought"}.items(), 1
-    ):
-        for task, mark in {"identify": "path", "classify": "line"}.items():
-            by_seed = [
-                [_accuracy(run, f"judge_{size}_1", name, task) for size in SIZES] for run in runs
-            ]
-            series.append(curve(f"{task}, {label}", range(len(SIZES)), by_seed, tone, mark=mark))
-    return Panel(
-        "figure_12",
-        "Harm identified (of 2) and classified (of 5)",
-        "size of the model",
-        "accuracy",
-        series,
-        percent=True,
-        x_names=SIZES,
-    )
-
-
-def calibration(runs: Runs) -> Panel:
-    series = []
-    for tone, (label, name) in enumerate(
-        {"plain": "choice_zero_shot", "chain of thought": "choice_chain_of_thought"}.items(), 1
-    ):
-        curves = [
-            read_json(run / "judge_large_1" / "metrics.json")["curves"].get(f"{name}/hhh", [])
-            for run in runs
-        ]
-        bins = [[one for one in points if one["n"]] for points in curves]
-        points = [one for each in bins for one in each]
-        points.sort(key=lambda one: one["predicted"])
-        series.append(
-            Series(
-                label,
-                [one["predicted"] for one in points],
-                [one["observed"] for one in points],
-                [one["low"] for one in points],
-                [one["high"] for one in points],
-                mark="dots",
-                tone=tone,
-            )
-        )
-    return Panel(
-        "figure_9",
-        "Calibration of AI labels",
-        "probability given to an option",
-        "how often it was right",
-        series,
-        diagonal=True,
-    )
-
-
-def label_kinds(runs: Runs) -> Panel:
-    names = ("SL-CAI", "soft", "hard", "clamped", "soft_chain", "hard_chain", "clamped_chain")
-    series = []
-    for tone, (name, on, label) in enumerate(
-        (
-            ("harmful", "red_team", "harmful answers to harmful requests"),
-            ("over_refusal", "look_alike", "refused look-alikes"),
-            ("malformed", "red_team", "malformed"),
-        ),
-        1,
-    ):
-        by_seed = np.array(
-            [answered(runs, "evaluate_labels", model, on, name) for model in names]
-        ).T
-        series.append(curve(label, range(len(names)), by_seed, tone, mark="dots"))
-    return Panel(
-        "labels",
-        "Soft, hard and clamped labels",
-        "labels of the preference model",
-        "share of answers",
-        series,
-        percent=True,
-        x_names=[name.replace("_", ", ") for name in names],
-        zero=True,
-        size=(520, 240),
-    )
-
-
-def frontier(runs: Runs) -> Panel:
+@figure(
+    "frontier",
+    "evaluate_best_of_n",
+    "Reward against distance from SL-CAI",
+    "KL to SL-CAI, nats an answer",
+    "preference model score",
+)
+def frontier(runs: Runs) -> list[Series]:
     stages = sorted({row["name"] for row in records(runs[0], "evaluate_frontier")})
     kl, reward = [], []
     for run in runs:
         kl.append([StageDirectory(run / stage).manifest["summary"]["kl_last"] for stage in stages])
-        scores = {
-            row["id"]: row["score"]
-            for row in StageDirectory(run / "evaluate_frontier").records("scores")
-        }
+        scored = _scored(run, "evaluate_frontier")
         reward.append(
-            [
-                np.mean(
-                    [
-                        scores[row["id"]]
-                        for row in records(run, "evaluate_frontier")
-                        if row["name"] == stage
-                    ]
-                )
-                for stage in stages
-            ]
+            [np.mean([score for row, score in scored if row["name"] == name]) for name in stages]
         )
     order = np.argsort(np.mean(kl, axis=0))
-    x = np.mean(kl, axis=0)[order]
-    series = [curve("PPO, by KL coefficient", x, np.array(reward)[:, order], 1)]
-    sizes = (1, 2, 4, 8, 16)
+    x, sizes = np.mean(kl, axis=0)[order], (1, 2, 4, 8, 16)
     best = [_best_of_n(run, sizes) for run in runs]
-    series.append(curve("best of n", [float(np.log(n) - (n - 1) / n) for n in sizes], best, 2))
-    return Panel(
-        "frontier",
-        "Reward against distance from SL-CAI",
-        "KL to SL-CAI, nats an answer",
-        "preference model score",
-        series,
-    )
+    return [
+        curve("PPO, by KL coefficient", x, np.array(reward)[:, order], 1),
+        curve("best of n", [float(np.log(n) - (n - 1) / n) for n in sizes], best, 2),
+    ]
+
+
+def _scored(run, stage: str) -> list[tuple[dict, float]]:
+    """(record, score) of every answer of an evaluate stage."""
+    rows = StageDirectory(pathlib.Path(run) / stage).records("scores")
+    scores = {row["id"]: row["score"] for row in rows}
+    return [(row, scores[row["id"]]) for row in records(run, stage)]
 
 
 def _best_of_n(run, sizes: Sequence[int]) -> list[float]:
     """Mean over the prompts of the best score among n of their samples."""
-    scores = {
-        row["id"]: row["score"]
-        for row in StageDirectory(run / "evaluate_best_of_n").records("scores")
-    }
     groups: dict[tuple, list[float]] = {}
-    for row in records(run, "evaluate_best_of_n"):
-        groups.setdefault((row["on"], row["prompt_id"]), []).append(scores[row["id"]])
-    result = []
-    for n in sizes:
-        values = [
-            np.mean([max(group[i : i + n]) for i in range(0, len(group) - n + 1, n)])
-            for group in groups.values()
-        ]
-        result.append(float(np.mean(values)))
-    return result
+    for row, score in _scored(run, "evaluate_best_of_n"):
+        groups.setdefault((row["on"], row["prompt_id"]), []).append(score)
+
+    def best(n, group):
+        return np.mean([max(group[i : i + n]) for i in range(0, len(group) - n + 1, n)])
+
+    return [float(np.mean([best(n, group) for group in groups.values()])) for n in sizes]
 
 
-FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Runs], Panel]]] = {
-    "figure_2_3": (("evaluate_pareto",), pareto),
-    "figure_4": (("judge_small_1", "judge_large_5"), accuracy),
-    "figure_5": (("revise",), revisions),
-    "figure_6": (("revise_1", "revise_8"), num_principles),
-    "figure_7": (("revise_direct_small", "revise_direct"), critiqued_or_direct),
-    "figure_8": (("evaluate_pareto",), by_steps),
-    "figure_9": (("judge_large_1",), calibration),
-    "figure_10": (("evaluate_pareto",), expected_harm),
-    "figure_12": (("judge_small_1", "judge_large_1"), harms),
-    "labels": (("evaluate_labels",), label_kinds),
-    "frontier": (("evaluate_best_of_n",), frontier),
-}
+# --- The command ---------------------------------------------------------------------------------
 
 
 def numbers(panel: Panel) -> dict:
     """What a panel shows, as JSON."""
-    return {
-        "title": panel.title,
-        "x": panel.x_label,
-        "y": panel.y_label,
-        "series": [
-            {
-                "label": one.label,
-                "x": list(map(float, one.x)),
-                "y": list(one.y),
-                "low": one.low and list(one.low),
-                "high": one.high and list(one.high),
-            }
-            for one in panel.series
-        ],
-    }
+    series = [
+        {
+            "label": each.label,
+            "x": list(map(float, each.x)),
+            "y": list(each.y),
+            "low": each.low and list(each.low),
+            "high": each.high and list(each.high),
+        }
+        for each in panel.series
+    ]
+    return {"title": panel.title, "x": panel.x_label, "y": panel.y_label, "series": series}
 
 
 def make(run: pathlib.Path, name: str, seed: int) -> None:
     """Runs configs/figures/`name`.py into the directory, in a process of its own: what it compiled
     goes with it."""
-    command = [
-        sys.executable,
-        "-m",
-        "cai_jax.main",
-        f"--config=configs/figures/{name}.py",
-        f"--workdir={run}",
-        f"--config.seed={seed}",
-    ]
+    config, flags = f"--config=configs/figures/{name}.py", [f"--config.seed={seed}"]
+    command = [sys.executable, "-m", "cai_jax.main", config, f"--workdir={run}", *flags]
     print(" ".join(command), flush=True)
     if code := subprocess.run(command, check=False).returncode:
         sys.exit(code)
@@ -483,13 +404,8 @@ def main(arguments=None) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=pathlib.Path, metavar="RUN")
     parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument(
-        "--make",
-        nargs="*",
-        choices=CONFIGS,
-        metavar="CONFIG",
-        help=f"run these first (all): {', '.join(CONFIGS)}",
-    )
+    help = f"run these first (all): {', '.join(CONFIGS)}"
+    parser.add_argument("--make", nargs="*", choices=CONFIGS, metavar="CONFIG", help=help)
     options = parser.parse_args(arguments)
     if options.make is not None:
         for seed, run in enumerate(options.runs):
