@@ -5,13 +5,14 @@ import dataclasses
 import math
 import types
 
+import ml_collections
 import pytest
 
 from cai_jax.evals import items as items_lib
 from cai_jax.evals import multiple_choice as mc
 from cai_jax.evals.intervals import Estimate
 from cai_jax.evals.rows import find, row
-from cai_jax.structs import Message
+from cai_jax.structs import Completion, Message
 from cai_jax.textmodels.protocol import Choice
 
 
@@ -78,6 +79,29 @@ def test_accuracy_and_first_option_share():
 def test_ties_share_the_point():
     tied = {"probabilities": (0.4, 0.4, 0.2), "correct": 1}
     assert mc.right(tied) == 0.5 and mc.right(tied | {"correct": 2}) == 0.0
+
+
+def test_chains_are_averaged_as_probabilities():
+    class Context:
+        name, config = "evaluate", types.SimpleNamespace(temperature=1.0)
+
+        def generate(self, model, turns, sampling, label):
+            for turn in turns:
+                assert turn.lead == "Let's think step by step:"
+                yield Completion(turn.id, (1,), (0.0,), f"chain {turn.id[-1]}", "eos")
+
+        def choose(self, model, questions, label):
+            for question in questions:
+                sure = 0.9 if "chain 0" in question.dialogue[-1].text else 0.3
+                yield Choice(question.id, (math.log(sure), math.log(1 - sure)))
+
+    fields = {"num_chains": 2, "max_chain_tokens": 9, "num_few_shot_chains": 0}
+    fields = ml_collections.ConfigDict(fields)
+    task = types.SimpleNamespace(ctx=Context(), fields=fields, seed=0)
+    asking = mc.Asking(task, "set", [item(1, 0)], "m", "@m")
+    (record,) = asking.after_chains(None, {"q1"})
+    assert record["probabilities"] == pytest.approx((0.6, 0.4))
+    assert record["chains"] == ["chain 0", "chain 1"]
 
 
 def test_normalise():
