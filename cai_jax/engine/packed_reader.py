@@ -32,13 +32,15 @@ TARGETS = 64  # tokens whose probabilities are computed at a time
 AT_ONCE = min(os.cpu_count() or 1, 16)  # sequences
 
 
-class _Sequence(NamedTuple):
-    """What all layers read of a packed sequence, and the prefix before it (`cached.KeyValues` [K,
-    P, Dh], or None)."""
+class _Reading(NamedTuple):
+    """What all layers read: the weights, and of the packed sequence where branches end and the
+    positions of tokens; prefix is `cached.KeyValues` [K, P, Dh], or None."""
 
+    weights: dict
+    config: ModelConfig
+    prefix: tuple | None
     ends_T: jax.Array
     positions_T: jax.Array
-    prefix: tuple | None
 
 
 class _Visible(NamedTuple):
@@ -77,29 +79,24 @@ def read(
       (log P(targets[n]) after the token at indices[n], float32 [N], keys, values [K, T, Dh] a
       layer).
     """
-    size = min(TOKENS, tokens_T.shape[0])
     positions_T = offsets_T + (0 if prefix is None else prefix.length)
+    reading = _Reading(weights, config, prefix, ends_T, positions_T)
     tables = blocks.rope_tables(positions_T[None], config)
     x_1xTxD = blocks.embed(weights["embed"], tokens_T[None], config)
-    sequence = _Sequence(ends_T, positions_T, prefix)
-    visible = _visible_blocks(ends_T, min(QUERIES, size))
+    visible = _visible_blocks(ends_T, min(QUERIES, TOKENS, tokens_T.shape[0]))
     kept = []
     for number in range(config.num_layers):
-        x_1xTxD, *key_values = _read_layer(
-            weights, number, x_1xTxD, tables, sequence, visible, count, config
-        )
+        x_1xTxD, *key_values = _read_layer(reading, number, x_1xTxD, tables, visible, count)
         kept.append(key_values)
-    scores_N = _score_targets(
-        weights, x_1xTxD, tables, sequence, kept[-1], indices_N, targets_N, num_targets, config
-    )
+    scores_N = _score_targets(reading, x_1xTxD, tables, kept[-1], indices_N, targets_N, num_targets)
     return scores_N, tuple(keys for keys, _ in kept), tuple(values for _, values in kept)
 
 
-def _read_layer(weights, number: int, x_1xTxD, tables, sequence, visible, count, config):
+def _read_layer(reading: _Reading, number: int, x_1xTxD, tables, visible: _Visible, count):
     """(the layer's output, keys, values [K, T, Dh]), a block of tokens after the other as far as
     there are any. Of the last layer only keys and values are used, and the compiler leaves out the
     rest."""
-    T, dtype = x_1xTxD.shape[1], weights["embed"].dtype
+    config, T = reading.config, x_1xTxD.shape[1]
     size = min(TOKENS, T)
     queries = min(QUERIES, size)
 
@@ -120,26 +117,25 @@ def _read_layer(weights, number: int, x_1xTxD, tables, sequence, visible, count,
         seen = jax.tree.map(
             lambda x: jax.lax.dynamic_slice_in_dim(x, at // queries, size // queries), visible
         )
-        index_S = at + jnp.arange(size)
-        rope = jax.tree.map(block, tables)
-        out = _layer(weights, number, block(x_1xTxD), rope, hold, index_S, seen, sequence, config)
+        rope, index_S = jax.tree.map(block, tables), at + jnp.arange(size)
+        out = _layer(reading, number, block(x_1xTxD), rope, hold, index_S, seen)
         if number < config.num_layers - 1:
             x_1xTxD = jax.lax.dynamic_update_slice(x_1xTxD, out, (0, at, 0))
         return x_1xTxD, *held
 
-    empty = jnp.zeros((config.num_kv_heads, T, config.head_dim), dtype)
+    empty = jnp.zeros((config.num_kv_heads, T, config.head_dim), reading.weights["embed"].dtype)
     num_blocks = (count + size - 1) // size
     return jax.lax.fori_loop(0, num_blocks, step, (x_1xTxD, empty, empty))
 
 
 def _score_targets(
-    weights, x_1xTxD, tables, sequence, key_values, indices_N, targets_N, num_targets, config
+    reading: _Reading, x_1xTxD, tables, key_values, indices_N, targets_N, num_targets
 ):
     """Log-probabilities [N] of the targets: the last layer, `key_values` of which are known, at the
     tokens before them."""
-    T, chunk = x_1xTxD.shape[1], min(TARGETS, indices_N.shape[0])
-    queries = min(QUERIES, min(TOKENS, T))
-    num_keys, num_blocks = T // min(KEYS, T), -(-chunk // queries)
+    weights, config, T = reading.weights, reading.config, x_1xTxD.shape[1]
+    chunk, num_keys = min(TARGETS, indices_N.shape[0]), T // min(KEYS, T)
+    num_blocks = -(-chunk // min(QUERIES, TOKENS, T))
     everything = _Visible(
         jnp.tile(jnp.arange(num_keys), (num_blocks, 1)), jnp.full(num_blocks, num_keys)
     )
@@ -150,17 +146,7 @@ def _score_targets(
         )
         x_1xNxD, rope = jax.tree.map(lambda x: jnp.take(x, indices, axis=1), (x_1xTxD, tables))
         last = config.num_layers - 1
-        x_1xNxD = _layer(
-            weights,
-            last,
-            x_1xNxD,
-            rope,
-            lambda *_: key_values,
-            indices,
-            everything,
-            sequence,
-            config,
-        )
+        x_1xNxD = _layer(reading, last, x_1xNxD, rope, lambda *_: key_values, indices, everything)
         hidden = blocks.norm(x_1xNxD, weights, "final_norm", config)
         unembed = unembedding(weights, weights["embed"].dtype)
         logprobs = token_logprobs(hidden, unembed, targets[None], softcap=config.final_softcap)
@@ -171,31 +157,20 @@ def _score_targets(
 
 
 def _layer(
-    weights,
-    number: int,
-    x_1xSxD,
-    tables,
-    hold: Callable,
-    index_S,
-    visible: _Visible,
-    sequence: _Sequence,
-    config: ModelConfig,
+    reading: _Reading, number: int, x_1xSxD, tables, hold: Callable, index_S, visible: _Visible
 ):
     """The layer's output for the tokens at `index_S`; `hold(keys, values)` gives those of all
     tokens, with the new ones."""
-    window, rope = config.layer_kinds[number]
-    prefix = sequence.prefix
-    before = None if prefix is None else (prefix.keys[number], prefix.values[number], prefix.length)
+    config = reading.config
 
     def attend(q, k, v):
         q = attention.split_heads(q, config)[0]
-        keys, values = hold(k[0].transpose(1, 0, 2), v[0].transpose(1, 0, 2))
-        here = sequence._replace(prefix=before)
-        cap = config.attention_softcap
-        context = _attend(q, keys, values, index_S, visible, here, window, cap)
+        key_values = hold(k[0].transpose(1, 0, 2), v[0].transpose(1, 0, 2))
+        context = _attend(reading, number, q, key_values, index_S, visible)
         return attention.join_heads(context[None], v.dtype)
 
-    return blocks.layer(x_1xSxD, weights["layers"][number], config, tables[rope], attend)
+    _, rope = config.layer_kinds[number]
+    return blocks.layer(x_1xSxD, reading.weights["layers"][number], config, tables[rope], attend)
 
 
 def _visible_blocks(ends_T, queries: int) -> _Visible:
@@ -207,96 +182,83 @@ def _visible_blocks(ends_T, queries: int) -> _Visible:
     return _Visible(jnp.argsort(~seen_BxC, axis=1, stable=True), jnp.sum(seen_BxC, axis=1))
 
 
-def _attend(
-    q_KxGxSxDh,
-    keys_KxTxDh,
-    values_KxTxDh,
-    index_S,
-    visible: _Visible,
-    sequence: _Sequence,
-    window: int,
-    cap: float | None,
-):
-    """Context float32 [K, G, S, Dh] of scaled queries at `index_S` of the sequence. `visible`: of
-    the B blocks that the queries are."""
+def _attend(reading: _Reading, number: int, q_KxGxSxDh, key_values, index_S, visible: _Visible):
+    """Context float32 [K, G, S, Dh] of a layer's scaled queries at `index_S` of the sequence, which
+    are B blocks (as in `visible`); key_values: of the sequence, [K, T, Dh]."""
     K, G, S, Dh = q_KxGxSxDh.shape
     B = visible.count_B.shape[0]
     queries = S // B
+    M = G * queries
 
-    def attend_block(number):
-        head, block = number // B, number % B
+    def attend_block(i):
+        head, block = i // B, i % B
         at = (head, 0, block * queries, 0)
-        q_MxDh = jax.lax.dynamic_slice(q_KxGxSxDh, at, (1, G, queries, Dh)).reshape(-1, Dh)
+        q_MxDh = jax.lax.dynamic_slice(q_KxGxSxDh, at, (1, G, queries, Dh)).reshape(M, Dh)
         index_Q = jax.lax.dynamic_slice_in_dim(index_S, block * queries, queries)
-        M = G * queries
         state = (
             jnp.zeros((M, Dh), jnp.float32),
             jnp.full((M, 1), blocks.MASKED),
             jnp.zeros((M, 1), jnp.float32),
         )
-        if sequence.prefix is not None:
-            state = _over_prefix(state, q_MxDh, head, index_Q, sequence, window, cap)
-        seen = visible.keys_BxC[block], visible.count_B[block]
-        own = keys_KxTxDh, values_KxTxDh
-        context, _, total = _over_own(
-            state, q_MxDh, head, index_Q, own, seen, sequence, window, cap
+        absorb = functools.partial(
+            _absorb, q_MxDh=q_MxDh, head=head, cap=reading.config.attention_softcap
         )
+        if reading.prefix is not None:
+            state = _over_prefix(reading, number, state, index_Q, absorb)
+        seen = visible.keys_BxC[block], visible.count_B[block]
+        context, _, total = _over_own(reading, number, state, index_Q, key_values, seen, absorb)
         return (context / total).reshape(G, queries, Dh)
 
     context = jax.lax.map(attend_block, jnp.arange(K * B))
     return context.reshape(K, B, G, queries, Dh).transpose(0, 2, 1, 3, 4).reshape(K, G, S, Dh)
 
 
-def _over_prefix(state, q_MxDh, head, index_Q, sequence: _Sequence, window: int, cap):
+def _over_prefix(reading: _Reading, number: int, state, index_Q, absorb: Callable):
     """The state after the prefix: in large blocks as long as they are full, then in small ones."""
-    keys, values, length = sequence.prefix
-    position_Q = sequence.positions_T[index_Q]
+    prefix, (window, _) = reading.prefix, reading.config.layer_kinds[number]
+    key_values, length = (prefix.keys[number], prefix.values[number]), prefix.length
+    position_Q = reading.positions_T[index_Q]
 
-    def absorb(i, state, size, full):
+    def step(i, state, size, full):
         index_C = i * size + jnp.arange(size)
         allowed = None if full else (index_C < length)[None, :]
         if window:
             near = attention.visible(position_Q[None], index_C, window)[0]
             allowed = near & (index_C < length)
-        return _absorb(state, q_MxDh, keys, values, head, i * size, size, allowed, cap)
+        return absorb(state, key_values, i * size, size, allowed)
 
-    large, small = (min(size, keys.shape[1]) for size in (PREFIX_KEYS, KEYS))
+    large, small = (min(size, key_values[0].shape[1]) for size in (PREFIX_KEYS, KEYS))
     num_full = length // large
-    state = jax.lax.fori_loop(0, num_full, functools.partial(absorb, size=large, full=True), state)
+    state = jax.lax.fori_loop(0, num_full, functools.partial(step, size=large, full=True), state)
     rest = num_full * (large // small), (length + small - 1) // small
-    return jax.lax.fori_loop(*rest, functools.partial(absorb, size=small, full=False), state)
+    return jax.lax.fori_loop(*rest, functools.partial(step, size=small, full=False), state)
 
 
-def _over_own(
-    state, q_MxDh, head, index_Q, key_values, visible, sequence: _Sequence, window: int, cap
-):
+def _over_own(reading: _Reading, number: int, state, index_Q, key_values, seen, absorb: Callable):
     """The state after those blocks of the sequence itself that the queries can see."""
-    keys_KxTxDh, values_KxTxDh = key_values
-    seen_C, count = visible
-    ends_T, positions_T, _ = sequence
-    size = min(KEYS, ends_T.shape[0])
+    (seen_C, count), (window, _) = seen, reading.config.layer_kinds[number]
+    size = min(KEYS, reading.ends_T.shape[0])
 
-    def absorb(i, state):
+    def step(i, state):
         start = seen_C[i] * size
         ends_C, position_C = (
-            jax.lax.dynamic_slice_in_dim(x, start, size) for x in (ends_T, positions_T)
+            jax.lax.dynamic_slice_in_dim(x, start, size)
+            for x in (reading.ends_T, reading.positions_T)
         )
         allowed = (index_Q[:, None] >= start + jnp.arange(size)) & (index_Q[:, None] < ends_C)
         if window:
-            allowed &= positions_T[index_Q][:, None] - position_C < window
-        return _absorb(state, q_MxDh, keys_KxTxDh, values_KxTxDh, head, start, size, allowed, cap)
+            allowed &= reading.positions_T[index_Q][:, None] - position_C < window
+        return absorb(state, key_values, start, size, allowed)
 
-    return jax.lax.fori_loop(0, count, absorb, state)
+    return jax.lax.fori_loop(0, count, step, state)
 
 
-def _absorb(state, q_MxDh, keys, values, head, start, size: int, allowed_QxC, cap):
+def _absorb(state, key_values, start, size: int, allowed_QxC, *, q_MxDh, head, cap):
     """One step of the running softmax: (context, maximum, total) after `size` more keys [K, …, Dh]
     of a head from `start` on. M queries are G groups of Q; allowed None: all keys are."""
     context, peak, total = state
-    Dh = q_MxDh.shape[1]
-    keys, values = (
-        jax.lax.dynamic_slice(x, (head, start, 0), (1, size, Dh))[0] for x in (keys, values)
-    )
+    shape = (1, size, q_MxDh.shape[1])
+    keys, values = (jax.lax.dynamic_slice(x, (head, start, 0), shape)[0] for x in key_values)
     score = jnp.einsum("md,cd->mc", q_MxDh, keys, preferred_element_type=jnp.float32)
     score = blocks.softcap(score, cap)
     if allowed_QxC is not None:
@@ -309,8 +271,5 @@ def _absorb(state, q_MxDh, keys, values, head, start, size: int, allowed_QxC, ca
     add = jnp.einsum(
         "mc,cd->md", mass.astype(values.dtype), values, preferred_element_type=jnp.float32
     )
-    return (
-        context * shrink + add,
-        higher,
-        total * shrink + jnp.sum(mass, axis=-1, keepdims=True),
-    )
+    total = total * shrink + jnp.sum(mass, axis=-1, keepdims=True)
+    return context * shrink + add, higher, total

@@ -17,7 +17,6 @@ from cai_jax.errors import UserError
 from cai_jax.io import artefacts, progress
 from cai_jax.io.metrics import MetricsWriter
 from cai_jax.models import lora
-from cai_jax.references import resolve
 from cai_jax.textmodels import loader
 from cai_jax.textmodels.asking import Asking
 from cai_jax.textmodels.loader import LoadedModel, ModelLoader
@@ -94,8 +93,3 @@ class StageContext(Asking):
         """Writes `model/`, see `loader.publish`."""
         adapters = self.adapters(model)
         loader.publish(self.directory.path, model, kind, adapters, normalisation, reads_cut)
-
-
-def resolve_role(run_config, reference: str) -> str:
-    """A role of config.models becomes what it points at; anything else stays as it is."""
-    return resolve(run_config.models, reference)

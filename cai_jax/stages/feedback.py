@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -22,7 +23,6 @@ import numpy as np
 from cai_jax.constitution.loader import ComparisonPrinciple, Constitution, load_constitution
 from cai_jax.core import labels
 from cai_jax.data import choices, fitting
-from cai_jax.errors import UserError
 from cai_jax.evals import agreement
 from cai_jax.rewards.preference_model import collected
 from cai_jax.seeds import row_key, row_rng
@@ -42,7 +42,6 @@ SCHEMA = 2
 # Tokens that worked examples leave free after a chain of thought: what ends it, "So the answer is:"
 # and an answer.
 CONCLUSION_ROOM = 40
-MODES = ("multiple_choice", "chain_of_thought", "preference_model")
 
 
 def shortest(fields):
@@ -57,14 +56,16 @@ def shortest(fields):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One label: a pair of a comparison's responses, judged by a principle (a preference model is
-    asked none). `examples` names the draw of worked examples that precede the question."""
+    """One label: a pair of a comparison's responses, judged by a principle behind worked examples
+    (a preference model needs neither). `draw` names what the examples were drawn by."""
 
     id: str
     comparison: dict
     pair: tuple[int, int]
     principle: ComparisonPrinciple | None = None
-    examples: int | str | None = None
+    draw: int | str | None = None
+    few_shot_ids: tuple[str, ...] = ()
+    examples: tuple[Dialogue, ...] = ()
 
     def question(self, order: str, options_heading: bool) -> str:
         """What is asked; in order "ba" the second response is option (A)."""
@@ -77,9 +78,15 @@ class Task:
         )
 
 
-def tasks(ctx: StageContext, constitution: Constitution) -> Iterator[Task]:
+def _tasks(ctx: StageContext, constitution: Constitution) -> Iterator[Task]:
     """A task for every comparison, pair of its responses and drawn principle."""
     config, principles = ctx.config, constitution.comparison_principles
+
+    @functools.cache
+    def examples(draw):
+        how = config.mode, config.num_few_shot, ctx.seed
+        return draw_examples(constitution, *how, ctx.name, "header", draw)
+
     for comparison in ctx.inputs["comparisons"].records():
         for pair in itertools.combinations(range(len(comparison["responses"])), 2):
             names = comparison["id"], f"{pair[0]}-{pair[1]}"
@@ -89,18 +96,18 @@ def tasks(ctx: StageContext, constitution: Constitution) -> Iterator[Task]:
                 principle = principles[int(index)]
                 name = "/".join((*names, principle.id))
                 draw = int(rng.integers(config.num_headers)) if config.num_headers else name
-                yield Task(name, comparison, pair, principle, draw)
+                yield Task(name, comparison, pair, principle, draw, *examples(draw))
 
 
 def draw_examples(
     constitution: Constitution, mode: str, num_few_shot: int, seed: int, *name
-) -> tuple[list[str], tuple[Dialogue, ...]]:
+) -> tuple[tuple[str, ...], tuple[Dialogue, ...]]:
     """Worked examples, each with a principle and (where the example leaves it open) an order of its
     own draw.
 
     Args:
       constitution: its first examples of the mode's kind are taken.
-      mode: one of MODES.
+      mode: "multiple_choice" or "chain_of_thought".
       num_few_shot: how many are wanted; there are fewer where the constitution has fewer.
       seed: the run's.
       *name: what the draw depends on.
@@ -110,10 +117,12 @@ def draw_examples(
     """
     rng, principles = row_rng(seed, *name), constitution.comparison_principles
     ids, examples = [], []
-    for example in _first_examples(constitution, mode, num_few_shot):
+    chains = mode == "chain_of_thought"
+    source = constitution.chain_examples if chains else constitution.comparison_examples
+    for example in source[:num_few_shot]:
         principle = principles[int(rng.integers(len(principles)))]
         swapped = bool(rng.integers(2))
-        if mode == "chain_of_thought":
+        if chains:
             asked, answer = example.question(principle.text), f" ({example.answer})"
             ids.append(f"{example.id}:{principle.id}")
             examples.append(questions.worked_chain(asked, example.reasoning, answer))
@@ -122,48 +131,34 @@ def draw_examples(
             asked = choices.question(example.dialogue, principle.text, responses)
             ids.append(f"{example.id}:{principle.id}:{'ba' if swapped else 'ab'}")
             examples.append(questions.worked_choice(asked, choices.answer(int(swapped))))
-    return ids, tuple(examples)
-
-
-def _first_examples(constitution: Constitution, mode: str, number: int) -> tuple:
-    chains = mode == "chain_of_thought"
-    return (constitution.chain_examples if chains else constitution.comparison_examples)[:number]
+    return tuple(ids), tuple(examples)
 
 
 def run(ctx: StageContext) -> dict:
     """Writes one label record a (comparison, pair, principle)."""
     config = ctx.config
-    if config.mode not in MODES:
-        raise UserError(
-            f"config.graph.{ctx.name}.mode: expected one of {', '.join(MODES)}, not '{config.mode}'"
-        )
     if config.mode == "preference_model":
         return _by_preference_model(ctx)
 
     # --- What is asked: every task in every order, after every chain ------------------------------
-    constitution = load_constitution(config.constitution)
     model = ctx.models.text_model(config.model, config.format)
     journal = ctx.directory.journal()
-    todo = {task.id: task for task in tasks(ctx, constitution) if task.id not in journal.finished}
-    shots = (constitution, config.mode, config.num_few_shot)
-    examples = {
-        draw: draw_examples(*shots, ctx.seed, ctx.name, "header", draw)
-        for draw in dict.fromkeys(task.examples for task in todo.values())
-    }
+    tasks = {task.id: task for task in _tasks(ctx, load_constitution(config.constitution))}
+    todo = [task for task in tasks.values() if task.id not in journal.finished]
     orders = ("ab", "ba") if config.both_orders else ("ab",)
     chains = ctx.directory.journal("chains") if config.mode == "chain_of_thought" else None
     if chains:
-        _sample_chains(ctx, model, chains, todo, examples, orders)
-        asked = list(_after_chains(config, chains, todo, examples, orders))
+        _sample_chains(ctx, model, chains, todo, orders)
+        asked = list(_after_chains(config, chains, todo, orders))
     else:
         asked = [
             questions.choice(
                 f"{task.id}#{order}0",
                 task.question(order, options_heading=True),
-                examples=examples[task.examples][1],
+                examples=task.examples,
                 group=task.id,
             )
-            for task in todo.values()
+            for task in todo
             for order in orders
         ]
 
@@ -175,24 +170,23 @@ def run(ctx: StageContext) -> dict:
         answers[name][order_and_chain] = choice
         if len(answers[name]) == number:
             complete = answers.pop(name)
-            shown = examples[todo[name].examples][0][
-                : min(c.num_examples for c in complete.values())
-            ]
             logprobs, thoughts = _logprobs(name, complete, chains)
-            journal.append(_record(ctx, model.name, todo[name], logprobs, shown, thoughts))
-    ctx.drop(fitting.CONTEXT, sum(name not in journal.finished for name in todo))
+            num_shown = min(choice.num_examples for choice in complete.values())
+            record = _record(ctx, model.name, tasks[name], logprobs, num_shown, thoughts)
+            journal.append(record)
+    ctx.drop(fitting.CONTEXT, sum(task.id not in journal.finished for task in todo))
     ctx.require_rows(journal.finished, "labels")
     journal.finish()
     if chains:
         chains.remove_parts()
-    num_examples = len(_first_examples(*shots))
     few_shot = fitting.examples_left_out(
-        (len(row["few_shot_ids"]), num_examples) for row in journal.finished.values()
+        (len(row["few_shot_ids"]), len(tasks[name].few_shot_ids))
+        for name, row in journal.finished.items()
     )
     return _summary(ctx, journal, few_shot)
 
 
-def _sample_chains(ctx: StageContext, model, chains, todo: dict, examples: dict, orders) -> None:
+def _sample_chains(ctx: StageContext, model, chains, todo: list[Task], orders) -> None:
     """Adds to the journal what it lacks of `num_chains` chains of thought a task and order."""
     config = ctx.config
     turns = [
@@ -200,13 +194,13 @@ def _sample_chains(ctx: StageContext, model, chains, todo: dict, examples: dict,
             f"{task.id}#{order}{chain}",
             task.question(order, options_heading=False),
             row_key(ctx.seed, ctx.name, order, task.id, chain),
-            examples[task.examples][1],
+            task.examples,
             group=task.id,
             room=config.max_chain_tokens + CONCLUSION_ROOM,
             # Examples of one task alone are not shared: different tasks decode together.
             shared=bool(config.num_headers),
         )
-        for task in todo.values()
+        for task in todo
         for order, chain in itertools.product(orders, range(config.num_chains))
     ]
     sampling = Sampling(config.max_chain_tokens, config.temperature)
@@ -218,9 +212,9 @@ def _sample_chains(ctx: StageContext, model, chains, todo: dict, examples: dict,
     chains.flush()
 
 
-def _after_chains(config, chains, todo: dict, examples: dict, orders) -> Iterator[Question]:
+def _after_chains(config, chains, todo: list[Task], orders) -> Iterator[Question]:
     """The question behind every chain; one that did not fit the context has none."""
-    for task in todo.values():
+    for task in todo:
         for order, chain in itertools.product(orders, range(config.num_chains)):
             thought = chains.finished.get(f"{task.id}#{order}{chain}")
             if thought:
@@ -228,7 +222,7 @@ def _after_chains(config, chains, todo: dict, examples: dict, orders) -> Iterato
                     thought["id"],
                     task.question(order, options_heading=False),
                     thought["text"],
-                    examples=examples[task.examples][1][: thought["num_few_shot"]],
+                    examples=task.examples[: thought["num_few_shot"]],
                     group=task.id,
                 )
 
@@ -247,8 +241,10 @@ def _logprobs(task: str, answers: dict[str, Choice], chains) -> tuple[list[dict]
 
 
 def _record(
-    ctx: StageContext, model: str, task: Task, logprobs: list[dict], few_shot_ids=(), chains=()
+    ctx: StageContext, model: str, task: Task, logprobs: list[dict], num_shown=0, chains=()
 ) -> dict:
+    """A label record; `num_shown`: how many of the task's worked examples, the first ones, preceded
+    every question."""
     principle = task.principle
     return {
         "id": task.id,
@@ -258,8 +254,8 @@ def _record(
         "kind": task.comparison.get("kind"),
         "principle_id": principle and principle.id,
         "principle": principle and principle.text,
-        "few_shot_ids": list(few_shot_ids),
-        "header_id": None if task.examples is None else str(task.examples),
+        "few_shot_ids": list(task.few_shot_ids[:num_shown]),
+        "header_id": None if task.draw is None else str(task.draw),
         "model": model,
         "seed": ctx.seed,
         "chains": list(chains),
