@@ -72,6 +72,9 @@ class Run:
           max_new_tokens: of an answer.
           temperature: 0 is greedy.
           seed: of the random numbers.
+
+        Returns:
+          The answers' texts.
         """
         turns = []
         for number, prompt in enumerate(map(as_dialogue, prompts)):

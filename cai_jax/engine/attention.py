@@ -33,8 +33,7 @@ def join_heads(context_BxKxGxTxDh, dtype):
 
 
 def attend(q_BxKxGxTxDh, spans, cap: float | None, by_head: bool = False):
-    """(context, peak, total) over all spans: context = Σ exp(score - peak) · value, not yet divided
-    by total.
+    """Attention before the division by `total`: context = Σ exp(score - peak) · value.
 
     Args:
       q_BxKxGxTxDh: scaled queries.
@@ -43,6 +42,9 @@ def attend(q_BxKxGxTxDh, spans, cap: float | None, by_head: bool = False):
       cap: scores are soft-capped by it.
       by_head: a key head after the other, so that a CPU's cache holds the scores (behind a prefix
         of 2,000 tokens 1.8 times as fast for 128 queries, 3 times for 512).
+
+    Returns:
+      context [B,K,G,T,Dh], peak and total [B,K,G,T,1].
     """
     B, K, G, T, Dh = q_BxKxGxTxDh.shape
 
@@ -67,21 +69,12 @@ def attend(q_BxKxGxTxDh, spans, cap: float | None, by_head: bool = False):
         for score, (_, values) in zip(scores, held, strict=True):
             mass = jnp.exp(score - peak)
             total += jnp.sum(mass, axis=-1, keepdims=True)
-            mass = mass.astype(values.dtype)
-            if values.ndim == 2:
-                add = jnp.einsum(
-                    "ms,sd->md",
-                    mass.reshape(B * G * T, -1),
-                    values,
-                    preferred_element_type=jnp.float32,
-                )
-            else:
-                add = jnp.einsum(
-                    "bms,bsd->bmd",
-                    mass.reshape(B, G * T, -1),
-                    values,
-                    preferred_element_type=jnp.float32,
-                )
+            shared = values.ndim == 2
+            mass = mass.astype(values.dtype).reshape(
+                *((-1,) if shared else (B, G * T)), values.shape[-2]
+            )
+            product = "ms,sd->md" if shared else "bms,bsd->bmd"
+            add = jnp.einsum(product, mass, values, preferred_element_type=jnp.float32)
             context += add.reshape(B, G, T, Dh)
         return context, peak, total
 
@@ -128,6 +121,9 @@ def attend_blocks(
       state: context [B,K,G,Dh], peak and total [B,K,G,1].
       block: positions at a time.
       cap: scores are soft-capped by it.
+
+    Returns:
+      The state after all of them.
     """
     B, K, S, Dh = values_BxKxSxDh.shape
 

@@ -71,6 +71,7 @@ def _forward(weights, prefix, past, tokens_BxT, ends_BxT, positions_BxT, config,
     tables = blocks.rope_tables(positions_BxT, config)
     x_BxTxD = blocks.embed(weights["embed"], tokens_BxT, config)
     index_T = jnp.arange(tokens_BxT.shape[1])
+    # Causal, and within the own branch where the sequence is a tree.
     related = (index_T[:, None] >= index_T[None, :])[None]
     if ends_BxT is not None:
         related = related & (index_T[:, None] < ends_BxT[:, None, :])
@@ -84,6 +85,7 @@ def _forward(weights, prefix, past, tokens_BxT, ends_BxT, positions_BxT, config,
             k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
             new_keys.append(k)
             new_values.append(v)
+            # Each span has its own mask; their softmax is computed in one.
             spans = _prefix_span(prefix, layer, positions_BxT, window)
             if past is not None:
                 index_S = jnp.arange(past.keys[layer].shape[2])
@@ -107,10 +109,20 @@ def _forward(weights, prefix, past, tokens_BxT, ends_BxT, positions_BxT, config,
 
 @functools.partial(jax.jit, static_argnames=("config", "kernel"))
 def prefill(weights, prefix, past, tokens_BxT, config: ModelConfig, kernel: str = ""):
-    """Keys and values [B,K,T,Dh] per layer of a chunk of prompt that follows `prefix` and `past`.
-    Padding is at the end of the chunk: nothing before it sees it, and the caller does not count
-    it. `kernel`: one of flash.KERNELS, or "by_head" (see `attention.attend`), or "" for XLA's
-    products as they come."""
+    """Prefills a chunk of prompt. Padding is at its end: nothing before it sees it, and the caller
+    does not count it.
+
+    Args:
+      weights: as `weights.prepare` gives them.
+      prefix, past: keys and values that the chunk follows, or None.
+      tokens_BxT: the chunk.
+      config: the model's.
+      kernel: one of flash.KERNELS, or "by_head" (see `attention.attend`), or "" for XLA's products
+        as they come.
+
+    Returns:
+      Keys and values [B, K, T, Dh] per layer.
+    """
     T = tokens_BxT.shape[1]
     start = (0 if prefix is None else prefix.length) + (0 if past is None else past.length[:, None])
     positions_BxT = jnp.broadcast_to(start + jnp.arange(T), tokens_BxT.shape)
@@ -133,14 +145,20 @@ def score(
     config: ModelConfig,
     kernel: str = "",
 ):
-    """log P(targets[b, n]) after the token at indices[b, n], float32 [B, N].
+    """Scores the targets of packed sequences.
 
-    tokens, ends, offsets, indices, targets as in `packing.Packed`; kernel as in `prefill`.
+    Args:
+      weights, prefix, past, config, kernel: as in `prefill`.
+      tokens_BxT, ends_BxT, offsets_BxT, indices_BxN, targets_BxN: as in `packing.Packed`.
+
+    Returns:
+      log P(targets[b, n]) after the token at indices[b, n], float32 [B, N].
     """
     start = (0 if prefix is None else prefix.length) + (0 if past is None else past.length[:, None])
     x_BxTxD, _, _ = _forward(
         weights, prefix, past, tokens_BxT, ends_BxT, start + offsets_BxT, config, kernel
     )
+    # Logits of the few tokens only that precede a target.
     x_BxNxD = jnp.take_along_axis(x_BxTxD, indices_BxN[..., None], axis=1)
     hidden = blocks.norm(x_BxNxD, weights, "final_norm", config)
     return token_logprobs(
@@ -154,8 +172,17 @@ def score(
 def empty_cache(
     config: ModelConfig, batch: int, size: int, dtype, transposed: bool = False
 ) -> tuple[tuple, tuple]:
-    """Zeros (keys, values), [B, K, S, Dh] per layer; `transposed`: the keys [B, K, Dh, S], as
-    reading in blocks wants them."""
+    """A cache of zeros.
+
+    Args:
+      config: the model's.
+      batch, size: B slots of S positions.
+      dtype: of keys and values.
+      transposed: the keys are [B, K, Dh, S], as reading in blocks wants them.
+
+    Returns:
+      (keys, values), [B, K, S, Dh] per layer.
+    """
     shape = (batch, config.num_kv_heads, size, config.head_dim)
 
     def zeros(shape):
@@ -171,8 +198,17 @@ empty_cache = jax.jit(empty_cache, static_argnums=(0, 1, 2, 3, 4))
 
 @functools.partial(jax.jit, static_argnames=("transposed",), donate_argnums=(0,))
 def insert(cache, chunk, slot, start, transposed: bool = False):
-    """Writes the keys and values [1, K, T, Dh] of a chunk into slot `slot` of the cache, from
-    position `start`."""
+    """Writes the keys and values of a chunk into the cache.
+
+    Args:
+      cache: (keys, values), given away.
+      chunk: keys and values [1, K, T, Dh].
+      slot, start: where they go.
+      transposed: whether the cache's keys are.
+
+    Returns:
+      The cache.
+    """
 
     def write(old, new, at):
         return constrain(jax.lax.dynamic_update_slice(old, new, at), CACHE_AXES)
@@ -235,6 +271,7 @@ def _step(weights, prefix, cache, length_B, token_B, config, block):
             values[layer] = _write(values[layer], v[:, 0], length_B)
             q = attention.split_heads(q, config)
             spans = _prefix_span(prefix, layer, positions_Bx1, window)
+            # All of the cache at once: what GPUs and TPUs do best.
             if block == 0:
                 allowed = attention.visible(
                     length_B[:, None], jnp.arange(keys[layer].shape[2]), window
@@ -243,6 +280,7 @@ def _step(weights, prefix, cache, length_B, token_B, config, block):
                     q, [*spans, (keys[layer], values[layer], allowed)], cap
                 )
                 return attention.join_heads(context / total, v.dtype)
+            # On a CPU in blocks, as far as the longest sequence reaches.
             q = q[:, :, :, 0]
             if spans:
                 state = tuple(x[:, :, :, 0] for x in attention.attend(q[:, :, :, None], spans, cap))
@@ -314,6 +352,7 @@ def decode(
         i, cache, slots, tokens, logprobs = carry
         logits_BxV, cache = _step(weights, prefix, cache, slots.length, slots.token, config, block)
         token_B, logprob_B = draw(logits_BxV, slots.key, slots.index, sampling)
+        # Idle slots compute along and change nothing.
         active_B = slots.left > 0
         advance_B = active_B.astype(jnp.int32)
         ended_B = functools.reduce(

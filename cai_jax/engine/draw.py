@@ -13,12 +13,17 @@ BLOCK = 128  # the vocabulary is summed in blocks of this many tokens
 
 
 def draw(logits_BxV: jax.Array, key_Bx2: jax.Array, index_B: jax.Array, sampling: Sampling):
-    """Returns (token int32 [B], logprob float32 [B]).
+    """Draws a token for each sequence. Top-k and top-p keep what ties with the last token kept.
 
-    logits float [B, V] at temperature 1; key uint32 [B, 2] names the row, index int32 [B] counts
-    its tokens so far. The log-probability is that of the temperature-scaled distribution before
-    top-k and top-p (at temperature 1 where sampling is greedy). Top-k and top-p keep what ties with
-    the last token kept.
+    Args:
+      logits_BxV: float, at temperature 1.
+      key_Bx2: uint32, names the sequence.
+      index_B: int32, counts its tokens so far.
+      sampling: temperature, top-k and top-p.
+
+    Returns:
+      (token int32 [B], logprob float32 [B]); the log-probability is that of the temperature-scaled
+      distribution before top-k and top-p (at temperature 1 where sampling is greedy).
     """
     chex.assert_rank([logits_BxV, key_Bx2, index_B], [2, 2, 1])
     chex.assert_type(logits_BxV, float)
@@ -28,7 +33,7 @@ def draw(logits_BxV: jax.Array, key_Bx2: jax.Array, index_B: jax.Array, sampling
     best_B = jnp.argmax(x_BxV, axis=-1).astype(jnp.int32)
     V = x_BxV.shape[1]
     # Inverse distribution function in two levels, a block and a token in it: one exponential per
-    # token and two random numbers per row, where Gumbel noise needs a random number and two
+    # token and two random numbers per sequence, where Gumbel noise needs a random number and two
     # logarithms per token.
     x_BxNxC = jnp.pad(x_BxV, ((0, 0), (0, -V % BLOCK)), constant_values=-jnp.inf).reshape(
         len(x_BxV), -1, BLOCK
@@ -58,7 +63,7 @@ def draw(logits_BxV: jax.Array, key_Bx2: jax.Array, index_B: jax.Array, sampling
 
 
 def _uniform(key_2, index):
-    """Two numbers in [0, 1) for token `index` of the row called `key_2`."""
+    """Two numbers in [0, 1) for token `index` of the sequence called `key_2`."""
     return jax.random.uniform(
         jax.random.fold_in(jax.random.wrap_key_data(key_2, impl="threefry2x32"), index), (2,)
     )
@@ -74,10 +79,10 @@ def _pick(mass_BxN, uniform_B):
 
 
 def _keep(mass_BxV, top_k: int, top_p: float):
-    """Zeroes what lies outside the k most probable tokens, and outside the smallest set of most
+    """Zeroes what is outside the k most probable tokens, and outside the smallest set of most
     probable tokens that holds `top_p` of what top-k left.
 
-    The threshold of each row is found by bisection over the bit patterns of the non-negative
+    The threshold of each sequence comes by bisection over the bit patterns of the non-negative
     floats, which are ordered as the floats are: 31 passes instead of a sort of the vocabulary.
     """
 

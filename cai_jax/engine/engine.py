@@ -164,6 +164,7 @@ class Engine:
             cache = run.empty_cache(self.batch_size, size, transposed=True)
         while waiting or any(running):
             entering = self._enter(waiting, running, slots, prefix, sampling)
+            # Sizes grow in few steps: every size is a program of its own.
             wanted = self._cache_size(slots, entering)
             if cache is None:
                 size, cache = wanted, run.empty_cache(self.batch_size, wanted)
@@ -223,12 +224,14 @@ class Engine:
                 sampling.stop_strings,
                 self._decode_text,
             )
+            # What goes on is known to the host as the device has it.
             if ending is None:
                 slots.length[slot] += new
                 slots.index[slot] += new
                 slots.left[slot] -= new
                 slots.token[slot] = item.tokens[-1]
                 continue
+            # A stop string may end before the last tokens that were sampled.
             kept = tuple(item.tokens[: ending.count])
             ended.append(
                 Completion(
@@ -240,6 +243,7 @@ class Engine:
                     self._reasoning_tokens(kept),
                 )
             )
+            # An idle slot has no tokens left.
             running[slot] = None
             for field in slots:
                 field[slot] = 0

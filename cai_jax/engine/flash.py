@@ -53,7 +53,7 @@ def choose(platform: str, dtype, config: ModelConfig) -> str:
 
 
 def attend(q_BxKxGxTxDh, spans, cap: float | None, kernel: str):
-    """Softmax attention over all spans: context [B, K, G, T, Dh] in the values' dtype.
+    """Softmax attention over all spans.
 
     Args:
       q_BxKxGxTxDh: scaled queries.
@@ -61,6 +61,9 @@ def attend(q_BxKxGxTxDh, spans, cap: float | None, kernel: str):
         shared by all sequences, [K, S, Dh].
       cap: scores are soft-capped by it.
       kernel: one of KERNELS.
+
+    Returns:
+      Context [B, K, G, T, Dh] in the values' dtype.
     """
     B, T = q_BxKxGxTxDh.shape[0], q_BxKxGxTxDh.shape[3]
 

@@ -84,6 +84,7 @@ def read(
     tables = blocks.rope_tables(positions_T[None], config)
     x_1xTxD = blocks.embed(weights["embed"], tokens_T[None], config)
     visible = _visible_blocks(ends_T, min(QUERIES, TOKENS, tokens_T.shape[0]))
+    # ---- Layers: keys and values of each are kept for what is read behind this sequence ----------
     kept = []
     for number in range(config.num_layers):
         x_1xTxD, *key_values = _read_layer(reading, number, x_1xTxD, tables, visible, count)
@@ -200,6 +201,7 @@ def _attend(reading: _Reading, number: int, q_KxGxSxDh, key_values, index_S, vis
             jnp.full((M, 1), blocks.MASKED),
             jnp.zeros((M, 1), jnp.float32),
         )
+        # The prefix first, then the sequence itself: one softmax over both.
         absorb = functools.partial(
             _absorb, q_MxDh=q_MxDh, head=head, cap=reading.config.attention_softcap
         )

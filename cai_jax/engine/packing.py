@@ -78,6 +78,7 @@ def single(prompt: Tokens, options: Sequence[Tokens] = ()) -> Packed:
 def several(questions: Sequence[Question]) -> Packed:
     """The tree of the questions' prompts and of all but the last token of each of their options."""
     packed = Packed(scored=[[[] for _ in options] for _, options in questions])
+    # In sorted order every text begins with as much of the last one as it shares with any before.
     texts = sorted(
         (*prompt, *option[:-1], -1, number, index)
         for number, (prompt, options) in enumerate(questions)
@@ -88,6 +89,7 @@ def several(questions: Sequence[Question]) -> Packed:
     scored: dict[tuple[int, int], int] = {}
     for *text, _, number, index in texts:
         common = shared(last, text)
+        # The branch that is left ends here.
         for left in path[common:]:
             packed.ends[left] = len(packed.tokens)
         del path[common:]

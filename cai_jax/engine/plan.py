@@ -110,6 +110,10 @@ def plan_batch(
       cache_bytes: for the keys and values of all.
       platform: "cpu", "gpu" or "tpu".
       multiple: the ways in which the mesh splits the batch.
+
+    Returns:
+      The number of slots.
+
     Raises:
       UserError: not even `multiple` of them fit.
     """

@@ -76,6 +76,8 @@ class Prompts:
         tokens, cuts = (), ()
         for segment in segments:
             start = 0
+            # A chunk is known by all that precedes it and by how that was cut: its bits depend
+            # on both.
             for count, size in plan.cut(len(segment)):
                 new = tuple(segment[start : start + count])
                 start, tokens, cuts = start + count, tokens + new, (*cuts, (count, size))
@@ -90,13 +92,24 @@ class Prompts:
         """The chunks as the cache of one sequence, [1, K, S, Dh]."""
         if not chunks:
             return None
+        # The padding of a chunk is overwritten by the next; that of the last one needs room.
         need = sum(chunk.count for chunk in chunks[:-1]) + chunks[-1].size
         cache = self._runner.empty_cache(1, plan.round_size(need))
         cache, length = self.insert(cache, chunks, 0)
         return cached.KeyValues(*cache, np.array([length], np.int32))
 
     def insert(self, cache, chunks: list[Chunk], slot: int, transposed: bool = False):
-        """(the cache with the chunks in a slot, how many positions they take)."""
+        """Writes chunks into a slot of a cache, one after the other.
+
+        Args:
+          cache: (keys, values), given away.
+          chunks: of a prompt.
+          slot: where.
+          transposed: whether the cache's keys are.
+
+        Returns:
+          (the cache, how many positions the chunks take).
+        """
         start = 0
         for chunk in chunks:
             cache = self._runner(cached.insert, cache, chunk.arrays, slot, start, transposed)

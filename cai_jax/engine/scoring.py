@@ -39,6 +39,7 @@ class Scorer:
             groups.setdefault(prompt.prefix, []).append((request, prompt))
         batches = [batch for group in groups.values() for batch in self._batches(group, together)]
         asked = {request.id for request in requests if wanted is None or request.id in wanted}
+        # Complete batches, wanted or not: the numbers do not depend on what a restart left to do.
         batches = [batch for batch in batches if any(request.id in asked for request, _ in batch)]
         started = ((batch, *self._start(batch, together)) for batch in batches)
         for batch, packed, logprobs in _ahead(started, max(2, packed_reader.AT_ONCE)):
@@ -59,10 +60,12 @@ class Scorer:
         """(the batch as a sequence, log-probabilities of its targets, still being computed)."""
         prefix = batch[0][1].prefix
         packed = packing.several([_question(item) for item in batch]) if together else None
+        # Several questions, or one that is short, in a sequence of a fixed size.
         if packed and len(packed.tokens) <= self._pack_size:
             if self._runner.kernel == "by_head":
                 return packed, self._read(self._read_prefix(prefix), packed)[0]
             return packed, self._forward(prefix, None, packed, self._pack_size)
+        # A longer question alone: its prompt is prefilled in chunks, up to the last.
         ((request, prompt),) = batch
         *before, last = prompt.segments
         fed = packing.fed(request.options)

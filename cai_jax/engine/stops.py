@@ -33,11 +33,16 @@ def find_ending(
       eos_ids: tokens that end a completion.
       stop_strings: texts that end it.
       decode: the text of tokens.
+
+    Returns:
+      How many tokens belong to the completion, its text and the stop.
     """
+    # The end token has no text of its own.
     ended = bool(tokens) and tokens[-1] in eos_ids
     body = tokens[:-1] if ended else tokens
     text = decode(body)
     if any(stop in text for stop in stop_strings):
+        # Token by token from where the last look ended: the first that completes a stop.
         for count in range(min(checked, len(body)), len(body) + 1):
             text = decode(body[:count])
             stops = [(text.index(stop), stop) for stop in stop_strings if stop in text]

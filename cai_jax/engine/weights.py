@@ -34,6 +34,9 @@ def unstacked(
       fuse: q, k, v and gate, up joined into single matrices (not where the mesh splits heads).
       out_major: matrices transposed to [out, in] (what a CPU prefers).
       int8: matrices `rounded`, and not transposed.
+
+    Returns:
+      A dict a layer.
     """
     return [
         _layer(layers, np.int32(index), config, jnp.dtype(dtype), fuse, out_major, int8)
@@ -77,9 +80,15 @@ def prepare(
     out_major: bool = False,
     int8: bool = False,
 ) -> dict:
-    """Parameters as `cached` takes them: {"embed", "unembed", "final_norm", "layers": [one dict a
-    layer]}; `params` may have adapters. With int8 the table that tokens are looked up in, norms and
-    biases stay as they are."""
+    """Parameters as `cached` takes them. With int8 embeddings, norms and biases stay as they are.
+
+    Args:
+      params: may have adapters.
+      config, fuse, out_major, int8: as in `unstacked`.
+
+    Returns:
+      {"embed", "unembed", "final_norm", "layers": [a dict a layer]}.
+    """
     unembed = params["embed"] if config.tied_embeddings else params["unembed"]
     if int8:
         unembed = jax.jit(lambda table_VxD: rounded(table_VxD.T, 1))(unembed)

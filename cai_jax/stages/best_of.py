@@ -37,6 +37,7 @@ def run(ctx: StageContext) -> dict:
         for row in responses
     ]
     ids = [row["id"] for row in responses]
+    # Scores come by length of dialogue; records follow the order of the responses.
     scored = collections.defaultdict(list)
     for index, score in sorted(ctx.score_each(judge, dialogues, ctx.name, ids)):
         scored[responses[index]["prompt_id"]].append((score, responses[index]))

@@ -69,6 +69,7 @@ class Task:
 
     def question(self, order: str, options_heading: bool) -> str:
         """What is asked; in order "ba" the second response is option (A)."""
+        # Texts of people and models are data: they are inserted, never formatted.
         responses = [self.comparison["responses"][index] for index in self.pair]
         return choices.question(
             dialogue_from_json(self.comparison["dialogue"]),

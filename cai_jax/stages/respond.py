@@ -16,6 +16,7 @@ def run(ctx: StageContext) -> dict:
     config, journal = ctx.config, ctx.directory.journal()
     model = ctx.models.text_model(config.model, config.format)
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k, config.top_p)
+    # Keys name the prompt and the sample: a restart draws the same.
     asked, turns = {}, []
     for prompt in ctx.prompts():
         for sample in range(config.num_samples):

@@ -72,6 +72,7 @@ class Revised:
             request = Message("critique_request", self.principles[number].critique_request)
         else:
             request = Message("revision_request", self.principles[number].revision_request)
+            # The prompt goes on from the critique's, which is prefilled already.
             if self.critique:
                 earlier, critique = self.critique
                 before = (*earlier.dialogue, Message("critique", critique["text"]))
@@ -104,6 +105,9 @@ def draw_principles(
       seed: the run's.
       stage: its name.
       row_id: the response's id.
+
+    Returns:
+      The principles, by round.
     """
     rng = row_rng(seed, stage, "principle", row_id)
     return [principles[int(rng.integers(num_principles))] for _ in range(num_rounds)]
@@ -131,6 +135,7 @@ def run(ctx: StageContext) -> dict:
     examples = constitution.critique_examples[: config.num_few_shot]
     shown = worked_examples(examples, config.critique)
     model = ctx.models.text_model(config.model, config.format)
+    # Records are complete revisions; turns are kept until all are.
     journal, turns = ctx.directory.journal(), ctx.directory.journal("turns")
     drawn_from = constitution.critique_principles, num_principles, config.num_rounds
     items = [

@@ -57,6 +57,7 @@ class Asking:
         """
         label, total = label or self.name, _num_wanted(turns, wanted)
         done = model.generate(turns, sampling, wanted) if total else ()
+        # Models answer what fits, and name what does not.
         unfinished = 0
         for completion in self.watched(done, total, label):
             if completion.fits:

@@ -103,8 +103,17 @@ class ModelLoader:
     def preference_model(
         self, reference: str, kind: str = "reward", format: str = "auto", raw: bool = False
     ) -> RewardModel:
-        """A preference model, or (kind "harm") a regressor of harm, as a function of dialogues; its
-        scores normalised unless `raw`."""
+        """A preference model as a function of dialogues.
+
+        Args:
+          reference: see `load`.
+          kind: "reward", or "harm" for a regressor of harm.
+          format: "auto", "text" or "chat".
+          raw: whether its scores stay as they were trained, not normalised.
+
+        Returns:
+          The model.
+        """
         return self.scorer(self.load(reference, kind, format), raw)
 
     def scorer(self, model: LoadedModel, raw: bool = False) -> RewardModel:
@@ -141,6 +150,10 @@ class ModelLoader:
           kind: "policy", "reward" or "harm".
           format: "auto", "text" or "chat".
           int8: whether matrices come in 8 bits; None for what the loader says.
+
+        Returns:
+          The model, with its weights on the mesh.
+
         Raises:
           UserError: there is no such model, or it is of another kind.
         """
@@ -207,6 +220,7 @@ class ModelLoader:
             adapters,
             reads_cut=bool(role.get("reads_cut", False)),
         )
+        # All weights were trained: they are the checkpoint's.
         if adapters is None:
 
             def weights() -> Weights:
@@ -218,6 +232,7 @@ class ModelLoader:
             model.weights = self._shared((str(target), int8), weights)
             model.params = model.weights.params
             return model
+        # Adapters were trained: they go on the arrays of their base, which models share.
         base = model.weights = self._base_of(target.name, role["adapters"], adapters.int8)
         trained = self._restored(target, config, kind, adapters).params
         model.params = lora.attach(lora.base_of(base.params), trained, adapters)
@@ -240,6 +255,7 @@ class ModelLoader:
                 raise UserError(f"'{target}': no such checkpoint; steps: {checkpoints.steps()}")
             restored = int(target.step), *checkpoints.restore(int(target.step), abstract)
         else:
+            # The end of training is the step that the manifest names.
             restored = checkpoints.restore_latest(abstract)
             last = stage.manifest.get("summary", {}).get("steps", restored and restored[0])
             if restored is None or restored[0] != last:
@@ -332,6 +348,7 @@ def publish(
       reads_cut: see `RewardModel`.
     """
     target = directory / "model"
+    # Every process has the same; the first one writes.
     if artefacts.is_writer():
         target.mkdir(parents=True, exist_ok=True)
         for name in hf.TOKENIZER_FILES:

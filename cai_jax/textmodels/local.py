@@ -62,6 +62,7 @@ class LocalTextModel:
             counts[turn.id] = count
             request = SampleRequest(turn.id, segments, turn.key, turn.max_new_tokens)
             by_role.setdefault(turn.role, []).append(request)
+        # Where a turn ends depends on who speaks.
         for role, requests in by_role.items():
             how = dataclasses.replace(sampling, stop_strings=self.format.stop_strings(role))
             for done in self._engine.generate(requests, how):
@@ -114,6 +115,7 @@ class LocalTextModel:
         for group in groups.values():
             asked = [request for request in group if wanted is None or request.id in wanted]
             most, built = min(len(request.examples) for request in group), {}
+            # The fewest examples that any of the group has room for; the search goes on from there.
             for request in group if asked else ():
                 for count in range(most, -1, -1):
                     built[request.id] = count, build(request, count)
@@ -141,6 +143,7 @@ class LocalTextModel:
     def _turns(self, request: Turn | Question, count: int, options: Sequence[str]):
         examples = [message for example in request.examples[:count] for message in example]
         messages = self._arranged((*examples, *request.dialogue))
+        # A conclusion is a human turn as text; under a chat template the chain's turn goes on.
         role, lead = request.role, request.lead
         if role == CONCLUSION and self.format.kind == "text":
             role = "human"
@@ -168,6 +171,7 @@ class LocalTextModel:
         def closed(text: str) -> str:
             return f"{text}\n{question.lead}" if question.form == RUNNING else text
 
+        # Worked examples form the prefix, up to the blank line before the question.
         shown = ""
         for asked, answer in question.examples[:count]:
             shown += _between(shown, closed(asked.text)) + closed(asked.text) + answer.text

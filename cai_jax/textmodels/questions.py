@@ -29,6 +29,9 @@ def choice(
       examples: see `worked_choice`.
       verbatim: the texts end in the lead already, as the published evaluations do.
       group: requests of one group have the same number of examples.
+
+    Returns:
+      The request.
     """
     form = VERBATIM if verbatim else RUNNING
     return Question(
@@ -53,7 +56,18 @@ def chain(
     examples: Sequence[Dialogue] = (),
     **fields,
 ) -> Turn:
-    """The question with a chain of thought to be sampled; `fields` as in `Turn`."""
+    """The question with a chain of thought to be sampled.
+
+    Args:
+      name: the request's id.
+      asked: the question's text, without a line of options.
+      key: decides what is drawn.
+      examples: see `worked_chain`.
+      **fields: as in `Turn`.
+
+    Returns:
+      The request.
+    """
     return Turn(
         name,
         (Message("human", asked),),
@@ -72,7 +86,19 @@ def after_chain(
     examples: Sequence[Dialogue] = (),
     group: str = "",
 ) -> Question:
-    """The question with a chain of thought, and the options that may follow "So the answer is:"."""
+    """The question with a chain of thought, and the options that may follow "So the answer is:".
+
+    Args:
+      name: the request's id.
+      asked: the question's text, without a line of options.
+      thought: the chain.
+      options: answer strings such as " (A)".
+      examples: see `worked_chain`.
+      group: requests of one group have the same number of examples.
+
+    Returns:
+      The request.
+    """
     return Question(
         name,
         (Message("human", asked), Message("assistant", f"{CHAIN_LEAD} {thought}")),
