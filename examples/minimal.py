@@ -214,7 +214,7 @@ def train_rl(setup: Setup, prompts, sampling: Sampling, num_updates: int) -> Non
     learner = Learner(policy.config, judge.config, settings, mesh, ctx.dtype, seed=SEED)
     key = row_key(SEED, "rl", "adapters")  # not used: all weights are trained
     value = state_lib.start(judge.config, judge.params["decoder"], mesh, key)
-    value = state_lib.with_head(value, state_lib.fresh(judge.params["head"]), mesh)
+    value = state_lib.with_head(value, state_lib.copy(judge.params["head"]), mesh)
     state = learner.init(
         state_lib.start(policy.config, policy.params, mesh, key), value, kl_coefficient=0.001
     )
