@@ -254,7 +254,7 @@ def test_a_step_gets_the_rows_of_its_minibatch_and_the_states_trees(monkeypatch)
             number = len(seen) // 2 + 1
             seen.append((kind, jax.tree.map(np.asarray, batch)))
             prefix = "value_" if kind == "v" else ""
-            told = {f"{prefix}loss": 1.0, "count": 3.0, f"{prefix}clipped": 4.0}
+            told = {f"{prefix}loss": 1.0, "grad_norm": 2.0, "count": 3.0, f"{prefix}clipped": 4.0}
             return f"{kind}{number}", f"{kind}o{number}", told
 
         return take

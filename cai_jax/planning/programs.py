@@ -159,8 +159,8 @@ def _update(run_config, name, mesh, kind, loss, batch, work: Work) -> Program:
     _, tx = state_lib.make_optimiser(config, f"config.graph.{name}", 1000)
     adapters = adapters_of(config)
     params = state_lib.abstract_params(work.model, kind, mesh, adapters=adapters)
-    state = {"params": params, "optimiser": state_lib.abstract_optimiser(tx, params, mesh)}
-    update = state_lib.jit_update(loss, tx, state, mesh, config.num_microbatches, adapters)
+    optimiser = state_lib.abstract_optimiser(tx, params, mesh)
+    step = state_lib.jit_step(loss, tx, params, mesh, config.num_microbatches, adapters)
     base = adapters and state_lib.abstract_params(
         work.model, "policy", mesh, jnp.dtype(run_config.model.dtype)
     )
@@ -170,8 +170,8 @@ def _update(run_config, name, mesh, kind, loss, batch, work: Work) -> Program:
     return Program(
         name,
         "step",
-        update,
-        (state, sharding.abstract_batch(batch, mesh), base),
+        step,
+        (params, optimiser, sharding.abstract_batch(batch, mesh), base),
         {},
         work,
         microbatched=True,

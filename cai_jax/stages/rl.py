@@ -68,7 +68,15 @@ def run(ctx: StageContext) -> dict:
         unit="update",
         look_back=False,
         weights=tuple(name for name in ("params", "value") if name in learner.abstract),
-        meter=make_meter(ctx, models),
+        meter=throughput.ppo(
+            ctx.mesh,
+            policy.config,
+            learner.value_config,
+            models.reward.judge and models.reward.judge.config,
+            num_rollouts=config.rollouts_per_update,
+            num_epochs=config.num_epochs,
+            adapters=models.adapters,
+        ),
     ) as session:
         state = session.restore(lambda: initial_state(ctx, models))
         policy.release()
@@ -233,21 +241,6 @@ def initial_state(ctx: StageContext, models: Models) -> dict:
         else:
             value = state_lib.with_head(start(source, "value adapters"), head, ctx.mesh)
     return learner.init(start(models.policy, "adapters"), value, ctx.config.kl_coefficient)
-
-
-def make_meter(ctx: StageContext, models: Models):
-    """The rates of an update, for timing.jsonl."""
-    config, judge = ctx.config, models.reward.judge
-    separate = models.value is not None and not models.learner.settings.shared
-    return throughput.ppo(
-        ctx.mesh,
-        models.policy.config,
-        models.value.config if separate else None,
-        judge and judge.config,
-        num_rollouts=config.rollouts_per_update,
-        num_epochs=config.num_epochs,
-        adapters=models.adapters,
-    )
 
 
 # ---- Prompts and responses -----------------------------------------------------------------------

@@ -64,6 +64,8 @@ class Learner:
             algorithm, settings, config, value_config, mesh, self._dtype, bases
         )
         self.rate = settings.rate(settings.learning_rate)
+        # Of a value model with a trunk of its own, if there is one.
+        self.value_config = value_config if len(self.networks) > 1 else None
         self.abstract = self._abstract()
         self._targets = jax.jit(functools.partial(targets, algorithm=algorithm, settings=settings))
         self._steps = [network.make_step(algorithm, settings, mesh) for network in self.networks]
@@ -204,6 +206,7 @@ class Learner:
                     )
                 state |= network.put(params)
                 self._wait(numbers, not history)
+                numbers[f"{network.prefix}grad_norm"] = numbers.pop("grad_norm")
                 scalars = {**numbers, **scalars}
             history.append(scalars)
         return state, sharding.fetch(history)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cai_jax.core import losses, optim, ppo, sharding
+from cai_jax.core import losses, optim, ppo
 from cai_jax.core.algorithms import Algorithm
 from cai_jax.models import heads, lora
 from cai_jax.models.config import ModelConfig
@@ -196,26 +196,13 @@ class Network:
         return total, (count, sums)
 
     def make_step(self, algorithm: Algorithm, settings: Settings, mesh):
-        """The jitted step (params, optimiser, batch, base) → (params, optimiser, sums and norm)."""
+        """The step of `state.jit_step`."""
 
-        def step(params, optimiser, batch, base):
-            def loss(trained, microbatch):
-                attached = lora.attach(base, trained, self.adapters)
-                return self.loss(attached, microbatch, algorithm, settings)
+        def loss(params, batch):
+            return self.loss(params, batch, algorithm, settings)
 
-            _, grads, count, sums = optim.sum_gradients(
-                loss, params, batch, settings.num_microbatches
-            )
-            params, optimiser, norm = optim.apply_gradients(self.tx, grads, optimiser, params)
-            return params, optimiser, {f"{self.prefix}grad_norm": norm, "count": count, **sums}
-
-        optimiser = state_lib.abstract_optimiser(self.tx, self.abstract, mesh)
-        shardings = state_lib.shardings_of((self.abstract, optimiser))
-        return jax.jit(
-            step,
-            donate_argnums=(0, 1),
-            out_shardings=(*shardings, sharding.replicated(mesh)),
-            compiler_options=state_lib.compiler_options(mesh),
+        return state_lib.jit_step(
+            loss, self.tx, self.abstract, mesh, settings.num_microbatches, self.adapters
         )
 
 

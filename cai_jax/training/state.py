@@ -162,23 +162,23 @@ def make_optimiser(config, where: str, num_steps: int):
     return optim.on_host(rate, num_steps), tx
 
 
-def jit_update(
+def jit_step(
     loss: Callable,
     tx: optax.GradientTransformation,
-    abstract: dict,
+    abstract,
     mesh,
     num_microbatches: int,
     adapters: lora.Adapters | None = None,
     spare: bool = False,
 ):
-    """The jitted step (state, batch, base) → (state, scalars), to be called or lowered under
-    `jax.set_mesh(mesh)` with a batch on the mesh.
+    """The jitted step (params, optimiser, batch, base) → (params, optimiser, scalars), to be called
+    or lowered under `jax.set_mesh(mesh)` with a batch on the mesh.
 
     Args:
       loss: as `optim.sum_gradients` takes it.
       tx: the optimiser.
-      abstract: the state's shapes; the state is donated.
-      mesh: where it is.
+      abstract: the parameters' shapes; they and the optimiser's state are donated.
+      mesh: where they are.
       num_microbatches: in which a step is computed.
       adapters: act on the base, which is not donated (None without adapters).
       spare: microbatches without a segment are not computed on one device (a branch a microbatch,
@@ -190,38 +190,39 @@ def jit_update(
     # On one device: over several the question is a collective of its own in every microbatch.
     filled = (lambda batch: jnp.any(batch["segments"] > 0)) if spare and mesh.size == 1 else None
 
-    def update(state, batch, base=None):
+    def step(params, optimiser, batch, base):
         def of_trained(trained, microbatch):
             return loss(lora.attach(base, trained, adapters), microbatch)
 
         mean, grads, count, sums = optim.sum_gradients(
-            of_trained, state["params"], batch, num_microbatches, filled
+            of_trained, params, batch, num_microbatches, filled
         )
-        params, optimiser, norm = optim.apply_gradients(
-            tx, grads, state["optimiser"], state["params"]
-        )
-        scalars = {"loss": mean, "grad_norm": norm, "count": count, **sums}
-        return {"params": params, "optimiser": optimiser}, scalars
+        params, optimiser, norm = optim.apply_gradients(tx, grads, optimiser, params)
+        return params, optimiser, {"loss": mean, "grad_norm": norm, "count": count, **sums}
 
+    shardings = shardings_of((abstract, abstract_optimiser(tx, abstract, mesh)))
     return jax.jit(
-        update,
-        donate_argnums=0,
-        out_shardings=(shardings_of(abstract), sharding.replicated(mesh)),
+        step,
+        donate_argnums=(0, 1),
+        out_shardings=(*shardings, sharding.replicated(mesh)),
         compiler_options=compiler_options(mesh),
     )
 
 
 def make_update(loss, tx, abstract, mesh, num_microbatches, adapters=None, base=None, spare=False):
-    """The step of `jit_update`, (state, batch) → (state, scalars), for batches on the host.
+    """The step of `jit_step` as (state, batch) → (state, scalars), for batches on the host.
 
     Args:
-      loss, tx, abstract, mesh, num_microbatches, adapters, spare: as in `jit_update`.
+      loss, tx, mesh, num_microbatches, adapters, spare: as in `jit_step`.
+      abstract: the state's shapes.
       base: what the adapters act on.
     """
-    jitted = jit_update(loss, tx, abstract, mesh, num_microbatches, adapters, spare)
+    jitted = jit_step(loss, tx, abstract["params"], mesh, num_microbatches, adapters, spare)
 
-    def step(state, batch):
+    def update(state, batch):
         with jax.set_mesh(mesh):
-            return jitted(state, sharding.put_batch(batch, mesh), base)
+            batch = sharding.put_batch(batch, mesh)
+            params, optimiser, scalars = jitted(state["params"], state["optimiser"], batch, base)
+        return {"params": params, "optimiser": optimiser}, scalars
 
-    return step
+    return update
