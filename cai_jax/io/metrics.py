@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import html
-import io
 import json
 import math
 import os
@@ -140,22 +139,6 @@ class MetricsWriter:
             import wandb
 
             self._wandb.log({name: wandb.Histogram(values)}, step=step)
-
-    def figure(self, step: int, name: str, png: bytes) -> None:
-        """Shows a picture, given as the bytes of a PNG file."""
-        if not (self._board or self._wandb):
-            return
-        import matplotlib.image
-
-        picture = matplotlib.image.imread(io.BytesIO(png), format="png")[
-            ..., :3
-        ]  # H, W, 3 in [0, 1]
-        if self._board:
-            self._board.add_image(name, picture, step, dataformats="HWC")
-        if self._wandb:
-            import wandb
-
-            self._wandb.log({name: wandb.Image((picture * 255).round().astype("uint8"))}, step=step)
 
     def close(self) -> None:
         for file in self._files.values():

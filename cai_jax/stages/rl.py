@@ -23,7 +23,6 @@ from cai_jax.io import artefacts, memory, progress
 from cai_jax.io.metrics import read_rows
 from cai_jax.models import heads, lora
 from cai_jax.planning import throughput
-from cai_jax.report.plot import Panel, Series, png
 from cai_jax.rewards import reward as rewards
 from cai_jax.rewards.functions import Answer
 from cai_jax.stages.context import StageContext
@@ -37,6 +36,7 @@ SCHEMA = 2
 MAX_RATIO_ERROR = 1e-4  # of the first minibatch, float32
 MAX_START_KL = 1e-5  # nats a response between the policy and its copy, float32
 MAX_SAMPLER_GAP = 1e-4  # nats a token between sampler and learner, float32
+FROZEN = {"old": "policy", "ref": "reference", "values": "value model"}  # what gives which numbers
 NUM_SHOWN = 2  # rollouts an update that TensorBoard shows
 
 
@@ -104,7 +104,10 @@ def run(ctx: StageContext) -> dict:
                 require_finite(values.tolist(), batch.ids, f"stage '{ctx.name}': reward '{name}'")
             batch.scores = scores.total
             frozen = learner.freeze(state, models.reference, batch)
-            require_finite_models(ctx, frozen, batch.ids, update)
+            for key, model in FROZEN.items():
+                if key in frozen:
+                    what = f"stage '{ctx.name}': the {model} at update {update + 1}"
+                    require_finite(frozen[key].sum(axis=1).tolist(), batch.ids, what)
             coefficient = float(sharding.fetch(state["controller"]["kl_coefficient"]))
             cut = np.array([answer.cut for answer in answers])
             numbers = rl_numbers.of_rollouts(batch, frozen, scores.reward, cut, coefficient)
@@ -122,7 +125,9 @@ def run(ctx: StageContext) -> dict:
             numbers["learning_rate"] = learner.rate(update * learner.settings.steps_per_update)
             what = "the ratio of the first minibatch is not 1"
             require_small(ctx, numbers.get("first_ratio_error", 0.0), MAX_RATIO_ERROR, what)
-            warn_of_gap(ctx, numbers["sampler_gap"], update)
+            if numbers["sampler_gap"] > MAX_SAMPLER_GAP and ctx.dtype == jnp.float32:
+                gap = f"differ by {numbers['sampler_gap']:.1e} nats a token"
+                progress.warn(f"[{ctx.name}] update {update + 1}: sampler and learner {gap}")
             adapted = ppo.adapt_kl_coefficient(
                 coefficient, numbers["kl"], config.kl_target, config.kl_horizon, len(drawn)
             )
@@ -136,7 +141,7 @@ def run(ctx: StageContext) -> dict:
             for record in records:
                 journal.append(record)
             journal.flush()
-            show(session.writer, update + 1, records, last=update + 1 == config.num_updates)
+            show(session.writer, update + 1, records)
             names = ("rollout_seconds", "score_seconds", "learn_seconds")
             timing = dict(zip(names, np.diff(clock), strict=True), layout_seconds=layout_seconds)
             session.finish(update, state, {**numbers, **timing}, batch.ids)
@@ -327,21 +332,15 @@ def make_records(ctx: StageContext, update: int, drawn, completions, scores, fro
     return records
 
 
-def show(writer, step: int, records: list[dict], last: bool) -> None:
-    """Some responses and the rewards of an update, for TensorBoard; of the last update also reward
-    against KL."""
+def show(writer, step: int, records: list[dict]) -> None:
+    """Some responses and the rewards of an update, for TensorBoard."""
     for index, record in enumerate(records[:NUM_SHOWN]):
         text = (
             f"{record['dialogue'][-1]['text']}\n→ {record['response']}\nreward "
             f"{record['reward']:.3f}, KL {record['kl']:.3f}"
         )
         writer.text(step, f"rollout {index}", text)
-    reward, kl = ([record[name] for record in records] for name in ("reward", "kl"))
-    writer.histogram(step, "rewards", reward)
-    if last:
-        points = Series("responses", kl, reward, mark="dots")
-        panel = Panel("rewards", f"Responses of update {step}", "KL, nats", "reward", [points])
-        writer.figure(step, "reward against KL", png(panel))
+    writer.histogram(step, "rewards", [record["reward"] for record in records])
 
 
 def summary(ctx: StageContext, num_updates: int) -> dict:
@@ -389,14 +388,6 @@ def require_rollouts(ctx: StageContext, journal, num_updates: int) -> None:
             raise artefacts.Damaged(ctx.name, f"{path}: damaged or missing", restart=True)
 
 
-def require_finite_models(ctx: StageContext, frozen: dict, ids, update: int) -> None:
-    """UserError where a model's numbers are not finite."""
-    for key, model in (("old", "policy"), ("ref", "reference"), ("values", "value model")):
-        if key in frozen:
-            what = f"stage '{ctx.name}': the {model} at update {update + 1}"
-            require_finite(frozen[key].sum(axis=1).tolist(), ids, what)
-
-
 def require_small(ctx: StageContext, value: float, limit: float, what: str) -> None:
     """Stops where sampler and learner, or learner and reference, are not the same model that they
     must be."""
@@ -404,13 +395,4 @@ def require_small(ctx: StageContext, value: float, limit: float, what: str) -> N
         raise UserError(
             f"stage '{ctx.name}': {what} ({value:.2e} > {limit:.0e}): log-probabilities are not "
             "reproduced; is the reward or the model not deterministic on this device?"
-        )
-
-
-def warn_of_gap(ctx: StageContext, gap: float, update: int) -> None:
-    """Warns where sampler and learner disagree on the log-probabilities of sampled tokens."""
-    if gap > MAX_SAMPLER_GAP and ctx.dtype == jnp.float32:
-        progress.warn(
-            f"[{ctx.name}] update {update + 1}: sampler and learner differ by {gap:.1e} nats a "
-            "token"
         )
