@@ -18,7 +18,7 @@ SCHEMA = 1
 
 
 def run(ctx: StageContext) -> dict:
-    """Writes one comparison record a pair; `preferred` is the index of the response that was
+    """Writes a comparison record for each pair; `preferred` is the index of the response that was
     chosen. Which one comes first is drawn, so that "the first" is no answer."""
     pairs, dropped = load_comparisons(**ctx.config.human.to_dict())
     for reason, count in dropped.items():
@@ -41,9 +41,7 @@ def run(ctx: StageContext) -> dict:
                 "preferred": preferred,
             }
         )
-    digest = journal.finish()
-    told = ", ".join(
-        f"{count} of {source}"
-        for source, count in sorted(collections.Counter(p.source for p in pairs).items())
-    )
-    return {"rows": len(pairs), "sha256": {"records": digest}, "headline": f"{told}"}
+    journal.finish()
+    counts = collections.Counter(pair.source for pair in pairs)
+    headline = ", ".join(f"{count} of {source}" for source, count in sorted(counts.items()))
+    return {"rows": len(pairs), "headline": headline}

@@ -100,14 +100,14 @@ def ai_pairs(ctx) -> list[Pair]:
     config = ctx.config
     if "labels" not in ctx.inputs:
         return []
-    comparisons = {row["id"]: row for row in ctx.inputs["comparisons"].records()}
+    comparisons = {record["id"]: record for record in ctx.inputs["comparisons"].records()}
     grouped = collections.defaultdict(list)
-    for row in ctx.inputs["labels"].records():
-        grouped[row["comparison_id"], tuple(row["pair"])].append(row)
+    for label in ctx.inputs["labels"].records():
+        grouped[label["comparison_id"], tuple(label["pair"])].append(label)
     ctx.drop("comparison without a label", len(set(comparisons) - {name for name, _ in grouped}))
     clamp = tuple(config.clamp) or None
     pairs = []
-    for (name, (first, second)), rows in sorted(grouped.items()):
+    for (name, (first, second)), judged in sorted(grouped.items()):
         record = comparisons[name]
         responses = responses_of(record)
         texts, stops = zip(responses[first], responses[second], strict=True)
@@ -116,7 +116,7 @@ def ai_pairs(ctx) -> list[Pair]:
             continue
         try:
             target = labels.target(
-                rows, kind=config.label_kind, clamp=clamp, average_orders=config.average_orders
+                judged, kind=config.label_kind, clamp=clamp, average_orders=config.average_orders
             )
         except ValueError as error:
             raise UserError(
@@ -147,12 +147,11 @@ def human_pairs(ctx) -> list[Pair]:
 
 
 def mix(pairs: list[Pair], human_fraction: float | None, seed: int, stage: str) -> list[Pair]:
-    """The pairs without so many of the larger side that the human share is `human_fraction` (None:
-    all pairs). `seed` and `stage` are what the draw depends on.
+    """The pairs without so many of the larger side that the human share is `human_fraction`.
 
     Args:
       pairs: those of source "ai" are one side, all others the other.
-      human_fraction: of the result.
+      human_fraction: of the result; None: all pairs.
       seed, stage: what the draw depends on, with the ids.
     """
     human = [pair for pair in pairs if pair.source != "ai"]

@@ -28,14 +28,14 @@ def parse(text: str) -> Window | None:
     """None for "". UserError for anything but STEP, FIRST-LAST, or either behind STAGE: ."""
     if not text:
         return None
-    found = re.fullmatch(r"(?:([\w.-]+):)?([0-9]{1,9})(?:-([0-9]{1,9}))?", str(text).strip())
-    first, last = (int(found[2]), int(found[3] or found[2])) if found else (0, 0)
+    match = re.fullmatch(r"(?:([\w.-]+):)?([0-9]{1,9})(?:-([0-9]{1,9}))?", str(text).strip())
+    first, last = (int(match[2]), int(match[3] or match[2])) if match else (0, 0)
     if not 1 <= first <= last:
         raise UserError(
             "config.profile_steps: expected steps counted from 1, such as 10-12, 10 or "
             f"sl:10-12, not '{text}'"
         )
-    return Window(found[1], first, last)
+    return Window(match[1], first, last)
 
 
 def check(config) -> None:

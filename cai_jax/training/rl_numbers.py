@@ -53,7 +53,7 @@ def of_rollouts(batch: Rollouts, frozen: Mapping, reward, cut, coefficient: floa
 def of_minibatches(history: Sequence[Mapping]) -> dict:
     """Numbers on the minibatches of an update: losses and norms averaged over them, shares over all
     actions, of errors the first and the largest."""
-    columns = {name: np.array([float(row[name]) for row in history]) for name in history[0]}
+    columns = {name: np.array([float(numbers[name]) for numbers in history]) for name in history[0]}
     counts, numbers = columns.pop("count"), {}
     for name, values in columns.items():
         if name in AVERAGED:
