@@ -13,12 +13,12 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from cai_jax import references
 from cai_jax.data import records, sources
 from cai_jax.data.files import Row
 from cai_jax.data.prompts import Prompt
 from cai_jax.errors import UserError
 
-PREFIX = f"{sources.RESPONSES}:"
 ENDED = "eos"
 NULL = "null response"
 
@@ -83,7 +83,7 @@ ANSWERS = records.Kind("answers", _given, has_dialogue=False)
 def from_file(reference: str) -> Answers:
     """The answers in "responses:FILE"; the file is any source of rows, columns may be named after
     it."""
-    source = sources.single(reference)
+    source = sources.single(references.parse(reference).name)
     items, dropped = records.load(ANSWERS, source)
     return _grouped(items, source.location, dropped.get(NULL, 0))
 

@@ -3,8 +3,7 @@ rows.
 
     embedded:red_team         prompts.jsonl      pairs.parquet#dialogue=question,chosen=good
     hf:ORG/NAME/CONFIG@REVISION                  tfds:NAME/CONFIG@DIRECTORY#prompt=text
-    responses:answers.jsonl   random:DIRECTORY   hf:DIRECTORY
-    helpful.jsonl[train]+pairs.jsonl[0-8/10:500]+embedded:helpful[:20]
+    hf:DIRECTORY              helpful.jsonl[train]+pairs.jsonl[0-8/10:500]+embedded:helpful[:20]
 
 `+` joins sources. After a name may come columns, `#field=column,…`, and `[SPLIT]`, `[SPLIT:LIMIT]`
 or `[:LIMIT]`, which hold for this source alone; without them the config's fields `split` and
@@ -29,8 +28,7 @@ from pathlib import Path
 from cai_jax.errors import UserError
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
-FILE, EMBEDDED, TFDS, HUB, RANDOM = "file", "embedded", "tfds", "hf", "random"
-RESPONSES = "responses"
+FILE, EMBEDDED, TFDS, HUB = "file", "embedded", "tfds", "hf"
 LONGEST = 4000  # characters: no longer text is a source
 FIELDS = (
     *("prompt", "messages", "transcript", "dialogue", "chosen", "rejected", "id", "kind", "split"),
@@ -48,13 +46,12 @@ class Source:
     """One source of an `a+b` text. `split` and `limit` are None where the text leaves them to the
     config's fields."""
 
-    kind: str  # file, embedded, tfds, hf or random
-    name: str  # a path; what follows "embedded:", "tfds:" or "hf:" up to "@"; a model's directory
+    kind: str  # file, embedded, tfds or hf
+    name: str  # a path; what follows "embedded:", "tfds:" or "hf:" up to "@"
     at: str = ""  # what follows "@": a TFDS directory or a revision of the hub
     columns: tuple[tuple[str, str], ...] = ()  # (our field, their column)
     split: str | None = None
     limit: int | None = None
-    answers: bool = False  # "responses:": answers of a model
     written: str = dataclasses.field(default="", compare=False)  # as in the text, marks and all
 
     @property
@@ -140,20 +137,10 @@ def single(text: str) -> Source:
 
 
 def files(text: str) -> list[Path]:
-    """The files and directories on this machine that a config's string names as data or as a model,
-    none where it names none.
-
-    For fingerprints: any string of a config may be given. Files of a hub repository are not named,
-    its revision is (`parse(text)[i].at`); of "tfds:NAME" it is the prepared directory, if it
-    exists.
-    """
-    if len(text) > LONGEST or "\0" in text or "://" in text:
-        return []
-    try:
-        sources = parse(text)
-    except UserError:
-        return []
-    return [source.path for source in sources if source.path and source.path.exists()]
+    """The files and directories on this machine that the sources name, as far as they exist: of
+    "tfds:NAME" the prepared directory, of a repository of the hub none."""
+    paths = [source.path for source in parse(text) if source.path]
+    return [path for path in paths if os.path.exists(path)]
 
 
 def locations(text: str) -> list[str]:
@@ -189,11 +176,9 @@ def distinct_names(sources: Sequence[Source]) -> list[str]:
 def _next_source(text: str, start: int) -> tuple[Source, int]:
     """(the source that begins at `start`, where the next one begins)."""
     start = begin = start + len(text[start:]) - len(text[start:].lstrip())
-    answers = text.startswith(f"{RESPONSES}:", start)
-    start += len(f"{RESPONSES}:") * answers
-    kind = next((k for k in (EMBEDDED, TFDS, HUB, RANDOM) if text.startswith(f"{k}:", start)), FILE)
+    kind = next((k for k in (EMBEDDED, TFDS, HUB) if text.startswith(f"{k}:", start)), FILE)
     start += len(f"{kind}:") if kind != FILE else 0
-    fields: dict = {"kind": kind, "answers": answers}
+    fields: dict = {"kind": kind}
     has_at = kind in (TFDS, HUB)
     fields["name"], end = _name(text, start, _MARKS + "@" * has_at)
     if has_at and text[end : end + 1] == "@":

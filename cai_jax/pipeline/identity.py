@@ -121,7 +121,7 @@ def of(reference: str, is_model: bool = False) -> Identity | None:
         if reference == sources.EMBEDDED:
             folder = pathlib.Path(cai_jax.__path__[0], "constitution")
             return _read(f"folder {reference}", reference, contents.of_folder(folder, "*.json"))
-        return _data(reference)
+        return _data(parsed.name)
     except OSError as error:
         where = error.filename or reference
         raise UserError(f"{where}: cannot be read ({error.strerror or error})") from error
