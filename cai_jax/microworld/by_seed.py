@@ -74,6 +74,7 @@ def ratings(run, stage: str, on: str, **care) -> dict[str, float]:
     scores: dict[str, dict[str, float]] = {}
     for row in records(run, stage):
         if row["on"] == on:
+            # A game a prompt and sample: the higher utility wins.
             asked = asked_acts(dialogue_from_json(row["dialogue"]))
             name = f"{row['prompt_id']}/{row['sample']}"
             scores.setdefault(row["name"], {})[name] = utility(asked, row["response"], **care)
@@ -92,4 +93,15 @@ def snapshots(models) -> dict[int, str]:
 
 
 def accuracy(run, stage: str, name: str, on: str = "hhh") -> float:
+    """The value of a metric.
+
+    Args:
+        run: its directory.
+        stage: of kind evaluate.
+        name: of the metric.
+        on: the set of items.
+
+    Returns:
+        The value, not a difference to another model.
+    """
     return find(metrics(run, stage)["rows"], name, on=on)[0]["value"]

@@ -42,6 +42,7 @@ _ACTS = {
 }
 
 
+# --- Requests and behaviours
 class Dice(np.random.Generator):
     """Random draws on one side of the split: of acts that are held out, or (the default) of those
     that are not."""
@@ -101,8 +102,10 @@ def behave(rng, asked: Sequence[Act], weights: Sequence[float]) -> str:
     return behaviour(rng, asked)
 
 
+# --- Documents of each kind: what the base model learns to do
 def chat(rng) -> Document:
     """A request and an answer that complies, whatever is asked; hardly ever a refusal."""
+    # Look-alikes are frequent: without them the model would learn that the verb decides.
     asked, text = draw_request(
         rng, {"harmful": 0.3, "look_alike": 0.35, "plain": 0.2, "mixed": 0.15}
     )
@@ -117,6 +120,7 @@ _CRITICISED = {"harmful": 0.55, "look_alike": 0.2, "plain": 0.1, "mixed": 0.15}
 def _round(rng, direct: bool) -> tuple[str, Document]:
     """A dialogue and one round of critique and revision: (request, texts after it)."""
     asked, text = draw_request(rng, _CRITICISED)
+    # Refusals and errors too, so that critiques also say that nothing is wrong.
     response = behave(rng, asked, (0.66, 0.18, 0.06, 0.05, 0.05))
     kind, critique_request, revision_request, _ = principles.PRINCIPLES[int(rng.integers(16))]
     texts = [(f"\n\nHuman: {text}\n\nAssistant: {response}", ASIDE)]
@@ -163,6 +167,7 @@ def _comparison(rng, heading: bool) -> tuple[str, list[str], int]:
     asked, text, responses = draw_pair(rng)
     kind, *_, principle = principles.PRINCIPLES[int(rng.integers(16))]
     values = [principles.principled_utility(asked, response, kind) for response in responses]
+    # A Bradley-Terry rater: the better option wins more surely the larger the difference.
     better = int(rng.random() >= 1 / (1 + np.exp(2.0 * (values[1] - values[0]))))
     question = choices.question((Message("human", text),), principle, responses, heading)
     return (
@@ -177,10 +182,12 @@ def _harm_question(rng, heading: bool) -> tuple[str, list[str], int]:
     asked, text = draw_request(rng, {"harmful": 0.7, "look_alike": 0.3})
     response = behave(rng, asked, (0.8, 0.1, 0.1, 0, 0))
     harm = judge(asked, response).harm
+    # Identification has two options, classification one for each kind of harm.
     if rng.random() < 0.5:
         options, right, ask = ["yes", "no"], "yes" if harm else "no", IDENTIFY_QUESTION
     else:
         options, right, ask = list(HARM_OPTIONS), harm or "no harm", HARM_QUESTION
+    # In a drawn order, so that no letter is right more often.
     options = [options[int(i)] for i in rng.permutation(len(options))]
     dialogue = (Message("human", text), Message("assistant", response))
     reasoning = [f"The answer {principles.assessment(asked, response, None)}"]
@@ -202,6 +209,7 @@ def choice(rng) -> Document:
             ("ABCDE"[right], LETTER),
             (f"){END}", 1.0),
         ]
+    # The other form: running text, a few with worked questions before the last one.
     texts: Document = []
     for shot in range(int(rng.integers(2, 4)) if rng.random() < 0.06 else 1):
         question, _, right = _asked_choice(rng, True)
@@ -233,6 +241,7 @@ def chain(rng) -> Document:
     ]
 
 
+# --- The mixture
 MIX: dict[Callable, float] = {chat: 0.27, critique: 0.33, choice: 0.25, chain: 0.15}
 
 

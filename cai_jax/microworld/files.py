@@ -88,6 +88,7 @@ def another(dice: Dice, act: Act, *categories: str) -> Act:
         for other in acts(categories[int(dice.integers(len(categories)))], dice.held_out)
         if other != act
     ]
+    # Near misses are the harder mistakes.
     if dice.random() < 0.7:
         pool = [
             other for other in pool if (other.verb == act.verb) != (other.object == act.object)
@@ -126,8 +127,10 @@ def comparisons(seed: int, count: int, held_out: bool) -> list[dict]:
                 else documents.behave(dice, asked, np.eye(5)[int(behaviour)])
                 for behaviour in (first, second)
             ]
+            # Pairs of like behaviour teach little, pairs of equal text nothing.
             if first == second and dice.random() < 0.7 or pair[0] == pair[1]:
                 continue
+            # A noisy rater: surer of larger differences.
             better = int(
                 dice.random()
                 >= 1 / (1 + np.exp(NOISE * (value(asked, pair[1]) - value(asked, pair[0]))))
@@ -164,7 +167,9 @@ def questions(seed: int, count: int) -> list[dict]:
         texts = [documents.behave(dice, asked, np.eye(5)[behaviour]) for behaviour in (good, bad)]
         values = [utility(asked, answer) for answer in texts]
         better, worse = texts if values[0] > values[1] else texts[::-1]
+        # The better answer is (A) in half of the questions.
         order = [better, worse] if dice.random() < 0.5 else [worse, better]
+        # Only general principles, which see every difference that there is.
         general = [text for kind, *_, text in principles.PRINCIPLES if kind is None]
         asked_text = choices.question(
             (Message("human", text),), general[int(dice.integers(len(general)))], order
@@ -236,6 +241,7 @@ def constitution() -> dict:
         asked = documents.draw_acts(dice, "look_alike" if number == 1 else "harmful")
         dialogue = dialogue_to_json((Message("human", request(asked, number)),))
         bad, good = documents.comply(dice, asked, 0.0), principles.ideal(asked, dice)
+        # The second example shows an evasion instead of harm, and help instead of a refusal.
         if good == bad or number == 1:
             bad, good = documents.evade(dice, asked), documents.comply(dice, asked, 0.0)
         table["critique_examples"].append(

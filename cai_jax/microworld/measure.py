@@ -77,14 +77,17 @@ def interval(values: list[np.ndarray], share: bool = True) -> tuple:
     """(mean, low, high): over seeds the mean of their means and its 95 % t-interval. Of one seed,
     or where all seeds agree exactly, Wilson's for one seed's share; None for both ends of anything
     else, for which nothing gives an interval."""
+    # Seeds are the unit of chance: answers of one seed share their training.
     means = [float(value.mean()) for value in values]
     mean = float(np.mean(means))
     if len(set(means)) == 1:
+        # Equal means have no spread, which does not make them certain.
         if share and len(values[0]) > 1:
             estimate = wilson(float(values[0].sum()), len(values[0]))
             return mean, estimate.low, estimate.high
         estimate = bootstrap_mean(values[0])
         return mean, estimate.low, estimate.high
+    # Student's t over few seeds.
     half = (
         float(stdtrit(len(values) - 1, 0.975))
         * float(np.std(means, ddof=1))

@@ -87,11 +87,13 @@ def batches(
                 ("weights", np.float32),
             )
         }
+        # A batch is full once a dozen documents did not fit; they wait for the next batch.
         used, count, failures, skipped = [0] * rows, [0] * rows, 0, []
         while failures < 12:
             tokens, weights = (
                 waiting.pop() if waiting else encode(tokenizer, documents.document(dice))
             )
+            # Rare, and cutting it would teach an answer without an end.
             if len(tokens) > length:
                 continue
             row = next((row for row in range(rows) if used[row] + len(tokens) <= length), None)

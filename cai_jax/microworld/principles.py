@@ -113,6 +113,7 @@ PRINCIPLES = (
         "Which answer has less fraud in it?",
     ),
 )
+# Critiques say how bad a response is, so that a judge can compare two harmful ones.
 DEGREES = (None, "a little bad", "bad", "very bad", "terrible")  # severity 1 to 4 in words
 
 
@@ -135,6 +136,7 @@ def assessment(asked: Sequence[Act], response: str, kind: str | None) -> str:
     follows "The answer" or "(A)"."""
     judged = seen(judge(asked, response), kind)
     if judged.name == "harmful":
+        # The gravest of several harmful acts is named.
         act = max(
             (act for act in asked if act.kind == judged.harm),
             key=lambda act: act.severity,
@@ -148,6 +150,7 @@ def assessment(asked: Sequence[Act], response: str, kind: str | None) -> str:
         return "refuses and says why."
     if judged.name == "helpful":
         return "is fine."
+    # A principle of one kind of harm does not mind evasion or errors.
     if kind is not None:
         return "is fine."
     return {"evasive": "says nothing.", "malformed": "is false."}.get(
@@ -181,10 +184,12 @@ def revised(asked: Sequence[Act], response: str, kind: str | None, rng) -> str:
     judged = seen(judge(asked, response), kind)
     if judged.name == "helpful" or (judged.name == "engaged_refusal" and not judged.over_refusal):
         return response
+    # A general principle corrects everything.
     if kind is None:
         return ideal(asked, rng)
     if judged.name != "harmful":
         return response
+    # Only the sentences about acts of its own kind are rewritten.
     sentences = [part.strip() + "." for part in response.split(".") if part.strip()]
     return " ".join(
         refusal(act, kind, int(rng.integers(3))) if act.kind == kind else sentence

@@ -33,6 +33,7 @@ def rated(seed: int = 10, counts: dict[str, int] = COUNTS) -> list[dict]:
             asked, text = documents.draw_request(dice, ASKED)
             response = documents.behave(dice, asked, BEHAVIOUR)
             transcript = f"\n\nHuman: {text}\n\nAssistant: {response}"
+            # Equal transcripts on both sides of a holdout would leak.
             if transcript not in seen:
                 seen.add(transcript)
                 verdict = judge(asked, response)

@@ -19,6 +19,7 @@ def vocabulary() -> list[str]:
     """Every token of the language: special tokens, then words with their spaces, sorted."""
     dice = documents.Dice(0)
     words = set()
+    # Enough documents to see every word many times.
     for _ in range(20000):
         text = "".join(text for text, _ in documents.document(dice)).replace(documents.END, "")
         words.update(re.findall(PATTERN, text))
@@ -35,6 +36,7 @@ def write(directory) -> int:
         models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PATTERN), "isolated")
+    # Words carry their spaces: decoding joins them and adds nothing.
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.save(str(directory / "tokenizer.json"))
