@@ -113,7 +113,7 @@ class Sampling:
 @dataclasses.dataclass(frozen=True)
 class SampleRequest:
     """A prompt to continue. `segments` are concatenated; the leading ones may be shared by many
-    requests (few-shot headers, common dialogues), and equal leading tuples are prefilled once.
+    requests (worked examples, common dialogues), and equal leading tuples are prefilled once.
     `key` is uint32 [2] from `seeds.row_key`. `max_new_tokens`, where given, is this request's own,
     lower limit."""
 

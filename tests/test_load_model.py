@@ -1,4 +1,4 @@
-"""StageContext.load_model: preference models from directories, vocabularies that do not match,
+"""ModelLoader: preference models from directories, vocabularies that do not match,
 weights that are shared."""
 
 import dataclasses
