@@ -19,10 +19,9 @@ from markupsafe import Markup
 from cai_jax.configuration.topic import Words
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
-from cai_jax.report import plot, sections, text, transcripts
+from cai_jax.report import plot, sections, text
 from cai_jax.report.run import Run
 
-NUM_EXAMPLES = 3  # transcripts of each revise stage in report.md
 TEMPLATES = importlib.resources.files("cai_jax.report") / "templates"
 
 
@@ -77,7 +76,6 @@ def markdown(runs: Sequence[Run], content: Sequence[sections.Section] | None = N
     return environment(True).get_template("report.md.j2").render(
         runs=runs,
         sections=sections.every(runs) if content is None else content,
-        examples=transcripts.examples(runs[0], NUM_EXAMPLES) if len(runs) == 1 else [],
         **sections.opening(runs),
     )  # fmt: skip
 

@@ -45,10 +45,9 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
+    """A section; its title and what it says about itself are in templates/titles.j2."""
+
     name: str
-    link: str
-    title: str
-    about: str
     parts: Sequence[Part]
     records: dict | None = None
 
@@ -57,19 +56,22 @@ class Section:
 
 
 def every(runs: Sequence[Run]) -> list[Section]:
-    sections = (
-        differences,
-        results,
-        judges,
-        transparency,
-        training,
-        labels,
-        records,
-        every_number,
-        cost,
-        provenance,
-    )
-    return [section for build in sections if (section := build(runs))]
+    """The sections that the runs have something for, in the order of the page."""
+    parts = {
+        "differences": differences,
+        "results": results,
+        "judges": judges,
+        "transparency": transparency,
+        "training": training,
+        "labels": labels,
+        "transcripts": lambda runs: [],
+        "numbers": every_number,
+        "cost": cost,
+        "provenance": provenance,
+    }
+    sections = [Section(name, of(runs), records(runs) if name == "transcripts" else None)
+                for name, of in parts.items()]  # fmt: skip
+    return [section for section in sections if section]
 
 
 def _grouped(runs: Sequence[Run], groups: Sequence[str]) -> list[tables.Table]:
@@ -84,22 +86,13 @@ def _prefix(runs: Sequence[Run], run: Run) -> str:
     return f"{run.name}: " if len(runs) > 1 else ""
 
 
-def differences(runs: Sequence[Run]) -> Section:
+def differences(runs: Sequence[Run]) -> list[Part]:
     """For several runs: values next to each other and the difference to the first."""
     measured = compare.differences(runs) if len(runs) > 1 else []
-    return Section(
-        "differences",
-        "Differences",
-        "Differences",
-        "Under each number is its difference to the first run with a 95 % interval; grey ones "
-        "include zero. Where both runs answered the same prompts, the difference is paired. "
-        "Numbers of other judges have no common scale: they are shown in grey, without a "
-        "difference.",
-        [Part(tables=[tables.differences(runs, measured)])] if measured else [],
-    )
+    return [Part(tables=[tables.differences(runs, measured)])] if measured else []
 
 
-def results(runs: Sequence[Run]) -> Section:
+def results(runs: Sequence[Run]) -> list[Part]:
     sources = figures.main_sources(runs)
     measured = [t for run in runs for t in tables.answers(run.evaluation, _suffix(runs, run))]
     harm = _grouped(runs, ["harm"])
@@ -119,14 +112,7 @@ def results(runs: Sequence[Run]) -> Section:
     for index, run in enumerate(runs):
         for measured in run.further:
             parts += _further(runs, run, index, measured)
-    return Section(
-        "results",
-        "Results",
-        "Results",
-        "Every model answered the same held-out prompts. Under each number is its paired "
-        "difference to the first model with a 95 % interval; grey ones include zero.",
-        parts,
-    )
+    return parts
 
 
 def _further(runs: Sequence[Run], run: Run, index: int, measured) -> list[Part]:
@@ -147,102 +133,64 @@ def _further(runs: Sequence[Run], run: Run, index: int, measured) -> list[Part]:
     ]
 
 
-def judges(runs: Sequence[Run]) -> Section:
+def judges(runs: Sequence[Run]) -> list[Part]:
     sources = figures.main_sources(runs)
     accuracy = [f for f in figures.of_columns(sources, ["judges"]) if f.key == "judges"]
-    return Section(
-        "judges",
-        "Judges",
-        "The judges",
-        "A score is worth as much as the model that gives it.",
-        [
-            Part(figures=[*accuracy, *figures.declared(sources, ["judges"])]),
-            Part(tables=_grouped(runs, ["judges"]), fold="Their numbers"),
-        ],
-    )
+    return [
+        Part(figures=[*accuracy, *figures.declared(sources, ["judges"])]),
+        Part(tables=_grouped(runs, ["judges"]), fold="Their numbers"),
+    ]
 
 
-def transparency(runs: Sequence[Run]) -> Section:
+def transparency(runs: Sequence[Run]) -> list[Part]:
     measured = [(run, tables.principles(run.evaluation, _suffix(runs, run))) for run in runs]
-    return Section(
-        "transparency",
-        "Constitution",
-        "What the constitution did",
-        "Which principles were drawn, how often one changed the answer, "
-        "and how far the preference model's score moved with it.",
-        [
-            Part(figures=figures.constitution(figures.main_sources(runs))),
-            Part(tables=[table for _, of in measured for table in of[:1]]),
-            Part(
-                tables=[table for _, of in measured for table in of[1:]],
-                fold="Principles by kind of harm",
-            ),
-        ],
-    )
+    return [
+        Part(figures=figures.constitution(figures.main_sources(runs))),
+        Part(tables=[table for _, of in measured for table in of[:1]]),
+        Part(
+            tables=[table for _, of in measured for table in of[1:]],
+            fold="Principles by kind of harm",
+        ),
+    ]
 
 
-def training(runs: Sequence[Run]) -> Section:
+def training(runs: Sequence[Run]) -> list[Part]:
     main, more = curves.training(runs)
     parts = [Part(figures=main, wide=False)]
     parts += [Part(figures=more, wide=False, fold=f"{len(more)} more curves")] if more else []
-    return Section("training", "Training", "Training", "", parts)
+    return parts
 
 
-def labels(runs: Sequence[Run]) -> Section:
-    return Section(
-        "labels",
-        "Labels",
-        "AI labels",
-        "Raw log-probabilities are stored; what the preference model reads is derived from them.",
-        [Part(figures=curves.of_labels(runs))],
-    )
+def labels(runs: Sequence[Run]) -> list[Part]:
+    return [Part(figures=curves.of_labels(runs))]
 
 
-def records(runs: Sequence[Run]) -> Section:
+def records(runs: Sequence[Run]) -> dict | None:
+    """The browsable records: data for the script, and how many of them the page has."""
     data, encoding, count = cards.pack(runs)
-    cut = ""
-    if count["shown"] < count["total"]:
-        cut = f" The first {count['shown']:,} of {count['total']:,} prompts are here."
-    return Section(
-        "transcripts",
-        "Records",
-        "The records",
-        "Each prompt with everything the run made of it. On the right is how the preference "
-        "model's score changed: last revision against initial response, or last model against "
-        f"first. Texts beyond {count['limit']:,} characters are cut here and complete in the "
-        f"run's records.jsonl files.{cut}",
-        [],
-        {"data": data, "encoding": encoding} if count["total"] else None,
-    )
+    return {"data": data, "encoding": encoding, **count} if count["total"] else None
 
 
-def every_number(runs: Sequence[Run]) -> Section:
+def every_number(runs: Sequence[Run]) -> list[Part]:
     """All rows of metrics.json, folded: what the figures show, for a screen reader and for
     copying."""
-    return Section(
-        "numbers",
-        "Numbers",
-        "Every number",
-        "All that the evaluations measured, one line each, as in the run's metrics.json: "
-        "95 % intervals and, for accuracies, what chance, the most frequent answer and the "
-        "longer text would reach.",
-        [
-            Part(
-                tables=[tables.every(run)],
-                fold=f"{len(run.rows):,} numbers" + (f" of {run.name}" if len(runs) > 1 else ""),
-            )
-            for run in runs
-            if run.rows
-        ],
-    )
+    several = len(runs) > 1
+    return [
+        Part(
+            tables=[tables.every(run)],
+            fold=f"{len(run.rows):,} numbers" + (f" of {run.name}" if several else ""),
+        )
+        for run in runs
+        if run.rows
+    ]
 
 
-def cost(runs: Sequence[Run]) -> Section:
+def cost(runs: Sequence[Run]) -> list[Part]:
     measured = [tables.cost(run, f"{run.name}, " if len(runs) > 1 else "") for run in runs]
-    return Section("cost", "Cost", "Stages and cost", "", [Part(tables=measured)])
+    return [Part(tables=measured)]
 
 
-def provenance(runs: Sequence[Run]) -> Section:
+def provenance(runs: Sequence[Run]) -> list[Part]:
     parts = []
     for run in runs:
         info = {key: value for key, value in run.info.items() if key != "config"}
@@ -255,7 +203,7 @@ def provenance(runs: Sequence[Run]) -> Section:
             Part(text=about, fold="Versions, command and fingerprints"),
             Part(text=_json(run.config) if run.config else "", fold="The complete configuration"),
         ]
-    return Section("provenance", "Provenance", "Where it comes from", "", parts)
+    return parts
 
 
 def _json(value) -> str:

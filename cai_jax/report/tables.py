@@ -128,21 +128,23 @@ def answers(measured: Evaluation, suffix: str = "") -> list[Table]:
 def others(
     measured: Evaluation, groups: Iterable[str] | None = None, suffix: str = ""
 ) -> list[Table]:
-    """One table for each further group of numbers, a line for each model and set."""
-    out = []
-    wanted = [g for g in dict.fromkeys(measured.frame["group"]) if g not in OWN_TABLES]
-    for group in wanted if groups is None else [g for g in groups if g in wanted]:
+    """Tables of the further groups of numbers, a line for each model and set; models that were
+    measured in other ways have a table of their own."""
+    out, first = [], measured.models[0] if measured.models else None
+    there = [g for g in dict.fromkeys(measured.frame["group"]) if g not in OWN_TABLES]
+    for group in there if groups is None else [g for g in groups if g in there]:
         block = measured.frame[measured.frame["group"] == group]
-        names = list(dict.fromkeys(zip(block["model"], block["on"], strict=True)))
-        heads, cells = _grid(
-            block, measured.columns, names, measured.models[0] if measured.models else None
-        )
-        rows = [
-            [Cell(model_name(model)), set_name(on), *line]
-            for (model, on), line in zip(names, cells, strict=True)
-        ]
-        head = ["Of", "On", *heads]
-        out.append(Table(f"{headed(group)}{suffix}", head, rows, range(2, len(head))))
+        kinds = block.groupby("model", sort=False)["metric"].agg(lambda names: tuple(set(names)))
+        for _, models in kinds.groupby(kinds.map(sorted).map(tuple), sort=False):
+            own = block[block["model"].isin(models.index)]
+            names = list(dict.fromkeys(zip(own["model"], own["on"], strict=True)))
+            heads, cells = _grid(own, measured.columns, names, first)
+            rows = [
+                [Cell(model_name(model)), set_name(on), *line]
+                for (model, on), line in zip(names, cells, strict=True)
+            ]
+            head = ["Of", "On", *heads]
+            out.append(Table(f"{headed(group)}{suffix}", head, rows, range(2, len(head))))
     return out
 
 

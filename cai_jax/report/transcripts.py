@@ -186,21 +186,6 @@ def _of_revisions(run: Run) -> list[Transcript]:
     return out
 
 
-def examples(run: Run, count: int) -> list[Transcript]:
-    """The first revisions of each revise stage."""
-    out = []
-    for stage in run.of_kind("revise"):
-        for record in run.records(stage.name)[:count]:
-            turns = [Turn("Initial response", record.get("initial", ""))]
-            for number, turn in enumerate(record.get("rounds") or (), 1):
-                if turn.get("critique") is not None:
-                    who = f"Critique {number}, by {turn.get('principle_id', '')}"
-                    turns.append(Turn(who, turn["critique"], kind="critique"))
-                turns.append(Turn(f"Revision {number}", turn.get("revision", "")))
-            out.append(Transcript("", record["id"], record.get("dialogue") or [{}], turns))
-    return out
-
-
 # ---- Critiques to be read by hand ----------------------------------------------------------------
 
 
