@@ -53,7 +53,8 @@ COLUMNS = (*ACCURACY.values(), ONE_CHAIN, *FIRST_OPTION.values(), *ERROR.values(
 def check(fields: Mapping) -> None:
     """Raises UserError where the questions, or the constitution of worked chains, cannot be
     read."""
-    items_lib.choice_sets(fields["choices"], fields["num_choices"], fields["big_bench"])
+    if fields["feedback"] or fields["choices_of_models"]:
+        items_lib.choice_sets(fields["choices"], fields["num_choices"], fields["big_bench"])
     if fields["num_few_shot_chains"]:
         load_constitution(fields["constitution"])
 

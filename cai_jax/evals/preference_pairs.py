@@ -22,7 +22,8 @@ COLUMNS = (ACCURACY, ERROR)
 
 def check(fields: Mapping) -> None:
     """Raises UserError where the questions cannot be read."""
-    choice_sets(fields["choices"], fields["num_choices"], fields["big_bench"])
+    if fields["reward"]:
+        choice_sets(fields["choices"], fields["num_choices"], fields["big_bench"])
 
 
 @dataclasses.dataclass(frozen=True)
