@@ -103,7 +103,7 @@ def test_a_run_beside_transformers(tiny_model, tmp_path):
     assert [row["mode"] for row in rows] == ["zero_shot"] * 8 + ["few_shot"] * 8
     assert (
         found["same_pick"] == found["same_tokens"] == found["rows"] == 16
-        and found["rows_read_whole"] == 4
+        and found["rows_read_complete"] == 4
     )
-    assert found["largest_difference"] < 1e-3 and found["largest_difference_whole"] < 1e-3
+    assert found["largest_difference"] < 1e-3 and found["largest_difference_complete"] < 1e-3
     assert "| all |  | 16 | 16 | 16 (100.0%) |" in benchmark.table(rows)
