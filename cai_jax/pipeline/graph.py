@@ -123,7 +123,7 @@ def reopen(run_path: epath.Path, damage: artefacts.Damaged) -> None:
     """Warns of a damaged stage and opens it again, so that it recomputes what is lost; or moves it
     aside, to be run anew."""
     progress.warn(
-        f"{damage}; {'the stage is run anew' if damage.restart else 'what is lost is made again'}"
+        f"{damage}; {'the stage is run anew' if damage.restart else 'what is lost is recomputed'}"
     )
     if damage.restart:
         changes.move_aside(run_path, [damage.stage])

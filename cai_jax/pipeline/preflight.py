@@ -101,7 +101,7 @@ def check(
     for damage in damaged:
         if damage.stage not in config.stages:
             raise UserError(
-                f"{damage}; add it to be made again: "
+                f"{damage}; add it, to recompute what is lost: "
                 f"--config.stages={','.join([damage.stage, *config.stages])}"
             )
     missing = [name for name in nodes if name not in config.stages and name not in done]
