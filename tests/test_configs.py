@@ -194,7 +194,7 @@ def dry(tmp_path, monkeypatch):
         return {"rows": len(rl.fitting_prompts(ctx, policy, policy))}
 
     def train_pm(ctx):
-        pairs = pm.ai_pairs(ctx) + pm.human_pairs(ctx)
+        pairs = pairs_of.ai_pairs(ctx) + pairs_of.human_pairs(ctx)
         ctx.require_rows(pairs, "pairs")
         return {"rows": len(pairs)}
 
