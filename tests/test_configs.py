@@ -21,6 +21,7 @@ from cai_jax.structs import Message
 from cai_jax.textmodels import loader, questions
 from cai_jax.textmodels.loader import LoadedModel
 from cai_jax.textmodels.local import LocalTextModel
+from cai_jax.training import pairs as pairs_of
 from configs import default, microworld, rlhf, smollm2_cpu
 from configs.figures import frontier, judging, labels, pareto, revisions
 from configs.models import zoo
