@@ -207,7 +207,8 @@ def train_rl(setup: Setup, prompts, sampling: Sampling, num_updates: int) -> Non
         sampling: of the rollouts.
         num_updates: how many.
     """
-    ctx, models, mesh = setup.stage("rl"), setup.models, setup.mesh
+    ctx = setup.stage("rl", rollouts_per_update=len(prompts))
+    models, mesh = setup.models, setup.mesh
     policy, judge = models.load("@sl"), models.load("@pm", "reward")
     reference, reward = policy.params, models.scorer(judge)
     settings = networks.Settings(num_minibatches=2, learning_rate=1e-4, value_learning_rate=1e-4)
@@ -230,7 +231,7 @@ def train_rl(setup: Setup, prompts, sampling: Sampling, num_updates: int) -> Non
         # Sample a response to each prompt.
         policy.params = learner.policy(state)
         engine = models.engine(policy)
-        drawn = rollouts.draw(asked, update, len(asked), SEED, "rl")
+        drawn = rollouts.draw(asked, update, ctx.config, SEED, "rl")
         requests = rollouts.requests(drawn, update, SEED, "rl")
         done = {completion.id: completion for completion in engine.generate(requests, sampling)}
         batch = rollouts.assemble(drawn, done, length)
