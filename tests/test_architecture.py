@@ -41,14 +41,7 @@ TIERS = [
 ]
 # Files that are longer than the limit of 500 lines and have to be split; these numbers only go
 # down.
-TO_SPLIT = {
-    "cai_jax/training/learner.py": 540,
-    "cai_jax/microworld/figures.py": 511,
-    "tests/fake_run.py": 656,
-    "cai_jax/stages/context.py": 550,
-    "cai_jax/stages/evaluate.py": 508,
-    "cai_jax/engine/engine.py": 515,
-}
+TO_SPLIT = {"tests/fake_run.py": 640}
 # io meets none of the others; the others may use data's tokens or a model's config, never in a
 # circle.
 INDEPENDENT = {"io"}
@@ -144,7 +137,7 @@ def test_no_cycles():
     "path",
     sorted(
         path
-        for folder in ("cai_jax", "configs", "tests", "launch", "benchmarks")
+        for folder in ("cai_jax", "configs", "tests", "launch", "benchmarks", "examples", "colab")
         for path in (ROOT / folder).rglob("*.py")
     ),
     ids=str,

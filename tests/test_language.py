@@ -9,32 +9,17 @@ from tests import language
 
 # What each room may still have of each rule; what is not listed is 0.
 ALLOWED: dict[str, dict[str, int]] = {
-    "CONTRIBUTING.md": {"word": 3},
-    "README.md": {"word": 10},
-    "benchmarks": {"word": 42, "name": 42, "docstring": 12, "length": 6},
-    "cai_jax": {"word": 5, "name": 8, "docstring": 3, "length": 1},
-    "cai_jax/configuration": {"word": 3, "name": 5},
-    "cai_jax/constitution": {"word": 2, "name": 6},
-    "cai_jax/core": {"word": 13, "name": 20, "docstring": 17},
-    "cai_jax/data": {"word": 38, "name": 40, "docstring": 16, "length": 2},
-    "cai_jax/engine": {"word": 12, "name": 134, "docstring": 15, "length": 4},
-    "cai_jax/evals": {"word": 12, "name": 30, "docstring": 22, "length": 7},
-    "cai_jax/exporting": {"word": 2, "name": 11, "docstring": 6, "length": 1},
-    "cai_jax/io": {"word": 20, "name": 9, "docstring": 3},
-    "cai_jax/microworld": {"word": 2, "name": 44, "docstring": 10},
-    "cai_jax/models": {"word": 27, "name": 14, "docstring": 14, "length": 2},
-    "cai_jax/pipeline": {"word": 8, "name": 17, "length": 3},
-    "cai_jax/planning": {"word": 15, "name": 24, "docstring": 10, "length": 1},
-    "cai_jax/report": {"name": 3},
-    "cai_jax/rewards": {"word": 3, "name": 9, "docstring": 1},
-    "cai_jax/stages": {"word": 11, "name": 29, "docstring": 15, "length": 5},
-    "cai_jax/training": {"word": 12, "name": 75, "docstring": 14, "length": 2},
-    "colab": {"word": 10},
-    "configs": {"word": 10, "docstring": 7, "length": 4},
-    "docs": {"word": 35},
+    "cai_jax/configuration": {"docstring": 2},
+    "cai_jax/core": {"name": 1, "docstring": 18},
+    "cai_jax/pipeline": {"word": 2},
+    "cai_jax/report": {"name": 1, "docstring": 1},
+    "cai_jax/rewards": {"docstring": 1},
+    "cai_jax/stages": {"docstring": 6},
+    "cai_jax/training": {"name": 2, "docstring": 16, "length": 1},
+    "configs": {"word": 2, "docstring": 1, "length": 1},
 }
 # Per cent of the lines of code that carry a comment, over everything; nanodo has 7.4.
-LEAST_COMMENTS = 2.5
+LEAST_COMMENTS = 3.2
 
 
 @pytest.fixture(scope="module")
