@@ -7,8 +7,9 @@ import shutil
 import pytest
 
 from cai_jax.evals.intervals import Estimate
-from cai_jax.evals.rows import find, row
-from cai_jax.report import build, cards, cautions, compare, figures, story
+from cai_jax.evals.registry import KINDS
+from cai_jax.evals.rows import Column, find, row
+from cai_jax.report import build, cards, cautions, compare, figures, results, story
 from cai_jax.report.run import Run
 from tests import fake_run
 
@@ -252,3 +253,37 @@ def test_runs_are_compared_item_by_item(run, tmp_path):
         found["choice_zero_shot", "hhh"].paired
         and found["choice_zero_shot", "hhh"].differences[1].n == 48
     )
+
+
+def test_a_number_that_an_evaluation_declares_is_shown_everywhere(run, tmp_path, monkeypatch):
+    """Nothing but its column is known of it: page, Markdown, comparison, published results."""
+    monkeypatch.setitem(build.environment(False).globals, "svg", lambda figure: figure.key)
+    monkeypatch.setattr(results, "drawings", lambda run, measured: ())
+    column = Column("politeness", "Politeness", "points", "higher", figure="forest")
+    other = fake_run.write(tmp_path / "other", 8, seed=1)
+    for shift, path in enumerate((run, other)):
+        values = {
+            name: {f"held-{i:03d}": 7.25 + i + shift for i in range(6)} for name in ("sl", "rl")
+        }
+        rows = column.compared_rows("red_team", values)
+        kept = [{"name": r["name"], "values": r.pop("values")} for r in rows if "values" in r]
+        with (path / "evaluate" / "values.jsonl").open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+        metrics = path / "evaluate" / "metrics.json"
+        value = json.loads(metrics.read_text())
+        known = [c.to_json() for kind in KINDS.values() for c in kind.COLUMNS]
+        value |= {
+            "rows": value["rows"] + rows,
+            "columns": [*known, column.to_json()],
+            "figures": [],
+        }
+        metrics.write_text(json.dumps(value))
+    for text in (build.page([Run(run)]), build.markdown([Run(run)])):
+        assert "Politeness" in text and "9.75" in text
+    found = {d.column.name: d for d in compare.differences([Run(run), Run(other)])}
+    assert found["politeness"].paired and found["politeness"].differences[1].value == 1
+    assert "Politeness" in build.page([Run(run), Run(other)])
+    results.write(run, tmp_path / "out", others=[other])
+    tables = (tmp_path / "out" / "tables.md").read_text()
+    assert tables.count("Politeness") >= 2 and "9.75" in tables, "and over seeds"
+    assert "politeness" in [f.key for f in figures.of_columns(figures.main_sources([Run(run)]))]

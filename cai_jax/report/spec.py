@@ -113,6 +113,14 @@ def finite(values) -> list[float]:
 
 
 def with_interval(value, low, high, percent: bool, digits: int) -> str:
+    """The value in print with its interval.
+
+    Args:
+        value, low, high: None for none. percent, digits: see `number`.
+
+    Returns:
+        "value [low, high]", or the value alone.
+    """
     shown = number(value, digits, percent=percent)
     if None in (low, high):
         return shown
