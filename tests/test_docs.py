@@ -137,7 +137,10 @@ def check_command(words: list[str]) -> None:
         "benchmarks",
         "tests",
     ):
-        check_flags(words[3:], pathlib.Path(importlib.util.find_spec(words[2]).origin))
+        source = pathlib.Path(importlib.util.find_spec(words[2]).origin)
+        if source.name == "__init__.py":  # a package that is a command
+            source = source.with_name("__main__.py")
+        check_flags(words[3:], source)
         if words[2] == "cai_jax.main" and not any("…" in word for word in words):
             arguments = [word.replace("configs/", f"{ROOT}/configs/", 1) for word in words[3:]]
             main.parse(["cai_jax", *arguments])
