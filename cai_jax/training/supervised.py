@@ -69,7 +69,7 @@ def fit(
       means: which of the loss's sums the metrics divide by its count.
       meter: what `train.Session` takes.
     """
-    # ---- Optimiser and state ---------------------------------------------------------------------
+    # ---- Optimiser and step ----------------------------------------------------------------------
     config, mesh = ctx.config, ctx.mesh
     rate, tx = state_lib.make_optimiser(config, f"config.graph.{ctx.name}", steps.num_steps)
     adapters = ctx.adapters(model)  # None: all weights are trained
@@ -80,6 +80,7 @@ def fit(
         loss, tx, abstract, mesh, config.num_microbatches, adapters, base, steps.shape.spare
     )
 
+    # ---- State -----------------------------------------------------------------------------------
     def init() -> dict:
         decoder = model.params.get("decoder", model.params)
         key = seeds.row_key(ctx.seed, ctx.name, "adapters")
