@@ -51,7 +51,11 @@ def config_of(**sources) -> ml_collections.ConfigDict:
             "stages": ("a",),
             "models": {"base": "org/name", "judge": "base"},
             "graph": {
-                name: {"model": "base", "prompts": {"source": source, "split": "train"}}
+                name: {
+                    "kind": "respond",
+                    "model": "base",
+                    "prompts": {"source": source, "split": "train"},
+                }
                 for name, source in sources.items()
             },
         }
@@ -76,6 +80,31 @@ def test_a_run_keeps_the_commits_it_began_with(tmp_path, heads):
     again = config_of(a=source)
     assert identity.pin(again, epath.Path(tmp_path)) == pinned and not heads["asked"]
     assert again.graph.a.prompts.source == expected and again.models.base == f"org/name@{OLD}"
+
+
+def test_models_of_evaluations_and_of_rewards_are_pinned_and_words_are_not(tmp_path, heads):
+    """The defect: groups whose names are the user's own were not looked into."""
+    heads["head"] = OLD
+    config = config_of()
+    evals = {
+        "judge": {"kind": "judge", "judge": "org/judge", "anchor": "org/anchor"},
+        "harm": {"kind": "harm", "model": "org/harm"},
+        "letters": {"kind": "multiple_choice", "feedback": "org/feedback"},
+        "scores": {"kind": "preference_scores", "reward": "org/reward"},
+    }
+    terms = {"pm": {"kind": "preference_model", "model": "org/term"}}
+    config.graph = {
+        "a": {"kind": "evaluate", "models": {"anchor": "org/answers"}, "evals": evals},
+        "b": {"kind": "rl", "rewards": terms},
+    }
+    config.stages = ("a", "b")
+    identity.pin(config, epath.Path(tmp_path))
+    evals = config.graph.a.evals
+    assert config.graph.a.models.anchor == f"org/answers@{OLD}"
+    assert evals.judge.judge == f"org/judge@{OLD}" and evals.judge.anchor == "org/anchor"
+    assert evals.harm.model == f"org/harm@{OLD}" and evals.scores.reward == f"org/reward@{OLD}"
+    assert evals.letters.feedback == f"org/feedback@{OLD}"
+    assert config.graph.b.rewards.pm.model == f"org/term@{OLD}"
 
 
 def test_marks_of_a_name_keep_their_backslashes(tmp_path, heads):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
 
 from cai_jax.configuration.fields import (
     Field,
@@ -116,17 +115,3 @@ RUN: Table = {
     "logging": {"wandb": word("", "a Weights & Biases project")},
     "graph": Named({}, STAGES, "name → the fields of a stage of some kind"),
 }
-
-
-def names_of(*ranges: type) -> frozenset[str]:
-    """The names of all fields of stages whose ranges are of these types."""
-
-    def within(table: Table) -> Iterator[str]:
-        for name, item in table.items():
-            if isinstance(item, Field):
-                if isinstance(item.range, ranges):
-                    yield name
-            elif not isinstance(item, Named):
-                yield from within(item)
-
-    return frozenset(name for kind in STAGES.values() for name in within(kind.fields))

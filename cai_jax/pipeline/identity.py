@@ -35,17 +35,14 @@ import ml_collections
 
 import cai_jax
 from cai_jax import references
-from cai_jax.configuration import fields
-from cai_jax.configuration.run import names_of
+from cai_jax.configuration.fields import Model, Setting, Text, Word, walk, walk_kind
+from cai_jax.configuration.run import RUN
+from cai_jax.configuration.stages import STAGES
 from cai_jax.data import hub, sources
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, contents, progress
 from cai_jax.models import remote
 
-MODEL_FIELDS = names_of(fields.Model)
-# Texts that name nothing outside the config, even where a file of that name happens to be in the
-# working directory.
-PLAIN_FIELDS = {*names_of(fields.Choice, fields.Word), "kind", "seed"}
 MAX_LISTED = 200  # files of a reference that a manifest names individually
 PINNED = "pinned.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -252,10 +249,11 @@ def pin(config: ml_collections.ConfigDict, run_path) -> dict:
             )
         pins["revisions"] = _revisions(config, revisions)
     pins = artefacts.from_writer(pins)
-    for owner, key, path, _ in _strings(config):
-        for text, *_ in _unpinned(owner[key], path):
+    for setting, _ in _references(config):
+        key = setting.where.rpartition(".")[2]
+        for text, *_ in _unpinned(setting):
             if commit := pins["revisions"].get(text):
-                owner[key] = _with_commit(owner[key], text, commit)
+                setting.group[key] = _with_commit(setting.group[key], text, commit)
     if "date" in config:
         config.date = pins["date"]
     return pins
@@ -282,37 +280,39 @@ def _with_commit(value: str, text: str, commit: str) -> str:
 def _revisions(config, known: dict[str, str]) -> dict[str, str]:
     """What is known and, for what a stage that is to be run may read, the commits of now."""
     revisions = dict(known)
-    for owner, key, path, needed in _strings(config):
-        for text, name, repo_type, revision in _unpinned(owner[key], path):
+    for setting, needed in _references(config):
+        for text, name, repo_type, revision in _unpinned(setting):
             if text in revisions or not needed:
                 continue
             if commit := commit_of(name, repo_type, revision):
                 revisions[text] = commit
                 progress.say(f"{text}: commit {commit[:12]} is used for all of this run ({PINNED})")
             else:
-                where = f"config.{'.'.join(path)}"
-                progress.warn(f"{where}: '{text}' names no commit, and none was to be had")
+                progress.warn(f"{setting.where}: '{text}' names no commit, and none was to be had")
     return revisions
 
 
-def _strings(config) -> Iterator[tuple[ml_collections.ConfigDict, str, tuple[str, ...], bool]]:
-    """(fields, key, path, whether a stage that is to be run may read it) of every string that may
-    be a reference."""
-    waiting = [((top,), config.get(top)) for top in ("models", "topic", "graph")]
-    while waiting:
-        path, owner = waiting.pop(0)
-        for key in owner or ():
-            if isinstance(owner[key], ml_collections.ConfigDict):
-                waiting.append(((*path, key), owner[key]))
-            elif isinstance(owner[key], str) and key not in PLAIN_FIELDS:
-                needed = path[0] != "graph" or len(path) == 1 or path[1] in config.stages
-                yield owner, key, (*path, key), needed
+def _references(config) -> list[tuple[Setting, bool]]:
+    """(field, whether a stage that is to be run may read it) of every text that may be a
+    reference."""
+    shared = {name: config[name] for name in ("models", "topic") if name in config}
+    settings = [(setting, True) for setting in walk(RUN, shared, "config")]
+    for name, stage in config.graph.items():
+        needed = name in config.stages
+        own = walk_kind(STAGES, stage, f"config.graph.{name}")
+        settings += [(setting, needed) for setting in own]
+    return [
+        (setting, needed)
+        for setting, needed in settings
+        if isinstance(setting.field.range, Text) and not isinstance(setting.field.range, Word)
+    ]
 
 
-def _unpinned(value: str, path: tuple[str, ...]) -> Iterator[tuple[str, str, str, str]]:
+def _unpinned(setting: Setting) -> Iterator[tuple[str, str, str, str]]:
     """(text, repository, its type, revision) of the hub's names in a reference that name no
     commit."""
-    if path[-1] in MODEL_FIELDS or "models" in path[:-1]:
+    value = setting.value
+    if isinstance(setting.field.range, Model):
         name, revision = remote.hub_name(value) or ("", "")
         if name and not COMMIT.fullmatch(revision):
             text = value.removeprefix(references.RANDOM)
