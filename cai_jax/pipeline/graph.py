@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import pathlib
 import resource
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -55,7 +53,7 @@ def run(
     require_same(nodes)
     config = resolve(config)
     mesh = sharding.make_mesh(config.mesh)
-    with _no_empty_directory(workdir), lock.held(run_path):
+    with lock.held(run_path):
         # --- What is there, and whether it can go on
         if config.on_change == "restore":
             changes.restore(nodes, run_path, config.stages)
@@ -93,21 +91,6 @@ def run(
                 gc.collect()
                 memory.give_back()
     return rows
-
-
-@contextlib.contextmanager
-def _no_empty_directory(workdir: str) -> Iterator[None]:
-    """A run directory that was not there before is removed where a refused start leaves it
-    empty."""
-    directory = pathlib.Path(workdir)
-    existed = directory.exists()
-    try:
-        yield
-    except UserError:
-        names = {path.name for path in directory.iterdir()} if directory.is_dir() else {""}
-        if not existed and artefacts.is_writer() and names <= {"lock.held"}:
-            shutil.rmtree(directory, ignore_errors=True)
-        raise
 
 
 def topic_notes(config: ml_collections.ConfigDict) -> list[str]:
