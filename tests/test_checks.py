@@ -219,6 +219,49 @@ def test_a_label_that_is_no_number_is_refused():
         labels.target([row])
 
 
+@pytest.mark.parametrize("name", ["/a", "a/b", "x y", "x\n"])
+@pytest.mark.parametrize(
+    "group,fields,prefix",
+    [
+        ("evaluate.evals", {"kind": "answer_statistics"}, ""),
+        ("evaluate.models", "@sl", ""),
+        ("rl.rewards", {"kind": "length"}, ""),
+        ("evaluate", {"source": "embedded:helpful"}, "prompts_"),
+    ],
+)
+def test_names_that_become_names_of_files(group, fields, prefix, name):
+    config = default.get_config()
+    config.unlock()
+    stage, _, key = group.partition(".")
+    at = config.graph[stage][key] if key else config.graph[stage]
+    at[prefix + name] = fields
+    with pytest.raises(UserError, match=rf"config\.graph\.{group}: .* cannot be a name"):
+        checks.check_values(config)
+
+
+def test_a_name_with_a_dot_is_one_line_where_a_config_is_written():
+    """The defect: `ConfigDict` refused it later, without the field."""
+    for made in (
+        lambda: default.evaluate({}, evals={"a.b": {"kind": "answer_statistics"}}),
+        lambda: default.evaluate({}, **{"prompts_a.b": default.prompts()}),
+        lambda: default.rl(rewards={"a.b": {"kind": "length"}}),
+    ):
+        with pytest.raises(UserError, match=r"'\w*a\.b' cannot be a name"):
+            made()
+
+
+def test_a_function_is_named_with_its_prefix():
+    """The defect: without it the function was called, and its source was in no fingerprint."""
+    config = default.get_config()
+    config.unlock()
+    term = {"kind": "python", "function": "json.loads"}
+    config.graph.rl.rewards = {"own": term}
+    with pytest.raises(UserError, match=r"rewards\.own\.function: expected python:module\.func"):
+        checks.check_values(config)
+    config.graph.rl.rewards.own.function = "python:json.loads"
+    checks.check_values(config)
+
+
 def test_a_stage_that_is_no_group_of_fields():
     config = default.base_config()
     config.graph = {"respond": "respond"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import ml_collections
 
 from cai_jax.configuration import fields
@@ -14,7 +12,6 @@ from cai_jax.errors import UserError
 RESERVED = (
     "aside",
     "config.json",
-    "lock.held",
     "lock.held",
     "lock.json",
     "pinned.json",
@@ -36,8 +33,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     if not config.stages or not all(config.stages):
         raise UserError(f"config.stages: name at least one stage of {', '.join(config.graph)}")
     for name in config.graph:  # each is a directory of the run
-        if not re.fullmatch(r"\w[\w.-]*", name) or name in RESERVED:
-            raise UserError(
-                f"config.graph: {name!r} cannot name a stage; use letters, digits, '_', '-' and '.'"
-            )
+        fields.require_name(name, "config.graph")
+        if name in RESERVED:
+            raise UserError(f"config.graph: a stage cannot be called {name!r}; it is a file's name")
     fields.check(RUN, config, "config")

@@ -18,12 +18,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections import config_dict
 
+from cai_jax import references
 from cai_jax.errors import UserError, require_utf8
 
 # Ranges: what a field takes --------------------------------------------------------------------
@@ -96,6 +98,17 @@ class Text:
 @dataclasses.dataclass(frozen=True)
 class Word(Text):
     """Any text that names nothing outside the config, even where a file has that name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Function(Text):
+    """A function of dialogues, by python:module.function; its source is its identity."""
+
+    def accepts(self, value) -> bool:
+        return not value or references.parse(value).kind == references.PYTHON
+
+    def __str__(self) -> str:
+        return "python:module.function"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,6 +293,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(names))}"
 
 
+def require_name(name: str, where: str) -> None:
+    """Raises UserError for a name of the user's own that could not name a file, or a field on the
+    command line."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
+        raise UserError(f"{where}: {name!r} cannot be a name; use letters, digits, '_' and '-'")
+
+
 def entry(table: Table, name: str) -> Field | Named | Table | None:
     """What a table says of a name; "prompts_*" is for every name that begins so."""
     if name in table:
@@ -317,6 +337,8 @@ def build(table: Table, given: Mapping | None = None, where: str = "") -> dict:
     made = {}
     for name in dict.fromkeys([*names, *given]):
         item, path = entry(table, name), f"{where}.{name}".lstrip(".")
+        if name not in table:  # of prompts_* and the like
+            require_name(name, where or "fields")
         if isinstance(item, Field):
             made[name] = item.value(given.get(name, item.default))
         elif isinstance(item, Named):
@@ -327,6 +349,8 @@ def build(table: Table, given: Mapping | None = None, where: str = "") -> dict:
 
 
 def _named(item: Named, given: Mapping, where: str) -> dict:
+    for name in given:
+        require_name(name, where)
     if isinstance(item.of, Field):
         return dict(given)
     return {name: build_kind(item.of, value, f"{where}.{name}") for name, value in given.items()}
@@ -362,12 +386,14 @@ def walk(table: Table, values: Mapping, where: str) -> Iterator[Setting]:
     """Every field of `values`, groups within groups included.
 
     Raises:
-      UserError: a name that the table does not have, or no group where it has one.
+      UserError: a name that the table does not have or that is none, or no group where it has one.
     """
     for name, value in values.items():
         item, path = entry(table, name), f"{where}.{name}"
         if item is None:
             raise UserError(f"{where}: no field '{name}'; {nearest(name, table)}")
+        if name not in table:
+            require_name(name, where)
         if isinstance(item, Field):
             yield Setting(path, item, value, values)
             continue
@@ -375,11 +401,12 @@ def walk(table: Table, values: Mapping, where: str) -> Iterator[Setting]:
             raise UserError(f"{path}: expected a group of fields, not {value!r}")
         if not isinstance(item, Named):
             yield from walk(item, value, path)
-        elif isinstance(item.of, Field):
-            for key in value:
+            continue
+        for key in value:
+            require_name(key, path)
+            if isinstance(item.of, Field):
                 yield Setting(f"{path}.{key}", item.of, value[key], value)
-        else:
-            for key in value:
+            else:
                 yield from walk_kind(item.of, value[key], f"{path}.{key}")
 
 

@@ -14,6 +14,7 @@ import importlib
 from cai_jax.configuration.evaluations import EVALUATION_FIELDS, HARM_FIELDS
 from cai_jax.configuration.fields import (
     Field,
+    Function,
     Named,
     Table,
     choice,
@@ -24,7 +25,6 @@ from cai_jax.configuration.fields import (
     positive,
     records,
     share,
-    text,
     with_defaults,
 )
 from cai_jax.configuration.groups import (
@@ -223,7 +223,7 @@ REWARD_TERMS = {
         "weight": TERM_WEIGHT,
     },
     "python": {
-        "function": text("", "python:module.function of dialogues"),
+        "function": Field("", str, Function(), "python:module.function of dialogues"),
         "weight": TERM_WEIGHT,
     },
     "length": {"weight": TERM_WEIGHT},  # tokens of the answer
