@@ -28,25 +28,28 @@ def describe(run_path) -> list[str]:
     lines = [f"{run_path}: {_shown(where.read(run_path))}{held}"]
     asked, graph = list(config["config"]["stages"]), list(config["config"].get("graph") or {})
     graph = [*asked, *(name for name in graph if name not in asked)]
-    done = sum(artefacts.StageDirectory(run_path / name).done for name in graph)
+    stages = {name: _stage(run_path / name, name in asked) for name in graph}
+    done = sum(finished for finished, _ in stages.values())
     lines.append(f"  {done} of {len(graph)} stages of the graph done")
-    for name in graph:
-        directory = artefacts.StageDirectory(run_path / name)
-        manifest = directory.manifest
-        if manifest.get("done"):
-            state = (
-                f"done in {manifest['seconds']:.0f} s: {manifest['summary'].get('headline', '')}"
-            )
-        elif manifest:
-            steps = read_rows(directory.path / "metrics.jsonl")
-            rows = sum(
-                part.read_text().count("\n") for part in directory.path.glob("*.parts/[0-9]*.jsonl")
-            )
-            state = f"begun, step {steps[-1]['step']}" if steps else f"begun, {rows} rows on disk"
-        else:
-            state = "waiting" if name in asked else "not among the stages of the last command"
-        lines.append(f"  {name:20} {state}")
-    return lines
+    return lines + [f"  {name:20} {state}" for name, (_, state) in stages.items()]
+
+
+def _stage(path: epath.Path, asked: bool) -> tuple[bool, str]:
+    """(whether the stage is done, what its line shows); a damaged manifest is named there."""
+    try:
+        manifest = artefacts.StageDirectory(path).manifest
+    except UserError as error:
+        return False, str(error)
+    if manifest.get("done"):
+        headline = manifest["summary"].get("headline", "")
+        return True, f"done in {manifest['seconds']:.0f} s: {headline}"
+    if not manifest:
+        return False, "waiting" if asked else "not among the stages of the last command"
+    if steps := read_rows(path / "metrics.jsonl"):
+        return False, f"begun, step {steps[-1]['step']}"
+    shards = path.glob("*.parts/[0-9]*.jsonl")
+    rows = sum(shard.read_bytes().count(b"\n") for shard in shards)
+    return False, f"begun, {rows} rows on disk"
 
 
 def _shown(status: dict | None) -> str:

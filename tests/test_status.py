@@ -38,6 +38,22 @@ def test_done_begun_and_waiting_stages(tmp_path, capsys):
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("how", ["flipped", "cut"])
+def test_a_damaged_manifest_is_named_in_its_stages_line(tmp_path, how):
+    artefacts.write_json(tmp_path / "config.json", {"config": {"stages": ["respond", "sl"]}})
+    for name in ("respond", "sl"):
+        artefacts.StageDirectory(tmp_path / name).update_manifest(
+            done=True, seconds=3.2, summary={"headline": "40 tokens"}
+        )
+    manifest = tmp_path / "respond" / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace("40", "41") if how == "flipped" else text[:20])
+    _, count, respond, sl = status.describe(tmp_path)
+    assert count == "  1 of 2 stages of the graph done"
+    assert respond.startswith("  respond ") and f"{manifest}: " in respond
+    assert "\n" not in respond and sl.endswith("done in 3 s: 40 tokens")
+
+
 def test_mistakes_are_one_line(tmp_path, capsys):
     for arguments in ([], [str(tmp_path)], [str(tmp_path), "other"]):
         assert status.main(["status", *arguments]) == 2
