@@ -16,7 +16,7 @@ from cai_jax.errors import UserError
 from cai_jax.evals.intervals import Estimate
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.report import __main__ as report
-from cai_jax.report import build, cards, cautions, compare, curves, figures, judge, plot
+from cai_jax.report import build, cards, cautions, compare, curves, figures, judge, plot, schema1
 from cai_jax.report.run import Run, Stage
 from tests import fake_run
 
@@ -205,6 +205,52 @@ def test_hostile_text_is_only_text(tmp_path):
             assert "<script" not in line and "<img" not in line and "<b>" not in line
 
 
+def test_hostile_names_are_only_text_in_headline_lede_and_cautions(undrawn, tmp_path):
+    """These go through a macro that makes markup of its own."""
+    evil = "\u202eevil\x1b[31m<b>"
+    path = fake_run.write(tmp_path / "run", 12)
+    metrics = json.loads((path / "evaluate" / "metrics.json").read_text())
+    for row in metrics["rows"]:
+        row["model"] = evil if row["model"] == "rl" else row["model"]
+    metrics["notes"] = [evil]
+    (path / "evaluate" / "metrics.json").write_text(json.dumps(metrics))
+    manifest = json.loads((path / "rl" / "manifest.json").read_text())
+    manifest["fields"]["reward"] = evil
+    (path / "rl" / "manifest.json").write_text(json.dumps(manifest))
+    run, other = Run(path), Run(path)
+    run.name = other.name = evil
+    for text in (build.page([run]), build.page([run, other])):
+        assert not re.search("[\u202e\x1b]|31m<b>", text)
+    text = build.page([run])
+    for place in (r"<h1>(.*?)</h1>", r'class="lede">(.*?)</p>', r'class="cautions">(.*?)</ul>'):
+        assert "⟨U+202E⟩evil⟨U+001B⟩[31m&lt;b&gt;" in " ".join(
+            re.findall(place, text, re.DOTALL)
+        ), place
+
+
+def test_hostile_names_of_figures_stay_in_their_folder(tmp_path):
+    path = fake_run.write(tmp_path / "run", 12)
+    names = ["../../../out", "a/b", "a b", "a:b", '"><script>', "", "x" * 999, "plain_name"]
+    series = [{"label": "s", "x": [0, 1], "y": [0, 1]}]
+    axes = {"title": "t", "x_label": "x", "y_label": "y", "group": "judges"}
+    metrics = json.loads((path / "evaluate" / "metrics.json").read_text())
+    metrics = schema1.upgraded(metrics, lambda field: ("", ""))
+    metrics["figures"] = [{"name": name, **axes, "series": series} for name in names]
+    (path / "evaluate" / "metrics.json").write_text(json.dumps(metrics))
+    before = {p for p in tmp_path.rglob("*") if path not in p.parents}
+    build.build([path], tmp_path / "report")
+    made = {p for p in tmp_path.rglob("*") if p.is_file()} - before
+    assert not [p for p in made - set(path.rglob("*")) if tmp_path / "report" not in p.parents]
+    drawn = [f for f in figures.declared(figures.main_sources([Run(path)]), ["judges"])]
+    keys = [figure.key for figure in drawn]
+    assert len(set(keys)) == len(names) and keys[-1] == "plain_name"
+    assert all(re.fullmatch(r"[\w-]{1,100}", key, re.ASCII) for key in keys)
+    for figure in drawn:
+        assert (tmp_path / "report" / "figures" / f"{figure.key}.png").exists()
+    reader = Reader((tmp_path / "report" / "report.html").read_text())
+    assert {f"fig-{key}-t" for key in keys} <= set(reader.ids)
+
+
 def test_two_thousand_records_fit(undrawn, tmp_path):
     run = fake_run.write(tmp_path / "large", 680)
     text = build.page([Run(run)])
@@ -338,7 +384,16 @@ def test_a_directory_that_is_no_run(tmp_path):
         Run(tmp_path)
 
 
-def test_the_share_of_cut_turns_is_named_by_stage_and_round():
+@pytest.mark.parametrize(
+    "fields, scored",
+    [
+        ({"reward": "@pm"}, True),
+        ({"reward": "judge", "reward →": "@pm"}, True),
+        ({"reward": "@x", "rewards": {"a": {"kind": "length"}, "b": {"model": "@pm"}}}, True),
+        ({"reward": "@pm", "rewards": {"a": {"kind": "length"}}}, False),
+    ],
+)
+def test_the_share_of_cut_turns_is_named_by_stage_and_round(fields, scored):
     """The defect: only respond's answers were looked at."""
     stages = {
         "respond": ("respond", {"answers": {"cut": 1, "of": 8}}),
@@ -358,7 +413,7 @@ def test_the_share_of_cut_turns_is_named_by_stage_and_round():
             name,
             kind,
             None,
-            {"summary": {"cut": cut, "reads_cut": False}, "fields": {"reward": "@pm"}},
+            {"summary": {"cut": cut, "reads_cut": False}, "fields": fields},
         )
         for name, (kind, cut) in stages.items()
     }
@@ -368,10 +423,10 @@ def test_the_share_of_cut_turns_is_named_by_stage_and_round():
         of_kind=lambda kind: [stage for stage in shown.values() if stage.kind == kind],
     )
     told = [caution.text for caution in cautions._cut_turns(run)]
-    assert len(told) == 3
+    assert len(told) == 2 + scored
     assert "3 of 8 critiques of round 1, 8 of 8 revisions of round 2 were cut" in told[0]
     assert "16 of 32 answers of the last update" in told[1]
-    assert "trained on (almost) no answer that was cut" in told[2]
+    assert not scored or "trained on (almost) no answer that was cut" in told[2]
 
 
 def test_clamps_that_are_missing_or_undone_are_named():

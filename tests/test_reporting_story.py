@@ -191,6 +191,14 @@ def test_the_story_follows_the_policy_to_what_it_came_from(run):
     )
     changed(run / "rl", reward="python:mine.reward")
     assert any("trained against python:mine.reward" in one for one in story.sentences(Run(run)))
+    terms = {
+        "pm": {"kind": "preference_model", "model": "@pm_second", "weight": 1.0},
+        "length": {"kind": "length", "weight": -0.01},
+    }
+    changed(run / "rl", reward="@pm", rewards=terms, algorithm="grpo")
+    told = story.sentences(Run(run))
+    assert Run(run).method["pm"].name == "pm_second"
+    assert any("trained against it + −0.01 × length with GRPO for" in one for one in told)
     assert Run(run).shown == "rl"
     changed(run / "evaluate", models={"initial": "helpful", "sl": "@rl", "rl": "@sl"})
     assert Run(run).shown == "sl", "not the last"

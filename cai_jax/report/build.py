@@ -50,6 +50,7 @@ def environment(markdown: bool) -> jinja2.Environment:
         "headed": text.headed,
         "model_name": text.model_name,
         "number": text.number,
+        "visible": text.visible,
         "quoted": lambda value: Markup(text.quoted(str(value))),
     }
     env.globals["svg"] = lambda figure: Markup(plot.svg(figure))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from cai_jax import references
 from cai_jax.evals.rows import find
 from cai_jax.report import copied, judge
 from cai_jax.report.run import Run
@@ -175,7 +176,7 @@ def _cut_turns(run: Run) -> Iterator[Caution]:
             other
             for other in run.stages.values()
             if other.kind in ("rl", "best_of", "evaluate")
-            and f"@{stage.name}" in other.values("reward")
+            and stage.name in map(references.stage_of, other.scorers.values())
         ]
         cut = any(c["cut"] for other in scored for c in (other.summary.get("cut") or {}).values())
         if cut and not stage.summary.get("reads_cut", True):

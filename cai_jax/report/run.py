@@ -63,6 +63,22 @@ class Stage:
         return [place[field] for place in places if place.get(field)]
 
     @property
+    def scorers(self) -> dict[str, str]:
+        """The models and functions that score answers here, as the config names them → what a name
+        points at. An rl stage with `rewards` does not read `reward`."""
+        terms = self.fields.get("rewards") or {}
+        evals = self.fields.get("evals") or {}
+        given = {} if terms else {"reward": self.fields.get("reward")}
+        given |= {f"rewards.{n}.model": term.get("model") for n, term in terms.items()}
+        given |= {f"rewards.{n}.function": term.get("function") for n, term in terms.items()}
+        given |= {f"evals.{n}.reward": own.get("reward") for n, own in evals.items()}
+        return {
+            str(name): str(self.fields.get(f"{path} →") or name)
+            for path, name in given.items()
+            if name
+        }
+
+    @property
     def summary(self) -> dict:
         return self.manifest.get("summary") or {}
 
@@ -298,7 +314,8 @@ class Run:
             return out.get(kind)
 
         rl = pick("rl")
-        pick("pm", references.stage_of(str(rl.fields.get("reward"))) if rl else "")
+        judges = map(references.stage_of, rl.scorers.values() if rl else ())
+        pick("pm", next(filter(None, judges), ""))
         sl = pick("sl", references.stage_of(str(rl.fields.get("policy"))) if rl else "")
         pick("revise", sl.inputs.get("revisions", "") if sl else "")
         pick("harm")

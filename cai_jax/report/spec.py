@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import zlib
 from collections.abc import Sequence
 
 from cai_jax.report.text import number
@@ -30,8 +32,16 @@ class Series:
     texts: Sequence[str] = ()
 
 
+class Keyed:
+    """What figures have in common: `key`, which names a file and ids in the page; a name that came
+    with a run is made safe for both."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "key", safe_key(str(self.key)))
+
+
 @dataclasses.dataclass(frozen=True)
-class Panel:
+class Panel(Keyed):
     """One set of axes. `references`: (y value, label) dashed lines; `diagonal`: the line y = x."""
 
     key: str
@@ -64,7 +74,7 @@ class ForestRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class Forest:
+class Forest(Keyed):
     """Rows of dots with intervals over one axis. `reference`: a vertical line, zero for
     differences."""
 
@@ -81,6 +91,15 @@ class Forest:
     @property
     def size(self) -> tuple[int, int]:
         return self.width, 24 * len(self.rows) + 48
+
+
+def safe_key(key: str) -> str:
+    """Letters, digits, "_" and "-"; a key that has others ends in a checksum, so that different
+    keys stay different."""
+    if re.fullmatch(r"[\w-]{1,100}", key, re.ASCII):
+        return key
+    mark = zlib.crc32(key.encode("utf-8", "surrogatepass"))
+    return f"{re.sub(r'[^a-zA-Z0-9_-]+', '-', key)[:60].strip('-')}-{mark:08x}".lstrip("-")
 
 
 def describe(figure: Panel | Forest) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from cai_jax import references
 from cai_jax.data import fitting, sources
 from cai_jax.evals.rows import find
 from cai_jax.report import cautions, judge
@@ -29,7 +30,11 @@ HARM, HELP = "red_team", "helpful"
 
 def _target(stage: Stage, field: str) -> str:
     """What a model field points at after its roles are resolved, without its folders."""
-    value = str(stage.fields.get(f"{field} →") or stage.fields.get(field) or "a model")
+    return _short_name(str(stage.fields.get(f"{field} →") or stage.fields.get(field) or "a model"))
+
+
+def _short_name(value: str) -> str:
+    """Of what a name points at."""
     if value.startswith("@"):
         return value
     name = value.rstrip("/").rpartition("/")[2] or value
@@ -133,12 +138,29 @@ def _preferring(run: Run, stage: Stage) -> list[str]:
 
 def _reinforced(run: Run, stage: Stage) -> list[str]:
     updates, size = stage.fields.get("num_updates"), stage.fields.get("rollouts_per_update")
-    pm, reward = run.method.get("pm"), _target(stage, "reward")
-    against = "it" if pm and reward.partition(":")[0] == f"@{pm.name}" else reward
+    algorithm = str(stage.fields.get("algorithm") or "ppo").upper()
     return [
-        f"{model_name(stage.name)} was trained against {against} with PPO for {updates} updates "
-        f"of {size} rollouts."
+        f"{model_name(stage.name)} was trained against {_rewards(run, stage)} with {algorithm} for "
+        f"{updates} updates of {size} rollouts."
     ]
+
+
+def _rewards(run: Run, stage: Stage) -> str:
+    """What scored the answers of an rl stage; of a sum, its terms with their weights."""
+    pm, terms = run.method.get("pm"), stage.fields.get("rewards") or {}
+
+    def shown(name: str) -> str:
+        target = stage.scorers.get(name, name)
+        return "it" if pm and references.stage_of(target) == pm.name else _short_name(target)
+
+    if not terms:
+        return shown(str(stage.fields.get("reward") or "a model"))
+    out = []
+    for term in terms.values():
+        kind, weight = str(term.get("kind")).replace("_", " "), term.get("weight", 1.0)
+        what = shown(term.get("model") or term.get("function") or kind)
+        out.append(what if weight == 1 else f"{weight:g} × {what}".replace("-", "−", 1))
+    return " + ".join(out)
 
 
 def _rated(run: Run, stage: Stage) -> list[str]:
