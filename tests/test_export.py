@@ -24,6 +24,7 @@ from cai_jax.report.run import Run
 from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.structs import Message
 from cai_jax.textmodels.loader import LoadedModel
+from tests import fake_run
 
 NORMALISATION = (0.7, 1.9)
 DIALOGUES = [
@@ -348,3 +349,36 @@ def test_the_base_is_found_through_the_stages(tmp_path):
     role = {"initialised_from": "@more"}
     assert origin.base_of(tmp_path, "last", role) == "org/model"
     assert origin.base_of(tmp_path, "x", {"initialised_from": "@gone"}) == ""
+
+
+def test_the_card_has_a_judges_accuracy_and_no_local_files(tmp_path):
+    """The accuracy by every evaluation's `reward`; of files that were read only the digest."""
+    root = fake_run.write(tmp_path / "run", 8)
+    secret = {"where": "/home/ann/rules.json", "digest": "0123abcd", "files": {"": "0123abcd"}}
+    contents = {"constitution": {"text": "file 0123abcd", "parts": [secret]}}
+    for stage, fields in {
+        "revise": {"contents": contents},
+        "evaluate": {
+            "reward": "",
+            "evals": {
+                "preference_pairs": {"kind": "preference_pairs", "reward": "judge"},
+                "other": {"kind": "preference_pairs", "reward": "@elsewhere"},
+            },
+            "evals.preference_pairs.reward →": "@pm",
+        },
+    }.items():
+        manifest = artefacts.read_json(root / stage / "manifest.json")
+        manifest["fields"] |= fields
+        artefacts.write_json(root / stage / "manifest.json", manifest)
+    metrics = artefacts.read_json(root / "evaluate" / "metrics.json")
+    judged = [row for row in metrics["rows"] if row["metric"] == "pm_accuracy"]
+    for row in judged:
+        row["model"] = "judge"
+    metrics["rows"].append(judged[-1] | {"model": "@elsewhere", "name": "x", "value": 0.123})
+    artefacts.write_json(root / "evaluate" / "metrics.json", metrics)
+    text = card.model_card(Run(root), "pm", "reward", {})
+    assert text.count("| pm\\_accuracy |") == len(judged) and "0.123" not in text
+    manifest = artefacts.read_json(root / "rl" / "manifest.json")
+    artefacts.write_json(root / "rl" / "manifest.json", manifest | {"parents": ["revise"]})
+    text = card.model_card(Run(root), "rl", "policy", {})
+    assert "(digest `0123abcd`)" in text and "/home/ann" not in text and "pm\\_accuracy" not in text

@@ -8,6 +8,7 @@ import pathlib
 
 import jinja2
 
+from cai_jax import references
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.errors import UserError
 from cai_jax.report.run import Run, Stage
@@ -85,7 +86,8 @@ def _constitutions(stages: list[Stage]) -> list[dict]:
         source = stage.fields.get("constitution")
         if not source or stage.kind not in ("revise", "feedback"):
             continue
-        digest = stage.fields.get("constitution contents") or "unknown"
+        read = (stage.fields.get("contents") or {}).get("constitution") or {}
+        digest = "+".join(part["digest"] for part in read.get("parts", ())) or "unknown"
         principles, error = [], ""
         try:
             known = load_constitution(source)
@@ -102,14 +104,15 @@ def _constitutions(stages: list[Stage]) -> list[dict]:
 
 
 def _described(stage: Stage) -> dict:
-    """A stage's row: its models, what it reads, counts, and its own fields."""
+    """A stage's row: its models, what it reads, counts, and its own fields. `contents` is left
+    out: names of local files are nobody else's business."""
     given = [stage.fields.get(key) for key in ("prompts", "human")]
     reads = [value["source"] for value in given if isinstance(value, dict) and value.get("source")]
     reads += [f"@{parent}" for parent in stage.manifest.get("parents") or ()]
     fields = {
         key: value
         for key, value in stage.fields.items()
-        if key != "kind" and not key.endswith((" →", " contents"))
+        if key not in ("kind", "contents") and not key.endswith((" →", " contents"))
     }
     models = [value for key, value in stage.fields.items() if key.endswith(" →") and value]
     counts = (stage.summary.get(key) for key in ("rows", "examples", "updates"))
@@ -134,10 +137,16 @@ def _numbers(run: Run, name: str) -> list[dict]:
         for key, reference in (stage.fields.get("models") or {}).items()
         if str(reference).partition(":")[0] == f"@{name}"
     }
-    reward = any(stage.fields.get("reward") == f"@{name}" for stage in evaluations)
+    judges = {
+        key
+        for stage in evaluations
+        for key, target in stage.scorers.items()
+        if references.stage_of(target) == name
+    }
     rows = []
-    for row in run.rows:
-        about = row.get("model") in names or reward and row["metric"] == "pm_accuracy"
+    for row in run.rows:  # a second evaluation of a kind ends its metrics in ":NAME"
+        accuracy = row["metric"].partition(":")[0] == "pm_accuracy" and row.get("model") in judges
+        about = row.get("model") in names or accuracy
         if about and isinstance(row.get("value"), int | float):
             low, high = row.get("low"), row.get("high")
             interval = f" [{low:.3g}, {high:.3g}]" if low is not None and high is not None else ""
