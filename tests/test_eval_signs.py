@@ -7,8 +7,10 @@ import pytest
 
 from cai_jax.data.evals import ChoiceItem
 from cai_jax.evals import agreement, harm, multiple_choice
+from cai_jax.evals.evaluator import Measured, Task
 from cai_jax.evals.intervals import Estimate
 from cai_jax.evals.rows import find
+from cai_jax.stages import evaluate
 
 
 def answers(count, probabilities, by_chain=()):
@@ -71,3 +73,15 @@ def test_the_regressors_error_is_squared():
     found = harm.held_out(records, 2.0)["ratings"]
     assert found["l2"]["value"] == pytest.approx((4 + 9) / 2)
     assert found["mean_predictor"] == 4.0
+
+
+def test_two_evaluations_of_a_kind_have_labels_of_their_own():
+    def measured(name):
+        figure = {"name": "calibration", "series": [{"label": "PM, hhh", "x": [0], "y": [0]}]}
+        fields = {"kind": "preference_pairs"}
+        task = Task(None, name, fields, {}, {}, [], {}, {})
+        return Measured([], [], [figure]).named(task)
+
+    found, _ = evaluate._merged([measured("preference_pairs"), measured("second")])
+    (figure,) = found["figures"]
+    assert [series["label"] for series in figure["series"]] == ["PM, hhh", "PM, hhh, second"]

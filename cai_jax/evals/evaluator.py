@@ -47,7 +47,8 @@ class Measured:
     few_shot: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def named(self, task: Task) -> Measured:
-        """The metrics of a second evaluation of a kind, which has a name of its own, end in it."""
+        """The metrics and the series of figures of a second evaluation of a kind, which has a name
+        of its own, end in it."""
         name = task.name
         if name == task.fields["kind"]:
             return self
@@ -59,6 +60,8 @@ class Measured:
             dataclasses.replace(each, name=f"{each.name}:{name}", label=f"{each.label}, {name}")
             for each in self.columns
         ]
+        for series in (series for figure in self.figures for series in figure["series"]):
+            series["label"] = f"{series['label']}, {name}"
         return dataclasses.replace(self, columns=columns)
 
 
