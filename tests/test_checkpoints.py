@@ -1,12 +1,14 @@
 """Checkpoints: bit-equal, atomic under kill -9, honest about damage, and independent of the
 mesh."""
 
+import concurrent.futures
 import gc
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -255,3 +257,35 @@ for step in range(1, 10_000):
     # The unfinished folder is in nobody's way.
     store.save(latest + 1, {"params": {str(i): jnp.full((200_000,), float(i)) for i in range(4)}})
     assert store.restore_latest(target)[0] == latest + 1
+
+
+def test_a_process_that_looks_late_waits_at_the_same_barriers(tmp_path, monkeypatch):
+    """Two threads stand for two processes; the second looks at the directory when the first has had
+    time to change it."""
+    for step in range(1, 5):
+        about = {"digests": {"params": {}}, "keep": False, "meta": {}}
+        path = tmp_path / f"{step:08d}" / lib.ABOUT / "metadata"
+        lib.artefacts.write_json(path, lib.artefacts.sealed(about))
+        if step in (3, 4):
+            path.write_text("{")
+    process, met, barrier = threading.local(), {0: [], 1: []}, threading.Barrier(2)
+
+    def wait(name):
+        met[process.index].append(name)
+        barrier.wait(timeout=20)
+        time.sleep(0.2 * process.index)
+
+    monkeypatch.setattr(lib.artefacts, "barrier", wait)
+    monkeypatch.setattr(lib.artefacts, "is_writer", lambda: process.index == 0)
+    monkeypatch.setattr(lib.Checkpoints, "_read", lambda *_: ({}, {}))
+
+    def work(index):
+        process.index = index
+        time.sleep(0.2 * index)
+        return lib.Checkpoints(tmp_path).restore_latest({"params": {}})
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        restored = [future.result() for future in [pool.submit(work, i) for i in range(2)]]
+    assert restored == [(2, {}, {})] * 2
+    assert met[0] == met[1] and len(met[0]) == 4  # before and after each of two steps is moved
+    assert lib.Checkpoints(tmp_path).steps() == [1, 2]
