@@ -1,5 +1,6 @@
 """Bradley–Terry against closed forms, scipy, and its own coverage."""
 
+import itertools
 import math
 
 import numpy as np
@@ -111,3 +112,10 @@ def coverage(trials: int, num_prompts: int = 80) -> float:
 def test_true_ratings_are_recovered():
     """In 200 trials; 0.97 when this was written."""
     assert coverage(200) >= 0.93
+
+
+def test_ratings_come_in_the_order_of_the_outcomes():
+    """A resumed run writes the same bytes: no order depends on the hashes of names."""
+    names = [f"model {i}" for i in range(8)]
+    won = {(a, b): {"p": 1.0, "q": 0.0} for a, b in itertools.combinations(names, 2)}
+    assert list(elo(won, names[3], num_resamples=2)) == names

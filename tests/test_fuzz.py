@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_bad_input import TINY_MODEL, assert_nothing_half_written, weights  # noqa: F401  a fixture
 
-from cai_jax import export, main, plan, report, status
+from cai_jax import export, main, plan, status
 from cai_jax.constitution import loader
 from cai_jax.data import prepare
 from cai_jax.data.comparisons import load_comparisons
@@ -23,6 +23,7 @@ from cai_jax.data.prompts import read_prompts
 from cai_jax.data.ratings import load_ratings
 from cai_jax.errors import UserError
 from cai_jax.models import gguf, hf
+from cai_jax.report import __main__ as report_command
 
 LONGEST = 20  # seconds that one input may take on a busy machine
 JUNK = (
@@ -417,7 +418,7 @@ WORDS = (
     "--shard_gigabytes=-1",
     "--quick",
 )
-COMMANDS = (export.main, report.main, status.main, plan.main, prepare.main, gguf.main)
+COMMANDS = (export.main, report_command.main, status.main, plan.main, prepare.main, gguf.main)
 
 
 @pytest.mark.parametrize("call", COMMANDS, ids=lambda call: call.__module__)

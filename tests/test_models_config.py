@@ -169,7 +169,7 @@ def test_defaults_of_absent_fields():
             "MambaForCausalLM.*not supported.*llama",
         ),
         ({"model_type": None, "architectures": None}, "no architecture"),
-        ({"hidden_size": None}, "field 'hidden_size': expected a positive integer, found None"),
+        ({"hidden_size": None}, "field 'hidden_size': expected a positive integer, not None"),
         ({"vocab_size": "many"}, "field 'vocab_size'"),
         ({"hidden_size": 577}, "not a multiple of num_attention_heads"),
         ({"num_key_value_heads": 2}, "not a multiple of num_key_value_heads"),

@@ -90,7 +90,7 @@ def elo(
     """
     if ties not in TIES:
         raise ValueError(f"ties is one of {', '.join(TIES)}")
-    everybody = {name for pair in outcomes for name in pair}
+    everybody = list(dict.fromkeys(name for pair in outcomes for name in pair))  # in one order
     if anchor not in everybody:
         raise ValueError(f"the anchor {anchor!r} played no match")
 
