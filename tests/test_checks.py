@@ -73,9 +73,13 @@ def test_every_number_has_a_range_and_refuses_what_is_beyond_it():
     assert len(numbers) > 150
     for where, field in numbers.items():
         allowed = field.range
-        assert isinstance(allowed, fields.Range) and allowed.low is not None, where
-        wrong = [float("nan"), float("inf"), True, "1", allowed.low - 1]
-        wrong += [allowed.low] * allowed.open_low + [0.5] * (field.type is int)
+        assert isinstance(allowed, fields.Range), where
+        wrong = [float("nan"), float("inf"), True, "1", *[0.5] * (field.type is int)]
+        if where.endswith(".weight"):  # of a reward's term, which may be a penalty
+            assert allowed.low is None
+            field.check(where, -0.01)
+        else:
+            wrong += [allowed.low - 1, *[allowed.low] * allowed.open_low]
         if allowed.high is not None:
             wrong += [allowed.high + 1, *[allowed.high] * allowed.open_high]
         for value in wrong:

@@ -192,7 +192,7 @@ def dry(tmp_path, monkeypatch):
 
     def train_rl(ctx):
         policy = ctx.models.load(ctx.config.policy, format=ctx.config.format)
-        return {"rows": len(rl.fitting_prompts(ctx, policy, policy))}
+        return {"rows": len(rl.fitting_prompts(ctx, policy, [policy]))}
 
     def train_pm(ctx):
         pairs = pairs_of.ai_pairs(ctx) + pairs_of.human_pairs(ctx)

@@ -64,12 +64,14 @@ def test_an_update_of_ppo():
         3 * (FORWARD + LOGITS / 2) + 2 * FORWARD + 3 * 3 * (FORWARD + LOGITS / 2) + 3 * 3 * FORWARD
     )
     values = {"tokens": 40.0, "response_tokens": 5.0}  # of 10 a rollout
-    found = throughput.ppo(mesh, CONFIG, CONFIG, CONFIG, shared=False, **sizes)(values, 1.0)
+    found = throughput.ppo(mesh, CONFIG, CONFIG, [CONFIG], **sizes)(values, 1.0)
     assert found["flops_per_second"] == pytest.approx(want)
-    found = throughput.ppo(mesh, CONFIG, CONFIG, None, shared=True, **sizes)(values, 1.0)
+    found = throughput.ppo(mesh, CONFIG, None, [], **sizes)(values, 1.0)
     assert found["flops_per_second"] == pytest.approx(
         want - 40 * 11 * FORWARD
     )  # no judge, and one trunk
+    found = throughput.ppo(mesh, CONFIG, CONFIG, [CONFIG, CONFIG], **sizes)(values, 1.0)
+    assert found["flops_per_second"] == pytest.approx(want + 40 * FORWARD)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cai_jax.errors import UserError
+from cai_jax.pipeline import graph as pipeline
 from cai_jax.rewards import reward as lib
 from cai_jax.rewards.functions import Answer
 from cai_jax.structs import Message
@@ -66,3 +67,31 @@ def test_functions_of_ones_own_have_no_judge(monkeypatch):
     lib.check(default.rl(rewards=terms))
     with pytest.raises(UserError, match="python:package.module.function"):
         lib.check(default.rl(reward="python:my_terms.none"))
+
+
+def test_the_penalty_is_a_term_whatever_others_are_called():
+    """The defect: a term that was called missing_end took its place."""
+    for kind in ("length", "missing_end"):
+        made = reward(missing_eos_penalty=1.5, rewards={"missing_end": {"kind": kind}})
+        scores = made.score(ANSWERS)
+        assert [term.tolist() for term in scores.terms.values()][1:] == [[0, -1.5]]
+        assert scores.total.tolist() == [[4, 7.5], [0, -0.5]][kind == "missing_end"]
+
+
+def test_every_preference_model_is_a_judge():
+    terms = {name: {"kind": "preference_model", "model": f"@{name}"} for name in ("a", "b")}
+    made = reward(rewards=terms)
+    assert made.judge == ("@a", "reward") and made.judges == [("@a", "reward"), ("@b", "reward")]
+
+
+def test_with_rewards_the_reward_is_no_parent_and_no_model():
+    """The defect: rl waited for a preference model that it does not read."""
+    config = default.get_config()
+    with config.unlocked():
+        config.stages = ("rl",)
+        config.graph.rl.rewards = {"short": {"kind": "length", "weight": -0.01}}
+        assert pipeline.build_graph(config)["rl"].parents == ("sl",)
+        config.graph.other = config.graph.pm.copy_and_resolve_references()
+        config.graph.rl.rewards.pm = {"kind": "preference_model", "model": "@other"}
+    nodes = pipeline.build_graph(config)
+    assert nodes["rl"].parents == ("sl", "other") and "pm" not in nodes

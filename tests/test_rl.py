@@ -182,7 +182,7 @@ def test_prompts_whose_answers_might_not_fit_are_left_out_before_any_update(
     ctx, policy, judge = prompts_stage(tmp_path, tiny_model, limit, judge_positions=positions)
     lengths = [fitting.num_tokens(policy.format.prompt(p.dialogue)) for p in ctx.prompts()]
     assert max(lengths) <= ctx.config.max_prompt_tokens
-    found = rl.fitting_prompts(ctx, policy, judge)
+    found = rl.fitting_prompts(ctx, policy, [policy, judge])  # not only the first counts
     assert len(found) == left and ctx.dropped == dropped
     most = fitting.smallest(limit, positions, policy.config.max_length)
     assert all(len(item.tokens) + ctx.config.max_new_tokens <= most for item in found)

@@ -1,4 +1,5 @@
-"""Fields whose default is "auto": what they mean follows from other fields of the run's config.
+"""Fields whose default is "auto", and `rl.reward` next to `rl.rewards`: what they mean follows from
+other fields of the run's config.
 
 `resolve` puts the values in their place before anything else reads the config, so that
 fingerprints, RUN/config.json and the stages see them and never the word; `notes` says which ones
@@ -15,6 +16,7 @@ AUTO = "auto"
 CHAIN = "chain_of_thought"
 CLAMP = (0.4, 0.6)  # of labels after a chain of thought (section 4.1)
 NO_CLAMP = ()
+QUIET = (("model", "feedback"), ("clamp", ()), ("reward", ""))  # the usual; no line is written
 
 
 def _choices(config) -> list[tuple[str, str, object, str]]:
@@ -27,6 +29,9 @@ def _choices(config) -> list[tuple[str, str, object, str]]:
     }
     kinds = {name: stage.get("kind") for name, stage in stages.items()}
     chosen, clamps = [], {}
+    for name, stage in stages.items():
+        if kinds[name] == "rl" and stage.get("rewards") and stage.get("reward"):
+            chosen.append((name, "reward", "", "rewards are given"))
     for name, stage in stages.items():
         if kinds[name] == "feedback" and stage.get("model") == AUTO:
             model = "helpful" if stage.get("mode") == CHAIN else "feedback"
@@ -80,5 +85,5 @@ def notes(config: ml_collections.ConfigDict) -> list[str]:
     return [
         f"config.graph.{stage}.{field}: auto → {value!r} ({reason})"
         for stage, field, value, reason in _choices(config)
-        if stage in config.stages and (field, value) not in (("model", "feedback"), ("clamp", ()))
+        if stage in config.stages and (field, value) not in QUIET
     ]

@@ -216,7 +216,7 @@ PM = Stage(
     makes="reward",
 )
 
-TERM_WEIGHT = number(1.0, "of the term in the sum")
+TERM_WEIGHT = number(1.0, "of the term in the sum; less than 0 for a penalty", low=None)
 REWARD_TERMS = {
     "preference_model": {
         "model": model("@pm", "scores dialogues", "reward"),

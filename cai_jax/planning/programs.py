@@ -25,6 +25,7 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.planning.arithmetic import Work, trained_share
 from cai_jax.references import resolve
 from cai_jax.rewards import preference_model as rewards
+from cai_jax.rewards.reward import models_of
 from cai_jax.stages import harm, pm, rl, sl
 from cai_jax.structs import Sampling
 from cai_jax.training import batching, networks, pairs, rollouts
@@ -222,18 +223,19 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     """Sampling, scoring and learning of one update, each next to everything that the stage keeps on
     the chips meanwhile."""
     config, dtype = run_config.graph[name], jnp.dtype(run_config.model.dtype)
-    custom, shared = config.reward.startswith("python:"), config.value_model == "shared"
-    policy = model_of(run_config, config.policy)
-    judge = None if custom else model_of(run_config, config.reward)
-    value = judge if config.value_init == "reward" and not custom and not shared else policy
+    policy, names = model_of(run_config, config.policy), list(dict.fromkeys(models_of(config)))
+    judges = [model_of(run_config, each) for each in names]
+    value = judges[0] if rl.starts_as_judge(config) else policy
     held: dict = {}
     adapters, bases = adapters_of(config), None
     int8 = adapters is not None and adapters.int8
     reference = loaded(run_config, config.policy, "policy", mesh, held, int8)
-    scorer = None if custom else loaded(run_config, config.reward, "reward", mesh, held, int8)
+    scorers = [loaded(run_config, each, "reward", mesh, held, int8) for each in names]
     if adapters is not None:
         bases = networks.Bases(
-            adapters, lora.base_of(reference), lora.base_of(scorer if value is judge else reference)
+            adapters,
+            lora.base_of(reference),
+            lora.base_of(scorers[0] if rl.starts_as_judge(config) else reference),
         )
     settings = rl.settings(config, run_config.model)
     learner = learner_lib.Learner(policy, value, settings, mesh, dtype, bases=bases)
@@ -253,7 +255,7 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     )
     count = config.rollouts_per_update
     length = rollouts.rounded(config.max_prompt_tokens + config.max_new_tokens)
-    if judge is not None:
+    for judge, scorer in zip(judges, scorers, strict=True):
         programs.append(_scoring(run_config, name, mesh, judge, scorer, kept, length, count))
     steps, minibatch = config.num_epochs * config.num_minibatches, count // config.num_minibatches
     for label, (function, arguments) in learner.programs(count, length).items():

@@ -5,7 +5,7 @@ nothing that is computed twice, no padding."""
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
@@ -96,7 +96,7 @@ def ppo(
     mesh,
     policy: ModelConfig,
     value: ModelConfig | None,
-    judge: ModelConfig | None,
+    judges: Sequence[ModelConfig],
     *,
     num_rollouts: int,
     num_epochs: int,
@@ -107,10 +107,10 @@ def ppo(
 
     Args:
         mesh: of the run.
-        policy, value, judge: the models; judge None: the reward is a function.
+        policy, value: the models; value None: there is none, or it is a head on the policy.
+        judges: the preference models that score, one a term of the reward.
         num_rollouts: of an update.
         num_epochs: of learning on them.
-        shared: the value model is a head on the policy.
         adapters: what is trained; None: everything.
 
     Returns:
@@ -130,7 +130,8 @@ def ppo(
                 trained=share,
             ).flops
 
-        once = 3 * work("forward", policy, True) + (work("forward", judge, False) if judge else 0)
+        once = 3 * work("forward", policy, True)
+        once += sum(work("forward", judge, False) for judge in judges)
         learned = work("train", policy, True)
         if value is not None:
             once, learned = (

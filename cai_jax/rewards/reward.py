@@ -6,7 +6,8 @@
     }
 
 `rl.reward="@pm"` and "python:package.module.function" are short for a single term of weight 1;
-`rl.missing_eos_penalty` is short for a term `missing_end` of that weight, negated.
+`rl.missing_eos_penalty` adds a term `missing_end` of that weight, negated, whatever other terms
+there are.
 """
 
 from __future__ import annotations
@@ -38,15 +39,18 @@ def terms_of(fields: Mapping) -> dict[str, dict]:
         terms["reward"] = {"kind": "preference_model", "model": fields["reward"]}
         if fields["reward"].startswith(PYTHON):
             terms["reward"] = {"kind": "python", "function": fields["reward"]}
-    if fields["missing_eos_penalty"] and "missing_end" not in terms:
-        terms["missing_end"] = {"kind": "missing_end", "weight": -fields["missing_eos_penalty"]}
+    if fields["missing_eos_penalty"]:
+        name = "missing_end"
+        while name in terms:
+            name += "_"
+        terms[name] = {"kind": "missing_end", "weight": -fields["missing_eos_penalty"]}
     return terms
 
 
-def model_of(fields: Mapping) -> str | None:
-    """The preference model of the first term that has one; None where no term has."""
+def models_of(fields: Mapping) -> list[str]:
+    """The preference models of the terms, in their order; the value model starts from the first."""
     terms = terms_of(fields).values()
-    return next((term["model"] for term in terms if term["kind"] == "preference_model"), None)
+    return [term["model"] for term in terms if term["kind"] == "preference_model"]
 
 
 def check(fields: Mapping) -> None:
@@ -59,23 +63,27 @@ def check(fields: Mapping) -> None:
 class Reward:
     """The terms of an rl stage, ready to score.
 
-    `judge` is the loaded model of the first preference model among them, None without one: the
-    value model starts there.
+    `judges` are the loaded preference models among them, one a term; `judge` is the first of them,
+    from which the value model starts, None without one.
     """
 
     def __init__(self, fields: Mapping, models):
         """`fields` are those of the stage; `models` loads preference models (`ModelLoader`)."""
-        self._terms, self.judge = {}, None
+        self._terms, self.judges = {}, []
         for name, term in terms_of(fields).items():
             if term["kind"] == "preference_model":
                 model = models.load(term["model"], "reward")
-                self.judge = self.judge or model
+                self.judges.append(model)
                 score = _of_dialogues(models.scorer(model).score)
             elif term["kind"] == "python":
                 score = _of_dialogues(custom_reward(term["function"]))
             else:
                 score = FUNCTIONS[term["kind"]]
             self._terms[name] = term["kind"], np.float32(term.get("weight", 1.0)), score
+
+    @property
+    def judge(self):
+        return self.judges[0] if self.judges else None
 
     def score(self, answers: Sequence[Answer]) -> Scores:
         """The terms of every answer and their sums."""

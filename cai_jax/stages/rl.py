@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +54,7 @@ def run(ctx: StageContext) -> dict:
     config = ctx.config
     models = load_models(ctx)
     policy, learner = models.policy, models.learner
-    prompts = fitting_prompts(ctx, policy, models.reward.judge)
+    prompts = fitting_prompts(ctx, policy, models.reward.judges)
     length = rollouts.longest(prompts, config.max_new_tokens)
     stop_strings = policy.format.stop_strings("assistant")
     sampling = Sampling(config.max_new_tokens, config.temperature, 0, 1.0, stop_strings)
@@ -72,7 +73,7 @@ def run(ctx: StageContext) -> dict:
             ctx.mesh,
             policy.config,
             learner.value_config,
-            models.reward.judge and models.reward.judge.config,
+            [judge.config for judge in models.reward.judges],
             num_rollouts=config.rollouts_per_update,
             num_epochs=config.num_epochs,
             adapters=models.adapters,
@@ -211,7 +212,7 @@ def load_models(ctx: StageContext) -> Models:
 def starts_as_judge(config) -> bool:
     """Whether the value model starts from the preference model, rather than as a zero head."""
     shared = config.value_model == "shared"
-    return config.value_init == "reward" and not shared and bool(rewards.model_of(config))
+    return config.value_init == "reward" and not shared and bool(rewards.models_of(config))
 
 
 def settings(config, model_config) -> networks.Settings:
@@ -251,10 +252,12 @@ def initial_state(ctx: StageContext, models: Models) -> dict:
 # ---- Prompts and responses -----------------------------------------------------------------------
 
 
-def fitting_prompts(ctx: StageContext, policy, judge=None) -> list[rollouts.PromptTokens]:
+def fitting_prompts(
+    ctx: StageContext, policy, judges: Sequence[LoadedModel] = ()
+) -> list[rollouts.PromptTokens]:
     """The prompts of the stage. Left out and counted are those longer than max_prompt_tokens, and
-    those whose answer might exceed the sampler's context or the positions of the preference model
-    `judge`: that is known before any update."""
+    those whose answer might exceed the sampler's context or the positions of one of the preference
+    models `judges`: that is known before any update."""
     config, format, kept = ctx.config, policy.format, []
     limit = fitting.smallest(ctx.run_config.sampling.max_length, policy.config.max_length)
     prompts, dropped = read_prompts(**config.prompts.to_dict())
@@ -263,18 +266,23 @@ def fitting_prompts(ctx: StageContext, policy, judge=None) -> list[rollouts.Prom
     for prompt in prompts:
         segments = format.prompt(prompt.dialogue)
         item = rollouts.PromptTokens(prompt.id, prompt.dialogue, prompt.kind, segments)
-        # As the preference model reads it, with the token that ends the answer.
-        judged = fitting.num_tokens(judge.format.prompt(prompt.dialogue)) + 1 if judge else 0
         if len(item.tokens) > config.max_prompt_tokens:
             ctx.drop(fitting.MAX_PROMPT_TOKENS)
         elif len(item.tokens) + config.max_new_tokens > limit:
             ctx.drop(fitting.CONTEXT)
-        elif judge and judged + config.max_new_tokens > judge.config.max_length:
+        elif not all(_can_judge(judge, prompt, config.max_new_tokens) for judge in judges):
             ctx.drop(fitting.POSITIONS)
         else:
             kept.append(item)
     ctx.require_rows(kept, "prompts")
     return kept
+
+
+def _can_judge(judge: LoadedModel, prompt, max_new_tokens: int) -> bool:
+    """Whether an answer fits the preference model's positions, as that reads it: with the token
+    that ends the answer."""
+    num_tokens = fitting.num_tokens(judge.format.prompt(prompt.dialogue)) + 1
+    return num_tokens + max_new_tokens <= judge.config.max_length
 
 
 def sample(ctx: StageContext, engine, asked, sampling: Sampling) -> dict:
