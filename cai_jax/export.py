@@ -11,6 +11,7 @@ from __future__ import annotations
 import pathlib
 import sys
 
+from cai_jax import references
 from cai_jax.errors import Parser, UserError, command
 
 USAGE = (
@@ -23,8 +24,9 @@ USAGE = (
 def find_stage(run, what: str) -> str:
     """The stage that `what` means: the last finished rl (else sl) stage for "policy", the last pm
     stage for "pm"."""
-    if what.startswith("@"):
-        name = what[1:].partition(":")[0]
+    target = references.parse(what)
+    if target.kind == references.STAGE:
+        name = target.stage
         if name not in run.stages:
             raise UserError(f"{run.path}: no stage '{name}'; there are: {', '.join(run.stages)}")
         return name
@@ -82,7 +84,7 @@ def export(
     run = Run(workdir)
     name = find_stage(run, what)
     role = artefacts.read_json(run.path / name / "model" / "role.json") or {"kind": "policy"}
-    reference = what if what.startswith("@") else f"@{name}"
+    reference = what if references.stage_of(what) else f"@{name}"
     fingerprint = run.stages[name].manifest.get("fingerprint")
     mark = target.about(run.path, reference, fingerprint, adapters)
     target.require_free(to, mark, force)

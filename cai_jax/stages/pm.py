@@ -18,7 +18,7 @@ from cai_jax.evals import preference
 from cai_jax.io import progress
 from cai_jax.models import heads
 from cai_jax.planning import throughput
-from cai_jax.references import resolve
+from cai_jax.references import resolve, stage_of
 from cai_jax.rewards.preference_model import RewardModel
 from cai_jax.stages.context import StageContext
 from cai_jax.training import pairs, supervised
@@ -113,8 +113,7 @@ def run(ctx: StageContext) -> dict:
 
 def continues(ctx: StageContext) -> bool:
     """Whether `init` is a preference model, which is trained further (PMP)."""
-    target = resolve(ctx.run_config.models, ctx.config.init)
-    stage = target[1:].partition(":")[0] if target.startswith("@") else ""
+    stage = stage_of(resolve(ctx.run_config.models, ctx.config.init))
     return bool(stage) and ctx.run_config.graph[stage].kind == "pm"
 
 
