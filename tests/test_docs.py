@@ -156,6 +156,7 @@ def test_commands_exist_and_their_flags_and_fields_parse(page):
         check_command(words)
 
 
+@pytest.mark.long  # tests within tests: more than a minute
 def test_the_fast_checks_of_agents_run(finished, tmp_path):
     """As an agent would, from the root; reading a finished run in place of `runs/tiny`."""
     fast = blocks("AGENTS.md")[0][1].splitlines()
