@@ -354,7 +354,7 @@ def test_the_base_is_found_through_the_stages(tmp_path):
 def test_the_card_has_a_judges_accuracy_and_no_local_files(tmp_path):
     """The accuracy by every evaluation's `reward`; of files that were read only the digest."""
     root = fake_run.write(tmp_path / "run", 8)
-    secret = {"where": "/home/ann/rules.json", "digest": "0123abcd", "files": {"": "0123abcd"}}
+    secret = {"where": "private/rules.json", "digest": "0123abcd", "files": {"": "0123abcd"}}
     contents = {"constitution": {"text": "file 0123abcd", "parts": [secret]}}
     for stage, fields in {
         "revise": {"contents": contents},
@@ -381,4 +381,4 @@ def test_the_card_has_a_judges_accuracy_and_no_local_files(tmp_path):
     manifest = artefacts.read_json(root / "rl" / "manifest.json")
     artefacts.write_json(root / "rl" / "manifest.json", manifest | {"parents": ["revise"]})
     text = card.model_card(Run(root), "rl", "policy", {})
-    assert "(digest `0123abcd`)" in text and "/home/ann" not in text and "pm\\_accuracy" not in text
+    assert "(digest `0123abcd`)" in text and "private/" not in text and "pm\\_accuracy" not in text

@@ -179,6 +179,7 @@ class Engine:
                 cache,
                 run.put(slots),
                 config=self.config,
+                # Limits and stop strings are the host's: without them one program serves all.
                 sampling=dataclasses.replace(sampling, max_new_tokens=0, stop_strings=()),
                 steps=self.options.chunk_steps,
                 eos_ids=self.eos_ids,

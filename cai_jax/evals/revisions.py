@@ -31,9 +31,16 @@ def run(task: Task) -> Measured:
         for number, (text, stop) in enumerate(steps):
             texts[f"{record['id']}#{number}"] = record["dialogue"], text, stop
     out = rows(records, task.scores(task.fields.reward, texts), seed=task.seed)
-    drawn = figures.line(
+    drawn = by_round(out, task.ctx.config.inputs.revisions)
+    return Measured(out, task.judged(COLUMNS, task.fields.reward), drawn)
+
+
+def by_round(rows: Sequence[dict], label: str) -> list[dict]:
+    """The figure of the mean score after each round (Figure 5), from rows whose "model" is the
+    number of revisions; `label`: of its series."""
+    return figures.line(
         BY_ROUND.name,
-        {task.ctx.config.inputs.revisions: find(out, BY_ROUND.name)},
+        {label: find(rows, BY_ROUND.name)},
         lambda row: int(row["model"]),
         title="Score by number of revisions",
         x_label="revisions",
@@ -41,7 +48,6 @@ def run(task: Task) -> Measured:
         group="revisions",
         caption="Mean preference-model score of the training responses after 0, 1, … revisions.",
     )
-    return Measured(out, task.judged(COLUMNS, task.fields.reward), drawn)
 
 
 def rows(revisions: Sequence[Mapping], scores: Mapping[str, float], *, seed: int = 0) -> list[dict]:

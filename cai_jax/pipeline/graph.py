@@ -202,7 +202,6 @@ def _finish(
     """Writes into the manifest that the stage is done, and what its files hold."""
     # By the writer, whose files they are: another process would meet some that are being written.
     files = artefacts.digests(directory.path) if artefacts.is_writer() else {}
-    summary.pop("sha256", None)  # in the manifest's files
     directory.update_manifest(
         summary=summary,
         files=files,

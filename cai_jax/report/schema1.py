@@ -6,9 +6,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from cai_jax.evals import figures
+from cai_jax.evals import figures, revisions
 from cai_jax.evals.registry import KINDS
-from cai_jax.evals.rows import Column, find
+from cai_jax.evals.rows import Column
 from cai_jax.report.text import ITEM_SETS, model_name
 
 # Kind of evaluation → the field of the evaluate stage that named the model whose opinion it was.
@@ -45,7 +45,7 @@ def upgraded(value: Mapping, judge_of: Callable[[str], tuple[str, str]]) -> dict
     return {
         "rows": rows,
         "columns": [column.to_json() for name, column in columns.items() if name in metrics],
-        "figures": [*figures.calibration(curves), *_by_revision(rows)],
+        "figures": [*figures.calibration(curves), *revisions.by_round(rows, "revisions")],
         "notes": value.get("notes") or [],
     }
 
@@ -53,16 +53,3 @@ def upgraded(value: Mapping, judge_of: Callable[[str], tuple[str, str]]) -> dict
 def _curve(key: str) -> str:
     judge, on, *of = key.split("/")
     return ", ".join([CURVES.get(judge, judge), ITEM_SETS.get(on, on), *map(model_name, of)])
-
-
-def _by_revision(rows: list[dict]) -> list[dict]:
-    return figures.line(
-        "pm_score_by_revision",
-        {"revisions": find(rows, "pm_score_by_revision")},
-        lambda row: int(row["model"]),
-        title="Score by number of revisions",
-        x_label="revisions",
-        y_label="PM score",
-        group="revisions",
-        caption="Mean preference-model score of the training responses after 0, 1, … revisions.",
-    )

@@ -97,15 +97,18 @@ def run(ctx: StageContext) -> dict:
         artefacts.write_json(ctx.directory.path / "metrics.json", metrics)
         lines = "".join(json.dumps(value) + "\n" for value in values)
         artefacts.write_text(ctx.directory.path / "values.jsonl", lines)
-    few_shot = next((each.few_shot for each in measured if each.few_shot), {})
+    for each in journals.values():
+        each.finish()
+    few_shot = collections.Counter()  # over all evaluations that show worked examples
+    for each in measured:
+        few_shot.update(each.few_shot)
     headlines = [each.headline for each in measured if each.headline]
     headline = headlines[0] if models and headlines else ", ".join(headlines)
     return {
         "rows": len(metrics["rows"]),
-        "sha256": {name: each.finish() for name, each in journals.items()},
         "answers": len(answers),
         "cut": cut_answers(answers),
-        "few_shot": few_shot,
+        "few_shot": dict(few_shot),
         "headline": (headline or f"{len(metrics['rows'])} numbers")
         + fitting.describe_left_out(few_shot),
     }

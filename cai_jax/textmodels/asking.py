@@ -63,8 +63,8 @@ class Asking:
             if completion.fits:
                 unfinished += self.note(completion, model.name)
                 yield completion
-            else:
-                self.drop(fitting.CONTEXT, count)
+            elif count:
+                self.drop(fitting.CONTEXT)
         if unfinished:
             progress.warn(
                 f"{label}: {unfinished} of {total} answers were cut in their reasoning and are "
@@ -103,8 +103,8 @@ class Asking:
                 what = f"the logits of '{model.name}'"
                 self._require_finite(sum(choice.logprobs), choice.id, what)
                 yield choice
-            else:
-                self.drop(fitting.CONTEXT, count)
+            elif count:
+                self.drop(fitting.CONTEXT)
 
     def score_each(
         self, model, dialogues: Sequence[Dialogue], label: str, ids: Sequence[str] = ()

@@ -235,41 +235,40 @@ def build(
     def forward(model, *reads):
         return Forward(model, settings, dtype, reads, mesh)
 
-    rate, value_rate = settings.rate(settings.learning_rate), None
-    reads_policy, base = forward(config, "logprobs"), bases and bases.policy
-    params = abstract(config, "policy")
-    if algorithm.needs_value:
-        value_rate = settings.rate(settings.value_learning_rate)
-    if algorithm.needs_value and settings.shared:
-        # The head alone has the value model's rate.
-        layout = {"decoder": "params", "head": "value"}
-        both = {"decoder": params, "head": abstract(config, "reward")["head"]}
-        network = Network(
-            "learn",
-            forward(config, "logprobs", "values"),
-            layout,
-            "optimiser",
-            adam({"decoder": rate, "head": value_rate}),
-            both,
-            base,
-            adapters,
-            value_weight=settings.value_coefficient,
-        )
-        return reads_policy, (network,)
+    rate = settings.rate(settings.learning_rate)
     policy = Network(
-        "policy", reads_policy, "params", "optimiser", adam(rate), params, base, adapters
+        "policy",
+        forward(config, "logprobs"),
+        "params",
+        "optimiser",
+        adam(rate),
+        abstract(config, "policy"),
+        bases and bases.policy,
+        adapters,
     )
     if not algorithm.needs_value:
-        return reads_policy, (policy,)
-    value = Network(
-        "value",
-        forward(value_config, "values"),
-        "value",
-        "value_optimiser",
-        adam(value_rate),
-        abstract(value_config, "reward"),
-        bases and bases.value,
-        adapters,
+        return policy.forward, (policy,)
+    value_rate = settings.rate(settings.value_learning_rate)
+    if settings.shared:
+        both = dataclasses.replace(
+            policy,
+            name="learn",
+            forward=forward(config, "logprobs", "values"),
+            layout={"decoder": "params", "head": "value"},
+            tx=adam({"decoder": rate, "head": value_rate}),  # the head alone has the value's rate
+            abstract={"decoder": policy.abstract, "head": abstract(config, "reward")["head"]},
+            value_weight=settings.value_coefficient,
+        )
+        return policy.forward, (both,)
+    value = dataclasses.replace(
+        policy,
+        name="value",
+        forward=forward(value_config, "values"),
+        layout="value",
+        optimiser="value_optimiser",
+        tx=adam(value_rate),
+        abstract=abstract(value_config, "reward"),
+        base=bases and bases.value,
         prefix="value_",
     )
-    return reads_policy, (policy, value)
+    return policy.forward, (policy, value)
