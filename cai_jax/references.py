@@ -4,6 +4,7 @@
     random:DIRECTORY             architecture and tokenizer of a directory, weights from the seed
     python:module.function       a function of dialogues that scores them
     responses:FILE               answers that exist already
+    openai:URL#MODEL             a model behind an OpenAI-compatible server; URL ends in /v1
     DIRECTORY  org/name  gs://…  a model directory or a name on the hub (see `models.hf.resolve`)
 
 A role of `config.models` ("base", "helpful", …) points at one of these: `resolve` replaces it.
@@ -12,17 +13,21 @@ A role of `config.models` ("base", "helpful", …) points at one of these: `reso
 from __future__ import annotations
 
 import dataclasses
+import urllib.parse
 from collections.abc import Mapping
 
 from cai_jax.errors import UserError
 
 STAGE, RANDOM, PYTHON, RESPONSES, MODEL = "@", "random:", "python:", "responses:", ""
+OPENAI = "openai:"
+# Kinds that answer from outside this process: they generate and choose, and have no weights here.
+ANSWERING = (OPENAI,)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """kind: STAGE, RANDOM, PYTHON, RESPONSES or MODEL; name: the stage, directory, function, file
-    or hub name; step: of a stage, as it was written, "" for its end."""
+    """kind: STAGE, RANDOM, PYTHON, RESPONSES, OPENAI or MODEL; name: the stage, directory,
+    function, file, URL#MODEL or hub name; step: of a stage, as it was written, "" for its end."""
 
     kind: str
     name: str
@@ -36,10 +41,30 @@ class Reference:
     def __str__(self) -> str:
         return f"{self.kind}{self.name}" + f":{self.step}" * bool(self.step)
 
+    @property
+    def server(self) -> tuple[str, str]:
+        """(URL, model) of an openai: reference.
+
+        Raises:
+          UserError: it names none.
+        """
+        url, _, model = self.name.partition("#")
+        parts = urllib.parse.urlsplit(url)
+        if parts.username or parts.password or parts.query:
+            raise UserError(
+                f"'openai:{parts.scheme}://{parts.hostname}…': a URL with a password or a query; "
+                "keys come from the environment variable that key_env of config.endpoints names"
+            )
+        if parts.scheme not in ("http", "https") or not parts.hostname or not model:
+            raise UserError(
+                f"'{self}': expected openai:URL#MODEL, such as openai:http://localhost:8000/v1#NAME"
+            )
+        return url.rstrip("/"), model
+
 
 def parse(text: str) -> Reference:
     """The reference that `text` writes; roles are resolved before."""
-    for kind in (STAGE, RANDOM, PYTHON, RESPONSES):
+    for kind in (STAGE, RANDOM, PYTHON, RESPONSES, OPENAI):
         if text.startswith(kind):
             name = text.removeprefix(kind)
             if kind != STAGE:

@@ -29,8 +29,11 @@ ROLES = (
 ANSWERING_ROLES = ("assistant", "critique", "revision")
 # `Completion.stop` of a turn that ran into its limit of tokens: it was cut and did not end
 LENGTH = "length"
-# `Completion.stop` of a turn that was not sampled: its prompt has no room in the model's context
-TOO_LONG = "too long"
+# `Completion.stop` of a turn, and `Choice.how` of a question, without an answer: its prompt has no
+# room in the model's context; a server refused it; a server's answers were none of the options; a
+# server gave nothing that could be read, however often it was asked.
+TOO_LONG, REFUSED, UNPARSABLE, FAILED = "too long", "refused", "unparsable", "failed"
+WITHOUT_ANSWER = (TOO_LONG, REFUSED, UNPARSABLE, FAILED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +135,10 @@ class Completion:
     """What was sampled. `tokens` are all sampled actions up to and including EOS or the token that
     completes a stop string; `text` is the answer with the stop removed. `logprobs` are those of the
     temperature-scaled distribution before top-k and top-p (at temperature 1 where sampling was
-    greedy). `stop` is "eos", "length", the stop string, or "too long" where the prompt did not
-    fit and nothing was sampled. `reasoning_tokens` is how many of the tokens are thoughts before
-    the answer, which `text` leaves out; `num_examples` how many worked examples were shown."""
+    greedy). `stop` is "eos", "length", the stop string, or one of WITHOUT_ANSWER where there is
+    none. `reasoning_tokens` is how many of the tokens are thoughts before the answer, which `text`
+    leaves out; `num_examples` how many worked examples were shown. A server gives no tokens, but
+    `usage`, the numbers of tokens that it read and wrote, where it tells them."""
 
     id: str
     tokens: tuple[int, ...]
@@ -143,10 +147,20 @@ class Completion:
     stop: str
     reasoning_tokens: int = 0
     num_examples: int = 0
+    usage: tuple[int, int] | None = None
 
     @property
-    def fits(self) -> bool:
-        return self.stop != TOO_LONG
+    def answered(self) -> bool:
+        return self.stop not in WITHOUT_ANSWER
+
+    @property
+    def num_tokens(self) -> int:
+        return self.usage[1] if self.usage else len(self.tokens)
+
+    @property
+    def logprob(self) -> float | None:
+        """Of all tokens together; None where they are not known."""
+        return float(sum(self.logprobs)) if self.tokens else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,12 +50,12 @@ def test_every_request_has_one_result_and_no_prompt_is_cut():
     text_model, engine = model(60)
     asked = [turn("fits"), turn("long", "word " * 60)]
     done = {item.id: item for item in text_model.generate(asked, Sampling(8))}
-    assert done["fits"].text == "fits" and done["fits"].fits
-    assert done["long"].stop == TOO_LONG and not done["long"].fits
+    assert done["fits"].text == "fits" and done["fits"].answered
+    assert done["long"].stop == TOO_LONG and not done["long"].answered
     assert [request.id for request in engine.asked] == ["fits"]
     options = Question("q", (Message("human", "word " * 60),), (" a", " b"))
     (choice,) = text_model.choose([options])
-    assert not choice.fits and choice.logprobs == ()
+    assert not choice.answered and choice.logprobs == ()
 
 
 def test_requests_of_a_group_have_the_same_examples_wanted_or_not():
@@ -76,7 +76,7 @@ def test_the_most_examples_that_fit_are_shown():
         needed = sum(map(len, text_model.prompt(turn("a"), count))) + 8
         for limit, expected in ((needed, count), (needed - 1, count - 1)):
             (done,) = model(limit)[0].generate([turn("a")], Sampling(8))
-            assert (done.num_examples if done.fits else -1) == expected
+            assert (done.num_examples if done.answered else -1) == expected
 
 
 def test_examples_are_a_segment_of_their_own_where_they_are_shared():

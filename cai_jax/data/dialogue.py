@@ -194,12 +194,7 @@ class DialogueFormat:
     def stop_strings(self, reply: str = "assistant") -> tuple[str, ...]:
         """Where the model begins to speak for somebody else. A chat template's turns end in a token
         instead."""
-        if self.kind == "chat":
-            return ()
-        stops = ("human", "assistant")
-        if reply != "assistant":
-            stops += ("critique_request", "revision_request")
-        return tuple(HEADINGS[role] for role in stops)
+        return () if self.kind == "chat" else stop_strings(reply)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of an answer, without reasoning."""
@@ -261,19 +256,14 @@ class DialogueFormat:
     def _arranged(
         self, messages: Sequence[Message], shared: int = 0
     ) -> tuple[tuple[Message, ...], int]:
-        """The messages with one system turn at most, which comes first: the dialogue's own, else
-        that of the `shared` worked examples before it; and how many messages are shared then. A
-        template without system turns gets its text at the beginning of the first human turn."""
-        of_examples = [m.text for m in messages[:shared] if m.role == "system"]
-        own = [m.text for m in messages[shared:] if m.role == "system"]
-        if not of_examples + own:
-            return tuple(messages), shared
-        text = "\n\n".join(dict.fromkeys(own or of_examples))
-        rest = [m for m in messages if m.role != "system"]
-        shared -= len(of_examples)
-        if self.template is None or not self.template.merges_system:
-            return (Message("system", text), *rest), shared + bool(shared)
-        first = next((n for n, m in enumerate(rest) if _chat_role(m.role) == "user"), None)
+        """`system_first`; a template without system turns gets their text at the beginning of the
+        first human turn."""
+        messages, shared = system_first(messages, shared)
+        has_system = bool(messages) and messages[0].role == "system"
+        if not has_system or self.template is None or not self.template.merges_system:
+            return messages, shared
+        text, rest, shared = messages[0].text, list(messages[1:]), shared - bool(shared)
+        first = next((n for n, m in enumerate(rest) if chat_role(m.role) == "user"), None)
         if first is None:
             return (Message("human", text), *rest), shared + bool(shared)
         rest[first] = dataclasses.replace(rest[first], text=f"{text}\n\n{rest[first].text}")
@@ -288,7 +278,7 @@ class DialogueFormat:
         if self.template is None:
             return render_text(messages, reply, start)
         turns = [
-            {"role": _chat_role(message.role), "content": self.template.mark(message.text)}
+            {"role": chat_role(message.role), "content": self.template.mark(message.text)}
             for message in messages
         ]
         text = self.template.render(turns, bool(reply))
@@ -346,7 +336,29 @@ def load_format(
     return DialogueFormat(tokenizer, kind, settings)
 
 
-def _chat_role(role: str) -> str:
+def stop_strings(reply: str) -> tuple[str, ...]:
+    """Headings of the text format in which a turn ends: those of other speakers."""
+    stops = ("human", "assistant")
+    if reply in ("critique", "revision"):
+        stops += ("critique_request", "revision_request")
+    return tuple(HEADINGS[role] for role in stops)
+
+
+def system_first(messages: Sequence[Message], shared: int = 0) -> tuple[tuple[Message, ...], int]:
+    """The messages with one system turn at most, which comes first: the dialogue's own, else that
+    of the `shared` worked examples before it; and how many messages are shared then."""
+    of_examples = [m.text for m in messages[:shared] if m.role == "system"]
+    own = [m.text for m in messages[shared:] if m.role == "system"]
+    if not of_examples + own:
+        return tuple(messages), shared
+    text = "\n\n".join(dict.fromkeys(own or of_examples))
+    rest = [m for m in messages if m.role != "system"]
+    shared -= len(of_examples)
+    return (Message("system", text), *rest), shared + bool(shared)
+
+
+def chat_role(role: str) -> str:
+    """The role of a chat template, or of a server's, that a role of ours is."""
     return "system" if role == "system" else "assistant" if role in ANSWERING_ROLES else "user"
 
 

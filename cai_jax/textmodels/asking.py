@@ -7,8 +7,16 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from cai_jax.data import fitting
 from cai_jax.errors import require_finite
 from cai_jax.io import preemption, progress
-from cai_jax.structs import LENGTH, Dialogue
+from cai_jax.structs import FAILED, LENGTH, REFUSED, TOO_LONG, UNPARSABLE, Dialogue
 from cai_jax.textmodels.protocol import Choice, Completion, Question, Sampling, TextModel, Turn
+
+# Why requests have no answer, in manifests and summaries.
+REASONS = {
+    TOO_LONG: fitting.CONTEXT,
+    REFUSED: "refused by the server",
+    UNPARSABLE: "the server's answers are none of the options",
+    FAILED: "no answer of the server could be read",
+}
 
 
 class Asking:
@@ -46,25 +54,25 @@ class Asking:
           sampling: how tokens are drawn.
           label: of the progress bar; by default the stage's name.
           wanted: ids of the turns that are to be answered, None for all.
-          count: whether turns that do not fit are counted here; a stage whose records are not its
+          count: whether turns without an answer are counted here; a stage whose records are not its
             requests counts them itself.
 
         Yields:
-          Completions of the turns that fit the model's context.
+          Completions of the turns that were answered; the others are counted by their reasons.
 
         Raises:
           UserError: a log-probability is not finite.
         """
         label, total = label or self.name, _num_wanted(turns, wanted)
         done = model.generate(turns, sampling, wanted) if total else ()
-        # Models answer what fits, and name what does not.
+        # Models answer what they can, and name what they cannot.
         unfinished = 0
         for completion in self.watched(done, total, label):
-            if completion.fits:
+            if completion.answered:
                 unfinished += self.note(completion, model.name)
                 yield completion
             elif count:
-                self.drop(fitting.CONTEXT)
+                self.drop(REASONS[completion.stop])
         if unfinished:
             progress.warn(
                 f"{label}: {unfinished} of {total} answers were cut in their reasoning and are "
@@ -90,7 +98,7 @@ class Asking:
           together: as in `TextModel.choose`.
 
         Yields:
-          Choices of the questions that fit the model's context.
+          Choices of the questions that were answered; the others are counted by their reasons.
 
         Raises:
           UserError: a log-probability is not finite.
@@ -98,13 +106,13 @@ class Asking:
         total = _num_wanted(questions, wanted)
         done = model.choose(questions, wanted, together) if total else ()
         for choice in self.watched(done, total, label):
-            if choice.fits:
+            if choice.answered:
                 self.count_tokens("scored", choice.num_tokens)
                 what = f"the logits of '{model.name}'"
                 self._require_finite(sum(choice.logprobs), choice.id, what)
                 yield choice
             elif count:
-                self.drop(fitting.CONTEXT)
+                self.drop(REASONS[choice.how])
 
     def score_each(
         self, model, dialogues: Sequence[Dialogue], label: str, ids: Sequence[str] = ()
@@ -137,8 +145,8 @@ class Asking:
     def note(self, completion: Completion, model: str) -> bool:
         """Counts the tokens of a completion; whether it was cut before its answer began."""
         thoughts = completion.reasoning_tokens
-        unfinished = 0 < thoughts == len(completion.tokens) and completion.stop == LENGTH
-        self.count_tokens("sampled", len(completion.tokens))
+        unfinished = 0 < thoughts == completion.num_tokens and completion.stop == LENGTH
+        self.count_tokens("sampled", completion.num_tokens)
         self.count_tokens("reasoning", thoughts)
         if unfinished:
             self.count_tokens("answers cut in their reasoning", 1)

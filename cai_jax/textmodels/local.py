@@ -7,18 +7,17 @@ import dataclasses
 import functools
 from collections.abc import Callable, Container, Iterator, Sequence
 
-from cai_jax.data import choices, fitting
+from cai_jax.data import fitting
 from cai_jax.data.dialogue import DialogueFormat, cut_after
 from cai_jax.structs import (
     TOO_LONG,
     Completion,
-    Dialogue,
-    Message,
     SampleRequest,
     Sampling,
     ScoreRequest,
 )
-from cai_jax.textmodels.protocol import CONCLUSION, RUNNING, TURNS, Choice, Question, Turn
+from cai_jax.textmodels import wording
+from cai_jax.textmodels.protocol import Choice, Question, Turn
 
 Segments = tuple[tuple[int, ...], ...]
 
@@ -134,72 +133,11 @@ class LocalTextModel:
 
     def question(self, question: Question, count: int) -> tuple[Segments, Segments]:
         """Segments of the prompt, and the tokens that each option has after it."""
-        if question.form == TURNS:
-            return self._turns(question, count, question.options)
-        if self.format.kind == "text":
-            return self._running(question, count)
-        return self._turns(_led(question), count, question.options)
+        if wording.is_running(question, self.format.kind):
+            text, examples = wording.running(question, count)
+            return self.format.running_text(text, question.options, examples)
+        return self._turns(question, count, question.options)
 
     def _turns(self, request: Turn | Question, count: int, options: Sequence[str]):
-        examples = [message for example in request.examples[:count] for message in example]
-        messages = self._arranged((*examples, *request.dialogue))
-        # A conclusion is a human turn as text; under a chat template the chain's turn goes on.
-        role, lead = request.role, request.lead
-        if role == CONCLUSION and self.format.kind == "text":
-            role = "human"
-        elif role == CONCLUSION:
-            *messages, thought = messages
-            role, lead = "assistant", f"{thought.text}\n\n{lead}"
-        shared = len(self._arranged(examples))
-        return self.format.question(messages, options, role, lead, shared)
-
-    def _arranged(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages with their conclusions as the model's format writes them."""
-        arranged: list[Message] = []
-        for message in messages:
-            if message.role != CONCLUSION:
-                arranged.append(message)
-            elif self.format.kind == "text":
-                arranged.append(Message("human", message.text))
-            else:
-                arranged[-1] = Message("assistant", f"{arranged[-1].text}\n\n{message.text}")
-        return arranged
-
-    def _running(self, question: Question, count: int):
-        """One text without turns: worked questions, each with its answer, and the question."""
-
-        def closed(text: str) -> str:
-            return f"{text}\n{question.lead}" if question.form == RUNNING else text
-
-        # Worked examples form the prefix, up to the blank line before the question.
-        shown = ""
-        for asked, answer in question.examples[:count]:
-            shown += _between(shown, closed(asked.text)) + closed(asked.text) + answer.text
-        (asked,) = question.dialogue
-        shown += _between(shown, closed(asked.text))
-        return self.format.running_text(shown + closed(asked.text), question.options, header=shown)
-
-
-def _led(question: Question) -> Question:
-    """The question as turns: each answer begins with the lead, which no question ends in."""
-
-    def human(message: Message) -> Message:
-        if question.form == RUNNING:
-            return message
-        return Message("human", choices.without_lead(message.text, question.lead))
-
-    def worked(example: Dialogue) -> Dialogue:
-        asked, answer = example
-        return human(asked), Message("assistant", question.lead + answer.text)
-
-    return dataclasses.replace(
-        question,
-        dialogue=tuple(map(human, question.dialogue)),
-        examples=tuple(map(worked, question.examples)),
-    )
-
-
-def _between(before: str, text: str) -> str:
-    """The blank line between two questions of a running text, where `text` does not begin with
-    it."""
-    return "\n\n" if before and not text.startswith("\n\n") else ""
+        asked = wording.turns(request, count, self.format.kind)
+        return self.format.question(asked.messages, options, asked.role, asked.lead, asked.shared)

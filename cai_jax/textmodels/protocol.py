@@ -4,7 +4,7 @@
     for choice in model.choose([Question("b", dialogue, (" (A)", " (B)"))]): …
 
 Every request that is wanted gets one result. What does not fit the model's context is never cut:
-its result says so (`Completion.fits`, `Choice.fits`).
+its result says so (`answered`, and `stop` or `how`), as it does where a server refuses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cai_jax.structs import TOO_LONG, Completion, Dialogue, Sampling
+from cai_jax.structs import WITHOUT_ANSWER, Completion, Dialogue, Sampling
 
 __all__ = ["Choice", "Completion", "Dialogue", "Question", "Sampling", "TextModel", "Turn"]
 
@@ -26,6 +26,8 @@ CONCLUSION = "conclusion"
 # or as one running text (as for the paper's pretrained feedback model), in which every question
 # precedes `lead`, or, verbatim, ends in it already. A chat template always gets turns.
 TURNS, RUNNING, VERBATIM = "turns", "running", "verbatim"
+# How the log-probabilities of options are obtained.
+SCORED, TOP, COUNTED = "scored", "top", "counted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,18 +83,43 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """logprobs: of each option, in their order; () where the question did not fit. how: how they
-    were obtained. num_examples: worked examples before the question. num_tokens: of the prompt."""
+    """How probable each option is.
+
+    Attributes:
+      id: the question's.
+      logprobs: of each option, in their order; () where there is no answer.
+      how: the tier: "scored" (of the options' own tokens), "top" (read among the likeliest first
+        tokens) or "counted" (among samples); or one of `structs.WITHOUT_ANSWER`.
+      num_examples: worked examples before the question.
+      num_tokens: of the prompt.
+      outside: of "top", the mass of the tokens that are no option.
+      counts: of "counted", how many samples chose each option; `num_samples` also counts those that
+        could not be parsed.
+      usage: as of a `Completion`.
+    """
 
     id: str
     logprobs: tuple[float, ...]
-    how: str = "scored"
+    how: str = SCORED
     num_examples: int = 0
     num_tokens: int = 0
+    outside: float | None = None
+    counts: tuple[int, ...] = ()
+    num_samples: int = 0
+    usage: tuple[int, int] | None = None
 
     @property
-    def fits(self) -> bool:
-        return self.how != TOO_LONG
+    def answered(self) -> bool:
+        return self.how not in WITHOUT_ANSWER
+
+    def obtained(self) -> dict:
+        """What a record holds about how the log-probabilities were obtained."""
+        about = {"how": self.how}
+        if self.how == TOP:
+            about["outside"] = self.outside
+        if self.how == COUNTED:
+            about |= {"counts": list(self.counts), "samples": self.num_samples}
+        return about
 
 
 class TextModel(Protocol):

@@ -1,0 +1,42 @@
+"""answers.jsonl: what is on disk counts, once."""
+
+from cai_jax.io.answers import AnswerFile
+
+A, B, C = "0a" * 16, "0b" * 16, "0c" * 16
+
+
+def test_answers_are_there_again_after_a_restart(tmp_path):
+    file = AnswerFile(tmp_path)
+    file.asked(A, 1)
+    file.failed(A, "not JSON")
+    file.asked(A, 2)
+    file.add({A: {"choices": [{"text": "é"}], "usage": [3, 2]}}, "m")
+    file.add({B: {"choices": [], "usage": [4, 1]}}, "m")
+    file.add_note("probe", {"tier": "top"})
+    for again in (file, AnswerFile(tmp_path)):
+        assert again.get(A)["choices"][0]["text"] == "é" and A in again and C not in again
+        assert again.get(C) is None and len(again) == 2
+        assert dict(again.counts) == {"asked": 2, "not JSON": 1, "answered": 2}
+        assert again.usage == {"m": [7, 3]} and again.note("probe") == {"tier": "top"}
+
+
+def test_a_torn_last_line_is_cut_off(tmp_path):
+    file = AnswerFile(tmp_path)
+    file.add({A: {"usage": None}}, "m")
+    complete = file.path.read_bytes()
+    file.add({B: {"usage": None}}, "m")
+    for size in range(len(complete), file.path.stat().st_size):
+        file.path.write_bytes((complete + complete.replace(A.encode(), B.encode()))[:size])
+        again = AnswerFile(tmp_path)
+        assert A in again and B not in again
+        again.add({C: {"usage": None}}, "m")
+        assert C in AnswerFile(tmp_path) and len(AnswerFile(tmp_path)) == 2
+
+
+def test_a_damaged_line_is_warned_of_and_not_used(tmp_path, capsys):
+    file = AnswerFile(tmp_path)
+    file.add({A: {"text": "one"}, B: {"text": "two"}}, "m")
+    file.path.write_bytes(file.path.read_bytes().replace(b"one", b"ONE"))
+    again = AnswerFile(tmp_path)
+    assert again.get(A) is None and again.get(B) == {"text": "two"}
+    assert "answers.jsonl:1: damaged" in capsys.readouterr().err
