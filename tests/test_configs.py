@@ -16,7 +16,7 @@ from cai_jax.data.dialogue import load_format
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.models.config import ModelConfig
 from cai_jax.pipeline import graph as pipeline
-from cai_jax.stages import feedback, harm, pm, revise, rl, sl
+from cai_jax.stages import harm, pm, revise, rl, sl
 from cai_jax.structs import Message
 from cai_jax.textmodels import loader, questions
 from cai_jax.textmodels.loader import LoadedModel
@@ -314,7 +314,7 @@ def test_headers_and_limits_fit_by_the_tokens_of_smollm2(name, official, smollm2
     stage = config.graph.feedback
     modes = {stage.mode} if name == "smollm2_cpu" else {"multiple_choice", "chain_of_thought"}
     for mode in sorted(modes):
-        _, examples = feedback.draw_examples(found, mode, stage.num_few_shot, 0, "header")
+        _, examples = questions.draw_examples(found, mode, stage.num_few_shot, 0, "header")
         if mode == "multiple_choice":
             request = questions.choice("", "word " * 200, examples=examples)
             segments, _ = model.question(request, len(examples))

@@ -21,6 +21,7 @@ from cai_jax.models import params as params_lib
 from cai_jax.models.config import ModelConfig
 from cai_jax.stages import feedback
 from cai_jax.stages.context import StageContext
+from cai_jax.textmodels import questions
 from cai_jax.textmodels.loader import LoadedModel
 from configs import default
 
@@ -132,7 +133,7 @@ def test_principles_and_headers_are_drawn_and_recorded(stage):
 def test_examples_of_a_header_have_their_own_principles_and_orders():
     constitution = load_constitution()
     drawn = [
-        feedback.draw_examples(constitution, "multiple_choice", 4, 0, "h", number)
+        questions.draw_examples(constitution, "multiple_choice", 4, 0, "h", number)
         for number in range(60)
     ]
     principles = {name.split(":")[1] for ids, _ in drawn for name in ids}

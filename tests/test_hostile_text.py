@@ -15,10 +15,10 @@ from cai_jax.data.dialogue import load_format
 from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
 from cai_jax.pipeline import graph as pipeline
-from cai_jax.stages.feedback import draw_examples
 from cai_jax.structs import Message
 from cai_jax.textmodels import questions
 from cai_jax.textmodels.local import LocalTextModel
+from cai_jax.textmodels.questions import draw_examples
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HOSTILE = {

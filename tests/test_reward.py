@@ -12,6 +12,7 @@ from cai_jax.pipeline import graph as pipeline
 from cai_jax.rewards import reward as lib
 from cai_jax.rewards.functions import Answer
 from cai_jax.structs import Message
+from cai_jax.textmodels.protocol import Choice
 from configs import default
 
 ANSWERS = [
@@ -95,3 +96,72 @@ def test_with_rewards_the_reward_is_no_parent_and_no_model():
         config.graph.rl.rewards.pm = {"kind": "preference_model", "model": "@other"}
     nodes = pipeline.build_graph(config)
     assert nodes["rl"].parents == ("sl", "other") and "pm" not in nodes
+
+
+# The judge itself
+
+
+def answer(prompt, text, name):
+    return Answer((Message("human", prompt), Message("assistant", text)), 1, False, name)
+
+
+GROUPS = [answer(f"q{i % 2}", f"text {i}", f"r{i}") for i in range(6)]  # two prompts, in turns
+
+
+class Asking:
+    """Prefers the answer with the larger number by as many nats as it is larger, and what comes
+    first by half a nat; writes down what it is asked."""
+
+    name, seed, asked = "rl", 0, ()
+
+    def choose(self, model, questions, label):
+        self.asked = list(questions)
+        for question in self.asked[::-1]:
+            shown = question.dialogue[0].text.splitlines()
+            a, b = (int(line.split("text ")[1]) for line in shown if "text " in line)
+            yield Choice(question.id, (a - b + 0.5, 0.0))
+
+
+def judged(answers, **term):
+    asking = Asking()
+    models = types.SimpleNamespace(text_model=lambda *given: types.SimpleNamespace(name=given[0]))
+    term = {"kind": "judge", "constitution": "embedded", "num_few_shot": 1, **term}
+    fields = ml_collections.ConfigDict(default.rl(rewards={"judge": term}))
+    return lib.Reward(fields, models, asking).score(answers).total, asking.asked
+
+
+def preferred(difference):
+    """Both orders averaged, by hand."""
+    return np.mean(1 / (1 + np.exp(-(difference + np.array([0.5, -0.5])))))
+
+
+def test_a_judge_gives_the_mean_win_probability_over_the_group_in_both_orders():
+    scores, asked = judged(GROUPS)
+    ahead, far = preferred(2), preferred(4)
+    wins = [(2 - ahead - far) / 2, 0.5, (ahead + far) / 2]
+    np.testing.assert_allclose(scores, np.repeat(wins, 2), rtol=1e-6)
+    assert len(asked) == 2 * 3 * 2  # prompts, pairs, orders
+    texts = [question.dialogue[0].text for question in asked if question.id.startswith("r0 ≻ r2")]
+    assert [text.index("text 0") < text.index("text 2") for text in texts] == [True, False]
+    principles = {question.dialogue[0].text.split("\n")[-4] for question in asked}
+    assert 1 < len(principles) <= 6
+
+
+def test_a_judge_may_compare_with_the_first_of_the_group_only():
+    scores, asked = judged(GROUPS, pairs="first")
+    ahead, far = preferred(2), preferred(4)
+    np.testing.assert_allclose(scores, np.repeat([(2 - ahead - far) / 2, ahead, far], 2), rtol=1e-6)
+    assert len(asked) == 2 * 2 * 2
+    assert judged(GROUPS[:1])[0].tolist() == [0.5]  # nothing to compare with
+
+
+def test_a_stage_that_labels_is_short_for_a_judge_that_asks_as_it_does():
+    config = default.get_config()
+    with config.unlocked():
+        config.stages = ("rl",)
+        config.graph.rl.reward = "@feedback"
+        config.graph.feedback.num_few_shot = 3
+    nodes = pipeline.build_graph(config)
+    assert nodes["rl"].parents == ("sl",) and "feedback" not in nodes
+    term = nodes["rl"].fields["rewards"]["judge"]
+    assert (term["kind"], term["model"], term["num_few_shot"]) == ("judge", "feedback", 3)

@@ -12,6 +12,10 @@ import functools
 
 import ml_collections
 
+from cai_jax import references
+from cai_jax.configuration import fields
+from cai_jax.configuration.stages import REWARD_TERMS
+
 AUTO = "auto"
 CHAIN = "chain_of_thought"
 CLAMP = (0.4, 0.6)  # of labels after a chain of thought (section 4.1)
@@ -32,6 +36,11 @@ def _choices(config) -> list[tuple[str, str, object, str]]:
     for name, stage in stages.items():
         if kinds[name] == "rl" and stage.get("rewards") and stage.get("reward"):
             chosen.append((name, "reward", "", "rewards are given"))
+        judge = stages.get(references.stage_of(str(stage.get("reward") or "")), {})
+        if kinds[name] == "rl" and judge.get("kind") == "feedback":
+            why = f"'{stage.reward}' is a judge"
+            chosen.append((name, "rewards", {"judge": _judge(judge)}, why))
+            chosen.append((name, "reward", "", why))
     for name, stage in stages.items():
         if kinds[name] == "feedback" and stage.get("model") == AUTO:
             model = "helpful" if stage.get("mode") == CHAIN else "feedback"
@@ -53,6 +62,14 @@ def _choices(config) -> list[tuple[str, str, object, str]]:
             why = "that of the preference models, or the paper's"
             chosen.append((name, f"evals.{key}.clamp", clamp, why))
     return chosen
+
+
+def _judge(stage) -> dict:
+    """The term of a reward that asks as a feedback stage does, both orders of every pair."""
+    model = "feedback" if stage.model == AUTO else stage.model
+    names = ("constitution", "num_few_shot", "num_headers", "format")
+    given = {name: stage[name] for name in names} | {"kind": "judge", "model": model}
+    return fields.build_kind(REWARD_TERMS, given, "judge")
 
 
 def _is_auto(value) -> bool:

@@ -151,6 +151,11 @@ HUMAN = Stage(
 )
 
 
+FEW_SHOT = count(5, "worked examples before every question", low=0)
+# 0: newly drawn principles for every comparison, as in the paper; n: for n sets in all
+HEADERS = count(0, "sets of worked examples; 0: one a comparison", low=0)
+
+
 def _judge_of(fields) -> str:
     return "reward" if fields["mode"] == "preference_model" else "policy"
 
@@ -166,9 +171,8 @@ FEEDBACK = Stage(
             ("multiple_choice", "chain_of_thought", "preference_model"),
             "preference_model: the scores of model=@pm are the labels",
         ),
-        "num_few_shot": count(5, "worked examples before every question", low=0),
-        # 0: newly drawn principles for every comparison, as in the paper; n: for n sets in all
-        "num_headers": count(0, "sets of worked examples; 0: one a comparison", low=0),
+        "num_few_shot": FEW_SHOT,
+        "num_headers": HEADERS,
         # More than the paper's are averaged when labels are read.
         "principles_per_pair": count(1, "drawn per comparison (the paper: 1 of 16)"),
         "both_orders": flag(False, "ask with the options exchanged too, report the flip rate"),
@@ -226,6 +230,17 @@ REWARD_TERMS = {
         "function": Field("", str, Function(), "python:module.function of dialogues"),
         "weight": TERM_WEIGHT,
     },
+    # The model that labels, in place of a preference model on its labels: of the answers to one
+    # prompt pairs are compared, in both orders, and the win probabilities averaged.
+    "judge": {
+        "model": model("feedback", "what judges"),
+        "constitution": CONSTITUTION,
+        "num_few_shot": FEW_SHOT,
+        "num_headers": HEADERS,
+        "pairs": choice("round_robin", ("round_robin", "first"), "all pairs, or with the first"),
+        "format": MODEL_FORMAT,
+        "weight": TERM_WEIGHT,
+    },
     "length": {"weight": TERM_WEIGHT},  # tokens of the answer
     "missing_end": {"weight": TERM_WEIGHT},  # 1 where the answer met its limit of tokens
 }
@@ -242,6 +257,7 @@ RL = Stage(
         "value_init": choice(
             "reward", ("reward", "policy"), "the value model starts from it; policy: a zero head"
         ),
+        "value_from": model("", "that preference model; '': the first of the reward's", "reward"),
         # shared: a head on the policy's trunk. It starts at zero and has value_learning_rate, which
         # must then be much larger than the trunk's (such as 1e-3): at 2e-7 it stays where it is.
         "value_model": choice("separate", ("separate", "shared"), "shared: the policy's trunk"),

@@ -225,7 +225,8 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     config, dtype = run_config.graph[name], jnp.dtype(run_config.model.dtype)
     policy, names = model_of(run_config, config.policy), list(dict.fromkeys(models_of(config)))
     judges = [model_of(run_config, each) for each in names]
-    value = judges[0] if rl.starts_as_judge(config) else policy
+    source = rl.value_source(config)
+    value = model_of(run_config, source) if source else policy
     held: dict = {}
     adapters, bases = adapters_of(config), None
     int8 = adapters is not None and adapters.int8
@@ -235,7 +236,9 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
         bases = networks.Bases(
             adapters,
             lora.base_of(reference),
-            lora.base_of(scorers[0] if rl.starts_as_judge(config) else reference),
+            lora.base_of(
+                loaded(run_config, source, "reward", mesh, held, int8) if source else reference
+            ),
         )
     settings = rl.settings(config, run_config.model)
     learner = learner_lib.Learner(policy, value, settings, mesh, dtype, bases=bases)

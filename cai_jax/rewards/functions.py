@@ -13,12 +13,13 @@ from cai_jax.structs import Dialogue
 
 
 class Answer(NamedTuple):
-    """A dialogue that ends in the answer, how many tokens were sampled for it, and whether it was
-    cut at the limit of tokens."""
+    """A dialogue that ends in the answer, how many tokens were sampled for it, whether it was cut
+    at the limit of tokens, and its name among others."""
 
     dialogue: Dialogue
     num_tokens: int
     cut: bool
+    id: str = ""
 
 
 def length(answers: Sequence[Answer]) -> np.ndarray:

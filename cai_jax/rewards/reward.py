@@ -6,8 +6,9 @@
     }
 
 `rl.reward="@pm"` and "python:package.module.function" are short for a single term of weight 1;
-`rl.missing_eos_penalty` adds a term `missing_end` of that weight, negated, whatever other terms
-there are.
+"@feedback", a stage of kind feedback, for a term of kind "judge" that asks as that stage does
+(`configuration.auto`). `rl.missing_eos_penalty` adds a term `missing_end` of that weight, negated,
+whatever other terms there are.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cai_jax.rewards.functions import Answer, custom_reward, length, missing_end
+from cai_jax.rewards.judge import Judge
 
 PYTHON = "python:"
 FUNCTIONS = {"length": length, "missing_end": missing_end}  # kinds without fields of their own
@@ -67,8 +69,9 @@ class Reward:
     from which the value model starts, None without one.
     """
 
-    def __init__(self, fields: Mapping, models):
-        """`fields` are those of the stage; `models` loads preference models (`ModelLoader`)."""
+    def __init__(self, fields: Mapping, models, asking=None):
+        """`fields` are those of the stage; `models` loads models (`ModelLoader`); `asking` is the
+        stage's context, which a judge asks by."""
         self._terms, self.judges = {}, []
         for name, term in terms_of(fields).items():
             if term["kind"] == "preference_model":
@@ -77,6 +80,8 @@ class Reward:
                 score = _of_dialogues(models.scorer(model).score)
             elif term["kind"] == "python":
                 score = _of_dialogues(custom_reward(term["function"]))
+            elif term["kind"] == "judge":
+                score = Judge(term, models, asking).score
             else:
                 score = FUNCTIONS[term["kind"]]
             self._terms[name] = term["kind"], np.float32(term.get("weight", 1.0)), score

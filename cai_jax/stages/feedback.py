@@ -86,7 +86,7 @@ def _tasks(ctx: StageContext, constitution: Constitution) -> Iterator[Task]:
     @functools.cache
     def examples(draw):
         how = config.mode, config.num_few_shot, ctx.seed
-        return draw_examples(constitution, *how, ctx.name, "header", draw)
+        return questions.draw_examples(constitution, *how, ctx.name, "header", draw)
 
     for comparison in ctx.inputs["comparisons"].records():
         for pair in itertools.combinations(range(len(comparison["responses"])), 2):
@@ -98,41 +98,6 @@ def _tasks(ctx: StageContext, constitution: Constitution) -> Iterator[Task]:
                 name = "/".join((*names, principle.id))
                 draw = int(rng.integers(config.num_headers)) if config.num_headers else name
                 yield Task(name, comparison, pair, principle, draw, *examples(draw))
-
-
-def draw_examples(
-    constitution: Constitution, mode: str, num_few_shot: int, seed: int, *name
-) -> tuple[tuple[str, ...], tuple[Dialogue, ...]]:
-    """Worked examples, each with a principle and (where the example leaves it open) an order of its
-    own draw.
-
-    Args:
-      constitution: its first examples of the mode's kind are taken.
-      mode: "multiple_choice" or "chain_of_thought".
-      num_few_shot: how many are wanted; there are fewer where the constitution has fewer.
-      seed: the run's.
-      *name: what the draw depends on.
-
-    Returns:
-      The ids "example:principle[:order]", and the examples as dialogues.
-    """
-    rng, principles = row_rng(seed, *name), constitution.comparison_principles
-    ids, examples = [], []
-    chains = mode == "chain_of_thought"
-    source = constitution.chain_examples if chains else constitution.comparison_examples
-    for example in source[:num_few_shot]:
-        principle = principles[int(rng.integers(len(principles)))]
-        swapped = bool(rng.integers(2))
-        if chains:
-            asked, answer = example.question(principle.text), f" ({example.answer})"
-            ids.append(f"{example.id}:{principle.id}")
-            examples.append(questions.worked_chain(asked, example.reasoning, answer))
-        else:
-            responses = (example.chosen, example.rejected)[:: -1 if swapped else 1]
-            asked = choices.question(example.dialogue, principle.text, responses)
-            ids.append(f"{example.id}:{principle.id}:{'ba' if swapped else 'ab'}")
-            examples.append(questions.worked_choice(asked, choices.answer(int(swapped))))
-    return tuple(ids), tuple(examples)
 
 
 def run(ctx: StageContext) -> dict:

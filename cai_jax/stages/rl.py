@@ -99,7 +99,7 @@ def run(ctx: StageContext) -> dict:
             clock.append(time.monotonic())
 
             # ---- Score the responses, and freeze what the epochs need ----------------------------
-            answers = [answer_of(prompt, completions[name]) for name, prompt in drawn]
+            answers = [answer_of(name, prompt, completions[name]) for name, prompt in drawn]
             scores = models.reward.score(answers)
             for name, values in scores.terms.items():
                 require_finite(values.tolist(), batch.ids, f"stage '{ctx.name}': reward '{name}'")
@@ -173,12 +173,12 @@ def load_models(ctx: StageContext) -> Models:
     """The models of the stage, and the learner of their shapes."""
     config, algorithm = ctx.config, ALGORITHMS[ctx.config.algorithm]
     policy = ctx.models.load(config.policy, format=config.format)
-    reward = rewards.Reward(config, ctx.models)
+    reward = rewards.Reward(config, ctx.models, ctx)
     value = None
     if algorithm.needs_value:
         value = policy
-        if starts_as_judge(config):
-            value = reward.judge
+        if source := value_source(config):
+            value = ctx.models.load(source, "reward")
             if value.config.vocab_size != policy.config.vocab_size:
                 raise UserError(
                     f"config.graph.{ctx.name}: the preference model has other tokens than the "
@@ -209,10 +209,11 @@ def load_models(ctx: StageContext) -> Models:
     return Models(policy, reference, reward, value, adapters, learner)
 
 
-def starts_as_judge(config) -> bool:
-    """Whether the value model starts from the preference model, rather than as a zero head."""
-    shared = config.value_model == "shared"
-    return config.value_init == "reward" and not shared and bool(rewards.models_of(config))
+def value_source(config) -> str:
+    """The preference model that the value model starts from; "": the policy, with a zero head."""
+    if config.value_init != "reward" or config.value_model == "shared":
+        return ""
+    return config.value_from or next(iter(rewards.models_of(config)), "")
 
 
 def settings(config, model_config) -> networks.Settings:
@@ -238,7 +239,7 @@ def initial_state(ctx: StageContext, models: Models) -> dict:
     learner, source, value = models.learner, models.value, None
     if source is not None:
         head = heads.zero_head(source.config)
-        if source is models.reward.judge:
+        if source is not models.policy:
             # A value of the same scale as the reward that it predicts.
             head = state_lib.copy(source.params["head"])
             head = heads.normalised_head(head, source.normalisation)
@@ -295,10 +296,10 @@ def sample(ctx: StageContext, engine, asked, sampling: Sampling) -> dict:
     return completions
 
 
-def answer_of(prompt: rollouts.PromptTokens, done) -> Answer:
+def answer_of(name: str, prompt: rollouts.PromptTokens, done) -> Answer:
     """A response as rewards see it."""
     dialogue = (*prompt.dialogue, sampled_turn(done.text, done.stop))
-    return Answer(dialogue, len(done.tokens), done.stop == LENGTH)
+    return Answer(dialogue, len(done.tokens), done.stop == LENGTH, name)
 
 
 # ---- Records -------------------------------------------------------------------------------------

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cai_jax.constitution.loader import Constitution
+from cai_jax.data import choices
 from cai_jax.data.choices import ANSWER_LEAD, ANSWERS, CHAIN_ANSWER_LEAD, CHAIN_LEAD
+from cai_jax.seeds import row_rng
 from cai_jax.structs import Dialogue, Message
 from cai_jax.textmodels.protocol import CONCLUSION, RUNNING, VERBATIM, Question, Turn
 
@@ -116,3 +119,38 @@ def worked_chain(asked: str, reasoning: str, answer: str) -> Dialogue:
         Message("assistant", f"{CHAIN_LEAD} {reasoning}"),
         Message(CONCLUSION, CHAIN_ANSWER_LEAD + answer),
     )
+
+
+def draw_examples(
+    constitution: Constitution, mode: str, num_few_shot: int, seed: int, *name
+) -> tuple[tuple[str, ...], tuple[Dialogue, ...]]:
+    """Worked examples, each with a principle and (where the example leaves it open) an order of its
+    own draw.
+
+    Args:
+      constitution: its first examples of the mode's kind are taken.
+      mode: "multiple_choice" or "chain_of_thought".
+      num_few_shot: how many are wanted; there are fewer where the constitution has fewer.
+      seed: the run's.
+      *name: what the draw depends on.
+
+    Returns:
+      The ids "example:principle[:order]", and the examples as dialogues.
+    """
+    rng, principles = row_rng(seed, *name), constitution.comparison_principles
+    ids, examples = [], []
+    chains = mode == "chain_of_thought"
+    source = constitution.chain_examples if chains else constitution.comparison_examples
+    for example in source[:num_few_shot]:
+        principle = principles[int(rng.integers(len(principles)))]
+        swapped = bool(rng.integers(2))
+        if chains:
+            asked, answer = example.question(principle.text), f" ({example.answer})"
+            ids.append(f"{example.id}:{principle.id}")
+            examples.append(worked_chain(asked, example.reasoning, answer))
+        else:
+            responses = (example.chosen, example.rejected)[:: -1 if swapped else 1]
+            asked = choices.question(example.dialogue, principle.text, responses)
+            ids.append(f"{example.id}:{principle.id}:{'ba' if swapped else 'ab'}")
+            examples.append(worked_choice(asked, choices.answer(int(swapped))))
+    return tuple(ids), tuple(examples)
