@@ -8,7 +8,7 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 LONGEST = 2000  # characters of a message: what a file holds may be of any length
 
@@ -30,6 +30,19 @@ class UserError(Exception):
         )
 
 
+class Waiting(Exception):
+    """A run cannot go on before files are answered: path of requests → how many wait there."""
+
+    def __init__(self, files: Mapping[str, int]):
+        self.files = dict(files)
+        shown = ", ".join(f"{path} ({count})" for path, count in self.files.items())
+        super().__init__(
+            f"{sum(self.files.values())} requests wait for answers in {shown}: put results-N.jsonl "
+            "next to each requests-N.jsonl, by hand, by a program, or by `python -m cai_jax.batch "
+            "submit` and `fetch` (see docs/endpoints.md)"
+        )
+
+
 def require_utf8(text: str, where: str) -> None:
     """Raises UserError where a path or text from the command line has bytes that are not UTF-8."""
     if printable(text) != text:
@@ -46,7 +59,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.format_usage()}")
 
 
-EXIT_BAD_INPUT, EXIT_PIPE = 2, 141  # 141: what a shell says of a program whose reader has gone
+EXIT_BAD_INPUT, EXIT_WAITING, EXIT_PIPE = (
+    2,
+    3,
+    141,
+)  # 141: what a shell says of a program whose reader has gone
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:

@@ -16,7 +16,7 @@ import jax
 
 from cai_jax import __version__, runtime
 from cai_jax.configuration.command_line import parse
-from cai_jax.errors import EXIT_BAD_INPUT, command
+from cai_jax.errors import EXIT_BAD_INPUT, EXIT_WAITING, Waiting, command
 from cai_jax.io import preemption, progress
 from cai_jax.pipeline import graph as pipeline
 from cai_jax.runtime import start_processes, use_compilation_cache
@@ -71,13 +71,16 @@ def run(argv: list[str]) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 bad input (one line on standard error), 75 preempted (run the same
-    command again)."""
+    """Exit code: 0 done, 2 bad input (one line on standard error), 3 requests wait for answers in
+    files, 75 preempted (run the same command again)."""
     try:
         run(sys.argv if argv is None else argv)
     except preemption.Preempted as stopped:
         print(f"stopped: {stopped}; run the same command again to go on", file=sys.stderr)
         return EXIT_PREEMPTED
+    except Waiting as waiting:
+        print(f"waiting: {waiting}; then run the same command again", file=sys.stderr)
+        return EXIT_WAITING
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130

@@ -67,6 +67,6 @@ fi
 for ((attempt = 0; ; attempt++)); do
   status=0
   run_once "$@" || status=$?
-  if [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || [ "$stopped" -eq 1 ] || [ "$attempt" -ge "$restarts" ]; then exit "$status"; fi
+  if [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || [ "$status" -eq 3 ] || [ "$stopped" -eq 1 ] || [ "$attempt" -ge "$restarts" ]; then exit "$status"; fi
   echo "a process ended with code $status: starting all again ($((attempt + 1)) of $restarts)" >&2
 done

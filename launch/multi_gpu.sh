@@ -48,6 +48,6 @@ for ((attempt = 0; ; attempt++)); do
   wait "$child" || status=$?
   # The wait ends when the signal comes; the run still saves.
   while kill -0 "$child" 2>/dev/null; do status=0; wait "$child" || status=$?; done
-  if [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || [ "$stopped" -eq 1 ] || [ "$attempt" -ge "$restarts" ]; then exit "$status"; fi
+  if [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || [ "$status" -eq 3 ] || [ "$stopped" -eq 1 ] || [ "$attempt" -ge "$restarts" ]; then exit "$status"; fi
   echo "the run ended with code $status: starting it again ($((attempt + 1)) of $restarts)" >&2
 done

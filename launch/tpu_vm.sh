@@ -74,8 +74,8 @@ for ((attempt = 0; attempt <= restarts; attempt++)); do
   if create && install; then
     status=0
     start || status=$?
-    # 2 is bad input: the same command would fail again. Anything else on a slice is a preemption or a lost host.
-    if [ "$status" -eq 0 ] || [ "$status" -eq 2 ]; then break; fi
+    # 2 is bad input: the same command would fail again; 3 waits for answers in files. Anything else on a slice is a preemption or a lost host.
+    if [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || [ "$status" -eq 3 ]; then break; fi
   else
     status=1
   fi

@@ -36,6 +36,7 @@ TIERS = [
     ("export", 5),
     ("status", 5),
     ("notebook", 5),
+    ("batch", 5),
     ("main", 6),
     ("plan", 6),
 ]

@@ -16,7 +16,7 @@ from tests.chaos import harness
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMMANDS = (
-    "main", "report.__main__", "results", "export", "plan", "status", "data.prepare", "data.published", "models.gguf",
+    "main", "report.__main__", "results", "export", "plan", "status", "batch", "data.prepare", "data.published", "models.gguf",
     "microworld.files", "microworld.pretrain", "microworld.score", "microworld.rated", "microworld.figures",
     "microworld.measure",
 )  # fmt: skip

@@ -259,7 +259,9 @@ class Journal:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the queued records."""
+        """Writes the queued records, after those of the directory's earlier journals: what a record
+        was made from is on disk before it is."""
+        self._directory.flush(before=self)
         if self._queue and is_writer():
             self._write_part(line for _, line in self._queue)
         if self._light:
@@ -391,13 +393,18 @@ class StageDirectory:
         line = f"{self.path}: not what the stage wrote: {', '.join(bad)}"
         return Damaged(self.name, line, restart)
 
-    def journal(self, name: str = "records", light: bool = False) -> Journal:
-        self._journals.append(Journal(self, name, light))
-        return self._journals[-1]
+    def journal(self, name: str = "records", light: bool = False, first: bool = False) -> Journal:
+        """A journal of the stage; `first`: it counts as opened before all others."""
+        journal = Journal(self, name, light)
+        self._journals.insert(0 if first else len(self._journals), journal)
+        return journal
 
-    def flush(self) -> None:
-        """Writes what the journals hold back: however the stage ends, finished rows are kept."""
+    def flush(self, before: Journal | None = None) -> None:
+        """Writes what the journals hold back, up to one of them: however the stage ends, finished
+        rows are kept."""
         for journal in self._journals:
+            if journal is before:
+                break
             journal.flush()
 
     def records(self, name: str = "records") -> list[dict]:

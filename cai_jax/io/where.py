@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from etils import epath
 
-from cai_jax.errors import UserError
+from cai_jax.errors import UserError, Waiting
 from cai_jax.io import artefacts, preemption
 
 STATUS = "status.json"
@@ -38,7 +38,7 @@ def reported(run_path, stages: Sequence[str]) -> Iterator[Callable[[str], None]]
 
     try:
         yield begin
-    except (preemption.Preempted, KeyboardInterrupt) as error:
+    except (preemption.Preempted, Waiting, KeyboardInterrupt) as error:
         write("stopped", str(error) or type(error).__name__)
         raise
     except Exception as error:

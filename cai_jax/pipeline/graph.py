@@ -6,6 +6,7 @@ A stage is done for good once its manifest says so under the same fingerprint (`
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import gc
 import resource
@@ -20,7 +21,7 @@ from cai_jax.configuration.checks import check_values
 from cai_jax.configuration.stages import STAGES, stage_module
 from cai_jax.constitution.loader import missing_examples
 from cai_jax.core import sharding
-from cai_jax.errors import UserError
+from cai_jax.errors import UserError, Waiting
 from cai_jax.io import artefacts, lock, memory, preemption, progress, where
 from cai_jax.pipeline import changes, identity, preflight
 from cai_jax.pipeline.nodes import Node, build_graph, require_same, resolve
@@ -44,6 +45,7 @@ def run(
     Raises:
       UserError: something is wrong that can be known before the first stage; nothing has been
         written then, and nothing moved but by on_change=restore.
+      Waiting: stages wait for answers in files; those that do not depend on them are done.
     """
     # --- What is asked for
     check_values(config)
@@ -81,15 +83,26 @@ def run(
 
         # --- Stage after stage
         rows, names = [], sorted(config.stages, key=list(nodes).index)
+        waiting, files = set(), collections.Counter()  # stages, and what they wait for
         with where.reported(run_path, names) as begin:
             for name in names:
                 if rows and not rows[-1]["skipped"] and preemption.requested():
                     raise preemption.Preempted(f"before stage '{name}'")
+                if waiting & set(nodes[name].parents):
+                    waiting.add(name)
+                    continue
                 begin(name)
-                rows.append(_run_repaired(nodes[name], nodes, config, run_path, mesh))
+                try:
+                    rows.append(_run_repaired(nodes[name], nodes, config, run_path, mesh))
+                except Waiting as wait:
+                    progress.say(f"[{name}] waits for answers")
+                    waiting.add(name)
+                    files.update(wait.files)
                 # The C library would keep what a stage has freed, and stages would add up.
                 gc.collect()
                 memory.give_back()
+            if waiting:
+                raise Waiting(files)
     return rows
 
 
@@ -175,7 +188,7 @@ def _outcome(node: Node, ctx: StageContext) -> dict:
     """What the stage's own `run` returns; what it has written is on disk also where it stops."""
     try:
         summary = stage_module(node.kind).run(ctx)
-    except (UserError, preemption.Preempted, KeyboardInterrupt):
+    except (UserError, Waiting, preemption.Preempted, KeyboardInterrupt):
         ctx.directory.flush()
         raise
     ctx.directory.flush()

@@ -1,0 +1,58 @@
+"""Answers the request files of a batch (docs/endpoints.md), by any OpenAI-compatible server or by
+hand:
+
+    python examples/answer_batch.py runs/mine/critic http://localhost:8000/v1 Qwen3-32B
+    python examples/answer_batch.py runs/mine/critic          # shows each request, reads a line
+
+A key is read from the environment variable OPENAI_API_KEY. Answers are collected in a hidden file,
+so that the program may be stopped at any moment; results-NNNN.jsonl appears once all are there.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import urllib.request
+
+
+def by_server(body: dict, url: str, model: str) -> dict:
+    """The server's answer to a request."""
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get("OPENAI_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
+    data = json.dumps({**body, "model": model}).encode()
+    request = urllib.request.Request(f"{url}/chat/completions", data, headers)
+    with urllib.request.urlopen(request, timeout=600) as response:
+        return {"response": {"status_code": 200, "body": json.load(response)}}
+
+
+def by_hand(body: dict) -> dict:
+    """A line that a person types."""
+    for message in body["messages"]:
+        print(f"--- {message['role']}\n{message['content']}")
+    return {"text": input("--- your answer\n")}
+
+
+def answer(path: pathlib.Path, how) -> None:
+    """Answers every request of a file."""
+    results = path.with_name(path.name.replace("requests", "results"))
+    if results.exists():
+        return
+    collected = results.with_name(f".{results.name}.part")
+    before = collected.read_text().rpartition("\n")[0] if collected.exists() else ""
+    done = {json.loads(line)["custom_id"] for line in before.split("\n") if line}
+    collected.write_text(before + "\n" * bool(before))  # without a line that a kill has torn
+    with collected.open("a") as file:
+        for line in path.read_text().split("\n"):
+            if line and (request := json.loads(line))["custom_id"] not in done:
+                body = request.get("body") or request["params"]
+                reply = {"custom_id": request["custom_id"], **how(body)}
+                file.write(json.dumps(reply) + "\n")
+                file.flush()
+    collected.rename(results)
+
+
+if __name__ == "__main__":
+    directory, *server = sys.argv[1:]
+    for requests in sorted(pathlib.Path(directory).glob("requests-*.jsonl")):
+        answer(requests, (lambda body: by_server(body, *server)) if server else by_hand)
