@@ -1,9 +1,16 @@
 """Fixtures that several test files share."""
 
+import os
 import pathlib
 
 import filelock
 import pytest
+
+# Every program is compiled once for all tests and their commands: most of their time is compiling.
+COMPILED = os.environ.get("CAI_JAX_TEST_CACHE", f"/tmp/cai_jax_tests_{os.getuid()}")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMOLLM2 = ROOT / "models" / "smollm2-135m-instruct"

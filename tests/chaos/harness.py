@@ -93,18 +93,8 @@ UNCOMPARED = ("timing.jsonl", "manifest.json", "config.json")
 
 
 def environment(**more) -> dict:
-    """Every program is compiled once for all runs of the tests."""
-    cache = os.environ.get("CAI_JAX_TEST_CACHE", f"/tmp/cai_jax_tests_{os.getuid()}")
-    return (
-        os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": cache,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-        | more
-    )
+    """Of a command: tests/conftest.py has set where compiled programs are kept."""
+    return os.environ | {"JAX_PLATFORMS": "cpu"} | more
 
 
 # The command with a clock that jumps by so many seconds after so many.
