@@ -41,7 +41,6 @@ class Reference:
     def __str__(self) -> str:
         return f"{self.kind}{self.name}" + f":{self.step}" * bool(self.step)
 
-    @property
     def server(self) -> tuple[str, str]:
         """(URL, model) of an openai: reference.
 

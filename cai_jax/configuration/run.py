@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 
+from cai_jax.configuration.endpoints import ENDPOINTS
 from cai_jax.configuration.fields import (
     Field,
     Named,
@@ -14,6 +15,7 @@ from cai_jax.configuration.fields import (
     count,
     flag,
     model,
+    positive,
     text,
     word,
 )
@@ -65,18 +67,22 @@ RUN: Table = {
         Rule(_is_date, "YYYY-MM-DD or nothing"),
         "the day that chat templates write where they write one; '': that on which the run began",
     ),
-    # Roles: directories, hub names (HuggingFaceTB/SmolLM2-135M-Instruct), gs:// paths, @stage, or
-    # other roles.
+    # Roles: directories, hub names (HuggingFaceTB/SmolLM2-135M-Instruct), gs:// paths, @stage,
+    # openai:URL#MODEL, or other roles.
     "models": Named(
         {
             "base": "models/smollm2-135m-instruct",  # is finetuned; in the paper a pretrained LM
-            "helpful": "base",  # answers, criticises, thinks; in the paper helpful RLHF
+            "helpful": "base",  # answers, thinks; in the paper helpful RLHF
+            "critic": "helpful",  # criticises and revises
             "feedback": "base",  # judges pairs; in the paper a pretrained LM
             "judge": "base",  # kept for evaluation
         },
         model("", "a model by its role", "any"),
-        "role → model: base (finetuned), helpful (answers, criticises), feedback and judge",
+        "role → model: base (finetuned), helpful (answers), critic, feedback and judge",
     ),
+    # Of models behind servers. "all" is for every model, a role's name (critic, judge, …) for its.
+    "endpoints": Named({"all": {"kind": "openai"}}, ENDPOINTS, "of openai:URL#MODEL"),
+    "max_cost": positive(None, "of all requests to servers in this run; empty: no limit"),
     "topic": TOPIC,
     "mesh": {
         "data": Field(-1, int, DEVICES, "devices along the axis; -1 takes what is left"),

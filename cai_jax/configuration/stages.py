@@ -90,7 +90,7 @@ RESPOND = Stage(
 REVISE = Stage(
     "rounds of critique and revision (section 3.1)",
     {
-        "model": model("helpful", "what criticises and revises"),
+        "model": model("critic", "what criticises and revises"),
         "constitution": CONSTITUTION,
         "num_principles": count(None, "the first n of the constitution (Figure 6); empty: all"),
         "num_rounds": count(4, "critiques and revisions of each answer"),

@@ -178,8 +178,8 @@ def _sampled(ctx: StageContext, name: str, reference: str, missing: Mapping, tem
         for key, (_, prompt, sample) in missing.items()
     ]
     for done in ctx.generate(model, turns, sampling, f"{ctx.name}: {name} answers"):
-        answer = {"response": done.text, "stop": done.stop, "num_tokens": len(done.tokens)}
-        yield done.id, model.name, answer | {"logprob": float(sum(done.logprobs))}
+        answer = {"response": done.text, "stop": done.stop, "num_tokens": done.num_tokens}
+        yield done.id, model.name, answer | {"logprob": done.logprob}
 
 
 def _copied(ctx: StageContext, existing: answers_lib.Answers, reference: str, missing: Mapping):

@@ -67,7 +67,7 @@ def run(task: Task) -> Measured:
             if len(half[name]) == len(ORDERS):
                 orders = half.pop(name)
                 p = sum(orders.values()) / 2
-                journal.append({"id": name, **asked[name][0], "p": p, **orders})
+                journal.append({"id": name, **asked[name][0], "p": p, **orders, "how": choice.how})
         for name, (about, of_both) in asked.items():
             if not of_both:  # equal texts need no judge
                 journal.append({"id": name, **about, "p": 0.5})

@@ -147,7 +147,8 @@ class Asking:
         label = f"{self.task.ctx.name}: {self.on}"
         for choice in self.task.ctx.choose(model, asked, label, wanted=missing, together=True):
             few_shot = choice.num_examples if shots else None
-            yield _record(items[choice.id], normalise(choice.logprobs), few_shot, choice.logprobs)
+            record = _record(items[choice.id], normalise(choice.logprobs), few_shot)
+            yield record | {"logprobs": choice.logprobs, **choice.obtained()}
 
     def after_chains(self, model, missing: set[str]) -> Iterator[dict]:
         """The missing items after chains of thought, whose probabilities are averaged."""
@@ -177,18 +178,16 @@ class Asking:
             item, shown = of_chain[name], worked[: chain.num_examples]
             text = asked[item.id]
             conclusions.append(questions.after_chain(name, text, chain.text, item.options, shown))
-        concluded = {
-            choice.id: normalise(choice.logprobs)
-            for choice in ctx.choose(model, conclusions, label)
-        }
+        concluded = {choice.id: choice for choice in ctx.choose(model, conclusions, label)}
         for item in items:
             names = [n for n, of in of_chain.items() if of is item and n in concluded]
             if names:
-                by_chain = [concluded[name] for name in names]
+                by_chain = [normalise(concluded[name].logprobs) for name in names]
                 mean = tuple(np.mean(by_chain, axis=0).tolist())
                 record = _record(item, mean, chains[names[0]].num_examples)
                 texts = [chains[name].text for name in names]
-                yield record | {"chains": texts, "by_chain": by_chain}
+                how = concluded[names[0]].how
+                yield record | {"chains": texts, "by_chain": by_chain, "how": how}
 
     def examples_shown(self, mode: str, records: Sequence[Mapping]) -> list[tuple[int, int]]:
         """(worked examples shown, wanted) of every record, see `fitting.examples_left_out`."""
@@ -276,7 +275,7 @@ def normalise(logprobs: Sequence[float]) -> tuple[float, ...]:
     return tuple((weights / weights.sum()).tolist())
 
 
-def _record(item, probabilities, num_few_shot: int | None, logprobs: Sequence[float] = ()) -> dict:
+def _record(item, probabilities, num_few_shot: int | None) -> dict:
     """An answered item. `probabilities` [C] are normalised against each other; after chains they
     are means of those in `by_chain`. num_few_shot: worked examples before it; None where
     zero-shot."""
@@ -287,7 +286,7 @@ def _record(item, probabilities, num_few_shot: int | None, logprobs: Sequence[fl
         "correct": item.correct,
         "chains": (),
         "by_chain": (),
-        "logprobs": logprobs,
+        "logprobs": (),
         "num_few_shot": num_few_shot,
     }
 

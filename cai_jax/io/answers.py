@@ -1,13 +1,16 @@
 """STAGE/answers.jsonl: every answer that a server gave, by the key of its request, and every
 attempt to get one. It is the cache by which nothing that was paid for is asked twice.
 
-    {"id": KEY, "asked": 2, "digest": …}                 the second attempt was sent
-    {"id": KEY, "failed": "not JSON", "digest": …}       it gave nothing that can be used
-    {"id": KEY, "answer": {…}, "model": …, "digest": …}  on the disk before anybody sees it
+    {"id": KEY, "asked": 2, "most": 0.01, "model": …}     the second attempt is about to be sent
+    {"id": KEY, "failed": "not JSON", "cost": 0.002}      it gave nothing that can be used
+    {"id": KEY, "answer": {…}, "model": …, "cost": 0.002} on the disk before anybody sees it
+    {"id": NAME, "note": {…}}                             such as what a probe has shown
 
-Lines are only ever appended. A kill loses at most what was in flight; of that, the lines of the
-attempts remain. A torn last line is cut off, a damaged one is warned of and its request is asked
-again. Memory holds where each answer is, not the answer.
+Every line has its own "digest". Lines are only ever appended. A kill loses at most what was in
+flight, and of that the lines of the attempts remain: what they may have cost at most counts. A torn
+last line is cut off; a damaged one is warned of, and its request is asked again.
+
+Memory holds where each answer is, not the answer.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import collections
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from cai_jax.errors import UserError, located
 from cai_jax.io import artefacts, progress
@@ -25,11 +28,17 @@ NAME = "answers.jsonl"
 
 
 class AnswerFile:
-    """`counts`: how many attempts there were ("asked"), how many gave an answer ("answered") or, by
-    the reason, none; what a kill interrupted is in none of them but the first. `usage`: tokens
-    [read, written] by model, as the servers counted them."""
+    """The answers of a stage.
 
-    def __init__(self, directory):
+    Attributes:
+      counts: attempts ("asked"), answers ("answered"), and by the reason those that gave none. What
+        was in flight when the process was killed is only among the first.
+      tokens: [read, written], as the servers counted them.
+      cost: what that has cost, at the prices of then.
+    """
+
+    def __init__(self, directory, others: Iterable[AnswerFile] = ()):
+        """`others`: files whose answers serve as well, such as those of other stages."""
         self.path = pathlib.Path(str(directory)) / NAME
         if "://" in str(directory):
             raise UserError(
@@ -37,45 +46,78 @@ class AnswerFile:
                 "cannot do; give a --workdir on a disk"
             )
         self.counts: collections.Counter[str] = collections.Counter()
-        self.usage: dict[str, list[int]] = {}
+        self.tokens, self.cost = [0, 0], 0.0
+        self._others = tuple(others)
         self._offsets: dict[bytes, int] = {}
         self._notes: dict[str, dict] = {}
+        self._most: dict[str, float] = {}  # of attempts whose outcome is not known
+        self._lost = 0  # attempts whose outcome will never be known
+        self._unknown = 0.0  # what they may have cost, and those that were cut
         self._file = None
         self._read()
 
     def get(self, key: str) -> dict | None:
         """The answer to the request with that key, None where there is none."""
-        offset = self._offsets.get(_index(key))
+        offset = self._offsets.get(bytes.fromhex(key))
         if offset is None:
-            return None
+            return next((file.get(key) for file in self._others if key in file), None)
         with self.path.open("rb") as file:
             file.seek(offset)
             return json.loads(file.readline())["answer"]
 
     def __contains__(self, key: str) -> bool:
-        return _index(key) in self._offsets
+        own = bytes.fromhex(key) in self._offsets
+        return own or any(key in file for file in self._others)
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def note(self, name: str) -> dict | None:
-        """What was noted under that name, such as what a probe has shown."""
-        return self._notes.get(name)
+        """What was noted under that name, here or in one of the others."""
+        notes = (file._notes.get(name) for file in (self, *self._others))
+        return next(filter(None, notes), None)
+
+    # What it comes to -----------------------------------------------------------------------------
+
+    @property
+    def at_most(self) -> float:
+        """What the attempts have cost at most: those that were killed or cut may have been paid."""
+        return self.cost + self._unknown + sum(self._most.values())
+
+    def spent(self) -> float:
+        """`at_most` of this file and the others."""
+        return self.at_most + sum(file.at_most for file in self._others)
+
+    def to_json(self) -> dict:
+        """For a manifest: requests by outcome, tokens, cost."""
+        lost = self._lost + len(self._most)
+        requests = dict(self.counts) | ({"killed in flight": lost} if lost else {})
+        tokens = dict(zip(("read", "written"), self.tokens, strict=True))
+        cost, most = round(self.cost, 6), round(self.at_most, 6)
+        return {"requests": requests, "tokens": tokens, "cost": cost, "cost_at_most": most}
+
+    def describe(self) -> str:
+        """In a few words: tokens and, where prices are given, cost."""
+        cost = f", cost {self.cost:.2f}" if self.cost else ""
+        return f"{sum(self.tokens):,} tokens{cost}"
 
     # Writing --------------------------------------------------------------------------------------
 
-    def asked(self, key: str, attempt: int) -> None:
-        """An attempt is about to be sent."""
-        self._append({"id": key, "asked": attempt})
+    def asked(self, key: str, attempt: int, most: float = 0.0) -> None:
+        """An attempt is about to be sent; it costs at most `most`."""
+        self._append({"id": key, "asked": attempt, "most": most})
 
-    def failed(self, key: str, reason: str) -> None:
-        """An attempt gave nothing that can be used."""
-        self._append({"id": key, "failed": reason})
+    def failed(self, key: str, reason: str, cost: float | None = 0.0) -> None:
+        """An attempt gave nothing that can be used; cost None: nobody knows whether it was paid."""
+        self._append({"id": key, "failed": reason, "cost": cost})
 
-    def add(self, answers: Mapping[str, dict], model: str) -> None:
+    def add(
+        self, answers: Mapping[str, dict], model: str, costs: Mapping[str, float] | None = None
+    ) -> None:
         """Writes answers by the keys of their requests; they are on the disk when this returns."""
         for key, answer in answers.items():
-            self._append({"id": key, "answer": answer, "model": model})
+            cost = (costs or {}).get(key, 0.0)
+            self._append({"id": key, "answer": answer, "model": model, "cost": cost})
         self._sync()
 
     def add_note(self, name: str, note: dict) -> None:
@@ -121,20 +163,23 @@ class AnswerFile:
             os.truncate(self.path, end)
 
     def _take(self, row: Mapping, offset: int) -> None:
-        if "answer" in row:
-            self._offsets[_index(row["id"])] = offset
-            self.counts["answered"] += 1
-            if usage := row["answer"].get("usage"):
-                so_far = self.usage.setdefault(row["model"], [0, 0])
-                so_far[:] = [a + b for a, b in zip(so_far, usage, strict=True)]
-        elif "note" in row:
-            self._notes[row["id"]] = row["note"]
+        key = row["id"]
+        if "note" in row:
+            self._notes[key] = row["note"]
+        elif "asked" in row:
+            self.counts["asked"] += 1
+            self._lost += key in self._most  # the process was killed then
+            self._unknown += self._most.pop(key, 0.0)
+            self._most[key] = row["most"]
         else:
-            self.counts["asked" if "asked" in row else row["failed"]] += 1
-
-
-def _index(key: str) -> bytes:
-    return bytes.fromhex(key)
+            most, cost = self._most.pop(key, 0.0), row["cost"]
+            self.cost += cost or 0.0
+            self._unknown += most if cost is None else 0.0
+            self.counts[row.get("failed", "answered")] += 1
+        if "answer" in row:
+            self._offsets[bytes.fromhex(key)] = offset
+            usage = row["answer"].get("usage") or (0, 0)
+            self.tokens = [a + b for a, b in zip(self.tokens, usage, strict=True)]
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:

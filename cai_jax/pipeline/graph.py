@@ -192,6 +192,8 @@ def _outcome(node: Node, ctx: StageContext) -> dict:
         ctx.directory.flush()
         raise
     ctx.directory.flush()
+    if ctx.served():
+        summary["headline"] = f"{summary.get('headline', '')}; {ctx.answers.describe()}"
     return summary
 
 
@@ -215,11 +217,13 @@ def _finish(
     """Writes into the manifest that the stage is done, and what its files hold."""
     # By the writer, whose files they are: another process would meet some that are being written.
     files = artefacts.digests(directory.path) if artefacts.is_writer() else {}
+    served = ctx.served()
     directory.update_manifest(
         summary=summary,
         files=files,
         dropped=ctx.dropped,
         tokens=ctx.tokens,
+        **({"served": served} if served else {}),
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         done=True,
         **({} if stages_read is None else {"stages_read": stages_read}),

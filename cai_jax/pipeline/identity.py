@@ -10,6 +10,7 @@ read and not on how it is called; and pinned, where a name means something else 
     a model directory, gs://…            contents of weights, configs, tokenizer and templates
     random:DIRECTORY                     the same without weights, which come from the run's seed
     responses:FILE                       the file
+    openai:URL#MODEL                     that text; its answers are kept
     python:module.function               the module's source, and of its neighbours that it imports
     a+b                                  both, in this order
 
@@ -109,7 +110,7 @@ def of(reference: str, is_model: bool = False) -> Identity | None:
         return None
     parsed = references.parse(reference)
     try:
-        if parsed.stage:
+        if parsed.stage or parsed.kind in references.ANSWERING:
             return None
         if is_model and (model := _model(parsed)):
             return model

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 
 from cai_jax import references
-from cai_jax.configuration import auto, topic
+from cai_jax.configuration import auto, endpoints, topic
 from cai_jax.configuration.checks import check_values
 from cai_jax.configuration.fields import Model, Records, Setting, Text, Word, nearest, walk_kind
 from cai_jax.configuration.stages import STAGES, stage_module
@@ -150,6 +150,9 @@ def _others(config, name: str, models: list[str]) -> dict:
     if adapters := lora.Adapters.from_fields(stage.get("adapters"), where):
         others["adapters"] = adapters.to_json()
     args = templates.Settings.of(config).args
+    if served := _served(config, name):
+        others["endpoints"] = served
+    models = [each for each in models if references.parse(each).kind not in references.ANSWERING]
     if models and args != templates.DEFAULT_ARGS:
         others["template_args"] = dict(args)
     if kind.reads_run:
@@ -161,6 +164,19 @@ def _others(config, name: str, models: list[str]) -> dict:
     if config.sampling.int8 and kind.samples and not kind.makes:  # rl samples with what it trains
         others["int8"] = True
     return others
+
+
+def _served(config, name: str) -> dict[str, dict]:
+    """Field of a stage → what decides the answers of the server that it names."""
+    served = {}
+    for setting in settings(config, name):
+        target = references.resolve(config.models, str(setting.value))
+        is_model = isinstance(setting.field.range, Model)
+        if is_model and references.parse(target).kind == references.OPENAI:
+            fields = endpoints.of(config, setting.value).to_dict()
+            path = setting.where.removeprefix(f"config.graph.{name}.")
+            served[path] = {key: fields[key] for key in endpoints.DECISIVE}
+    return served
 
 
 def require_same(nodes: Mapping[str, Node]) -> None:

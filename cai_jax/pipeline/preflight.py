@@ -17,10 +17,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 
 from cai_jax import references
-from cai_jax.configuration import topic
+from cai_jax.configuration import endpoints, topic
 from cai_jax.configuration.fields import Constitution, Model, Records, Setting, Source
 from cai_jax.configuration.stages import STAGES, stage_module
 from cai_jax.constitution.loader import load_constitution
@@ -37,6 +38,7 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.pipeline import limits
 from cai_jax.pipeline.nodes import resolve, settings
 from cai_jax.rewards.functions import custom_reward
+from cai_jax.textmodels import endpoint
 
 READ_BYTES = 32 * 2**20  # larger files, and data sets of the hub and TFDS, are read as far as ROWS
 ROWS = 100
@@ -165,6 +167,8 @@ def models(plan: Plan, name: str) -> None:
             if not field.range.python:
                 raise UserError(f"{where}: '{given}': expected {WANTED.get(needs, 'a model')}")
             custom_reward(str(target))
+        elif target.kind in references.ANSWERING:
+            _require_served(plan, where, given, needs, STAGES[stage.kind])
         elif target.kind == references.STAGE:
             if not (field.range.answers and limits.has_answers(plan.config, given)):
                 _require_trained(plan, where, given, needs)
@@ -173,6 +177,32 @@ def models(plan: Plan, name: str) -> None:
             shown = where if given == str(target) else f"{where} ('{given}')"
             with in_field(shown):
                 _require_directory(plan, str(target), needs, format)
+
+
+def _require_served(plan: Plan, where: str, given: str, needs: str, kind) -> None:
+    """A server's model only answers, and what asking it takes is there."""
+    name = references.resolve(plan.config.models, given)
+    if needs != "policy" or kind.makes:
+        what = "is trained" if kind.makes else "scores dialogues"
+        raise UserError(
+            f"{where}: '{name}' is behind a server: it answers and chooses, but what {what} here "
+            f"must be in this process; expected {WANTED.get(needs, WANTED['policy'])}"
+        )
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{where}: '{name}' is behind a server, which one process asks; run its stages in one "
+            "process first (--config.stages), and the others with all"
+        )
+    with in_field(where):
+        references.parse(name).server()
+        fields = endpoints.of(plan.config, given)
+        endpoint.require_package(name)
+        endpoint.key_of(name, fields.key_env)
+    if plan.config.max_cost and not (fields.input_price or fields.output_price):
+        raise UserError(
+            f"config.max_cost: '{name}' has no prices; set input_price and output_price of "
+            "config.endpoints.all"
+        )
 
 
 def _require_trained(plan: Plan, where: str, given: str, needs: str) -> None:

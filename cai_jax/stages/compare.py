@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import collections
 
-from cai_jax.data import fitting
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import count_cut, dialogue_to_json
@@ -50,11 +49,12 @@ def run(ctx: StageContext) -> dict:
                     "dialogue": dialogue_to_json(prompts[prompt_id].dialogue),
                     "responses": [answer.text for answer in group],
                     "stops": [answer.stop for answer in group],
-                    "num_tokens": [len(answer.tokens) for answer in group],
+                    "num_tokens": [answer.num_tokens for answer in group],
                 }
             )
 
-    ctx.drop(fitting.CONTEXT, sum(name not in journal.finished for name in prompts))
+    for name in prompts.keys() - journal.finished.keys():
+        ctx.drop(ctx.why(f"{name}/{sample:02d}" for sample in range(config.num_samples)))
     ctx.require_rows(journal.finished, "comparisons")
     journal.finish()
     records = journal.finished.values()

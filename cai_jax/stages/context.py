@@ -14,7 +14,8 @@ from etils import epath
 
 from cai_jax.data.prompts import Prompt, read_prompts
 from cai_jax.errors import UserError
-from cai_jax.io import artefacts, progress
+from cai_jax.io import answers, artefacts, progress
+from cai_jax.io.answers import AnswerFile
 from cai_jax.io.metrics import MetricsWriter
 from cai_jax.models import lora
 from cai_jax.textmodels import loader
@@ -36,6 +37,7 @@ class StageContext(Asking):
     mesh: jax.sharding.Mesh
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
     tokens: dict[str, int] = dataclasses.field(default_factory=dict)
+    unanswered: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -50,7 +52,23 @@ class StageContext(Asking):
         """The models of the run; in 8 bits where the stage's own adapters want that."""
         own = self.adapters()
         int8 = own is not None and own.int8
-        return ModelLoader(self.run_config, self.run_path, self.mesh, f"stage '{self.name}'", int8)
+        user = f"stage '{self.name}'"
+        return ModelLoader(
+            self.run_config, self.run_path, self.mesh, user, int8, lambda: self.answers
+        )
+
+    @functools.cached_property
+    def answers(self) -> AnswerFile:
+        """What servers have answered this stage; what they have answered others serves as well."""
+        own = self.directory.path / answers.NAME
+        others = [path.parent for path in sorted(self.run_path.rglob(answers.NAME)) if path != own]
+        return AnswerFile(own.parent, map(AnswerFile, others))
+
+    def served(self) -> dict:
+        """For the manifest: requests to servers by outcome, tokens and cost; {} without any."""
+        if not (self.directory.path / answers.NAME).exists():
+            return {}
+        return self.answers.to_json()
 
     def prompts(self) -> list[Prompt]:
         """The prompts that `config.prompts` names; those that are left out are counted."""

@@ -140,7 +140,11 @@ def run(ctx: StageContext) -> dict:
             num_shown = min(choice.num_examples for choice in complete.values())
             record = _record(ctx, model.name, tasks[name], logprobs, num_shown, thoughts)
             journal.append(record)
-    ctx.drop(fitting.CONTEXT, sum(task.id not in journal.finished for task in todo))
+    for task in todo:
+        if task.id not in journal.finished:
+            numbers = range(config.num_chains if chains else 1)
+            asked_for = itertools.product(orders, numbers)
+            ctx.drop(ctx.why(f"{task.id}#{order}{number}" for order, number in asked_for))
     ctx.require_rows(journal.finished, "labels")
     journal.finish()
     if chains:
@@ -199,7 +203,7 @@ def _logprobs(task: str, answers: dict[str, Choice], chains) -> tuple[list[dict]
     logprobs, thoughts = [], []
     for name, choice in sorted(answers.items()):
         asked, (a, b) = {"order": name[:2], "chain": int(name[2:])}, choice.logprobs
-        logprobs.append({**asked, "a": a, "b": b})
+        logprobs.append({**asked, "a": a, "b": b, **choice.obtained()})
         if chains:
             thought = chains.finished[f"{task}#{name}"]
             thoughts.append({**asked, "text": thought["text"], "stop": thought["stop"]})

@@ -39,8 +39,8 @@ def run(ctx: StageContext) -> dict:
                 "sample": sample,
                 "response": answer.text,
                 "stop": answer.stop,
-                "num_tokens": len(answer.tokens),
-                "logprob": float(sum(answer.logprobs)),
+                "num_tokens": answer.num_tokens,
+                "logprob": answer.logprob,
             }
         )
 

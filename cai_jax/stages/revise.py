@@ -54,7 +54,8 @@ def shortest(fields):
 @dataclasses.dataclass
 class Revised:
     """A response on its way through the rounds. critique: the request for the last one, and its
-    answer. outgrown: {"round", "turn", "reason"} of the request that no longer fitted."""
+    answer. outgrown: {"round", "turn", "reason"} of the request that no longer fitted, or that has
+    no answer for another reason."""
 
     source: dict
     principles: list
@@ -80,11 +81,11 @@ class Revised:
         dialogue = (*before, request)
         return Turn(f"{name}#{number}/{role}", dialogue, key, role, examples, continues=earlier)
 
-    def take(self, turn: Turn, answer: dict | None) -> None:
-        """Goes on with the answer to `next_turn`; None where that did not fit the context."""
+    def take(self, turn: Turn, answer: dict | None, why: str) -> None:
+        """Goes on with the answer to `next_turn`; None where there is none, and `why`."""
         if answer is None:
             number = len(self.rounds) + 1
-            self.outgrown = {"round": number, "turn": turn.role, "reason": fitting.CONTEXT}
+            self.outgrown = {"round": number, "turn": turn.role, "reason": why}
         elif turn.role == "critique":
             self.critique = turn, answer
         else:
@@ -158,8 +159,14 @@ def run(ctx: StageContext) -> dict:
         if item.rounds:  # else nothing was revised: counted below
             journal.append(_record(ctx, model.name, item, examples))
     rows = journal.finished.values()
-    ctx.drop(fitting.CONTEXT, len(responses) - len(rows))
-    ctx.drop(fitting.OUTGROWN, sum(bool(row.get("outgrown")) for row in rows))
+    for item in items:
+        if not item.rounds:
+            ctx.drop(item.outgrown["reason"])
+    for row in rows:
+        if outgrown := row.get("outgrown"):
+            too_long = outgrown["reason"] == fitting.CONTEXT
+            later = f"{outgrown['reason']} in a later round (finished rounds are kept)"
+            ctx.drop(fitting.OUTGROWN if too_long else later)
     ctx.require_rows(journal.finished, "revisions")
     journal.finish()
     turns.remove_parts()
@@ -196,7 +203,7 @@ def _take_turns(
         journal.append({"id": done.id, **answer})
     journal.flush()
     for item, turn in zip(active, asked, strict=True):
-        item.take(turn, journal.finished.get(turn.id))
+        item.take(turn, journal.finished.get(turn.id), ctx.why([turn.id]))
 
 
 def _round(principle, critique: dict | None, revision: dict) -> dict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from cai_jax.data import fitting
 from cai_jax.errors import require_finite
@@ -21,16 +21,23 @@ REASONS = {
 
 class Asking:
     """What asks has a name, and counts what was left out (reason → number) and tokens (kind →
-    number) for its manifest."""
+    number) for its manifest. `unanswered`: id of a request → why it has no answer."""
 
     name: str
     dropped: dict[str, int]
     tokens: dict[str, int]
+    unanswered: dict[str, str]
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Counts rows that are left out."""
         if count:
             self.dropped[reason] = self.dropped.get(reason, 0) + int(count)
+
+    def why(self, requests: Iterable[str]) -> str:
+        """Why a row is left out, by the ids of its requests: the reason of the first that has no
+        answer."""
+        reasons = (self.unanswered.get(request) for request in requests)
+        return next(filter(None, reasons), fitting.CONTEXT)
 
     def count_tokens(self, kind: str, count: int) -> None:
         """Adds tokens: "sampled", "scored", "trained", and where there is any "reasoning"."""
@@ -65,14 +72,15 @@ class Asking:
         """
         label, total = label or self.name, _num_wanted(turns, wanted)
         done = model.generate(turns, sampling, wanted) if total else ()
+        about = getattr(model, "progress", None)
         # Models answer what they can, and name what they cannot.
         unfinished = 0
-        for completion in self.watched(done, total, label):
+        for completion in self.watched(done, total, label, about):
             if completion.answered:
                 unfinished += self.note(completion, model.name)
                 yield completion
-            elif count:
-                self.drop(REASONS[completion.stop])
+            else:
+                self._left_out(completion.id, completion.stop, count)
         if unfinished:
             progress.warn(
                 f"{label}: {unfinished} of {total} answers were cut in their reasoning and are "
@@ -105,14 +113,15 @@ class Asking:
         """
         total = _num_wanted(questions, wanted)
         done = model.choose(questions, wanted, together) if total else ()
-        for choice in self.watched(done, total, label):
+        about = getattr(model, "progress", None)
+        for choice in self.watched(done, total, label, about):
             if choice.answered:
                 self.count_tokens("scored", choice.num_tokens)
                 what = f"the logits of '{model.name}'"
                 self._require_finite(sum(choice.logprobs), choice.id, what)
                 yield choice
-            elif count:
-                self.drop(REASONS[choice.how])
+            else:
+                self._left_out(choice.id, choice.how, count)
 
     def score_each(
         self, model, dialogues: Sequence[Dialogue], label: str, ids: Sequence[str] = ()
@@ -142,6 +151,10 @@ class Asking:
             self._require_finite(score, ids[index] if ids else f"{index + 1}", f"'{name}'")
             yield index, score
 
+    def _left_out(self, request: str, stop: str, count: bool) -> None:
+        self.unanswered[request] = REASONS[stop]
+        self.drop(REASONS[stop], int(count))
+
     def note(self, completion: Completion, model: str) -> bool:
         """Counts the tokens of a completion; whether it was cut before its answer began."""
         thoughts = completion.reasoning_tokens
@@ -153,12 +166,33 @@ class Asking:
         self._require_finite(sum(completion.logprobs), completion.id, f"the logits of '{model}'")
         return unfinished
 
-    def watched(self, results: Iterable, total: int, label: str = "") -> Iterator:
-        """Results with a progress bar; a SIGTERM ends the stage between two of them."""
+    def watched(
+        self,
+        results: Iterable,
+        total: int,
+        label: str = "",
+        about: Callable[[], str] | None = None,
+    ) -> Iterator:
+        """Results with a progress bar; a SIGTERM ends the stage between two of them.
+
+        Args:
+          results: as they come.
+          total: how many.
+          label: of the bar; by default the stage's name.
+          about: what the bar shows besides, such as tokens and cost.
+
+        Yields:
+          The results.
+
+        Raises:
+          Preempted: after a SIGTERM.
+        """
         with progress.bar(total, label or self.name, 0, "row") as bar:
             for result in results:
                 yield result
                 bar.update()
+                if about and not bar.disable:
+                    bar.set_postfix_str(about(), refresh=False)
                 if preemption.requested():
                     raise preemption.Preempted(f"stage '{self.name}': finished rows are saved")
 

@@ -42,6 +42,7 @@ CHAT, TEXT = "chat", "text"
 # continue the last turn; by a last turn of the assistant, which llama.cpp, Ollama and Anthropic
 # continue without being asked; or in words, which any server understands.
 FIELDS, PLAIN, WORDS = "fields", "plain", "words"
+LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
 PATHS = {CHAT: "/chat/completions", TEXT: "/completions"}
 NUM_TOP = {CHAT: 20, TEXT: 5}  # the most that OpenAI's API gives of a position's likeliest tokens
 ANSWER_TOKENS = 8  # of an answer that is one of the options
@@ -97,15 +98,22 @@ class Request:
         return self.body.get("n", 1)
 
     @property
+    def limit(self) -> int:
+        """The most tokens of a choice."""
+        return next((self.body[field] for field in LIMIT_FIELDS if field in self.body), 0)
+
+    @property
+    def text(self) -> str:
+        """All that the model reads."""
+        messages = self.body.get("messages", ())
+        return self.body.get("prompt", "") + "".join(message["content"] for message in messages)
+
+    @property
     def most_bytes(self) -> int:
         """What a response to it may have at most; a longer one is not read to its end."""
-        prompt = len(json.dumps(self.body)) if self.reads == SCORED else 0
-        limit = next((self.body[key] for key in LIMITS if key in self.body), 0)
+        prompt = len(self.text) if self.reads == SCORED else 0
         per_token = 4096 if self.reads == TOP else 256
-        return 2**17 + 256 * prompt + per_token * limit * self.num_choices
-
-
-LIMITS = ("max_tokens", "max_completion_tokens")
+        return 2**17 + 256 * prompt + per_token * self.limit * self.num_choices
 
 
 # Requests -----------------------------------------------------------------------------------------
@@ -323,8 +331,10 @@ def _usage(response: Mapping) -> list[int] | None:
 # Results ------------------------------------------------------------------------------------------
 
 
-def completion(turn: Turn, request: Request, answer: Mapping) -> Completion:
-    """The turn that an answer of `read` gives."""
+def completion(turn: Turn, request: Request, answer: Mapping | str) -> Completion:
+    """The turn that an answer of `read` gives, or one of structs.WITHOUT_ANSWER in its place."""
+    if reason := missing(answer):
+        return Completion(turn.id, (), (), "", reason)
     (reply,) = answer["choices"]
     text, stop = _spoken(reply["text"]).strip(), reply["stop"]
     if turn.lead and _is_led(request):
@@ -336,17 +346,20 @@ def completion(turn: Turn, request: Request, answer: Mapping) -> Completion:
     return Completion(turn.id, (), (), text, stop, num_examples=shown, usage=usage)
 
 
-def choice(question: Question, tier: str, answers: Sequence[Mapping]) -> Choice:
+def choice(question: Question, tier: str, answers: Sequence[Mapping | str]) -> Choice:
     """The choice that a question's answers give.
 
     Args:
       question: what was asked.
       tier: by which.
-      answers: what `read` kept of the responses, in the order of `ask`.
+      answers: what `read` kept of the responses, in the order of `ask`; or one of
+        structs.WITHOUT_ANSWER.
 
     Returns:
       The choice.
     """
+    if reasons := list(filter(None, map(missing, answers))):
+        return Choice(question.id, (), reasons[0])
     usages = [answer["usage"] for answer in answers if answer["usage"]]
     usage = tuple(map(sum, zip(*usages, strict=True))) if usages else None
     about = {"num_examples": len(question.examples), "usage": usage}
@@ -366,6 +379,16 @@ def choice(question: Question, tier: str, answers: Sequence[Mapping]) -> Choice:
     ]
     counts = tuple(chosen.count(index) for index in range(len(question.options)))
     return options_lib.counted(question, counts, len(replies), about)
+
+
+def without(reason: str) -> dict:
+    """What is kept of a response that says why there is no answer, now and always."""
+    return {"choices": [], "usage": None, "without": reason}
+
+
+def missing(answer: Mapping | str) -> str:
+    """Why there is no answer: one of structs.WITHOUT_ANSWER; "" where there is one."""
+    return answer if isinstance(answer, str) else answer.get("without", "")
 
 
 def _is_led(request: Request) -> bool:

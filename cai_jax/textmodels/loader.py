@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,16 +24,21 @@ import ml_collections
 from etils import epath
 
 from cai_jax import references
+from cai_jax.configuration import endpoints
 from cai_jax.data import fitting, templates
 from cai_jax.data.dialogue import DialogueFormat, load_format
 from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, progress
+from cai_jax.io.answers import AnswerFile
 from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.models import hf, lora, rounding
 from cai_jax.models.config import ModelConfig
 from cai_jax.rewards.preference_model import RewardModel
+from cai_jax.textmodels import chat, endpoint
+from cai_jax.textmodels.answering import AnsweringModel
 from cai_jax.textmodels.local import LocalTextModel
+from cai_jax.textmodels.protocol import TextModel
 from cai_jax.training import state as state_lib
 
 
@@ -78,7 +84,8 @@ class LoadedModel:
 
 class ModelLoader:
     """Loads the models of a run. `user` names in messages who needs them; `int8`: matrices come in
-    8 bits, but where adapters were trained on others."""
+    8 bits, but where adapters were trained on others; `answers` gives the file that keeps what
+    servers answer."""
 
     def __init__(
         self,
@@ -87,18 +94,39 @@ class ModelLoader:
         mesh: jax.sharding.Mesh,
         user: str = "",
         int8: bool = False,
+        answers: Callable[[], AnswerFile] | None = None,
     ):
+        self._answers = answers or (lambda: AnswerFile(run_path))
         self.run_config, self.run_path, self.mesh = run_config, run_path, mesh
         self._user, self._int8 = f"{user}: " * bool(user), int8
         self._weights: Any = weakref.WeakValueDictionary()
 
     # Ready to use ---------------------------------------------------------------------------------
 
-    def text_model(self, reference: str, format: str = "auto") -> LocalTextModel:
-        """A policy that generates and chooses."""
+    def text_model(self, reference: str, format: str = "auto") -> TextModel:
+        """A policy that generates and chooses: one on the mesh, or a server's."""
+        target = references.parse(references.resolve(self.run_config.models, reference))
+        if target.kind == references.OPENAI:
+            return self._served_model(target, reference, format)
         model = self.load(reference, format=format)
         limit = fitting.smallest(self.run_config.sampling.max_length, model.config.max_length)
         return LocalTextModel(model.name, model.format, limit, lambda: self.engine(model))
+
+    def _served_model(
+        self, target: references.Reference, reference: str, format: str
+    ) -> AnsweringModel:
+        fields = endpoints.of(self.run_config, reference)
+        wire = chat.Wire(
+            *target.server(),
+            chat.TEXT if format == "text" else chat.CHAT,
+            fields.continue_turns,
+            fields.limit_field,
+            fields.samples_per_request,
+            fields.extra_body.to_dict(),
+        )
+        file, limit = self._answers(), self.run_config.max_cost
+        carrier = endpoint.Endpoint(str(target), wire, fields, file, limit)
+        return AnsweringModel(str(target), wire, carrier, file, carrier.tier, fields.num_samples)
 
     def preference_model(
         self, reference: str, kind: str = "reward", format: str = "auto", raw: bool = False

@@ -1,0 +1,344 @@
+"""The carrier to an OpenAI-compatible server, by the `openai` package: asynchronous, with its
+retries off and ours on.
+
+A request is tried again after an answer that cannot be used (`attempts` times) and, for as long as
+`patience` lasts without any answer, while the server is away or has too much to do. What trying
+again cannot mend stops the run with one line: a wrong key, a model that is not there, max_cost.
+What is in flight then is waited for, and kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import itertools
+import os
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from cai_jax.errors import UserError
+from cai_jax.io import progress
+from cai_jax.io.answers import AnswerFile
+from cai_jax.structs import FAILED
+from cai_jax.textmodels import chat, failures, questions
+from cai_jax.textmodels.answering import Outcome
+from cai_jax.textmodels.failures import Away, Bad, Final, Unsupported
+from cai_jax.textmodels.protocol import COUNTED, SCORED, TOP
+
+FIRST_DELAY, LONGEST_DELAY = 0.5, 20.0  # seconds between attempts, without the jitter
+MANY = 20  # requests in a row that failed for good: the server is not what it should be
+TEMPLATE_TOKENS = 64  # of a server's template around a message, for what it may cost at most
+PROBE = questions.choice("probe", "Which of the two can be eaten?\nOptions:\n(A) bread\n(B) iron")
+TIERS = {
+    SCORED: "log-probabilities of the options' own tokens",
+    TOP: "the options among the likeliest first tokens",
+    COUNTED: "samples, parsed strictly",
+}
+
+
+class Endpoint:
+    """A `Carrier` to one model of a server.
+
+    Attributes:
+      name: the model's reference.
+      wire: how requests are written.
+      fields: of `configuration.endpoints.OPENAI`.
+      file: where answers go.
+      max_cost: of the run; None for no limit.
+    """
+
+    def __init__(
+        self, name: str, wire: chat.Wire, fields, file: AnswerFile, max_cost: float | None = None
+    ):
+        self.name, self.wire, self.fields = name, wire, fields
+        self.file, self.max_cost = file, max_cost
+        self._key = key_of(name, fields.key_env)
+        self._pace = Pace(fields.requests_per_minute, fields.tokens_per_minute)
+        self._served_as: tuple[str, ...] | None = None
+        self._silent_since: float | None = None
+        self._num_failed = 0
+        self._reserved = 0.0  # what requests may cost whose first attempt is not in the file yet
+
+    # A sliding window of requests -----------------------------------------------------------------
+
+    def answers(self, requests: Iterable[chat.Request]) -> Iterator[tuple[chat.Request, Outcome]]:
+        """See `Carrier.answers`; at most `concurrency` requests are taken at a time."""
+        requests, tasks = iter(requests), {}
+        with asyncio.Runner() as runner:
+            client = _client(self.wire.url, self._key)
+            self._stop = asyncio.Event()
+            try:
+                yield from self._window(runner, client, requests, tasks)
+            finally:
+                runner.run(_close(client, tasks))
+
+    def _window(self, runner: asyncio.Runner, client, requests, tasks: dict):
+        """Keeps `tasks` (task → request) filled and yields what is done. An error is raised once
+        what was in flight has come to its end."""
+        error, request = None, next(requests, None)
+        while tasks or (request and not error):
+            while request and not error and len(tasks) < self.fields.concurrency:
+                if not self._is_affordable(self._reserved + self.most(request)):
+                    if not tasks:
+                        error = self._too_expensive()
+                    break
+                self._reserved += self.most(request)
+                tasks[runner.get_loop().create_task(self._ask(client, request))] = request
+                request = next(requests, None)
+            if not tasks:
+                break
+            finished = runner.run(_first(tasks))
+            done = [(tasks.pop(task), task) for task in finished]
+            kept = [(of, task.result()) for of, task in done if not task.exception()]
+            self._keep(kept)
+            yield from kept
+            errors = [task.exception() for _, task in done if task.exception()]
+            if errors and not error:
+                error = errors[0]
+                self._stop.set()
+        if error:
+            raise error
+
+    def _keep(self, kept: list[tuple[chat.Request, Outcome]]) -> None:
+        """Writes answers, and what they cost, before anybody sees them."""
+        answers = {of.key: answer for of, answer in kept if not isinstance(answer, str)}
+        costs = {key: self.cost(answer["usage"] or (0, 0)) for key, answer in answers.items()}
+        if answers:
+            self.file.add(answers, self.name, costs)
+
+    # One request ----------------------------------------------------------------------------------
+
+    async def _ask(self, client, request: chat.Request) -> Outcome:
+        """What came of a request, after as many attempts as it takes."""
+        num_bad, most = 0, self.most(request)
+        if self._served_as is None:
+            self._served_as = ()
+            self._served_as = await self._names(client)
+        tokens = len(request.text) // 4 + request.limit
+        for attempt in itertools.count(1):
+            await self._pace.wait(tokens)
+            if attempt > 1 and not self._is_affordable(most):
+                raise self._too_expensive()
+            self.file.asked(request.key, attempt, most)
+            self._reserved -= most if attempt == 1 else 0.0
+            try:
+                answer = await self._send(client, request)
+            except (Away, Bad) as error:
+                paid = isinstance(error, Bad) and error.paid
+                self.file.failed(request.key, str(error), None if paid else 0.0)
+                num_bad += isinstance(error, Bad)
+                if num_bad >= self.fields.attempts:
+                    return self._failed(error)
+                await self._wait(attempt, error)
+                if self._stop.is_set():
+                    return FAILED
+            except Final:
+                self.file.failed(request.key, "the server does not take it")
+                raise
+            else:
+                self._silent_since, self._num_failed = None, 0
+                self._pace.correct(sum(answer["usage"] or (tokens,)) - tokens)
+                return answer
+        raise AssertionError("unreachable")
+
+    async def _send(self, client, request: chat.Request) -> dict:
+        """One attempt: what `chat.read` keeps of the response."""
+        import openai
+
+        name = {"x-client-request-id": request.key}
+        of = client.chat.completions if "messages" in request.body else client.completions
+        empty = {"messages": []} if "messages" in request.body else {"prompt": ""}
+        create = of.with_streaming_response.create
+        data = bytearray()
+        try:
+            async with asyncio.timeout(self.fields.timeout):
+                # The package sends `extra_body` as it is; what it checks takes it milliseconds.
+                async with create(
+                    model=request.body["model"],
+                    **empty,
+                    extra_body=request.body,
+                    extra_headers=name,
+                ) as response:
+                    if response.headers.get("x-client-request-id", request.key) != request.key:
+                        raise Bad("an answer to another request")
+                    async for block in response.iter_bytes():
+                        data += block
+                        if len(data) > request.most_bytes:
+                            raise Bad(f"an answer of more than {request.most_bytes} bytes")
+            return chat.read(request, chat.parse(bytes(data)), self._served_as)
+        except chat.Unusable as error:
+            raise Bad(str(error)) from None
+        except TimeoutError:
+            raise Bad(f"no answer within {self.fields.timeout:g} s") from None
+        except openai.APIStatusError as error:
+            words = failures.without_secret(str(error.body or ""), self._key)
+            body = error.body if isinstance(error.body, dict) else words
+            outcome = failures.of_status(error.status_code, body, error.response.headers, self.name)
+            if isinstance(outcome, dict):
+                return outcome
+            raise self._without_key(outcome) from None
+        except openai.APITimeoutError:
+            raise Bad(f"no answer within {self.fields.timeout:g} s") from None
+        except openai.APIConnectionError as error:
+            raise _unreached(error.__cause__ or error) from None
+        except Exception as error:
+            if not type(error).__module__.startswith("http"):
+                raise
+            raise _unreached(error) from None
+
+    def _without_key(self, error: Exception) -> Exception:
+        if isinstance(error, Final):
+            return type(error)(failures.without_secret(str(error), self._key))
+        return error
+
+    async def _names(self, client) -> tuple[str, ...]:
+        """The name of a server's only model: what it calls the model that was asked for."""
+        with contextlib.suppress(Exception):  # not every server lists its models
+            async with (
+                asyncio.timeout(10),
+                client.models.with_streaming_response.list() as response,
+            ):
+                listed = chat.parse(await response.read())["data"]
+                return (str(listed[0]["id"]),) if len(listed) == 1 else ()
+        return ()
+
+    async def _wait(self, attempt: int, error: Away | Bad) -> None:
+        """Waits before the next attempt, longer each time, or as long as the server asks for.
+        Raises Final where it has been silent for too long."""
+        now, patience = time.monotonic(), self.fields.patience
+        if self._silent_since is None:
+            self._silent_since = now
+            if isinstance(error, Away) and not error.retry_after:
+                progress.warn(f"{self.name}: {error}; waiting up to {patience:g} s")
+        delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
+        delay = max(delay, error.retry_after)
+        left = patience - (now - self._silent_since)
+        if left <= 0 or error.retry_after > left:
+            raise Final(
+                f"{self.name}: no answer for {now - self._silent_since:.0f} s ({error}); what was "
+                "answered is kept: start the server and run the same command again, or give it "
+                "more time (config.endpoints.all.patience)"
+            )
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), min(delay, left))
+
+    def _failed(self, error: Bad) -> Outcome:
+        self._num_failed += 1
+        if self._num_failed >= MANY:
+            raise Final(
+                f"{self.name}: {MANY} requests in a row have no usable answer after "
+                f"{self.fields.attempts} attempts each ({error}); what was answered is kept"
+            )
+        return FAILED
+
+    # Cost -----------------------------------------------------------------------------------------
+
+    def cost(self, usage: Sequence[int]) -> float:
+        """Of tokens [read, written]."""
+        prices = self.fields.input_price, self.fields.output_price
+        return sum(price * count / 1e6 for price, count in zip(prices, usage, strict=True))
+
+    def most(self, request: chat.Request) -> float:
+        """What a request costs at most: a token has at least a byte."""
+        messages = len(request.body.get("messages", ())) + 1
+        read = len(request.text.encode()) + TEMPLATE_TOKENS * messages
+        return self.cost((read, request.limit * request.num_choices))
+
+    def _is_affordable(self, more: float) -> bool:
+        return self.max_cost is None or self.file.spent() + more <= self.max_cost
+
+    def _too_expensive(self) -> Final:
+        return Final(
+            f"{self.name}: the next request could pass config.max_cost={self.max_cost:g}: the "
+            f"run's requests have cost {self.file.spent():.4g} at most; what was answered is kept: "
+            "raise it and run the same command again"
+        )
+
+    # Tiers ----------------------------------------------------------------------------------------
+
+    def tier(self) -> str:
+        """How questions are asked: as the config says, or the first tier that the server can do,
+        which is noted in the answer file."""
+        if self.fields.tier != "auto":
+            return self.fields.tier
+        wire = self.wire
+        name = f"tier of {wire.url}#{wire.model} {wire.format} {wire.continue_turns}"
+        noted = self.file.note(name)
+        if noted is None:
+            noted = {"tier": next(filter(self._can, (SCORED, TOP)), COUNTED)}
+            self.file.add_note(name, noted)
+        progress.say(f"{self.name}: options by tier '{noted['tier']}' ({TIERS[noted['tier']]})")
+        return noted["tier"]
+
+    def _can(self, tier: str) -> bool:
+        try:
+            outcomes = self.answers(chat.ask(PROBE, tier, self.wire))
+            return not any(chat.missing(outcome) for _, outcome in outcomes)
+        except Unsupported:
+            return False
+
+
+def key_of(name: str, variable: str) -> str:
+    """The key in an environment variable; UserError where it is not set. It is never written."""
+    if not variable:
+        return ""
+    if not (key := os.environ.get(variable, "").strip()):
+        raise UserError(f"{name}: the environment variable {variable} (key_env) is not set")
+    return key
+
+
+def require_package(name: str) -> None:
+    """UserError where the client is not installed."""
+    if importlib.util.find_spec("openai") is None:
+        raise UserError(
+            f"{name}: the package openai is not installed: pip install 'cai_jax[endpoints]'"
+        )
+
+
+def _client(url: str, key: str):
+    import openai
+
+    # A server without a key does not read what is sent as one.
+    return openai.AsyncOpenAI(base_url=url, api_key=key or "none", max_retries=0, timeout=None)
+
+
+async def _first(tasks: Iterable[asyncio.Task]) -> set[asyncio.Task]:
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    return done
+
+
+async def _close(client, tasks: Iterable[asyncio.Task]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await client.close()
+
+
+def _unreached(error: BaseException) -> Away | Bad:
+    """Nothing came, or not to its end."""
+    name = type(error).__name__
+    away = name in ("ConnectError", "ConnectTimeout", "PoolTimeout")
+    return Away("the server cannot be reached") if away else Bad(f"the answer was cut ({name})")
+
+
+class Pace:
+    """Spreads requests so that a minute has no more of them, and of their tokens, than it may."""
+
+    def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None):
+        self._per_request = 60 / requests_per_minute if requests_per_minute else 0.0
+        self._per_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
+        self._next = 0.0
+
+    async def wait(self, tokens: int) -> None:
+        """Until a request of about so many tokens may be sent."""
+        start = max(time.monotonic(), self._next)
+        self._next = start + max(self._per_request, tokens * self._per_token)
+        if (delay := start - time.monotonic()) > 0:
+            await asyncio.sleep(delay)
+
+    def correct(self, more: int) -> None:
+        """The request had so many more tokens than was thought, or fewer."""
+        if self._per_token:
+            self._next += more * self._per_token
