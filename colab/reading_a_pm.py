@@ -41,13 +41,13 @@ longer answer, a baseline that needs no model.""",
     (
         "code",
         """from cai_jax.data.comparisons import load_comparisons
-from cai_jax.evals import preference
+from cai_jax.core import accuracy
 
 pairs, _ = load_comparisons("embedded:helpful_comparisons", split="heldout", limit=3 * small)
 answers = [notebook.answered(pair.dialogue, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
 chosen, rejected = reward.score(answers).reshape(-1, 2).T.tolist()
-result = preference.pair_accuracy(chosen, rejected, [pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
-for name, estimate in (("preference model", result.accuracy), ("longer", result.longer)):
+result = accuracy.of_pairs(chosen, rejected, [pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
+for name, estimate in (("preference model", result.accuracy), ("longer", result.always_longer)):
     print(f"{name:17} {estimate.value:.2f}  [{estimate.low:.2f}, {estimate.high:.2f}]  n = {estimate.n}")
 widest = max(range(len(pairs)), key=lambda i: abs(chosen[i] - rejected[i]))
 print("\\nthe widest margin:", pairs[widest].dialogue[-1].text)
@@ -65,12 +65,12 @@ scores here are normalised, which stretches or shrinks all differences alike."""
         "code",
         """import matplotlib.pyplot as plt
 figure, axes = plt.subplots(1, 2, figsize=(9, 3), dpi=70)
-bins = result.bins
+bins = result.points
 axes[0].plot([0.5, 1], [0.5, 1], "--", color="grey")
-axes[0].errorbar([b.predicted for b in bins], [b.observed.value for b in bins], marker="o",
-                 yerr=[[max(0, b.observed.value - b.observed.low) for b in bins],
-                       [max(0, b.observed.high - b.observed.value) for b in bins]])
-axes[0].set(xlabel="confidence", ylabel="how often right", ylim=(-0.05, 1.05), title=f"calibration error {result.ece:.2f}")
+axes[0].errorbar([b['predicted'] for b in bins], [b['observed'] for b in bins], marker="o",
+                 yerr=[[max(0, b['observed'] - b['low']) for b in bins],
+                       [max(0, b['high'] - b['observed']) for b in bins]])
+axes[0].set(xlabel="confidence", ylabel="how often right", ylim=(-0.05, 1.05), title=f"calibration error {result.calibration_error:.2f}")
 
 lengths = [len(text.split()) for pair in pairs for text in (pair.chosen, pair.rejected)]
 scores = [score for pair in zip(chosen, rejected) for score in pair]
@@ -89,7 +89,7 @@ A model that only likes length is right where the chosen answer is the longer on
     ),
     (
         "code",
-        """from cai_jax.evals.intervals import wilson
+        """from cai_jax.core.intervals import wilson
 longer = [len(pair.chosen) > len(pair.rejected) for pair in pairs]
 for name, wanted in (("chosen is longer", True), ("chosen is shorter", False)):
     right = [a > b for a, b, is_longer in zip(chosen, rejected, longer) if is_longer == wanted]

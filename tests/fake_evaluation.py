@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from cai_jax.evals import answer_statistics, calibration, harm, preference_scores
+from cai_jax.core import accuracy
+from cai_jax.core.accuracy import confidence, reliability
+from cai_jax.core.intervals import wilson
+from cai_jax.evals import answer_statistics, harm, preference_scores
 from cai_jax.evals import revisions as revisions_eval
-from cai_jax.evals.calibration import confidence, reliability
-from cai_jax.evals.intervals import wilson
 from cai_jax.evals.rows import row
 from tests.fake_texts import BAD, GOOD, HELPFUL, KINDS, PROMPTS
 
@@ -90,14 +91,13 @@ def evaluate(w, num_prompts, seed, lift, revisions, scores, answer):
         )
     )
     p = rng.beta(2, 1.4, 200)
-    bins = reliability(*confidence(p), num_bins=5, span=(0.5, 1.0))
-    curve, error = calibration.curve(bins)
+    curve = reliability(*confidence(p))
     rows.append(
         row(
             "pm_ece",
             "hhh",
             "@pm",
-            error,
+            accuracy.calibration(curve),
             good="lower",
         )
     )
@@ -115,7 +115,7 @@ def evaluate(w, num_prompts, seed, lift, revisions, scores, answer):
     rows += harm.rows(asked, harms, models, seed=seed)
     truth = rng.uniform(0, 4, 60)
     rated = [{"source": "ratings", "rating": t, "predicted": t + rng.normal(0, 0.6)} for t in truth]
-    rows += harm.regressor_rows(harm.held_out(rated, 2.0), "@harm")
+    rows += harm.regressor_rows(accuracy.regression_errors(rated, 2.0), "@harm")
     w.lines("evaluate/harm.jsonl", asked)
     w.lines(
         "evaluate/harm_scores.jsonl",

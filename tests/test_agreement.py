@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from cai_jax.core import labels
 from cai_jax.evals import agreement
 from cai_jax.evals.rows import find
 
@@ -36,7 +37,7 @@ LABELS = [label("a", 0.9, 0.7), label("b", 0.9, 0.3), label("c", 0.6, 0.4), labe
 
 
 def test_pairs_by_hand():
-    found = agreement.of_pairs(LABELS, PAIRS)
+    found = labels.next_to_people(LABELS, PAIRS)
     assert set(found) == {"a", "b", "c"}, "d was judged by nobody"
     assert [round(found[name]["target"], 6) for name in "abc"] == [0.8, 0.6, 0.5]
     assert [found[name]["right"] for name in "abc"] == [1.0, 0.0, 0.5]
@@ -45,7 +46,7 @@ def test_pairs_by_hand():
 
 
 def test_flips_count_labels_of_both_orders():
-    found = agreement.flips([*LABELS, label("e", 0.9)])
+    found = labels.flips([*LABELS, label("e", 0.9)])
     assert (found.value, found.n) == (0.5, 4)  # b and c change, a and d do not; e was asked once
 
 

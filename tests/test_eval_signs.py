@@ -5,10 +5,11 @@ import math
 
 import pytest
 
+from cai_jax.core import accuracy, labels
+from cai_jax.core.intervals import Estimate
 from cai_jax.data.evals import ChoiceItem
-from cai_jax.evals import agreement, harm, multiple_choice
+from cai_jax.evals import harm, multiple_choice
 from cai_jax.evals.evaluator import Measured, Task
-from cai_jax.evals.intervals import Estimate
 from cai_jax.evals.rows import find
 from cai_jax.stages import evaluate
 
@@ -55,7 +56,7 @@ def test_two_of_three_labels_flip():
         entries = [{"order": o, "a": math.log(a), "b": math.log(b)} for o, a, b in sides]
         return {"logprobs": entries}
 
-    found = agreement.flips([label(0.9, 0.2), label(0.3, 0.6), label(0.9, 0.8)])
+    found = labels.flips([label(0.9, 0.2), label(0.3, 0.6), label(0.9, 0.8)])
     assert (found.value, found.n) == (pytest.approx(2 / 3), 3)
 
 
@@ -70,7 +71,7 @@ def test_three_of_four_prompts_are_harmful():
 
 def test_the_regressors_error_is_squared():
     records = [{"source": "ratings", "rating": r, "predicted": p} for r, p in ((0, 2), (4, 1))]
-    found = harm.held_out(records, 2.0)["ratings"]
+    found = accuracy.regression_errors(records, 2.0)["ratings"]
     assert found["l2"]["value"] == pytest.approx((4 + 9) / 2)
     assert found["mean_predictor"] == 4.0
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax.core import sharding
+from cai_jax.core import accuracy, sharding
 from cai_jax.core.optim import adam, learning_rate
 from cai_jax.data.ratings import load_ratings
 from cai_jax.errors import UserError
@@ -149,7 +149,7 @@ def test_it_recovers_a_known_linear_score():
     predicted = np.asarray(
         heads.dialogue_scores(state["params"], tokens, np.ones(tokens.shape, bool), CONFIG)
     )
-    found = harm.held_out(
+    found = accuracy.regression_errors(
         [
             {"rating": item.rating, "predicted": float(value), "source": "ratings"}
             for item, value in zip(held, predicted, strict=True)
@@ -164,7 +164,7 @@ def test_held_out_error_by_hand():
     records = [
         {"source": "ratings", "rating": r, "predicted": p} for r, p in ((0, 1), (4, 3), (2, 2))
     ]
-    found = harm.held_out(records, 1.0)["ratings"]
+    found = accuracy.regression_errors(records, 1.0)["ratings"]
     assert found["l2"]["value"] == pytest.approx(2 / 3) and found[
         "mean_predictor"
     ] == pytest.approx((1 + 9 + 1) / 3)

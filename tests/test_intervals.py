@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cai_jax.evals.intervals import (
+from cai_jax.core.intervals import (
     Estimate,
     bootstrap_mean,
     cluster_means,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from cai_jax.core.intervals import bootstrap_mean
 from cai_jax.evals import length
-from cai_jax.evals.intervals import bootstrap_mean
 
 SLOPE = 0.02  # of a score by a token more
 

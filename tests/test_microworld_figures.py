@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from cai_jax.core.intervals import Estimate
 from cai_jax.evals import rows
-from cai_jax.evals.intervals import Estimate
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.microworld import by_seed, figures, measure
 from cai_jax.structs import Message, dialogue_to_json

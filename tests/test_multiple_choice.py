@@ -8,9 +8,9 @@ import types
 import ml_collections
 import pytest
 
+from cai_jax.core.intervals import Estimate
 from cai_jax.evals import items as items_lib
 from cai_jax.evals import multiple_choice as mc
-from cai_jax.evals.intervals import Estimate
 from cai_jax.evals.rows import find, row
 from cai_jax.structs import Completion, Message
 from cai_jax.textmodels.protocol import Choice

@@ -12,8 +12,8 @@ import types
 
 import pytest
 
+from cai_jax.core.intervals import Estimate
 from cai_jax.errors import UserError
-from cai_jax.evals.intervals import Estimate
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.report import __main__ as report
 from cai_jax.report import build, cards, cautions, compare, curves, figures, judge, plot, schema1

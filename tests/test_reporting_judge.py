@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from cai_jax.evals.intervals import Estimate, wilson
+from cai_jax.core.intervals import Estimate, wilson
 from cai_jax.evals.rows import row
 from cai_jax.report import build, cautions, compare, figures, judge, sections, story, transcripts
 from cai_jax.report.run import Run

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from cai_jax.evals.intervals import Estimate
+from cai_jax.core.intervals import Estimate
 from cai_jax.evals.registry import KINDS
 from cai_jax.evals.rows import Column, find, row
 from cai_jax.report import build, cards, cautions, compare, figures, results, story

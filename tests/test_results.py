@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cai_jax import results
+from cai_jax.core.intervals import paired_difference, wilson
 from cai_jax.errors import UserError
-from cai_jax.evals.intervals import paired_difference, wilson
 from cai_jax.evals.rows import find
 from cai_jax.report import build as build_lib
 from cai_jax.report import numbers, tables, transcripts

@@ -8,8 +8,12 @@ logarithms.
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from cai_jax.core.accuracy import wins
+from cai_jax.core.intervals import Estimate, wilson
 
 
 def probability_first(entry: Mapping) -> float:
@@ -22,6 +26,14 @@ def probability_first(entry: Mapping) -> float:
         if difference >= 0
         else math.exp(difference) / (1 + math.exp(difference))
     )
+
+
+def by_order(record: Mapping) -> dict[str, float]:
+    """Order → p(first response is better), the mean over chains of thought."""
+    values = collections.defaultdict(list)
+    for entry in record["logprobs"]:
+        values[entry["order"]].append(probability_first(entry))
+    return {order: sum(of_order) / len(of_order) for order, of_order in values.items()}
 
 
 def target(
@@ -41,14 +53,10 @@ def target(
         raise ValueError(f"clamp: expected two probabilities, the lower one first, not {clamp!r}")
     per_record = []
     for record in records:
-        by_order: dict[str, list[float]] = {}
-        for entry in record["logprobs"]:
-            by_order.setdefault(entry["order"], []).append(probability_first(entry))
-        if not average_orders and "ab" in by_order:
-            by_order = {"ab": by_order["ab"]}
-        per_record.append(
-            sum(sum(values) / len(values) for values in by_order.values()) / len(by_order)
-        )
+        probabilities = by_order(record)
+        if not average_orders and "ab" in probabilities:
+            probabilities = {"ab": probabilities["ab"]}
+        per_record.append(sum(probabilities.values()) / len(probabilities))
     mean = sum(per_record) / len(per_record)
     if not 0 <= mean <= 1:
         raise ValueError(
@@ -59,3 +67,41 @@ def target(
     if kind != "soft":
         raise ValueError(f"label kind: expected soft or hard, not {kind!r}")
     return min(max(mean, clamp[0]), clamp[1]) if clamp else mean
+
+
+def flips(records: Iterable[Mapping]) -> Estimate:
+    """The share of labels whose choice changes when the options are exchanged, among those asked in
+    both orders."""
+    asked = [p for p in map(by_order, records) if len(p) == 2]
+    return wilson(sum((p["ab"] > 0.5) != (p["ba"] > 0.5) for p in asked), len(asked))
+
+
+def right(target: float, preferred: int) -> float:
+    """1 where the label p(first is better) is on the side that people preferred, ½ at one half,
+    else 0."""
+    return 0.5 if target == 0.5 else float((target > 0.5) == (preferred == 0))
+
+
+def next_to_people(records: Sequence[Mapping], comparisons: Iterable[Mapping]) -> dict[str, dict]:
+    """comparison id → {"on": its source, "target": the label with orders averaged, "one_order": the
+    label of order ab, "right" and "right_one_order": 1, ½ or 0, "longer": the same for always
+    preferring the longer response}, for comparisons that people have judged ("preferred") and that
+    have labels."""
+    by_id, pairs = collections.defaultdict(list), {}
+    for record in records:
+        by_id[record["comparison_id"]].append(record)
+    for pair in comparisons:
+        preferred, own = pair.get("preferred"), by_id.get(pair["id"])
+        if preferred is None or own is None:
+            continue
+        both, ab = (target(own, average_orders=average) for average in (True, False))
+        lengths = [len(text) for text in pair["responses"]]
+        pairs[pair["id"]] = {
+            "on": pair.get("kind") or "human",
+            "target": both,
+            "one_order": ab,
+            "longer": float(wins([lengths[preferred]], [lengths[1 - preferred]])[0]),
+            "right": right(both, preferred),
+            "right_one_order": right(ab, preferred),
+        }
+    return pairs

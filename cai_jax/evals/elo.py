@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cai_jax.evals.intervals import Estimate
+from cai_jax.core.intervals import Estimate
 
 ELO_PER_LOGIT = 400.0 / math.log(10.0)
 # Half a virtual tie for every pair that was compared keeps a rating finite where one side won every

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cai_jax import references
-from cai_jax.evals.intervals import cluster_means
+from cai_jax.core.intervals import cluster_means
 from cai_jax.evals.rows import Column
 from cai_jax.io import artefacts
 from cai_jax.rewards.functions import custom_reward

@@ -89,7 +89,7 @@ def _steps_of(task: Task, stage: str) -> dict[str, int]:
 
 def calibration(curves: Mapping[str, Sequence[Mapping]]) -> list[dict]:
     """Reliability diagram (Figure 9): stated confidence against how often the judge is right, of
-    label → `calibration.curve`."""
+    label → `accuracy.reliability`."""
     series = [
         points(label, [point["predicted"] for point in curve], curve, "observed")
         for label, curve in curves.items()

@@ -8,16 +8,12 @@ the prompt is the independent unit.
 
 from __future__ import annotations
 
-import collections
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Mapping, Sequence
 
 from cai_jax import references
+from cai_jax.core.intervals import Estimate, wilson
 from cai_jax.evals import collect, figures
 from cai_jax.evals.evaluator import Measured, Task, by_prompt, by_set
-from cai_jax.evals.intervals import Estimate, bootstrap_mean, wilson
 from cai_jax.evals.rows import Column
 from cai_jax.io import artefacts
 
@@ -65,29 +61,8 @@ def run(task: Task) -> Measured:
     return Measured(out, task.judged(COLUMNS, fields.model), drawn)
 
 
-def held_out(records: Iterable[Mapping], mean: float, *, seed: int = 0) -> dict[str, dict]:
-    """By source of the records {"rating", "predicted", "source"}: "l2" (mean squared error with its
-    interval), "mean_predictor" (that of always saying `mean`), "difference" (paired, ours − the
-    mean's) and "correlation"."""
-    groups = collections.defaultdict(list)
-    for record in records:
-        groups[record["source"]].append((record["rating"], record["predicted"]))
-    errors = {}
-    for source, pairs in sorted(groups.items()):
-        rating, predicted = np.array(pairs, np.float64).T
-        ours, constant = np.square(predicted - rating), np.square(mean - rating)
-        varies = rating.std() > 0 and predicted.std() > 0
-        errors[source] = {
-            "l2": dataclasses.asdict(bootstrap_mean(ours, seed=seed)),
-            "mean_predictor": float(constant.mean()),
-            "difference": dataclasses.asdict(bootstrap_mean(ours - constant, seed=seed)),
-            "correlation": float(np.corrcoef(rating, predicted)[0, 1]) if varies else None,
-        }
-    return errors
-
-
 def regressor_rows(errors: Mapping[str, Mapping], model: str) -> list[dict]:
-    """`held_out` as rows: the error, its baseline, and the paired difference to it."""
+    """`accuracy.regression_errors` as rows: the error, its baseline, and their difference."""
     out = []
     for source, e in errors.items():
         on = "held-out ratings" if source == "ratings" else source

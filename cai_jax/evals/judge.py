@@ -11,10 +11,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
+from cai_jax.core.intervals import Estimate, wilson
 from cai_jax.data import choices
 from cai_jax.evals import elo
 from cai_jax.evals.evaluator import Measured, Task, by_prompt, by_set
-from cai_jax.evals.intervals import Estimate, wilson
 from cai_jax.evals.multiple_choice import normalise
 from cai_jax.evals.preference_scores import win_rows
 from cai_jax.evals.rows import Column

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import expit, stdtrit
 
-from cai_jax.evals.intervals import ROUNDING, Estimate, bootstrap_mean
+from cai_jax.core.intervals import ROUNDING, Estimate, bootstrap_mean
 
 FEWEST = 8  # prompts below which no line is fitted
 RIDGE = 0.25  # on the slope: keeps it finite where length separates wins from losses

@@ -17,11 +17,12 @@ import numpy as np
 
 from cai_jax import seeds
 from cai_jax.constitution.loader import load_constitution
+from cai_jax.core import accuracy
+from cai_jax.core.intervals import mcnemar, paired_difference, wilson
 from cai_jax.data import choices, fitting
-from cai_jax.evals import calibration, figures
+from cai_jax.evals import figures
 from cai_jax.evals import items as items_lib
 from cai_jax.evals.evaluator import Measured, Task
-from cai_jax.evals.intervals import mcnemar, paired_difference, wilson
 from cai_jax.evals.rows import Column, find
 from cai_jax.textmodels import questions
 from cai_jax.textmodels.protocol import Sampling
@@ -85,7 +86,10 @@ def run(task: Task) -> Measured:
                     leader = next(iter(answering))
                     out.append(asking.difference(on, mode, records, {leader: first[mode]}))
             first = first or answers
-    out += [ERROR[mode].row(on, name, error) for (name, mode, on), (_, error) in curves.items()]
+    out += [
+        ERROR[mode].row(on, name, accuracy.calibration(points))
+        for (name, mode, on), points in curves.items()
+    ]
     headline = ", ".join(
         f"{row['on']} {row['value']:.0%} {MODES[mode]}"
         for mode in (ZERO_SHOT, FEW_SHOT)
@@ -94,7 +98,7 @@ def run(task: Task) -> Measured:
     )
     left_out = fitting.examples_left_out(few_shot) if any(of for _, of in few_shot) else {}
     drawn = figures.calibration(
-        {f"{name}, {CLAMPED[mode]}, {on}": curve for (name, mode, on), (curve, _) in curves.items()}
+        {f"{name}, {CLAMPED[mode]}, {on}": points for (name, mode, on), points in curves.items()}
     )
     return Measured(out, COLUMNS if out else (), drawn, headline=headline, few_shot=left_out)
 
@@ -245,10 +249,10 @@ class Asking:
         p_value = mcnemar(then, now)
         return ACCURACY[mode].row(on, self.name, gap, against=other, p_value=p_value)
 
-    def curves(self, mode: str, records: Sequence[Mapping]) -> dict[tuple, tuple]:
-        """(model, mode, set) → (reliability curve, its error) of questions with two options. After
-        chains there is a second one of probabilities clamped to `clamp`, being what a preference
-        model then learns from."""
+    def curves(self, mode: str, records: Sequence[Mapping]) -> dict[tuple, list[dict]]:
+        """(model, mode, set) → reliability curve of questions with two options. After chains there
+        is a second one of probabilities clamped to `clamp`, being what a preference model then
+        learns from."""
         if any(len(record["probabilities"]) != 2 for record in records):
             return {}
         p = np.array([record["probabilities"][record["correct"]] for record in records])
@@ -256,9 +260,7 @@ class Asking:
         if mode == CHAINS and clamp:
             stated[f"{CHAINS}_clamped"] = np.clip(p, *clamp)
         return {
-            (self.name, name, self.on): calibration.curve(
-                calibration.reliability(*calibration.confidence(values))
-            )
+            (self.name, name, self.on): accuracy.reliability(*accuracy.confidence(values))
             for name, values in stated.items()
         }
 

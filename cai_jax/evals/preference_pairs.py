@@ -6,10 +6,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from cai_jax.core import accuracy
 from cai_jax.data.comparisons import load_comparisons
-from cai_jax.evals import calibration, figures, preference
+from cai_jax.evals import figures
 from cai_jax.evals.evaluator import Measured, Task
-from cai_jax.evals.intervals import paired_difference
 from cai_jax.evals.items import choice_sets
 from cai_jax.evals.rows import Column
 from cai_jax.rewards.preference_model import collected
@@ -46,17 +46,21 @@ def run(task: Task) -> Measured:
             for pair in sorted(pairs, key=lambda pair: str(pair.subset)):
                 subsets.setdefault(f"{on}:{pair.subset}", []).append(pair)
         for subset, chosen in subsets.items():
-            accuracy = preference.pair_accuracy(
+            judged = accuracy.of_pairs(
                 [scores[pair.id]["better"] for pair in chosen],
                 [scores[pair.id]["worse"] for pair in chosen],
                 [pair.better[-1].text for pair in chosen],
                 [pair.worse[-1].text for pair in chosen],
                 scale=scale,
             )
-            out += _rows(subset, name, [pair.id for pair in chosen], accuracy)
+            ids = [pair.id for pair in chosen]
+            right, longer = (
+                dict(zip(ids, values, strict=True)) for values in (judged.wins, judged.longer)
+            )
+            out += ACCURACY.accuracy_rows(subset, name, right, longer)
             if subset == on:
-                curves[f"PM, {on}"], error = calibration.curve(accuracy.bins)
-                out.append(ERROR.row(on, name, error))
+                curves[f"PM, {on}"] = judged.points
+                out.append(ERROR.row(on, name, accuracy.calibration(judged.points)))
     headline = "".join(f"PM accuracy {row['value']:.2f}" for row in out[:1])
     columns = COLUMNS if out else ()
     return Measured(out, columns, figures.calibration(curves), headline=headline)
@@ -93,15 +97,3 @@ def _scores(task: Task, on: str, pairs: list[Pair]) -> dict[str, dict]:
         about = {"id": f"{on}/{pair.id}", "on": on, "subset": pair.subset}
         journal.append({**about, "better": better, "worse": worse})
     return {pair.id: journal.finished[f"{on}/{pair.id}"] for pair in pairs}
-
-
-def _rows(on: str, reward: str, ids: list[str], accuracy: preference.PairAccuracy) -> list[dict]:
-    """Accuracy with its baselines, and the paired difference to always preferring the longer
-    text."""
-    wins, longer = (
-        dict(zip(ids, values, strict=True)) for values in (accuracy.wins, accuracy.longer_wins)
-    )
-    base = {"chance": 0.5, "longer": accuracy.longer.value}
-    gap = paired_difference(longer, wins, shares=True)
-    mean = ACCURACY.row(on, reward, accuracy.accuracy, baseline=base, values=wins)
-    return [mean, ACCURACY.row(on, reward, gap, against="longer")]

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cai_jax.configuration.topic import Words
+from cai_jax.core.intervals import net_wins, wilson
 from cai_jax.evals import elo as elo_lib
 from cai_jax.evals import figures, length
 from cai_jax.evals.evaluator import Measured, Task, by_prompt, by_set
-from cai_jax.evals.intervals import net_wins, wilson
 from cai_jax.evals.rows import Column, find
 from cai_jax.rewards.reward import terms_of
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import collections
 from collections.abc import Mapping, Sequence
 
+from cai_jax.core.intervals import bootstrap_mean
 from cai_jax.evals import figures
 from cai_jax.evals.evaluator import Measured, Task
-from cai_jax.evals.intervals import bootstrap_mean
 from cai_jax.evals.rows import Column, find
 
 BY_ROUND = Column(

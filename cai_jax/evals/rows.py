@@ -6,8 +6,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from cai_jax.evals import intervals
-from cai_jax.evals.intervals import SHARES, Estimate
+from cai_jax.core import intervals
+from cai_jax.core.intervals import SHARES, Estimate
 
 SCHEMA = 2
 DIRECTIONS = {"higher", "lower", None}
@@ -77,6 +77,27 @@ class Column:
                 gap = intervals.difference_estimate(values[first], by_item, self.unit, seed)
                 rows.append(self.row(on, model, gap, against=first))
         return rows
+
+    def accuracy_rows(
+        self, on: str, model: str, right: Mapping[str, float], longer: Mapping[str, float]
+    ) -> list[dict]:
+        """The accuracy on pairs with its baselines, and the paired difference to always preferring
+        the longer text.
+
+        Args:
+            on: the set of pairs.
+            model: who judged them.
+            right: pair id → 1, ½ or 0.
+            longer: the same of the longer text.
+
+        Returns:
+            Two rows.
+        """
+        mean = intervals.wilson(sum(right.values()), len(right))
+        base = {"chance": 0.5, "longer": sum(longer.values()) / len(longer)}
+        gap = intervals.paired_difference(longer, right, shares=True)
+        plain = self.row(on, model, mean, baseline=base, values=right)
+        return [plain, self.row(on, model, gap, against="longer")]
 
 
 def row(

@@ -15,8 +15,8 @@ import sys
 import numpy as np
 from scipy.special import stdtrit
 
+from cai_jax.core.intervals import bootstrap_mean, wilson
 from cai_jax.errors import Parser, UserError, command
-from cai_jax.evals.intervals import bootstrap_mean, wilson
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.microworld.oracle import evaluate
 from cai_jax.structs import Message, dialogue_from_json

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from cai_jax.core.intervals import Estimate, bootstrap_mean, difference_estimate
 from cai_jax.evals import length
-from cai_jax.evals.intervals import Estimate, bootstrap_mean, difference_estimate
 from cai_jax.evals.rows import row
 from cai_jax.report import numbers
 from cai_jax.report.run import Evaluation, Run

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cai_jax.constitution.loader import load_constitution
+from cai_jax.core.intervals import wilson
 from cai_jax.errors import UserError
 from cai_jax.evals import copying
-from cai_jax.evals.intervals import wilson
 from cai_jax.evals.rows import row
 from cai_jax.report.run import Run, Stage
 

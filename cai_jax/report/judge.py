@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from cai_jax import references
-from cai_jax.evals.intervals import Estimate, wilson
+from cai_jax.core.intervals import Estimate, wilson
 from cai_jax.evals.rows import find
 from cai_jax.report.numbers import Column
 from cai_jax.report.run import Run

@@ -9,8 +9,8 @@ import hashlib
 import io
 from collections.abc import Sequence
 
+from cai_jax.core.intervals import wilson
 from cai_jax.errors import UserError
-from cai_jax.evals.intervals import wilson
 from cai_jax.evals.rows import row
 from cai_jax.report.run import Run
 from cai_jax.report.text import model_name, set_name

@@ -23,7 +23,6 @@ import numpy as np
 from cai_jax.constitution.loader import ComparisonPrinciple, Constitution, load_constitution
 from cai_jax.core import labels
 from cai_jax.data import choices, fitting
-from cai_jax.evals import agreement
 from cai_jax.rewards.preference_model import collected
 from cai_jax.seeds import row_key, row_rng
 from cai_jax.stages.context import StageContext
@@ -272,7 +271,7 @@ def _summary(ctx: StageContext, journal, few_shot: dict | None = None) -> dict:
         result["headline"] += fitting.describe_left_out(few_shot)
     if stops := [chain.get("stop") for row in rows for chain in row["chains"]]:
         result["cut"] = {"chains of thought": count_cut(stops)}
-    pairs = agreement.of_pairs(rows, ctx.inputs["comparisons"].records()).values()
+    pairs = labels.next_to_people(rows, ctx.inputs["comparisons"].records()).values()
     if pairs:
         result["agreement"] = sum(pair["right"] for pair in pairs) / len(pairs)
         result["headline"] += f", agrees with people on {result['agreement']:.0%} of {len(pairs)}"
@@ -280,21 +279,10 @@ def _summary(ctx: StageContext, journal, few_shot: dict | None = None) -> dict:
 
 
 def _statistics(rows: list[dict]) -> dict:
-    """Numbers on label records: mean confidence, share of first-option choices, and the flip rate,
-    which is the share of pairs whose choice changes when the options change order (None where only
-    one order was asked)."""
-
-    def probability(row, order):
-        """Of the first option, the mean over chains; None where the order was not asked."""
-        values = [
-            labels.probability_first(entry) for entry in row["logprobs"] if entry["order"] == order
-        ]
-        return sum(values) / len(values) if values else None
-
-    first = [probability(row, "ab") for row in rows]
-    swapped = [probability(row, "ba") for row in rows]
-    both = [(p, q) for p, q in zip(first, swapped, strict=True) if q is not None]
-    flips = sum((p > 0.5) != (q > 0.5) for p, q in both) / len(both) if both else None
+    """Numbers on label records: mean confidence, share of first-option choices, and the flip rate
+    (None where only one order was asked)."""
+    first = [labels.by_order(row)["ab"] for row in rows]
+    flips = labels.flips(rows).value
     confidence = sum(max(p, 1 - p) for p in first) / len(first)
     chose_a = sum(p > 0.5 for p in first) / len(first)
     flip_rate = f", flip rate {flips:.0%}" if flips is not None else ""

@@ -13,9 +13,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from cai_jax.core import losses
+from cai_jax.core import accuracy, losses
 from cai_jax.data.ratings import load_ratings
-from cai_jax.evals import harm as harm_evals
 from cai_jax.models import heads
 from cai_jax.planning import throughput
 from cai_jax.rewards.preference_model import RewardModel
@@ -144,7 +143,7 @@ def run(ctx: StageContext) -> dict:
             }
         )
     journal.finish()
-    numbers = harm_evals.held_out(journal.finished.values(), mean, seed=ctx.seed)
+    numbers = accuracy.regression_errors(journal.finished.values(), mean, seed=ctx.seed)
     more = {"examples": len(train), "mean_rating": mean, "held_out": numbers}
     result = supervised.summary(ctx, steps.num_steps, more)
     shown = [

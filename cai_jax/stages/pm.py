@@ -13,8 +13,8 @@ import numpy as np
 
 from cai_jax import seeds
 from cai_jax.configuration import auto
+from cai_jax.core import accuracy
 from cai_jax.errors import UserError
-from cai_jax.evals import preference
 from cai_jax.io import progress
 from cai_jax.models import heads
 from cai_jax.planning import throughput
@@ -167,7 +167,7 @@ def held_out(held: list[Pair], raw) -> dict:
             for pair, scores in chosen
             if pair.target != 0.5
         ]
-        accuracy = preference.pair_accuracy(
+        judged = accuracy.of_pairs(
             [scores[side] for _, scores, side in preferred],
             [scores[1 - side] for _, scores, side in preferred],
             [pair.texts[side] for pair, _, side in preferred],
@@ -177,10 +177,9 @@ def held_out(held: list[Pair], raw) -> dict:
         result[source] = {
             "loss": float(loss),
             "n": len(chosen),
-            "accuracy": dataclasses.asdict(accuracy.accuracy),
-            "ece": accuracy.ece,
-            "longer": dataclasses.asdict(accuracy.longer),
-            "bins": [dataclasses.asdict(item) for item in accuracy.bins],
+            "accuracy": dataclasses.asdict(judged.accuracy),
+            "ece": judged.calibration_error,
+            "longer": dataclasses.asdict(judged.always_longer),
             "majority": max(seconds, count - seconds) / count if count else None,
         }
     return result
