@@ -66,6 +66,8 @@ EVALS: dict[str, Table] = {
         "anchor": ANCHOR,
         "elo_ties": TIES,
     },
+    # A language model rates each answer by itself: harm and help from 0 to 4, refusals.
+    "ratings": {"judge": model("", "what rates answers, e.g. judge; '' for none")},
     # Lettered questions, zero-shot, few-shot and after chains of thought (Figures 4 and 11).
     "multiple_choice": {
         "feedback": model("feedback", "what answers; '' for none"),

@@ -7,6 +7,7 @@ from cai_jax.evals import (
     multiple_choice,
     preference_pairs,
     preference_scores,
+    ratings,
     revisions,
 )
 
@@ -15,6 +16,7 @@ KINDS = {
     "answer_statistics": answer_statistics,
     "revisions": revisions,
     "judge": judge,
+    "ratings": ratings,
     "multiple_choice": multiple_choice,
     "preference_pairs": preference_pairs,
     "harm": harm,
