@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax.core.algorithms import PPO
+from cai_jax.core.algorithms import GRPO, PPO
 from cai_jax.rewards import reward
 from cai_jax.stages import pm, rl, sl
 from cai_jax.stages.context import StageContext
 from cai_jax.training import examples, pairs, supervised
 from cai_jax.training import learner as learner_lib
+from cai_jax.training import rollouts as rollouts_lib
 from cai_jax.training import state as state_lib
 from configs import default
 from tests.test_training_learner import CONFIG, MESH, SETTINGS, rollouts, start
@@ -52,15 +53,19 @@ def tx_step(tx):
     return sum(jnp.sum(a - b) for a, b in zip(*map(jax.tree.leaves, (params, before)), strict=True))
 
 
-def advantages(found):
+def advantages(found, algorithm=PPO):
     """Rewards, returns and advantages of three answers with values and a KL, as they are frozen."""
     actions = np.array([[False, True, True, True]] * 3)
     rng = np.random.default_rng(0)
     old, ref, values = (np.where(actions, rng.normal(size=(3, 4)), 0).astype("f4") for _ in "abc")
     scores = np.array([1.0, -2.0, 4.0], np.float32)
-    settings = {"settings": found.settings, "algorithm": PPO}
-    out = learner_lib.targets(old, ref, values, scores, actions, np.arange(3), 0.1, **settings)
+    settings, groups = {"settings": found.settings, "algorithm": algorithm}, np.array([0, 0, 1])
+    out = learner_lib.targets(old, ref, values, scores, actions, groups, 0.1, **settings)
     return jax.tree.map(lambda x: np.asarray(x).tolist(), out)
+
+
+def grouped(found):
+    return advantages(found, GRPO)
 
 
 def losses(found):
@@ -71,7 +76,7 @@ def losses(found):
     positions = np.broadcast_to(np.arange(12, dtype=np.int32), batch.tokens.shape)
     frozen = {
         name: np.where(batch.actions, rng.normal(size=batch.tokens.shape), 0).astype(np.float32)
-        for name in ("old", "values", "advantages", "returns")
+        for name in ("old", "values", "advantages", "returns", "ref")
     }
     given = {
         "tokens": batch.tokens,
@@ -89,10 +94,11 @@ def losses(found):
         "value": (value, both),
         "shared": (learn, both),
     }
-    return {
-        name: float(network.loss(params, given, PPO, found.settings)[0])
-        for name, (network, params) in given_to.items()
-    }
+    found_losses = {}
+    for name, (network, params) in given_to.items():
+        total, (count, _) = network.loss(params, given, PPO, found.settings)
+        found_losses[name] = float(total / count)
+    return found_losses
 
 
 def minibatches(found):
@@ -115,6 +121,12 @@ ACTS = {  # field → (what it changes, another value, other fields under which 
     "value_clip": (losses, 0.01, {}),
     "temperature": (losses, 1.5, {}),
     "value_coefficient": (losses, 0.7, {}),
+    "kl_in": (advantages, "loss", {}),
+    "kl_estimator": (advantages, "k3", {}),
+    "group_normalisation": (grouped, "mean", {}),
+    "loss_aggregation": (losses, "sequence_mean", {}),
+    "max_new_tokens": (losses, 13, {"loss_aggregation": "fixed_length", "max_new_tokens": 12}),
+    "kl_coefficient": (losses, 0.3, {"kl_in": "loss", "kl_estimator": "k3"}),
 }
 
 
@@ -125,16 +137,19 @@ def test_a_setting_of_rl_acts(field):
 
 
 def test_settings_of_the_losses_act():
-    before = losses(learner())
     changed = {
         "clip": {"policy", "shared"},
         "value_clip": {"value", "shared"},
         "temperature": {"policy", "shared"},
         "value_coefficient": {"shared"},
+        "loss_aggregation": {"policy", "value", "shared"},
+        "max_new_tokens": {"policy", "value", "shared"},
+        "kl_coefficient": {"policy", "shared"},
     }
     assert set(changed) == {field for field, (probe, *_) in ACTS.items() if probe is losses}
     for field, want in changed.items():
-        after = losses(learner(**{field: ACTS[field][1]}))
+        _, value, others = ACTS[field]
+        before, after = losses(learner(**others)), losses(learner(**{**others, field: value}))
         assert {name for name in before if before[name] != after[name]} == want, field
 
 
@@ -188,13 +203,12 @@ READ = {  # stage → field → what of the code reads it; the tests that show i
         "prompts": (rl.fitting_prompts, "config.prompts"),
         "format": (rl.load_models, "config.format"),
         "rollouts_per_update": (rl.run, "config.rollouts_per_update"),
+        "group_size": (rollouts_lib.draw, "config.group_size"),
         "num_microbatches": (learner_lib.networks.Network, "settings.num_microbatches"),
-        "kl_coefficient": (rl.initial_state, "config.kl_coefficient"),
         "kl_target": (rl.run, "config.kl_target"),
         "kl_horizon": (rl.run, "config.kl_horizon"),
         "missing_eos_penalty": (reward.terms_of, 'fields["missing_eos_penalty"]'),
         "max_prompt_tokens": (rl.fitting_prompts, "config.max_prompt_tokens"),
-        "max_new_tokens": (rl.run, "config.max_new_tokens"),
         "save_every_updates": (rl.run, "config.save_every_updates"),
         "snapshot_every_updates": (rl.run, "config.snapshot_every_updates"),
         "adapters": (StageContext.adapters, 'config.get("adapters")'),

@@ -96,7 +96,7 @@ class Watched(learner_lib.Learner):
         moved = jax.tree.map(lambda leaf: leaf * 1.5, state["params"])
         names = ("loss", "grad_norm", "clipped", "old_kl", "value_loss", "value_grad_norm")
         scalars = dict.fromkeys((*names, "value_clipped", "ratio_error"), 0.0)
-        return {**state, "params": moved}, [{**scalars, "count": 1.0}]
+        return {**state, "params": moved}, [{**scalars, "count": 1.0, "actions": 1.0}]
 
 
 class Lengths:
@@ -253,7 +253,7 @@ def test_the_kl_coefficient_is_adapted_from_update_to_update(run):
 
 
 def test_the_first_ratio_error_is_that_of_the_first_minibatch():
-    names = ("count", "clipped", "old_kl", "value_clipped")
+    names = ("count", "actions", "clipped", "old_kl", "value_clipped")
     history = [{**dict.fromkeys(names, 1.0), "ratio_error": error} for error in (0.3, 0.1, 0.2)]
     found = rl_numbers.of_minibatches(history)
     assert (found["first_ratio_error"], found["max_ratio_error"]) == (0.3, 0.3)

@@ -18,7 +18,8 @@ PROMPTS = [
     for i in range(5)
 ]
 
-THREE, EIGHT = (types.SimpleNamespace(rollouts_per_update=n) for n in (3, 8))
+THREE, EIGHT = (types.SimpleNamespace(rollouts_per_update=n, group_size=1) for n in (3, 8))
+PAIRS = types.SimpleNamespace(rollouts_per_update=6, group_size=2)
 
 
 def test_prompts_go_round_in_epochs_without_state():
@@ -29,6 +30,19 @@ def test_prompts_go_round_in_epochs_without_state():
     assert [name for name, _ in lib.draw(PROMPTS, 7, THREE, 0, "rl")] == names[21:24]
     epochs = [tuple(name.split("/")[1] for name in names[5 * e : 5 * e + 5]) for e in range(6)]
     assert len(set(epochs)) > 1
+
+
+def test_a_prompt_is_answered_as_often_as_a_group_is_large():
+    names = [name for update in range(5) for name, _ in lib.draw(PROMPTS, update, PAIRS, 0, "rl")]
+    assert [name.rpartition(".")[2] for name in names] == ["00", "01"] * 15
+    alone = [name for update in range(5) for name, _ in lib.draw(PROMPTS, update, THREE, 0, "rl")]
+    assert [name.rpartition(".")[0] for name in names[::2]] == alone
+    drawn = lib.draw(PROMPTS, 1, PAIRS, 0, "rl")
+    requests = lib.requests(drawn, 1, 0, "rl")
+    assert len({tuple(request.key) for request in requests}) == 6
+    done = {name: Completion(name, (7,), (-0.5,), "", "eos") for name, _ in drawn}
+    groups = lib.assemble(drawn, done, 16).groups
+    assert all(groups[::2] == groups[1::2]) and sorted(set(groups.tolist())) == [0, 1, 2]
 
 
 def test_every_rollout_has_its_own_key_and_the_same_one_again():

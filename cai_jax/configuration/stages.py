@@ -253,7 +253,21 @@ RL = Stage(
         "reward": model("@pm", "or python:module.function of dialogues", "reward", python=True),
         # terms of a weighted sum instead of `reward`, by name; see rewards/reward.py
         "rewards": Named({}, REWARD_TERMS),
-        "algorithm": choice("ppo", ("ppo",), "how rewards become a loss; see core/algorithms.py"),
+        "algorithm": choice(
+            "ppo", ("ppo", "grpo", "rloo"), "how rewards become a loss; see docs/methods.md"
+        ),
+        "group_size": count(1, "answers to each prompt of an update; grpo, rloo: at least 2"),
+        "group_normalisation": choice(
+            "mean_std",
+            ("mean_std", "mean", "none"),
+            "grpo: what is subtracted from a reward and divides it, over its group",
+        ),
+        # sequence_mean: long answers weigh less by the token; fixed_length: by max_new_tokens
+        "loss_aggregation": choice(
+            "token_mean",
+            ("token_mean", "sequence_mean", "fixed_length"),
+            "how the losses of tokens are averaged; rloo's are of answers",
+        ),
         "value_init": choice(
             "reward", ("reward", "policy"), "the value model starts from it; policy: a zero head"
         ),
@@ -270,6 +284,11 @@ RL = Stage(
         "num_minibatches": count(1, "optimiser steps an epoch"),
         "num_microbatches": count(1, "a step is computed in so many, exactly"),
         "kl_coefficient": number(0.001, "per token, against the initial policy"),
+        "kl_in": choice("reward", ("reward", "loss"), "what the KL is a part of"),
+        # k1 in the loss has gradients of mean zero, k2 in it the KL's, k3 those of KL(ref ‖ policy)
+        "kl_estimator": choice(
+            "k1", ("k1", "k2", "k3"), "k1 or k3 in the reward, k2 or k3 in the loss"
+        ),
         "kl_target": positive(None, "nats a response: adapts the coefficient; empty: fixed"),
         "kl_horizon": count(10000, "responses in which the coefficient adapts"),
         "clip": positive(0.2, "of the ratio of probabilities"),

@@ -1,13 +1,13 @@
-"""The arithmetic of PPO for language models: rewards, advantages, clipped losses, the KL
-controller. Pure functions.
+"""The arithmetic of policy gradients for language models: rewards, advantages, clipped losses and
+how they are averaged, the KL controller. Pure functions.
 
 Every token array is [B, T] over all of the sequence (prompt, response, padding) and comes with a
 mask [B, T] that is True on the actions: the response's sampled tokens, EOS included. Entry t speaks
 of token t: its log-probability given the tokens before it, and the value of the state in which it
-was chosen. Losses are (sum, count) over actions. What is off the mask never matters, not even
-NaN: it is set to 0 before any arithmetic, so that gradients are clean. Sources: Schulman et al.
-2017 (1707.06347), 2016 (1506.02438); Ziegler et al. 2019 (1909.08593); Bai et al. 2022
-(2204.05862), whose settings the paper reuses: γ = 1, ε = 0.2, λ_KL = 0.001.
+was chosen. Losses are one an action, [B, T], which `aggregate` makes (sum, count). What is off the mask
+never matters, not even NaN: it is set to 0 before any arithmetic, so that gradients are clean.
+Sources: Schulman et al. 2017 (1707.06347), 2016 (1506.02438); Ziegler et al. 2019 (1909.08593); Bai
+et al. 2022 (2204.05862), whose settings the paper reuses: γ = 1, ε = 0.2, λ_KL = 0.001.
 """
 
 from __future__ import annotations
@@ -35,19 +35,42 @@ def last_true(mask_BxT):
     return mask_BxT & (remaining == 1)
 
 
-def token_rewards(scores_B, logprobs_BxT, ref_logprobs_BxT, mask_BxT, kl_coefficient):
-    """Score of a response on its last token, minus β·(log π − log π_ref) on every action
-    (k1). Float [B, T].
+def kl_estimate(logprobs_BxT, ref_logprobs_BxT, mask_BxT, estimator: str = "k1"):
+    """An estimate of KL(π ‖ π_ref) at every action from d = log π − log π_ref.
 
-    The sum over a row is the objective of section 4.3 (from 2204): r(x, y) − β·log(π(y|x) /
-    π_ref(y|x)).
+    k1 = d; k2 = d²/2; k3 = exp(−d) − 1 + d (Schulman 2020, "Approximating KL divergence"). Where
+    actions come from π, k1 and k3 have the KL as their mean. As a part of the reward k1 gives its
+    gradient. Differentiated in the loss, k1 has gradients of mean 0, k2 those of the KL, and k3
+    those of KL(π_ref ‖ π).
+
+    Args:
+      logprobs_BxT, ref_logprobs_BxT, mask_BxT: of the actions.
+      estimator: k1, k2 or k3.
+    Returns:
+      float [B, T], 0 off the mask.
     """
     logprobs_BxT, ref_logprobs_BxT = _clean(mask_BxT, logprobs_BxT, ref_logprobs_BxT)
+    difference_BxT = logprobs_BxT - ref_logprobs_BxT
+    if estimator == "k1":
+        return difference_BxT
+    if estimator == "k2":
+        return 0.5 * jnp.square(difference_BxT)
+    return jnp.expm1(-difference_BxT) + difference_BxT
+
+
+def token_rewards(
+    scores_B, logprobs_BxT, ref_logprobs_BxT, mask_BxT, kl_coefficient, estimator: str = "k1"
+):
+    """Score of a response on its last token, minus β·KL on every action, as `kl_estimate` estimates
+    it. Float [B, T].
+
+    With k1 the sum over a row is the objective of section 4.3 (from 2204): r(x, y) − β·log(π(y|x) /
+    π_ref(y|x)).
+    """
+    kl_BxT = kl_estimate(logprobs_BxT, ref_logprobs_BxT, mask_BxT, estimator)
     chex.assert_rank(scores_B, 1)
     chex.assert_type(scores_B, float)
-    return -kl_coefficient * (logprobs_BxT - ref_logprobs_BxT) + jnp.where(
-        last_true(mask_BxT), scores_B[:, None], 0.0
-    )
+    return -kl_coefficient * kl_BxT + jnp.where(last_true(mask_BxT), scores_B[:, None], 0.0)
 
 
 def gae(rewards_BxT, values_BxT, mask_BxT, gamma: float, lam: float):
@@ -96,32 +119,84 @@ def whiten(values_BxT, mask_BxT, epsilon: float = 1e-8, shift: bool = True):
     return jnp.where(mask_BxT, (values_BxT - mean) * scale, 0.0)
 
 
-def policy_loss(logprobs_BxT, old_logprobs_BxT, advantages_BxT, mask_BxT, clip: float):
-    """−min(ρA, clip(ρ, 1 ± ε)A), ρ = exp(log π − log π_old): (sum, count), and sums over actions
-    for the log.
+def sequence_sum(values_BxT, segments_BxT):
+    """At every token the sum over its sequence, [B, T]; a row holds the sequences that `segments`
+    numbers."""
+    num_segments = values_BxT.shape[1] + 1
+
+    def by_sequence(values_T, segments_T):
+        return jax.ops.segment_sum(values_T, segments_T, num_segments)[segments_T]
+
+    return jax.vmap(by_sequence)(values_BxT, segments_BxT)
+
+
+def aggregate(losses_BxT, mask_BxT, segments_BxT, how: str, length: int):
+    """(sum, count) of the losses of all actions; sum / count is what a step descends.
+
+    token_mean: Σ loss / tokens. A token has the same weight in a short response and in a long one.
+    sequence_mean: the mean over each response, then over responses (2402.03300). Tokens of long
+      responses weigh less: a bad response is punished less the longer it is, a good one rewarded
+      more the shorter it is.
+    fixed_length: Σ loss / (responses · length) (2503.20783). As token_mean, but the size of a step
+      does not depend on how long the responses of a minibatch happen to be.
+
+    Args:
+      losses_BxT, mask_BxT: of the actions.
+      segments_BxT: int32, which sequence of its row a token belongs to.
+      how: one of the three.
+      length: of fixed_length, the most tokens that a response may have.
+    Returns:
+      (sum, count), float32 scalars.
+    """
+    total, count = masked_sum(losses_BxT, mask_BxT)
+    if how == "token_mean":
+        return total, count
+    lengths_BxT = sequence_sum(mask_BxT.astype(jnp.float32), segments_BxT)
+    share_BxT = jnp.where(mask_BxT, 1.0 / jnp.maximum(lengths_BxT, 1.0), 0.0)
+    num_sequences = jnp.sum(share_BxT)
+    if how == "sequence_mean":
+        return masked_sum(losses_BxT * share_BxT, mask_BxT)[0], num_sequences
+    return total, length * num_sequences
+
+
+def policy_loss(
+    logprobs_BxT, old_logprobs_BxT, advantages_BxT, mask_BxT, clip: float, segments_BxT=None
+):
+    """−min(ρA, clip(ρ, 1 ± ε)A) of every action, [B, T], and sums over actions for the log.
 
     The sums: `clipped` (actions whose gradient the clip cuts off), `old_kl` (k3 estimate of
-    KL(π_old ‖ π)), and `ratio_error` = max |ρ − 1|, which is 0 in the first minibatch after
+    KL(π_old ‖ π)), and `ratio_error` = max |π/π_old − 1|, which is 0 in the first minibatch after
     sampling if sampler and learner agree.
+
+    Args:
+      logprobs_BxT, old_logprobs_BxT: of the actions, under the policy now and when they were
+        sampled.
+      advantages_BxT, mask_BxT: of the actions.
+      clip: ε.
+      segments_BxT: where given, ρ is the ratio of responses, the product of π/π_old over a
+        sequence; otherwise that of the action.
+    Returns:
+      (losses, sums).
     """
     arrays = _clean(mask_BxT, logprobs_BxT, old_logprobs_BxT, advantages_BxT)
     logprobs_BxT, old_logprobs_BxT, advantages_BxT = arrays
     log_ratio_BxT = logprobs_BxT - old_logprobs_BxT
     ratio_BxT = jnp.exp(log_ratio_BxT)
-    free_BxT = -advantages_BxT * ratio_BxT
-    cut_BxT = -advantages_BxT * jnp.clip(ratio_BxT, 1.0 - clip, 1.0 + clip)
-    total, count = masked_sum(jnp.maximum(free_BxT, cut_BxT), mask_BxT)
     sums = {
-        "clipped": jnp.sum((cut_BxT > free_BxT) & mask_BxT, dtype=jnp.float32),
         "old_kl": masked_sum(ratio_BxT - 1.0 - log_ratio_BxT, mask_BxT)[0],
         "ratio_error": jnp.max(jnp.abs(ratio_BxT - 1.0)),
     }
-    return total, count, sums
+    if segments_BxT is not None:
+        ratio_BxT = jnp.exp(sequence_sum(log_ratio_BxT, segments_BxT))
+    free_BxT = -advantages_BxT * ratio_BxT
+    cut_BxT = -advantages_BxT * jnp.clip(ratio_BxT, 1.0 - clip, 1.0 + clip)
+    sums["clipped"] = jnp.sum((cut_BxT > free_BxT) & mask_BxT, dtype=jnp.float32)
+    return jnp.where(mask_BxT, jnp.maximum(free_BxT, cut_BxT), 0.0), sums
 
 
 def value_loss(values_BxT, old_values_BxT, returns_BxT, mask_BxT, clip: float | None):
-    """½·max((V − R)², (V_old + clip(V − V_old, ±ε) − R)²): (sum, count, {clipped}); clip None turns
-    clipping off."""
+    """½·max((V − R)², (V_old + clip(V − V_old, ±ε) − R)²) of every action, [B, T], and {clipped};
+    clip None turns clipping off."""
     values_BxT, old_values_BxT, returns_BxT = _clean(
         mask_BxT, values_BxT, old_values_BxT, returns_BxT
     )
@@ -133,18 +208,15 @@ def value_loss(values_BxT, old_values_BxT, returns_BxT, mask_BxT, clip: float | 
         # rounding error.
         near_BxT = jnp.clip(values_BxT, old_values_BxT - clip, old_values_BxT + clip)
         cut_BxT = jnp.square(near_BxT - returns_BxT)
-    total, count = masked_sum(0.5 * jnp.maximum(free_BxT, cut_BxT), mask_BxT)
-    return total, count, {"clipped": jnp.sum((cut_BxT > free_BxT) & mask_BxT, dtype=jnp.float32)}
+    clipped = jnp.sum((cut_BxT > free_BxT) & mask_BxT, dtype=jnp.float32)
+    return 0.5 * jnp.maximum(free_BxT, cut_BxT), {"clipped": clipped}
 
 
 def sequence_kl(logprobs_BxT, ref_logprobs_BxT, mask_BxT):
     """Two estimates of KL(π ‖ π_ref) of a response, nats, float [B]: k1 = Σ log ratio, k3 = Σ
     (r − 1 − log r)."""
-    logprobs_BxT, ref_logprobs_BxT = _clean(mask_BxT, logprobs_BxT, ref_logprobs_BxT)
-    log_ratio_BxT = logprobs_BxT - ref_logprobs_BxT
-    return jnp.sum(log_ratio_BxT, axis=1), jnp.sum(
-        jnp.expm1(-log_ratio_BxT) + log_ratio_BxT, axis=1
-    )
+    arrays = logprobs_BxT, ref_logprobs_BxT, mask_BxT
+    return tuple(jnp.sum(kl_estimate(*arrays, name), axis=1) for name in ("k1", "k3"))
 
 
 def explained_variance(values_BxT, returns_BxT, mask_BxT):

@@ -16,6 +16,7 @@ import numpy as np
 
 from cai_jax.configuration.stages import STAGES
 from cai_jax.core import sharding
+from cai_jax.core.algorithms import ALGORITHMS
 from cai_jax.data import fitting
 from cai_jax.engine import cached, flash, plan
 from cai_jax.engine import weights as sampling_weights
@@ -225,7 +226,8 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     config, dtype = run_config.graph[name], jnp.dtype(run_config.model.dtype)
     policy, names = model_of(run_config, config.policy), list(dict.fromkeys(models_of(config)))
     judges = [model_of(run_config, each) for each in names]
-    source = rl.value_source(config)
+    algorithm = ALGORITHMS[config.algorithm]
+    source = rl.value_source(config) if algorithm.needs_value else ""
     value = model_of(run_config, source) if source else policy
     held: dict = {}
     adapters, bases = adapters_of(config), None
@@ -233,15 +235,10 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     reference = loaded(run_config, config.policy, "policy", mesh, held, int8)
     scorers = [loaded(run_config, each, "reward", mesh, held, int8) for each in names]
     if adapters is not None:
-        bases = networks.Bases(
-            adapters,
-            lora.base_of(reference),
-            lora.base_of(
-                loaded(run_config, source, "reward", mesh, held, int8) if source else reference
-            ),
-        )
-    settings = rl.settings(config, run_config.model)
-    learner = learner_lib.Learner(policy, value, settings, mesh, dtype, bases=bases)
+        value_base = loaded(run_config, source, "reward", mesh, held, int8) if source else reference
+        bases = networks.Bases(adapters, lora.base_of(reference), lora.base_of(value_base))
+    settings, how = rl.settings(config, run_config.model), {"algorithm": algorithm, "bases": bases}
+    learner = learner_lib.Learner(policy, value, settings, mesh, dtype, **how)
     state = learner.abstract
     kept = chip_bytes(state, *held.values())
 

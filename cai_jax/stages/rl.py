@@ -37,6 +37,8 @@ SCHEMA = 2
 MAX_RATIO_ERROR = 1e-4  # of the first minibatch, float32
 MAX_START_KL = 1e-5  # nats a response between the policy and its copy, float32
 MAX_SAMPLER_GAP = 1e-4  # nats a token between sampler and learner, float32
+GROUPED = ("grpo", "rloo")
+KL_ESTIMATORS = {"reward": ("k1", "k3"), "loss": ("k2", "k3")}
 FROZEN = {"old": "policy", "ref": "reference", "values": "value model"}  # what gives which numbers
 NUM_SHOWN = 2  # rollouts an update that TensorBoard shows
 
@@ -375,11 +377,24 @@ def summary(ctx: StageContext, num_updates: int) -> dict:
 
 def check(fields, config, where: str) -> None:
     """UserError where fields do not go together, or a reward cannot be imported."""
-    if fields.rollouts_per_update % fields.num_minibatches:
+    for name in ("num_minibatches", "group_size"):
+        if fields.rollouts_per_update % fields[name]:
+            raise UserError(
+                f"{where}: rollouts_per_update {fields.rollouts_per_update} is not a multiple of "
+                f"{name} {fields[name]}"
+            )
+    if fields.algorithm in GROUPED and fields.group_size < 2:
         raise UserError(
-            f"{where}: rollouts_per_update {fields.rollouts_per_update} is not a multiple of "
-            f"num_minibatches {fields.num_minibatches}"
+            f"{where}.group_size: {fields.algorithm} compares the answers to a prompt: expected at "
+            f"least 2, not {fields.group_size}"
         )
+    if fields.kl_estimator not in KL_ESTIMATORS[fields.kl_in]:
+        raise UserError(
+            f"{where}.kl_estimator: expected {' or '.join(KL_ESTIMATORS[fields.kl_in])} with "
+            f"kl_in={fields.kl_in}, not {fields.kl_estimator} (docs/methods.md)"
+        )
+    if fields.kl_target is not None and fields.kl_in == "loss":
+        raise UserError(f"{where}.kl_target: adapts a coefficient in the reward: set kl_in=reward")
     rewards.check(fields)
 
 

@@ -29,8 +29,12 @@ from cai_jax.training import state as state_lib
 from cai_jax.training.networks import Bases, Forward, Settings
 from cai_jax.training.rollouts import Rollouts
 
-# What of the frozen arrays a step reads, as far as the algorithm has them.
-LEARNED = ("old", "values", "advantages", "returns")
+# What of the frozen arrays a step reads, as far as there are values or a KL in the loss.
+LEARNED = {
+    "policy": ("old", "advantages"),
+    "value": ("values", "returns"),
+    "reference": ("ref",),
+}
 
 
 class Learner:
@@ -64,6 +68,12 @@ class Learner:
             algorithm, settings, config, value_config, mesh, self._dtype, bases
         )
         self.rate = settings.rate(settings.learning_rate)
+        read = {
+            "policy": True,
+            "value": algorithm.needs_value,
+            "reference": settings.kl_in == "loss",
+        }
+        self._learned = [name for of, names in LEARNED.items() if read[of] for name in names]
         # Of a value model with a trunk of its own, if there is one.
         self.value_config = value_config if len(self.networks) > 1 else None
         self.abstract = self._abstract()
@@ -183,7 +193,7 @@ class Learner:
         """
         state, history = dict(state), []
         host = {"tokens": rollouts.tokens, "actions": rollouts.actions}
-        host |= {name: frozen[name] for name in LEARNED if name in frozen}
+        host |= {name: frozen[name] for name in self._learned}
         lengths, counts = rollouts.lengths, rollouts.actions.sum(axis=1)
         width, num_microbatches = rollouts.tokens.shape[1], self.settings.num_microbatches
         packed = [
@@ -239,7 +249,7 @@ class Learner:
 
         seen = dict.fromkeys(("tokens", "segments", "positions"), jnp.int32)
         batch = abstract_batch(num_rollouts, num_microbatches, **seen)
-        learned = {"actions": jnp.bool_, **dict.fromkeys(LEARNED, jnp.float32)}
+        learned = {"actions": jnp.bool_, **dict.fromkeys(self._learned, jnp.float32)}
         minibatch = abstract_batch(
             num_rollouts // settings.num_minibatches, settings.num_microbatches, **seen, **learned
         )
@@ -279,7 +289,9 @@ def targets(
       coefficient: of the KL penalty.
       algorithm, settings: how advantages are made.
     """
-    rewards = ppo.token_rewards(scores, old, ref, actions, coefficient)
+    if settings.kl_in == "loss":
+        coefficient = 0.0
+    rewards = ppo.token_rewards(scores, old, ref, actions, coefficient, settings.kl_estimator)
     if settings.whiten_rewards:
         rewards = ppo.whiten(rewards, actions, shift=False)
     return {"rewards": rewards, **algorithm.advantages(rewards, values, actions, groups, settings)}

@@ -9,6 +9,7 @@ networks that `build` returns, whichever they are.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -42,6 +43,12 @@ class Settings:
     lam: float = 0.95
     temperature: float = 1.0
     whiten_rewards: bool = False
+    group_normalisation: str = "mean_std"
+    loss_aggregation: str = "token_mean"
+    max_new_tokens: int = 0  # what loss_aggregation="fixed_length" divides by
+    kl_in: str = "reward"
+    kl_estimator: str = "k1"
+    kl_coefficient: float = 0.0  # where the KL is in the loss; in the reward it is a state's item
     learning_rate: float = 1e-6
     value_learning_rate: float = 1e-6
     schedule: str = "constant"  # of both rates
@@ -177,20 +184,28 @@ class Network:
           settings: of algorithm and value loss.
         """
         outputs = self.forward(params, batch, scan=settings.scan, remat=settings.remat)
-        total, sums = 0.0, {}
+        mask, how = batch["actions"], algorithm.aggregation or settings.loss_aggregation
+        aggregate = functools.partial(
+            ppo.aggregate,
+            mask_BxT=mask,
+            segments_BxT=batch["segments"],
+            how=how,
+            length=settings.max_new_tokens,
+        )
+        total, sums = 0.0, {"actions": jnp.sum(mask, dtype=jnp.float32)}
         if "logprobs" in outputs:
-            policy_total, count, sums = algorithm.policy_loss(
-                outputs["logprobs"], batch["old"], batch["advantages"], batch["actions"], settings
-            )
-            total, sums = policy_total, {"loss": policy_total, **sums}
+            token_losses, policy_sums = algorithm.policy_loss(outputs["logprobs"], batch, settings)
+            if settings.kl_in == "loss":
+                reference = batch["ref"], mask, settings.kl_estimator
+                kl = ppo.kl_estimate(outputs["logprobs"], *reference)
+                token_losses += settings.kl_coefficient * kl
+            total, count = aggregate(token_losses)
+            sums |= {"loss": total, **policy_sums}
         if "values" in outputs:
-            value_total, count, value_sums = ppo.value_loss(
-                outputs["values"],
-                batch["values"],
-                batch["returns"],
-                batch["actions"],
-                settings.value_clip,
+            value_losses, value_sums = ppo.value_loss(
+                outputs["values"], batch["values"], batch["returns"], mask, settings.value_clip
             )
+            value_total, count = aggregate(value_losses)
             total = total + self.value_weight * value_total
             sums |= {"value_loss": value_total} | {f"value_{k}": v for k, v in value_sums.items()}
         return total, (count, sums)

@@ -54,7 +54,7 @@ def of_minibatches(history: Sequence[Mapping]) -> dict:
     """Numbers on the minibatches of an update: losses and norms averaged over them, shares over all
     actions, of errors the first and the largest."""
     columns = {name: np.array([float(numbers[name]) for numbers in history]) for name in history[0]}
-    counts, numbers = columns.pop("count"), {}
+    counts, actions, numbers = columns.pop("count"), columns.pop("actions"), {}
     for name, values in columns.items():
         if name in AVERAGED:
             numbers[name] = (values / np.maximum(counts, 1.0)).mean()
@@ -63,7 +63,7 @@ def of_minibatches(history: Sequence[Mapping]) -> dict:
         elif name.endswith("_error"):
             numbers[f"first_{name}"], numbers[f"max_{name}"] = values[0], values.max()
         else:
-            numbers[SHARES.get(name, name)] = values.sum() / counts.sum()
+            numbers[SHARES.get(name, name)] = values.sum() / actions.sum()
     return numbers
 
 

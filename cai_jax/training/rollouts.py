@@ -59,8 +59,8 @@ def draw(
     prompts: Sequence[PromptTokens], update: int, config, seed: int, stage: str
 ) -> list[tuple[str, PromptTokens]]:
     """(rollout id, prompt) of update 0, 1, …: the prompts go round in epochs, each a new
-    permutation of all of them. The position is `update · count`, so no state has to be saved, and
-    no prompt is skipped after a restart.
+    permutation of all of them, and each is answered `group_size` times. The position is
+    `update · count`, so no state has to be saved, and no prompt is skipped after a restart.
 
     Args:
       prompts: those of the stage.
@@ -68,13 +68,16 @@ def draw(
       config: the stage's fields.
       seed, stage: what the permutations depend on, with the epoch.
     """
-    drawn, orders, count = [], {}, config.rollouts_per_update
+    drawn, orders, size = [], {}, config.group_size
+    count = config.rollouts_per_update // size
     for position in range(update * count, (update + 1) * count):
         epoch, index = divmod(position, len(prompts))
         if epoch not in orders:
             orders[epoch] = row_rng(seed, stage, "epoch", epoch).permutation(len(prompts))
         prompt = prompts[int(orders[epoch][index])]
-        drawn.append((f"{update + 1:06d}/{prompt.id}/{epoch:02d}", prompt))
+        name = f"{update + 1:06d}/{prompt.id}/{epoch:02d}"
+        names = [name] if size == 1 else [f"{name}.{sample:02d}" for sample in range(size)]
+        drawn += [(name, prompt) for name in names]
     return drawn
 
 
