@@ -78,7 +78,7 @@ def test_choices_are_right_where_log_probabilities_are_missing(fault, tmp_path):
         chosen = list(asking.choose(asked))
         assert {each.id for each in chosen} == {f"q{n}" for n in range(30)}
         assert all(each.logprobs == pytest.approx((-0.25, -1.75)) for each in chosen)
-        assert file.counts["asked"] == server.asked.total() > 60
+        assert file.counts["asked"] == server.asked.total() > 30
 
 
 def test_requests_are_asked_once_though_they_are_asked_for_twice(tmp_path):

@@ -35,7 +35,7 @@ from cai_jax.structs import (
     sampled_turn,
 )
 from cai_jax.textmodels import questions
-from cai_jax.textmodels.protocol import Choice, Question, Sampling
+from cai_jax.textmodels.protocol import SCORED, Choice, Question, Sampling
 
 SCHEMA = 2
 # Tokens that worked examples leave free after a chain of thought: what ends it, "So the answer is:"
@@ -266,6 +266,11 @@ def _summary(ctx: StageContext, journal, few_shot: dict | None = None) -> dict:
     judged. few_shot: how many worked examples were left out."""
     rows = list(journal.finished.values())
     result = _statistics(rows)
+    tiers = collections.Counter(entry.get("how", SCORED) for r in rows for entry in r["logprobs"])
+    if set(tiers) != {SCORED}:
+        result["tiers"] = dict(tiers)
+        how = ", ".join(f"{count} {tier}" for tier, count in sorted(tiers.items()))
+        result["headline"] += f", options {how}"
     if few_shot:
         result["few_shot"] = few_shot
         result["headline"] += fitting.describe_left_out(few_shot)
