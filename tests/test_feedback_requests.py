@@ -84,9 +84,10 @@ def test_raw_scores_are_recorded_and_become_the_label(tmp_path):
     summary, records, _ = run(tmp_path, both_orders=True)
     for record in records:
         name = record["comparison_id"]
+        scores = {order: SCORES[f"{order}0"] for order in ("ab", "ba")}
         assert record["logprobs"] == [
-            {"order": order, "chain": 0, "a": SCORES[f"{order}0"][0], "b": SCORES[f"{order}0"][1]}
-            for order in ("ab", "ba")
+            {"order": order, "chain": 0, "a": a, "b": b, "how": "scored"}
+            for order, (a, b) in scores.items()
         ]
         assert record["id"] == f"{name}/0-1/{record['principle_id']}" and record["pair"] == [0, 1]
         assert (record["prompt_id"], record["kind"], record["chains"]) == (name, "theft", [])

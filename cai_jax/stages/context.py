@@ -61,8 +61,9 @@ class StageContext(Asking):
     def answers(self) -> AnswerFile:
         """What servers have answered this stage; what they have answered others serves as well."""
         own = self.directory.path / answers.NAME
-        others = [path.parent for path in sorted(self.run_path.rglob(answers.NAME)) if path != own]
-        return AnswerFile(own.parent, map(AnswerFile, others))
+        files = [*self.run_path.glob(f"*/{own.name}"), *self.run_path.glob(f"aside/*/{own.name}")]
+        others = (AnswerFile(path.parent) for path in sorted(files) if path != own)
+        return AnswerFile(own.parent, others)
 
     def served(self) -> dict:
         """For the manifest: requests to servers by outcome, tokens and cost; {} without any."""
