@@ -36,24 +36,21 @@ class Reader:
         self.config, self.where = config, where
 
     def count(self, field: str, default: int | None = None) -> int:
-        value = self.config.get(field)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(
-                f"{self.where}: field '{field}': expected a positive integer, not {value!r}"
-            )
-        return value
+        return self._positive("integer", int, self.config.get(field), field, default)
 
     def number(
         self, field: str, default: float | None = None, among: Mapping | None = None
     ) -> float:
         value = (self.config if among is None else among).get(field)
+        return float(self._positive("number", int | float, value, field, default))
+
+    def _positive(self, name: str, kind, value, field: str, default):
         value = default if value is None else value
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
             raise UserError(
-                f"{self.where}: field '{field}': expected a positive number, not {value!r}"
+                f"{self.where}: field '{field}': expected a positive {name}, not {value!r}"
             )
-        return float(value)
+        return value
 
 
 def rope_from_hf(
@@ -263,55 +260,40 @@ def _windows(
 
 # ---------------------------------------------------------------- switches → config.json
 
-
-def _window_fields(config: ModelConfig) -> dict:
-    windows = config.windows or (0,) * config.num_layers
-    return {
-        "sliding_window": max(windows) or None,
-        "layer_types": ["sliding_attention" if window else "full_attention" for window in windows],
-    }
-
-
-def _qwen_fields(config: ModelConfig) -> dict:
-    sliding = [i for i, window in enumerate(config.windows) if window]
-    first = sliding[0] if sliding else config.num_layers
-    return _window_fields(config) | {
-        "use_sliding_window": bool(sliding),
-        "max_window_layers": first,
-    }
-
-
-def _bias_fields(config: ModelConfig) -> dict:
-    return {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
-
-
-def _gemma2_fields(config: ModelConfig) -> dict:
-    return _window_fields(config) | {
-        "attention_bias": config.qkv_bias,
-        "hidden_activation": config.activation,
-        "query_pre_attn_scalar": int(config.query_scalar),
-        "attn_logit_softcapping": config.attention_softcap,
-        "final_logit_softcapping": config.final_softcap,
-    }
-
-
-def _smollm3_fields(config: ModelConfig) -> dict:
-    rotated = [int(rope != "none") for _, rope in config.layer_kinds]
-    return (
-        _bias_fields(config)
-        | _window_fields(config)
-        | {"no_rope_layers": rotated, "use_sliding_window": any(config.windows)}
-    )
+FIELDS: dict[str, Callable[[ModelConfig], object]] = {
+    "sliding_window": lambda config: max(config.windows, default=0) or None,
+    "layer_types": lambda config: [
+        "sliding_attention" if window else "full_attention" for window, _ in config.layer_kinds
+    ],
+    "use_sliding_window": lambda config: any(config.windows),
+    "max_window_layers": lambda config: next(
+        (layer for layer, window in enumerate(config.windows) if window), config.num_layers
+    ),
+    "attention_bias": lambda config: config.qkv_bias,
+    "mlp_bias": lambda config: config.mlp_bias,
+    "no_rope_layers": lambda config: [int(rope != "none") for _, rope in config.layer_kinds],
+    "hidden_activation": lambda config: config.activation,
+    "query_pre_attn_scalar": lambda config: int(config.query_scalar),
+    "attn_logit_softcapping": lambda config: config.attention_softcap,
+    "final_logit_softcapping": lambda config: config.final_softcap,
+    "rope_local_base_freq": lambda config: config.local_rope_theta,
+    "layer_norm_eps": lambda config: config.norm_eps,
+    "use_parallel_residual": lambda config: config.parallel_blocks,
+    "rotary_emb_base": lambda config: config.rope_theta,
+    "rotary_pct": lambda config: (config.rotary_dim or config.head_dim) / config.head_dim,
+}
+BIASES = ("attention_bias", "mlp_bias")
+SLIDING = ("sliding_window", "layer_types")
+QWEN = (*SLIDING, "use_sliding_window", "max_window_layers")
+GEMMA = (
+    *(*SLIDING, "attention_bias", "hidden_activation", "query_pre_attn_scalar"),
+    *("attn_logit_softcapping", "final_logit_softcapping"),
+)
 
 
-def _gpt_neox_fields(config: ModelConfig) -> dict:
-    return {
-        "attention_bias": config.qkv_bias,
-        "layer_norm_eps": config.norm_eps,
-        "use_parallel_residual": config.parallel_blocks,
-        "rotary_emb_base": config.rope_theta,
-        "rotary_pct": (config.rotary_dim or config.head_dim) / config.head_dim,
-    }
+def writes(*names: str) -> Callable[[ModelConfig], dict]:
+    """The function that gives those fields of config.json."""
+    return lambda config: {name: FIELDS[name](config) for name in names}
 
 
 FAMILIES = {
@@ -319,26 +301,26 @@ FAMILIES = {
         "LlamaForCausalLM",
         "Llama 2 and 3, SmolLM2, TinyLlama",
         lambda config, read: _biases(config),
-        _bias_fields,
+        writes(*BIASES),
     ),
     "mistral": Family(
         "MistralForCausalLM",
         "Mistral 7B and Nemo, Zephyr",
         _mistral,
-        lambda config: {"sliding_window": max(config.windows, default=0) or None},
+        writes("sliding_window"),
     ),
-    "qwen2": Family("Qwen2ForCausalLM", "Qwen 2 and 2.5", _qwen2, _qwen_fields),
+    "qwen2": Family("Qwen2ForCausalLM", "Qwen 2 and 2.5", _qwen2, writes(*QWEN)),
     "qwen3": Family(
         "Qwen3ForCausalLM",
         "dense Qwen 3",
         _qwen3,
-        lambda config: {"attention_bias": config.qkv_bias} | _qwen_fields(config),
+        writes("attention_bias", *QWEN),
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
         "Gemma 2",
         _gemma2,
-        _gemma2_fields,
+        writes(*GEMMA),
         tied=True,
         activation="gelu_pytorch_tanh",
     ),
@@ -346,19 +328,29 @@ FAMILIES = {
         "Gemma3ForCausalLM",
         "Gemma 3 text: 270M, 1B",
         _gemma3,
-        lambda config: _gemma2_fields(config) | {"rope_local_base_freq": config.local_rope_theta},
+        writes(*GEMMA, "rope_local_base_freq"),
         tied=True,
         activation="gelu_pytorch_tanh",
         rope_theta=1e6,
         classifier_name="Gemma3TextForSequenceClassification",
     ),
-    "olmo2": Family(
-        "Olmo2ForCausalLM", "OLMo 2", _olmo2, lambda config: {"attention_bias": config.qkv_bias}
-    ),
+    "olmo2": Family("Olmo2ForCausalLM", "OLMo 2", _olmo2, writes("attention_bias")),
     "smollm3": Family(
-        "SmolLM3ForCausalLM", "SmolLM3", _smollm3, _smollm3_fields, tied=True, rope_theta=2e6
+        "SmolLM3ForCausalLM",
+        "SmolLM3",
+        _smollm3,
+        writes(*BIASES, *SLIDING, "no_rope_layers", "use_sliding_window"),
+        tied=True,
+        rope_theta=2e6,
     ),
     "gpt_neox": Family(
-        "GPTNeoXForCausalLM", "Pythia, GPT-NeoX", _gpt_neox, _gpt_neox_fields, activation="gelu"
+        "GPTNeoXForCausalLM",
+        "Pythia, GPT-NeoX",
+        _gpt_neox,
+        writes(
+            *("attention_bias", "layer_norm_eps", "use_parallel_residual"),
+            *("rotary_emb_base", "rotary_pct"),
+        ),
+        activation="gelu",
     ),
 }

@@ -21,32 +21,8 @@ import sys
 import numpy as np
 
 from cai_jax.errors import Parser, UserError, command
-from cai_jax.models import weight_files
+from cai_jax.models import hf, weight_files
 from cai_jax.models.config import FAMILIES, ModelConfig
-
-NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-LAYER_NAMES = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
-}
-GEMMA_NAMES = LAYER_NAMES | {
-    "attn_q_norm.weight": "self_attn.q_norm.weight",
-    "attn_k_norm.weight": "self_attn.k_norm.weight",
-    "post_attention_norm.weight": "post_attention_layernorm.weight",
-    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
-    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +32,13 @@ class Architecture:
     norms."""
 
     model_type: str
-    layer_names: dict
     paired: bool = False
     norm_shift: float = 0.0
 
 
 ARCHITECTURES = {
-    "llama": Architecture("llama", LAYER_NAMES, paired=True),
-    "gemma3": Architecture("gemma3_text", GEMMA_NAMES, norm_shift=1.0),
+    "llama": Architecture("llama", paired=True),
+    "gemma3": Architecture("gemma3_text", norm_shift=1.0),
 }
 # How text is cut before the byte-level merges, by the file's `tokenizer.ggml.pre`: are digits split
 # one by one?
@@ -145,10 +120,14 @@ def convert(gguf_path, out) -> pathlib.Path:
             f"{gguf_path}: GGUF architecture {architecture!r} is not supported; "
             f"{', '.join(ARCHITECTURES)} are"
         )
-    names = {
-        tensor.name: hf_name(tensor.name, gguf_path, architecture) for tensor in reader.tensors
-    }
-    config = ModelConfig.from_hf(hf_config(meta, tied="output.weight" not in names), str(gguf_path))
+    tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
+    config = ModelConfig.from_hf(hf_config(meta, tied), str(gguf_path))
+    names = hf_names(config, architecture)
+    if extra := [tensor.name for tensor in reader.tensors if tensor.name not in names]:
+        raise UserError(
+            f"{gguf_path}: tensor '{extra[0]}' has no place in a {architecture} model; convert "
+            "from the original weights instead"
+        )
     token_ids = {
         f"{key}_token_id": meta.get(f"tokenizer.ggml.{name}_token_id")
         for key, name in TOKEN_KEYS.items()
@@ -177,18 +156,14 @@ def convert(gguf_path, out) -> pathlib.Path:
     return out
 
 
-def hf_name(name: str, where, architecture: str = "llama") -> str:
-    """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`."""
-    block, _, rest = name.partition(".")
-    layer, _, rest = rest.partition(".")
-    if name in NAMES:
-        return NAMES[name]
-    if block == "blk" and rest in ARCHITECTURES[architecture].layer_names:
-        return f"model.layers.{layer}.{ARCHITECTURES[architecture].layer_names[rest]}"
-    raise UserError(
-        f"{where}: tensor '{name}' has no place in a {architecture} model; convert from the "
-        "original weights instead"
-    )
+def hf_names(config: ModelConfig, architecture: str) -> dict[str, str]:
+    """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`, of every tensor."""
+    import gguf
+
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    known = gguf.get_tensor_name_map(kinds[architecture], config.num_layers)
+    ours = hf.tensor_shapes(hf.weights_of(config))
+    return {known.get_name(name, (".weight", ".bias")): name for name in ours}
 
 
 def dequantise(
