@@ -37,6 +37,10 @@ FIELDS = (
 )
 _MARKS = "+#["  # what ends a name; "@" too, where a revision or directory may follow
 _ESCAPED = re.compile(r"\\([+#@\[\],])")
+# What follows a name; splits of TFDS may have brackets of their own, "train[:10%]".
+_SUFFIX = re.compile(
+    r"#(?P<columns>(?:(?<=\\)[+\[]|[^+\[])*)|\[(?P<split>(?:[^\[\]]|\[[^\[\]]*\])*)\]", re.DOTALL
+)
 _HOW_TO_ESCAPE = "write a backslash before + # @ [ ] where they belong to a name"
 _PARTS = re.compile(r"(?:(.*\S)\s+)?(\d+)(?:-(\d+))?/(\d+)")
 
@@ -179,22 +183,24 @@ def _next_source(text: str, start: int) -> tuple[Source, int]:
     kind = next((k for k in (EMBEDDED, TFDS, HUB) if text.startswith(f"{k}:", start)), FILE)
     start += len(f"{kind}:") if kind != FILE else 0
     fields: dict = {"kind": kind}
+    given: dict[str, str] = {}
     has_at = kind in (TFDS, HUB)
     fields["name"], end = _name(text, start, _MARKS + "@" * has_at)
     if has_at and text[end : end + 1] == "@":
         fields["at"], end = _name(text, end + 1, _MARKS)
     while end < len(text) and text[end] in "#[":
-        field = "columns" if text[end] == "#" else "split"
-        if field in fields:
+        suffix = _SUFFIX.match(text, end)
+        if not suffix:
+            raise UserError(
+                f"{text}: '[' without ']'; expected NAME[SPLIT:LIMIT]; {_HOW_TO_ESCAPE}"
+            )
+        if suffix.lastgroup in given:
             raise UserError(f"{text}: a second '{text[end]}' after one name; {_HOW_TO_ESCAPE}")
-        if field == "columns":
-            stop = _find(text, end + 1, "+[")
-            fields["columns"] = _columns(text, fields["name"], text[end + 1 : stop])
-            end = stop
-        else:
-            stop = _closing(text, end)
-            fields["split"], fields["limit"] = _split_and_limit(text[end + 1 : stop])
-            end = stop + 1
+        given[suffix.lastgroup], end = suffix[suffix.lastgroup], suffix.end()
+    if "columns" in given:
+        fields["columns"] = _columns(text, fields["name"], given["columns"])
+    if "split" in given:
+        fields["split"], fields["limit"] = _split_and_limit(given["split"])
     rest = text[end:].lstrip()
     if rest and rest[0] != "+":
         raise UserError(f"{text}: '{rest}' after a ']'; expected '+' or the end; {_HOW_TO_ESCAPE}")
@@ -212,7 +218,8 @@ def _name(text: str, start: int, marks: str) -> tuple[str, int]:
     if kept == len(text) or text[kept] in marks and kept > start:
         name = text[start:kept]
         return (name if os.path.exists(name) else name.strip()), kept
-    end = _find(text, kept, marks)
+    stops = re.escape(marks)
+    end = re.compile(rf"(?:(?<=\\)[{stops}]|[^{stops}])*", re.DOTALL).match(text, kept).end()
     return (text[start:kept] + _ESCAPED.sub(r"\1", text[kept:end])).strip(), end
 
 
@@ -220,26 +227,6 @@ def _exists(path: str) -> bool:
     if not path.strip() or "\0" in path:
         return False
     return any(os.path.exists(os.path.expanduser(name)) for name in (path, path.strip()))
-
-
-def _find(text: str, start: int, marks: str) -> int:
-    """The index of the first of `marks` from `start` without a backslash before it; else the text's
-    end."""
-    for index in range(start, len(text)):
-        if text[index] in marks and text[index - 1 : index] != "\\":
-            return index
-    return len(text)
-
-
-def _closing(text: str, start: int) -> int:
-    """The index of the bracket that closes the one at `start`: splits of TFDS may have brackets of
-    their own, "train[:10%]"."""
-    depth = 0
-    for index in range(start, len(text)):
-        depth += {"[": 1, "]": -1}.get(text[index], 0)
-        if depth == 0:
-            return index
-    raise UserError(f"{text}: '[' without ']'; expected NAME[SPLIT:LIMIT]; {_HOW_TO_ESCAPE}")
 
 
 def _split_and_limit(text: str) -> tuple[str | None, int | None]:
