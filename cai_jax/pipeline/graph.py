@@ -84,7 +84,7 @@ def run(
         # --- Stage after stage
         rows, names = [], sorted(config.stages, key=list(nodes).index)
         waiting, files = set(), collections.Counter()  # stages, and what they wait for
-        with where.reported(run_path, names) as begin:
+        with where.reported(run_path, names) as begin, memory.imported_objects_frozen():
             for name in names:
                 if rows and not rows[-1]["skipped"] and preemption.requested():
                     raise preemption.Preempted(f"before stage '{name}'")
