@@ -5,6 +5,8 @@
     python:module.function       a function of dialogues that scores them
     responses:FILE               answers that exist already
     openai:URL#MODEL             a model behind an OpenAI-compatible server; URL ends in /v1
+    batch:DIR  batch:DIR#MODEL   a model that answers request files in DIR later
+    recorded:DIR[#MODEL]         answers that another run, or a stage of it, has kept
     DIRECTORY  org/name  gs://…  a model directory or a name on the hub (see `models.hf.resolve`)
 
 A role of `config.models` ("base", "helpful", …) points at one of these: `resolve` replaces it.
@@ -19,15 +21,15 @@ from collections.abc import Mapping
 from cai_jax.errors import UserError
 
 STAGE, RANDOM, PYTHON, RESPONSES, MODEL = "@", "random:", "python:", "responses:", ""
-OPENAI = "openai:"
+OPENAI, BATCH, RECORDED = "openai:", "batch:", "recorded:"
 # Kinds that answer from outside this process: they generate and choose, and have no weights here.
-ANSWERING = (OPENAI,)
+ANSWERING = (OPENAI, BATCH, RECORDED)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """kind: STAGE, RANDOM, PYTHON, RESPONSES, OPENAI or MODEL; name: the stage, directory,
-    function, file, URL#MODEL or hub name; step: of a stage, as it was written, "" for its end."""
+    """kind: one of the names above; name: the stage, directory, function, file, URL#MODEL or hub
+    name; step: of a stage, as it was written, "" for its end."""
 
     kind: str
     name: str
@@ -63,7 +65,7 @@ class Reference:
 
 def parse(text: str) -> Reference:
     """The reference that `text` writes; roles are resolved before."""
-    for kind in (STAGE, RANDOM, PYTHON, RESPONSES, OPENAI):
+    for kind in (STAGE, RANDOM, PYTHON, RESPONSES, *ANSWERING):
         if text.startswith(kind):
             name = text.removeprefix(kind)
             if kind != STAGE:

@@ -1,4 +1,4 @@
-"""The fields of servers that answer for a model (`openai:URL#MODEL`)."""
+"""The fields of servers that answer for a model (`openai:URL#MODEL`, `batch:DIR#MODEL`)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ TRANSPORT: Table = {
     "timeout": positive(600.0, "seconds that one answer may take"),
     "attempts": count(8, "at a request whose answers cannot be used"),
     "patience": positive(600.0, "seconds without an answer of the server, then the run stops"),
+    "lines_per_file": count(10_000, "requests in a file of batch:DIR; the rest in the next ones"),
     "input_price": number(0.0, "of a million tokens read"),
     "output_price": number(0.0, "of a million tokens written"),
 }
@@ -30,6 +31,7 @@ OPENAI: Table = {
     "tier": choice("auto", ("auto", "scored", "top", "counted"), "how options are compared"),
     "num_samples": count(16, "of a question that is counted"),
     "samples_per_request": count(16, "of those, asked for at once; 1 where the server ignores n"),
+    "form": choice("openai", ("openai", "anthropic"), "of the files of batch:DIR"),
     "extra_body": Named({}, Field(None, object, None, "a field"), "of every request's JSON"),
 }
 ENDPOINTS = {"openai": OPENAI}

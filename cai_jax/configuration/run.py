@@ -81,8 +81,11 @@ RUN: Table = {
         "role → model: base (finetuned), helpful (answers), critic, feedback and judge",
     ),
     # Of models behind servers. "all" is for every model, a role's name (critic, judge, …) for its.
-    "endpoints": Named({"all": {"kind": "openai"}}, ENDPOINTS, "of openai:URL#MODEL"),
+    "endpoints": Named(
+        {"all": {"kind": "openai"}}, ENDPOINTS, "of openai:URL#MODEL and batch:DIR#MODEL"
+    ),
     "max_cost": positive(None, "of all requests to servers in this run; empty: no limit"),
+    "record": flag(False, "keep what models of this process answer, too, for recorded:RUN"),
     "topic": TOPIC,
     "mesh": {
         "data": Field(-1, int, DEVICES, "devices along the axis; -1 takes what is left"),

@@ -188,6 +188,7 @@ def _outcome(node: Node, ctx: StageContext) -> dict:
     """What the stage's own `run` returns; what it has written is on disk also where it stops."""
     try:
         summary = stage_module(node.kind).run(ctx)
+        ctx.finish_recording()
     except (UserError, Waiting, preemption.Preempted, KeyboardInterrupt):
         ctx.directory.flush()
         raise

@@ -11,6 +11,8 @@ read and not on how it is called; and pinned, where a name means something else 
     random:DIRECTORY                     the same without weights, which come from the run's seed
     responses:FILE                       the file
     openai:URL#MODEL                     that text; its answers are kept
+    batch:DIR#MODEL                      that text
+    recorded:DIR                         the answers that are recorded there
     python:module.function               the module's source, and of its neighbours that it imports
     a+b                                  both, in this order
 
@@ -43,6 +45,7 @@ from cai_jax.data import hub, sources
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts, contents, progress
 from cai_jax.models import remote
+from cai_jax.textmodels import recorded
 
 MAX_LISTED = 200  # files of a reference that a manifest names individually
 PINNED = "pinned.json"
@@ -110,6 +113,8 @@ def of(reference: str, is_model: bool = False) -> Identity | None:
         return None
     parsed = references.parse(reference)
     try:
+        if parsed.kind == references.RECORDED:
+            return _recorded(parsed)
         if parsed.stage or parsed.kind in references.ANSWERING:
             return None
         if is_model and (model := _model(parsed)):
@@ -142,6 +147,13 @@ def _model(reference: references.Reference) -> Identity | None:
     is_random = reference.kind == references.RANDOM
     files = contents.of_model(folder, weights=not is_random)
     return _read(f"{reference.kind}model", reference.name.rstrip("/"), files)
+
+
+def _recorded(reference: references.Reference) -> Identity | None:
+    directory, _, model = reference.name.partition("#")
+    paths = {str(path.relative_to(directory)): path for path in recorded.files(directory)}
+    text = f"{references.RECORDED}#{model}"
+    return _read(text, directory, contents.of_files(paths)) if paths else None
 
 
 def _data(reference: str) -> Identity | None:

@@ -172,7 +172,7 @@ def _served(config, name: str) -> dict[str, dict]:
     for setting in settings(config, name):
         target = references.resolve(config.models, str(setting.value))
         is_model = isinstance(setting.field.range, Model)
-        if is_model and references.parse(target).kind == references.OPENAI:
+        if is_model and references.parse(target).kind in (references.OPENAI, references.BATCH):
             fields = endpoints.of(config, setting.value).to_dict()
             path = setting.where.removeprefix(f"config.graph.{name}.")
             served[path] = {key: fields[key] for key in endpoints.DECISIVE}

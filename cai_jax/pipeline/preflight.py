@@ -39,6 +39,7 @@ from cai_jax.pipeline import limits
 from cai_jax.pipeline.nodes import resolve, settings
 from cai_jax.rewards.functions import custom_reward
 from cai_jax.textmodels import endpoint
+from cai_jax.textmodels.recorded import RecordedTextModel
 
 READ_BYTES = 32 * 2**20  # larger files, and data sets of the hub and TFDS, are read as far as ROWS
 ROWS = 100
@@ -193,8 +194,13 @@ def _require_served(plan: Plan, where: str, given: str, needs: str, kind) -> Non
             f"{where}: '{name}' is behind a server, which one process asks; run its stages in one "
             "process first (--config.stages), and the others with all"
         )
+    target = references.parse(name)
     with in_field(where):
-        references.parse(name).server()
+        if target.kind == references.RECORDED:
+            RecordedTextModel(target.name).require()
+        if target.kind != references.OPENAI:
+            return
+        target.server()
         fields = endpoints.of(plan.config, given)
         endpoint.require_package(name)
         endpoint.key_of(name, fields.key_env)

@@ -18,7 +18,8 @@ from cai_jax.io import answers, artefacts, progress
 from cai_jax.io.answers import AnswerFile
 from cai_jax.io.metrics import MetricsWriter
 from cai_jax.models import lora
-from cai_jax.textmodels import loader
+from cai_jax.textmodels import loader, recorded
+from cai_jax.textmodels.answering import AnsweringModel
 from cai_jax.textmodels.asking import Asking
 from cai_jax.textmodels.loader import LoadedModel, ModelLoader
 
@@ -77,6 +78,22 @@ class StageContext(Asking):
         for reason, count in dropped.items():
             self.drop(reason, count)
         return prompts
+
+    def recording(self, model) -> artefacts.Journal | None:
+        """See `Asking.recording`: answers from outside, and with config.record all others."""
+        is_outside = isinstance(model, AnsweringModel)
+        return self._recorded if is_outside or self.run_config.record else None
+
+    @functools.cached_property
+    def _recorded(self) -> artefacts.Journal:
+        # Before the records that are made from it: they would have no answers after a kill.
+        return self.directory.journal(recorded.RECORDED, light=True, first=True)
+
+    def finish_recording(self) -> None:
+        """Writes recorded.jsonl where answers were kept, in this start or before a kill."""
+        parts = self.directory.path / f"{recorded.RECORDED}.parts"
+        if "_recorded" in vars(self) or parts.exists():
+            self._recorded.finish()
 
     def require_rows(self, rows: Sequence, what: str) -> None:
         """Stops with one line where nothing is left to work on."""

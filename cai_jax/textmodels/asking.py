@@ -6,8 +6,9 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from cai_jax.data import fitting
 from cai_jax.errors import require_finite
-from cai_jax.io import preemption, progress
+from cai_jax.io import artefacts, preemption, progress
 from cai_jax.structs import FAILED, LENGTH, REFUSED, TOO_LONG, UNPARSABLE, Dialogue
+from cai_jax.textmodels import recorded
 from cai_jax.textmodels.protocol import Choice, Completion, Question, Sampling, TextModel, Turn
 
 # Why requests have no answer, in manifests and summaries.
@@ -44,6 +45,10 @@ class Asking:
         if count or kind != "reasoning":
             self.tokens[kind] = self.tokens.get(kind, 0) + int(count)
 
+    def recording(self, model: TextModel) -> artefacts.Journal | None:
+        """The journal that keeps what a model answers, None where that is not kept."""
+        return None
+
     def generate(
         self,
         model: TextModel,
@@ -72,6 +77,7 @@ class Asking:
         """
         label, total = label or self.name, _num_wanted(turns, wanted)
         done = model.generate(turns, sampling, wanted) if total else ()
+        done = recorded.keeping(self.recording(model), model.name, done, turns, sampling)
         about = getattr(model, "progress", None)
         # Models answer what they can, and name what they cannot.
         unfinished = 0
@@ -113,6 +119,7 @@ class Asking:
         """
         total = _num_wanted(questions, wanted)
         done = model.choose(questions, wanted, together) if total else ()
+        done = recorded.keeping(self.recording(model), model.name, done, questions)
         about = getattr(model, "progress", None)
         for choice in self.watched(done, total, label, about):
             if choice.answered:

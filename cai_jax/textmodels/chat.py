@@ -370,7 +370,7 @@ def choice(question: Question, tier: str, answers: Sequence[Mapping | str]) -> C
     replies = [each for answer in answers for each in answer["choices"]]
     if all(each["stop"] == REFUSED for each in replies):
         return Choice(question.id, (), REFUSED, **about)
-    if tier == TOP:
+    if tier == TOP and "tokens" in replies[0]:  # a batch's answer may have none: it is a sample
         return options_lib.top(question, replies[0]["tokens"], about)
     chosen = [
         options_lib.chosen(_spoken(each["text"]), question.options, question.lead)

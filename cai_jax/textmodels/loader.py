@@ -35,10 +35,11 @@ from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.models import hf, lora, rounding
 from cai_jax.models.config import ModelConfig
 from cai_jax.rewards.preference_model import RewardModel
-from cai_jax.textmodels import chat, endpoint
+from cai_jax.textmodels import batch, chat, endpoint
 from cai_jax.textmodels.answering import AnsweringModel
 from cai_jax.textmodels.local import LocalTextModel
 from cai_jax.textmodels.protocol import TextModel
+from cai_jax.textmodels.recorded import RecordedTextModel
 from cai_jax.training import state as state_lib
 
 
@@ -106,7 +107,9 @@ class ModelLoader:
     def text_model(self, reference: str, format: str = "auto") -> TextModel:
         """A policy that generates and chooses: one on the mesh, or a server's."""
         target = references.parse(references.resolve(self.run_config.models, reference))
-        if target.kind == references.OPENAI:
+        if target.kind == references.RECORDED:
+            return RecordedTextModel(target.name)
+        if target.kind in references.ANSWERING:
             return self._served_model(target, reference, format)
         model = self.load(reference, format=format)
         limit = fitting.smallest(self.run_config.sampling.max_length, model.config.max_length)
@@ -116,16 +119,21 @@ class ModelLoader:
         self, target: references.Reference, reference: str, format: str
     ) -> AnsweringModel:
         fields = endpoints.of(self.run_config, reference)
+        directory, _, model = target.name.partition("#")
+        is_batch = target.kind == references.BATCH
         wire = chat.Wire(
-            *target.server(),
+            *((batch.URL, model) if is_batch else target.server()),
             chat.TEXT if format == "text" else chat.CHAT,
             fields.continue_turns,
             fields.limit_field,
-            fields.samples_per_request,
+            1 if is_batch else fields.samples_per_request,
             fields.extra_body.to_dict(),
         )
         file, limit = self._answers(), self.run_config.max_cost
-        carrier = endpoint.Endpoint(str(target), wire, fields, file, limit)
+        if is_batch:
+            carrier = batch.BatchFiles(str(target), self.run_path / directory, fields, file)
+        else:
+            carrier = endpoint.Endpoint(str(target), wire, fields, file, limit)
         return AnsweringModel(str(target), wire, carrier, file, carrier.tier, fields.num_samples)
 
     def preference_model(

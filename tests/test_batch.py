@@ -1,0 +1,183 @@
+"""Models that answer later, through files: a graph of text stages that waits, goes on, and is
+killed; and its answers, recorded, as the model of another run."""
+
+import json
+import random
+
+import pytest
+
+from cai_jax import main
+from cai_jax.errors import EXIT_WAITING, UserError, Waiting
+from cai_jax.io import artefacts
+from cai_jax.pipeline import graph as pipeline
+from cai_jax.textmodels import batch_files
+from cai_jax.textmodels.batch_files import REQUESTS, RESULTS
+from configs import tiny
+from tests import answer_files
+
+STAGES = ("respond", "revise", "compare", "feedback", "feedback_chain")
+
+
+class Killed(BaseException):
+    """The process ends here: nothing after it is written."""
+
+
+def config(model="batch:asked", **fields):
+    """The text stages of the tiny graph, all asking one model."""
+    made = tiny.get_config()
+    made.stages, made.date = STAGES, "2026-01-01"
+    for name in STAGES:
+        made.graph[name].model = model
+    made.graph.respond.prompts.limit = made.graph.compare.prompts.limit = 3
+    made.endpoints.all.update(fields)
+    return made
+
+
+def finish(made, run_path, answer=answer_files.answer_all, limit=30):
+    """Runs to the end and answers every round of files; how many there were."""
+    for number in range(limit):
+        try:
+            pipeline.run(made, str(run_path))
+            return number
+        except Waiting:
+            answer(run_path / "asked")
+    raise AssertionError("it waits for ever")
+
+
+def records(run_path):
+    return {name: (run_path / name / "records.jsonl").read_bytes() for name in STAGES}
+
+
+def asked(run_path):
+    """The requests of every file."""
+    files = batch_files.numbered(run_path / "asked", REQUESTS)
+    return [answer_files.requests_of(path) for path in files.values()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run_path = tmp_path_factory.mktemp("batch") / "run"
+    return run_path, finish(config(), run_path)
+
+
+def test_every_round_is_a_file_and_nothing_is_asked_twice(finished):
+    run_path, rounds = finished
+    # respond, then four turns of revise; compare, feedback and the chains go on meanwhile.
+    assert rounds == 5
+    files = asked(run_path)
+    # respond and compare; critiques, labels and chains; revisions and conclusions; the second round
+    assert list(map(len, files)) == [3, 6, 3, 6, 6, 3, 6, 3, 3]
+    keys = [request["custom_id"] for file in files for request in file]
+    assert len(keys) == len(set(keys))
+    revision = json.loads(records(run_path)["revise"].split(b"\n")[0])
+    assert revision["rounds"][1]["revision"].startswith("I think")
+    label = json.loads(records(run_path)["feedback"].split(b"\n")[0])["logprobs"][0]
+    assert label["how"] == "top" and label["outside"] == pytest.approx(0.1)
+
+
+def test_a_run_that_is_killed_at_any_moment_leaves_the_same(finished, tmp_path, monkeypatch):
+    rng, left = random.Random(0), [0]
+    write, append = artefacts.write_bytes, pipeline.StageContext.drop
+
+    def dying(path, data):
+        left[0] -= 1
+        if left[0] == 0 and rng.random() < 0.5:
+            raise Killed
+        write(path, data)
+        if left[0] == 0:
+            raise Killed
+
+    monkeypatch.setattr(artefacts, "write_bytes", dying)
+    kills = 0
+    while True:
+        left[0] = rng.randint(1, 12)
+        try:
+            finish(config(), tmp_path / "run")
+            break
+        except Killed:
+            kills += 1
+    assert kills > 10
+    assert records(tmp_path / "run") == records(finished[0])
+    keys = [request["custom_id"] for file in asked(tmp_path / "run") for request in file]
+    assert len(keys) == len(set(keys))
+
+
+def test_results_in_disorder_come_to_the_same(finished, tmp_path):
+    rng = random.Random(1)
+
+    def disordered(lines):
+        """Some are missing, some have failed, some are there twice, one is torn."""
+        kept = []
+        for line in lines:
+            chance = rng.random()
+            if chance < 0.2:
+                failed = {"status_code": 500, "body": {"error": {"message": "oh"}}}
+                name = json.loads(line)["custom_id"]
+                kept.append(json.dumps({"custom_id": name, "response": failed}))
+            elif chance < 0.8:
+                kept += [line] * rng.randint(1, 2)
+        rng.shuffle(kept)
+        return [*kept, lines[0][:40]]
+
+    made = config(lines_per_file=2)
+    finish(made, tmp_path / "run", lambda path: answer_files.answer_all(path, disordered))
+    assert records(tmp_path / "run") == records(finished[0])
+    assert max(map(len, asked(tmp_path / "run"))) == 2
+
+
+def test_what_always_fails_is_left_out_and_counted(tmp_path):
+    made = config()
+    made.stages = ("respond",)
+    failing = []
+
+    def without_one(lines):
+        failing.append(json.loads(lines[0])["custom_id"])
+        return [json.dumps({"custom_id": failing[0], "error": {"message": "oh"}}), *lines[1:]]
+
+    answer = lambda path: answer_files.answer_all(path, without_one)  # noqa: E731
+    assert finish(made, tmp_path / "run", answer) == 3
+    assert failing == failing[:1] * 3
+    manifest = artefacts.StageDirectory(tmp_path / "run" / "respond").manifest
+    assert manifest["dropped"] == {"no answer of the server could be read": 1}
+    assert manifest["summary"]["rows"] == 2
+
+
+def test_labels_in_words_count_as_one_sample(tmp_path):
+    made = config(form="anthropic", num_samples=1)
+    made.stages = ("compare", "feedback")
+
+    def in_words(path):
+        done = batch_files.numbered(path, RESULTS)
+        for number, file in batch_files.numbered(path, REQUESTS).items():
+            if number not in done:
+                names = [each["custom_id"] for each in answer_files.requests_of(file)]
+                lines = [json.dumps({"custom_id": name, "text": f"(A) {name}"}) for name in names]
+                batch_files.path_of(path, RESULTS, number).write_text("\n".join(lines))
+
+    finish(made, tmp_path / "run", in_words)
+    labels = (tmp_path / "run" / "feedback" / "records.jsonl").read_text()
+    label = json.loads(labels.split("\n")[0])["logprobs"][0]
+    assert label["how"] == "counted" and label["counts"] == [1, 0] and label["a"] > label["b"]
+
+
+def test_recorded_answers_are_a_model(finished, tmp_path, capsys):
+    run_path, _ = finished
+    pipeline.run(config(f"recorded:{run_path}"), str(tmp_path / "again"))
+    assert records(tmp_path / "again") == records(run_path)
+    other = config(f"recorded:{run_path}")
+    other.graph.respond.prompts.limit = 4
+    with pytest.raises(UserError, match="never answered the request"):
+        pipeline.run(other, str(tmp_path / "other"))
+    nothing = config(f"recorded:{tmp_path}/nowhere")
+    with pytest.raises(UserError, match="no answers are recorded there"):
+        pipeline.run(nothing, str(tmp_path / "none"))
+
+
+def test_the_command_says_what_to_do(tmp_path, capsys):
+    flags = [f"--config.graph.{name}.model=batch:asked" for name in STAGES]
+    argv = ["main", "--config=tiny", f"--workdir={tmp_path}/run", "--config.stages=respond", *flags]
+    assert main.main(argv) == EXIT_WAITING
+    err = capsys.readouterr().err.strip().split("\n")[-1]
+    assert err.startswith("waiting: 6 requests wait") and "requests-0001.jsonl (6)" in err
+    assert main.main([*argv, "--config.models.base=batch:asked", "--config.stages=sl"]) == 2
+    assert "only answers" in capsys.readouterr().err
