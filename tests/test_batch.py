@@ -7,7 +7,7 @@ import random
 import pytest
 
 from cai_jax import main
-from cai_jax.errors import EXIT_WAITING, UserError, Waiting
+from cai_jax.errors import EXIT_BAD_INPUT, EXIT_WAITING, UserError, Waiting
 from cai_jax.io import artefacts
 from cai_jax.pipeline import graph as pipeline
 from cai_jax.textmodels import batch_files
@@ -54,6 +54,14 @@ def asked(run_path):
     return [answer_files.requests_of(path) for path in files.values()]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_collection():
+    """Nothing here holds a model: most of a start's time would be Python's garbage collection."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.gc, "collect", lambda: 0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     run_path = tmp_path_factory.mktemp("batch") / "run"
@@ -66,7 +74,7 @@ def test_every_round_is_a_file_and_nothing_is_asked_twice(finished):
     assert rounds == 5
     files = asked(run_path)
     # respond and compare; critiques, labels and chains; revisions and conclusions; the second round
-    assert list(map(len, files)) == [3, 6, 3, 6, 6, 3, 6, 3, 3]
+    assert list(map(len, files)) == [3, 6, 3, 6, 3, 3, 3, 3, 3]
     keys = [request["custom_id"] for file in files for request in file]
     assert len(keys) == len(set(keys))
     revision = json.loads(records(run_path)["revise"].split(b"\n")[0])
@@ -77,10 +85,10 @@ def test_every_round_is_a_file_and_nothing_is_asked_twice(finished):
 
 def test_a_run_that_is_killed_at_any_moment_leaves_the_same(finished, tmp_path, monkeypatch):
     rng, left = random.Random(0), [0]
-    write, append = artefacts.write_bytes, pipeline.StageContext.drop
+    write = artefacts.write_bytes
 
     def dying(path, data):
-        left[0] -= 1
+        left[0] -= path.name != "status.json"
         if left[0] == 0 and rng.random() < 0.5:
             raise Killed
         write(path, data)
@@ -89,14 +97,14 @@ def test_a_run_that_is_killed_at_any_moment_leaves_the_same(finished, tmp_path, 
 
     monkeypatch.setattr(artefacts, "write_bytes", dying)
     kills = 0
-    while True:
-        left[0] = rng.randint(1, 12)
+    for _ in range(40):
+        left[0] = rng.randint(1, 24)
         try:
             finish(config(), tmp_path / "run")
             break
         except Killed:
             kills += 1
-    assert kills > 10
+    assert 5 <= kills < 40
     assert records(tmp_path / "run") == records(finished[0])
     keys = [request["custom_id"] for file in asked(tmp_path / "run") for request in file]
     assert len(keys) == len(set(keys))
@@ -174,10 +182,15 @@ def test_recorded_answers_are_a_model(finished, tmp_path, capsys):
 
 
 def test_the_command_says_what_to_do(tmp_path, capsys):
-    flags = [f"--config.graph.{name}.model=batch:asked" for name in STAGES]
-    argv = ["main", "--config=tiny", f"--workdir={tmp_path}/run", "--config.stages=respond", *flags]
-    assert main.main(argv) == EXIT_WAITING
+    argv = [
+        "main",
+        "--config=tiny",
+        f"--workdir={tmp_path}/run",
+        "--config.models.base=batch:asked",
+    ]
+    assert main.main([*argv, "--config.stages=respond"]) == EXIT_WAITING
     err = capsys.readouterr().err.strip().split("\n")[-1]
     assert err.startswith("waiting: 6 requests wait") and "requests-0001.jsonl (6)" in err
-    assert main.main([*argv, "--config.models.base=batch:asked", "--config.stages=sl"]) == 2
-    assert "only answers" in capsys.readouterr().err
+    stages = "respond,respond_helpful,revise,sl"  # sl trains, which needs weights
+    assert main.main([*argv, f"--config.stages={stages}"]) == EXIT_BAD_INPUT
+    assert "config.graph.sl.init: 'batch:asked'" in capsys.readouterr().err

@@ -181,17 +181,17 @@ def models(plan: Plan, name: str) -> None:
 
 
 def _require_served(plan: Plan, where: str, given: str, needs: str, kind) -> None:
-    """A server's model only answers, and what asking it takes is there."""
+    """A model elsewhere only answers, and what asking it takes is there."""
     name = references.resolve(plan.config.models, given)
     if needs != "policy" or kind.makes:
         what = "is trained" if kind.makes else "scores dialogues"
         raise UserError(
-            f"{where}: '{name}' is behind a server: it answers and chooses, but what {what} here "
+            f"{where}: '{name}' is elsewhere: it answers and chooses, but what {what} here "
             f"must be in this process; expected {WANTED.get(needs, WANTED['policy'])}"
         )
     if jax.process_count() > 1:
         raise UserError(
-            f"{where}: '{name}' is behind a server, which one process asks; run its stages in one "
+            f"{where}: '{name}' is elsewhere, where one process asks; run its stages in one "
             "process first (--config.stages), and the others with all"
         )
     target = references.parse(name)
