@@ -2,7 +2,13 @@
 often as is counted, and nothing twice."""
 
 import collections
+import contextlib
 import math
+import pathlib
+import resource
+import socket
+import subprocess
+import sys
 import time
 
 import ml_collections
@@ -219,3 +225,34 @@ def test_a_probe_finds_the_tier_and_the_file_keeps_it(tmp_path):
 def test_keys_of_requests_are_many(tmp_path):
     keys = collections.Counter(chat.sample(t, SAMPLING, chat.Wire("u", "m")).key for t in turns(99))
     assert set(keys.values()) == {1}
+
+
+@pytest.mark.long
+def test_memory_is_flat_over_20000_requests(tmp_path):
+    def resident():  # MiB
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / 2**20
+
+    with free_port() as port:
+        pass
+    command = [sys.executable, "-m", "tests.faulty_server", str(port), "{}", "", "0"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    server = subprocess.Popen(command, cwd=pathlib.Path(__file__).parent.parent, **pipes)
+    try:
+        server.stdout.readline()
+        asking, _ = model(None, tmp_path, url=f"http://127.0.0.1:{port}/v1")
+        start, asked = None, turns(20_000)
+        for number, _ in enumerate(asking.generate(asked, SAMPLING)):
+            if number == 2_000:
+                start = resident()
+        assert number == 19_999 and resident() - start < 16, (start, resident())
+    finally:
+        server.stdin.close()
+        server.wait()
+
+
+@contextlib.contextmanager
+def free_port():
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        yield opened.getsockname()[1]

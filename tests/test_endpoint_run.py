@@ -12,6 +12,8 @@ from cai_jax.configuration.endpoints import ENDPOINTS
 from cai_jax.configuration.fields import build_kind
 from cai_jax.errors import UserError
 from cai_jax.pipeline import graph
+from cai_jax.report import cautions, sections
+from cai_jax.report.run import Run
 from cai_jax.textmodels import endpoint
 from configs import default, tiny
 from tests.faulty_server import FaultyServer
@@ -69,6 +71,11 @@ def test_stages_ask_a_server_and_tell_what_it_took(tmp_path, capsys):
         assert sum(each["cost"] for each in served) == pytest.approx(0.01 * answered)
         assert manifest(tmp_path, "feedback")["summary"]["tiers"] == {"top": 6}
         assert "tokens, cost 0.03" in manifest(tmp_path, "respond")["summary"]["headline"]
+        run = Run(tmp_path)
+        servers = {what: (value, note) for what, value, note in sections.facts(run)}
+        assert servers["Answers of servers"][0] == str(answered)
+        assert f"cost {0.01 * answered:.2f}" in servers["Answers of servers"][1]
+        assert any("6 are read among the likeliest" in each.text for each in cautions.collect(run))
         # Rates, prices and keys change nothing; what decides answers does.
         asked = server.asked.total()
         graph.run(run_config(server, concurrency=3, input_price=1.0), str(tmp_path))

@@ -32,6 +32,11 @@ CUT_MEANS = {  # by kind of stage, what that does further on
 GAP_LIMIT = 1e-3
 COPY_LIMIT = 0.05
 EXAMPLES_LIMIT = 0.25  # of the requests: those that had fewer worked examples than wanted
+TIERS = {  # how a server gave the log-probabilities of labels
+    "scored": "are those of the options' own tokens",
+    "top": "are read among the likeliest first tokens",
+    "counted": "are counted among samples",
+}
 LEVELS = ("stop", "care", "note")
 
 
@@ -218,6 +223,10 @@ def _labels(run: Run) -> Iterator[Caution]:
                 "decides instead of content."
             )
             yield Caution("stop" if (flip or 0) > MOST_FLIP else "care", text, "labels")
+        if tiers := stage.summary.get("tiers"):
+            counts = " and ".join(f"{count:,} {TIERS[tier]}" for tier, count in tiers.items())
+            text = f"{headed(stage.name)}: of the labels' log-probabilities {counts}."
+            yield Caution("note", text, "labels")
         if sure is not None and sure < 0.55:
             text = f"mean confidence {number(sure)}, so the labels are close to coin flips."
             yield Caution("care", f"{stage.name}: {text}", "labels")

@@ -96,6 +96,11 @@ class Stage:
         return self.manifest.get("tokens") or {}
 
     @property
+    def served(self) -> dict:
+        """Requests to servers by outcome, their tokens and cost; {} without any."""
+        return self.manifest.get("served") or {}
+
+    @property
     def dropped(self) -> dict[str, int]:
         return self.manifest.get("dropped") or {}
 
@@ -389,7 +394,9 @@ class Run:
         paths = [
             stage.path / "model" for kind in ("sl", "rl", "pm") for stage in self.of_kind(kind)
         ]
-        paths += [epath.Path(str(stage.fields.get("model →"))) for stage in self.of_kind("respond")]
+        answering = [str(stage.fields.get("model →")) for stage in self.of_kind("respond")]
+        here = (name for name in answering if references.parse(name).kind == references.MODEL)
+        paths += map(epath.Path, here)
         for path in (path / "config.json" for path in paths):
             try:
                 if path.exists():

@@ -264,7 +264,20 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
         ("Time", duration(run.seconds), stages),
         ("Sampled", quantity(run.tokens("sampled")), "tokens"),
         ("Trained on", quantity(trained) if trained else "–", "tokens"),
+        *_servers(run),
         ("Compute", f"{quantity(run.flops)}FLOP" if run.flops else "–", "2N a token, 6N trained"),
         ("Peak memory", gigabytes(run.peak_bytes), story.devices(run)),
         ("Seed", str(run.config.get("seed", "–")), ""),
     ]
+
+
+def _servers(run: Run) -> list[tuple[str, str, str]]:
+    """What models behind servers were asked, and what that cost."""
+    served = [stage.served for stage in run.stages.values() if stage.served]
+    if not served:
+        return []
+    answers = sum(each["requests"].get("answered", 0) for each in served)
+    tokens = sum(sum(each["tokens"].values()) for each in served)
+    cost = sum(each["cost"] for each in served)
+    note = f"{quantity(tokens)} tokens" + (f", cost {cost:.2f}" if cost else "")
+    return [("Answers of servers", quantity(answers), note)]

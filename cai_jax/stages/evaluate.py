@@ -26,8 +26,14 @@ from cai_jax.evals.rows import SCHEMA as METRICS_SCHEMA
 from cai_jax.io import artefacts
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import Message, count_cut
+from cai_jax.textmodels.protocol import COUNTED, TOP
 
 SCHEMA = 4
+# How a server gave the probabilities of options, where it was not by scoring them.
+TIERS = {
+    TOP: "have probabilities read among a server's likeliest first tokens",
+    COUNTED: "have probabilities counted among a server's samples",
+}
 
 
 def check(fields, config, where: str) -> None:
@@ -93,6 +99,8 @@ def run(ctx: StageContext) -> dict:
         for name, existing in written.items()
         if existing.in_words
     ]
+    for name, each in journals.items():
+        metrics["notes"] += tier_notes(name, each.finished.values())
     if artefacts.is_writer():
         artefacts.write_json(ctx.directory.path / "metrics.json", metrics)
         lines = "".join(json.dumps(value) + "\n" for value in values)
@@ -112,6 +120,13 @@ def run(ctx: StageContext) -> dict:
         "headline": (headline or f"{len(metrics['rows'])} numbers")
         + fitting.describe_left_out(few_shot),
     }
+
+
+def tier_notes(name: str, records) -> list[str]:
+    """A line where probabilities are not those of the options' own tokens."""
+    tiers = collections.Counter(record.get("how") for record in records)
+    parts = [f"{tiers[tier]:,} {TIERS[tier]}" for tier in TIERS if tiers[tier]]
+    return [f"of the {name}, {' and '.join(parts)}"] if parts else []
 
 
 def cut_answers(records) -> dict[str, dict[str, int]]:
