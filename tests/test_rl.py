@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cai_jax.data import fitting
+from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
 from cai_jax.stages import rl
 from cai_jax.training import rl_numbers
@@ -182,7 +183,10 @@ def test_prompts_whose_answers_might_not_fit_are_left_out_before_any_update(
     """Short enough for max_prompt_tokens, but not for the sampler's context or the preference
     model: a KeyError once."""
     ctx, policy, judge = prompts_stage(tmp_path, tiny_model, limit, judge_positions=positions)
-    lengths = [fitting.num_tokens(policy.format.prompt(p.dialogue)) for p in ctx.prompts()]
+    lengths = [
+        fitting.num_tokens(policy.format.prompt(p.dialogue))
+        for p in ctx.load(read_prompts, ctx.config.prompts)
+    ]
     assert max(lengths) <= ctx.config.max_prompt_tokens
     found = rl.fitting_prompts(ctx, policy, [policy, judge])  # not only the first counts
     assert len(found) == left and ctx.dropped == dropped

@@ -79,18 +79,10 @@ def prompt_sets(ctx: StageContext) -> dict[str, list[Prompt]]:
     """NAME → prompts, for every field prompts_NAME of the config."""
     names = [name for name in sorted(ctx.config) if name.startswith(PROMPT_FIELD)]
     return {
-        name.removeprefix(PROMPT_FIELD): prompts(ctx, ctx.config[name])
+        name.removeprefix(PROMPT_FIELD): ctx.load(read_prompts, ctx.config[name])
         for name in names
         if ctx.config[name].source
     }
-
-
-def prompts(ctx: StageContext, fields) -> list[Prompt]:
-    """The prompts that a group of fields names; those that are left out are counted."""
-    kept, dropped = read_prompts(**fields.to_dict())
-    for reason, count in dropped.items():
-        ctx.drop(reason, count)
-    return kept
 
 
 def written(ctx: StageContext, models: Mapping[str, str]) -> dict[str, answers_lib.Answers]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from cai_jax import references
 from cai_jax.core.intervals import Estimate, wilson
+from cai_jax.data.prompts import read_prompts
 from cai_jax.evals import collect, figures
 from cai_jax.evals.evaluator import Measured, Task, by_prompt, by_set
 from cai_jax.evals.rows import Column
@@ -39,7 +40,7 @@ def run(task: Task) -> Measured:
     fields, ctx = task.fields, task.ctx
     if not fields.model:
         return Measured([], ())
-    prompts, answers = collect.prompts(ctx, fields.prompts), task.journal("harm")
+    prompts, answers = ctx.load(read_prompts, fields.prompts), task.journal("harm")
     for temperature in fields.temperatures:
         able = {
             name: reference

@@ -74,11 +74,8 @@ def _sets(task: Task) -> dict[str, list[Pair]]:
         for on, items in asked.items()
     }
     if fields.comparisons.source:
-        pairs, dropped = load_comparisons(**fields.comparisons.to_dict())
-        for reason, count in dropped.items():
-            task.ctx.drop(f"comparison: {reason}", count)
         sets["comparisons"] = []
-        for pair in pairs:
+        for pair in task.ctx.load(load_comparisons, fields.comparisons, "comparison"):
             sides = (Message("assistant", text) for text in (pair.chosen, pair.rejected))
             dialogues = ((*pair.dialogue, side) for side in sides)
             sets["comparisons"].append(Pair(pair.id, pair.source, *dialogues))

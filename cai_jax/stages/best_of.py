@@ -42,11 +42,10 @@ def run(ctx: StageContext) -> dict:
     for index, score in sorted(ctx.score_each(judge, dialogues, ctx.name, ids)):
         scored[responses[index]["prompt_id"]].append((score, responses[index]))
 
-    journal = ctx.directory.journal()
-    journal.discard(lambda row: False)
+    records = []
     for prompt_id, answers in sorted(scored.items()):
         score, best = max(answers, key=lambda pair: (pair[0], -pair[1]["sample"]))
-        journal.append(
+        records.append(
             {
                 **best,
                 "id": f"{prompt_id}/00",
@@ -57,8 +56,7 @@ def run(ctx: StageContext) -> dict:
                 "mean_score": sum(score for score, _ in answers) / len(answers),
             }
         )
-    journal.finish()
-    kept = journal.finished.values()
+    kept = ctx.write_records(records)
     gain = sum(row["score"] - row["mean_score"] for row in kept) / len(kept)
     return {
         "rows": len(kept),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 
+from cai_jax.data.prompts import read_prompts
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import count_cut, dialogue_to_json
@@ -19,7 +20,7 @@ def run(ctx: StageContext) -> dict:
     config, journal = ctx.config, ctx.directory.journal()
     model = ctx.models.text_model(config.model, config.format)
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k, config.top_p)
-    prompts = {prompt.id: prompt for prompt in ctx.prompts()}
+    prompts = {prompt.id: prompt for prompt in ctx.load(read_prompts, config.prompts)}
     turns = [
         Turn(
             f"{prompt.id}/{sample:02d}",

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 from etils import epath
 
-from cai_jax.data.prompts import Prompt, read_prompts
 from cai_jax.errors import UserError
 from cai_jax.io import answers, artefacts, progress
 from cai_jax.io.answers import AnswerFile
@@ -72,12 +71,23 @@ class StageContext(Asking):
             return {}
         return self.answers.to_json()
 
-    def prompts(self) -> list[Prompt]:
-        """The prompts that `config.prompts` names; those that are left out are counted."""
-        prompts, dropped = read_prompts(**self.config.prompts.to_dict())
+    def load(self, read: Callable, fields, what: str = "") -> list:
+        """What a reader such as `read_prompts` makes of a group of fields (source, split, …). Rows
+        that it leaves out are counted, the reason after `what`."""
+        rows, dropped = read(**fields.to_dict())
         for reason, count in dropped.items():
-            self.drop(reason, count)
-        return prompts
+            self.drop(f"{what}: {reason}" if what else reason, count)
+        return rows
+
+    def write_records(self, records: Iterable[dict]) -> list[dict]:
+        """Writes records.jsonl of a stage that makes all its records at once; an earlier start's
+        are replaced. Returns them, sorted by id."""
+        journal = self.directory.journal()
+        journal.discard(lambda row: False)
+        for record in records:
+            journal.append(record)
+        journal.finish()
+        return list(journal.finished.values())
 
     def recording(self, model) -> artefacts.Journal | None:
         """See `Asking.recording`: answers from outside, and with config.record all others."""

@@ -152,7 +152,7 @@ def run(ctx: StageContext) -> dict:
         (len(row["few_shot_ids"]), len(tasks[name].few_shot_ids))
         for name, row in journal.finished.items()
     )
-    return _summary(ctx, journal, few_shot)
+    return _summary(ctx, list(journal.finished.values()), few_shot)
 
 
 def _sample_chains(ctx: StageContext, model, chains, todo: list[Task], orders) -> None:
@@ -247,8 +247,7 @@ def _by_preference_model(ctx: StageContext) -> dict:
     scored = ctx.score_each(judge, dialogues, ctx.name, ids)
     scores = iter(collected(scored, len(dialogues)).tolist())
 
-    journal = ctx.directory.journal()
-    journal.discard(lambda row: False)
+    records = []
     for row in comparisons:
         of_row = [next(scores) for _ in row["responses"]]
         for first, second in itertools.combinations(range(len(of_row)), 2):
@@ -256,15 +255,13 @@ def _by_preference_model(ctx: StageContext) -> dict:
             a, b = -float(np.logaddexp(0, -delta)), -float(np.logaddexp(0, delta))
             logprobs = [{"order": "ab", "chain": 0, "a": a, "b": b}]
             task = Task(f"{row['id']}/{first}-{second}", row, (first, second))
-            journal.append(_record(ctx, judge.name, task, logprobs))
-    journal.finish()
-    return _summary(ctx, journal)
+            records.append(_record(ctx, judge.name, task, logprobs))
+    return _summary(ctx, ctx.write_records(records))
 
 
-def _summary(ctx: StageContext, journal, few_shot: dict | None = None) -> dict:
+def _summary(ctx: StageContext, rows: list[dict], few_shot: dict | None = None) -> dict:
     """The stage's summary, with the agreement with people where it was their pairs that were
     judged. few_shot: how many worked examples were left out."""
-    rows = list(journal.finished.values())
     result = _statistics(rows)
     tiers = collections.Counter(entry.get("how", SCORED) for r in rows for entry in r["logprobs"])
     if set(tiers) != {SCORED}:

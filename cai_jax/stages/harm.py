@@ -40,12 +40,8 @@ class Rated:
 
 def read(ctx: StageContext, field: str) -> list[Rated]:
     """The rated dialogues that the config's `field` names; [] where it names none."""
-    options = ctx.config[field].to_dict()
-    if not options["source"]:
+    if not ctx.config[field].source:
         return []
-    ratings, dropped = load_ratings(**options)
-    for reason, count in dropped.items():
-        ctx.drop(f"{field}: {reason}", count)
     return [
         Rated(
             f"{field} {item.id}",
@@ -54,7 +50,7 @@ def read(ctx: StageContext, field: str) -> list[Rated]:
             item.dialogue,
             item.rating,
         )
-        for item in ratings
+        for item in ctx.load(load_ratings, ctx.config[field], field)
     ]
 
 
@@ -130,20 +126,17 @@ def run(ctx: StageContext) -> dict:
     judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh)
     predicted = judge.score_tokens([tokens[item.id] for item in held])
     ctx.publish(model, "harm")
-    journal = ctx.directory.journal()
-    journal.discard(lambda row: False)
-    for item, value in zip(held, predicted, strict=True):
-        journal.append(
-            {
-                "id": item.id,
-                "source": item.source,
-                "rating": item.rating,
-                "predicted": float(value),
-                "dialogue": dialogue_to_json(item.dialogue),
-            }
-        )
-    journal.finish()
-    numbers = accuracy.regression_errors(journal.finished.values(), mean, seed=ctx.seed)
+    records = ctx.write_records(
+        {
+            "id": item.id,
+            "source": item.source,
+            "rating": item.rating,
+            "predicted": float(value),
+            "dialogue": dialogue_to_json(item.dialogue),
+        }
+        for item, value in zip(held, predicted, strict=True)
+    )
+    numbers = accuracy.regression_errors(records, mean, seed=ctx.seed)
     more = {"examples": len(train), "mean_rating": mean, "held_out": numbers}
     result = supervised.summary(ctx, steps.num_steps, more)
     shown = [

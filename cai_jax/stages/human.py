@@ -20,15 +20,11 @@ SCHEMA = 1
 def run(ctx: StageContext) -> dict:
     """Writes a comparison record for each pair; `preferred` is the index of the response that was
     chosen. Which one comes first is drawn, so that "the first" is no answer."""
-    pairs, dropped = load_comparisons(**ctx.config.human.to_dict())
-    for reason, count in dropped.items():
-        ctx.drop(reason, count)
-    journal = ctx.directory.journal()
-    journal.discard(lambda row: False)
-    for pair in pairs:
+    records = []
+    for pair in ctx.load(load_comparisons, ctx.config.human):
         preferred = int(row_rng(ctx.seed, ctx.name, "side", pair.id).integers(2))
         responses = (pair.chosen, pair.rejected) if preferred == 0 else (pair.rejected, pair.chosen)
-        journal.append(
+        records.append(
             {
                 "id": pair.id,
                 "prompt_id": pair.id,
@@ -41,7 +37,7 @@ def run(ctx: StageContext) -> dict:
                 "preferred": preferred,
             }
         )
-    journal.finish()
-    counts = collections.Counter(pair.source for pair in pairs)
+    ctx.write_records(records)
+    counts = collections.Counter(record["kind"] for record in records)
     headline = ", ".join(f"{count} of {source}" for source, count in sorted(counts.items()))
-    return {"rows": len(pairs), "headline": headline}
+    return {"rows": len(records), "headline": headline}

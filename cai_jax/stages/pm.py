@@ -86,11 +86,9 @@ def run(ctx: StageContext) -> dict:
     normalisation = (float(raw.mean()), max(float(raw.std()), 1e-6)) if config.normalise else None
     ctx.publish(model, "reward", normalisation, data.reads_cut)
     clamping = check_clamp(ctx, data.train, raw, normalisation)
-    journal = ctx.directory.journal()
-    journal.discard(lambda row: False)
-    for pair, scores in zip(data.held, raw, strict=False):
-        journal.append(pairs.to_record(pair, scores))
-    journal.finish()
+    ctx.write_records(
+        pairs.to_record(pair, scores) for pair, scores in zip(data.held, raw, strict=False)
+    )
 
     # ---- Summary ---------------------------------------------------------------------------------
     num_ai = sum(pair.source == "ai" for pair in data.train)

@@ -3,6 +3,7 @@ helpful samples)."""
 
 from __future__ import annotations
 
+from cai_jax.data.prompts import read_prompts
 from cai_jax.seeds import row_key
 from cai_jax.stages.context import StageContext
 from cai_jax.structs import count_cut, dialogue_to_json
@@ -18,7 +19,7 @@ def run(ctx: StageContext) -> dict:
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k, config.top_p)
     # Keys name the prompt and the sample: a restart draws the same.
     asked, turns = {}, []
-    for prompt in ctx.prompts():
+    for prompt in ctx.load(read_prompts, config.prompts):
         for sample in range(config.num_samples):
             key = row_key(ctx.seed, ctx.name, 0, prompt.id, sample)
             turn = Turn(f"{prompt.id}/{sample:02d}", prompt.dialogue, key)

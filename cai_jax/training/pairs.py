@@ -133,11 +133,8 @@ def human_pairs(ctx) -> list[Pair]:
     config = ctx.config
     if not config.human.source or config.human.limit == 0:
         return []
-    comparisons, dropped = load_comparisons(**config.human.to_dict())
-    for reason, count in dropped.items():
-        ctx.drop(f"human comparison: {reason}", count)
     pairs = []
-    for item in comparisons:
+    for item in ctx.load(load_comparisons, config.human, "human comparison"):
         first = bool(row_rng(ctx.seed, ctx.name, "side", item.id).integers(2))
         texts = (item.chosen, item.rejected) if first else (item.rejected, item.chosen)
         group = examples.group_of(item.dialogue)
