@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable, Iterator
 
 import ml_collections
 
+from cai_jax.configuration.fields import Setting, Source, walk_kind
 from cai_jax.configuration.run import TOPIC
+from cai_jax.configuration.stages import STAGES
 from cai_jax.data import sources
 from cai_jax.errors import UserError
 
@@ -48,7 +51,7 @@ class Words:
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A copy of `config` in which no stage refers to config.topic any more; the same config where
-    none does.
+    it has no topic.
 
     Raises UserError for a name that config.topic does not have, and for a stage to be run whose
     source is empty.
@@ -57,11 +60,33 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if topic is None:
         return config
     copy = ml_collections.ConfigDict(config.to_dict())
-    for name, stage in copy.graph.items():
-        if isinstance(stage, ml_collections.ConfigDict):
-            _resolve_fields(stage, topic, f"config.graph.{name}", name in config.stages)
+    for setting in _references(copy, copy.graph):
+        group, where = setting.group, setting.where
+        key = where.rpartition(".")[2]
+        if isinstance(setting.field.range, Source):
+            group[key] = _source(setting.value, group.get("split", ""), topic, where)
+            stage, _, field = where.removeprefix("config.graph.").partition(".")
+            if not group[key] and stage in config.stages and field == "prompts.source":
+                raise UserError(
+                    f"{where}: '{setting.value}' is empty in config.topic; name a source there, or "
+                    f"leave '{stage}' out of config.stages and of the inputs of other stages"
+                )
+        else:
+            group[key] = topic[_known(setting.value.removeprefix(MARK), PLAIN, where)]
     copy.lock()
     return copy
+
+
+def _references(config, stages: Iterable[str]) -> Iterator[Setting]:
+    """The fields of stages that refer to config.topic: sources in one of their parts; other texts,
+    which may hold the same words, from their beginning on."""
+    for name in stages:
+        stage = config.graph.get(name)
+        for each in walk_kind(STAGES, stage, f"config.graph.{name}") if stage is not None else ():
+            is_source = isinstance(each.field.range, Source)
+            if isinstance(each.value, str) and MARK in each.value:
+                if is_source or each.value.startswith(MARK):
+                    yield each
 
 
 def origin(written) -> str:
@@ -69,24 +94,6 @@ def origin(written) -> str:
     if isinstance(written, str) and written.startswith(MARK) and "+" not in written:
         return f"config.topic.{written.removeprefix(MARK)}"
     return ""
-
-
-def _resolve_fields(fields, topic, path: str, needed: bool) -> None:
-    for key, value in fields.items():
-        where = f"{path}.{key}"
-        if isinstance(value, ml_collections.ConfigDict):
-            _resolve_fields(value, topic, where, needed)
-        elif not isinstance(value, str) or MARK not in value:
-            continue
-        elif key == "source":
-            fields[key] = _source(value, fields.get("split", ""), topic, where)
-            if not fields[key] and needed and path.count(".") == 3 and path.endswith(".prompts"):
-                raise UserError(
-                    f"{where}: '{value}' is empty in config.topic; name a source there, or leave "
-                    f"'{path.split('.')[2]}' out of config.stages and of the inputs of other stages"
-                )
-        elif value.startswith(MARK):  # elsewhere in a text they are words like others
-            fields[key] = topic[_known(value.removeprefix(MARK), PLAIN, where)]
 
 
 def _known(name: str, known: tuple[str, ...], where: str) -> str:
@@ -167,7 +174,10 @@ def notes(config: ml_collections.ConfigDict, missing_examples: dict[str, list[st
     topic = config.get("topic")
     if topic is not None:
         own = [name for name in DEFAULTS if topic[name] != DEFAULTS[name]]
-        used = set(_references(config))
+        parts = [
+            part for each in _references(config, config.stages) for part in each.value.split("+")
+        ]
+        used = {part.removeprefix(MARK) for part in parts if part.startswith(MARK)}
         left = [
             name
             for name in ("prompts", "helpful", "comparisons", "choices", "constitution")
@@ -188,24 +198,6 @@ def notes(config: ml_collections.ConfigDict, missing_examples: dict[str, list[st
             "request. Bring examples of your own, or [] for none"
         )
     return lines
-
-
-def _references(config):
-    """The names of config.topic that the stages to be run refer to."""
-    for name in config.stages:
-        stage = config.graph.get(name)
-        for value in _strings(stage.to_dict()) if stage is not None else ():
-            for part in value.split("+"):
-                if part.startswith(MARK):
-                    yield part.removeprefix(MARK)
-
-
-def _strings(value):
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, str):
-        yield value
 
 
 def _differing_sources(config) -> list[str]:
