@@ -15,7 +15,7 @@ JUDGE = "pm_judge"
 def test_the_graph_builds_and_the_stages_stand_in_order(size):
     config = smollm2.get_config(f"size={size}")
     nodes = pipeline.build_graph(config)
-    assert tuple(config.stages) == tuple(smollm2.graph(smollm2.SIZES[size], "x")) and set(
+    assert tuple(config.stages) == tuple(smollm2.Study(smollm2.SIZES[size], "x").graph()) and set(
         nodes
     ) == set(config.stages)
     for name, node in nodes.items():

@@ -57,7 +57,7 @@ def _choices(config) -> list[tuple[str, str, object, str]]:
             if not _is_auto(of.get("clamp")):
                 continue
             rewards = [str(other.get("reward") or "") for other in stage.evals.values()]
-            asked = [*(reward.removeprefix("@") for reward in rewards), *sorted(clamps)]
+            asked = [*map(references.stage_of, rewards), *sorted(clamps)]
             clamp = next((clamps[pm] for pm in asked if clamps.get(pm)), CLAMP)
             why = "that of the preference models, or the paper's"
             chosen.append((name, f"evals.{key}.clamp", clamp, why))

@@ -135,7 +135,7 @@ def _numbers(run: Run, name: str) -> list[dict]:
         key
         for stage in evaluations
         for key, reference in (stage.fields.get("models") or {}).items()
-        if str(reference).partition(":")[0] == f"@{name}"
+        if references.stage_of(str(reference)) == name
     }
     judges = {
         key

@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 
+from cai_jax import references
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
 
@@ -17,13 +18,13 @@ LICENCE = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}")
 def base_of(run_path, stage: str, role: dict) -> str:
     """The reference that training of `stage` goes back to: a directory or a hub name, through any
     number of stages."""
-    reference = str(role.get("initialised_from") or "")
+    origin = references.parse(str(role.get("initialised_from") or ""))
     for _ in range(20):
-        if not reference.startswith("@"):
+        if not origin.stage:
             break
-        path = run_path / reference[1:].partition(":")[0] / "model" / "role.json"
-        reference = str((artefacts.read_json(path) or {}).get("initialised_from") or "")
-    return reference.removeprefix("random:").removeprefix("hf://")
+        role = artefacts.read_json(run_path / origin.stage / "model" / "role.json") or {}
+        origin = references.parse(str(role.get("initialised_from") or ""))
+    return origin.name.removeprefix("hf://")
 
 
 def header(base: str, base_name: str = "", licence: str = "") -> dict[str, str]:

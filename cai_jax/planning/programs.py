@@ -24,7 +24,7 @@ from cai_jax.errors import UserError
 from cai_jax.models import lora, rounding
 from cai_jax.models.config import ModelConfig
 from cai_jax.planning.arithmetic import Work, trained_share
-from cai_jax.references import resolve
+from cai_jax.references import parse, resolve, stage_of
 from cai_jax.rewards import preference_model as rewards
 from cai_jax.rewards.reward import models_of
 from cai_jax.stages import harm, pm, rl, sl
@@ -78,15 +78,15 @@ def known_architectures() -> dict[str, dict]:
 def model_of(run_config, reference: str) -> ModelConfig:
     """The architecture that a role, "@stage", directory or well-known hub name means; no
     weights are looked at."""
-    target = resolve(run_config.models, reference)
-    if target.startswith("@"):
-        stage = run_config.graph[target[1:].partition(":")[0]]
+    parsed = parse(resolve(run_config.models, reference))
+    if parsed.stage:
+        stage = run_config.graph[parsed.stage]
         if stage.kind == "best_of":  # of answers that a stage of kind respond has drawn
             stage = run_config.graph[stage.inputs.responses]
         return model_of(
             run_config, stage[{"rl": "policy", "respond": "model"}.get(stage.kind, "init")]
         )
-    target = target.removeprefix("random:")
+    target = parsed.name
     if (pathlib.Path(target) / "config.json").exists():
         return ModelConfig.from_json(target)
     known = {name.lower(): value for name, value in known_architectures().items()}
@@ -194,9 +194,11 @@ def loaded(run_config, reference: str, kind: str, mesh, held: dict, int8: bool =
     Returns:
         Abstract parameters in the run's dtype.
     """
-    target, dtype = resolve(run_config.models, reference), jnp.dtype(run_config.model.dtype)
+    target = resolve(run_config.models, reference)
+    dtype = jnp.dtype(run_config.model.dtype)
     model = model_of(run_config, target)
-    stage = run_config.graph[target[1:].partition(":")[0]] if target.startswith("@") else {}
+    name = stage_of(target)
+    stage = run_config.graph[name] if name else {}
     adapters = adapters_of(stage)
     if adapters is None:
         if (target, int8) not in held:

@@ -63,21 +63,21 @@ TINY = "random:" + os.path.join(
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "models", "tiny"
 )
 HELD_OUT, JUDGE, REST = "0-1/10", "2-5/10", "6-9/10"
+CALM = {"temperature": 0.7}
 NO_PROMPTS = default.prompts("", "")
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What differs between the sizes. Lengths are in tokens where nothing else is said; None: no
+    """What differs between the sizes. Lengths are in tokens where nothing else is given; None: no
     limit."""
 
     red_team: int  # prompts of the supervised stage
     helpful: int
     compared: int  # prompts whose answers are compared
     held_out: int  # prompts that the policies answer, of each kind
-    judged: (
-        int | None
-    )  # held-out pairs on which preference models and labels are measured, of each kind
+    # held-out pairs on which preference models and labels are measured, of each kind
+    judged: int | None
     pairs: int | None = None  # of each kind, for a preference model
     prompt_characters: int = 200
     pair_characters: int | None = 320
@@ -205,6 +205,259 @@ POLICIES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The stages of a size on the files of the directory `data`: a method for each section, after
+    the settings that their stages have in common."""
+
+    size: Size
+    data: str
+
+    def graph(self) -> dict:
+        """The stages in the order in which they run."""
+        made = {
+            **self.supervised(),
+            **self.judges(),
+            **self.ai_feedback(),
+            **self.reinforcement(),
+            **self.evaluations(),
+        }
+        if self.size.extras:
+            made |= self.extras()
+            made["evaluate"]["prompts_xstest"] = default.prompts(
+                f"{self.data}/eval_xstest.jsonl.gz", ""
+            )
+        return made | {"report": default.report()}  # it reads all that ran before it
+
+    # ---- Sections --------------------------------------------------------------------------------
+
+    def supervised(self) -> dict:
+        """Section 3: critiques and revisions, four ways; SL-CAI."""
+        size = self.size
+        answer = {"max_new_tokens": size.answer, **CALM}
+        return {
+            "respond": default.respond(**self.those(self.red_team, limit=size.red_team), **answer),
+            "respond_helpful": default.respond(
+                **self.those(self.helpful, limit=size.helpful), **answer
+            ),
+            "revise": self.revise(),
+            "revise_direct": self.revise(critique=False),
+            "revise_ours": self.revise(constitution="embedded"),
+            # The paper's Human/Assistant text, not the model's chat template.
+            "revise_text": self.revise(format="text"),
+            "sl": default.sl("revise", **self.steps),
+            "sl_direct": default.sl("revise_direct", **self.steps),
+        }
+
+    def judges(self) -> dict:
+        """People's comparisons: the judge, and three preference models; labels against people."""
+        judge = self.pairs(self.both_pairs, JUDGE)
+        judge["max_characters"] = self.size.judge_characters
+        return {
+            "pm_judge": self.pm(judge),
+            "pm_harmless": self.pm(self.pairs(self.harmless_pairs)),
+            "pm_helpful": self.pm(self.pairs(self.helpful_pairs)),
+            "pm_human": self.pm(self.pairs(self.both_pairs)),
+            "human_pairs": default.human(**self.held_out(self.both_pairs)),
+            "agree_chat": self.feedback("human_pairs"),
+            "agree_text": self.feedback("human_pairs", format="text"),
+            "agree_ours": self.feedback("human_pairs", constitution="embedded"),
+        }
+
+    def ai_feedback(self) -> dict:
+        """Section 4: AI feedback, and a better source of labels in its place."""
+        size, scores = self.size, {"model": "@pm_harmless", "mode": "preference_model"}
+        compared = self.those(self.red_team, offset=size.red_team, limit=size.compared)
+        helpful = self.pairs(self.helpful_pairs)
+        return {
+            "compare": default.compare(**compared, max_new_tokens=size.answer, **CALM),
+            "feedback": self.feedback("compare"),
+            "feedback_pm": self.feedback("compare", **scores),
+            "pm_ai": self.pm(helpful, "compare", "feedback"),
+            "pm_relabelled": self.pm(helpful, "compare", "feedback_pm"),
+        }
+
+    def reinforcement(self) -> dict:
+        """Reinforcement learning, whose baselines start from the model as it is, as in the paper;
+        and the best of several answers."""
+        size, both = self.size, f"{self.red_team}+{self.helpful}"
+        held_out = self.those(both, HELD_OUT, limit=size.held_out)
+        return {
+            "rl": self.rl("@sl", "@pm_ai", both),
+            "rl_helpful": self.rl("base", "@pm_helpful", self.helpful),
+            "rl_human": self.rl("base", "@pm_human", both),
+            "rl_human_labels": self.rl("@sl", "@pm_human", both),
+            "rl_relabelled": self.rl("@sl", "@pm_relabelled", both),
+            "respond_best": default.respond(
+                model="@sl",
+                num_samples=size.samples_best,
+                max_new_tokens=size.answer,
+                **held_out,
+                **CALM,
+            ),
+            "best_of": default.best_of("respond_best", "@pm_ai"),
+            "best_of_human": default.best_of("respond_best", "@pm_human"),
+        }
+
+    def evaluations(self) -> dict:
+        """Answers by the judge; preference models on the held-out pairs; the HHH questions."""
+        held_out = {"limit": self.size.held_out}
+        pairs = {"comparisons": self.held_out(self.both_pairs)}
+        red_team = default.prompts(**self.those(self.red_team, HELD_OUT, **held_out))
+        helpful = default.prompts(**self.those(self.helpful, HELD_OUT, **held_out))
+        answered = {"prompts_red_team": red_team, "prompts_helpful": helpful}
+        made = {
+            "evaluate": self.evaluate(POLICIES, "@pm_judge", "revise", **pairs, **answered),
+            "evaluate_direct": self.evaluate({}, "@pm_judge", "revise_direct"),
+            "evaluate_ours": self.evaluate({}, "@pm_judge", "revise_ours"),
+            "evaluate_text": self.evaluate({}, "@pm_judge", "revise_text"),
+        }
+        for source in ("harmless", "helpful", "human", "ai", "relabelled"):
+            made[f"evaluate_{source}"] = self.evaluate({}, f"@pm_{source}", **pairs)
+        made["evaluate_choices"] = self.evaluate(
+            {},
+            "",
+            choices=f"{self.data}/eval_438HHHEvaluations.jsonl.gz",
+            feedback="feedback",
+            num_choices=self.size.choices,
+        )
+        return made
+
+    def extras(self) -> dict:
+        """What only a large size has."""
+        sampled = f"{self.data}/hh_helpful_rejection_sampled.jsonl.gz"
+        chain = {"num_few_shot": 2, "max_chain_tokens": self.size.answer, **CALM}
+        return {
+            "pm_all": self.pm(self.pairs(f"{self.both_pairs}+{sampled}", "2-9/10")),
+            "evaluate_all": self.evaluate(
+                {}, "@pm_all", comparisons=self.held_out(self.both_pairs)
+            ),
+            "agree_chain": self.feedback("human_pairs", mode="chain_of_thought", **chain),
+        }
+
+    # ---- Data ------------------------------------------------------------------------------------
+
+    @property
+    def red_team(self) -> str:
+        return f"{self.data}/redteam_hh_harmless_first_turns.jsonl.gz"
+
+    @property
+    def helpful(self) -> str:
+        return f"{self.data}/helpful_hh_first_turns.jsonl.gz"
+
+    @property
+    def harmless_pairs(self) -> str:
+        return f"{self.data}/hh_harmless_base.jsonl.gz"
+
+    @property
+    def helpful_pairs(self) -> str:
+        return f"{self.data}/hh_helpful_base.jsonl.gz"
+
+    @property
+    def both_pairs(self) -> str:
+        return f"{self.harmless_pairs}+{self.helpful_pairs}"
+
+    @property
+    def official(self) -> str:
+        """The paper's own constitution."""
+        return f"{self.data}/official/prompts"
+
+    def those(self, source, split=REST, **which) -> dict:
+        """Prompts; `which`: offset and limit."""
+        own = {"source": source, "split": split, "max_characters": self.size.prompt_characters}
+        return {"offset": 0, "limit": None, **own, **which}
+
+    def pairs(self, source, split=REST) -> dict:
+        """Comparisons to learn from."""
+        size = self.size
+        return default.human_pairs(source, split, 0, size.pairs, size.pair_characters)
+
+    def held_out(self, source) -> dict:
+        """Comparisons to be measured on."""
+        size = self.size
+        return default.human_pairs(source, HELD_OUT, 0, size.judged, size.pair_characters)
+
+    # ---- What stages of a kind have in common ----------------------------------------------------
+
+    @property
+    def adapters(self) -> dict:
+        return default.adapters(*self.size.adapters)
+
+    @property
+    def steps(self) -> dict:
+        size = self.size
+        return {
+            **default.optimisation(size.rate, size.batch_size),
+            "schedule": "linear",
+            "warmup_steps": 3,
+            "adapters": self.adapters,
+            "max_length": size.max_length,
+            "save_every_steps": size.save_every_steps,
+            "num_microbatches": size.microbatches,
+        }
+
+    def revise(self, **fields) -> dict:
+        shared = {
+            "constitution": self.official,
+            "num_rounds": self.size.rounds,
+            "num_few_shot": self.size.few_shot,
+            **CALM,
+            "max_critique_tokens": self.size.answer,
+            "max_revision_tokens": self.size.answer,
+        }
+        return default.revise(**shared | fields)
+
+    def feedback(self, comparisons, **fields) -> dict:
+        shared = {
+            "constitution": self.official,
+            "num_few_shot": self.size.choice_few_shot,
+            "num_headers": 4,
+            "both_orders": True,
+        }
+        return default.feedback(comparisons, **shared | fields)
+
+    def pm(self, human, comparisons="", labels="") -> dict:
+        # Held-out pairs are the same for all, and stages of their own; a few more normalise the
+        # scores.
+        return default.pm(comparisons, labels, human=human, holdout_fraction=0.05, **self.steps)
+
+    def rl(self, policy, reward, source) -> dict:
+        size = self.size
+        prompts = self.those(source, limit=4 * size.updates * size.rollouts)
+        return default.rl(
+            policy=policy,
+            reward=reward,
+            prompts=default.prompts(**prompts),
+            adapters=self.adapters,
+            num_updates=size.updates,
+            rollouts_per_update=size.rollouts,
+            num_minibatches=4,
+            warmup_updates=1,
+            kl_coefficient=0.05,
+            learning_rate=size.rl_rate,
+            value_learning_rate=size.rl_rate,
+            max_prompt_tokens=128,
+            max_new_tokens=size.rl_answer,
+            value_model=size.value_model,
+            save_every_updates=4,
+            **CALM,
+        )
+
+    def evaluate(self, models, reward, revisions="", **fields) -> dict:
+        shared = {
+            "anchor": "SmolLM2",
+            "reward": reward,
+            "feedback": "",
+            "choices": "",
+            "max_new_tokens": self.size.answer,
+            **CALM,
+            "prompts_red_team": NO_PROMPTS,
+            "prompts_helpful": NO_PROMPTS,
+            "comparisons": self.held_out(""),
+        }
+        return default.evaluate(models, revisions, **shared | fields)
+
+
 def get_config(arg="size=cpu"):
     given = dict(part.partition("=")[::2] for part in (arg or "size=cpu").split(",") if part)
     if unknown := set(given) - {"size", "data", "piece"}:
@@ -220,7 +473,7 @@ def get_config(arg="size=cpu"):
         config.sampling.update({"batch_size": 256, "max_length": 4096})
     if name == "smoke":
         config.sampling.batch_size = 8
-    config.graph = made = graph(size, data)
+    config.graph = made = Study(size, data).graph()
     config.stages = tuple(made)
     if "piece" in given:
         if (
@@ -231,197 +484,3 @@ def get_config(arg="size=cpu"):
             raise ValueError(f"piece={given['piece']}: size=gpu has pieces 1 to {len(PIECES)}")
         config.stages = PIECES[int(given["piece"]) - 1]
     return config
-
-
-def graph(size: Size, data: str) -> dict:
-    """The stages in the order in which they run."""
-    red_team, helpful = (
-        f"{data}/redteam_hh_harmless_first_turns.jsonl.gz",
-        f"{data}/helpful_hh_first_turns.jsonl.gz",
-    )
-    harmless_pairs, helpful_pairs = (
-        f"{data}/hh_harmless_base.jsonl.gz",
-        f"{data}/hh_helpful_base.jsonl.gz",
-    )
-    both_pairs = f"{harmless_pairs}+{helpful_pairs}"
-    official = f"{data}/official/prompts"
-    calm = {"temperature": 0.7}
-    rank, alpha, targets = size.adapters
-    adapters = default.adapters(rank, alpha, targets)
-    steps = {
-        **default.optimisation(size.rate, size.batch_size),
-        "schedule": "linear",
-        "warmup_steps": 3,
-        "adapters": adapters,
-        "max_length": size.max_length,
-        "save_every_steps": size.save_every_steps,
-        "num_microbatches": size.microbatches,
-    }
-
-    def those(source, split=REST, offset=0, limit=None):
-        return {
-            "source": source,
-            "split": split,
-            "offset": offset,
-            "limit": limit,
-            "max_characters": size.prompt_characters,
-        }
-
-    def pairs(source, split=REST, limit=size.pairs, characters=size.pair_characters):
-        return default.human_pairs(source, split, 0, limit, characters)
-
-    def revise(**fields):
-        return default.revise(
-            **{
-                "constitution": official,
-                "num_rounds": size.rounds,
-                "num_few_shot": size.few_shot,
-                **calm,
-                "max_critique_tokens": size.answer,
-                "max_revision_tokens": size.answer,
-                **fields,
-            }
-        )
-
-    def feedback(comparisons, **fields):
-        return default.feedback(
-            comparisons,
-            **{
-                "constitution": official,
-                "num_few_shot": size.choice_few_shot,
-                "num_headers": 4,
-                "both_orders": True,
-                **fields,
-            },
-        )
-
-    def pm(human, comparisons="", labels=""):
-        # Held-out pairs are the same for all, and stages of their own; a few more normalise the
-        # scores.
-        return default.pm(comparisons, labels, human=human, holdout_fraction=0.05, **steps)
-
-    def rl(policy, reward, source):
-        return default.rl(
-            policy=policy,
-            reward=reward,
-            prompts=default.prompts(**those(source, limit=4 * size.updates * size.rollouts)),
-            adapters=adapters,
-            num_updates=size.updates,
-            rollouts_per_update=size.rollouts,
-            num_minibatches=4,
-            warmup_updates=1,
-            kl_coefficient=0.05,
-            learning_rate=size.rl_rate,
-            value_learning_rate=size.rl_rate,
-            max_prompt_tokens=128,
-            max_new_tokens=size.rl_answer,
-            value_model=size.value_model,
-            save_every_updates=4,
-            **calm,
-        )
-
-    def evaluate(models, reward, revisions="", comparisons="", **fields):
-        return default.evaluate(
-            models,
-            revisions,
-            **{
-                "anchor": "SmolLM2",
-                "reward": reward,
-                "feedback": "",
-                "choices": "",
-                "max_new_tokens": size.answer,
-                **calm,
-                "prompts_red_team": NO_PROMPTS,
-                "prompts_helpful": NO_PROMPTS,
-                "comparisons": pairs(comparisons, HELD_OUT, size.judged),
-                **fields,
-            },
-        )
-
-    answered = {
-        "prompts_red_team": default.prompts(**those(red_team, HELD_OUT, limit=size.held_out)),
-        "prompts_helpful": default.prompts(**those(helpful, HELD_OUT, limit=size.held_out)),
-    }
-    made = {
-        # ---- Section 3: critiques and revisions, four ways; SL-CAI ----
-        "respond": default.respond(
-            **those(red_team, limit=size.red_team), max_new_tokens=size.answer, **calm
-        ),
-        "respond_helpful": default.respond(
-            **those(helpful, limit=size.helpful), max_new_tokens=size.answer, **calm
-        ),
-        "revise": revise(),
-        "revise_direct": revise(critique=False),
-        "revise_ours": revise(constitution="embedded"),
-        "revise_text": revise(
-            format="text"
-        ),  # the paper's Human/Assistant text, not the model's chat template
-        "sl": default.sl("revise", **steps),
-        "sl_direct": default.sl("revise_direct", **steps),
-        # ---- People's comparisons: the judge, and three preference models; labels against people -
-        "pm_judge": pm(pairs(both_pairs, JUDGE, characters=size.judge_characters)),
-        "pm_harmless": pm(pairs(harmless_pairs)),
-        "pm_helpful": pm(pairs(helpful_pairs)),
-        "pm_human": pm(pairs(both_pairs)),
-        "human_pairs": default.human(**pairs(both_pairs, HELD_OUT, size.judged)),
-        "agree_chat": feedback("human_pairs"),
-        "agree_text": feedback("human_pairs", format="text"),
-        "agree_ours": feedback("human_pairs", constitution="embedded"),
-        # ---- Section 4: AI feedback, and a better source of labels in its place ----
-        "compare": default.compare(
-            **those(red_team, offset=size.red_team, limit=size.compared),
-            max_new_tokens=size.answer,
-            **calm,
-        ),
-        "feedback": feedback("compare"),
-        "feedback_pm": feedback("compare", model="@pm_harmless", mode="preference_model"),
-        "pm_ai": pm(pairs(helpful_pairs), "compare", "feedback"),
-        "pm_relabelled": pm(pairs(helpful_pairs), "compare", "feedback_pm"),
-        # ---- Reinforcement learning. The baselines start from the model as it is, as in the paper
-        "rl": rl("@sl", "@pm_ai", f"{red_team}+{helpful}"),
-        "rl_helpful": rl("base", "@pm_helpful", helpful),
-        "rl_human": rl("base", "@pm_human", f"{red_team}+{helpful}"),
-        "rl_human_labels": rl("@sl", "@pm_human", f"{red_team}+{helpful}"),
-        "rl_relabelled": rl("@sl", "@pm_relabelled", f"{red_team}+{helpful}"),
-        "respond_best": default.respond(
-            model="@sl",
-            num_samples=size.samples_best,
-            max_new_tokens=size.answer,
-            **those(f"{red_team}+{helpful}", HELD_OUT, limit=size.held_out),
-            **calm,
-        ),
-        "best_of": default.best_of("respond_best", "@pm_ai"),
-        "best_of_human": default.best_of("respond_best", "@pm_human"),
-        # ---- Judged by the judge; preference models on the held-out pairs ----
-        "evaluate": evaluate(POLICIES, "@pm_judge", "revise", both_pairs, **answered),
-        "evaluate_direct": evaluate({}, "@pm_judge", "revise_direct"),
-        "evaluate_ours": evaluate({}, "@pm_judge", "revise_ours"),
-        "evaluate_text": evaluate({}, "@pm_judge", "revise_text"),
-        **{
-            f"evaluate_{source}": evaluate({}, f"@pm_{source}", "", both_pairs)
-            for source in ("harmless", "helpful", "human", "ai", "relabelled")
-        },
-        "evaluate_choices": evaluate(
-            {},
-            "",
-            choices=f"{data}/eval_438HHHEvaluations.jsonl.gz",
-            feedback="feedback",
-            num_choices=size.choices,
-        ),
-        "report": default.report(),
-    }
-    if size.extras:
-        made["pm_all"] = pm(
-            pairs(f"{both_pairs}+{data}/hh_helpful_rejection_sampled.jsonl.gz", "2-9/10")
-        )
-        made["evaluate_all"] = evaluate({}, "@pm_all", "", both_pairs)
-        made["agree_chain"] = feedback(
-            "human_pairs",
-            mode="chain_of_thought",
-            num_few_shot=2,
-            max_chain_tokens=size.answer,
-            **calm,
-        )
-        made["evaluate"]["prompts_xstest"] = default.prompts(f"{data}/eval_xstest.jsonl.gz", "")
-        made["report"] = made.pop("report")  # it reads all that ran before it
-    return made
