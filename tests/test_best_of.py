@@ -14,6 +14,7 @@ from cai_jax.core import labels
 from cai_jax.evals import collect
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.stages import best_of, feedback, human
+from cai_jax.stages.context import StageContext
 from cai_jax.structs import Message
 from configs import default
 
@@ -35,7 +36,7 @@ class Judge:
         return enumerate(self.score(dialogues).tolist())
 
 
-class Context:
+class Context(StageContext):
     name, seed, mesh = "stage", 0, None
 
     def __init__(self, path, config, **inputs):
@@ -50,13 +51,6 @@ class Context:
 
     def score_each(self, model, dialogues, label, ids=None):
         return model.score_each(dialogues)
-
-    def drop(self, reason, count=1):
-        if count:
-            self.dropped[reason] = self.dropped.get(reason, 0) + count
-
-    def require_rows(self, rows, what):
-        assert rows, what
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from cai_jax.evals import revisions as revisions_eval
 from cai_jax.evals.rows import find
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.stages import evaluate
+from cai_jax.stages.context import StageContext
 from cai_jax.structs import Completion, Message
 from cai_jax.textmodels.protocol import Choice
 from configs import default, evaluations, tiny
@@ -56,7 +57,7 @@ class Models:
         return Judge()
 
 
-class Context:
+class Context(StageContext):
     """What stages.context gives, without weights. `die_after`: raises after so many answers, as a
     killed run would."""
 
@@ -103,12 +104,6 @@ class Context:
 
     def score_each(self, model, dialogues, label, ids=None):
         return model.score_each(dialogues)
-
-    def drop(self, reason, count=1):
-        self.dropped[reason] = self.dropped.get(reason, 0) + count
-
-    def require_rows(self, rows, what):
-        assert rows, what
 
 
 @pytest.fixture(autouse=True)
