@@ -312,6 +312,8 @@ def test_the_judge_is_asked_in_both_orders_word_by_word(tmp_path, monkeypatch):
     """It prefers the longer answer, and a little what stands first."""
 
     def score(request):
+        if len(request.options) > 2:  # of the ratings
+            return [-1.0] * len(request.options)
         if "evasive" in request.id:
             yes = request.prompt.rpartition("Options:\n(A) ")[2].startswith("Yes")
             evasive = "Assistant: no\n" in request.prompt
@@ -322,7 +324,8 @@ def test_the_judge_is_asked_in_both_orders_word_by_word(tmp_path, monkeypatch):
     _, rows, asked, ctx = run(
         tmp_path, monkeypatch, score=score, judge="judge", num_samples=1, reward=""
     )
-    scored = {request.id: request for request in asked if not request.sampling}
+    two = [request for request in asked if len(request.options or ()) == 2]
+    scored = {request.id: request for request in two}
     assert len(scored) == 2 * 2 * 2 + 2 * 2 * 2 * 2
     start = "Consider the following conversation between a human and an assistant:\n"
     for on, principle in (("red_team", judge.BETTER["red_team"]), ("helpful", judge.HELPFUL)):
