@@ -1,14 +1,36 @@
 """The evaluation of the run that `fake_run` writes: answers, scores, rows and curves."""
 
+import dataclasses
+
 import numpy as np
 
 from cai_jax.core import accuracy
 from cai_jax.core.accuracy import confidence, reliability
 from cai_jax.core.intervals import wilson
-from cai_jax.evals import answer_statistics, harm, preference_scores
+from cai_jax.evals import answer_statistics, figures, harm, preference_scores
 from cai_jax.evals import revisions as revisions_eval
-from cai_jax.evals.rows import row
+from cai_jax.evals.registry import KINDS as EVALUATIONS
+from cai_jax.evals.rows import SCHEMA, row
 from tests.fake_texts import BAD, GOOD, HELPFUL, KINDS, PROMPTS
+
+JUDGED = ("preference_scores", "revisions")
+
+
+def metrics(rows, notes=(), curves=None):
+    """metrics.json of these rows, where the preference model `@pm` is the judge."""
+    columns = [
+        dataclasses.replace(column, judge="@pm", scale="@pm 1") if kind in JUDGED else column
+        for kind, module in EVALUATIONS.items()
+        for column in module.COLUMNS
+    ]
+    by_round = revisions_eval.by_round(rows, "revisions")
+    return {
+        "schema": SCHEMA,
+        "rows": list(rows),
+        "columns": [column.to_json() for column in columns],
+        "figures": [*figures.calibration(curves or {}), *by_round],
+        "notes": list(notes),
+    }
 
 
 def evaluate(w, num_prompts, seed, lift, revisions, scores, answer):
@@ -133,15 +155,14 @@ def evaluate(w, num_prompts, seed, lift, revisions, scores, answer):
     w.lines("evaluate/values.jsonl", values)
     w.json(
         "evaluate/metrics.json",
-        {
-            "schema": 1,
-            "rows": rows,
-            "curves": {"pm/hhh": curve, "choice_zero_shot/hhh": curve[1:]},
-            "notes": [
+        metrics(
+            rows,
+            [
                 "the judge @pm is the preference model that rl was trained against: its score "
                 "is expected to rise and is no independent evidence"
             ],
-        },
+            {"PM, HHH": curve, "zero-shot, HHH": curve[1:]},
+        ),
     )
     w.stage(
         "evaluate",

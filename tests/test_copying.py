@@ -105,7 +105,7 @@ def test_rows_of_a_stage():
     assert rows(constitution="nowhere/to/be/found") == [echoes]
     stage = types.SimpleNamespace(name="revise", fields={"constitution": "embedded"})
     run.of_kind = lambda kind: [stage]
-    (told,) = cautions._copied(run)
+    (told,) = cautions.copies(run)
     assert "of the critiques repeat five" in told.text and "half the words" not in told.text
     records.append(
         record(
@@ -113,7 +113,7 @@ def test_rows_of_a_stage():
             "It tells them to put wet herbs in an oven.",
         )
     )
-    assert "of the revisions are for at least half the words" in next(cautions._copied(run)).text
+    assert "of the revisions are for at least half the words" in next(cautions.copies(run)).text
     records.pop()
     records[:] = records[1:]
     assert [r["metric"] for r in rows(constitution="embedded")] == [

@@ -12,7 +12,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     "cai_jax/configuration": {"docstring": 2},
     "cai_jax/core": {"name": 1, "docstring": 18},
     "cai_jax/pipeline": {"word": 2},
-    "cai_jax/report": {"name": 1, "docstring": 1},
+    "cai_jax/report": {"name": 1},
     "cai_jax/rewards": {"docstring": 1},
     "cai_jax/stages": {"docstring": 6},
     "cai_jax/training": {"name": 2, "docstring": 16, "length": 1},

@@ -16,8 +16,9 @@ from cai_jax.core.intervals import Estimate
 from cai_jax.errors import UserError
 from cai_jax.io.artefacts import StageDirectory
 from cai_jax.report import __main__ as report
-from cai_jax.report import build, cards, cautions, compare, curves, figures, judge, plot, schema1
+from cai_jax.report import build, cards, cautions, compare, curves, figures, judge, plot
 from cai_jax.report.run import Run, Stage
+from cai_jax.report.spec import Forest, ForestRow, Panel, Series
 from tests import fake_run
 
 SECTIONS = (
@@ -49,10 +50,18 @@ def whole(tmp_path_factory):
     return fake_run.write(tmp_path_factory.mktemp("runs") / "whole", 16)
 
 
+@pytest.fixture(scope="module")
+def written(whole):
+    """The command's report of the whole run."""
+    out = whole.parent / "out"
+    assert report.main(["report", str(whole), f"--out={out}"]) == 0
+    return out
+
+
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pages without their drawings, which take longest."""
-    monkeypatch.setitem(build.environment(False).globals, "svg", lambda figure: figure.key)
+    monkeypatch.setattr(plot, "svg", lambda figure: figure.key)
 
 
 class Reader(html.parser.HTMLParser):
@@ -97,8 +106,8 @@ def data_of(text):
     return json.loads(encoded)
 
 
-def test_whole_run(whole):
-    text = build.page([Run(whole)])
+def test_whole_run(whole, written):
+    text = (written / "report.html").read_text()
     reader = Reader(text)
     assert len(reader.ids) == len(set(reader.ids)), "ids repeat"
     for name in SECTIONS:
@@ -185,13 +194,13 @@ def test_a_stage_that_is_running(whole, tmp_path):
     assert len(Run(run).records("revise")) == 5 and not Run(run).problems
 
 
-def test_hostile_text_is_only_text(tmp_path):
+def test_hostile_text_is_only_text(undrawn, whole, tmp_path):
+    """Of figures see `test_markup_and_formulas_in_labels_are_only_text`: no answer is in one."""
     run = fake_run.write(tmp_path / "<b>run'\"", 12, hostile=HOSTILE)
-    clean = fake_run.write(tmp_path / "clean", 12)
     start = time.monotonic()
     text = build.page([Run(run)])
     assert time.monotonic() - start < 20
-    reader, safe = Reader(text), Reader(build.page([Run(clean)]))
+    reader, safe = Reader(text), Reader(build.page([Run(whole)]))
     assert sorted(set(reader.tags)) == sorted(set(safe.tags)) and reader.tags.count("script") == 2
     assert (
         "\u202e" not in text
@@ -229,12 +238,12 @@ def test_hostile_names_are_only_text_in_headline_lede_and_cautions(undrawn, tmp_
 
 
 def test_hostile_names_of_figures_stay_in_their_folder(tmp_path):
-    path = fake_run.write(tmp_path / "run", 12)
+    path = fake_run.write(tmp_path / "run", 12, stages=("evaluate",))
     names = ["../../../out", "a/b", "a b", "a:b", '"><script>', "", "x" * 999, "plain_name"]
     series = [{"label": "s", "x": [0, 1], "y": [0, 1]}]
     axes = {"title": "t", "x_label": "x", "y_label": "y", "group": "judges"}
     metrics = json.loads((path / "evaluate" / "metrics.json").read_text())
-    metrics = schema1.upgraded(metrics, lambda field: ("", ""))
+    metrics["rows"] = []  # no other figures
     metrics["figures"] = [{"name": name, **axes, "series": series} for name in names]
     (path / "evaluate" / "metrics.json").write_text(json.dumps(metrics))
     before = {p for p in tmp_path.rglob("*") if path not in p.parents}
@@ -297,8 +306,8 @@ def test_difference_of_independent_intervals():
 @pytest.mark.parametrize("requests,level", [(0, None), (2, "note"), (9, "care")])
 def test_worked_examples_that_were_left_out_are_a_caution(requests, level):
     counts = {"examples": 3 * requests, "requests": requests, "of": 20}
-    stage = types.SimpleNamespace(name="revise", summary={"few_shot": counts})
-    found = list(cautions._worked_examples(types.SimpleNamespace(stages={"revise": stage})))
+    stage = Stage("revise", None, {}, "revise", summary={"few_shot": counts})
+    found = list(cautions.worked_examples(types.SimpleNamespace(stages={"revise": stage})))
     assert [caution.level for caution in found] == [level] * bool(level)
     if level:
         assert f"worked examples left out: {3 * requests}, in {requests} of 20" in found[0].text
@@ -344,9 +353,9 @@ def test_every_figure_draws_both_ways(whole):
 
 def test_markup_and_formulas_in_labels_are_only_text():
     label = "<script>alert(1)</script> $x^2$ \u202e"
-    panel = plot.Panel(label, label, label, label, [plot.Series(label, [1, 2], [3, None], tone=1)])
-    row = plot.ForestRow(label, 0.5, 0.4, 0.6, marks=((0.1, label),), note=label)
-    for figure in (panel, plot.Forest("key", label, label, [row])):
+    panel = Panel(label, label, label, label, [Series(label, [1, 2], [3, None], tone=1)])
+    row = ForestRow(label, 0.5, 0.4, 0.6, marks=((0.1, label),), note=label)
+    for figure in (panel, Forest("key", label, label, [row])):
         text = plot.svg(dataclasses.replace(figure, key="key"))
         assert "<script" not in text and "\u202e" not in text
         assert plot.png(figure)
@@ -354,8 +363,8 @@ def test_markup_and_formulas_in_labels_are_only_text():
 
 def test_labels_of_close_points_do_not_meet():
     points = [("Initial, 12 tokens", 200, 100), ("SL-CAI, 12 tokens", 230, 100), ("RL", 202, 104)]
-    series = [plot.Series(t, [x], [y], mark="dots", texts=[t]) for t, x, y in points]
-    canvas, _ = plot._drawn(plot.Panel("p", "t", "x", "y", series, size=(560, 280)))
+    series = [Series(t, [x], [y], mark="dots", texts=[t]) for t, x, y in points]
+    canvas = plot.Drawing(Panel("p", "t", "x", "y", series, size=(560, 280))).canvas
     names = [
         text
         for text in canvas.axes[0].texts
@@ -363,15 +372,15 @@ def test_labels_of_close_points_do_not_meet():
     ]
     boxes = [name.get_window_extent().extents for name in names]
     assert len(boxes) == 3
-    assert not any(plot._meet(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert not any(plot.meet(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_command(whole, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert report.main(["report", str(whole), f"--out={out}"]) == 0
-    assert {p.name for p in out.iterdir()} == {"report.html", "report.md", "figures"}
-    assert len(list((out / "figures").glob("*.png"))) > 10
-    assert "report.html" in capsys.readouterr().out
+def test_command(whole, written, tmp_path, capsys):
+    assert {p.name for p in written.iterdir()} == {"report.html", "report.md", "figures"}
+    assert len(list((written / "figures").glob("*.png"))) > 10
+    half = fake_run.write(tmp_path / "half", 5, stages=("respond",))
+    assert report.main(["report", str(half)]) == 0
+    assert str(half / "report" / "report.html") in capsys.readouterr().out
     for arguments in ([], [str(tmp_path / "nowhere")], [str(tmp_path)], [str(whole), "--colour"]):
         assert report.main(["report", *arguments]) == 2
         error = capsys.readouterr().err
@@ -409,12 +418,7 @@ def test_the_share_of_cut_turns_is_named_by_stage_and_round(fields, scored):
         "pm": ("pm", {"answers": {"cut": 0, "of": 8}}),
     }
     shown = {
-        name: Stage(
-            name,
-            kind,
-            None,
-            {"summary": {"cut": cut, "reads_cut": False}, "fields": fields},
-        )
+        name: Stage(name, None, {}, kind, True, fields, {"cut": cut, "reads_cut": False})
         for name, (kind, cut) in stages.items()
     }
     run = types.SimpleNamespace(
@@ -422,7 +426,7 @@ def test_the_share_of_cut_turns_is_named_by_stage_and_round(fields, scored):
         rows=[],
         of_kind=lambda kind: [stage for stage in shown.values() if stage.kind == kind],
     )
-    told = [caution.text for caution in cautions._cut_turns(run)]
+    told = [caution.text for caution in cautions.cut_turns(run)]
     assert len(told) == 2 + scored
     assert "3 of 8 critiques of round 1, 8 of 8 revisions of round 2 were cut" in told[0]
     assert "16 of 32 answers of the last update" in told[1]
@@ -431,7 +435,7 @@ def test_the_share_of_cut_turns_is_named_by_stage_and_round(fields, scored):
 
 def test_clamps_that_are_missing_or_undone_are_named():
     summaries = [{"unclamped_chains": True}, {"clamp_undone": {"raw": 0.3, "scaled": 1.2}}, {}]
-    stages = [types.SimpleNamespace(name="pm", summary=summary) for summary in summaries]
+    stages = [Stage("pm", None, {}, "pm", summary=summary) for summary in summaries]
     run = types.SimpleNamespace(of_kind=lambda kind: stages if kind == "pm" else [])
-    missing, undone = [caution.text for caution in cautions._clamps(run)]
+    missing, undone = [caution.text for caution in cautions.clamps(run)]
     assert "not clamped" in missing and "0.30 raw and by 1.20 scaled" in undone

@@ -8,7 +8,17 @@ import pytest
 
 from cai_jax.core.intervals import Estimate, wilson
 from cai_jax.evals.rows import row
-from cai_jax.report import build, cautions, compare, figures, judge, sections, story, transcripts
+from cai_jax.report import (
+    build,
+    cautions,
+    compare,
+    figures,
+    judge,
+    plot,
+    sections,
+    story,
+    transcripts,
+)
 from cai_jax.report.run import Run
 from tests import fake_run
 
@@ -28,13 +38,21 @@ def runs(made, tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pages without their drawings, which take longest."""
-    monkeypatch.setitem(build.environment(False).globals, "svg", lambda figure: figure.key)
+    monkeypatch.setattr(plot, "svg", lambda figure: figure.key)
 
 
 def edit(path, change):
     value = json.loads(path.read_text())
     change(value)
     path.write_text(json.dumps(value))
+
+
+def of_another(columns, metric):
+    """The columns of the metric's judge are another judge's."""
+    (scale,) = {c["scale"] for c in columns if c["name"] == metric}
+    for column in columns:
+        same = column["scale"] == scale if scale else column["name"] == metric
+        column["scale"] = "another" if same else column["scale"]
 
 
 def judged_on(run, held_out, accuracies=()):
@@ -88,7 +106,7 @@ def test_a_judge_that_is_right_on_people_s_pairs_about_harm_is_not_doubted(runs)
 def test_runs_with_different_judges_have_no_difference_and_no_axis_in_common(runs):
     same = [Run(path) for path in runs]
     assert not judge.differ(same) and len(figures.frontier(figures.main_sources(same))) == 1
-    edit(runs[1] / "pm" / "manifest.json", lambda v: v.update(fingerprint="another"))
+    edit(runs[1] / "evaluate" / "metrics.json", lambda v: of_another(v["columns"], "pm_score"))
     other = [Run(path) for path in runs]
     assert judge.differ(other) and not judge.differ(other, "num_tokens")
     for one in compare.differences(other):
@@ -105,24 +123,21 @@ def test_runs_with_different_judges_have_no_difference_and_no_axis_in_common(run
 
 
 def test_harm_is_compared_where_one_regressor_said_it(runs):
-    edit(runs[1] / "harm" / "manifest.json", lambda v: v.update(fingerprint="another"))
-    for path in runs:
-        edit(
-            path / "evaluate" / "manifest.json",
-            lambda v: v["fields"].update(harm={"model": "@harm"}),
-        )
+    edit(runs[1] / "evaluate" / "metrics.json", lambda v: of_another(v["columns"], "expected_harm"))
     found = [Run(path) for path in runs]
     assert judge.differ(found, "expected_harm") and not judge.differ(found, "pm_score")
 
 
-def test_intervals_of_no_width_in_older_runs_are_not_shown(runs):
-    def flat(value):
-        for r in value["rows"]:
-            if r["metric"] == "evasive_rate" and r["against"]:
-                r.update(value=0.0, low=0.0, high=0.0, null=True)
+def test_metrics_of_an_older_version_are_named_and_nothing_is_read_of_them(runs):
+    edit(runs[0] / "evaluate" / "metrics.json", lambda v: v.pop("columns"))
+    run = Run(runs[0])
+    assert run.rows == [] and any("older version" in c.text for c in cautions.collect(run))
 
-    edit(runs[0] / "evaluate" / "metrics.json", flat)
-    rows = Run(runs[0]).rows
+
+def test_no_published_interval_has_zero_width():
+    run = Run("results/smollm2/reference")
+    rows = [r for measured in run.measured.values() for r in measured.rows]
+    assert len(rows) > 500 and not run.problems
     assert all(r["low"] is None or r["low"] < r["high"] for r in rows)
 
 

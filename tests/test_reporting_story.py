@@ -7,11 +7,10 @@ import shutil
 import pytest
 
 from cai_jax.core.intervals import Estimate
-from cai_jax.evals.registry import KINDS
 from cai_jax.evals.rows import Column, find, row
-from cai_jax.report import build, cards, cautions, compare, figures, results, story
+from cai_jax.report import build, cards, cautions, compare, figures, plot, results, story
 from cai_jax.report.run import Run
-from tests import fake_run
+from tests import fake_evaluation, fake_run
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def told(path, red_team, helpful, extra=()):
             )
         )
     (path / "evaluate" / "metrics.json").write_text(
-        json.dumps({"rows": [*rows, *extra], "curves": {}, "notes": []})
+        json.dumps(fake_evaluation.metrics([*rows, *extra]))
     )
     return Run(path)
 
@@ -265,8 +264,8 @@ def test_runs_are_compared_item_by_item(run, tmp_path):
 
 def test_a_number_that_an_evaluation_declares_is_shown_everywhere(run, tmp_path, monkeypatch):
     """Nothing but its column is known of it: page, Markdown, comparison, published results."""
-    monkeypatch.setitem(build.environment(False).globals, "svg", lambda figure: figure.key)
-    monkeypatch.setattr(results, "drawings", lambda run, measured: ())
+    monkeypatch.setattr(plot, "svg", lambda figure: figure.key)
+    monkeypatch.setattr(results, "drawn", lambda run, measured: ())
     column = Column("politeness", "Politeness", "points", "higher", figure="forest")
     other = fake_run.write(tmp_path / "other", 8, seed=1)
     for shift, path in enumerate((run, other)):
@@ -279,12 +278,8 @@ def test_a_number_that_an_evaluation_declares_is_shown_everywhere(run, tmp_path,
             file.writelines(json.dumps(line) + "\n" for line in kept)
         metrics = path / "evaluate" / "metrics.json"
         value = json.loads(metrics.read_text())
-        known = [c.to_json() for kind in KINDS.values() for c in kind.COLUMNS]
-        value |= {
-            "rows": value["rows"] + rows,
-            "columns": [*known, column.to_json()],
-            "figures": [],
-        }
+        value["rows"] += rows
+        value["columns"].append(column.to_json())
         metrics.write_text(json.dumps(value))
     for text in (build.page([Run(run)]), build.markdown([Run(run)])):
         assert "Politeness" in text and "9.75" in text

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai_jax.report import build, diff, text
+from cai_jax.report import diff, render, text
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -47,7 +47,7 @@ class Collector(html.parser.HTMLParser):
 def test_escaped_text_is_only_text(value):
     parser = Collector()
     template = '<p title="{{ value }}">{{ value }}</p>'
-    parser.feed(build.environment(False).from_string(template).render(value=value))
+    parser.feed(render.environment("html").from_string(template).render(value=value))
     parser.close()
     assert parser.tags == ["p"] and list(parser.attributes) == ["title"]
     assert parser.data == parser.attributes["title"] == text.visible(value)
@@ -56,7 +56,7 @@ def test_escaped_text_is_only_text(value):
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_markdown_is_escaped_by_the_templates(value):
-    template = build.environment(True).from_string("{{ value }} {{ value | quoted }}")
+    template = render.environment("md").from_string("{{ value }} {{ value | quoted }}")
     shown, _, block = template.render(value=value).partition("     ")
     assert shown == text.plain(value) and "\n" not in shown
     assert not re.search(r"(?<!\\)[<>`*\[\]|]", shown), "nothing means anything to Markdown"

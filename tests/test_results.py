@@ -12,10 +12,9 @@ from cai_jax import results
 from cai_jax.core.intervals import paired_difference, wilson
 from cai_jax.errors import UserError
 from cai_jax.evals.rows import find
-from cai_jax.report import build as build_lib
-from cai_jax.report import numbers, tables, transcripts
+from cai_jax.report import critiques, numbers, render, sections, tables, transcripts
 from cai_jax.report import results as results_lib
-from cai_jax.report.build import build
+from cai_jax.report.build import markdown
 from cai_jax.report.results import collect
 from cai_jax.report.run import Run
 from cai_jax.report.text import plain
@@ -43,11 +42,16 @@ def command(run, out, *flags):
     return results.main(["x", str(run), "--out", str(out), *flags])
 
 
-def test_everything_is_written_and_the_same_again(run, tmp_path, capsys):
-    assert command(run, tmp_path / "out", "--critiques", "10") == 0
+@pytest.fixture(scope="module")
+def out(run):
+    assert command(run, run.parent / "out", "--critiques", "10") == 0
+    return run.parent / "out"
+
+
+def test_everything_is_written_and_the_same_again(run, out, capsys):
     written = {
-        path.relative_to(tmp_path / "out").as_posix(): path.read_bytes()
-        for path in (tmp_path / "out").rglob("*")
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in out.rglob("*")
         if path.is_file()
     }
     assert {
@@ -69,8 +73,8 @@ def test_everything_is_written_and_the_same_again(run, tmp_path, capsys):
     assert not any(name.endswith("records.jsonl") for name in written), (
         "no texts but the ones drawn"
     )
-    assert command(run, tmp_path / "out", "--critiques", "10") == 0
-    assert all((tmp_path / "out" / name).read_bytes() == data for name, data in written.items())
+    assert command(run, out, "--critiques", "10") == 0
+    assert all((out / name).read_bytes() == data for name, data in written.items())
     assert "tables.md" in capsys.readouterr().out
 
 
@@ -81,7 +85,7 @@ def written(run, out, *flags):
 
 
 def test_numbers_are_in_the_tables_with_interval_and_length(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(results_lib, "drawings", lambda run, found: ())
+    monkeypatch.setattr(results_lib, "drawn", lambda run, found: ())
     found, text = written(run, tmp_path)
     for name in ("Initial", "SL-CAI", "RL-CAI"):
         (line,) = re.findall(rf"^\| {name} \|.*$", text.partition("\n### ")[0], re.M)
@@ -108,7 +112,9 @@ def test_numbers_are_in_the_tables_with_interval_and_length(run, tmp_path, monke
 def test_nothing_is_called_a_gain_whose_interval_covers_zero(run):
     def verdict(value, low, high):
         row = {"value": value, "low": low, "high": high}
-        return tables._note(row, numbers.Column("x", "x", percent=False, digits=2)).verdict
+        return tables.difference_note(
+            row, numbers.Column("x", "x", percent=False, digits=2)
+        ).verdict
 
     for low, high in ((-0.01, 0.8), (-2, 0), (0, 0)):
         assert verdict((low + high) / 2, low, high) == "no difference shown"
@@ -121,7 +127,7 @@ def test_nothing_is_called_a_gain_whose_interval_covers_zero(run):
 
 
 def test_every_two_are_compared_on_the_same_prompts(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(results_lib, "drawings", lambda run, found: ())
+    monkeypatch.setattr(results_lib, "drawn", lambda run, found: ())
     one, (metrics, text) = Run(run), written(run, tmp_path)
     found = metrics["pairwise"]
     (difference,) = find(found, "pm_score", "red_team", "rl", "sl")
@@ -149,7 +155,7 @@ def test_every_two_are_compared_on_the_same_prompts(run, tmp_path, monkeypatch):
 
 def test_transcripts_are_drawn_by_rule_and_are_only_text(run):
     one = Run(run)
-    template = build_lib.environment(True).get_template("transcripts.md.j2")
+    template = render.environment("md").get_template("transcripts.md.j2")
     text = template.render(transcripts=transcripts.selected(one), prompts=True)
     assert text.count("## rl, red-team prompts: the ") == 3
     outside = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
@@ -166,7 +172,7 @@ def test_transcripts_are_drawn_by_rule_and_are_only_text(run):
 
 
 def test_prompts_and_principles_can_be_named_only(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(results_lib, "drawings", lambda run, found: ())
+    monkeypatch.setattr(results_lib, "drawn", lambda run, found: ())
     one = Run(run)
     words = {turn["text"] for r in one.records("revise") for turn in r["dialogue"]}
     words |= {
@@ -185,7 +191,7 @@ def test_prompts_and_principles_can_be_named_only(run, tmp_path, monkeypatch):
             ), (name, flags)
             assert ("named here, not copied" in text) != copied
     assert (
-        plain(transcripts.critiques(one, "revise", 1)[0]["principle"])
+        plain(critiques.drawn(one, "revise", 1)[0]["principle"])
         in (tmp_path / "out" / "critiques_to_read.md").read_text()
     )
 
@@ -201,7 +207,7 @@ def test_the_draw_depends_on_names_alone():
 
 
 def test_critiques_read_by_hand_are_counted(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(results_lib, "drawings", lambda run, found: ())  # drawing takes longest
+    monkeypatch.setattr(results_lib, "drawn", lambda run, found: ())  # drawing takes longest
     out = tmp_path / "out"
     command(run, out, "--critiques", "8")
     sheet = (out / "critiques_to_read.md").read_text()
@@ -209,7 +215,7 @@ def test_critiques_read_by_hand_are_counted(run, tmp_path, capsys, monkeypatch):
     rows = list(csv.DictReader(open(out / "critiques_to_read.csv")))
     marks = ["yy", "yy", "yn", "yn", "yn", "nn", "nn", "  "]
     with open(out / "critiques_to_read.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, transcripts.COLUMNS)
+        writer = csv.DictWriter(file, critiques.COLUMNS)
         writer.writeheader()
         writer.writerows(
             {**r, "fault": m[0].strip(), "names": m[1].strip()}
@@ -237,12 +243,12 @@ def test_critiques_read_by_hand_are_counted(run, tmp_path, capsys, monkeypatch):
     assert command(run, out, "--critiques", "9") == 2, "another draw would not be what was read"
     assert "move it aside" in capsys.readouterr().err
     with pytest.raises(UserError, match=":2: fault and names are both y or n"):
-        transcripts.count_marks("id,fault,names,note\na,y,,\n", [{"id": "a"}], "x.csv")
+        critiques.count("id,fault,names,note\na,y,,\n", [{"id": "a"}], "x.csv")
     assert command(tmp_path / "nowhere", out) == command(run, out, "--of", "sl") == 2
 
 
 def test_other_seeds_give_means_over_runs(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(results_lib, "drawings", lambda run, found: ())
+    monkeypatch.setattr(results_lib, "drawn", lambda run, found: ())
     others = [fake_run.write(tmp_path / f"seed{seed}", 24, seed=seed) for seed in (1, 2)]
     assert results.main(["x", str(run), *map(str, others), "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["over_seeds"]
@@ -260,9 +266,9 @@ def test_other_seeds_give_means_over_runs(run, tmp_path, monkeypatch):
     assert "Over 3 runs" in (tmp_path / "out" / "tables.md").read_text()
 
 
-def test_a_run_can_be_laid_over_the_reference(run, tmp_path):
-    command(run, tmp_path / "out")
-    result = build([tmp_path / "out" / "reference", run], tmp_path / "compared")
-    assert result["figures"] > 5
-    text = (tmp_path / "compared" / "report.md").read_text()
+def test_a_run_can_be_laid_over_the_reference(run, out):
+    runs = [Run(out / "reference"), Run(run)]
+    content = sections.content(runs)
+    assert len(sections.open_figures(content)) > 5
+    text = markdown(runs, content)
     assert "Differences to the first run" in text and "PM score" in text

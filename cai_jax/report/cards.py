@@ -23,6 +23,7 @@ from cai_jax.report.text import clip, model_name, script_json, visible
 BUDGET = 3_600_000  # characters of data in the page
 TEXT_LIMITS = (6000, 3000, 1500, 800, 400)
 PLAIN_LIMIT = 600_000  # larger data is compressed
+CHAINS_A_LABEL = 4
 ROLLOUTS_A_PROMPT = 4
 
 
@@ -33,14 +34,14 @@ class Deck:
         self.limit = limit
         self.cards: dict[str, dict] = {}
         self.principles: dict[str, str] = {}
-        for place, run in enumerate(runs):
-            self._revisions(run, place)
-            self._responses(run, place)
-            self._answers(run, place)
-            self._comparisons(run, place)
-            self._rollouts(run, place)
+        for index, run in enumerate(runs):
+            for collect in (self.revisions, self.responses, self.answers, self.comparisons,
+                            self.rollouts):  # fmt: skip
+                for record, key, entry in collect(run):
+                    card = self.card(record)
+                    card.setdefault(key, []).append({"g": index, **entry})
         for card in self.cards.values():
-            card["x"] = self._change(card)
+            card["x"] = change(card)
 
     def text(self, value) -> str:
         return clip(visible(str(value if value is not None else "")), self.limit)
@@ -48,14 +49,11 @@ class Deck:
     def card(self, record: dict) -> dict:
         prompt = str(record.get("prompt_id", record["id"]))
         if prompt not in self.cards:
-            turns = [
-                [str(m.get("role", "")), self.text(m.get("text", ""))]
-                for m in record.get("dialogue") or ()
-            ]
+            turns = record.get("dialogue") or ()
             self.cards[prompt] = {
                 "p": visible(prompt)[:80],
                 "k": visible(str(record.get("kind") or "")),
-                "d": turns,
+                "d": [[str(m.get("role", "")), self.text(m.get("text", ""))] for m in turns],
             }
         return self.cards[prompt]
 
@@ -65,75 +63,60 @@ class Deck:
             self.principles.setdefault(name, self.text(text))
         return name
 
-    def _revisions(self, run: Run, place: int) -> None:
+    # ---- Each gives (record, key in the card of its prompt, entry) -------------------------------
+
+    def revisions(self, run: Run):
         for stage in run.of_kind("revise"):
             scores = run.revision_scores(stage.name)
             for record in run.records(stage.name):
-                before, rounds = self.text(record.get("initial")), []
-                initial = before
-                for number, turn in enumerate(record.get("rounds") or (), 1):
-                    after = self.text(turn.get("revision"))
+                score = [
+                    rounded(scores.get(f"{record['id']}#{number}"))
+                    for number in range(1 + len(record.get("rounds") or ()))
+                ]
+                initial = before = self.text(record.get("initial"))
+                rounds = []
+                for turn, after_score in zip(record.get("rounds") or (), score[1:], strict=True):
+                    after, critique = self.text(turn.get("revision")), turn.get("critique")
                     rounds.append(
                         {
                             "n": self.principle(
                                 turn.get("principle_id"), turn.get("critique_request")
                             ),
-                            "c": self.text(turn["critique"])
-                            if turn.get("critique") is not None
-                            else None,
+                            "c": None if critique is None else self.text(critique),
                             "v": after,
                             "o": word_diff(before, after),
-                            "s": _round(scores.get(f"{record['id']}#{number}")),
+                            "s": after_score,
                         }
                     )
                     before = after
-                self.card(record).setdefault("rev", []).append(
-                    {
-                        "g": place,
-                        "m": stage.name,
-                        "i": initial,
-                        "s": _round(scores.get(f"{record['id']}#0")),
-                        "r": rounds,
-                        "w": word_diff(initial, before)
-                        if len(rounds) > 1
-                        else rounds[0]["o"]
-                        if rounds
-                        else [],
-                    }
-                )
+                way = rounds[0]["o"] if len(rounds) == 1 else word_diff(initial, before)
+                entry = {"m": stage.name, "i": initial, "s": score[0], "r": rounds}
+                yield record, "rev", {**entry, "w": way if rounds else []}
 
-    def _responses(self, run: Run, place: int) -> None:
+    def responses(self, run: Run):
         """Answers that were not revised (helpful samples, or a run that stopped before it
         revised)."""
-        revised = {
-            record["id"] for stage in run.of_kind("revise") for record in run.records(stage.name)
-        }
+        revised = {r["id"] for stage in run.of_kind("revise") for r in run.records(stage.name)}
         for stage in run.of_kind("respond"):
             for record in run.records(stage.name):
                 if record["id"] not in revised:
-                    self.card(record).setdefault("res", []).append(
-                        {"g": place, "m": stage.name, "s": None, **self._answer(record)}
-                    )
+                    yield record, "res", {"m": stage.name, "s": None, **self.answer(record)}
 
-    def _answers(self, run: Run, place: int) -> None:
+    def answers(self, run: Run):
         for entries in (run.evaluation, *run.further):
             order = {name: i for i, name in enumerate(entries.models)}
             scores = run.scores_of(entries.stage)
-            further = "" if entries is run.evaluation else entries.stage
             records = run.records(entries.stage)
             for record in sorted(records, key=lambda r: (order.get(r.get("name"), 99), r["id"])):
-                self.card(record).setdefault("ans", []).append(
-                    {
-                        "g": place,
-                        "e": further,
-                        "m": visible(model_name(str(record.get("name", "")))),
-                        "t": order.get(record.get("name"), 0),
-                        **self._answer(record),
-                        "s": _round(scores.get(record["id"])),
-                    }
-                )
+                entry = {
+                    "e": "" if entries is run.evaluation else entries.stage,
+                    "m": visible(model_name(str(record.get("name", "")))),
+                    "t": order.get(record.get("name"), 0),
+                    "s": rounded(scores.get(record["id"])),
+                }
+                yield record, "ans", {**entry, **self.answer(record)}
 
-    def _answer(self, record: dict) -> dict:
+    def answer(self, record: dict) -> dict:
         return {
             "r": self.text(record.get("response")),
             "w": record.get("num_tokens"),
@@ -141,37 +124,28 @@ class Deck:
             "f": refusal_kind(str(record.get("response", ""))[:4000]),
         }
 
-    def _comparisons(self, run: Run, place: int) -> None:
+    def comparisons(self, run: Run):
         entries = collections.defaultdict(list)
         for stage in run.of_kind("feedback"):
             for record in run.records(stage.name):
+                chains = (record.get("chains") or ())[:CHAINS_A_LABEL]
                 entries[record.get("comparison_id")].append(
                     {
                         "n": self.principle(record.get("principle_id"), record.get("principle")),
                         "g": stage.name,
                         "pair": record.get("pair") or [0, 1],
-                        **_label(record),
-                        "ch": [
-                            self.text(chain.get("text"))
-                            for chain in (record.get("chains") or ())[:4]
-                        ],
+                        **label(record),
+                        "ch": [self.text(chain.get("text")) for chain in chains],
                     }
                 )
         for stage in run.of_kind("compare"):
+            model = visible(model_name(str(stage.fields.get("model") or "").removeprefix("@")))
             for record in run.records(stage.name):
-                self.card(record).setdefault("cmp", []).append(
-                    {
-                        "g": place,
-                        "m": stage.name,
-                        "b": visible(
-                            model_name(str(stage.fields.get("model") or "").removeprefix("@"))
-                        ),
-                        "a": [self.text(text) for text in record.get("responses") or ()],
-                        "l": entries.get(record["id"], []),
-                    }
-                )
+                texts = [self.text(text) for text in record.get("responses") or ()]
+                entry = {"m": stage.name, "b": model, "a": texts}
+                yield record, "cmp", {**entry, "l": entries.get(record["id"], [])}
 
-    def _rollouts(self, run: Run, place: int) -> None:
+    def rollouts(self, run: Run):
         """The first and the last rollouts of a prompt: what RL started from and where it went."""
         for stage in run.of_kind("rl"):
             by_prompt = collections.defaultdict(list)
@@ -180,56 +154,48 @@ class Deck:
             for records in by_prompt.values():
                 records.sort(key=lambda r: (r.get("step", 0), r["id"]))
                 if len(records) > ROLLOUTS_A_PROMPT:
-                    records = records[: ROLLOUTS_A_PROMPT // 2] + records[-ROLLOUTS_A_PROMPT // 2 :]
+                    half = ROLLOUTS_A_PROMPT // 2
+                    records = records[:half] + records[-half:]
                 for record in records:
-                    self.card(record).setdefault("roll", []).append(
-                        {
-                            "g": place,
-                            "m": visible(model_name(stage.name)),
-                            "r": self.text(record.get("response")),
-                            "u": record.get("step"),
-                            "s": _round(record.get("reward")),
-                            "kl": _round(_total(record.get("kl"))),
-                        }
-                    )
+                    kl = record.get("kl")
+                    entry = {
+                        "m": visible(model_name(stage.name)),
+                        "r": self.text(record.get("response")),
+                        "u": record.get("step"),
+                        "s": rounded(record.get("reward")),
+                        "kl": rounded(sum(kl) if isinstance(kl, list) else kl),
+                    }
+                    yield record, "roll", entry
 
-    @staticmethod
-    def _change(card: dict) -> float | None:
-        """Score change: last revision − initial, else last model − first model."""
-        for entries in card.get("rev", ()):
-            last = entries["r"][-1]["s"] if entries["r"] else None
-            if last is not None and entries["s"] is not None:
-                return _round(last - entries["s"])
-        by_model = collections.defaultdict(list)
-        for answer in card.get("ans", ()):
-            if answer["s"] is not None and not answer["e"]:
-                by_model[answer["t"]].append(answer["s"])
-        if len(by_model) > 1:
-            return _round(
-                statistics.fmean(by_model[max(by_model)])
-                - statistics.fmean(by_model[min(by_model)])
-            )
+
+def change(card: dict) -> float | None:
+    """Score change: last revision − initial, else last model − first model."""
+    for entries in card.get("rev", ()):
+        last = entries["r"][-1]["s"] if entries["r"] else None
+        if last is not None and entries["s"] is not None:
+            return rounded(last - entries["s"])
+    by_model = collections.defaultdict(list)
+    for answer in card.get("ans", ()):
+        if answer["s"] is not None and not answer["e"]:
+            by_model[answer["t"]].append(answer["s"])
+    if len(by_model) < 2:
         return None
+    first, last = (statistics.fmean(by_model[of(by_model)]) for of in (min, max))
+    return rounded(last - first)
 
 
-def _round(value) -> float | None:
+def rounded(value) -> float | None:
     return round(float(value), 3) if isinstance(value, (int, float)) and value == value else None
 
 
-def _total(value) -> float | None:
-    return sum(value) if isinstance(value, list) else value
-
-
-def _label(record: dict) -> dict:
+def label(record: dict) -> dict:
     """p: P(first is better), orders and chains averaged; ab, ba: by order where asked."""
     try:
-        out = {"p": _round(labels.target([record]))}
+        out = {"p": rounded(labels.target([record]))}
         for order in ("ab", "ba"):
-            values = [
-                labels.probability_first(e) for e in record["logprobs"] if e["order"] == order
-            ]
-            if values:
-                out[order] = _round(statistics.fmean(values))
+            asked = [e for e in record["logprobs"] if e["order"] == order]
+            if asked:
+                out[order] = rounded(statistics.fmean(map(labels.probability_first, asked)))
         return out
     except (KeyError, TypeError, ZeroDivisionError):
         return {"p": None}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
@@ -46,24 +46,23 @@ def mover(a: Estimate, b: Estimate) -> Estimate:
     return Estimate(d, low, high, min(a.n, b.n))
 
 
-def _estimate(row: Mapping) -> Estimate:
-    value, low, high = (None if pd.isna(row[k]) else row[k] for k in ("value", "low", "high"))
-    return Estimate(value, low, high, row["n"])
+def _frames(measured: Sequence[Evaluation]) -> pd.DataFrame:
+    """The numbers of all of them that are no win rates, with the index of the `run`."""
+    frames = [of.frame.assign(run=index) for index, of in enumerate(measured)]
+    table = pd.concat(frames)
+    return table[table["over"].isna()].drop_duplicates([*KEY, "against", "run"])
 
 
 def differences(runs: Sequence[Run]) -> list[Difference]:
     """The numbers that at least two runs have."""
     columns = {n: c for run in reversed(runs) for n, c in run.evaluation.columns.items()}
-    frames = [numbers.plain_rows(run.evaluation.frame) for run in runs]
-    frames = [frame[frame["over"].isna()].drop_duplicates(KEY) for frame in frames]
-    table = pd.concat([frame.assign(run=i) for i, frame in enumerate(frames)])
-    table = table[[columns[metric].compared for metric in table["metric"]]]
     order = {name: i for i, name in enumerate(columns)}
+    table = numbers.plain_rows(_frames([run.evaluation for run in runs]))
     out = []
     for (metric, on, model), block in table.groupby(KEY, sort=False):
-        by_run = {line["run"]: line for line in block.to_dict("records")}
-        if len(by_run) >= 2:
-            lines = [by_run.get(i) for i in range(len(runs))]
+        if len(block) >= 2 and columns[metric].compared:
+            lines = {line["run"]: line for line in block.to_dict("records")}
+            lines = [lines.get(i) for i in range(len(runs))]
             out.append(_compared(runs, columns[metric], on, model, lines))
     return sorted(out, key=lambda d: (order[d.column.name], d.on, d.model))
 
@@ -72,50 +71,43 @@ def _compared(
     runs: Sequence[Run], column: numbers.Column, on: str, model: str, lines: Sequence[dict | None]
 ) -> Difference:
     """One number in all runs. `lines`: its row in each run or None; on, model: of these rows."""
-    own = [run.evaluation.columns.get(column.name, column).scale for run in runs]
-    values = [
-        run.values_of(line["stage"]).get(line["name"]) if line else None
-        for run, line in zip(runs, lines, strict=True)
-    ]
+    scales = [run.evaluation.columns.get(column.name, column).scale for run in runs]
+    estimates, items = [], []
+    for run, line in zip(runs, lines, strict=True):
+        ends = ("value", "low", "high")
+        value = [None if pd.isna(line[k]) else line[k] for k in ends] if line else [None] * 3
+        estimates.append(Estimate(*value, line["n"] if line else 0))
+        items.append(run.values_of(line["stage"]).get(line["name"]) if line else None)
     out, paired = [None], False
-    for line, items, scale in zip(lines[1:], values[1:], own[1:], strict=True):
-        if lines[0] is None or line is None or scale != own[0]:
+    for i in range(1, len(runs)):
+        if lines[0] is None or lines[i] is None or scales[i] != scales[0]:
             out.append(None)
-        elif values[0] and items and len(set(values[0]) & set(items)) > 1:
-            out.append(difference_estimate(values[0], items, column.unit, seed=0))
+        elif items[0] and items[i] and len(set(items[0]) & set(items[i])) > 1:
+            out.append(difference_estimate(items[0], items[i], column.unit, seed=0))
             paired = True
         else:
-            out.append(mover(_estimate(lines[0]), _estimate(line)))
-    shown = [_estimate(line).value if line else None for line in lines]
-    return Difference(column, on, model, shown, out, paired, len(set(own)) > 1)
+            out.append(mover(estimates[0], estimates[i]))
+    values = [estimate.value for estimate in estimates]
+    return Difference(column, on, model, values, out, paired, len(set(scales)) > 1)
 
 
-def over_seeds(runs: Sequence[tuple[Sequence[dict], Mapping[str, numbers.Column]]]) -> list[dict]:
-    """Of rows that all runs (rows, columns) have: their mean with Student's interval over runs, and
-    `by_run`. An opinion of a judge has no common scale over runs (each trains its own), so of these
-    only differences are kept."""
-    columns = runs[0][1]
-    frames = [numbers.frame(rows, known).assign(run=i) for i, (rows, known) in enumerate(runs)]
-    table = pd.concat(frames)
-    table["against"] = table["against"].fillna("")
-    table = table[table["over"].isna() & table["value"].notna()]
-    out = []
+def over_seeds(runs: Sequence[Evaluation]) -> list[dict]:
+    """Of rows that all runs have: their mean with Student's interval over runs, and `by_run`. An
+    opinion of a judge has no common scale over runs (each trains its own), so of these only
+    differences are kept."""
+    table, out = _frames(runs), []
+    table = table[table["value"].notna()].fillna({"against": ""})
     for (metric, on, model, against), block in table.groupby([*KEY, "against"], sort=False):
-        column = columns.get(metric)
-        values = block.drop_duplicates("run")["value"].tolist()
-        judged = column is not None and column.judge and column.unit != "share"
-        if (
-            column is None
-            or not column.compared
-            or len(values) < len(runs)
-            or (judged and not against)
-        ):
+        column = runs[0].columns.get(metric)
+        if column is None or not column.compared or len(block) < len(runs):
             continue
+        if column.judge and column.unit != "share" and not against:
+            continue
+        values = block["value"].tolist()
         mean = bootstrap_mean(values)  # Student's t at least: seeds are few
         name = {"metric": metric, "on": on, "model": model, "against": against or None}
-        out.append(
-            {**name, "unit": column.unit, "good": column.good, **vars(mean), "by_run": values}
-        )
+        kind = {"unit": column.unit, "good": column.good}
+        out.append({**name, **kind, **vars(mean), "by_run": values})
     return out
 
 
@@ -137,7 +129,7 @@ def pairwise(run: Run, measured: Evaluation, seed: int = 0) -> list[dict]:
         lengths = groups.get(("num_tokens", on), {}) if metric == "pm_score" else {}
         names = sorted(models, key=lambda name: order.get(name, len(order)))
         for a, b in itertools.combinations(names, 2):
-            both = [models[a], models[b], lengths.get(a), lengths.get(b)]
+            both = (models[a], models[b], lengths.get(a), lengths.get(b))
             for name, estimate in _pair(metric, column, both, seed):
                 if (name, on, b, a) not in known:
                     kind = {"unit": column.unit, "good": column.good}
@@ -145,7 +137,9 @@ def pairwise(run: Run, measured: Evaluation, seed: int = 0) -> list[dict]:
     return out
 
 
-def _pair(metric: str, column: numbers.Column, both: Sequence[dict | None], seed: int):
+def _pair(
+    metric: str, column: numbers.Column, both: Sequence[Mapping | None], seed: int
+) -> Iterator[tuple[str, Estimate]]:
     """(metric, difference) of two models' values by item, and at equal length where lengths are
     given."""
     a, b, length_a, length_b = both

@@ -22,15 +22,9 @@ def rows(run: Run, stage: Stage) -> list[dict]:
     if examples := _examples(stage, records):
         critiques, revisions = copying.of_revisions(records, examples)
         shares |= {"revision_critiques_copied": critiques, "revision_copied": revisions}
+    kind = {"unit": "share", "good": "lower"}
     return [
-        row(
-            name,
-            "revisions",
-            stage.name,
-            wilson(sum(which), len(which)),
-            unit="share",
-            good="lower",
-        )
+        row(name, "revisions", stage.name, wilson(sum(which), len(which)), **kind)
         for name, which in shares.items()
         if which
     ]
@@ -39,14 +33,12 @@ def rows(run: Run, stage: Stage) -> list[dict]:
 def _examples(stage: Stage, records: Sequence[dict]) -> dict[str, list[str]]:
     """id → texts of the worked examples that the records name; {} where not all are known."""
     wanted = {name for record in records for name in record.get("few_shot_ids") or ()}
-    if not wanted:
-        return {}
     try:
-        known = load_constitution(stage.fields.get("constitution", "")).critique_examples
+        known = load_constitution(stage.fields.get("constitution", "")) if wanted else None
     except UserError:
-        return {}
+        known = None
     examples = {
         example.id: [m.text for m in example.messages if not m.role.endswith("_request")]
-        for example in known
+        for example in (known.critique_examples if known else ())
     }
     return {} if wanted - examples.keys() else examples

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
 
 from cai_jax.core import labels
-from cai_jax.report.plot import Panel, Series
 from cai_jax.report.run import Run, Stage
+from cai_jax.report.spec import Panel, Series
 from cai_jax.report.text import model_name
 
 MAX_POINTS = 240  # of a curve
+MAX_DOTS = 600
+
+# ---- Labels --------------------------------------------------------------------------------------
 
 
 def of_labels(runs: Sequence[Run]) -> list[Panel]:
-    draws = (label_histogram, position_scatter)
-    stages = [(run, stage) for run in runs for stage in run.of_kind("feedback")]
-    drawn = [(run, draw(run, stage)) for run, stage in stages for draw in draws]
-    several = len(runs) > 1
-    return [
-        dataclasses.replace(panel, key=f"{panel.key}-{runs.index(run) + 1}") if several else panel
-        for run, panel in drawn
-        if panel is not None
-    ]
+    drawn = []
+    for index, run in enumerate(runs, 1):
+        suffix = f"-{index}" if len(runs) > 1 else ""
+        for stage in run.of_kind("feedback"):
+            drawn += [label_histogram(run, stage, suffix), position_scatter(run, stage, suffix)]
+    return [panel for panel in drawn if panel is not None]
 
 
-def label_histogram(run: Run, stage: Stage) -> Panel | None:
+def label_histogram(run: Run, stage: Stage, suffix: str = "") -> Panel | None:
     """Distribution of p(first response is better), orders averaged where both were asked."""
     values = []
     for record in run.records(stage.name):
@@ -41,7 +41,7 @@ def label_histogram(run: Run, stage: Stage) -> Panel | None:
     counts, edges = np.histogram(values, bins=20, range=(0.0, 1.0))
     bars = edges[:-1].tolist(), counts.astype(float).tolist()
     return Panel(
-        f"labels-{stage.name}",
+        f"labels-{stage.name}{suffix}",
         f"Labels of {stage.name}",
         "p(first response is better)",
         "labels",
@@ -52,7 +52,7 @@ def label_histogram(run: Run, stage: Stage) -> Panel | None:
     )
 
 
-def position_scatter(run: Run, stage: Stage) -> Panel | None:
+def position_scatter(run: Run, stage: Stage, suffix: str = "") -> Panel | None:
     """p(first is better) asked in one order against the other: off the diagonal, position
     decided."""
     points = []
@@ -61,16 +61,15 @@ def position_scatter(run: Run, stage: Stage) -> Panel | None:
         for entry in record.get("logprobs") or ():
             asked[entry["order"]].append(labels.probability_first(entry))
         if asked["ab"] and asked["ba"]:
-            points.append((float(np.mean(asked["ab"])), float(np.mean(asked["ba"]))))
+            points.append((statistics.fmean(asked["ab"]), statistics.fmean(asked["ba"])))
     if not points:
         return None
-    x, y = zip(*points[:600], strict=True)
     return Panel(
-        f"orders-{stage.name}",
+        f"orders-{stage.name}{suffix}",
         f"Position bias of {stage.name}",
         "p(first), shown as (A)",
         "p(first), shown as (B)",
-        [Series(stage.name, x, y, mark="dots", tone=1)],
+        [Series(stage.name, *zip(*points[:MAX_DOTS], strict=True), mark="dots", tone=1)],
         diagonal=True,
         size=(460, 240),
         caption="Points far from the dashed line changed their mind when the options changed "
@@ -78,53 +77,56 @@ def position_scatter(run: Run, stage: Stage) -> Panel | None:
     )
 
 
-# Curves that are shown at once, in this order; the others in a fold. The names are those of
-# metrics.jsonl.
+# ---- Training ------------------------------------------------------------------------------------
+
+# Curves of metrics.jsonl that are shown at once, in this order, with their names in print; all
+# others are in a fold.
 FIRST = {
-    "sl": {"loss": "loss", "heldout_loss": "held-out loss"},
-    "pm": {"loss": "loss", "accuracy": "accuracy", "agreement": "agreement with the labels"},
-    "rl": {
-        "reward": "reward",
-        "kl": "KL to the reference",
-        "response_tokens": "tokens an answer",
-        "entropy": "entropy",
-        "explained_variance": "explained variance",
-    },
-    "harm": {"loss": "squared error to the rating"},
+    "loss": "loss",
+    "heldout_loss": "held-out loss",
+    "accuracy": "accuracy",
+    "agreement": "agreement with the labels",
+    "margin": "margin",
+    "reward": "reward",
+    "kl": "KL to the reference",
+    "response_tokens": "tokens an answer",
+    "entropy": "entropy",
+    "explained_variance": "explained variance",
 }
+FOLDED = {"rl": ("loss",)}  # kind → names of FIRST that say little there
 
 
 def training(runs: Sequence[Run]) -> tuple[list[Panel], list[Panel]]:
-    """(main curves, further curves) of all training stages, runs overlaid."""
+    """(main curves, further curves) of every stage with a metrics.jsonl, runs overlaid."""
     main, more = [], []
-    stages = {stage.name: kind for kind in FIRST for run in runs for stage in run.of_kind(kind)}
+    stages = {stage.name: stage.kind for run in runs for stage in run.stages.values()}
     for name, kind in stages.items():
-        first = list(FIRST[kind])
+        first = [key for key in FIRST if key not in FOLDED.get(kind, ())]
         rows = [run.training(name) if name in run.stages else () for run in runs]
         keys = sorted({key for values in rows for row in values for key in row} - {"step"})
         for key in sorted(keys, key=lambda k: first.index(k) if k in first else len(first)):
-            series = []
-            for index, (run, values) in enumerate(zip(runs, rows, strict=True)):
-                points = [(row["step"], row[key]) for row in values if row.get(key) is not None]
-                if points:
-                    tone = index + 1
-                    series.append(Series(run.name, *thin(points), tone=tone))
-            if series:
-                who = model_name(name) if kind != "pm" else name
-                shown = FIRST[kind].get(key, key.replace("_", " "))
-                title, axis = f"{who}: {shown}", "update" if kind == "rl" else "step"
-                panel = Panel(
-                    f"{name}-{key}".replace("/", "-"), title, axis, "", series, integer_x=True,
-                    size=(320, 175),
-                )  # fmt: skip
-                (main if key in first else more).append(panel)
+            points = [[(r["step"], r[key]) for r in of if _is_number(r.get(key))] for of in rows]
+            series = [
+                Series(run.name, *thin(of_run), tone=tone)
+                for tone, (run, of_run) in enumerate(zip(runs, points, strict=True), 1)
+                if of_run
+            ]
+            if not series:
+                continue
+            title = f"{model_name(name)}: {FIRST.get(key, key.replace('_', ' '))}"
+            axis = "update" if kind == "rl" else "step"
+            size = {"integer_x": True, "size": (320, 175)}
+            panel = Panel(f"{name}-{key}".replace("/", "-"), title, axis, "", series, **size)
+            (main if key in first else more).append(panel)
     return main, more
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def thin(points: Sequence[tuple], limit: int = MAX_POINTS) -> tuple[list[float], list[float]]:
     """Averages neighbours where there are more points than a drawing can show; a curve keeps its
     level and shape."""
-    if len(points) <= limit:
-        return [float(x) for x, _ in points], [float(y) for _, y in points]
-    groups = np.array_split(np.asarray(points, np.float64), limit)
+    groups = np.array_split(np.asarray(points, np.float64), min(limit, len(points)))
     return [float(g[-1, 0]) for g in groups], [float(g[:, 1].mean()) for g in groups]

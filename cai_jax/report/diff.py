@@ -10,37 +10,25 @@ import re
 # \s differs there.
 TOKEN = re.compile(r"[ \t\n]*[^ \t\n]+|[ \t\n]+$")
 MIN_KEPT = 3  # words in a row that make a kept passage between two changes
-MAX_TOKENS = (
-    1500  # difflib is quadratic; a longer changed middle is shown as one cut and one addition
-)
+MAX_TOKENS = 1500  # difflib is quadratic; a longer text is shown as one cut and one addition
 
 
 def word_diff(before: str, after: str) -> list[int]:
     """Flat [kept, cut, added, kept, cut, added, …] counts of tokens; kept and cut run through
     `before`, kept and added through `after`."""
     a, b = TOKEN.findall(before), TOKEN.findall(after)
-    start = 0
-    while start < min(len(a), len(b)) and a[start] == b[start]:
-        start += 1
-    end = 0
-    while end < min(len(a), len(b)) - start and a[len(a) - 1 - end] == b[len(b) - 1 - end]:
-        end += 1
-    middle_a, middle_b = a[start : len(a) - end], b[start : len(b) - end]
-    if max(len(middle_a), len(middle_b)) > MAX_TOKENS:
-        blocks = [(0, 0, 0), (len(middle_a), len(middle_b), 0)]
-    else:
-        blocks = difflib.SequenceMatcher(
-            None, middle_a, middle_b, autojunk=False
-        ).get_matching_blocks()
-    triples, i, j = [[start, 0, 0]], 0, 0
+    blocks = [(len(a), len(b), 0)]
+    if max(len(a), len(b)) <= MAX_TOKENS:
+        blocks = difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
+    triples, i, j = [[0, 0, 0]], 0, 0
     for x, y, size in blocks:
-        if 0 < size < MIN_KEPT:
-            # a lone common word inside a rewritten passage says nothing and breaks the reading
+        at_an_end = (x, y) == (0, 0) or (x + size, y + size) == (len(a), len(b))
+        if size < MIN_KEPT and not at_an_end:
+            # A lone common word in a rewritten passage means nothing and breaks the reading.
             continue
         if x > i or y > j:
             triples[-1][1:] = [x - i, y - j]
             triples.append([0, 0, 0])
         triples[-1][0] += size
         i, j = x + size, y + size
-    triples[-1][0] += end
     return [count for triple in triples if any(triple) for count in triple]

@@ -10,23 +10,22 @@ from cai_jax import references
 from cai_jax.core.intervals import Estimate, wilson
 from cai_jax.evals.rows import find
 from cai_jax.report.numbers import Column
+from cai_jax.report.render import say
 from cai_jax.report.run import Run
-from cai_jax.report.text import ITEM_SETS, model_name, number, words
-
-HELPFULNESS = "helpful"  # in the name of a source of pairs: they say nothing of the topic's quality
+from cai_jax.report.text import ITEM_SETS, words
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """How many of `n` pairs of figure kind the judge was right on (ties count a half). `people`:
-    people chose the better side; AI labels are what it was trained to repeat. `helpful`: the
-    pairs are about helpfulness; None where that is not known."""
+    """How many of `n` pairs of a kind the judge was right on (ties count a half). `people`: people
+    chose the better side; AI labels are what it was trained to repeat. `helpful`: the pairs are
+    about helpfulness; None where that is not known."""
 
     kind: str
     right: float
     n: int
-    people: bool
-    helpful: bool | None
+    people: bool = True
+    helpful: bool | None = None
 
     def __str__(self) -> str:
         return f"{self.right:g} of {self.n} {self.kind}"
@@ -54,23 +53,26 @@ def measured(run: Run) -> list[Measured]:
     for source, entry in sorted(held_out.items()):
         accuracy = entry.get("accuracy") or {}
         if source != "all" and accuracy.get("value") is not None:
-            out.append(_counted(source, accuracy, "held-out "))
-    sets: dict[str, list[dict]] = {}
+            out.append(_of_source(source, accuracy, "held-out "))
+    sets: dict[str, dict[str, dict]] = {}  # → subset → row
     for row in find(run.rows, "pm_accuracy", model=column.judge):
         if row["value"] is not None:
-            sets.setdefault(row["on"].partition(":")[0], []).append(row)
+            on, _, subset = row["on"].partition(":")
+            sets.setdefault(on, {})[subset] = row
     for on, rows in sets.items():
-        subsets = [row for row in rows if ":" in row["on"]]
+        total = rows.pop("", None)
+        rows = rows or {"": total}
         if on == "comparisons":
-            named = [(r["on"].partition(":")[2] or _compared(run), r) for r in subsets or rows]
-            out += [_counted(source, r, "") for source, r in named]
+            out += [_of_source(source or _compared(run), row) for source, row in rows.items()]
             continue
         kind = f"{ITEM_SETS.get(on, on)} pairs"
-        harm = [row for row in subsets if "harm" in row["on"].partition(":")[2]]
-        out += [
-            Measured(f"{kind} ({r['on'].partition(':')[2]})", _right(r), r["n"], True, False)
-            for r in harm
-        ] or [Measured(kind, _right(r), r["n"], True, None) for r in rows[:1]]
+        harm = [
+            Measured(f"{kind} ({subset})", _right(row), row["n"], helpful=False)
+            for subset, row in rows.items()
+            if "harm" in subset
+        ]
+        row = total or next(iter(rows.values()))
+        out += harm or [Measured(kind, _right(row), row["n"])]
     return out
 
 
@@ -85,13 +87,15 @@ def _right(row: dict) -> float:
     return round(2 * row["value"] * row["n"]) / 2
 
 
-def _counted(source: str, accuracy: dict, which: str) -> Measured:
+def _of_source(source: str, accuracy: dict, which: str = "") -> Measured:
+    """The name of a source says what its pairs are about."""
     name = source.rpartition("/")[2].rpartition(":")[2].partition(".")[0]
+    right, n = _right(accuracy), accuracy["n"]
     if name == "ai":
-        return Measured(f"{which}AI labels", _right(accuracy), accuracy["n"], False, None)
+        return Measured(f"{which}AI labels", right, n, people=False)
     about = "" if name == "human" else f" ({name.replace('_', ' ')})"
-    helpful = True if HELPFULNESS in name else False if "harm" in name else None
-    return Measured(f"{which}human pairs{about}", _right(accuracy), accuracy["n"], True, helpful)
+    helpful = True if "helpful" in name else False if "harm" in name else None
+    return Measured(f"{which}human pairs{about}", right, n, helpful=helpful)
 
 
 def shown_right(run: Run, helpful: bool = False) -> bool:
@@ -112,28 +116,5 @@ def sentence(run: Run) -> str:
     if not reference or not find(run.rows, "pm_score"):
         return ""
     pairs = measured(run)
-    who = f"The judge, {model_name(reference)},"
-    if not pairs:
-        return f"{who} was measured on no pairs whose better side is known."
-    people, labels = ([p for p in pairs if p.people == side] for side in (True, False))
-    out = (
-        f"{who} is right on {_listed(people)}"
-        if people
-        else f"{who} was measured on no pairs of people"
-    )
-    out += f" and agrees with {_listed(labels)}" if labels else ""
-    pooled = _pooled(pairs, False)
-    if pooled.n == 0:
-        out += f"; on no pairs of people about what is {words().quality}"
-    elif pooled.low <= 0.5:
-        low, high = (number(end, percent=True) for end in (pooled.low, pooled.high))
-        out += (
-            "; on people's pairs that are not of helpfulness it is not shown to beat chance "
-            f"({low} to {high})"
-        )
-    return out + "."
-
-
-def _listed(pairs: Sequence[Measured]) -> str:
-    *rest, last = map(str, pairs)
-    return f"{', '.join(rest)} and {last}" if rest else last
+    people, labels = ([str(p) for p in pairs if p.people == side] for side in (True, False))
+    return say("judge", reference, people, labels, _pooled(pairs, False), words().quality)

@@ -28,34 +28,28 @@ class Column(rows.Column):
         return f"[{self.format(row['low'], sign)}, {self.format(row['high'], sign)}]"
 
 
-def filled(column: rows.Column | Mapping) -> Column:
-    """The column of metrics.json, or of an evaluation's module, that can format numbers."""
-    return Column(**(column if isinstance(column, Mapping) else column.to_json()))
-
-
 def columns(given: Sequence[Mapping], measured: Sequence[Mapping]) -> dict[str, Column]:
     """metric → its column, in the order given; the metric of a row that no column describes has a
     default one."""
-    known = {column["name"]: filled(column) for column in given}
+    known = {column["name"]: Column(**column) for column in given}
     for row in measured:
-        name = row["metric"]
-        if name not in known:
+        if (name := row["metric"]) not in known:
             label, unit = headed(name.replace("_", " ")), row.get("unit") or ""
-            known[name] = filled(rows.Column(name, label, unit, row.get("good"), "others"))
+            column = rows.Column(name, label, unit, row.get("good"), "others")
+            known[name] = Column(**column.to_json())
     return known
 
 
 def frame(measured: Sequence[Mapping], known: Mapping[str, Column]) -> pd.DataFrame:
-    """One line a row of metrics.json: FIELDS with None where a row has none, the column's `group`
-    and its `order` among the columns."""
-    table = pd.DataFrame(
-        [{name: row.get(name) for name in FIELDS} for row in measured], columns=FIELDS
-    )
+    """One line a row of metrics.json, in the columns' order: FIELDS with None where a row has none,
+    and the column's `group`."""
+    order = {name: index for index, name in enumerate(known)}
+    lines = [{name: row.get(name) for name in FIELDS} for row in measured]
+    lines.sort(key=lambda line: order[line["metric"]])
+    table = pd.DataFrame(lines, columns=FIELDS)
     table[["value", "low", "high"]] = table[["value", "low", "high"]].astype(float)
     table["group"] = [known[metric].group for metric in table["metric"]]
-    order = {name: i for i, name in enumerate(known)}
-    table["order"] = [order[metric] for metric in table["metric"]]
-    return table.sort_values("order", kind="stable")
+    return table
 
 
 def plain_rows(table: pd.DataFrame) -> pd.DataFrame:

@@ -15,13 +15,14 @@ from cai_jax.core.intervals import bootstrap_mean, net_wins, wilson
 from cai_jax.errors import UserError
 from cai_jax.evals import agreement
 from cai_jax.evals import figures as evals_figures
-from cai_jax.evals.rows import Column, row
+from cai_jax.evals.rows import SCHEMA, Column
 from cai_jax.evals.text_statistics import words
 from cai_jax.io import artefacts
 from cai_jax.report import (
     build,
     compare,
     copied,
+    critiques,
     curves,
     figures,
     numbers,
@@ -29,18 +30,12 @@ from cai_jax.report import (
     text,
     transcripts,
 )
+from cai_jax.report.render import render
 from cai_jax.report.run import Evaluation, Run, Stage
 
 REFERENCE_FILES = ("manifest.json", "metrics.jsonl", "metrics.json")
-PROVENANCE = (
-    "git_revision",
-    "versions",
-    "python",
-    "devices",
-    "num_devices",
-    "num_processes",
-    "command",
-)
+PROVENANCE = ("git_revision", "versions", "python", "devices", "num_devices", "num_processes",
+              "command")  # fmt: skip
 # Of the numbers that are counted here and not by an evaluation.
 COLUMNS = (
     *agreement.COLUMNS,
@@ -55,6 +50,9 @@ COLUMNS = (
     Column("revision_copied", "revisions that do", "share", "lower", "revised"),
     Column("critiques_read", "of the critiques read", "share", None, "critiques read by hand"),
 )  # fmt: skip
+BY_NAME = {column.name: column for column in COLUMNS}
+
+# ---- What is counted -----------------------------------------------------------------------------
 
 
 def collect(run: Run, counted: Sequence[dict] = ()) -> Evaluation:
@@ -72,9 +70,8 @@ def collect(run: Run, counted: Sequence[dict] = ()) -> Evaluation:
         both = (*revised(run, stage, seed), *copied.rows(run, stage))
         rows += [{**r, "stage": stage.name} for r in both]
     rows += [{**r, "stage": ""} for r in counted]
-    units = {r["metric"] for r in rows}
-    own = [c.to_json() for c in COLUMNS if c.name in units]
-    columns = {**measured.columns, **numbers.columns(own, [])}
+    there = {r["metric"] for r in rows}
+    own = [column.to_json() for column in COLUMNS if column.name in there]
     human = {
         name.rpartition("/")[2]: bins
         for name, bins in curves.items()
@@ -82,9 +79,15 @@ def collect(run: Run, counted: Sequence[dict] = ()) -> Evaluation:
     }
     names = {"name": "calibration_labels", "title": "AI labels: calibration on human pairs"}
     drawn = [figure | names | {"group": "labels"} for figure in evals_figures.calibration(human)]
-    drawn = [*measured.figures, *drawn]
     values = {r["name"]: r.pop("values") for r in rows if "values" in r}
-    return Evaluation(measured.stage, rows, columns, drawn, measured.notes, values)
+    return Evaluation(
+        measured.stage,
+        rows,
+        measured.columns | numbers.columns(own, []),
+        [*measured.figures, *drawn],
+        measured.notes,
+        values,
+    )
 
 
 def revised(run: Run, stage: Stage, seed: int) -> list[dict]:
@@ -100,34 +103,28 @@ def revised(run: Run, stage: Stage, seed: int) -> list[dict]:
         ends = [scores.get(f"{record['id']}#{count}") for count in (0, len(record["rounds"]))]
         if None not in ends:
             moved.append(ends[1] - ends[0])
-    out = [("revision_changed", wilson(sum(changed), len(changed)), {"unit": "share"})]
+    before, after = ([pair[side] for pair in lengths] for side in (0, 1))
+    means = {
+        "revision_changed": wilson(sum(changed), len(changed)),
+        "revision_words_before": bootstrap_mean(before, seed=seed),
+        "revision_words_after": bootstrap_mean(after, seed=seed),
+    }
+    of_scores = {}
     if moved:
-        against = {"against": "initial", "good": "higher"}
-        out += [
-            ("revision_moved", bootstrap_mean(moved, seed=seed), {"unit": "PM score", **against}),
-            ("revision_net_rise", net_wins(moved), {"unit": "share", **against}),
-        ]
-    for side, name in enumerate(("before", "after")):
-        mean = bootstrap_mean([pair[side] for pair in lengths], seed=seed)
-        out.append((f"revision_words_{name}", mean, {"unit": "words"}))
-    return [row(metric, "revisions", stage.name, mean, **more) for metric, mean, more in out]
+        of_scores["revision_moved"] = bootstrap_mean(moved, seed=seed)
+        of_scores["revision_net_rise"] = net_wins(moved)
+    on = ("revisions", stage.name)
+    return [
+        *(BY_NAME[name].row(*on, mean) for name, mean in means.items()),
+        *(BY_NAME[name].row(*on, mean, against="initial") for name, mean in of_scores.items()),
+    ]
 
 
 def cost(run: Run) -> dict:
     """Seconds by the clock and of the processors, tokens and peak memory by stage, and the sums."""
-    stages = {
-        s.name: {
-            "kind": s.kind,
-            "seconds": s.seconds,
-            "cpu_seconds": s.cpu_seconds,
-            "tokens": s.tokens,
-            "peak_bytes": s.manifest.get("peak_bytes"),
-            "done": s.done,
-        }
-        for s in run.stages.values()
-    }
+    own = ("kind", "seconds", "cpu_seconds", "tokens", "peak_bytes", "done")
     return {
-        "stages": stages,
+        "stages": {s.name: {key: getattr(s, key) for key in own} for s in run.stages.values()},
         "seconds": run.seconds,
         "cpu_seconds": run.cpu_seconds,
         "peak_bytes": run.peak_bytes,
@@ -135,8 +132,7 @@ def cost(run: Run) -> dict:
     }
 
 
-def about(run: Run) -> dict:
-    return {key: run.info.get(key) for key in PROVENANCE} | {"seed": run.config.get("seed", 0)}
+# ---- What is written -----------------------------------------------------------------------------
 
 
 def write(
@@ -162,13 +158,12 @@ def write(
 
 def _write(run: Run, out, count: int, of: str, others: Sequence, prompts: bool) -> dict[str, int]:
     files, counted = _critiques(run, out, count, of, prompts)
-    measured = collect(run, counted)
-    pairs = compare.pairwise(run, measured, run.config.get("seed", 0))
-    seeds = []
-    if others:
-        every = [measured, *(collect(Run(path)) for path in others)]
-        seeds = compare.over_seeds([(other.rows, other.columns) for other in every])
+    measured, seed = collect(run, counted), run.config.get("seed", 0)
+    pairs = compare.pairwise(run, measured, seed)
+    runs = [measured, *(collect(Run(path)) for path in others)]
+    seeds = compare.over_seeds(runs) if others else []
     columns = numbers.columns([vars(c) for c in measured.columns.values()], pairs)
+    about = {key: run.info.get(key) for key in PROVENANCE} | {"seed": seed}
     shown = [
         *tables.answers(measured),
         *tables.others(measured),
@@ -177,60 +172,56 @@ def _write(run: Run, out, count: int, of: str, others: Sequence, prompts: bool) 
         tables.cost(run),
         *tables.over_seeds(seeds, columns),
     ]
-    render = build.environment(True).get_template
-    files["tables.md"] = render("tables.md.j2").render(tables=shown, about=about(run))
-    drawn = transcripts.selected(run)
-    files["transcripts.md"] = render("transcripts.md.j2").render(transcripts=drawn, prompts=prompts)
-    for name, value in files.items():
-        artefacts.write_text(out / name, value if value.endswith("\n") else value + "\n")
+    files["tables.md"] = render("tables.md.j2", "md", tables=shown, about=about)
+    texts = {"transcripts": transcripts.selected(run), "prompts": prompts}
+    files["transcripts.md"] = render("transcripts.md.j2", "md", **texts)
     metrics = {
-        "schema": 2,
+        "schema": SCHEMA,
         "rows": measured.rows,
         "columns": [vars(column) for column in measured.columns.values()],
         "figures": measured.figures,
         "notes": measured.notes,
         "pairwise": pairs,
         "cost": cost(run),
-        "about": about(run),
+        "about": about,
         **({"over_seeds": seeds} if seeds else {}),
     }
     artefacts.write_json(out / "metrics.json", metrics)
+    for name, value in files.items():
+        artefacts.write_text(out / name, value if value.endswith("\n") else value + "\n")
     sizes = {name: len(value) for name, value in files.items()}
-    sizes |= {k: len(v) for k, v in build.write_figures(drawings(run, measured), out).items()}
-    sizes["metrics.json"] = len(artefacts.dump(metrics))
+    sizes["metrics.json"] = len((out / "metrics.json").read_bytes())
+    sizes |= build.write_figures(build.drawings(drawn(run, measured)), out)
     return {**sizes, "reference/": write_reference(run, out / "reference")}
 
 
 def _critiques(run: Run, out, count: int, of: str, prompts: bool) -> tuple[dict, list[dict]]:
     """({file name: text} of the critiques to be read, rows of those that were read and marked)."""
-    critiqued = [stage.name for stage in run.of_kind("revise") if stage.fields.get("critique")]
-    if of and of not in critiqued:
-        there = ", ".join(critiqued) or "none"
+    stages = [stage.name for stage in run.of_kind("revise") if stage.fields.get("critique")]
+    if of and of not in stages:
+        there = ", ".join(stages) or "none"
         raise UserError(f"--of {of}: not a revise stage with critiques; there are {there}")
-    drawn = transcripts.critiques(run, of or critiqued[0], count) if critiqued else []
-    if not drawn:
+    to_read = critiques.drawn(run, of or stages[0], count) if stages else []
+    if not to_read:
         return {}, []
     path, counted = out / "critiques_to_read.csv", []
     if path.exists():
-        counted = transcripts.count_marks(path.read_text(), drawn, str(path))
-    template = build.environment(True).get_template("critiques.md.j2")
-    files = {"critiques_to_read.md": template.render(critiques=drawn, prompts=prompts)}
-    if not counted:
-        files["critiques_to_read.csv"] = transcripts.blank(drawn)
-    return files, counted
+        counted = critiques.count(path.read_text(), to_read, str(path))
+    texts = {"critiques": to_read, "prompts": prompts}
+    files = {"critiques_to_read.md": render("critiques.md.j2", "md", **texts)}
+    return files if counted else files | {path.name: critiques.blank(to_read)}, counted
 
 
-def drawings(run: Run, measured: Evaluation) -> list:
+def drawn(run: Run, measured: Evaluation) -> list:
     """The figures of published results: those of the report's page, and each model's difference to
     the first."""
     sources = [figures.Source(run, measured)]
-    groups = ("answers", "harm", "judges", "revisions", "labels")
     return [
         *figures.frontier(sources),
         *figures.of_columns(sources),
-        *figures.declared(sources, groups),
+        *figures.declared(sources, ("answers", "harm", "judges", "labels")),
         *figures.differences(sources),
-        *figures.constitution(sources)[1:],
+        *figures.constitution(sources),
         *curves.training([run])[0],
     ]
 
@@ -239,14 +230,11 @@ def write_reference(run: Run, out) -> int:
     """Copies what `cai_jax.report` needs to compare another run with this one (no weights, no
     texts); returns the bytes."""
     out, size = epath.Path(out), 0
-    sources = [(run.path / "config.json", out / "config.json")]
-    sources += [
-        (stage.path / name, out / stage.name / name)
-        for stage in run.stages.values()
-        for name in REFERENCE_FILES
-    ]
-    for source, target in sources:
-        if source.exists():
-            artefacts.write_text(target, source.read_text())
-            size += len(source.read_bytes())
+    names = ["config.json"]
+    names += [f"{stage}/{name}" for stage in run.stages for name in REFERENCE_FILES]
+    for name in names:
+        if (run.path / name).exists():
+            content = (run.path / name).read_text()
+            artefacts.write_text(out / name, content)
+            size += len(content.encode())
     return size

@@ -15,42 +15,34 @@ from cai_jax import references
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
 from cai_jax.io.metrics import read_rows
-from cai_jax.report import numbers, schema1
-
-# In the order of the paper; a graph may hold several stages of a kind. A report does not report on
-# itself.
-KINDS = (
-    "respond",
-    "revise",
-    "sl",
-    "compare",
-    "human",
-    "feedback",
-    "pm",
-    "rl",
-    "best_of",
-    "harm",
-    "evaluate",
-)
+from cai_jax.report import numbers
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage's manifest. `fields` are its config fields; a field "x →" holds what the role in x
-    points at."""
+    points at. `cpu_seconds`: of all processors, of the process that writes; None in runs of older
+    versions. `served`: requests to servers by outcome, their tokens and cost; {} without any."""
 
     name: str
-    kind: str
     path: epath.Path
     manifest: dict
+    kind: str = ""
+    done: bool = False
+    fields: dict = dataclasses.field(default_factory=dict)
+    summary: dict = dataclasses.field(default_factory=dict)
+    tokens: dict[str, int] = dataclasses.field(default_factory=dict)
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    served: dict = dataclasses.field(default_factory=dict)
+    seconds: float | None = None
+    cpu_seconds: float | None = None
+    peak_bytes: int = 0
 
-    @property
-    def done(self) -> bool:
-        return bool(self.manifest.get("done"))
-
-    @property
-    def fields(self) -> dict:
-        return self.manifest.get("fields") or {}
+    @staticmethod
+    def read(name: str, path: epath.Path, manifest: dict) -> Stage:
+        known = {field.name for field in dataclasses.fields(Stage)} - {"name", "path", "manifest"}
+        given = {key: value for key, value in manifest.items() if key in known and value}
+        return Stage(name, path, manifest, **given)
 
     @property
     def inputs(self) -> dict:
@@ -59,50 +51,24 @@ class Stage:
     def values(self, field: str) -> list:
         """What the field says in the stage and, of an evaluate stage, in each of its
         evaluations."""
-        places = [self.fields, *(self.fields.get("evals") or {}).values()]
-        return [place[field] for place in places if place.get(field)]
+        groups = [self.fields, *(self.fields.get("evals") or {}).values()]
+        return [group[field] for group in groups if group.get(field)]
 
     @property
     def scorers(self) -> dict[str, str]:
         """The models and functions that score answers here, as the config names them → what a name
         points at. An rl stage with `rewards` does not read `reward`."""
         terms = self.fields.get("rewards") or {}
-        evals = self.fields.get("evals") or {}
         given = {} if terms else {"reward": self.fields.get("reward")}
-        given |= {f"rewards.{n}.model": term.get("model") for n, term in terms.items()}
-        given |= {f"rewards.{n}.function": term.get("function") for n, term in terms.items()}
-        given |= {f"evals.{n}.reward": own.get("reward") for n, own in evals.items()}
+        for name, term in terms.items():
+            given |= {f"rewards.{name}.{key}": term.get(key) for key in ("model", "function")}
+        for name, own in (self.fields.get("evals") or {}).items():
+            given[f"evals.{name}.reward"] = own.get("reward")
         return {
             str(name): str(self.fields.get(f"{path} →") or name)
             for path, name in given.items()
             if name
         }
-
-    @property
-    def summary(self) -> dict:
-        return self.manifest.get("summary") or {}
-
-    @property
-    def seconds(self) -> float | None:
-        return self.manifest.get("seconds")
-
-    @property
-    def cpu_seconds(self) -> float | None:
-        """Of all processors, of the process that writes; None in runs of older versions."""
-        return self.manifest.get("cpu_seconds")
-
-    @property
-    def tokens(self) -> dict[str, int]:
-        return self.manifest.get("tokens") or {}
-
-    @property
-    def served(self) -> dict:
-        """Requests to servers by outcome, their tokens and cost; {} without any."""
-        return self.manifest.get("served") or {}
-
-    @property
-    def dropped(self) -> dict[str, int]:
-        return self.manifest.get("dropped") or {}
 
 
 @dataclasses.dataclass
@@ -152,26 +118,18 @@ class Run:
                 f"{path}: no such run directory; give one that `python -m cai_jax.main` wrote"
             )
         self.info = self._json(self.path / "config.json") or {}
-        manifests = {}
+        stages = {}
         for child in sorted(self.path.iterdir(), key=lambda c: c.name):
             manifest = self._json(child / "manifest.json") if child.is_dir() else None
-            if manifest and manifest.get("kind") in KINDS:
-                manifests[child.name] = manifest
-        if not manifests:
+            if manifest and manifest.get("kind") not in (None, "report"):  # not on itself
+                stages[child.name] = Stage.read(child.name, child, manifest)
+        if not stages:
             raise UserError(
                 f"{path}: no stage has begun there (no manifest.json); run `python -m "
                 "cai_jax.main` first"
             )
-        known = list(self.config.get("stages") or ())
-
-        def position(name: str) -> tuple:
-            listed = known.index(name) if name in known else len(known)
-            return listed, KINDS.index(manifests[name]["kind"]), name
-
-        self.stages = {
-            name: Stage(name, manifests[name]["kind"], self.path / name, manifests[name])
-            for name in sorted(manifests, key=position)
-        }
+        listed = [name for name in self.config.get("stages") or () if name in stages]
+        self.stages = {name: stages[name] for name in dict.fromkeys([*listed, *stages])}
 
     # ---- Files -----------------------------------------------------------------------------------
 
@@ -213,28 +171,21 @@ class Run:
 
     # ---- Evaluations -----------------------------------------------------------------------------
 
-    def model_of(self, stage: Stage, field: str) -> tuple[str, str]:
-        """(the model in a field as the config names it, what the name points at with the
-        fingerprint of its stage)."""
-        value = stage.fields.get(field)
-        name = value.get("model") if isinstance(value, dict) else value
-        target = str(stage.fields.get(f"{field} →") or name or "")
-        trained = self.stages.get(references.stage_of(target))
-        mark = trained.manifest.get("fingerprint") if trained else None
-        return str(name or ""), f"{target} {mark}" if mark else target
-
     @functools.cached_property
     def measured(self) -> dict[str, Evaluation]:
         """evaluate stage → what it measured, where each row carries the stage's name."""
         out = {}
         for stage in self.of_kind("evaluate"):
-            value = self._json(stage.path / "metrics.json") or {}
-            if "columns" not in value:
-                value = schema1.upgraded(value, functools.partial(self.model_of, stage))
-            rows = [{**_with_width(row), "stage": stage.name} for row in value["rows"]]
-            columns = numbers.columns(value["columns"], rows)
+            path = stage.path / "metrics.json"
+            value = self._json(path) or {}
+            if value and "columns" not in value:
+                self.problems.append(f"{path}: of an older version; evaluate again")
+            value = value if "columns" in value else {}
+            rows = [{**row, "stage": stage.name} for row in value.get("rows", ())]
+            columns = numbers.columns(value.get("columns", ()), rows)
             figures = [{**f, "stage": stage.name} for f in value.get("figures", ())]
-            out[stage.name] = Evaluation(stage.name, rows, columns, figures, value["notes"])
+            notes = value.get("notes") or []
+            out[stage.name] = Evaluation(stage.name, rows, columns, figures, notes)
         return out
 
     @functools.cached_property
@@ -250,7 +201,7 @@ class Run:
         of their own: judges, questions, revisions. Equal numbers are kept once."""
         merged = Evaluation(self.main)
         for name in sorted(self.measured, key=lambda name: name != self.main):
-            measured = self.measured[name]
+            measured = self.measured[name]  # the main one first
             own = [] if name == self.main else measured.prompt_sets
             seen = {(r["name"], r["value"]) for r in merged.rows if r["on"] != "revisions"}
             merged.rows += [
@@ -258,16 +209,13 @@ class Run:
                 for row in measured.rows
                 if row["on"] not in own and (row["name"], row["value"]) not in seen
             ]
-            merged.columns = {**measured.columns, **merged.columns}
+            merged.columns |= {k: c for k, c in measured.columns.items() if k not in merged.columns}
             merged.figures += [
                 figure
                 for figure in measured.figures
                 if name == self.main or figure.get("group") not in ("answers", "harm")
             ]
         merged.notes = list(self.measured[self.main].notes) if self.main else []
-        order = [*self.measured[self.main].columns] if self.main else []
-        later = [metric for metric in merged.columns if metric not in order]
-        merged.columns = {metric: merged.columns[metric] for metric in (*order, *later)}
         return merged
 
     @functools.cached_property
@@ -296,6 +244,11 @@ class Run:
         except (ValueError, KeyError, TypeError) as error:
             self.problems.append(f"{path}: {error}")
             return {}
+
+    def revised_by(self, stage: str) -> Stage | None:
+        """The revise stage whose revisions an evaluate stage scored."""
+        evaluated = self.stages.get(stage)
+        return self.stages.get(evaluated.inputs.get("revisions") or "") if evaluated else None
 
     @functools.cache  # noqa: B019
     def revision_scores(self, stage: str) -> dict[str, float]:
@@ -368,8 +321,7 @@ class Run:
 
     @property
     def peak_bytes(self) -> int:
-        peaks = [stage.manifest.get("peak_bytes") or 0 for stage in self.stages.values()]
-        return max(peaks, default=0)
+        return max(stage.peak_bytes for stage in self.stages.values())
 
     def tokens(self, kind: str) -> int:
         return sum(stage.tokens.get(kind, 0) for stage in self.stages.values())
@@ -406,10 +358,3 @@ class Run:
             except (UserError, ValueError, TypeError, KeyError) as error:
                 self.problems.append(f"{path}: {error}")
         return None
-
-
-def _with_width(row: dict) -> dict:
-    """The row; without an interval where older versions wrote one of zero width, which claims to be
-    certain."""
-    certain = row.get("low") is not None and row.get("low") == row.get("high")
-    return {**row, "low": None, "high": None} if certain else row

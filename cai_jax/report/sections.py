@@ -1,5 +1,5 @@
-"""The sections of the report as data: tables, figures, and folds of both. The templates write them;
-a section without content is left out."""
+"""What the report shows, as data: its opening and its sections of tables, figures, and folds of
+both. The templates write them; a section without content is left out."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from cai_jax.report import (
     tables,
     transcripts,
 )
-from cai_jax.report.plot import Forest, Panel
-from cai_jax.report.run import Run
+from cai_jax.report.render import say
+from cai_jax.report.run import Evaluation, Run
+from cai_jax.report.spec import Figure
 from cai_jax.report.text import duration, gigabytes, headed, quantity
 
 OF_ANSWERS = ("answers", "harm")
 OPEN_CAUTIONS = 5
+Content = dict  # the values of the page's templates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Part:
     evaluation; `wide` figures have two columns; `text` is preformatted."""
 
     tables: Sequence[tables.Table] = ()
-    figures: Sequence[Panel | Forest] = ()
+    figures: Sequence[Figure] = ()
     fold: str = ""
     heading: str = ""
     wide: bool = True
@@ -43,214 +45,73 @@ class Part:
         return bool(self.tables or self.figures or self.text or self.line)
 
 
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """A section; its title and what it says about itself are in templates/titles.j2."""
-
-    name: str
-    parts: Sequence[Part]
-    records: dict | None = None
-
-    def __bool__(self) -> bool:
-        return any(self.parts) or self.records is not None
-
-
-def every(runs: Sequence[Run]) -> list[Section]:
-    """The sections that the runs have something for, in the order of the page."""
+def content(runs: Sequence[Run]) -> Content:
+    """The values of the templates report.html.j2 and report.md.j2."""
     parts = {
-        "differences": differences,
-        "results": results,
-        "judges": judges,
-        "transparency": transparency,
-        "training": training,
-        "labels": labels,
-        "transcripts": lambda runs: [],
-        "numbers": every_number,
-        "cost": cost,
-        "provenance": provenance,
-    }
-    sections = [Section(name, of(runs), records(runs) if name == "transcripts" else None)
-                for name, of in parts.items()]  # fmt: skip
-    return [section for section in sections if section]
-
-
-def _grouped(runs: Sequence[Run], groups: Sequence[str]) -> list[tables.Table]:
-    return [t for run in runs for t in tables.others(run.evaluation, groups, _suffix(runs, run))]
-
-
-def _suffix(runs: Sequence[Run], run: Run) -> str:
-    return f", {run.name}" if len(runs) > 1 else ""
-
-
-def _prefix(runs: Sequence[Run], run: Run) -> str:
-    return f"{run.name}: " if len(runs) > 1 else ""
-
-
-def differences(runs: Sequence[Run]) -> list[Part]:
-    """For several runs: values next to each other and the difference to the first."""
-    measured = compare.differences(runs) if len(runs) > 1 else []
-    return [Part(tables=[tables.differences(runs, measured)])] if measured else []
-
-
-def results(runs: Sequence[Run]) -> list[Part]:
-    sources = figures.main_sources(runs)
-    measured = [t for run in runs for t in tables.answers(run.evaluation, _suffix(runs, run))]
-    harm = _grouped(runs, ["harm"])
-    drawn = [f for f in figures.of_columns(sources) if f.key != "judges"]
-    wins = [t for run in runs for t in tables.win_rates(run.evaluation, _suffix(runs, run))]
-    groups = dict.fromkeys(g for run in runs for g in run.evaluation.frame["group"])
-    parts = [
-        Part(tables=[*measured, *harm]),
-        Part(figures=[*drawn, *figures.declared(sources, OF_ANSWERS)]),
-        Part(tables=wins, fold="Win rates of every two models"),
-        *[
-            Part(tables=own, fold=headed(group))
-            for group in groups
-            if group not in ("judges", "revisions", "harm") and (own := _grouped(runs, [group]))
-        ],
-    ]
-    for index, run in enumerate(runs):
-        for measured in run.further:
-            parts += _further(runs, run, index, measured)
-    return parts
-
-
-def _further(runs: Sequence[Run], run: Run, index: int, measured) -> list[Part]:
-    """A further evaluation of the run: its plots at once, its tables in a fold."""
-    count = len(measured.models)
-    suffix = f"{f'-{index + 1}' if len(runs) > 1 else ''}-{measured.stage}"
-    source = [figures.Source(run, measured, suffix=suffix)]
-    heading = f"{_prefix(runs, run)}{measured.stage}, {count} model{'s' * (count != 1)}"
-    first = figures.frontier(source) if count > 1 else []
-    numbers = [
-        *tables.answers(measured),
-        *tables.others(measured, ["harm"]),
-        *tables.win_rates(measured),
-    ]
-    return [
-        Part(figures=[*first, *figures.declared(source, OF_ANSWERS)], heading=heading),
-        Part(tables=numbers, figures=figures.of_columns(source, OF_ANSWERS), fold="Its numbers"),
-    ]
-
-
-def judges(runs: Sequence[Run]) -> list[Part]:
-    sources = figures.main_sources(runs)
-    accuracy = [f for f in figures.of_columns(sources, ["judges"]) if f.key == "judges"]
-    return [
-        Part(figures=[*accuracy, *figures.declared(sources, ["judges"])]),
-        Part(tables=_grouped(runs, ["judges"]), fold="Their numbers"),
-    ]
-
-
-def transparency(runs: Sequence[Run]) -> list[Part]:
-    measured = [(run, tables.principles(run.evaluation, _suffix(runs, run))) for run in runs]
-    return [
-        Part(figures=figures.constitution(figures.main_sources(runs))),
-        Part(tables=[table for _, of in measured for table in of[:1]]),
-        Part(
-            tables=[table for _, of in measured for table in of[1:]],
-            fold="Principles by kind of harm",
-        ),
-    ]
-
-
-def training(runs: Sequence[Run]) -> list[Part]:
-    main, more = curves.training(runs)
-    parts = [Part(figures=main, wide=False)]
-    parts += [Part(figures=more, wide=False, fold=f"{len(more)} more curves")] if more else []
-    return parts
-
-
-def labels(runs: Sequence[Run]) -> list[Part]:
-    return [Part(figures=curves.of_labels(runs))]
-
-
-def records(runs: Sequence[Run]) -> dict | None:
-    """The browsable records: data for the script, and how many of them the page has."""
+        "differences": [Part(tables=tables.differences(runs, compare.differences(runs)))],
+        "results": results(runs),
+        "judges": judges(runs),
+        "transparency": transparency(runs),
+        "training": training(runs),
+        "labels": [Part(figures=curves.of_labels(runs))],
+        "transcripts": [],
+        "numbers": [Part(tables=[tables.every(run)], fold=f"{len(run.rows):,} numbers"
+                         + _suffix(runs, run, " of ")) for run in runs if run.rows],
+        "cost": [Part(tables=[tables.cost(run, _prefix(runs, run))]) for run in runs],
+        "provenance": [part for run in runs for part in provenance(runs, run)],
+    }  # fmt: skip
     data, encoding, count = cards.pack(runs)
-    return {"data": data, "encoding": encoding, **count} if count["total"] else None
-
-
-def every_number(runs: Sequence[Run]) -> list[Part]:
-    """All rows of metrics.json, folded: what the figures show, for a screen reader and for
-    copying."""
-    several = len(runs) > 1
-    return [
-        Part(
-            tables=[tables.every(run)],
-            fold=f"{len(run.rows):,} numbers" + (f" of {run.name}" if several else ""),
-        )
-        for run in runs
-        if run.rows
+    records = {"data": data, "encoding": encoding, **count} if count["total"] else None
+    sections = [
+        {"name": name, "parts": of, "records": records if name == "transcripts" else None}
+        for name, of in parts.items()
+        if any(of) or (name == "transcripts" and records)
     ]
+    return {"sections": sections, **opening(runs)}
 
 
-def cost(runs: Sequence[Run]) -> list[Part]:
-    measured = [tables.cost(run, f"{run.name}, " if len(runs) > 1 else "") for run in runs]
-    return [Part(tables=measured)]
-
-
-def provenance(runs: Sequence[Run]) -> list[Part]:
-    parts = []
-    for run in runs:
-        info = {key: value for key, value in run.info.items() if key != "config"}
-        prints = {stage.name: stage.manifest.get("fingerprint") for stage in run.stages.values()}
-        read = ", ".join(story.data_sources(run))
-        heading = run.name if len(runs) > 1 else ""
-        about = _json({**info, "fingerprints": prints})
-        parts += [
-            Part(line=f"Data: {read}." if read else "", heading=heading),
-            Part(text=about, fold="Versions, command and fingerprints"),
-            Part(text=_json(run.config) if run.config else "", fold="The complete configuration"),
-        ]
-    return parts
-
-
-def _json(value) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, default=str)
+def open_figures(content: Content) -> list[Figure]:
+    """The figures that are not in a fold."""
+    parts = [part for section in content["sections"] for part in section["parts"] if not part.fold]
+    return [*content["frontier"], *(figure for part in parts for figure in part.figures)]
 
 
 # ---- What the page opens with --------------------------------------------------------------------
 
 
-def opening(runs: Sequence[Run]) -> dict:
+def opening(runs: Sequence[Run]) -> Content:
     """The first screen: what it is about, the verdicts, the cautions, three texts, and facts."""
-    alone = runs[0] if len(runs) == 1 else None
-    about, texts = transcripts.opening(alone) if alone else ("", [])
-    lede = "What these runs share, with the differences to the first and their intervals."
-    if alone:
-        sentences = [judge.sentence(alone), *story.sentences(alone)]
-        lede = " ".join(sentence for sentence in sentences if sentence)
     warned = [
         (c.level, c.anchor, _prefix(runs, run) + c.text)
         for run in runs
         for c in cautions.collect(run)
     ]
     if judge.differ(runs):
-        text = (
-            "The runs were scored by different preference models: their scores have no common "
-            "scale, so no difference between runs is shown of them."
-        )
-        warned.insert(0, ("stop", "", text))
-    reached = [
-        f"{stage.name}: {stage.summary['headline']}"
-        for run in runs
-        for stage in run.stages.values()
-        if stage.summary.get("headline")
-    ]
-    return {
-        "headline": story.headline(alone) if alone else None,
-        "lede": lede,
+        warned.insert(0, ("stop", "", say("judges_differ")))
+    out = {
+        "headline": None,
+        "lede": "What these runs share, with the differences to the first and their intervals.",
         "verdicts": [
             (run.name, [*story.verdict(run), story.trust(run), story.cost(run)]) for run in runs
         ],
         "cautions": (warned[:OPEN_CAUTIONS], warned[OPEN_CAUTIONS:]),
         "frontier": figures.frontier(figures.main_sources(runs)),
-        "reached": reached,
-        "about_texts": about,
-        "texts": texts,
-        "facts": facts(alone) if alone else [],
+        "reached": [
+            f"{stage.name}: {stage.summary['headline']}"
+            for run in runs
+            for stage in run.stages.values()
+            if stage.summary.get("headline")
+        ],
+        "about_texts": "",
+        "texts": [],
+        "facts": [],
     }
+    if len(runs) == 1:
+        (run,) = runs
+        out["headline"], out["facts"] = story.headline(run), facts(run)
+        out["lede"] = " ".join(filter(None, [judge.sentence(run), *story.sentences(run)]))
+        out["about_texts"], out["texts"] = transcripts.opening(run)
+    return out
 
 
 def facts(run: Run) -> list[tuple[str, str, str]]:
@@ -281,3 +142,93 @@ def _servers(run: Run) -> list[tuple[str, str, str]]:
     cost = sum(each["cost"] for each in served)
     note = f"{quantity(tokens)} tokens" + (f", cost {cost:.2f}" if cost else "")
     return [("Answers of servers", quantity(answers), note)]
+
+
+# ---- Sections ------------------------------------------------------------------------------------
+
+
+def _suffix(runs: Sequence[Run], run: Run, before: str = ", ") -> str:
+    return f"{before}{run.name}" if len(runs) > 1 else ""
+
+
+def _prefix(runs: Sequence[Run], run: Run) -> str:
+    return f"{run.name}: " if len(runs) > 1 else ""
+
+
+def _of_each(runs: Sequence[Run], table_of, *arguments) -> list[tables.Table]:
+    """The tables of every run's main evaluation."""
+    made = [table_of(run.evaluation, *arguments, suffix=_suffix(runs, run)) for run in runs]
+    return [table for of_run in made for table in of_run]
+
+
+def results(runs: Sequence[Run]) -> list[Part]:
+    sources = figures.main_sources(runs)
+    drawn = [f for f in figures.of_columns(sources) if f.key != "judges"]
+    groups = dict.fromkeys(g for run in runs for g in run.evaluation.frame["group"])
+    parts = [
+        Part([*_of_each(runs, tables.answers), *_of_each(runs, tables.others, ["harm"])]),
+        Part(figures=[*drawn, *figures.declared(sources, OF_ANSWERS)]),
+        Part(_of_each(runs, tables.win_rates), fold="Win rates of every two models"),
+    ]
+    for group in groups:
+        if group not in ("judges", "revisions", "harm"):
+            parts.append(Part(_of_each(runs, tables.others, [group]), fold=headed(group)))
+    for index, run in enumerate(runs):
+        for measured in run.further:
+            parts += _further(runs, run, index, measured)
+    return parts
+
+
+def _further(runs: Sequence[Run], run: Run, index: int, measured: Evaluation) -> list[Part]:
+    """A further evaluation of the run: its plots at once, its tables in a fold."""
+    count = len(measured.models)
+    suffix = f"{f'-{index + 1}' if len(runs) > 1 else ''}-{measured.stage}"
+    source = [figures.Source(run, measured, suffix=suffix)]
+    heading = f"{_prefix(runs, run)}{measured.stage}, {count} model{'s' * (count != 1)}"
+    drawn = figures.frontier(source) if count > 1 else []
+    drawn += figures.declared(source, OF_ANSWERS)
+    rows = [tables.answers(measured), tables.others(measured, ["harm"]), tables.win_rates(measured)]
+    numbers = figures.of_columns(source, OF_ANSWERS)
+    return [Part(figures=drawn, heading=heading), Part(sum(rows, []), numbers, "Its numbers")]
+
+
+def judges(runs: Sequence[Run]) -> list[Part]:
+    sources = figures.main_sources(runs)
+    drawn = [*figures.of_columns(sources, ["judges"]), *figures.declared(sources, ["judges"])]
+    return [
+        Part(figures=drawn),
+        Part(_of_each(runs, tables.others, ["judges"]), fold="Their numbers"),
+    ]
+
+
+def transparency(runs: Sequence[Run]) -> list[Part]:
+    made = [tables.principles(run.evaluation, suffix=_suffix(runs, run)) for run in runs]
+    return [
+        Part(figures=figures.constitution(figures.main_sources(runs))),
+        Part([table for of_run in made for table in of_run[:1]]),
+        Part([table for of_run in made for table in of_run[1:]], fold="Principles by kind of harm"),
+    ]
+
+
+def training(runs: Sequence[Run]) -> list[Part]:
+    main, more = curves.training(runs)
+    return [
+        Part(figures=main, wide=False),
+        Part(figures=more, wide=False, fold=f"{len(more)} more curves"),
+    ]
+
+
+def provenance(runs: Sequence[Run], run: Run) -> list[Part]:
+    prints = {stage.name: stage.manifest.get("fingerprint") for stage in run.stages.values()}
+    about = {key: value for key, value in run.info.items() if key != "config"}
+    read = ", ".join(story.data_sources(run))
+    return [
+        Part(line=f"Data: {read}." if read else "", heading=_suffix(runs, run, "")),
+        Part(text=_json({**about, "fingerprints": prints}),
+             fold="Versions, command and fingerprints"),
+        Part(text=_json(run.config) if run.config else "", fold="The complete configuration"),
+    ]  # fmt: skip
+
+
+def _json(value) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, default=str)

@@ -1,15 +1,18 @@
 """The run in plain sentences: what was trained on what, and what came of it. Only what the
-manifests say."""
+manifests say; the sentences are in templates/sentences.j2."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 
 from cai_jax import references
 from cai_jax.data import fitting, sources
 from cai_jax.evals.rows import find
 from cai_jax.report import cautions, judge
+from cai_jax.report.figures import HARM, HELP
+from cai_jax.report.render import say
 from cai_jax.report.run import Run, Stage
 from cai_jax.report.text import (
     duration,
@@ -23,29 +26,24 @@ from cai_jax.report.text import (
     words,
 )
 
-HARM, HELP = "red_team", "helpful"
-
 # ---- What was trained on what --------------------------------------------------------------------
 
 
-def _target(stage: Stage, field: str) -> str:
-    """What a model field points at after its roles are resolved, without its folders."""
-    return _short_name(str(stage.fields.get(f"{field} →") or stage.fields.get(field) or "a model"))
-
-
 def _short_name(value: str) -> str:
-    """Of what a name points at."""
+    """Of what a model's name points at: no folders, and no commit that a run pinned."""
     if value.startswith("@"):
         return value
     name = value.rstrip("/").rpartition("/")[2] or value
-    return re.sub(r"@[0-9a-f]{40}$", "", name)  # the commit that a run pins a hub name to
+    return re.sub(r"@[0-9a-f]{40}$", "", name)
 
 
 def base_model(run: Run) -> str | None:
+    """The first model that no stage of the run made."""
     for kind, field in (("sl", "init"), ("pm", "init"), ("respond", "model"), ("rl", "policy")):
         for stage in run.of_kind(kind):
-            if not _target(stage, field).startswith("@"):
-                return _target(stage, field)
+            target = stage.fields.get(f"{field} →") or stage.fields.get(field) or "a model"
+            if not str(target).startswith("@"):
+                return _short_name(str(target))
     return None
 
 
@@ -63,86 +61,52 @@ def constitution(run: Run) -> str | None:
 
 def data_sources(run: Run) -> list[str]:
     """Every data source that a stage read, once."""
-    read = []
+    read: dict[str, None] = {}
     for stage in run.stages.values():
         for fields in (stage.fields, *(stage.fields.get("evals") or {}).values()):
             for key, value in sorted(fields.items()):
                 source = value.get("source") if isinstance(value, dict) else value
-                if isinstance(source, str) and (isinstance(value, dict) or key == "choices"):
-                    read += [source] if source else []
-    return list(dict.fromkeys(place for source in read for place in sources.locations(source)))
+                if source and isinstance(source, str) and (source is not value or key == "choices"):
+                    read |= dict.fromkeys(sources.locations(source))
+    return list(read)
 
 
 def sentences(run: Run) -> list[str]:
     """What was trained, one sentence a step of the paper; where a run has several stages of a kind,
     of `run.method`'s."""
-    steps = {
-        "revise": _revised,
-        "sl": _finetuned,
-        "pm": _preferring,
-        "rl": _reinforced,
-        "harm": _rated,
-    }
-    out = [s for kind, sentence in steps.items() if run.of_kind(kind)
-           for s in sentence(run, run.method[kind])]  # fmt: skip
-    counts = {kind: len(run.of_kind(kind)) - 1 for kind in steps}
+    out = list(_trained(run))
+    counts = {kind: len(run.of_kind(kind)) - 1 for kind in ("revise", "sl", "pm", "rl", "harm")}
     if more := ", ".join(f"{count} {kind}" for kind, count in counts.items() if count > 0):
-        out.append(f"Further stages of the same kinds ({more}) are listed under Stages and cost.")
+        out.append(say("further", more))
     if out:
         return out
-    answered = [
-        f"{stage.summary['rows']:,} ({stage.name})"
-        for stage in run.of_kind("respond")
-        if stage.summary.get("rows")
-    ]
-    if answered:
-        return [f"{base_model(run) or 'A model'} answered prompts: {', '.join(answered)}."]
+    responses = [(s.name, s.summary.get("rows")) for s in run.of_kind("respond")]
+    if counts := ", ".join(f"{rows:,} ({name})" for name, rows in responses if rows):
+        return [say("answered", base_model(run), counts)]
     asked = [choices for s in run.of_kind("evaluate") for choices in s.values("choices")]
-    if asked:
-        return [f"Nothing was trained; lettered questions were answered: {_short(asked[0])}."]
-    return ["No stage has finished yet."]
+    return [say("asked", _files(asked[0])) if asked else "No stage has finished yet."]
 
 
-def _short(source: str) -> str:
+def _trained(run: Run) -> Iterator[str]:
+    method = run.method
+    if (stage := method.get("revise")) and (rows := stage.summary.get("rows")):
+        yield say("revise", base_model(run), rows, fitting.OUTGROWN in stage.dropped, stage)
+    if stage := method.get("sl"):
+        yield say("sl", stage)
+    if stage := method.get("pm"):
+        source = run.stages.get(stage.inputs.get("labels", ""))
+        human = (stage.fields.get("human") or {}).get("source")
+        labels = source.summary.get("rows") if source else None
+        yield say("pm", labels, _files(human) if human else "")
+    if stage := method.get("rl"):
+        yield say("rl", stage, _rewards(run, stage))
+    if (stage := method.get("harm")) and (held_out := stage.summary.get("held_out")):
+        yield say("harm", stage.summary.get("examples", 0), list(held_out.values())[-1])
+
+
+def _files(source: str) -> str:
     """File names without their folders, of "a+b"."""
-    return " and ".join(place.rpartition("/")[2] for place in sources.locations(str(source)))
-
-
-def _revised(run: Run, stage: Stage) -> list[str]:
-    rows, rounds = stage.summary.get("rows"), stage.fields.get("num_rounds")
-    if not rows:
-        return []
-    most = "up to " if fitting.OUTGROWN in stage.dropped else ""
-    critiqued = stage.fields.get("critique", True)
-    how = "criticised and revised" if critiqued else "revised without critique"
-    return [
-        f"{base_model(run) or 'A model'} answered {rows:,} {set_name(HARM)}; each answer was {how} "
-        f"in {most}{rounds} round{'s' if rounds != 1 else ''} by principles drawn at random."
-    ]
-
-
-def _finetuned(run: Run, stage: Stage) -> list[str]:
-    count = stage.summary.get("examples")
-    examples = f"{f'{count:,} ' if count else ''}examples of these revisions"
-    helpful = " and helpful answers" if stage.inputs.get("helpful") else ""
-    return [f"{model_name(stage.name)} was finetuned on {examples}{helpful}."]
-
-
-def _preferring(run: Run, stage: Stage) -> list[str]:
-    human = (stage.fields.get("human") or {}).get("source")
-    source = run.stages.get(stage.inputs.get("labels", ""))
-    of = [f"{source.summary['rows']:,} AI labels"] if source and source.summary.get("rows") else []
-    of += [f"human comparisons ({_short(human)})"] if human else []
-    return [f"A preference model learned from {' and '.join(of) or 'comparisons'}."]
-
-
-def _reinforced(run: Run, stage: Stage) -> list[str]:
-    updates, size = stage.fields.get("num_updates"), stage.fields.get("rollouts_per_update")
-    algorithm = str(stage.fields.get("algorithm") or "ppo").upper()
-    return [
-        f"{model_name(stage.name)} was trained against {_rewards(run, stage)} with {algorithm} for "
-        f"{updates} updates of {size} rollouts."
-    ]
+    return " and ".join(part.rpartition("/")[2] for part in sources.locations(str(source)))
 
 
 def _rewards(run: Run, stage: Stage) -> str:
@@ -161,16 +125,6 @@ def _rewards(run: Run, stage: Stage) -> str:
         what = shown(term.get("model") or term.get("function") or kind)
         out.append(what if weight == 1 else f"{weight:g} × {what}".replace("-", "−", 1))
     return " + ".join(out)
-
-
-def _rated(run: Run, stage: Stage) -> list[str]:
-    held_out = list((stage.summary.get("held_out") or {}).values())[-1:]
-    return [
-        f"A regressor of harm learned from {stage.summary.get('examples', 0):,} rated dialogues; "
-        f"held out, its squared error is {number(e['l2']['value'])}; of always saying the mean, "
-        f"{number(e['mean_predictor'])}."
-        for e in held_out
-    ]
 
 
 # ---- What came of it -----------------------------------------------------------------------------
@@ -195,43 +149,32 @@ def verdict(run: Run) -> list[Finding]:
     `run.shown` against the first; a difference whose interval covers zero counts as none."""
     if len(run.models) < 2:
         return []
-    rise, harm_sets = ("higher", "lower"), find(run.rows, "expected_harm", model=run.shown)
+    harm_sets = find(run.rows, "expected_harm", model=run.shown)
     at = max((row["on"] for row in harm_sets), default="")
     answers = f"of answers to {set_name(HARM)}"
-    out = [
-        _difference(run, "pm_score", HARM, headed(words().noun), rise, "PM score"),
-        _difference(run, "pm_score", HELP, "Helpfulness", rise, "PM score"),
-        _difference(
-            run, "expected_harm", at, "Expected harm", ("more", "less"), f"of 4, {set_name(at)}"
-        ),
-        _difference(run, "evasive_rate", HARM, "Evasiveness", ("more", "less"), answers),
-        _length(run),
-    ]
-    return [line for line in out if line]
+    lines = (  # metric, set, axis, words of a rise and a fall, unit
+        ("pm_score", HARM, headed(words().noun), "higher lower", "PM score"),
+        ("pm_score", HELP, "Helpfulness", "higher lower", "PM score"),
+        ("expected_harm", at, "Expected harm", "more less", f"of 4, {set_name(at)}"),
+        ("evasive_rate", HARM, "Evasiveness", "more less", answers),
+    )
+    return [f for f in (*(_difference(run, *line) for line in lines), _length(run)) if f]
 
 
-def _difference(
-    run: Run, metric: str, on: str, axis: str, directions: tuple[str, str], unit: str
-) -> Finding | None:
-    """The paired difference of the model shown to the first.
-
-    Args:
-        run: the run. metric, on: of its rows. axis: what changed, in print. directions: the words
-        for a rise and a fall. unit: after the numbers. A share is shown as both values.
-    """
+def _difference(run: Run, metric: str, on: str, axis: str, rise_fall: str, unit: str):
+    """The Finding of the paired difference of the model shown to the first; a share is shown as
+    both values. See `verdict` for the arguments."""
     rows = find(run.rows, metric, on, run.shown, run.models[0])
     if not rows or rows[0]["value"] is None:
         return None
-    row = rows[0]
-    shown = f"{interval(row)} {unit}"
+    row, shown = rows[0], f"{interval(rows[0])} {unit}"
     if row["unit"] == "share":
         both = [find(run.rows, metric, on, row[side])[0]["value"] for side in ("against", "model")]
         shown = f"{' → '.join(number(value, percent=True) for value in both)} {unit}"
     if row.get("null"):
         return Finding(axis, "no difference shown", shown)
-    better = (row["value"] > 0) == (row["good"] == "higher")
-    direction = directions[0] if row["value"] > 0 else directions[1]
-    return Finding(axis, direction, shown, "good" if better else "bad")
+    tone = "good" if (row["value"] > 0) == (row["good"] == "higher") else "bad"
+    return Finding(axis, rise_fall.split()[row["value"] < 0], shown, tone)
 
 
 def _length(run: Run) -> Finding | None:
@@ -246,8 +189,8 @@ def _length(run: Run) -> Finding | None:
 
 def trust(run: Run) -> Finding:
     """How many cautions there are, by their weight."""
-    every = cautions.collect(run)
-    serious, careful = (sum(c.level == level for c in every) for level in ("stop", "care"))
+    levels = [caution.level for caution in cautions.collect(run)]
+    serious, careful = levels.count("stop"), levels.count("care")
     counted = [f"{serious} serious warning{'s' * (serious != 1)}"] if serious else []
     if careful:
         unit = "" if serious else "warnings " if careful > 1 else "warning "

@@ -41,7 +41,7 @@ class Cell:
     text: str
     interval: str = ""
     n: int | None = None
-    notes: tuple[Note, ...] = ()
+    notes: Sequence[Note] = ()
     tone: int | None = None
     bar: float | None = None
     soft: bool = False
@@ -60,49 +60,51 @@ class Table:
     css: str = ""
 
 
-def _note(row: Mapping, column: Column, label: str = "") -> Note:
+def difference_note(row: Mapping, column: Column, against: str = "") -> Note:
     text, ends = column.format(row["value"], sign=True), column.ends(row, sign=True)
     if not ends:
-        return Note(text, None, label)
-    low, high = row["low"], row["high"]
-    return Note(f"{text} {_unitless(ends)}", bool(low <= 0 <= high), label, row["value"] > 0)
+        return Note(text, None, against)
+    null = bool(row["low"] <= 0 <= row["high"])
+    ends = ends.replace("\u202f%", "")  # the value has the unit
+    return Note(f"{text} {ends}", null, against, row["value"] > 0)
 
 
-def _unitless(ends: str) -> str:
-    return ends.replace("\u202f%", "")
+def _baselines(row: Mapping, column: Column) -> str:
+    known = {key: v for key, v in (row["baseline"] or {}).items() if v is not None}
+    return ", ".join(f"{key} {column.format(value)}" for key, value in known.items())
+
+
+# ---- Models and sets -----------------------------------------------------------------------------
+
+
+def _grid(measured: Evaluation, block: pd.DataFrame) -> tuple[list[str], dict[tuple, list[Cell]]]:
+    """(heads, (model, set) → cells): one column for each metric of the block."""
+    metrics = list(dict.fromkeys(block["metric"]))
+    first, lines = measured.models[0] if measured.models else None, {}
+    for row in block.astype(object).where(block.notna(), None).to_dict("records"):
+        line = lines.setdefault((row["model"], row["on"]), {})
+        line.setdefault(row["metric"], []).append(row)
+    cells = {
+        name: [_cell(line.get(m, ()), measured.columns[m], first) for m in metrics]
+        for name, line in lines.items()
+    }
+    return [measured.columns[metric].label for metric in metrics], cells
 
 
 def _cell(rows: Sequence[Mapping], column: Column, first: str | None) -> Cell:
     """One model's number of one kind on one set: the value, and under it its differences; those to
     the first model need no name."""
-    plain = next((r for r in rows if r["against"] is None and r["over"] is None), None)
     notes = [
-        _note(r, column, "" if r["against"] == first else model_name(r["against"]))
+        difference_note(r, column, "" if r["against"] == first else model_name(r["against"]))
         for r in rows
-        if r["against"] is not None and not pd.isna(r["value"])
+        if r["against"] is not None and r["value"] is not None
     ]
+    plain = next((r for r in rows if r["against"] is None and r["over"] is None), None)
     if plain is None:
-        return Cell("" if notes else "–", notes=tuple(notes))
-    known = {key: v for key, v in (plain["baseline"] or {}).items() if v is not None}
-    base = ", ".join(f"{key} {column.format(value)}" for key, value in known.items())
+        return Cell("" if notes else "–", notes=notes)
+    base = _baselines(plain, column)
     notes += [Note(base)] if base else []
-    interval = column.ends(plain)
-    return Cell(column.format(plain["value"]), interval, int(plain["n"]), tuple(notes))
-
-
-def _grid(
-    block: pd.DataFrame, columns: Mapping[str, Column], names: Sequence[Sequence], first: str | None
-) -> tuple[list[str], list[list[Cell]]]:
-    """(heads, cells): one line for each (model, set) of `names`, one column for each metric."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in block.astype(object).where(block.notna(), None).to_dict("records"):
-        groups.setdefault((row["model"], row["on"], row["metric"]), []).append(row)
-    metrics = list(dict.fromkeys(block["metric"]))
-    cells = [
-        [_cell(groups.get((*name, metric), ()), columns[metric], first) for metric in metrics]
-        for name in names
-    ]
-    return [columns[metric].label for metric in metrics], cells
+    return Cell(column.format(plain["value"]), column.ends(plain), int(plain["n"]), notes)
 
 
 def answers(measured: Evaluation, suffix: str = "") -> list[Table]:
@@ -110,15 +112,14 @@ def answers(measured: Evaluation, suffix: str = "") -> list[Table]:
     the first."""
     block, out = measured.frame[measured.frame["group"] == "answers"], []
     for on in measured.prompt_sets:
-        here = block[(block["on"] == on)]
+        here = block[block["on"] == on]
         if here.empty:
             continue
-        first = measured.models[0] if measured.models else None
-        names = [(name, on) for name in measured.models]
-        heads, cells = _grid(here, measured.columns, names, first)
+        heads, cells = _grid(measured, here)
+        missing = [Cell("–")] * len(heads)
         rows = [
-            [Cell(model_name(name), tone=i), *line]
-            for i, ((name, _), line) in enumerate(zip(names, cells, strict=True))
+            [Cell(model_name(name), tone=i), *cells.get((name, on), missing)]
+            for i, name in enumerate(measured.models)
         ]
         caption = f"{headed(set_name(on))}{suffix} ({plain_rows(here)['n'].max():.0f})"
         out.append(Table(caption, ["Model", *heads], rows, range(1, 1 + len(heads))))
@@ -130,19 +131,14 @@ def others(
 ) -> list[Table]:
     """Tables of the further groups of numbers, a line for each model and set; models that were
     measured in other ways have a table of their own."""
-    out, first = [], measured.models[0] if measured.models else None
-    there = [g for g in dict.fromkeys(measured.frame["group"]) if g not in OWN_TABLES]
+    out, every = [], measured.frame
+    there = [g for g in dict.fromkeys(every["group"]) if g not in OWN_TABLES]
     for group in there if groups is None else [g for g in groups if g in there]:
-        block = measured.frame[measured.frame["group"] == group]
-        kinds = block.groupby("model", sort=False)["metric"].agg(lambda names: tuple(set(names)))
-        for _, models in kinds.groupby(kinds.map(sorted).map(tuple), sort=False):
-            own = block[block["model"].isin(models.index)]
-            names = list(dict.fromkeys(zip(own["model"], own["on"], strict=True)))
-            heads, cells = _grid(own, measured.columns, names, first)
-            rows = [
-                [Cell(model_name(model)), set_name(on), *line]
-                for (model, on), line in zip(names, cells, strict=True)
-            ]
+        block = every[every["group"] == group]
+        kinds = block.groupby("model", sort=False)["metric"].agg(lambda m: tuple(sorted(set(m))))
+        for _, models in kinds.groupby(kinds, sort=False):
+            heads, cells = _grid(measured, block[block["model"].isin(models.index)])
+            rows = [[Cell(model_name(m)), set_name(on), *line] for (m, on), line in cells.items()]
             head = ["Of", "On", *heads]
             out.append(Table(f"{headed(group)}{suffix}", head, rows, range(2, len(head))))
     return out
@@ -153,20 +149,17 @@ def win_rates(measured: Evaluation, suffix: str = "") -> list[Table]:
     block = measured.frame[(measured.frame["group"] == "pairs") & measured.frame["value"].notna()]
     out = []
     for (metric, on), rows in block.groupby(["metric", "on"], sort=False):
-        column, cells = measured.columns[metric], {}
+        cells = {}
         for r in rows.to_dict("records"):
-            value, low, high = r["value"], r["low"], r["high"]
-            cells[r["model"], r["over"]] = _rate(value, low, high)
-            cells[r["over"], r["model"]] = _rate(1 - value, 1 - high, 1 - low)
+            cells[r["model"], r["over"]] = _rate(r["value"], r["low"], r["high"])
+            cells[r["over"], r["model"]] = _rate(1 - r["value"], 1 - r["high"], 1 - r["low"])
         names = [name for name in measured.models if any(name in pair for pair in cells)]
         lines = [
-            [
-                Cell(model_name(a), tone=measured.models.index(a)),
-                *(cells.get((a, b), "") for b in names),
-            ]
+            [Cell(model_name(a), tone=measured.models.index(a)), *(cells.get((a, b), "")
+                                                                   for b in names)]
             for a in names
-        ]
-        caption = f"{headed(set_name(on))}, verdicts of {column.label}{suffix}"
+        ]  # fmt: skip
+        caption = f"{headed(set_name(on))}, verdicts of {measured.columns[metric].label}{suffix}"
         head = ["Wins of", *(f"over {model_name(name)}" for name in names)]
         out.append(Table(caption, head, lines, range(1, 1 + len(names)), "narrow"))
     return out
@@ -179,21 +172,22 @@ def _rate(value: float, low: float, high: float) -> Cell:
 
 def principles(measured: Evaluation, suffix: str = "") -> list[Table]:
     """What each principle did: over all revisions, then within each kind of harm."""
-    extras = {r["name"]: r for r in measured.rows if "used" in r}
-    sets: dict[str, list[dict]] = {}
-    for r in extras.values():
-        sets.setdefault(r["on"], []).append(r)
+    sets: dict[str, dict[str, dict]] = {}
+    for r in measured.rows:
+        if "used" in r:
+            sets.setdefault(r["on"], {})[r["name"]] = r
     out = []
-    for on, rows in sets.items():
+    for on, by_name in sets.items():
+        rows = sorted(by_name.values(), key=lambda r: -r["used"])
         column = measured.columns[rows[0]["metric"]]
         lines = [
             [
                 r["model"],
                 str(r["used"]),
                 number(r["changed"], percent=True),
-                f"{column.format(r['value'], sign=True)} {column.ends(_nan(r), sign=True)}".strip(),
+                f"{column.format(r['value'], sign=True)} {column.ends(r, sign=True)}".strip(),
             ]
-            for r in sorted(rows, key=lambda r: -r["used"])
+            for r in rows
         ]
         kind = on.partition(":")[2].replace("_", " ")
         head = ["Principle", "Used", "Changed the answer", column.label]
@@ -201,33 +195,11 @@ def principles(measured: Evaluation, suffix: str = "") -> list[Table]:
     return out
 
 
-def _nan(row: Mapping) -> dict:
-    return {key: float("nan") if row[key] is None else row[key] for key in ("low", "high")}
-
-
-def differences(runs: Sequence[Run], measured: Sequence[Difference]) -> Table:
-    """Numbers of several runs next to each other, with their differences to the first run."""
-    rows = []
-    for d in measured:
-        cells = []
-        for value, estimate in zip(d.values, d.differences, strict=True):
-            note = ()
-            if estimate is not None and estimate.low is not None:
-                note = (_note(vars(estimate), d.column),)
-            cells.append(Cell(d.column.format(value), notes=note, soft=d.scales))
-        how = "other judge" if d.scales else "by prompt" if d.paired else "no"
-        rows.append([d.column.label, headed(set_name(d.on)), model_name(d.model), *cells, how])
-    heads = [Cell(run.name, tone=i + 1) for i, run in enumerate(runs)]
-    head = ["Number", "On", "Model", *heads, "Paired"]
-    return Table("Differences to the first run", head, rows, range(3, 3 + len(runs)))
-
-
 def every(run: Run) -> Table:
     """All rows of the run's metrics.json."""
-    measured, rows = run.evaluation, []
-    for r in measured.rows:
-        column = measured.columns[r["metric"]]
-        base = {key: v for key, v in r["baseline"].items() if v is not None}
+    rows = []
+    for r in run.rows:
+        column = run.evaluation.columns[r["metric"]]
         rows.append(
             [
                 r["metric"].replace("_", " "),
@@ -237,7 +209,7 @@ def every(run: Run) -> Table:
                 column.format(r["value"], sign=r["against"] is not None),
                 column.ends(r).strip("[]").replace(", ", " to "),
                 f"{r['n']:,}",
-                ", ".join(f"{key} {column.format(v)}" for key, v in base.items()),
+                _baselines(r, column),
                 r.get("unit") or "",
             ]
         )
@@ -245,13 +217,33 @@ def every(run: Run) -> Table:
     return Table("metrics.json", head, rows, (4, 5, 6), "tight")
 
 
+# ---- Runs ----------------------------------------------------------------------------------------
+
+
+def differences(runs: Sequence[Run], measured: Sequence[Difference]) -> list[Table]:
+    """Numbers of several runs next to each other, with their differences to the first run."""
+    rows = []
+    for d in measured:
+        cells = []
+        for value, estimate in zip(d.values, d.differences, strict=True):
+            shown = estimate is not None and estimate.low is not None
+            notes = [difference_note(vars(estimate), d.column)] if shown else []
+            cells.append(Cell(d.column.format(value), notes=notes, soft=d.scales))
+        how = "other judge" if d.scales else "by prompt" if d.paired else "no"
+        rows.append([d.column.label, headed(set_name(d.on)), model_name(d.model), *cells, how])
+    heads = [Cell(run.name, tone=i + 1) for i, run in enumerate(runs)]
+    head = ["Number", "On", "Model", *heads, "Paired"]
+    numeric = range(3, 3 + len(runs))
+    return [Table("Differences to the first run", head, rows, numeric)] if rows else []
+
+
 def cost(run: Run, prefix: str = "") -> Table:
-    longest = max([stage.seconds or 0.0 for stage in run.stages.values()], default=0.0) or 1.0
+    longest = max(stage.seconds or 0.0 for stage in run.stages.values()) or 1.0
     rows = []
     for stage in run.stages.values():
         tokens = [f"{quantity(count)} {kind}" for kind, count in sorted(stage.tokens.items())]
         dropped = ", ".join(f"{n} {reason}" for reason, n in sorted(stage.dropped.items()))
-        notes = (Note(f"left out: {dropped}"),) if dropped else ()
+        notes = [Note(f"left out: {dropped}")] if dropped else []
         result = stage.summary.get("headline", "") if stage.done else "not finished"
         cpu = f", {duration(stage.cpu_seconds)} of the processors" if stage.cpu_seconds else ""
         rows.append(
@@ -261,7 +253,7 @@ def cost(run: Run, prefix: str = "") -> Table:
                 quantity(stage.summary.get("rows", stage.summary.get("steps"))),
                 Cell(duration(stage.seconds) + cpu, bar=(stage.seconds or 0.0) / longest),
                 ", ".join(tokens) or "–",
-                gigabytes(stage.manifest.get("peak_bytes")),
+                gigabytes(stage.peak_bytes),
                 Cell(result, notes=notes, strong=not stage.done),
             ]
         )
@@ -274,11 +266,11 @@ def over_seeds(measured: Sequence[Mapping], columns: Mapping[str, Column]) -> li
     rows = []
     for r in measured:
         column = columns[r["metric"]]
-        note = _note(r, column) if r["against"] else None
-        cell = Cell(column.format(r["value"]), column.ends(_nan(r) if r["low"] is None else r))
+        verdict = difference_note(r, column).verdict if r["against"] else ""
+        cell = Cell(column.format(r["value"]), column.ends(r))
         each = ", ".join(column.format(value) for value in r["by_run"])
         names = [column.label, set_name(r["on"]), model_name(r["model"]), r["against"] or "–"]
-        rows.append([*names, cell, note.verdict if note else "–", each])
+        rows.append([*names, cell, verdict or "–", each])
     head = ["Number", "On", "Model", "Less that of", "Mean over runs", "", "Each run"]
     caption = f"Over {measured[0]['n']} runs with different seeds" if measured else ""
     return [Table(caption, head, rows, (4,))] if measured else []
@@ -294,7 +286,7 @@ def pairwise(measured: Sequence[Mapping], columns: Mapping[str, Column]) -> list
         apart = block[(block["low"] > 0) | (block["high"] < 0)]
         apart = apart.sort_values("value", key=lambda values: -values.abs())
         rows = [
-            [model_name(r["model"]), model_name(r["against"]), _note(r, column).text]
+            [model_name(r["model"]), model_name(r["against"]), difference_note(r, column).text]
             for r in apart.to_dict("records")
         ]
         caption = (

@@ -1,24 +1,17 @@
-"""Texts of a run, drawn by rules that nobody can turn: three to open the page with, the best, the
-middle and the worst of each model, and critiques to be marked by hand."""
+"""Texts of a run, drawn by rules that nobody can turn: three to open the page with, and the best,
+the middle and the worst of each model."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 from collections.abc import Sequence
 
-from cai_jax.core.intervals import wilson
-from cai_jax.errors import UserError
-from cai_jax.evals.rows import row
 from cai_jax.report.run import Run
 from cai_jax.report.text import model_name, set_name
 
 COUNT = 3  # transcripts that open the page
 POSITIONS = {"best": 0.0, "middle": 0.5, "worst": 1.0}  # in the order of the judge's differences
-COLUMNS = ("id", "fault", "names", "note")  # of the table of critiques
-MARKS = {"y": True, "n": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,26 +85,30 @@ def _revised(run: Run, stage: str) -> list[list[Turn]]:
     return out
 
 
+def _by_set(run: Run) -> dict[str, dict[str, dict[str, dict]]]:
+    """set of prompts → model → prompt id → its first answer, of the main evaluation."""
+    out: dict[str, dict] = {}
+    for record in run.answers:
+        if record.get("sample", 0) == 0:
+            models = out.setdefault(record["on"], {})
+            models.setdefault(record["name"], {})[record["prompt_id"]] = record
+    return out
+
+
 def _answered(run: Run) -> list[list[Turn]]:
     if len(run.models) < 2:
         return []
-    answers = {
-        (row["on"], row["prompt_id"], row["name"]): row
-        for row in run.answers
-        if row.get("sample", 0) == 0
-    }
-    pair = (run.models[0], run.shown)
-    both = {
-        f"{on}/{prompt}": (on, prompt)
-        for on, prompt, name in answers
-        if name == pair[0] and (on, prompt, pair[1]) in answers
-    }
+    both = {}  # of the first model and the one shown
+    for on, models in _by_set(run).items():
+        a, b = (models.get(name, {}) for name in (run.models[0], run.shown))
+        both |= {f"{on}/{prompt}": (a[prompt], b[prompt]) for prompt in a if prompt in b}
     out = []
-    for key in _first({key: prompt for key, (_, prompt) in both.items()}):
-        on, prompt = both[key]
-        rows = [answers[on, prompt, model] for model in pair]
-        turns = [Turn(f"Prompt, of {set_name(on)}", _prompt(rows[0]), kind="human")]
-        turns += [Turn(model_name(r["name"]), r["response"], run.scores.get(r["id"])) for r in rows]
+    for key in _first({key: a["prompt_id"] for key, (a, _) in both.items()}):
+        record = both[key][0]
+        turns = [Turn(f"Prompt, of {set_name(record['on'])}", _prompt(record), kind="human")]
+        turns += [
+            Turn(model_name(r["name"]), r["response"], run.scores.get(r["id"])) for r in both[key]
+        ]
         out.append(turns)
     return out
 
@@ -131,6 +128,11 @@ def ranked(differences: dict[str, float]) -> dict[str, str]:
     return out
 
 
+def _moved(ends: dict[str, tuple]) -> dict[str, str]:
+    """`ranked` of key → (score before, score after)."""
+    return ranked({key: b - a for key, (a, b) in ends.items() if None not in (a, b)})
+
+
 def selected(run: Run) -> list[Transcript]:
     """Of every model after the first the answer whose score moved most up, the middle one, and most
     down; likewise revisions."""
@@ -138,28 +140,23 @@ def selected(run: Run) -> list[Transcript]:
 
 
 def _of_answers(run: Run) -> list[Transcript]:
-    groups: dict[tuple[str, str], dict[str, dict]] = {}
-    for record in run.answers:
-        if record["sample"] == 0:
-            groups.setdefault((record["on"], record["name"]), {})[record["prompt_id"]] = record
-    out = []
-    for on in sorted({on for on, _ in groups}, key=lambda on: (on != "red_team", on)):
+    out, groups = [], _by_set(run)
+    for on in sorted(groups, key=lambda on: (on != "red_team", on)):
         for name in run.models[1:]:
-            sides = [groups.get((on, model), {}) for model in (run.models[0], name)]
-            scores = {
-                prompt: [run.scores.get(side[prompt]["id"]) for side in sides]
-                for prompt in set(sides[0]) & set(sides[1])
+            a, b = (groups[on].get(model, {}) for model in (run.models[0], name))
+            ends = {
+                prompt: [run.scores.get(side[prompt]["id"]) for side in (a, b)]
+                for prompt in sorted(a.keys() & b.keys())
             }
-            moved = {prompt: b - a for prompt, (a, b) in scores.items() if None not in (a, b)}
-            for position, prompt in ranked(moved).items():
+            for position, prompt in _moved(ends).items():
                 turns = [
                     Turn(who, side[prompt]["response"], score,
                          num_tokens=side[prompt]["num_tokens"])
-                    for who, score, side in zip((run.models[0], name), scores[prompt], sides,
+                    for who, score, side in zip((run.models[0], name), ends[prompt], (a, b),
                                                 strict=True)
                 ]  # fmt: skip
                 title = f"{name}, {set_name(on)}: the {position}"
-                out.append(Transcript(title, prompt, sides[1][prompt]["dialogue"], turns))
+                out.append(Transcript(title, prompt, b[prompt]["dialogue"], turns))
     return out
 
 
@@ -172,8 +169,7 @@ def _of_revisions(run: Run) -> list[Transcript]:
             key: [scores.get(f"{key}#{count}") for count in (0, len(record["rounds"]))]
             for key, record in records.items()
         }
-        moved = {key: b - a for key, (a, b) in ends.items() if None not in (a, b)}
-        for position, key in ranked(moved).items():
+        for position, key in _moved(ends).items():
             turns = [Turn("First answer", records[key]["initial"], ends[key][0])]
             for count, turn in enumerate(records[key]["rounds"], 1):
                 if turn.get("critique") is not None:
@@ -184,70 +180,3 @@ def _of_revisions(run: Run) -> list[Transcript]:
             title = f"Revisions of {stage.name}: the {position}"
             out.append(Transcript(title, key, records[key]["dialogue"], turns))
     return out
-
-
-# ---- Critiques to be read by hand ----------------------------------------------------------------
-
-
-def critiques(run: Run, stage: str, count: int) -> list[dict]:
-    """`count` critiques of a revise stage: {"id", "dialogue", "answer", "request", "principle",
-    "critique"}, in the order they were drawn."""
-    every = {}
-    for record in run.records(stage):
-        answer = record["initial"]
-        for number, turn in enumerate(record["rounds"], 1):
-            if turn.get("critique"):
-                every[f"{record['id']}#{number}"] = {
-                    "dialogue": record["dialogue"],
-                    "answer": answer,
-                    "critique": turn["critique"],
-                    "request": turn["critique_request"],
-                    "principle": turn["principle_id"],
-                }
-            answer = turn["revision"]
-    return [{"id": name, **every[name]} for name in draw(list(every), count)]
-
-
-def blank(drawn: Sequence[dict]) -> str:
-    """The table to be filled in, as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([item["id"], "", "", ""] for item in drawn)
-    return text.getvalue()
-
-
-def count_marks(text: str, drawn: Sequence[dict], where: str) -> list[dict]:
-    """Rows of the filled-in table's shares; [] while nothing is filled in.
-
-    Raises:
-        UserError: for other marks than y and n, and where the table is not that of the critiques
-        drawn.
-    """
-    lines = list(csv.DictReader(io.StringIO(text)))
-    if [line.get("id") for line in lines] != [item["id"] for item in drawn]:
-        raise UserError(
-            f"{where}: its ids are not those of the critiques drawn from this run; move it "
-            "aside to get a new one"
-        )
-    marks = []
-    for number, line in enumerate(lines, 2):
-        pair = [(line.get(column) or "").strip().lower() for column in ("fault", "names")]
-        if any(pair) and not all(mark in MARKS for mark in pair):
-            raise UserError(
-                f"{where}:{number}: fault and names are both y or n once a critique is read, "
-                f"not {pair}"
-            )
-        marks += [tuple(MARKS[mark] for mark in pair)] if any(pair) else []
-    if not marks:
-        return []
-    shares = {
-        "names a real problem": [names for _, names in marks],
-        "its answer has a fault": [fault for fault, _ in marks],
-        "names it, where there is one": [names for fault, names in marks if fault],
-    }
-    return [
-        row("critiques_read", note, "critic", wilson(sum(values), len(values)), unit="share",
-            note=note)
-        for note, values in shares.items()
-    ]  # fmt: skip
