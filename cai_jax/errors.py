@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import functools
 import math
@@ -41,6 +42,27 @@ class Waiting(Exception):
             "next to each requests-N.jsonl, by hand, by a program, or by `python -m cai_jax.batch "
             "submit` and `fetch` (see docs/endpoints.md)"
         )
+
+
+class Waits:
+    """Lets what does not depend on each other be asked before the run waits: a block that waits is
+    left (`later`), and `check` waits for all of them."""
+
+    def __init__(self):
+        self._files: collections.Counter[str] = collections.Counter()
+
+    @contextlib.contextmanager
+    def later(self) -> Iterator[None]:
+        """Leaves the block where it waits."""
+        try:
+            yield
+        except Waiting as wait:
+            self._files.update(wait.files)
+
+    def check(self) -> None:
+        """Raises Waiting where a block has waited."""
+        if self._files:
+            raise Waiting(self._files)
 
 
 def require_utf8(text: str, where: str) -> None:

@@ -4,6 +4,7 @@ killed; and its answers, recorded, as the model of another run."""
 import json
 import random
 
+import ml_collections
 import pytest
 
 from cai_jax import main
@@ -12,7 +13,7 @@ from cai_jax.io import artefacts
 from cai_jax.pipeline import graph as pipeline
 from cai_jax.textmodels import batch_files
 from cai_jax.textmodels.batch_files import REQUESTS, RESULTS
-from configs import tiny
+from configs import default, tiny
 from tests import answer_files
 
 STAGES = ("respond", "revise", "compare", "feedback", "feedback_chain")
@@ -166,6 +167,24 @@ def test_labels_in_words_count_as_one_sample(tmp_path):
     labels = (tmp_path / "run" / "feedback" / "records.jsonl").read_text()
     label = json.loads(labels.split("\n")[0])["logprobs"][0]
     assert label["how"] == "counted" and label["counts"] == [1, 0] and label["a"] > label["b"]
+
+
+def test_an_evaluation_asks_at_once_what_does_not_depend_on_answers(tmp_path):
+    made = config()
+    made.models.base, made.stages = "batch:asked", ("evaluate",)
+    numbers = {"num_choices": 2, "num_few_shot": 1, "num_chains": 1, "max_chain_tokens": 8}
+    sets = {name: {"limit": 1} for name in ("prompts_red_team", "prompts_helpful")}
+    models = {"initial": "helpful", "other": "feedback"}
+    evaluate = default.evaluate(models, "", max_new_tokens=8, **numbers, **sets)
+    kept = ("answer_statistics", "judge", "multiple_choice")
+    evals = {name: own for name, own in evaluate["evals"].items() if name in kept}
+    evals["judge"] = {**evals["judge"], "judge": "judge", "anchor": "initial"}
+    made.graph = ml_collections.ConfigDict({"evaluate": {**evaluate, "evals": evals}})
+    # answers; verdicts, choices with and without examples, and chains; what chains come to
+    assert finish(made, tmp_path / "run") == 3
+    metrics = artefacts.read_json(tmp_path / "run" / "evaluate" / "metrics.json")["rows"]
+    names = {row["metric"] for row in metrics}
+    assert {"win_rate_judge", "choice_few_shot", "choice_chain_of_thought"} <= names
 
 
 def test_recorded_answers_are_a_model(finished, tmp_path, capsys):

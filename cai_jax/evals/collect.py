@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cai_jax import references
 from cai_jax.data import answers as answers_lib
 from cai_jax.data.prompts import Prompt, read_prompts
+from cai_jax.errors import Waits
 from cai_jax.io import artefacts
 from cai_jax.seeds import row_key
 from cai_jax.structs import dialogue_to_json
@@ -134,6 +135,7 @@ def answers(
         draws: what is asked.
         journal: where answers are kept.
     """
+    waits = Waits()
     for name, reference in models.items():
         wanted = {
             f"{on}/{name}/{prompt.id}/{sample:02d}": (on, prompt, sample)
@@ -148,12 +150,14 @@ def answers(
             answered = _copied(ctx, existing[name], reference, missing)
         else:
             answered = _sampled(ctx, name, reference, missing, draws.temperature)
-        for key, model, answer in answered:
-            on, prompt, sample = wanted[key]
-            about = {"id": key, "prompt_id": prompt.id, "kind": prompt.kind, "on": on, "name": name}
-            about |= {"model": model, "seed": ctx.seed, "sample": sample}
-            journal.append(about | {"dialogue": dialogue_to_json(prompt.dialogue)} | answer)
+        with waits.later():
+            for key, model, answer in answered:
+                on, prompt, sample = wanted[key]
+                about = {"id": key, "prompt_id": prompt.id, "kind": prompt.kind, "on": on}
+                about |= {"name": name, "model": model, "seed": ctx.seed, "sample": sample}
+                journal.append(about | {"dialogue": dialogue_to_json(prompt.dialogue)} | answer)
         journal.flush()
+    waits.check()
     if draws.sets and models:
         ctx.require_rows(journal.finished, "answers")
 

@@ -20,6 +20,7 @@ from cai_jax.constitution.loader import load_constitution
 from cai_jax.core import accuracy
 from cai_jax.core.intervals import mcnemar, paired_difference, wilson
 from cai_jax.data import choices, fitting
+from cai_jax.errors import Waits
 from cai_jax.evals import figures
 from cai_jax.evals import items as items_lib
 from cai_jax.evals.evaluator import Measured, Task
@@ -124,6 +125,7 @@ class Asking:
         few_shot, chains = any(shots.values()), task.fields.num_chains
         modes = {ZERO_SHOT: True, FEW_SHOT: few_shot, CHAINS: bool(chains)}
         prefix, model, answers = "" if self.leading else f"{self.name}/", None, {}
+        waits = Waits()
         for mode in (mode for mode, wanted in modes.items() if wanted):
             ids = {item.id: f"{prefix}{self.on}/{mode}/{item.id}" for item in self.items}
             missing = {name for name, key in ids.items() if key not in journal.finished}
@@ -134,13 +136,15 @@ class Asking:
                 else:
                     answered = self.at_once(model, shots if mode == FEW_SHOT else {}, missing)
                 about = {"on": self.on, "mode": mode, "name": self.name, "model": model.name}
-                for record in answered:
-                    name = record["item"]
-                    journal.append(about | record | {"id": ids[name]})
+                with waits.later():
+                    for record in answered:
+                        name = record["item"]
+                        journal.append(about | record | {"id": ids[name]})
                 journal.flush()
             records = [journal.finished.get(key) for key in ids.values()]
             if any(records):
                 answers[mode] = [record for record in records if record]
+        waits.check()
         return answers
 
     def at_once(self, model, shots: Mapping, missing: set[str]) -> Iterator[dict]:
@@ -156,9 +160,11 @@ class Asking:
 
     def after_chains(self, model, missing: set[str]) -> Iterator[dict]:
         """The missing items after chains of thought, whose probabilities are averaged."""
-        rest = [item for item in self.items if item.id in missing]
+        rest, waits = [item for item in self.items if item.id in missing], Waits()
         for start in range(0, len(rest), CHAIN_BLOCK):
-            yield from self._block_after_chains(model, rest[start : start + CHAIN_BLOCK])
+            with waits.later():
+                yield from self._block_after_chains(model, rest[start : start + CHAIN_BLOCK])
+        waits.check()
 
     def _block_after_chains(self, model, items: Sequence) -> Iterator[dict]:
         task, fields, ctx = self.task, self.task.fields, self.task.ctx

@@ -18,7 +18,7 @@ from cai_jax import references
 from cai_jax.data import answers as answers_lib
 from cai_jax.data import fitting
 from cai_jax.data.prompts import read_prompts
-from cai_jax.errors import in_field
+from cai_jax.errors import Waits, in_field
 from cai_jax.evals import collect
 from cai_jax.evals.evaluator import Measured, Task
 from cai_jax.evals.registry import KINDS
@@ -87,10 +87,12 @@ def run(ctx: StageContext) -> dict:
     # ---- Evaluations -----------------------------------------------------------------------------
     order, journals, judges = list(KINDS), {"records": journal}, {}
     evals = sorted(config.evals.items(), key=lambda item: (order.index(item[1].kind), item[0]))
-    measured = []
+    measured, waits = [], Waits()
     for name, fields in evals:
         task = Task(ctx, name, fields, models, written, answers, journals, judges)
-        measured.append(KINDS[fields.kind].run(task).named(task))
+        with waits.later():
+            measured.append(KINDS[fields.kind].run(task).named(task))
+    waits.check()
 
     # ---- What they come to -----------------------------------------------------------------------
     metrics, values = _merged(measured)
