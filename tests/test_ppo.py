@@ -204,3 +204,20 @@ def test_last_true():
     mask = jnp.array([[True, True, False], [False, True, False], [True, False, True], [False] * 3])
     want = [[False, True, False], [False, True, False], [False, False, True], [False] * 3]
     np.testing.assert_array_equal(ppo.last_true(mask), want)
+
+
+def test_importance_weights_by_hand():
+    """π / π_sampler of an action, or of all the actions of a response; at most the cap."""
+    mask = np.array([[False, True, True], [True, True, False]])
+    sampled = np.log(np.array([[0.9, 0.5, 0.2], [0.5, 0.5, 0.9]], np.float32))
+    logprobs = np.log(np.array([[0.1, 0.25, 0.3], [0.1, 0.5, 0.1]], np.float32))
+    for how, want in (
+        ("token", [[0, 0.5, 1.5], [0.2, 1, 0]]),
+        ("sequence", [[0, 0.75, 0.75], [0.2, 0.2, 0]]),
+    ):
+        found = ppo.importance_weights(jnp.array(logprobs), jnp.array(sampled), mask, how, 2.0)
+        np.testing.assert_allclose(found, want, rtol=1e-6)
+    capped = ppo.importance_weights(jnp.array(logprobs), jnp.array(sampled), mask, "token", 1.0)
+    np.testing.assert_allclose(capped, [[0, 0.5, 1], [0.2, 1, 0]], rtol=1e-6)
+    nan = jnp.array(np.where(mask, logprobs, np.nan))
+    assert np.isfinite(ppo.importance_weights(nan, jnp.array(sampled), mask, "sequence", 2.0)).all()

@@ -5,6 +5,7 @@ import json
 import types
 
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from cai_jax.data import fitting
 from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
 from cai_jax.stages import rl
+from cai_jax.textmodels.loader import LoadedModel
 from cai_jax.training import rl_numbers
 from cai_jax.training.rollouts import Rollouts
 from configs import default
@@ -202,3 +204,34 @@ def test_dialogues_beyond_a_models_positions_are_counted_and_warned_of(tmp_path,
     assert list(ctx.score_each(judge, [()] * 3, "scores")) == [(0, 0.0), (1, 0.0), (2, 0.0)]
     told = "".join(capsys.readouterr())
     assert "2 of 3 dialogues are longer than the model's positions" in told and "'judge'" in told
+
+
+def test_a_policy_that_does_not_move_is_named_after_the_warm_up():
+    """The numbers of the demo until November: 2e-6 on all weights."""
+    rewards = [-0.51, -0.62, -0.70, -0.55, -0.71, -0.80, -0.87, -0.66]
+    rows = [{"clip_fraction": 0.0, "kl": 0.01, "reward": reward} for reward in rewards]
+    said = rl_numbers.not_learning(rows)
+    assert "clip fraction 0.000, KL 0.010 nats, reward -0.595 → -0.760" in said
+    assert not rl_numbers.not_learning(rows[:3])  # too few
+    for name, value in (("clip_fraction", 0.01), ("kl", 0.5)):
+        assert not rl_numbers.not_learning([*rows[:-1], rows[-1] | {name: value * len(rows)}])
+    rising = [row | {"reward": -row["reward"]} for row in rows]
+    assert not rl_numbers.not_learning(rising)
+
+
+def test_rollouts_of_rounded_weights_are_refused_without_a_correction():
+    fields = default.rl(reward="python:builtins.len", sampler_weights="int8")
+    with pytest.raises(UserError, match="rl.sampler_weights: int8 .*correction=token"):
+        rl.check(ml_collections.ConfigDict(fields), None, "rl")
+    fields["correction"] = "sequence"
+    rl.check(ml_collections.ConfigDict(fields), None, "rl")
+
+
+@pytest.mark.parametrize("weights", ["", "bfloat16", "int8"])
+def test_the_sampler_has_the_weights_that_the_field_names(weights):
+    policy = LoadedModel("m", None, {"embed": jnp.ones(2)}, None)
+    models = types.SimpleNamespace(engine=lambda model, int8: (model.params["embed"].dtype, int8))
+    fields = types.SimpleNamespace(sampler_weights=weights)
+    dtype, int8 = rl.sampler(types.SimpleNamespace(config=fields, models=models), policy)
+    assert (dtype == jnp.bfloat16, int8) == (weights == "bfloat16", weights == "int8")
+    assert policy.params["embed"].dtype == jnp.float32

@@ -307,6 +307,11 @@ RL = Stage(
         "max_new_tokens": count(128, "of an answer (2204)"),
         # At temperature 0 a log-probability would be infinite.
         "temperature": positive(1.0, "of the policy, in sampler and learner alike"),
+        # int8 and bfloat16 decode faster and are another distribution: the difference must be
+        # corrected, by min(π / π_sampler, cap) of each token or of each answer.
+        "sampler_weights": choice("", ("", "bfloat16", "int8"), "'': those of the policy"),
+        "correction": choice("none", ("none", "token", "sequence"), "of what another sampler drew"),
+        "correction_cap": number(2.0, "the largest weight of the correction", 1),
         "save_every_updates": count(20, "updates between checkpoints"),
         "snapshot_every_updates": count(
             0, "updates whose policies are kept (Figures 8 and 10); 0: only the last", low=0

@@ -240,3 +240,24 @@ def adapt_kl_coefficient(
         return coefficient
     error = min(max(kl / target - 1.0, -0.2), 0.2)
     return coefficient * (1.0 + error * num_rollouts / horizon)
+
+
+def importance_weights(logprobs_BxT, sampled_BxT, mask_BxT, how: str, cap: float):
+    """π / π_sampler of every action, at most `cap`, float [B, T], 0 off the mask: with them a mean
+    over what a sampler of rounded weights drew is one over what the policy would have drawn
+    (truncated importance sampling, Ionides 2008).
+
+    Args:
+      logprobs_BxT, sampled_BxT: of the actions, under the policy and the sampler.
+      mask_BxT: the actions.
+      how: "token", the ratio of the action alone, which leaves a bias where other actions of the
+        response differ; or "sequence", that of the complete response, exact up to the cap and noisy
+        in long ones.
+      cap: the largest weight.
+    """
+    logprobs_BxT, sampled_BxT = _clean(mask_BxT, logprobs_BxT, sampled_BxT)
+    log_ratio_BxT = logprobs_BxT - sampled_BxT
+    if how == "sequence":
+        log_ratio_BxT = jnp.sum(log_ratio_BxT, axis=1, keepdims=True)
+    weights_BxT = jnp.exp(jnp.minimum(log_ratio_BxT, jnp.log(cap)))
+    return jnp.where(mask_BxT, weights_BxT, 0.0)

@@ -40,6 +40,7 @@ MAX_SAMPLER_GAP = 1e-4  # nats a token between sampler and learner, float32
 GROUPED = ("grpo", "rloo")
 KL_ESTIMATORS = {"reward": ("k1", "k3"), "loss": ("k2", "k3")}
 FROZEN = {"old": "policy", "ref": "reference", "values": "value model"}  # what gives which numbers
+WATCHED = 8  # updates after the warm-up until the first word on whether the policy learns
 NUM_SHOWN = 2  # rollouts an update that TensorBoard shows
 
 
@@ -85,12 +86,13 @@ def run(ctx: StageContext) -> dict:
         policy.release()
         journal.discard(lambda row: row["step"] <= session.start)
         require_rollouts(ctx, journal, session.start)
+        history = read_rows(ctx.directory.path / "metrics.jsonl")[: session.start]
         for update in session.steps():
             # ---- Sample a response to each prompt ------------------------------------------------
             clock = [time.monotonic()]
             drawn = rollouts.draw(prompts, update, config, ctx.seed, ctx.name)
             policy.params = learner.policy(state)
-            engine = ctx.models.engine(policy, int8=False)  # or the first ratio would not be 1
+            engine = sampler(ctx, policy)
             policy.release()  # the sampler has a copy of its own, in which adapters are merged
             asked = rollouts.requests(drawn, update, ctx.seed, ctx.name)
             completions = sample(ctx, engine, asked, sampling)
@@ -122,13 +124,14 @@ def run(ctx: StageContext) -> dict:
             clock.append(time.monotonic())
 
             # ---- Learn: epochs of minibatches, then the KL coefficient ---------------------------
-            state, history = learner.learn(state, batch, frozen, update)
+            state, minibatches = learner.learn(state, batch, frozen, update)
             clock.append(time.monotonic())
-            numbers |= rl_numbers.of_minibatches(history)
+            numbers |= rl_numbers.of_minibatches(minibatches)
             numbers["learning_rate"] = learner.rate(update * learner.settings.steps_per_update)
             what = "the ratio of the first minibatch is not 1"
             require_small(ctx, numbers.get("first_ratio_error", 0.0), MAX_RATIO_ERROR, what)
-            if numbers["sampler_gap"] > MAX_SAMPLER_GAP and ctx.dtype == jnp.float32:
+            exact = ctx.dtype == jnp.float32 and not config.sampler_weights
+            if numbers["sampler_gap"] > MAX_SAMPLER_GAP and exact:
                 gap = f"differ by {numbers['sampler_gap']:.1e} nats a token"
                 progress.warn(f"[{ctx.name}] update {update + 1}: sampler and learner {gap}")
             adapted = ppo.adapt_kl_coefficient(
@@ -145,7 +148,13 @@ def run(ctx: StageContext) -> dict:
                 journal.append(record)
             journal.flush()
             show(session.writer, update + 1, records)
+            gap = (frozen["old"] - batch.sampled)[batch.actions]
+            session.writer.histogram(update + 1, "sampler gap, nats a token", gap)
             names = ("rollout_seconds", "score_seconds", "learn_seconds")
+            history.append(numbers)
+            if update + 1 in (config.warmup_updates + WATCHED, config.num_updates):
+                if still := rl_numbers.not_learning(history[config.warmup_updates :]):
+                    progress.warn(f"[{ctx.name}] update {update + 1}: {still}")
             timing = dict(zip(names, np.diff(clock), strict=True), layout_seconds=layout_seconds)
             session.finish(update, state, {**numbers, **timing}, batch.ids)
 
@@ -240,11 +249,9 @@ def initial_state(ctx: StageContext, models: Models) -> dict:
 
     learner, source, value = models.learner, models.value, None
     if source is not None:
+        # A preference model's own head was trained at the ends of answers only. Inside of them its
+        # scores vary more than the rewards to come (explained variance -4 in the microworld).
         head = heads.zero_head(source.config)
-        if source is not models.policy:
-            # A value of the same scale as the reward that it predicts.
-            head = state_lib.copy(source.params["head"])
-            head = heads.normalised_head(head, source.normalisation)
         if learner.settings.shared:
             value = sharding.put(head, state_lib.shardings_of(learner.abstract["value"]))
         else:
@@ -286,6 +293,16 @@ def _can_judge(judge: LoadedModel, prompt, max_new_tokens: int) -> bool:
     that ends the answer."""
     num_tokens = fitting.num_tokens(judge.format.prompt(prompt.dialogue)) + 1
     return num_tokens + max_new_tokens <= judge.config.max_length
+
+
+def sampler(ctx: StageContext, policy: LoadedModel):
+    """The engine that draws rollouts: of the policy's weights, or of rounded ones, whose answers
+    are corrected for."""
+    rounded = ctx.config.sampler_weights
+    if rounded == "bfloat16":
+        params = state_lib.cast(policy.params, jnp.bfloat16)
+        policy = dataclasses.replace(policy, params=params)
+    return ctx.models.engine(policy, int8=rounded == "int8")
 
 
 def sample(ctx: StageContext, engine, asked, sampling: Sampling) -> dict:
@@ -395,6 +412,11 @@ def check(fields, config, where: str) -> None:
         )
     if fields.kl_target is not None and fields.kl_in == "loss":
         raise UserError(f"{where}.kl_target: adapts a coefficient in the reward: set kl_in=reward")
+    if fields.sampler_weights and fields.correction == "none":
+        raise UserError(
+            f"{where}.sampler_weights: {fields.sampler_weights} draws from another distribution "
+            "than is learned: set correction=token or sequence"
+        )
     rewards.check(fields)
 
 
