@@ -99,7 +99,12 @@ def _ppo(work, rank: int, shared: bool):
     length = rollouts.longest(prompts, new)
 
     # --- updates
-    update, fields = 0, types.SimpleNamespace(rollouts_per_update=len(prompts), group_size=1)
+    update, fields = (
+        0,
+        types.SimpleNamespace(
+            rollouts_per_update=len(prompts), group_size=1, helpful_fraction=None
+        ),
+    )
     while True:
         learns.settings = dataclasses.replace(
             settings, num_epochs=settings.num_epochs if update else 1

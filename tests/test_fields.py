@@ -60,7 +60,8 @@ def advantages(found, algorithm=PPO):
     old, ref, values = (np.where(actions, rng.normal(size=(3, 4)), 0).astype("f4") for _ in "abc")
     scores = np.array([1.0, -2.0, 4.0], np.float32)
     settings, groups = {"settings": found.settings, "algorithm": algorithm}, np.array([0, 0, 1])
-    out = learner_lib.targets(old, ref, values, scores, actions, groups, 0.1, **settings)
+    sampled = np.where(actions, old - 1, 0).astype("f4")
+    out = learner_lib.targets(old, ref, values, scores, actions, groups, 0.1, sampled, **settings)
     return jax.tree.map(lambda x: np.asarray(x).tolist(), out)
 
 
@@ -121,6 +122,8 @@ ACTS = {  # field → (what it changes, another value, other fields under which 
     "value_clip": (losses, 0.01, {}),
     "temperature": (losses, 1.5, {}),
     "value_coefficient": (losses, 0.7, {}),
+    "correction": (advantages, "token", {"correction_cap": 5.0}),
+    "correction_cap": (advantages, 5.0, {"correction": "token"}),
     "kl_in": (advantages, "loss", {}),
     "kl_estimator": (advantages, "k3", {}),
     "group_normalisation": (grouped, "mean", {}),
@@ -200,7 +203,10 @@ READ = {  # stage → field → what of the code reads it; the tests that show i
         "value_init": (rl.value_source, "config.value_init"),
         "value_from": (rl.value_source, "config.value_from"),
         "value_model": (rl.settings, 'config["value_model"]'),
-        "prompts": (rl.fitting_prompts, "config.prompts"),
+        "prompts": (rl._prompts, "ctx.config[name]"),
+        "helpful_prompts": (rl._prompts, '"helpful_prompts"'),
+        "helpful_fraction": (rollouts_lib.draw, "config.helpful_fraction"),
+        "sampler_weights": (rl.sampler, "ctx.config.sampler_weights"),
         "format": (rl.load_models, "config.format"),
         "rollouts_per_update": (rl.run, "config.rollouts_per_update"),
         "group_size": (rollouts_lib.draw, "config.group_size"),

@@ -236,7 +236,7 @@ def test_whitened_rewards_keep_their_mean_of_another_scale():
     zeros, scores = np.zeros((R, T), np.float32), np.arange(R).astype(np.float32) + 1
     settings = dataclasses.replace(SETTINGS, whiten_rewards=True)
     how = {"settings": settings, "algorithm": PPO}
-    found = lib.targets(zeros, zeros, zeros, scores, actions, np.arange(R), 0.1, **how)
+    found = lib.targets(zeros, zeros, zeros, scores, actions, np.arange(R), 0.1, zeros, **how)
     plain = np.where(np.arange(T) == T - 1, scores[:, None], 0)
     spread = plain[actions].std()
     np.testing.assert_allclose(found["rewards"], plain / spread, rtol=1e-4)

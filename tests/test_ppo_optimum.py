@@ -123,7 +123,9 @@ def train(
         mesh,
         EngineOptions(batch_size=num_rollouts, chunk_steps=LENGTH),
     )
-    fields = types.SimpleNamespace(rollouts_per_update=num_rollouts, group_size=1)
+    fields = types.SimpleNamespace(
+        rollouts_per_update=num_rollouts, group_size=1, helpful_fraction=None
+    )
     for update in range(num_updates):
         drawn = rollouts_lib.draw(PROMPTS, update, fields, seed, "test")
         asked = rollouts_lib.requests(drawn, update, seed, "test")

@@ -2,6 +2,7 @@
 anywhere."""
 
 import collections
+import dataclasses
 import sys
 import types
 
@@ -18,8 +19,14 @@ PROMPTS = [
     for i in range(5)
 ]
 
-THREE, EIGHT = (types.SimpleNamespace(rollouts_per_update=n, group_size=1) for n in (3, 8))
-PAIRS = types.SimpleNamespace(rollouts_per_update=6, group_size=2)
+
+def fields(count, group_size=1, fraction=None):
+    return types.SimpleNamespace(
+        rollouts_per_update=count, group_size=group_size, helpful_fraction=fraction
+    )
+
+
+THREE, EIGHT, PAIRS = fields(3), fields(8), fields(6, group_size=2)
 
 
 def test_prompts_go_round_in_epochs_without_state():
@@ -43,6 +50,18 @@ def test_a_prompt_is_answered_as_often_as_a_group_is_large():
     done = {name: Completion(name, (7,), (-0.5,), "", "eos") for name, _ in drawn}
     groups = lib.assemble(drawn, done, 16).groups
     assert all(groups[::2] == groups[1::2]) and sorted(set(groups.tolist())) == [0, 1, 2]
+
+
+def test_helpful_prompts_have_their_share_and_go_round_for_themselves():
+    helpful = [dataclasses.replace(PROMPTS[0], id=f"h{i}", helpful=True) for i in range(3)]
+    how = fields(10, fraction=0.3)
+    drawn = [lib.draw([*PROMPTS, *helpful], update, how, 0, "rl") for update in range(5)]
+    shares = [sum(prompt.helpful for _, prompt in update) for update in drawn]
+    assert shares == [3] * 5
+    counts = collections.Counter(prompt.id for update in drawn for _, prompt in update)
+    assert {counts[prompt.id] for prompt in helpful} == {5}  # 15 of 3
+    assert {counts[prompt.id] for prompt in PROMPTS} == {7}  # 35 of 5
+    assert len({name for update in drawn for name, _ in update}) == 50
 
 
 def test_every_rollout_has_its_own_key_and_the_same_one_again():

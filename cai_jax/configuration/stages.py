@@ -277,6 +277,12 @@ RL = Stage(
         "value_model": choice("separate", ("separate", "shared"), "shared: the policy's trunk"),
         "value_coefficient": number(0.1, "weight of the value loss where the trunk is shared"),
         "prompts": rows(required=True, source="topic:prompts+topic:helpful"),  # section 4.2
+        # The paper trains on both kinds and gives no share. To set it, `prompts` are red-team ones
+        # and these the others.
+        "helpful_prompts": rows(source=""),
+        "helpful_fraction": share(
+            None, "of the prompts; empty: all there are", open_low=True, open_high=True
+        ),
         "format": MODEL_FORMAT,
         "num_updates": count(1000, "rollouts with the steps on them"),
         "rollouts_per_update": count(256, "answers; not stated in the paper"),

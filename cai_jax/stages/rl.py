@@ -270,12 +270,9 @@ def fitting_prompts(
     models `judges`: that is known before any update."""
     config, format, kept = ctx.config, policy.format, []
     limit = fitting.smallest(ctx.run_config.sampling.max_length, policy.config.max_length)
-    prompts, dropped = read_prompts(**config.prompts.to_dict())
-    for reason, count in dropped.items():
-        ctx.drop(f"prompt: {reason}", count)
-    for prompt in prompts:
+    for prompt, helpful in _prompts(ctx):
         segments = format.prompt(prompt.dialogue)
-        item = rollouts.PromptTokens(prompt.id, prompt.dialogue, prompt.kind, segments)
+        item = rollouts.PromptTokens(prompt.id, prompt.dialogue, prompt.kind, segments, helpful)
         if len(item.tokens) > config.max_prompt_tokens:
             ctx.drop(fitting.MAX_PROMPT_TOKENS)
         elif len(item.tokens) + config.max_new_tokens > limit:
@@ -285,7 +282,24 @@ def fitting_prompts(
         else:
             kept.append(item)
     ctx.require_rows(kept, "prompts")
+    if config.helpful_fraction is not None:
+        for what, helpful in (("prompts", False), ("helpful prompts", True)):
+            ctx.require_rows([item for item in kept if item.helpful == helpful], what)
     return kept
+
+
+def _prompts(ctx: StageContext):
+    """(prompt, whether it is of `helpful_prompts`) of both fields; one that both have is of the
+    first."""
+    seen = set()
+    for name in ("prompts", "helpful_prompts"):
+        fields = ctx.config[name].to_dict()
+        prompts, dropped = read_prompts(**fields) if fields["source"] else ([], {})
+        for reason, count in dropped.items():
+            ctx.drop(f"prompt: {reason}", count)
+        ctx.drop("prompt: in both sets", sum(prompt.id in seen for prompt in prompts))
+        yield from ((p, name != "prompts") for p in prompts if p.id not in seen)
+        seen |= {prompt.id for prompt in prompts}
 
 
 def _can_judge(judge: LoadedModel, prompt, max_new_tokens: int) -> bool:
@@ -417,6 +431,14 @@ def check(fields, config, where: str) -> None:
             f"{where}.sampler_weights: {fields.sampler_weights} draws from another distribution "
             "than is learned: set correction=token or sequence"
         )
+    kinds = {term["kind"] for term in rewards.terms_of(fields).values()}
+    if "judge" in kinds and fields.group_size < 2:
+        raise UserError(
+            f"{where}.group_size: a judge compares the answers to a prompt: expected at least 2, "
+            f"not {fields.group_size}"
+        )
+    if fields.helpful_fraction is not None and not fields.helpful_prompts.source:
+        raise UserError(f"{where}.helpful_fraction: of helpful_prompts, whose source is empty")
     rewards.check(fields)
 
 

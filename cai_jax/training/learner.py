@@ -34,6 +34,7 @@ LEARNED = {
     "policy": ("old", "advantages"),
     "value": ("values", "returns"),
     "reference": ("ref",),
+    "correction": ("weights",),
 }
 
 
@@ -72,6 +73,7 @@ class Learner:
             "policy": True,
             "value": algorithm.needs_value,
             "reference": settings.kl_in == "loss",
+            "correction": settings.correction != "none",
         }
         self._learned = [name for of, names in LEARNED.items() if read[of] for name in names]
         # Of a value model with a trunk of its own, if there is one.
@@ -130,6 +132,7 @@ class Learner:
             rollouts.actions,
             rollouts.groups,
             coefficient,
+            rollouts.sampled,
         )
         frozen = {"old": old, "ref": ref, **outputs, **sharding.fetch(made)}
         return {
@@ -276,7 +279,17 @@ READS = {
 
 
 def targets(
-    old, ref, values, scores, actions, groups, coefficient, *, algorithm: Algorithm, settings
+    old,
+    ref,
+    values,
+    scores,
+    actions,
+    groups,
+    coefficient,
+    sampled,
+    *,
+    algorithm: Algorithm,
+    settings,
 ) -> dict:
     """Rewards by token and what the algorithm makes of them, [R, T].
 
@@ -287,11 +300,16 @@ def targets(
       actions: the mask.
       groups: the prompt of each response, [R].
       coefficient: of the KL penalty.
-      algorithm, settings: how advantages are made.
+      sampled: log-probabilities under the sampler.
+      algorithm, settings: how advantages are made, and whether losses are corrected.
     """
     if settings.kl_in == "loss":
         coefficient = 0.0
     rewards = ppo.token_rewards(scores, old, ref, actions, coefficient, settings.kl_estimator)
     if settings.whiten_rewards:
         rewards = ppo.whiten(rewards, actions, shift=False)
-    return {"rewards": rewards, **algorithm.advantages(rewards, values, actions, groups, settings)}
+    made = {"rewards": rewards, **algorithm.advantages(rewards, values, actions, groups, settings)}
+    if settings.correction != "none":
+        how = settings.correction, settings.correction_cap
+        made["weights"] = ppo.importance_weights(old, sampled, actions, *how)
+    return made

@@ -49,6 +49,8 @@ class Settings:
     kl_in: str = "reward"
     kl_estimator: str = "k1"
     kl_coefficient: float = 0.0  # where the KL is in the loss; in the reward it is a state's item
+    correction: str = "none"  # of what another sampler drew: none, token or sequence
+    correction_cap: float = 2.0
     learning_rate: float = 1e-6
     value_learning_rate: float = 1e-6
     schedule: str = "constant"  # of both rates
@@ -199,6 +201,8 @@ class Network:
                 reference = batch["ref"], mask, settings.kl_estimator
                 kl = ppo.kl_estimate(outputs["logprobs"], *reference)
                 token_losses += settings.kl_coefficient * kl
+            if settings.correction != "none":
+                token_losses *= batch["weights"]
             total, count = aggregate(token_losses)
             sums |= {"loss": total, **policy_sums}
         if "values" in outputs:

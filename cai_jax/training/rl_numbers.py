@@ -38,8 +38,12 @@ def of_rollouts(batch: Rollouts, frozen: Mapping, reward, cut, coefficient: floa
         "response_tokens": actions.sum(axis=1).mean(),
         "truncated": cut.mean(),
         "sampler_gap": np.abs(np.where(actions, batch.sampled - frozen["old"], 0.0)).max(),
+        "sampler_kl": np.where(actions, batch.sampled - frozen["old"], 0.0).sum() / count,
         "tokens": batch.mask.sum(),
     }
+    if "weights" in frozen:  # of a correction: at 1, or at the cap where many are
+        weights = frozen["weights"][actions]
+        numbers |= {"correction": weights.mean(), "correction_max": weights.max()}
     if "values" in frozen:
         explained = ppo.explained_variance(frozen["values"], frozen["returns"], actions)
         numbers |= {

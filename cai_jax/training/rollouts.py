@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import zipfile
 from collections.abc import Sequence
 
@@ -42,13 +43,14 @@ class Rollouts:
 
 @dataclasses.dataclass(frozen=True)
 class PromptTokens:
-    """A prompt that fits: its id, dialogue, kind, and the token segments that a response
-    continues."""
+    """A prompt that fits: its id, dialogue, kind, the token segments that a response continues, and
+    whether it is one of the helpful set."""
 
     id: str
     dialogue: Dialogue
     kind: str | None
     segments: tuple[tuple[int, ...], ...]
+    helpful: bool = False
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -60,7 +62,9 @@ def draw(
 ) -> list[tuple[str, PromptTokens]]:
     """(rollout id, prompt) of update 0, 1, …: the prompts go round in epochs, each a new
     permutation of all of them, and each is answered `group_size` times. The position is
-    `update · count`, so no state has to be saved, and no prompt is skipped after a restart.
+    `update · count`, so no state has to be saved, and no prompt is skipped after a restart. With a
+    `helpful_fraction` helpful prompts and the others go round each for themselves, in turns that
+    give that share.
 
     Args:
       prompts: those of the stage.
@@ -69,12 +73,23 @@ def draw(
       seed, stage: what the permutations depend on, with the epoch.
     """
     drawn, orders, size = [], {}, config.group_size
-    count = config.rollouts_per_update // size
+    count, fraction = config.rollouts_per_update // size, config.helpful_fraction
+    pools = {"epoch": prompts}
+    if fraction is not None:
+        pools = {"epoch": [prompt for prompt in prompts if not prompt.helpful]}
+        pools["helpful epoch"] = [prompt for prompt in prompts if prompt.helpful]
     for position in range(update * count, (update + 1) * count):
-        epoch, index = divmod(position, len(prompts))
-        if epoch not in orders:
-            orders[epoch] = row_rng(seed, stage, "epoch", epoch).permutation(len(prompts))
-        prompt = prompts[int(orders[epoch][index])]
+        pool, before = "epoch", position
+        if fraction is not None:
+            num_helpful = math.floor(position * fraction)  # of those before this one
+            before -= num_helpful
+            if math.floor((position + 1) * fraction) > num_helpful:
+                pool, before = "helpful epoch", num_helpful
+        epoch, index = divmod(before, len(pools[pool]))
+        if (pool, epoch) not in orders:
+            order = row_rng(seed, stage, pool, epoch).permutation(len(pools[pool]))
+            orders[pool, epoch] = order
+        prompt = pools[pool][int(orders[pool, epoch][index])]
         name = f"{update + 1:06d}/{prompt.id}/{epoch:02d}"
         names = [name] if size == 1 else [f"{name}.{sample:02d}" for sample in range(size)]
         drawn += [(name, prompt) for name in names]
