@@ -279,6 +279,16 @@ class Named:
     of: Field | Mapping[str, Any]
     comment: str = ""
 
+    def table(self, values: Mapping, where: str) -> Table:
+        """The table of these names; UserError for one that could be no name."""
+        for name in values:
+            require_name(name, where)
+        if isinstance(self.of, Field):
+            return dict.fromkeys(values, self.of)
+        return {
+            name: kind_table(self.of, value, f"{where}.{name}") for name, value in values.items()
+        }
+
 
 Table = Mapping[str, "Field | Named | Table"]
 
@@ -304,8 +314,33 @@ def entry(table: Table, name: str) -> Field | Named | Table | None:
     """What a table says of a name; "prompts_*" is for every name that begins so."""
     if name in table:
         return table[name]
-    stems = [key for key in table if key.endswith("*") and name.startswith(key[:-1])]
+    stems = [key for key in table if key.endswith("*") and str(name).startswith(key[:-1])]
     return table[stems[0]] if stems else None
+
+
+def declared(table: Table, name: str, where: str) -> Field | Named | Table:
+    """`entry`; raises UserError for a name that the table does not have, or that is none."""
+    item = entry(table, name)
+    if item is None:
+        raise UserError(f"{where}: no field '{name}'; {nearest(name, table)}")
+    if name not in table:  # of prompts_* and the like
+        require_name(name, where)
+    return item
+
+
+def kind_table(kinds: Mapping[str, Any], values: Mapping, where: str) -> Table:
+    """The table of fields that say their `kind`; UserError for a kind that is none."""
+    if not isinstance(values, (ml_collections.ConfigDict, Mapping)):
+        raise UserError(f"{where}: expected a group of fields with a kind, not {values!r}")
+    kind = values.get("kind", "")
+    if kind not in kinds:
+        raise UserError(f"{where}.kind: no kind '{kind}'; {nearest(kind, kinds)}")
+    return {"kind": KIND, **table_of(kinds[kind])}
+
+
+def table_of(kind) -> Table:
+    """The table of a kind: itself, or the `table` of what declares more than its fields."""
+    return kind if isinstance(kind, Mapping) else kind.table
 
 
 def with_defaults(table: Table, **defaults) -> dict:
@@ -329,45 +364,23 @@ def build(table: Table, given: Mapping | None = None, where: str = "") -> dict:
     Raises:
       UserError: a name is not in the table.
     """
-    given = dict(given or {})
-    for name in given:
-        if entry(table, name) is None:
-            raise UserError(f"{where or 'fields'}: no field '{name}'; {nearest(name, table)}")
+    given, made = dict(given or {}), {}
     names = [name for name in table if not name.endswith("*")]
-    made = {}
     for name in dict.fromkeys([*names, *given]):
-        item, path = entry(table, name), f"{where}.{name}".lstrip(".")
-        if name not in table:  # of prompts_* and the like
-            require_name(name, where or "fields")
+        item, path = declared(table, name, where or "fields"), f"{where}.{name}".lstrip(".")
         if isinstance(item, Field):
             made[name] = item.value(given.get(name, item.default))
         elif isinstance(item, Named):
-            made[name] = _named(item, given.get(name, item.default), path)
+            values = given.get(name, item.default)
+            made[name] = build(item.table(values, path), values, path)
         else:
             made[name] = build(item, given.get(name), path)
     return made
 
 
-def _named(item: Named, given: Mapping, where: str) -> dict:
-    for name in given:
-        require_name(name, where)
-    if isinstance(item.of, Field):
-        return dict(given)
-    return {name: build_kind(item.of, value, f"{where}.{name}") for name, value in given.items()}
-
-
 def build_kind(kinds: Mapping[str, Table], given: Mapping, where: str) -> dict:
     """`given` with the fields that its `kind` has besides; UserError for a kind that is none."""
-    kind = given.get("kind", "")
-    if kind not in kinds:
-        raise UserError(f"{where}.kind: no kind '{kind}'; {nearest(kind, kinds)}")
-    fields = {name: value for name, value in given.items() if name != "kind"}
-    return {"kind": kind, **build(table_of(kinds[kind]), fields, where)}
-
-
-def table_of(kind) -> Table:
-    """The table of a kind: itself, or the `table` of what declares more than its fields."""
-    return kind if isinstance(kind, Mapping) else kind.table
+    return build(kind_table(kinds, given, where), given, where)
 
 
 # Reading configs by their tables ---------------------------------------------------------------
@@ -389,35 +402,19 @@ def walk(table: Table, values: Mapping, where: str) -> Iterator[Setting]:
       UserError: a name that the table does not have or that is none, or no group where it has one.
     """
     for name, value in values.items():
-        item, path = entry(table, name), f"{where}.{name}"
-        if item is None:
-            raise UserError(f"{where}: no field '{name}'; {nearest(name, table)}")
-        if name not in table:
-            require_name(name, where)
+        item, path = declared(table, name, where), f"{where}.{name}"
         if isinstance(item, Field):
             yield Setting(path, item, value, values)
-            continue
-        if not isinstance(value, (ml_collections.ConfigDict, Mapping)):
+        elif not isinstance(value, (ml_collections.ConfigDict, Mapping)):
             raise UserError(f"{path}: expected a group of fields, not {value!r}")
-        if not isinstance(item, Named):
-            yield from walk(item, value, path)
-            continue
-        for key in value:
-            require_name(key, path)
-            if isinstance(item.of, Field):
-                yield Setting(f"{path}.{key}", item.of, value[key], value)
-            else:
-                yield from walk_kind(item.of, value[key], f"{path}.{key}")
+        else:
+            own = item.table(value, path) if isinstance(item, Named) else item
+            yield from walk(own, value, path)
 
 
 def walk_kind(kinds: Mapping[str, Any], values: Mapping, where: str) -> Iterator[Setting]:
     """`walk` over fields whose table is that of their `kind`."""
-    if not isinstance(values, (ml_collections.ConfigDict, Mapping)):
-        raise UserError(f"{where}: expected a group of fields with a kind, not {values!r}")
-    kind = values.get("kind", "")
-    if kind not in kinds:
-        raise UserError(f"{where}.kind: no kind '{kind}'; {nearest(kind, kinds)}")
-    yield from walk({"kind": KIND, **table_of(kinds[kind])}, values, where)
+    yield from walk(kind_table(kinds, values, where), values, where)
 
 
 def check(table: Table, values: Mapping, where: str) -> None:
