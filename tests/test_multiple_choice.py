@@ -8,6 +8,7 @@ import types
 import ml_collections
 import pytest
 
+from cai_jax.core import labels
 from cai_jax.core.intervals import Estimate
 from cai_jax.evals import items as items_lib
 from cai_jax.evals import multiple_choice as mc
@@ -105,10 +106,10 @@ def test_chains_are_averaged_as_probabilities():
 
 
 def test_normalise():
-    assert mc.normalise([-1000.0, -1000.0]) == (0.5, 0.5)
-    assert mc.normalise([0.0, float("-inf")]) == (1.0, 0.0)
+    assert labels.normalise([-1000.0, -1000.0]) == (0.5, 0.5)
+    assert labels.normalise([0.0, float("-inf")]) == (1.0, 0.0)
     with pytest.raises(ValueError):
-        mc.normalise([float("-inf")] * 2)
+        labels.normalise([float("-inf")] * 2)
 
 
 def test_baselines_by_hand():

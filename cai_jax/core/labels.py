@@ -2,8 +2,7 @@
 (section 4.1, 4.3).
 
 A record's `logprobs` are those of the option strings as they were shown: in order "ab" option (A)
-is the first response of the pair, in order "ba" it is the second. Pure Python on floats; natural
-logarithms.
+is the first response of the pair, in order "ba" it is the second. Natural logarithms.
 """
 
 from __future__ import annotations
@@ -12,8 +11,19 @@ import collections
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from cai_jax.core.accuracy import wins
 from cai_jax.core.intervals import Estimate, wilson
+
+
+def normalise(logprobs: Sequence[float]) -> tuple[float, ...]:
+    """softmax of the options' log-probabilities [C]."""
+    x = np.asarray(logprobs, np.float64)
+    if not np.any(np.isfinite(x)):
+        raise ValueError("no option has a finite log-probability")
+    weights = np.exp(x - x.max())
+    return tuple((weights / weights.sum()).tolist())
 
 
 def probability_first(entry: Mapping) -> float:

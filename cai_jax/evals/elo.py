@@ -7,13 +7,15 @@ the paper. One model is the anchor with Elo zero, in the paper SL-CAI.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cai_jax.core.intervals import Estimate
+from cai_jax.core.intervals import Estimate, wilson
+from cai_jax.evals.rows import Column
 
 ELO_PER_LOGIT = 400.0 / math.log(10.0)
 # Half a virtual tie for every pair that was compared keeps a rating finite where one side won every
@@ -132,3 +134,28 @@ def elo(
         ends = (min(v, a), max(v, b)) if count > 1 else (None, None)
         ratings[name] = Estimate(v, *ends, count)
     return ratings | {anchor: Estimate(0.0, None, None, count)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Matches:
+    """How matches are counted. `whose`: verdicts; the first of `anchors` that played has Elo 0."""
+
+    whose: str
+    anchors: Sequence[str | None]
+    ties: str
+    seed: int
+
+    def rows(
+        self, columns: tuple[Column, Column], on: str, won: Mapping[tuple, Mapping]
+    ) -> list[dict]:
+        """Every model's Elo on a set of prompts, and how often the second model of each pair beats
+        the first; `columns` of both. `won`: as in `outcomes_from_scores`; a tie is half a win."""
+        rating, win_rate = columns
+        zero = next(name for name in self.anchors if any(name in pair for pair in won))
+        note = f"Bradley–Terry on {self.whose}, {zero} = 0, {TIES[self.ties]}"
+        ratings = elo(won, zero, ties=self.ties, seed=self.seed)
+        out = [rating.row(on, name, value, note=note) for name, value in ratings.items()]
+        for (a, b), by_prompt in won.items():
+            share = wilson(sum(1 - of_a for of_a in by_prompt.values()), len(by_prompt))
+            out.append(win_rate.row(on, b, share, over=a, baseline={"even": 0.5}))
+        return out

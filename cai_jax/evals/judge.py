@@ -11,12 +11,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
+from cai_jax.core import labels
 from cai_jax.core.intervals import Estimate, wilson
 from cai_jax.data import choices
 from cai_jax.evals import elo
 from cai_jax.evals.evaluator import Measured, Task, by_prompt, by_set
-from cai_jax.evals.multiple_choice import normalise
-from cai_jax.evals.preference_scores import win_rows
 from cai_jax.evals.rows import Column
 from cai_jax.evals.text_statistics import refusal_kind
 from cai_jax.structs import Message, dialogue_from_json
@@ -62,7 +61,7 @@ def run(task: Task) -> Measured:
         half: dict[str, dict[str, float]] = {}
         for choice in ctx.choose(model, both, f"{ctx.name}: verdicts") if both else ():
             name, _, order = choice.id.rpartition("#")
-            p = normalise(choice.logprobs)
+            p = labels.normalise(choice.logprobs)
             half.setdefault(name, {})[order] = p[0] if order == "ab" else p[1]
             if len(half[name]) == len(ORDERS):
                 orders = half.pop(name)
@@ -166,14 +165,10 @@ def rows(
     for on, by_model in by_set([record | {"kind": None} for record in records], models):
         won = outcomes((verdict for verdict in verdicts.values() if "a" in verdict), on)
         if won:
-            zero = next(
-                name for name in (fields["anchor"], *models) if any(name in pair for pair in won)
-            )
             whose = f"the verdicts of {fields['judge']}, both orders"
-            note = f"Bradley–Terry on {whose}, {zero} = 0, {elo.TIES[fields['elo_ties']]}"
-            ratings = elo.elo(won, zero, ties=fields["elo_ties"], seed=seed)
-            out += [ELO.row(on, name, rating, note=note) for name, rating in ratings.items()]
-            out += win_rows(WIN_RATE, on, won)
+            anchors = (fields["anchor"], *models)
+            matches = elo.Matches(whose, anchors, fields["elo_ties"], seed)
+            out += matches.rows((ELO, WIN_RATE), on, won)
         for name, of in by_model.items():
             asked = [record for record in of if f"evasive/{record['id']}" in verdicts]
             if not asked:

@@ -17,7 +17,7 @@ import numpy as np
 
 from cai_jax import seeds
 from cai_jax.constitution.loader import load_constitution
-from cai_jax.core import accuracy
+from cai_jax.core import accuracy, labels
 from cai_jax.core.intervals import mcnemar, paired_difference, wilson
 from cai_jax.data import choices, fitting
 from cai_jax.errors import Waits
@@ -155,7 +155,7 @@ class Asking:
         label = f"{self.task.ctx.name}: {self.on}"
         for choice in self.task.ctx.choose(model, asked, label, wanted=missing, together=True):
             few_shot = choice.num_examples if shots else None
-            record = _record(items[choice.id], normalise(choice.logprobs), few_shot)
+            record = _record(items[choice.id], labels.normalise(choice.logprobs), few_shot)
             yield record | {"logprobs": choice.logprobs, **choice.obtained()}
 
     def after_chains(self, model, missing: set[str]) -> Iterator[dict]:
@@ -192,7 +192,7 @@ class Asking:
         for item in items:
             names = [n for n, of in of_chain.items() if of is item and n in concluded]
             if names:
-                by_chain = [normalise(concluded[name].logprobs) for name in names]
+                by_chain = [labels.normalise(concluded[name].logprobs) for name in names]
                 mean = tuple(np.mean(by_chain, axis=0).tolist())
                 record = _record(item, mean, chains[names[0]].num_examples)
                 texts = [chains[name].text for name in names]
@@ -272,15 +272,6 @@ class Asking:
 
 
 # What is answered ---------------------------------------------------------------------------------
-
-
-def normalise(logprobs: Sequence[float]) -> tuple[float, ...]:
-    """softmax of the options' log-probabilities [C]."""
-    x = np.asarray(logprobs, np.float64)
-    if not np.any(np.isfinite(x)):
-        raise ValueError("no option has a finite log-probability")
-    weights = np.exp(x - x.max())
-    return tuple((weights / weights.sum()).tolist())
 
 
 def _record(item, probabilities, num_few_shot: int | None) -> dict:

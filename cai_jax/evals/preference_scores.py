@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cai_jax.configuration.topic import Words
-from cai_jax.core.intervals import net_wins, wilson
+from cai_jax.core.intervals import net_wins
 from cai_jax.evals import elo as elo_lib
 from cai_jax.evals import figures, length
 from cai_jax.evals.evaluator import Measured, Task, by_prompt, by_set
@@ -83,29 +83,9 @@ def rows(
         scored = {name: values for name, values in means.items() if values}
         if len(scored) > 1:
             won = elo_lib.outcomes_from_scores(scored)
-            zero = anchor if anchor in scored else first
-            note = f"Bradley–Terry on PM verdicts, {zero} = 0, {elo_lib.TIES[ties]}"
-            ratings = elo_lib.elo(won, zero, ties=ties, seed=seed)
-            out += [ELO.row(on, name, rating, note=note) for name, rating in ratings.items()]
-            out += win_rows(WIN_RATE, on, won)
+            matches = elo_lib.Matches("PM verdicts", (anchor, *scored), ties, seed)
+            out += matches.rows((ELO, WIN_RATE), on, won)
     return out
-
-
-def win_rows(
-    column: Column, on: str, won: Mapping[tuple[str, str], Mapping[str, float]]
-) -> list[dict]:
-    """How often the second model of each pair beats the first (`elo.outcomes_from_scores`); a tie
-    is half a win."""
-    return [
-        column.row(
-            on,
-            b,
-            wilson(sum(1 - share for share in by_prompt.values()), len(by_prompt)),
-            over=a,
-            baseline={"even": 0.5},
-        )
-        for (a, b), by_prompt in won.items()
-    ]
 
 
 def _at_equal_length(

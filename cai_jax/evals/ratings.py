@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cai_jax.core import labels
 from cai_jax.data import choices
 from cai_jax.evals.evaluator import Measured, Task, by_prompt, by_set
-from cai_jax.evals.multiple_choice import normalise
 from cai_jax.evals.rows import Column
 from cai_jax.structs import Message, dialogue_from_json
 from cai_jax.textmodels import questions
@@ -134,7 +134,7 @@ def probabilities(choice: Choice) -> list[float]:
     makes log-probabilities finite."""
     if choice.counts:
         return (np.asarray(choice.counts) / sum(choice.counts)).tolist()
-    return list(normalise(choice.logprobs))
+    return list(labels.normalise(choice.logprobs))
 
 
 def rows(

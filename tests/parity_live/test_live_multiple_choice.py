@@ -16,12 +16,11 @@ import transformers
 
 from benchmarks import evaluations as benchmark
 from cai_jax import main
-from cai_jax.core import sharding
+from cai_jax.core import labels, sharding
 from cai_jax.data.dialogue import load_format
 from cai_jax.data.evals import load_choices
 from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.evals import items as items_lib
-from cai_jax.evals import multiple_choice
 from cai_jax.models import hf
 from cai_jax.textmodels.local import LocalTextModel
 
@@ -54,7 +53,7 @@ def compare(directory, items, shots):
     text_model = LocalTextModel("ours", format, 4096, lambda: engine)
     asked = [items_lib.question(item, shots[item.id]) for item in items]
     ours = {
-        choice.id: np.array(multiple_choice.normalise(choice.logprobs))
+        choice.id: np.array(labels.normalise(choice.logprobs))
         for choice in text_model.choose(asked)
     }
     assert len(ours) == len(items)
@@ -70,7 +69,7 @@ def compare(directory, items, shots):
             logprobs.append(
                 sum(float(rows[len(prompt) - 1 + i, token]) for i, token in enumerate(option))
             )
-        theirs = np.array(multiple_choice.normalise(logprobs))
+        theirs = np.array(labels.normalise(logprobs))
         np.testing.assert_allclose(ours[item.id], theirs, atol=1e-3)
         second, best = np.sort(theirs)[-2:]
         if best - second > 2e-3:
