@@ -74,7 +74,7 @@ class FaultyServer:
             Route("/v1/completions", self._complete, methods=["POST"]),
             Route("/v1/models", self._models),
         ]
-        config = uvicorn.Config(Starlette(routes=routes), log_config=None, access_log=False)
+        config = uvicorn.Config(Starlette(routes=routes), log_config=None, lifespan="off")
         self._server = uvicorn.Server(config)
         sockets = [self._socket]
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": sockets})

@@ -9,6 +9,7 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import ml_collections
@@ -130,16 +131,20 @@ def test_a_missing_key_is_named(tmp_path, monkeypatch):
 
 
 def test_a_server_that_comes_back_is_waited_for(tmp_path):
-    server = FaultyServer({"500": 1.0})
-    with server:
-        asking, file = model(server, tmp_path, attempts=10_000, patience=60)
+    with FaultyServer(latency=0.01) as server:
+        asking, file = model(server, tmp_path, concurrency=4, attempts=10_000, patience=60)
         answers = asking.generate(turns(20), SAMPLING)
-        server.faults = {}
         first = next(answers)
-    port = server.port
-    server = FaultyServer(port=port)
-    with server:
+    back = FaultyServer(port=server.port)
+    opens = threading.Timer(0.3, back.__enter__)
+    opens.start()
+    try:
         require_right([first, *answers], 20)
+    finally:
+        opens.join()
+        back.__exit__()
+    assert file.counts["the server cannot be reached"] > 0
+    assert set((server.answered + back.answered).values()) <= {1, 2}
 
 
 def test_max_cost_is_not_passed(tmp_path):

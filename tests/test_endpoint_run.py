@@ -120,10 +120,10 @@ def test_a_run_stops_before_max_cost_and_goes_on(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"graph.sl.init": "helpful"}, "sl.init: .*behind a server"),
+        ({"graph.sl.init": "helpful"}, "sl.init: .*is elsewhere"),
         ({"models.helpful": "openai:nowhere#m"}, "expected openai:URL#MODEL"),
         ({"models.helpful": "openai:http://a:b@c/v1#m"}, "a URL with a password"),
-        ({"graph.feedback.mode": "preference_model"}, "feedback.model: .*behind a server"),
+        ({"graph.feedback.mode": "preference_model"}, "feedback.model: .*is elsewhere"),
         ({"endpoints.all.key_env": "NOT_SET"}, "NOT_SET .key_env. is not set"),
         ({"max_cost": 1.0}, "config.max_cost: .* has no prices"),
     ],
