@@ -260,8 +260,22 @@ def test_hostile_names_of_figures_stay_in_their_folder(tmp_path):
     assert {f"fig-{key}-t" for key in keys} <= set(reader.ids)
 
 
-def test_two_thousand_records_fit(undrawn, tmp_path):
-    run = fake_run.write(tmp_path / "large", 680)
+def many(run, times):
+    """Copies of every prompt and record under ids, and with texts, of their own."""
+    for file in run.glob("*/records.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        with open(file, "w") as out:
+            for number in range(times):
+                for row in rows:
+                    ids = {k: f"{row[k]}.{number}" for k in ("id", "prompt_id", "comparison_id")
+                           if k in row}  # fmt: skip
+                    texts = {"response": f"{row['response']} {number}"} if "response" in row else {}
+                    out.write(json.dumps(row | ids | texts) + "\n")
+    return run
+
+
+def test_two_thousand_records_fit(undrawn, whole, tmp_path):
+    run = many(shutil.copytree(whole, tmp_path / "large"), 41)
     text = build.page([Run(run)])
     assert len(text.encode()) <= 5_000_000
     assert len(data_of(text)["cards"]) >= 2000  # prompts; the records behind them are twice as many

@@ -92,7 +92,7 @@ def test_filters_and_hostile_text(tmp_path, monkeypatch, compressed):
     if compressed:
         monkeypatch.setattr(cards, "PLAIN_LIMIT", 1000)
     run = fake_run.write(tmp_path / "run", 21, hostile=HOSTILE[:6])
-    out = drive(build.page([Run(run)]), tmp_path)
+    out = drive(build.page([Run(run)], svg=lambda figure: ""), tmp_path)
     assert out["errors"] == [] and out["alerts"] == 0
     assert out["all"] == "64 prompts" and out["open"] == 1 and "theft" in out["kinds"]
     assert out["theft"].endswith("prompts of 64") and set(out["chips"]) == {"theft"}

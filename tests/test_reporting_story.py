@@ -233,7 +233,7 @@ def test_several_evaluations_are_not_mixed(run, tmp_path):
     assert (
         sum("red-team prompts" in sentence for sentence in told) == 1 and "(1 revise)" in told[-1]
     )
-    page = build.page([found])
+    page = build.page([found], svg=lambda figure: f'<svg id="fig-{figure.key}"></svg>')
     assert "evaluate_steps, 3 models" in page
     ids = re.findall(r'id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
