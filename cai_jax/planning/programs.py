@@ -24,7 +24,7 @@ from cai_jax.errors import UserError
 from cai_jax.models import lora, rounding
 from cai_jax.models.config import ModelConfig
 from cai_jax.planning.arithmetic import Work, trained_share
-from cai_jax.references import parse, resolve, stage_of
+from cai_jax.references import ANSWERING, parse, resolve, stage_of
 from cai_jax.rewards import preference_model as rewards
 from cai_jax.rewards.reward import models_of
 from cai_jax.stages import harm, pm, rl, sl
@@ -436,7 +436,7 @@ def of_run(run_config, mesh) -> list[Program]:
         if config.kind in TRAINING_KINDS:
             programs += TRAINING_KINDS[config.kind](run_config, name, mesh)
         elif STAGES[config.kind].samples:
-            for reference in _sampled_models(config):
+            for reference in _sampled_models(run_config, config):
                 sampled.setdefault(model_of(run_config, reference), []).append(name)
     for model, names in sampled.items():
         prompt = longest(run_config.sampling, model) // 2
@@ -463,5 +463,8 @@ def longest(sampling, model: ModelConfig) -> int:
     return fitting.smallest(sampling.max_length, model.max_length)
 
 
-def _sampled_models(config) -> list[str]:
-    return list(config.models.values()) if config.kind == "evaluate" else [config.model]
+def _sampled_models(run_config, config) -> list[str]:
+    """References of the models that a stage samples with on the chips."""
+    named = list(config.models.values()) if config.kind == "evaluate" else [config.model]
+    targets = {name: parse(resolve(run_config.models, name)) for name in named}
+    return [name for name, target in targets.items() if target.kind not in ANSWERING]

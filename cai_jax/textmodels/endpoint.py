@@ -78,6 +78,8 @@ class Endpoint:
         """Keeps `tasks` (task → request) filled and yields what is done. An error is raised once
         what was in flight has come to its end."""
         error, request = None, next(requests, None)
+        if request and self._served_as is None:
+            self._served_as = runner.run(self._names(client))
         while tasks or (request and not error):
             while request and not error and len(tasks) < self.fields.concurrency:
                 if not self._is_affordable(self._reserved + self.most(request)):
@@ -113,9 +115,6 @@ class Endpoint:
     async def _ask(self, client, request: chat.Request) -> Outcome:
         """What came of a request, after as many attempts as it takes."""
         num_bad, most = 0, self.most(request)
-        if self._served_as is None:
-            self._served_as = ()
-            self._served_as = await self._names(client)
         tokens = len(request.text) // 4 + request.limit
         for attempt in itertools.count(1):
             await self._pace.wait(tokens)
