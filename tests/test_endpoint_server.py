@@ -31,6 +31,7 @@ MODEL = ROOT / "models" / "smollm2-135m-instruct"
 pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(not (MODEL / "config.json").exists(), reason="`make model` fetches it"),
+    pytest.mark.skipif(not (ROOT / "cai_jax" / "serve.py").exists(), reason="no server"),
 ]
 
 

@@ -28,6 +28,7 @@ from cai_jax.textmodels.failures import Away, Bad, Final, Unsupported
 from cai_jax.textmodels.protocol import COUNTED, SCORED, TOP
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 20.0  # seconds between attempts, without the jitter
+CONNECTIONS = 16  # of a client
 MANY = 20  # requests in a row that failed for good: the server is not what it should be
 TEMPLATE_TOKENS = 64  # of a server's template around a message, for what it may cost at most
 PROBE = questions.choice("probe", "Which of the two can be eaten?\nOptions:\n(A) bread\n(B) iron")
@@ -67,19 +68,22 @@ class Endpoint:
         """See `Carrier.answers`; at most `concurrency` requests are taken at a time."""
         requests, tasks = iter(requests), {}
         with asyncio.Runner() as runner:
-            client = _client(self.wire.url, self._key)
+            # A client looks at each of its connections for every request: a few have few each.
+            number = -(-self.fields.concurrency // CONNECTIONS)
+            clients = [_client(self.wire.url, self._key) for _ in range(number)]
             self._stop = asyncio.Event()
             try:
-                yield from self._window(runner, client, requests, tasks)
+                yield from self._window(runner, clients, requests, tasks)
             finally:
-                runner.run(_close(client, tasks))
+                runner.run(_close(clients, tasks))
 
-    def _window(self, runner: asyncio.Runner, client, requests, tasks: dict):
+    def _window(self, runner: asyncio.Runner, clients: list, requests, tasks: dict):
         """Keeps `tasks` (task → request) filled and yields what is done. An error is raised once
         what was in flight has come to its end."""
         error, request = None, next(requests, None)
         if request and self._served_as is None:
-            self._served_as = runner.run(self._names(client))
+            self._served_as = runner.run(self._names(clients[0]))
+        clients = itertools.cycle(clients)
         while tasks or (request and not error):
             while request and not error and len(tasks) < self.fields.concurrency:
                 if not self._is_affordable(self._reserved + self.most(request)):
@@ -87,7 +91,7 @@ class Endpoint:
                         error = self._too_expensive()
                     break
                 self._reserved += self.most(request)
-                tasks[runner.get_loop().create_task(self._ask(client, request))] = request
+                tasks[runner.get_loop().create_task(self._ask(next(clients), request))] = request
                 request = next(requests, None)
             if not tasks:
                 break
@@ -308,11 +312,12 @@ async def _first(tasks: Iterable[asyncio.Task]) -> set[asyncio.Task]:
     return done
 
 
-async def _close(client, tasks: Iterable[asyncio.Task]) -> None:
+async def _close(clients: Iterable, tasks: Iterable[asyncio.Task]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await client.close()
+    for client in clients:
+        await client.close()
 
 
 def _unreached(error: BaseException) -> Away | Bad:
