@@ -157,7 +157,7 @@ def test_three_texts_are_drawn_by_a_hash_each_prompt_once(undrawn, runs):
         assert critique.text == record["rounds"][0]["critique"], (
             "the critique of the text before it"
         )
-        assert after.text == record["rounds"][-1]["revision"] and after.who == "After 2 rounds"
+        assert after.text == record["rounds"][-1]["revision"] and after.who == "Revision 2"
     assert build.page([run]).count("<article") == 3
     assert sections.opening([run, run])["texts"] == []
 

@@ -45,18 +45,64 @@ def _prompt(record: dict) -> str:
     return str(dialogue[-1].get("text", ""))
 
 
+def _way(record: dict, scores: dict[str, float]) -> list[Turn]:
+    """The first answer, and every critique and revision of it."""
+    turns = [Turn("First answer", record["initial"], scores.get(f"{record['id']}#0"))]
+    for count, turn in enumerate(record["rounds"], 1):
+        if turn.get("critique") is not None:
+            who = f"Critique {count}, by {turn['principle_id']}"
+            turns.append(Turn(who, turn["critique"], kind="critique"))
+        score = scores.get(f"{record['id']}#{count}")
+        turns.append(Turn(f"Revision {count}", turn["revision"], score))
+    return turns
+
+
+def _revised(run: Run, stage: str) -> dict[str, dict]:
+    """id → record of a revise stage, where there is a revision."""
+    return {str(record["id"]): record for record in run.records(stage) if record.get("rounds")}
+
+
+def _pairs(run: Run, model: str) -> dict[tuple[str, str], list[dict]]:
+    """(set, prompt id) → the first answers of the first model and of `model`, where both are, in
+    the main evaluation; the topic's own prompts first."""
+    answers = {
+        (record["on"], record["prompt_id"], record["name"]): record
+        for record in run.answers
+        if record.get("sample", 0) == 0
+    }
+    out = {}
+    for on, prompt, name in sorted(answers, key=lambda key: (key[0] != "red_team", key)):
+        if name == model and (first := answers.get((on, prompt, run.models[0]))):
+            out[on, prompt] = [first, answers[on, prompt, name]]
+    return out
+
+
 # ---- Three to open the page with -----------------------------------------------------------------
 
 
 def opening(run: Run) -> tuple[str, list[list[Turn]]]:
-    """(what is shown, the transcripts): of the method's revisions; of the answers of the models
-    shown where nothing was revised."""
+    """(what is shown, the transcripts): of the method's revisions the first answer, its first
+    critique, and the last revision; of the answers of the models shown where nothing was
+    revised."""
     stage = run.method.get("revise")
-    if stage is not None and (shown := _revised(run, stage.name)):
-        return f"Revisions of {stage.name}, first answer to last revision", shown
-    shown = _answered(run)
-    models = f"Answers of {model_name(run.models[0])} and {model_name(run.shown)}" if shown else ""
-    return models, shown
+    if stage is not None and (records := _revised(run, stage.name)):
+        scores, out = run.revision_scores(stage.name), []
+        for key in _first({key: _prompt(record) for key, record in records.items()}):
+            first, *between, last = _way(records[key], scores)
+            critique = [turn for turn in between if turn.kind][:1]
+            prompt = Turn("Prompt", _prompt(records[key]), kind="human")
+            out.append([prompt, first, *critique, last])
+        return f"Revisions of {stage.name}, first answer to last revision", out
+    if len(run.models) < 2:
+        return "", []
+    pairs, out = {f"{on}/{p}": pair for (on, p), pair in _pairs(run, run.shown).items()}, []
+    for key in _first({key: pair[0]["prompt_id"] for key, pair in pairs.items()}):
+        on = set_name(pairs[key][0]["on"])
+        prompt = Turn(f"Prompt, of {on}", _prompt(pairs[key][0]), kind="human")
+        both = [(model_name(r["name"]), r["response"], run.scores.get(r["id"])) for r in pairs[key]]
+        out.append([prompt, *(Turn(*turn) for turn in both)])
+    models = f"Answers of {model_name(run.models[0])} and {model_name(run.shown)}"
+    return models if out else "", out
 
 
 def _first(prompts: dict[str, str]) -> list[str]:
@@ -65,52 +111,6 @@ def _first(prompts: dict[str, str]) -> list[str]:
     for name in draw(list(prompts), len(prompts)):
         names.setdefault(prompts[name], name)
     return list(names.values())[:COUNT]
-
-
-def _revised(run: Run, stage: str) -> list[list[Turn]]:
-    scores = run.revision_scores(stage)
-    records = {str(record["id"]): record for record in run.records(stage) if record.get("rounds")}
-    out = []
-    for name in _first({key: _prompt(record) for key, record in records.items()}):
-        record, rounds = records[name], records[name]["rounds"]
-        count, critique = len(rounds), rounds[0].get("critique")  # the one about this answer
-        turns = [Turn("Prompt", _prompt(record), kind="human")]
-        turns.append(Turn("Before", record["initial"], scores.get(f"{name}#0")))
-        if critique is not None:
-            which = f" 1 of {count}" if count > 1 else ""
-            who = f"Critique{which}, by {rounds[0]['principle_id']}"
-            turns.append(Turn(who, critique, kind="critique"))
-        after = f"After {count} rounds" if count > 1 else "After"
-        out.append([*turns, Turn(after, rounds[-1]["revision"], scores.get(f"{name}#{count}"))])
-    return out
-
-
-def _by_set(run: Run) -> dict[str, dict[str, dict[str, dict]]]:
-    """set of prompts → model → prompt id → its first answer, of the main evaluation."""
-    out: dict[str, dict] = {}
-    for record in run.answers:
-        if record.get("sample", 0) == 0:
-            models = out.setdefault(record["on"], {})
-            models.setdefault(record["name"], {})[record["prompt_id"]] = record
-    return out
-
-
-def _answered(run: Run) -> list[list[Turn]]:
-    if len(run.models) < 2:
-        return []
-    both = {}  # of the first model and the one shown
-    for on, models in _by_set(run).items():
-        a, b = (models.get(name, {}) for name in (run.models[0], run.shown))
-        both |= {f"{on}/{prompt}": (a[prompt], b[prompt]) for prompt in a if prompt in b}
-    out = []
-    for key in _first({key: a["prompt_id"] for key, (a, _) in both.items()}):
-        record = both[key][0]
-        turns = [Turn(f"Prompt, of {set_name(record['on'])}", _prompt(record), kind="human")]
-        turns += [
-            Turn(model_name(r["name"]), r["response"], run.scores.get(r["id"])) for r in both[key]
-        ]
-        out.append(turns)
-    return out
 
 
 # ---- Best, middle and worst ----------------------------------------------------------------------
@@ -128,55 +128,33 @@ def ranked(differences: dict[str, float]) -> dict[str, str]:
     return out
 
 
-def _moved(ends: dict[str, tuple]) -> dict[str, str]:
-    """`ranked` of key → (score before, score after)."""
-    return ranked({key: b - a for key, (a, b) in ends.items() if None not in (a, b)})
-
-
 def selected(run: Run) -> list[Transcript]:
     """Of every model after the first the answer whose score moved most up, the middle one, and most
     down; likewise revisions."""
-    return [*_of_answers(run), *_of_revisions(run)]
-
-
-def _of_answers(run: Run) -> list[Transcript]:
-    out, groups = [], _by_set(run)
-    for on in sorted(groups, key=lambda on: (on != "red_team", on)):
-        for name in run.models[1:]:
-            a, b = (groups[on].get(model, {}) for model in (run.models[0], name))
-            ends = {
-                prompt: [run.scores.get(side[prompt]["id"]) for side in (a, b)]
-                for prompt in sorted(a.keys() & b.keys())
-            }
-            for position, prompt in _moved(ends).items():
-                turns = [
-                    Turn(who, side[prompt]["response"], score,
-                         num_tokens=side[prompt]["num_tokens"])
-                    for who, score, side in zip((run.models[0], name), ends[prompt], (a, b),
-                                                strict=True)
-                ]  # fmt: skip
-                title = f"{name}, {set_name(on)}: the {position}"
-                out.append(Transcript(title, prompt, b[prompt]["dialogue"], turns))
-    return out
-
-
-def _of_revisions(run: Run) -> list[Transcript]:
     out = []
+    pairs = {name: _pairs(run, name) for name in run.models[1:]}
+    sets = dict.fromkeys(on for of_model in pairs.values() for on, _ in of_model)
+    for on in sorted(sets, key=lambda on: (on != "red_team", on)):
+        for name, of_model in pairs.items():
+            ways = {}
+            for (_, prompt), both in ((k, v) for k, v in of_model.items() if k[0] == on):
+                ways[prompt] = both[1]["dialogue"], [
+                    Turn(r["name"], r["response"], run.scores.get(r["id"]),
+                         num_tokens=r["num_tokens"]) for r in both
+                ]  # fmt: skip
+            out += _extremes(f"{name}, {set_name(on)}", ways)
     for stage in run.of_kind("revise"):
-        records = {r["id"]: r for r in run.records(stage.name) if r["rounds"]}
-        scores = run.revision_scores(stage.name)
-        ends = {
-            key: [scores.get(f"{key}#{count}") for count in (0, len(record["rounds"]))]
-            for key, record in records.items()
-        }
-        for position, key in _moved(ends).items():
-            turns = [Turn("First answer", records[key]["initial"], ends[key][0])]
-            for count, turn in enumerate(records[key]["rounds"], 1):
-                if turn.get("critique") is not None:
-                    who = f"Critique {count}, by {turn['principle_id']}"
-                    turns.append(Turn(who, turn["critique"], kind="critique"))
-                score = scores.get(f"{key}#{count}")
-                turns.append(Turn(f"Revision {count}", turn["revision"], score))
-            title = f"Revisions of {stage.name}: the {position}"
-            out.append(Transcript(title, key, records[key]["dialogue"], turns))
+        scores, records = run.revision_scores(stage.name), _revised(run, stage.name)
+        ways = {key: (record["dialogue"], _way(record, scores)) for key, record in records.items()}
+        out += _extremes(f"Revisions of {stage.name}", ways)
     return out
+
+
+def _extremes(title: str, ways: dict[str, tuple[list, list[Turn]]]) -> list[Transcript]:
+    """Of id → (dialogue, turns), by the last turn's score less the first's."""
+    ends = {key: (turns[0].score, turns[-1].score) for key, (_, turns) in ways.items()}
+    moved = {key: b - a for key, (a, b) in ends.items() if None not in (a, b)}
+    return [
+        Transcript(f"{title}: the {position}", key, *ways[key])
+        for position, key in ranked(moved).items()
+    ]
