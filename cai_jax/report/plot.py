@@ -90,7 +90,9 @@ class Drawing:
             self.axes.set_position((box.x0, box.y0 * share, box.width, box.height * share))
             title = {"va": "top", "size": 12, "color": INK}
             self.canvas.text(0.01, 0.995, _plain(self.figure.title, 120), **title)
+            # Packing them smaller takes longer than drawing.
             plain = {"facecolor": "white", "metadata": {"Software": None}}
+            plain["pil_kwargs"] = {"compress_level": 1}
             self.canvas.savefig(buffer, format="png", dpi=PNG_DPI, **plain)
         return buffer.getvalue()
 
