@@ -36,7 +36,10 @@ def reward(**fields):
 def test_the_short_form_is_one_term_and_a_penalty():
     made = reward(reward="@other", missing_eos_penalty=1.5)
     scores = made.score(ANSWERS)
-    assert made.judge == ("@other", "reward") and set(scores.terms) == {"reward", "missing_end"}
+    assert made.preference_models == [("@other", "reward")] and set(scores.terms) == {
+        "reward",
+        "missing_end",
+    }
     np.testing.assert_array_equal(scores.reward, np.float32([3, 6]))
     np.testing.assert_array_equal(scores.total, np.float32([3, 4.5]))
     assert set(reward().score(ANSWERS).terms) == {"reward"}
@@ -50,19 +53,19 @@ def test_terms_are_weighted_and_added():
     }
     made = reward(rewards=terms)
     scores = made.score(ANSWERS)
-    assert made.judge == ("@pm", "reward") and set(scores.terms) == set(terms)
+    assert made.preference_models == [("@pm", "reward")] and set(scores.terms) == set(terms)
     np.testing.assert_allclose(scores.terms["length"], [-0.04, -0.09], rtol=1e-6)
     np.testing.assert_allclose(scores.reward, [2.96, 5.91], rtol=1e-6)
     np.testing.assert_allclose(scores.total, [2.96, 3.91], rtol=1e-6)
     assert scores.total.dtype == np.float32
 
 
-def test_functions_of_ones_own_have_no_judge(monkeypatch):
+def test_functions_of_ones_own_need_no_preference_model(monkeypatch):
     module = types.ModuleType("my_terms")
     module.ones = lambda dialogues: [1.0] * len(dialogues)
     monkeypatch.setitem(sys.modules, "my_terms", module)
     made = reward(reward="python:my_terms.ones")
-    assert made.judge is None and made.score(ANSWERS).total.tolist() == [1.0, 1.0]
+    assert not made.preference_models and made.score(ANSWERS).total.tolist() == [1.0, 1.0]
     terms = {"own": {"kind": "python", "function": "python:my_terms.ones", "weight": 3.0}}
     assert reward(rewards=terms).score(ANSWERS).total.tolist() == [3.0, 3.0]
     lib.check(default.rl(rewards=terms))
@@ -79,10 +82,10 @@ def test_the_penalty_is_a_term_whatever_others_are_called():
         assert scores.total.tolist() == [[4, 7.5], [0, -0.5]][kind == "missing_end"]
 
 
-def test_every_preference_model_is_a_judge():
+def test_every_preference_model_of_the_terms_is_loaded():
     terms = {name: {"kind": "preference_model", "model": f"@{name}"} for name in ("a", "b")}
     made = reward(rewards=terms)
-    assert made.judge == ("@a", "reward") and made.judges == [("@a", "reward"), ("@b", "reward")]
+    assert made.preference_models == [("@a", "reward"), ("@b", "reward")]
 
 
 def test_with_rewards_the_reward_is_no_parent_and_no_model():

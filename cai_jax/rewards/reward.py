@@ -65,18 +65,17 @@ def check(fields: Mapping) -> None:
 class Reward:
     """The terms of an rl stage, ready to score.
 
-    `judges` are the loaded preference models among them, one a term; `judge` is the first of them,
-    from which the value model starts, None without one.
+    `preference_models` are those among them, loaded, one a term.
     """
 
     def __init__(self, fields: Mapping, models, asking=None):
         """`fields` are those of the stage; `models` loads models (`ModelLoader`); `asking` is the
         stage's context, which a judge asks by."""
-        self._terms, self.judges = {}, []
+        self._terms, self.preference_models = {}, []
         for name, term in terms_of(fields).items():
             if term["kind"] == "preference_model":
                 model = models.load(term["model"], "reward")
-                self.judges.append(model)
+                self.preference_models.append(model)
                 score = _of_dialogues(models.scorer(model).score)
             elif term["kind"] == "python":
                 score = _of_dialogues(custom_reward(term["function"]))
@@ -85,10 +84,6 @@ class Reward:
             else:
                 score = FUNCTIONS[term["kind"]]
             self._terms[name] = term["kind"], np.float32(term.get("weight", 1.0)), score
-
-    @property
-    def judge(self):
-        return self.judges[0] if self.judges else None
 
     def score(self, answers: Sequence[Answer]) -> Scores:
         """The terms of every answer and their sums."""

@@ -57,7 +57,7 @@ def run(ctx: StageContext) -> dict:
     config = ctx.config
     models = load_models(ctx)
     policy, learner = models.policy, models.learner
-    prompts = fitting_prompts(ctx, policy, models.reward.judges)
+    prompts = fitting_prompts(ctx, policy, models.reward.preference_models)
     length = rollouts.longest(prompts, config.max_new_tokens)
     stop_strings = policy.format.stop_strings("assistant")
     sampling = Sampling(config.max_new_tokens, config.temperature, 0, 1.0, stop_strings)
@@ -76,7 +76,7 @@ def run(ctx: StageContext) -> dict:
             ctx.mesh,
             policy.config,
             learner.value_config,
-            [judge.config for judge in models.reward.judges],
+            [judge.config for judge in models.reward.preference_models],
             num_rollouts=config.rollouts_per_update,
             num_epochs=config.num_epochs,
             adapters=models.adapters,
