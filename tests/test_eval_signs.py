@@ -22,7 +22,7 @@ def answers(count, probabilities, by_chain=()):
 def asking(count):
     options = (" (A)", " (B)")
     items = [ChoiceItem(f"i{i}", "Which?", options, 1, None, None) for i in range(count)]
-    return multiple_choice.Asking(None, "set", items, "m", "@m")
+    return multiple_choice.ModelOnSet(None, "set", items, "m", "@m")
 
 
 def test_an_ensemble_of_chains_and_its_first_chain():

@@ -48,7 +48,7 @@ def prefers(letter):
 
 
 def answers(items, shots=None, letter="A"):
-    asking = mc.Asking(prefers(letter), "set", items, "m", "@m")
+    asking = mc.ModelOnSet(prefers(letter), "set", items, "m", "@m")
     found = asking.at_once(None, shots or {}, {each.id for each in items})
     return sorted(found, key=lambda record: record["item"])
 
@@ -72,7 +72,7 @@ def test_accuracy_and_first_option_share():
     assert {record["num_few_shot"] for record in records} == {None}
     few_shot = answers(items[:1], {"q1": [item(8, 1)]})
     assert few_shot[0]["num_few_shot"] == 1
-    rows = mc.Asking(None, "set", items, "m", "@m").rows("zero_shot", records)
+    rows = mc.ModelOnSet(None, "set", items, "m", "@m").rows("zero_shot", records)
     assert find(rows, "choice_zero_shot")[0]["value"] == pytest.approx(1 / 3)
     assert find(rows, "first_option_zero_shot")[0]["value"] == 1.0
 
@@ -99,7 +99,7 @@ def test_chains_are_averaged_as_probabilities():
     fields = {"num_chains": 2, "max_chain_tokens": 9, "num_few_shot_chains": 0}
     fields = ml_collections.ConfigDict(fields)
     task = types.SimpleNamespace(ctx=Context(), fields=fields, seed=0)
-    asking = mc.Asking(task, "set", [item(1, 0)], "m", "@m")
+    asking = mc.ModelOnSet(task, "set", [item(1, 0)], "m", "@m")
     (record,) = asking.after_chains(None, {"q1"})
     assert record["probabilities"] == pytest.approx((0.6, 0.4))
     assert record["chains"] == ["chain 0", "chain 1"]

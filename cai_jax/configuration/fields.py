@@ -112,7 +112,7 @@ class Function(Text):
 
 
 @dataclasses.dataclass(frozen=True)
-class Source(Text):
+class RowSource(Text):
     """A source of rows (`data/sources.py`), in a group with split, offset and limit.
 
     Attributes:

@@ -8,8 +8,8 @@ from cai_jax.configuration.fields import (
     Constitution,
     Field,
     Range,
+    RowSource,
     Rule,
-    Source,
     Table,
     choice,
     count,
@@ -26,7 +26,7 @@ PROMPTS: Table = {
     "source": Field(
         "topic:prompts",
         str,
-        Source(),
+        RowSource(),
         "embedded:NAME, a file, tfds:NAME or hf:ORG/NAME; a+b for several; '' for none",
     ),
     # '' takes all rows; 2-5/10 those whose first human turn falls into shards 2 to 5 of ten, the
@@ -43,11 +43,11 @@ def rows(of: str = "prompts", required: bool = False, **defaults) -> Table:
     """The fields of prompts, comparisons or ratings: `PROMPTS` with other defaults.
 
     Args:
-      of, required: see `fields.Source`.
+      of, required: see `fields.RowSource`.
       defaults: source, split, …
     """
     table = with_defaults(PROMPTS, **defaults)
-    table["source"] = dataclasses.replace(table["source"], range=Source(of, required))
+    table["source"] = dataclasses.replace(table["source"], range=RowSource(of, required))
     return table
 
 

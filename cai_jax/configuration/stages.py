@@ -44,7 +44,7 @@ from cai_jax.configuration.groups import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class StageKind:
     """A kind of stage. What models it needs is in its fields (`fields.Model`), what it reads in its
     inputs (`fields.Records`).
 
@@ -73,7 +73,7 @@ class Stage:
 
 # Section 3: critiques, revisions, supervised finetuning
 
-RESPOND = Stage(
+RESPOND = StageKind(
     "answers to prompts (section 3.1)",
     {
         "model": model("helpful", "what answers"),
@@ -87,7 +87,7 @@ RESPOND = Stage(
     samples=True,
 )
 
-REVISE = Stage(
+REVISE = StageKind(
     "rounds of critique and revision (section 3.1)",
     {
         "model": model("critic", "what criticises and revises"),
@@ -106,7 +106,7 @@ REVISE = Stage(
     samples=True,
 )
 
-SL = Stage(
+SL = StageKind(
     "supervised finetuning on revisions: SL-CAI (section 3.2)",
     {
         "init": model("base", "a pretrained LM, not the helpful model (section 3.2)"),
@@ -130,7 +130,7 @@ SL = Stage(
 
 # Section 4: comparisons, AI feedback, the preference model, reinforcement learning
 
-COMPARE = Stage(
+COMPARE = StageKind(
     "groups of answers to the same prompt (section 4.1): pairs in the paper",
     {
         "model": model("@sl", "what answers"),
@@ -144,7 +144,7 @@ COMPARE = Stage(
     samples=True,
 )
 
-HUMAN = Stage(
+HUMAN = StageKind(
     "people's comparisons as an input of `feedback`, which then measures its labels by them",
     {"human": rows("comparisons", True, source="topic:comparisons")},
     writes="comparisons",
@@ -160,7 +160,7 @@ def _judge_of(fields) -> str:
     return "reward" if fields["mode"] == "preference_model" else "policy"
 
 
-FEEDBACK = Stage(
+FEEDBACK = StageKind(
     "AI feedback: the multiple choice, or a chain of thought before it (section 4.1)",
     {
         # auto: with a chain of thought the helpful model, else the feedback model (section 4.1)
@@ -186,7 +186,7 @@ FEEDBACK = Stage(
     samples=True,
 )
 
-PM = Stage(
+PM = StageKind(
     "preference model on AI labels and people's comparisons (section 4.1; 2204 section 4)",
     {
         "init": model("base", "a language model, or a preference model to train further", "any"),
@@ -245,7 +245,7 @@ REWARD_TERMS = {
     "missing_end": {"weight": TERM_WEIGHT},  # 1 where the answer met its limit of tokens
 }
 
-RL = Stage(
+RL = StageKind(
     'PPO against the preference model (section 4.1, "same settings as 2204")',
     {
         "policy": model("@sl", "what is trained"),
@@ -328,7 +328,7 @@ RL = Stage(
     samples=True,
 )
 
-BEST_OF = Stage(
+BEST_OF = StageKind(
     "of the answers that a `respond` stage drew to a prompt the one with the highest score",
     {"reward": model("@pm", "what scores them", "reward")},
     inputs={"responses": records("respond", "responses", "the answers")},
@@ -337,13 +337,13 @@ BEST_OF = Stage(
 
 # Evaluation
 
-HARM = Stage(
+HARM = StageKind(
     "a regressor of absolute harmfulness, 0 to 4, on people's ratings of dialogues (section 4.5)",
     HARM_FIELDS,
     makes="harm",
 )
 
-EVALUATE = Stage(
+EVALUATE = StageKind(
     "answers of several models to held-out prompts, scored; accuracies (section 4.3)",
     EVALUATION_FIELDS,
     inputs={
@@ -354,9 +354,9 @@ EVALUATE = Stage(
     samples=True,
 )
 
-REPORT = Stage("the report of all that ran before it", {}, reads_run=True)
+REPORT = StageKind("the report of all that ran before it", {}, reads_run=True)
 
-STAGES: dict[str, Stage] = {
+STAGES: dict[str, StageKind] = {
     "respond": RESPOND,
     "revise": REVISE,
     "sl": SL,

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import ml_collections
 
-from cai_jax.configuration.fields import Setting, Source, walk_kind
+from cai_jax.configuration.fields import RowSource, Setting, walk_kind
 from cai_jax.configuration.run import TOPIC
 from cai_jax.configuration.stages import STAGES
 from cai_jax.data import sources
@@ -63,7 +63,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     for setting in _references(copy, copy.graph):
         group, where = setting.group, setting.where
         key = where.rpartition(".")[2]
-        if isinstance(setting.field.range, Source):
+        if isinstance(setting.field.range, RowSource):
             group[key] = _source(setting.value, group.get("split", ""), topic, where)
             stage, _, field = where.removeprefix("config.graph.").partition(".")
             if not group[key] and stage in config.stages and field == "prompts.source":
@@ -83,7 +83,7 @@ def _references(config, stages: Iterable[str]) -> Iterator[Setting]:
     for name in stages:
         stage = config.graph.get(name)
         for each in walk_kind(STAGES, stage, f"config.graph.{name}") if stage is not None else ():
-            is_source = isinstance(each.field.range, Source)
+            is_source = isinstance(each.field.range, RowSource)
             if isinstance(each.value, str) and MARK in each.value:
                 if is_source or each.value.startswith(MARK):
                     yield each

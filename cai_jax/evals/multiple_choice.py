@@ -76,7 +76,7 @@ def run(task: Task) -> Measured:
     for on, items in sets.items():
         first: dict[str, list[dict]] = {}
         for name, reference in answering.items():
-            asking = Asking(task, on, items, name, reference, leading=not first)
+            asking = ModelOnSet(task, on, items, name, reference, leading=not first)
             answers = asking.by_mode()
             for mode, records in answers.items():
                 plain = answers[ZERO_SHOT] if mode != ZERO_SHOT else ()
@@ -105,7 +105,7 @@ def run(task: Task) -> Measured:
 
 
 @dataclasses.dataclass
-class Asking:
+class ModelOnSet:
     """A model (its name and reference) that answers the items of a set (`on`). `leading`: the first
     model; in the journal only the ids of later ones begin with their names."""
 

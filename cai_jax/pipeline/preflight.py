@@ -22,7 +22,7 @@ from etils import epath
 
 from cai_jax import references
 from cai_jax.configuration import endpoints, topic
-from cai_jax.configuration.fields import Constitution, Model, Records, Setting, Source
+from cai_jax.configuration.fields import Constitution, Model, Records, RowSource, Setting
 from cai_jax.configuration.stages import STAGES, stage_module
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.data import sources, templates
@@ -270,13 +270,13 @@ def data(plan: Plan, name: str) -> None:
     for where, _, given, _ in plan.settings(name, Constitution):
         with in_field(topics.get(where, where)):
             load_constitution(given)
-    for where, field, given, group in plan.settings(name, Source):
+    for where, field, given, group in plan.settings(name, RowSource):
         shown = where.removesuffix(".source") + (f" ({topics[where]})" if where in topics else "")
         with in_field(shown):
             _read(field.range, given, dict(group))
 
 
-def _read(kind: Source, source: str, options: dict) -> None:
+def _read(kind: RowSource, source: str, options: dict) -> None:
     """Reads a source as its stage will, or its first rows where it is large."""
     limit = options["limit"]
     asked = [each.options(None, limit)["limit"] != 0 for each in sources.parse(source)]
