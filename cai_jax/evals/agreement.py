@@ -54,16 +54,19 @@ def rows(
     for pair_id, pair in labels.next_to_people(records, comparisons).items():
         on[pair["on"]][pair_id] = pair
     if len(on) > 1:
+        # Over all sources as well.
         on["human"] = {key: pair for of_source in [*on.values()] for key, pair in of_source.items()}
     for source, pairs in sorted(on.items()):
         longer = {pair_id: pair["longer"] for pair_id, pair in pairs.items()}
         for column, key in ((AGREEMENT, "right"), (ONE_ORDER, "right_one_order")):
             right = {pair_id: pair[key] for pair_id, pair in pairs.items()}
             out += column.accuracy_rows(source, name, right, longer)
+        # Which side comes first is arbitrary, so calibration is that of the likelier side.
         sure = [max(pair["target"], 1 - pair["target"]) for pair in pairs.values()]
         points = accuracy.reliability(sure, [pair["right"] for pair in pairs.values()])
         curves[f"labels/{source}/{name}"] = points
         out.append(ERROR.row(source, name, accuracy.calibration(points)))
+    # A habit of position needs no people: all labels count.
     first, flipped = (
         [labels.target([r], average_orders=False) for r in records],
         labels.flips(records),

@@ -45,6 +45,7 @@ def in_order(models: Mapping[str, str], run_config) -> dict[str, str]:
         for name, value in models.items()
     }
     trained, stages = {target.stage for target in targets.values()} - {""}, list(run_config.stages)
+    # config.stages gives the order only where it names all stages that trained a model here.
     in_command = trained <= set(stages)
 
     def position(name: str):
@@ -143,6 +144,7 @@ def answers(
             for prompt in of_set
             for sample in range(draws.num_samples)
         }
+        # What a killed run has answered is in the journal and is not drawn again.
         missing = {key: asked for key, asked in wanted.items() if key not in journal.finished}
         if not missing:
             continue

@@ -49,6 +49,7 @@ def of_revisions(
     """(of every critique, of every revision): whether it repeats a worked example. `examples`: id →
     its texts. A revision is not blamed for what is in the critique that it follows, only for
     what the answer, dialogue and requests do not hold."""
+    # Short phrases are common property; five words in a row are taken from somewhere.
     critiques, revisions = [], []
     for record in records:
         by_example = [runs(examples[name]) for name in record["few_shot_ids"]]

@@ -118,6 +118,7 @@ class Task:
         (dialogue as JSON, answer, how it ended)."""
         name, field = SCORES[kind]
         journal = self.journal(name)
+        # Evaluations share the journal: an answer is scored once by a model.
         missing = [key for key in texts if key not in journal.finished]
         if missing:
             dialogues = [

@@ -72,6 +72,7 @@ def _steps_of(task: Task, stage: str) -> dict[str, int]:
     """Evaluated model → the update of `stage` that it is a snapshot of; {} where no snapshot was
     evaluated."""
     fields, roles = task.ctx.run_config.graph[stage], task.ctx.run_config.models
+    # A snapshot may be named by a role of config.models.
     targets = {
         name: references.parse(references.resolve(roles, value))
         for name, value in task.models.items()
@@ -81,6 +82,7 @@ def _steps_of(task: Task, stage: str) -> dict[str, int]:
         for name, target in targets.items()
         if target.stage == stage and target.step.isdigit()
     }
+    # The ends of the curve: the policy that training began with, and the one that it made.
     ends = {f"@{stage}": int(fields.get("num_updates") or 0)}
     ends |= {references.resolve(roles, fields.get("policy") or ""): 0}
     of_ends = {name: ends[str(target)] for name, target in targets.items() if str(target) in ends}

@@ -55,6 +55,7 @@ def run(task: Task) -> Measured:
     texts = {r["id"]: (r["dialogue"], r["response"], r.get("stop")) for r in records}
     harms = task.scores(fields.model, texts, "harm")
     stage = references.stage_of(references.resolve(ctx.run_config.models, fields.model))
+    # What the regressor is worth was measured when it was trained.
     trained = artefacts.StageDirectory(ctx.run_path / stage).manifest.get("summary") or {}
     out = regressor_rows(trained.get("held_out", {}), fields.model)
     out += rows(records, harms, list(task.models), seed=task.seed)
@@ -89,6 +90,7 @@ def rows(
         Rows of COLUMNS.
     """
     out = []
+    # Expected harm is of all prompts of a set: labels such as safe:homonyms do not divide it.
     scored = [record | {"kind": None} for record in records if record["id"] in harms]
     for on, by_model in by_set(scored, models):
         means = {name: by_prompt(of, lambda r: harms[r["id"]]) for name, of in by_model.items()}

@@ -55,6 +55,7 @@ def draw_shots(items: Sequence, num_shots: int, seed: int) -> dict[str, list]:
     prefixes are prefilled.
     """
     count = num_shots_of(items, num_shots)
+    # The draw depends on the seed alone: all models and restarts show the same examples.
     order = seeds.row_rng(seed, "multiple_choice", "shots").permutation(len(items)).tolist()
     first, second = sorted(order[:count]), sorted(order[count : 2 * count])
     return {

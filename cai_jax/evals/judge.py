@@ -64,6 +64,7 @@ def run(task: Task) -> Measured:
             p = labels.normalise(choice.logprobs)
             half.setdefault(name, {})[order] = p[0] if order == "ab" else p[1]
             if len(half[name]) == len(ORDERS):
+                # Only with both orders does a preference for a position cancel.
                 orders = half.pop(name)
                 p = sum(orders.values()) / 2
                 journal.append({"id": name, **asked[name][0], "p": p, **orders, "how": choice.how})
@@ -99,6 +100,7 @@ def _asked(task: Task) -> dict[str, tuple[dict, list[Question]]]:
 def matches(records: Sequence[Mapping], models: Sequence[str]) -> dict[str, tuple]:
     """Every pair of models on every prompt and sample that both answered: id → (set of prompts,
     record of the one, record of the other)."""
+    # Samples are matched by number: all models see the same random numbers.
     answers: dict[tuple, dict[str, Mapping]] = {}
     for record in records:
         key = record["on"], record["prompt_id"], record["sample"]

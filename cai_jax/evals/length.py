@@ -30,11 +30,13 @@ def score_difference(
     n = len(d)
     if n == 0 or np.ptp(gap) == 0:
         return bootstrap_mean(d, seed=seed)
+    # Lengths in units of their spread, so that the two columns are of one size.
     design = np.stack([np.ones(n), gap / gap.std()], axis=1)
     inverse = np.linalg.inv(design.T @ design)
     fitted = inverse @ design.T @ d
     if n < FEWEST:
         return Estimate(float(fitted[0]), None, None, n)
+    # HC3 divides by 1 − leverage, which is 0 for a prompt that alone fixes the slope.
     leverage = np.minimum(np.einsum("ij,jk,ik->i", design, inverse, design), 1 - 1e-9)
     weighted = design * ((d - design @ fitted) / (1 - leverage))[:, None]
     error = float(np.sqrt((inverse @ weighted.T @ weighted @ inverse)[0, 0]))

@@ -43,6 +43,7 @@ def run(task: Task) -> Measured:
         scores, scale = _scores(task, on, pairs), task.judge(name).scale
         subsets = {on: pairs} if pairs else {}
         if len({pair.subset for pair in pairs}) > 1:
+            # The set is already there under its own name; subsets follow in alphabetical order.
             for pair in sorted(pairs, key=lambda pair: str(pair.subset)):
                 subsets.setdefault(f"{on}:{pair.subset}", []).append(pair)
         for subset, chosen in subsets.items():
@@ -74,6 +75,7 @@ def _sets(task: Task) -> dict[str, list[Pair]]:
         for on, items in asked.items()
     }
     if fields.comparisons.source:
+        # People's comparisons: dialogues without letters, as a preference model learns them.
         sets["comparisons"] = []
         for pair in task.ctx.load(load_comparisons, fields.comparisons, "comparison"):
             sides = (Message("assistant", text) for text in (pair.chosen, pair.rejected))
@@ -86,6 +88,7 @@ def _scores(task: Task, on: str, pairs: list[Pair]) -> dict[str, dict]:
     """Pair id → record with the scores of both sides, from the journal or by the model."""
     journal, ctx = task.journal("pairs"), task.ctx
     missing = [pair for pair in pairs if f"{on}/{pair.id}" not in journal.finished]
+    # Both sides of a pair are neighbours, so that the scores can be read in twos.
     sides = [side for pair in missing for side in (pair.better, pair.worse)]
     ids = [f"{on}/{pair.id}" for pair in missing for _ in range(2)]
     scored = ctx.score_each(task.judge(task.fields.reward), sides, f"{ctx.name}: {on}", ids)

@@ -77,6 +77,7 @@ def rows(
         }
         lengths = {name: by_prompt(of, lambda r: r["num_tokens"]) for name, of in by_model.items()}
         out += SCORE.compared_rows(on, means, seed=seed)
+        # Preference models reward length by mistake: each difference is also given without it.
         first, *others = means
         for name in others:
             out += _at_equal_length(on, name, first, means, lengths, seed)
@@ -93,6 +94,7 @@ def _at_equal_length(
 ) -> list[dict]:
     """Differences to the first model with what length explains taken out (`length.py`), and the
     plain net wins."""
+    # Only prompts that both answered: a difference of means over other prompts says nothing.
     common = sorted(set(means[name]) & set(means[first]))
     if not common:
         return []
@@ -109,6 +111,7 @@ def _at_equal_length(
 def _notes(task: Task) -> list[str]:
     """Whether a model was trained against this judge. One that judges pairs alone was not optimised
     to."""
+    # A policy that was optimised against the judge may exploit it (Goodhart's law).
     trained = sorted(
         name
         for name, stage in task.ctx.run_config.graph.items()

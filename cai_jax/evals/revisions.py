@@ -80,6 +80,7 @@ def rows(revisions: Sequence[Mapping], scores: Mapping[str, float], *, seed: int
                     moved[key].append(score - of_text[number - 1])
 
     # ---- Rows ------------------------------------------------------------------------------------
+    # Round "10" comes after "9".
     in_order = {number: by_round[number] for number in sorted(by_round, key=int)}
     out = BY_ROUND.compared_rows("revisions", in_order, seed=seed)
     out += [

@@ -74,6 +74,7 @@ class Column:
             mean = intervals.mean_estimate(list(by_item.values()), self.unit, seed)
             rows.append(self.row(on, model, mean, values=by_item))
             if model != first and values[first]:
+                # Paired by item: the spread between prompts is far larger than that between models.
                 gap = intervals.difference_estimate(values[first], by_item, self.unit, seed)
                 rows.append(self.row(on, model, gap, against=first))
         return rows
@@ -95,6 +96,7 @@ class Column:
         """
         mean = intervals.wilson(sum(right.values()), len(right))
         base = {"chance": 0.5, "longer": sum(longer.values()) / len(longer)}
+        # A judge that only counts words is as right as this baseline.
         gap = intervals.paired_difference(longer, right, shares=True)
         plain = self.row(on, model, mean, baseline=base, values=right)
         return [plain, self.row(on, model, gap, against="longer")]
@@ -151,6 +153,7 @@ def row(
         **extra,
     }
     if against is not None and estimate.value is not None:
+        # A reader of the JSON alone must not take a difference within noise for a result.
         out["null"] = estimate.covers_zero
         if estimate.covers_zero and not note:
             out["note"] = "no difference shown: the 95 % interval covers zero"

@@ -110,6 +110,7 @@ def _check_request(config, name: str, request: Request, limit: int) -> None:
     stage = config.graph[name]
     new = functools.reduce(lambda group, key: group[key], field.split("."), stage) if field else 0
     shortest, text = 1, "".join(message.text for message in messages)
+    # A token has at least a byte, so most requests are known to fit without a tokenizer.
     if new + len(text.encode()) + TEMPLATE_BYTES <= limit:
         return
     directory = directory_of(config, reference)

@@ -44,6 +44,7 @@ def run(ctx: StageContext) -> dict:
 
     records = []
     for prompt_id, answers in sorted(scored.items()):
+        # Of equal scores the first sample: a tie must not depend on the order of scoring.
         score, best = max(answers, key=lambda pair: (pair[0], -pair[1]["sample"]))
         records.append(
             {

@@ -86,6 +86,7 @@ def run(ctx: StageContext) -> dict:
 
     # ---- Evaluations -----------------------------------------------------------------------------
     order, journals, judges = list(KINDS), {"records": journal}, {}
+    # A ConfigDict has no order; the registry's is that of the report.
     evals = sorted(config.evals.items(), key=lambda item: (order.index(item[1].kind), item[0]))
     measured, waits = [], Waits()
     for name, fields in evals:

@@ -251,6 +251,7 @@ def _by_preference_model(ctx: StageContext) -> dict:
     for row in comparisons:
         of_row = [next(scores) for _ in row["responses"]]
         for first, second in itertools.combinations(range(len(of_row)), 2):
+            # log σ(Δ) and log σ(−Δ) without overflow.
             delta = of_row[first] - of_row[second]
             a, b = -float(np.logaddexp(0, -delta)), -float(np.logaddexp(0, delta))
             logprobs = [{"order": "ab", "chain": 0, "a": a, "b": b}]

@@ -103,6 +103,7 @@ def run(ctx: StageContext) -> dict:
     fits = {name for name, fit in zip(tokens, kept, strict=True) if fit}
     rated, extra = ([item for item in items if item.id in fits] for items in (rated, extra))
     train, held = examples.split(rated, config.holdout_fraction, ctx.seed, ctx.name)
+    # The same request in both files would be measured on what was learned.
     known = {item.group for item in train}
     ctx.drop("heldout: also a training prompt", sum(item.group in known for item in extra))
     held = [*held, *(item for item in extra if item.group not in known)]
@@ -116,6 +117,7 @@ def run(ctx: StageContext) -> dict:
         return make_batch([train[index] for index in indices], tokens, steps.shape)
 
     loss = make_loss(model.config, ctx.dtype, **state_lib.forward_options(ctx.run_config))
+    # From the mean on, the first steps do not move the trunk just to reach the scale.
     head = {**heads.zero_head(model.config), "bias": jnp.asarray(mean, jnp.float32)}
     meter = throughput.training(
         ctx.mesh, model.config, steps.mean_length, ctx.adapters(model), head=False

@@ -22,6 +22,7 @@ def run(ctx: StageContext) -> dict:
     chosen. Which one comes first is drawn, so that "the first" is no answer."""
     records = []
     for pair in ctx.load(load_comparisons, ctx.config.human):
+        # Files of comparisons have the chosen answer first; a labeller with a habit would be right.
         preferred = int(row_rng(ctx.seed, ctx.name, "side", pair.id).integers(2))
         responses = (pair.chosen, pair.rejected) if preferred == 0 else (pair.rejected, pair.chosen)
         records.append(

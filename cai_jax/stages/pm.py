@@ -80,6 +80,7 @@ def run(ctx: StageContext) -> dict:
 
     # ---- Held-out prompts: scores, normalisation, accuracy by source -----------------------------
     judge = RewardModel(state_lib.cast(params, ctx.dtype), model.config, model.format, ctx.mesh)
+    # Without held-out pairs the normalisation still needs scores of some answers.
     judged = data.held or data.train[:64]
     raw = judge.score_tokens([data.tokens[pair.id, side] for pair in judged for side in (0, 1)])
     raw = raw.reshape(-1, 2)
@@ -160,6 +161,7 @@ def held_out(held: list[Pair], raw) -> dict:
         deltas = np.array([scores[0] - scores[1] for _, scores in chosen], np.float64)
         targets = np.array([pair.target for pair, _ in chosen])
         loss = np.mean(targets * np.logaddexp(0, -deltas) + (1 - targets) * np.logaddexp(0, deltas))
+        # A label of one half prefers neither side, so it has no right answer.
         preferred = [
             (pair, scores, 0 if pair.target > 0.5 else 1)
             for pair, scores in chosen
