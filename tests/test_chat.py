@@ -288,6 +288,8 @@ def test_counted_counts_what_can_be_parsed():
     assert choice.counts == (3, 1) and choice.num_samples == 8
     assert choice.logprobs == pytest.approx((math.log(3.5 / 5), math.log(1.5 / 5)))
     assert choice.obtained() == {"how": "counted", "counts": [3, 1], "samples": 8}
+    with pytest.raises(chat.Unusable, match="7 choices, 8 were asked for"):
+        chosen(COUNTED, [response | {"choices": response["choices"][1:]}], WORDS, 8)
     response["choices"] = [said("Neither")["choices"][0] for _ in texts]
     assert chosen(COUNTED, [response], WORDS, 8).how == UNPARSABLE
     response["choices"] = [said("", "content_filter")["choices"][0] for _ in texts]

@@ -291,7 +291,8 @@ def read(request: Request, response: Mapping, served_as: Sequence[str] = ()) -> 
     if not isinstance(choices, list) or not all(isinstance(each, dict) for each in choices):
         raise Unusable("no choices")
     if len(choices) != request.num_choices:
-        raise Unusable(f"{len(choices)} choices, {request.num_choices} were asked for")
+        hint = "; samples_per_request=1 for a server that ignores n" if choices else ""
+        raise Unusable(f"{len(choices)} choices, {request.num_choices} were asked for{hint}")
     answer = {"choices": [_choice(each) for each in choices], "usage": _usage(response)}
     if request.reads == TOP and answer["choices"][0]["stop"] != REFUSED:
         answer["choices"][0]["tokens"] = options_lib.likeliest(choices[0])
