@@ -164,6 +164,13 @@ def test_max_cost_is_not_passed(tmp_path):
         assert set(server.answered.values()) == {1} and server.answered.total() == 100
 
 
+def test_a_server_without_usage_may_have_been_paid_the_most(tmp_path):
+    with FaultyServer(per_answer=(None, None)) as server:
+        asking, file = model(server, tmp_path, output_price=1e6)
+        (done,) = asking.generate(turns(1), SAMPLING)
+        assert done.usage is None and file.cost == SAMPLING.max_new_tokens
+
+
 # --- Pace and order -------------------------------------------------------------------------------
 
 

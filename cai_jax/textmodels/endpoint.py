@@ -75,6 +75,7 @@ class Endpoint:
             try:
                 yield from self._window(runner, clients, requests, tasks)
             finally:
+                self._reserved = 0.0
                 runner.run(_close(clients, tasks))
 
     def _window(self, runner: asyncio.Runner, clients: list, requests, tasks: dict):
@@ -109,8 +110,14 @@ class Endpoint:
 
     def _keep(self, kept: list[tuple[chat.Request, Outcome]]) -> None:
         """Writes answers, and what they cost, before anybody sees them."""
-        answers = {of.key: answer for of, answer in kept if not isinstance(answer, str)}
-        costs = {key: self.cost(answer["usage"] or (0, 0)) for key, answer in answers.items()}
+        answers, costs = {}, {}
+        for request, answer in kept:
+            if isinstance(answer, str):
+                continue
+            answers[request.key] = answer
+            # A server that does not count tokens may have been paid for the most.
+            unknown = 0.0 if chat.missing(answer) else self.most(request)
+            costs[request.key] = self.cost(answer["usage"]) if answer["usage"] else unknown
         if answers:
             self.file.add(answers, self.name, costs)
 
@@ -118,10 +125,13 @@ class Endpoint:
 
     async def _ask(self, client, request: chat.Request) -> Outcome:
         """What came of a request, after as many attempts as it takes."""
-        num_bad, most = 0, self.most(request)
+        attempt, num_bad, most = 0, 0, self.most(request)
         tokens = len(request.text) // 4 + request.limit
-        for attempt in itertools.count(1):
+        while True:
+            attempt += 1
             await self._pace.wait(tokens)
+            if self._stop.is_set():
+                return FAILED
             if attempt > 1 and not self._is_affordable(most):
                 raise self._too_expensive()
             self.file.asked(request.key, attempt, most)
@@ -135,8 +145,6 @@ class Endpoint:
                 if num_bad >= self.fields.attempts:
                     return self._failed(error)
                 await self._wait(attempt, error)
-                if self._stop.is_set():
-                    return FAILED
             except Final:
                 self.file.failed(request.key, "the server does not take it")
                 raise
@@ -144,7 +152,6 @@ class Endpoint:
                 self._silent_since, self._num_failed = None, 0
                 self._pace.correct(sum(answer["usage"] or (tokens,)) - tokens)
                 return answer
-        raise AssertionError("unreachable")
 
     async def _send(self, client, request: chat.Request) -> dict:
         """One attempt: what `chat.read` keeps of the response."""
