@@ -173,19 +173,14 @@ def open_directory(directory) -> dict[str, Stored]:
 def _open_shards(directory: pathlib.Path, there: list[str]) -> dict[str, Stored]:
     """The tensors of the files that the index names, or of a complete set of shards."""
     index = directory / INDEX
-    if index.exists():
-        file_of = _file_of(index)
-        names = sorted(set(file_of.values()))
-    else:
-        file_of, totals = {}, sorted({int(SHARD.fullmatch(name)[2]) for name in there})
-        if not totals:
-            raise UserError(f"{directory}: {_without_weights(directory)}")
-        if len(totals) > 1:
-            raise UserError(
-                f"{directory}: shards of different sets (of {' and of '.join(map(str, totals))}) "
-                f"and no {INDEX}; fetch the model again into an empty directory"
-            )
-        names = [SHARD_NAME.format(number + 1, totals[0]) for number in range(totals[0])]
+    file_of = _file_of(index) if index.exists() else {}
+    # Without an index, what a shard's own name says of its set.
+    totals = {int(SHARD.fullmatch(name)[2]) for name in there}
+    names = sorted(set(file_of.values())) or [
+        SHARD_NAME.format(number + 1, total) for total in sorted(totals) for number in range(total)
+    ]
+    if not names:
+        raise UserError(f"{directory}: {_without_weights(directory)}")
     missing = [name for name in names if not (directory / name).exists()]
     if missing:
         have = [str(number) for number, name in enumerate(names, 1) if name not in missing]
@@ -275,19 +270,13 @@ def quantised(directory) -> str | None:
     tensors: dict[str, Stored] = {}
     for path in sorted(directory.glob("*.safetensors")):
         tensors |= open_file(path)
-    try:
-        fields = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        given = fields.get("quantization_config") or fields.get("compression_config") or {}
-        method = given.get("quant_method")
-    except (OSError, ValueError, AttributeError):
-        method = None
     kinds = {item.dtype for name, item in tensors.items() if name.endswith(".weight")}
     marks = {
         what for name in tensors for end, what in QUANTISED.items() if name.endswith(f".{end}")
     }
     if not marks and not any(kind.startswith(("F8", "F4", "I8", "U8", "I4")) for kind in kinds):
         return None
-    return str(method)[:40] if method else min(marks, default=f"{', '.join(sorted(kinds))} weights")
+    return min(marks, default=f"{', '.join(sorted(kinds))} weights")
 
 
 def quantised_line(directory, method: str) -> str:
