@@ -14,12 +14,6 @@ import sys
 from cai_jax import references
 from cai_jax.errors import Parser, UserError, command
 
-USAGE = (
-    "python -m cai_jax.export --workdir=RUN --what=policy|pm|@STAGE[:STEP] --to=DIR "
-    "[--dtype=float32|bfloat16] "
-    "[--adapters] [--force] [--base-name=ORG/NAME] [--license=NAME]"
-)
-
 
 def find_stage(run, what: str) -> str:
     """The stage that `what` means: the last finished rl (else sl) stage for "policy", the last pm
@@ -152,9 +146,9 @@ def _adapter_facts(model, alone: bool) -> dict:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on standard error."""
-    parser = Parser(prog="cai_jax.export", usage=USAGE, description=__doc__)
+    parser = Parser(prog="python -m cai_jax.export", description=__doc__)
     parser.add_argument("--workdir", required=True, help="a run directory")
-    parser.add_argument("--what", required=True, help="policy, pm or @STAGE")
+    parser.add_argument("--what", required=True, help="policy, pm or @STAGE[:STEP]")
     parser.add_argument("--to", required=True, help="the directory to write")
     option = parser.add_argument
     option("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights")

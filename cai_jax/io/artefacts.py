@@ -178,10 +178,7 @@ def _files(path: epath.Path, unchecked: tuple[str, ...] = UNCHECKED) -> Iterator
 def file_digest(path) -> str:
     """SHA-256 of a file's contents."""
     with epath.Path(path).open("rb") as file:
-        value = hashlib.sha256()
-        while block := file.read(1 << 20):
-            value.update(block)
-    return value.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # Journals ---------------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from etils import epath
 KEPT_FROM = 2**20  # bytes; smaller files are read every time
 SETTLED_SECONDS = 2  # a file that changed so recently may change again within one tick of its clock
 READERS = 8  # files that are read at a time
-CHUNK = 2**24
 DIGITS = 16  # hexadecimal digits of a digest as it is shown and compared
 MODEL_SUFFIXES = (".json", ".jinja", ".safetensors")
 TEMPLATES = "additional_chat_templates"  # the folder of a model directory with its named templates
@@ -51,20 +50,13 @@ def of_file(path) -> str:
         if re.fullmatch("[0-9a-f]{64}", known):
             return known[:DIGITS]
     with epath.Path(path).open("rb") as file:
-        digest = _read(file)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if entry:
         after = os.stat(path)
         settled = time.time() - max(after.st_mtime, after.st_ctime) > SETTLED_SECONDS
         if settled and _entry(path, after) == entry:
             _keep(entry, digest)
     return digest[:DIGITS]
-
-
-def _read(file) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _entry(path, state: os.stat_result) -> pathlib.Path | None:
