@@ -34,11 +34,21 @@ def get_config():
     config = default.base_config()
     config.models.base = {model!r}
     low = default.adapters(rank={rank})
+    of_pm = default.optimisation(1e-4, 2) | {{"max_length": 256}}
     config.graph = {{
-        "pm": default.pm("", "", **default.optimisation(1e-4, 2) | {{"max_length": 256}}, adapters=low, holdout_fraction=0.0),
-        "rl": default.rl(policy="base", reward={reward!r}, prompts=default.prompts("embedded:helpful", limit={rollouts}), num_updates=1,
-                         rollouts_per_update={rollouts}, num_microbatches=2, max_prompt_tokens=64, max_new_tokens=32,
-                         missing_eos_penalty=0.5, adapters=low),
+        "pm": default.pm("", "", **of_pm, adapters=low, holdout_fraction=0.0),
+        "rl": default.rl(
+            policy="base",
+            reward={reward!r},
+            prompts=default.prompts("embedded:helpful", limit={rollouts}),
+            num_updates=1,
+            rollouts_per_update={rollouts},
+            num_microbatches=2,
+            max_prompt_tokens=64,
+            max_new_tokens=32,
+            missing_eos_penalty=0.5,
+            adapters=low,
+        ),
     }}
     config.graph.pm.human.limit = 2
     config.sampling.batch_size = {rollouts}

@@ -30,11 +30,11 @@ def test_null_empty_and_missing_fields(tmp_path):
             tmp_path / "a.jsonl",
             {"prompt_id": "h1", "response": " One two. ", "num_tokens": None, "stop": None},
             {"prompt_id": "h1", "response": "", "num_tokens": float("nan")},
-            {"prompt_id": None, "prompt": ("Ask "
-                                          "h2 "), "response": "x", "num_tokens": 7.0, "stop": "length"},
+            {"prompt": "Ask h2 ", "prompt_id": None, "response": "x", "num_tokens": 7.0}
+            | {"stop": "length"},
             {"prompt_id": 3, "response": None},
         )
-    )  # fmt: skip
+    )
     assert list(found.to(prompt("h1"))) == [
         Answer("One two.", "eos", 2, True),
         Answer("", "eos", 0, True),

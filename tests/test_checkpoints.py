@@ -190,9 +190,10 @@ import resource, jax.numpy as jnp
 from cai_jax.errors import UserError
 from cai_jax.io import checkpoints as lib
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+params = {{str(i): jnp.ones((64, 64)) for i in range(30)}}
 for trial in range(5):
     try:
-        lib.Checkpoints({str(tmp_path)!r} + str(trial)).save(1, {{"params": {{str(i): jnp.ones((64, 64)) for i in range(30)}}}})
+        lib.Checkpoints({str(tmp_path)!r} + str(trial)).save(1, {{"params": params}})
     except UserError as error:
         print(error, flush=True)
 """,
@@ -216,8 +217,9 @@ def place(a, b):
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("a", "b"))
 store = Checkpoints({str(tmp_path)!r})
 store.save(1, {{"params": {{"w": jax.device_put(w, place(4, 2))}}}})
-got, _ = store.restore(1, {{"params": {{"w": jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=place(2, 2))}}}})
-print(len(got["params"]["w"].sharding.device_set), bool((np.asarray(got["params"]["w"]) == np.asarray(w)).all()))
+target = jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=place(2, 2))
+got = store.restore(1, {{"params": {{"w": target}}}})[0]["params"]["w"]
+print(len(got.sharding.device_set), bool((np.asarray(got) == np.asarray(w)).all()))
 """,
         XLA_FLAGS="--xla_force_host_platform_device_count=8",
     )
@@ -235,7 +237,8 @@ import jax
 from cai_jax.io.checkpoints import Checkpoints
 store = Checkpoints({str(tmp_path)!r}, keep=2)
 for step in range(1, 10_000):
-    store.save(step, {{"params": {{str(i): jax.numpy.full((200_000,), step + i, "float32") for i in range(4)}}}})
+    full = {{str(i): jax.numpy.full((200_000,), step + i, "float32") for i in range(4)}}
+    store.save(step, {{"params": full}})
     print(step, flush=True)
 """)
     for _ in range(3):

@@ -16,10 +16,17 @@ from tests.chaos import harness
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMMANDS = (
-    "main", "report.__main__", "results", "export", "plan", "status", "batch", "data.prepare", "data.published", "models.gguf",
-    "microworld.files", "microworld.pretrain", "microworld.score", "microworld.rated", "microworld.figures",
-    "microworld.measure",
-)  # fmt: skip
+    *("main", "results", "export", "plan", "status", "batch"),
+    *("report.__main__", "data.prepare", "data.published", "models.gguf"),
+    *(
+        "microworld.files",
+        "microworld.pretrain",
+        "microworld.score",
+        "microworld.rated",
+        "microworld.figures",
+        "microworld.measure",
+    ),
+)
 
 
 def arguments_of(name: str, *arguments) -> list[str]:
@@ -184,8 +191,12 @@ def test_an_odd_machine_computes_the_same(tmp_path):
 def test_a_platform_that_is_not_there_is_one_line(tmp_path):
     process = subprocess.run(
         [sys.executable, "-m", "cai_jax.main", *FLAGS, f"--workdir={tmp_path / 'run'}"],
-        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cuda"}, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cuda"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     if process.returncode == 0:
         pytest.skip("there is a GPU here")
     assert process.returncode == 2 and not (tmp_path / "run").exists()

@@ -118,7 +118,8 @@ from cai_jax import main
 for name in ("tiny", "configs/microworld.py", "mine/my_config.py"):
     config, workdir = main.parse(["cai_jax", f"--config={name}"])
     source = config.graph.respond.prompts.source
-    print(name, len(config.stages), source if not source.startswith("/") else pathlib.Path(source).is_file())
+    source = pathlib.Path(source).is_file() if source.startswith("/") else source
+    print(name, len(config.stages), source)
 import configs
 print(configs.__file__)
 """

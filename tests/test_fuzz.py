@@ -320,7 +320,8 @@ def test_flags(tmp_path, capsys):
 
     def one(draw):
         flags = [
-            f"{draw.choice(['--config.', '--config.', '--', '-', ''])}{draw.choice(FIELDS)}={draw.choice(VALUES)}"
+            draw.choice(["--config.", "--config.", "--", "-", ""])
+            + f"{draw.choice(FIELDS)}={draw.choice(VALUES)}"
             for _ in range(draw.randrange(1, 3))
         ]
         flags += [

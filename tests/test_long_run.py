@@ -22,13 +22,21 @@ import ctypes, gc, json, os, sys
 from cai_jax import main
 from cai_jax.training import rl_numbers
 
+
 class Info(ctypes.Structure):  # glibc's struct mallinfo2
-    _fields_ = [(name, ctypes.c_size_t) for name in
-                "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+        ).split()
+    ]
+
 
 mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", Info)
 mallinfo2.restype = Info
 rows, learned, held = [], rl_numbers.of_minibatches, None
+
+
 def watch(history):
     global held
     if len(rows) % 25 == 0:
@@ -36,8 +44,16 @@ def watch(history):
         info = mallinfo2()
         held = [info.uordblks + info.hblkhd, sys.getallocatedblocks()]
     pages = int(open("/proc/self/statm").read().split()[1])
-    rows.append([pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), *held])
+    rows.append(
+        [
+            pages * os.sysconf("SC_PAGE_SIZE"),
+            len(os.listdir("/proc/self/fd")),
+            len(os.listdir("/proc/self/task")),
+            *held,
+        ]
+    )
     return learned(history)
+
 
 rl_numbers.of_minibatches = watch
 code = main.main(["x", *sys.argv[2:]])

@@ -23,12 +23,23 @@ def get_config():
 
     steps = {"max_length": 512, "save_every_steps": 2}
     asked = {"source": "embedded:helpful", "limit": 4}
+    of_sl = default.optimisation(learning_rate=1e-2, batch_size=4) | steps
+    of_pm = default.optimisation(learning_rate=1e-2, batch_size=8) | steps
     config.graph = {
         "respond": default.respond(max_new_tokens=4, **asked),
-        "sl": default.sl("", "respond", **default.optimisation(learning_rate=1e-2, batch_size=4) | steps, adapters=low()),
-        "pm": default.pm("", "", **default.optimisation(learning_rate=1e-2, batch_size=8) | steps, adapters=low()),
-        "rl": default.rl(prompts=default.prompts(**asked), num_updates=1, rollouts_per_update=4, learning_rate=1e-2, adapters=low(),
-                         value_learning_rate=1e-2, warmup_updates=0, max_new_tokens=4, max_prompt_tokens=64),
+        "sl": default.sl("", "respond", **of_sl, adapters=low()),
+        "pm": default.pm("", "", **of_pm, adapters=low()),
+        "rl": default.rl(
+            prompts=default.prompts(**asked),
+            num_updates=1,
+            rollouts_per_update=4,
+            learning_rate=1e-2,
+            adapters=low(),
+            value_learning_rate=1e-2,
+            warmup_updates=0,
+            max_new_tokens=4,
+            max_prompt_tokens=64,
+        ),
         "again": default.respond(model="@rl", max_new_tokens=4, **asked),
     }
     config.graph.pm.human.limit = 8

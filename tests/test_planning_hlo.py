@@ -111,18 +111,34 @@ COLLECTIVES = """
 import json, jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from cai_jax.planning import hlo
+
 mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+
+
 def put(shape, *spec):
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P(*spec)))
+
+
 def count(function, *arguments, out):
     jitted = jax.jit(function, out_shardings=NamedSharding(mesh, out))
     found = hlo.count(jitted.lower(*arguments).compile().as_text(), 4)
     return {"flops": found.flops, "moved": found.collectives, "crossing": found.crossing}
-print(json.dumps([
-    count(lambda x: x * 2, put((8, 16), "a"), out=P()),
-    count(lambda x, w: x @ w, put((8, 64), None, "b"), put((64, 16), "b"), out=P()),
-    count(lambda x, w: jax.lax.scan(lambda c, w: (c @ w, None), x, w)[0], put((8, 16)), put((5, 16, 16)), out=P()),
-]))
+
+
+print(
+    json.dumps(
+        [
+            count(lambda x: x * 2, put((8, 16), "a"), out=P()),
+            count(lambda x, w: x @ w, put((8, 64), None, "b"), put((64, 16), "b"), out=P()),
+            count(
+                lambda x, w: jax.lax.scan(lambda c, w: (c @ w, None), x, w)[0],
+                put((8, 16)),
+                put((5, 16, 16)),
+                out=P(),
+            ),
+        ]
+    )
+)
 """
 
 

@@ -26,10 +26,15 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 DRIVER = """
 const out = {errors: window.failures};
 const count = () => document.getElementById("count").textContent;
-const set = (id, value) => { const box = document.getElementById(id); box.value = value; box.dispatchEvent(new Event("change")); };
+const set = (id, value) => {
+  const box = document.getElementById(id);
+  box.value = value;
+  box.dispatchEvent(new Event("change"));
+};
 const first = () => document.querySelector("#cards summary .q").textContent;
 const shown = (css) => [...document.querySelectorAll("#cards " + css)].map((x) => x.textContent);
-const deltas = () => shown(".delta").map((x) => x.replace("\\u2212", "-")).filter(Boolean).map(Number);
+const deltas = () =>
+  shown(".delta").map((x) => x.replace("\\u2212", "-")).filter(Boolean).map(Number);
 function drive() {
   out.all = count(); out.open = document.querySelectorAll("#cards details[open]").length;
   out.kinds = [...document.getElementById("f-kind").options].map((x) => x.value);
@@ -39,17 +44,21 @@ function drive() {
   set("f-change", "up"); out.rose = deltas(); set("f-change", "");
   set("f-sort", "down"); out.sorted = deltas(); set("f-sort", "");
   set("f-show", "ans"); document.querySelector("#cards details").open = true;
-  set("f-show", ""); document.getElementById("next").click(); out.page = document.getElementById("where").textContent;
-  const search = document.getElementById("f-text"); search.value = "jacket"; search.dispatchEvent(new Event("input"));
+  set("f-show", ""); document.getElementById("next").click();
+  out.page = document.getElementById("where").textContent;
+  const search = document.getElementById("f-text");
+  search.value = "jacket"; search.dispatchEvent(new Event("input"));
   for (const item of document.querySelectorAll("#cards details")) item.open = true;
   setTimeout(function () {
-    out.found = count(); for (const item of document.querySelectorAll("#cards details")) item.open = true;
+    out.found = count();
+    for (const item of document.querySelectorAll("#cards details")) item.open = true;
     setTimeout(function () {
       out.marks = document.querySelectorAll("#cards ins, #cards del").length;
       out.heads = [...document.querySelectorAll("#cards h4")].map((x) => x.textContent);
       out.way = [...document.querySelectorAll("#cards h4 + .side")].map(
         (x) => [...x.querySelectorAll(".who b")].map((y) => y.textContent));
-      out.tags = [...new Set([...document.querySelectorAll("#cards *")].map((x) => x.tagName))].sort();
+      const tags = [...document.querySelectorAll("#cards *")].map((x) => x.tagName);
+      out.tags = [...new Set(tags)].sort();
       out.alerts = window.alerts; document.title = "RESULT" + JSON.stringify(out) + "END";
     }, 300);
   }, 400);

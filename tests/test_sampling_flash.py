@@ -105,6 +105,7 @@ def test_a_gpu_without_cudnn_is_one_line():
 TPU = """
 import json
 from cai_jax.planning import chips
+
 topology = chips.parse_topology("v5e:2x2")
 chips.work_offline(topology)
 import jax, jax.numpy as jnp
@@ -114,23 +115,49 @@ from cai_jax.planning import programs
 from cai_jax.engine import cached
 
 devices, found = chips.devices(topology), {}
-meshes = {"float32": sharding.make_mesh({}, devices[:1]), "bfloat16": sharding.make_mesh({"data": 2, "tensor": 2}, devices)}
+meshes = {
+    "float32": sharding.make_mesh({}, devices[:1]),
+    "bfloat16": sharding.make_mesh({"data": 2, "tensor": 2}, devices),
+}
 for dtype, mesh in meshes.items():
     for Dh in (64, 128):
-        config = ModelConfig(family="llama", vocab_size=512, width=256, ffw=512, num_layers=2, num_heads=8, num_kv_heads=2,
-                             head_dim=Dh, max_length=4096, norm_eps=1e-5, rope_theta=1e4, tied_embeddings=True, windows=(0, 100))
+        config = ModelConfig(
+            family="llama",
+            vocab_size=512,
+            width=256,
+            ffw=512,
+            num_layers=2,
+            num_heads=8,
+            num_kv_heads=2,
+            head_dim=Dh,
+            max_length=4096,
+            norm_eps=1e-5,
+            rope_theta=1e4,
+            tied_embeddings=True,
+            windows=(0, 100),
+        )
         whole = sharding.replicated(mesh)
+
         def number(shape, dtype="int32"):
             return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+
         weights = programs.decode_weights(config, mesh, jnp.dtype(dtype))[1]
-        past = cached.KeyValues(*programs.key_values(config, mesh, (1, 192), jnp.dtype(dtype)), number((1,)))
+        past = cached.KeyValues(
+            *programs.key_values(config, mesh, (1, 192), jnp.dtype(dtype)), number((1,))
+        )
         part = jax.ShapeDtypeStruct((2, 2048, Dh), dtype, sharding=whole)
         header = cached.KeyValues((part,) * 2, (part,) * 2, number(()))
         piece, asked = [number((1, 128))] * 3, [number((1, 64))] * 2
         with jax.set_mesh(mesh):
-            prefill = cached.prefill.lower(weights, header, past, number((1, 256)), config, kernel="splash").compile()
-            score = cached.score.lower(weights, header, past, *piece, *asked, config, kernel="splash").compile()
-        found[f"{dtype} {Dh}"] = [text.count('"tpu_custom_call"') for text in (prefill.as_text(), score.as_text())]
+            prefill = cached.prefill.lower(
+                weights, header, past, number((1, 256)), config, kernel="splash"
+            ).compile()
+            score = cached.score.lower(
+                weights, header, past, *piece, *asked, config, kernel="splash"
+            ).compile()
+        found[f"{dtype} {Dh}"] = [
+            text.count('"tpu_custom_call"') for text in (prefill.as_text(), score.as_text())
+        ]
 print(json.dumps(found))
 """
 

@@ -82,36 +82,67 @@ from cai_jax.core import losses, sharding
 from cai_jax.models import decoder, params as P
 from cai_jax.models.config import ModelConfig
 
-config = ModelConfig(family="llama", vocab_size=96, width=32, ffw=64, num_layers=2, num_heads=4, num_kv_heads=2,
-                     head_dim=8, max_length=64, norm_eps=1e-5, rope_theta=1e4, tied_embeddings=True)
+config = ModelConfig(
+    family="llama",
+    vocab_size=96,
+    width=32,
+    ffw=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_length=64,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    tied_embeddings=True,
+)
 host = jax.tree.map(np.asarray, P.init_params(config, jax.random.key(0)))
 rng = np.random.default_rng(0)
-batch = {"tokens": rng.integers(0, 96, (8, 24)), "mask": np.arange(24) < rng.integers(4, 25, (8, 1))}
+batch = {
+    "tokens": rng.integers(0, 96, (8, 24)),
+    "mask": np.arange(24) < rng.integers(4, 25, (8, 1)),
+}
+
 
 def loss(params, batch):
     hidden = decoder.hidden_states(params, batch["tokens"], batch["mask"], config, **how)
-    logprobs = losses.next_token_logprobs(hidden, decoder.unembedding(params, config), batch["tokens"], chunk=8)
+    logprobs = losses.next_token_logprobs(
+        hidden, decoder.unembedding(params, config), batch["tokens"], chunk=8
+    )
     total, count = losses.response_loss(logprobs, batch["mask"])
     return total / count, logprobs
+
 
 def run(sizes, devices):
     mesh = sharding.make_mesh(sizes, devices)
     places = sharding.tree_shardings(P.param_axes(config), P.abstract_params(config), mesh)
     params = sharding.put(host, places)
     with jax.set_mesh(mesh):
-        step = jax.jit(jax.value_and_grad(loss, has_aux=True), out_shardings=(sharding.replicated(mesh), places))
+        step = jax.jit(
+            jax.value_and_grad(loss, has_aux=True),
+            out_shardings=(sharding.replicated(mesh), places),
+        )
         value, grad = step(params, sharding.put_batch(batch, mesh))
     (mean, logprobs), grad = sharding.fetch(value), sharding.fetch(grad)
     return [mean, np.where(batch["mask"], logprobs, 0.0)], grad
+
 
 worst = {}
 how = {}
 value, grad = run({}, jax.devices()[:1])
 scanned = {"scan": True, "remat": "full"}
-for sizes, how in (((8, 1, 1), {}), ((2, 2, 2), {}), ((1, 4, 2), scanned), ((1, 8, 1), scanned), ((1, 1, 8), scanned)):
+for sizes, how in (
+    ((8, 1, 1), {}),
+    ((2, 2, 2), {}),
+    ((1, 4, 2), scanned),
+    ((1, 8, 1), scanned),
+    ((1, 1, 8), scanned),
+):
     other_value, other = run(dict(zip(sharding.MESH_AXES, sizes)), jax.devices())
     error = lambda a, b: float(np.abs(a - b).max() / np.abs(b).max())
-    worst[str(sizes)] = max(jax.tree.leaves(jax.tree.map(error, (other_value, other), (value, grad))))
+    worst[str(sizes)] = max(
+        jax.tree.leaves(jax.tree.map(error, (other_value, other), (value, grad)))
+    )
 print(json.dumps(worst))
 """
 
@@ -136,12 +167,15 @@ from cai_jax.planning import hlo, programs
 from configs import tiny
 
 def overtaken(text):
-    '''Collectives behind a loop that holds others, and that they do not wait for: XLA starts collectives in the order of the
-    program, but a loop counts as started at once, and on CPUs its own may come after those behind it.'''
+    '''Collectives behind a loop that holds others, and that they do not wait for: XLA starts
+    collectives in the order of the program, but a loop counts as started at once, and on CPUs its
+    own may come after those behind it.'''
     computations, _ = hlo.parse(text)
     def holds(name):
-        return any(item.opcode.removesuffix("-start") in hlo.COLLECTIVES or any(map(holds, called(item)))
-                   for item in computations[name].values())
+        return any(
+            item.opcode.removesuffix("-start") in hlo.COLLECTIVES or any(map(holds, called(item)))
+            for item in computations[name].values()
+        )
     def called(item):
         return [name for name in re.findall(r"%([\\w.-]+)", item.rest) if name in computations]
     found = []
@@ -161,7 +195,8 @@ config.mesh.data = config.mesh.fsdp = 2
 mesh = sharding.make_mesh(config.mesh)
 for count in (1, 2):
     jax.process_count = lambda: count
-    steps = [item for item in (*programs.of_sl(config, "sl", mesh), *programs.of_rl(config, "rl", mesh)) if "step" in item.name]
+    items = (*programs.of_sl(config, "sl", mesh), *programs.of_rl(config, "rl", mesh))
+    steps = [item for item in items if "step" in item.name]
     assert len(steps) == 3
     jax.process_count = lambda: 1
     texts = [item.lower(mesh).compile().as_text() for item in steps]

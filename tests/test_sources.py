@@ -25,7 +25,10 @@ def odd_paths(tmp_path, monkeypatch):
     "text,expected",
     [
         ("embedded:red_team", [Source("embedded", "red_team")]),
-        ("a.jsonl#prompt=q,kind=t", [Source("file", "a.jsonl", "", (("prompt", "q"), ("kind", "t")))]),
+        (
+            "a.jsonl#prompt=q,kind=t",
+            [Source("file", "a.jsonl", "", (("prompt", "q"), ("kind", "t")))],
+        ),
         ("tfds:x/y@/dir#prompt=a.0", [Source("tfds", "x/y", "/dir", (("prompt", "a.0"),))]),
         ("hf:o/n/c@main[valid:5]", [Source("hf", "o/n/c", "main", (), "valid", 5)]),
         ("tfds:x[train[:10%]:5]", [Source("tfds", "x", split="train[:10%]", limit=5)]),

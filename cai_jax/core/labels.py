@@ -58,6 +58,16 @@ def target(
     Chains of thought, orders (only "ab" where `average_orders` is false) and principles are
     averaged as probabilities; then the mean is clamped to [low, high] where `clamp` is given, or
     made hard (0, ½ for a tie, 1) for kind "hard".
+
+    Args:
+      records: of `feedback`, at least one.
+      kind: "soft" or "hard".
+      clamp: (low, high), or None.
+      average_orders: whether both orders of the options count.
+    Returns:
+      A probability.
+    Raises:
+      ValueError: `clamp` is not two probabilities, the lower one first.
     """
     if clamp and not 0 <= clamp[0] <= clamp[1] <= 1:
         raise ValueError(f"clamp: expected two probabilities, the lower one first, not {clamp!r}")

@@ -144,8 +144,8 @@ def token_logprobs(
     chunk: int = 128,
     entropy: bool = False,
 ):
-    """log P(targets[b, t] | hidden[b, t]) in float32 [B, T], nats. Every use of log-probabilities
-    in the project (SL, policy, reference, judge, evaluation) goes through here.
+    """log P(targets[b, t] | hidden[b, t]) in nats. Every use of log-probabilities in the project
+    (SL, policy, reference, judge, evaluation) goes through here.
 
     Args:
       hidden_BxTxD, unembed_VxD: whose products are logits; the log-sum-exp is float32 whatever
@@ -155,8 +155,9 @@ def token_logprobs(
       softcap: where given, logits are cap·tanh(x/cap) before that.
       chunk: positions of the sequence whose logits exist at a time, in the backward pass too (they
         are recomputed there; on one device those of as few tokens of the vocabulary); 0: all.
-      entropy: also return the entropy of each distribution in nats, float32 [B, T], into which no
-        gradient flows.
+      entropy: also return the entropy of each distribution in nats, into which no gradient flows.
+    Returns:
+      float32 [B, T], or (that, entropies float32 [B, T]).
     """
     chex.assert_rank([hidden_BxTxD, unembed_VxD, targets_BxT], [3, 2, 2])
     chex.assert_type([hidden_BxTxD, unembed_VxD, targets_BxT], [float, float, int])
@@ -168,8 +169,7 @@ def token_logprobs(
 
 
 def next_token_logprobs(hidden_BxTxD, unembed_VxD, tokens_BxT, positions_BxN=None, **options):
-    """log P(tokens[b, t] | tokens[b, :t]) at position t, float32 [B, T]; position 0, which nothing
-    predicts, is 0.
+    """log P(tokens[b, t] | tokens[b, :t]) at position t; 0 at position 0, which nothing predicts.
 
     Args:
       hidden_BxTxD, unembed_VxD, tokens_BxT: of the sequences; hidden[b, t] has read token t.
@@ -177,6 +177,8 @@ def next_token_logprobs(hidden_BxTxD, unembed_VxD, tokens_BxT, positions_BxN=Non
         0, and for them no logits are made, which in a small model are a fifth of the work.
       **options: those of `token_logprobs`; with entropy=True the entropy at t is that of the
         distribution which token t was drawn from.
+    Returns:
+      float32 [B, T], or (that, entropies).
     """
     if positions_BxN is None:
         out = token_logprobs(hidden_BxTxD[:, :-1], unembed_VxD, tokens_BxT[:, 1:], **options)
@@ -214,7 +216,7 @@ def response_loss(logprobs_BxT, target_mask_BxT):
 
 
 def preference_loss(scores_a_B, scores_b_B, prob_a_B, mask_B):
-    """−p·log σ(Δ) − (1 − p)·log σ(−Δ), Δ = r_A − r_B: (sum, count) in nats.
+    """−p·log σ(Δ) − (1 − p)·log σ(−Δ), Δ = r_A − r_B.
 
     Its optimum is Δ* = logit p (section 4.1 of the paper with soft labels; p = 1 is the pairwise
     loss of 2204.05862).
@@ -223,6 +225,8 @@ def preference_loss(scores_a_B, scores_b_B, prob_a_B, mask_B):
       scores_a_B, scores_b_B: r_A and r_B.
       prob_a_B: the target p = P(A better).
       mask_B: which of them count.
+    Returns:
+      (sum, count), in nats.
     """
     chex.assert_rank([scores_a_B, scores_b_B, prob_a_B, mask_B], 1)
     chex.assert_type([scores_a_B, scores_b_B, prob_a_B], float)

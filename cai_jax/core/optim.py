@@ -16,13 +16,14 @@ SCHEDULES = ("constant", "linear", "cosine")
 def learning_rate(
     peak: float, *, schedule: str = "constant", warmup_steps: int = 0, num_steps: int = 0
 ):
-    """Step → learning rate: linear warm-up from peak/(warmup + 1), then constant (the paper) or
-    down to 0 at num_steps.
+    """Linear warm-up from peak/(warmup + 1), then constant (the paper) or down to 0 at num_steps.
 
     Args:
       peak: the rate after warm-up.
       schedule: one of SCHEDULES.
       warmup_steps, num_steps: how long warm-up and everything take.
+    Returns:
+      The function step → learning rate.
     Raises:
       ValueError: another schedule.
     """
@@ -70,6 +71,8 @@ def adam(
       max_grad_norm: None or 0 for no clipping.
       weight_decay: 0 for none.
       b1, b2, eps: Adam's.
+    Returns:
+      The transformation, whose moments are float32.
     """
     transforms = [clip_by_global_norm(max_grad_norm)] if max_grad_norm else []
     transforms.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32))
@@ -181,11 +184,13 @@ def sum_gradients(
 
 
 def apply_gradients(tx: optax.GradientTransformation, grads, optimiser, params):
-    """An optimiser step: (params, optimiser state, gradient norm before clipping).
+    """An optimiser step.
 
     Args:
       tx, optimiser: the optimiser and its state.
       grads, params: trees alike.
+    Returns:
+      (params, optimiser state, gradient norm before clipping).
     """
     updates, optimiser = tx.update(grads, optimiser, params)
     return optax.apply_updates(params, updates), optimiser, optax.tree.norm(grads)

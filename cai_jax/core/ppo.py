@@ -4,8 +4,8 @@ how they are averaged, the KL controller. Pure functions.
 Every token array is [B, T] over all of the sequence (prompt, response, padding) and comes with a
 mask [B, T] that is True on the actions: the response's sampled tokens, EOS included. Entry t speaks
 of token t: its log-probability given the tokens before it, and the value of the state in which it
-was chosen. Losses are one an action, [B, T], which `aggregate` makes (sum, count). What is off the mask
-never matters, not even NaN: it is set to 0 before any arithmetic, so that gradients are clean.
+was chosen. Losses are one an action, [B, T], which `aggregate` makes (sum, count). What is off the
+mask never matters, not even NaN: it is set to 0 before any arithmetic, so that gradients are clean.
 Sources: Schulman et al. 2017 (1707.06347), 2016 (1506.02438); Ziegler et al. 2019 (1909.08593); Bai
 et al. 2022 (2204.05862), whose settings the paper reuses: γ = 1, ε = 0.2, λ_KL = 0.001.
 """
@@ -76,10 +76,10 @@ def token_rewards(
 def gae(rewards_BxT, values_BxT, mask_BxT, gamma: float, lam: float):
     """Generalised advantage estimation: (advantages, returns), float [B, T], 0 off the mask.
 
-    δ_t = r_t + γ·V_next − V_t,  A_t = δ_t + γλ·A_next,  return = A + V, where "next" is the next *action* of the row:
-    masked positions carry the recursion through unchanged. After the last action the value is 0
-    (the episode is over, also where the response was cut at its length limit). Returns are of the
-    values given, before any whitening.
+    δ_t = r_t + γ·V_next − V_t,  A_t = δ_t + γλ·A_next,  return = A + V, where "next" is the next
+    *action* of the row: masked positions carry the recursion through unchanged. After the last
+    action the value is 0 (the episode is over, also where the response was cut at its length
+    limit). Returns are of the values given, before any whitening.
     """
     rewards_BxT, values_BxT = _clean(mask_BxT, rewards_BxT, values_BxT)
 

@@ -92,6 +92,8 @@ def spec(
       shape: its dimensions.
       mesh: over whose axes it is split.
       rules: logical axis → axes of the mesh.
+    Returns:
+      One entry a dimension; None where it is on every device.
     Raises:
       ValueError: an unknown logical axis, or two dimensions claim the same axis of the mesh.
     """
@@ -117,12 +119,14 @@ def spec(
 
 
 def tree_shardings(axes_tree, shape_tree, mesh: Mesh, rules: Mapping = RULES):
-    """NamedSharding for every leaf.
+    """How the arrays of a tree are split.
 
     Args:
       axes_tree: has tuples of logical axes where `shape_tree` has arrays.
       shape_tree: arrays or their shapes.
       mesh, rules: as in `spec`.
+    Returns:
+      The tree of NamedShardings.
     """
     return jax.tree.map(
         lambda leaf, axes: NamedSharding(mesh, spec(axes, leaf.shape, mesh, rules)),
@@ -228,8 +232,16 @@ def fetch(tree):
 def optimizer_shardings(
     tx: optax.GradientTransformation, params_abstract, param_shardings, mesh: Mesh
 ):
-    """Shardings for `tx.init(params)`: moments as their parameters, everything else on every
-    device."""
+    """Moments are split as their parameters, everything else is on every device.
+
+    Args:
+      tx: the optimiser.
+      params_abstract: shapes of the parameters.
+      param_shardings: of the parameters.
+      mesh: over which they are split.
+    Returns:
+      The shardings of `tx.init(params)`.
+    """
     everywhere = replicated(mesh)
     return optax.tree_utils.tree_map_params(
         tx,

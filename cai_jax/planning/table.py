@@ -25,9 +25,10 @@ HEAD = (
     "compiled in",
 )
 LEGEND = """
-A chip each. GiB: the program's arguments, temporaries and peak, and what else the stage keeps next to it. TFLOP: what the
-work is worth, and what the compiled program does. call: a roofline by published numbers, with arithmetic, memory and links
-in perfect overlap; the second number of a stage is without any. Real steps are slower than the first.
+A chip each. GiB: the program's arguments, temporaries and peak, and what else the stage keeps next
+to it. TFLOP: what the work is worth, and what the compiled program does. call: a roofline by
+published numbers, with arithmetic, memory and links in perfect overlap; the second number of a
+stage is without any. Real steps are slower than the first.
 """
 
 

@@ -1,5 +1,5 @@
 """Figures 4, 9 and 12: held-out comparisons judged by three sizes, plainly, with one chain of
-thought and with five; the preference model beside them; harm identified and classified."""
+thought and with five; the preference model next to them; harm identified and classified."""
 
 from configs import default, microworld
 

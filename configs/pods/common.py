@@ -5,8 +5,17 @@ from configs import default
 
 
 def pod(base, *, data=1, fsdp, tensor, sl=1, pm=1, rl=1, rows=256, rank=0):
-    """`sl`, `pm`, `rl`: microbatches of a step. `rows`: responses that are sampled at a time, over
-    all chips. `rank`: of adapters on one base instead of full finetuning."""
+    """The paper's graph on a slice.
+
+    Args:
+      base: the base model's directory or hub name; BASE-Instruct answers and judges.
+      data, fsdp, tensor: axes of the mesh.
+      sl, pm, rl: microbatches of a step.
+      rows: responses that are sampled at a time, over all chips.
+      rank: of adapters on one base instead of full finetuning.
+    Returns:
+      The config.
+    """
     config = default.get_config()
     config.mesh = {"data": data, "fsdp": fsdp, "tensor": tensor}
     config.models.update({"base": base, "helpful": f"{base}-Instruct", "feedback": "helpful"})

@@ -1,7 +1,8 @@
 """What Constitutional AI does to SmolLM2-135M-Instruct, on public data, judged by people's
 comparisons that nothing else saw.
 
-    python -m cai_jax.main --config=configs/results/smollm2.py:size=cpu --workdir=runs/smollm2        # again: it goes on
+    # The same command again goes on where it was stopped:
+    python -m cai_jax.main --config=configs/results/smollm2.py:size=cpu --workdir=runs/smollm2
     python -m cai_jax.results runs/smollm2 --out=results/smollm2
 
 Sizes: `cpu` (two cores), `gpu` (one of 80 GB; `:size=gpu,piece=1` to `piece=8` run some of its

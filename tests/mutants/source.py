@@ -9,7 +9,8 @@ mutants:
     tests = ["tests/test_revise_recorded.py"]
 
     [[module.mutant]]
-    old = "…"       # in the file exactly once, by its words: spaces, line breaks and comments count for nothing
+    old = "…"       # in the file exactly once, by its words: spaces, line breaks and comments are
+                    # ignored
     new = "…"       # what stands there instead, in one line or more
     breaks = "…"    # what this would do to a run
     tests = […]     # instead of the module's, where others notice it

