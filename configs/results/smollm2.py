@@ -44,8 +44,8 @@ processors, on a machine that did next to nothing else:
 Answers are drawn at temperature 0.7 (a model of this size rambles at 1), which is also the
 distribution that PPO optimises. That run's rl had 6 updates at 3e-4 with KL coefficient 0.05, in
 which the policies hardly moved; the five now have 24 of two epochs at 1e-3 and 0.01, with which
-`benchmarks.learning` learns, at 25 s an update some 3,000 s in all. Other learning rates are guesses,
-not tuned on anything.
+`benchmarks.learning` learns, at 25 s an update some 3,000 s in all. Other learning rates are
+guesses, not tuned on anything.
 
 `gpu` takes all pairs up to 512 tokens, a preference model on all pairs but the held-out ones
 (`pm_all`), chains of thought and XSTest besides. It has not run: its stages were tried in bfloat16
