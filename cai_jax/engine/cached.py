@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from cai_jax.core.losses import token_logprobs
 from cai_jax.core.sharding import constrain
 from cai_jax.engine import attention, flash
-from cai_jax.engine.draw import draw
+from cai_jax.engine.draw import Draws, Top, draw, draw_each, top_logprobs
 from cai_jax.engine.weights import unembedding
 from cai_jax.models import blocks
 from cai_jax.models.config import ModelConfig
@@ -132,7 +132,7 @@ def prefill(weights, prefix, past, tokens_BxT, config: ModelConfig, kernel: str 
     return keys, values
 
 
-@functools.partial(jax.jit, static_argnames=("config", "kernel"))
+@functools.partial(jax.jit, static_argnames=("config", "kernel", "top"))
 def score(
     weights,
     prefix,
@@ -144,15 +144,18 @@ def score(
     targets_BxN,
     config: ModelConfig,
     kernel: str = "",
+    top: int = 0,
 ):
     """Scores the targets of packed sequences.
 
     Args:
       weights, prefix, past, config, kernel: as in `prefill`.
       tokens_BxT, ends_BxT, offsets_BxT, indices_BxN, targets_BxN: as in `packing.Packed`.
+      top: how many of the most probable tokens are wanted, too.
 
     Returns:
-      log P(targets[b, n]) after the token at indices[b, n], float32 [B, N].
+      log P(targets[b, n]) after the token at indices[b, n], float32 [B, N]; with `top` that and the
+      `Top` of those positions.
     """
     start = (0 if prefix is None else prefix.length) + (0 if past is None else past.length[:, None])
     x_BxTxD, _, _ = _forward(
@@ -161,9 +164,20 @@ def score(
     # Logits of the few tokens only that precede a target.
     x_BxNxD = jnp.take_along_axis(x_BxTxD, indices_BxN[..., None], axis=1)
     hidden = blocks.norm(x_BxNxD, weights, "final_norm", config)
-    return token_logprobs(
-        hidden, unembedding(weights, hidden.dtype), targets_BxN, softcap=config.final_softcap
-    )
+    table_VxD, cap = unembedding(weights, hidden.dtype), config.final_softcap
+    logprobs_BxN = token_logprobs(hidden, table_VxD, targets_BxN, softcap=cap)
+    if not top:
+        return logprobs_BxN
+
+    def of_position(hidden_BxD):
+        logits_BxV = jnp.einsum(
+            "bd,vd->bv", hidden_BxD, table_VxD, preferred_element_type=jnp.float32
+        )
+        return top_logprobs(blocks.softcap(logits_BxV, cap), top)
+
+    # The logits of a few positions at a time: those of all would take more memory than the weights.
+    tops = jax.lax.map(of_position, hidden.swapaxes(0, 1), batch_size=32)
+    return logprobs_BxN, jax.tree.map(lambda x: x.swapaxes(0, 1), tops)
 
 
 # ---------------------------------------------------------------- the cache
@@ -228,15 +242,21 @@ def insert(cache, chunk, slot, start, transposed: bool = False):
     )
 
 
-@functools.partial(jax.jit, static_argnums=(1,))
-def resize(cache, size: int):
-    """The cache with S = size: cut, or padded with zeros."""
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def resize(cache, size: int, transposed: bool = False):
+    """The cache with S = size: cut, or padded with zeros; `transposed`: its keys are."""
 
-    def change(x):
-        x = x[:, :, :size]
-        return constrain(jnp.pad(x, ((0, 0), (0, 0), (0, size - x.shape[2]), (0, 0))), CACHE_AXES)
+    def change(x, axis):
+        x = jax.lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, size - x.shape[axis])
+        return constrain(jnp.pad(x, padding), CACHE_AXES)
 
-    return jax.tree.map(change, cache)
+    keys, values = cache
+    return (
+        tuple(change(x, 3 if transposed else 2) for x in keys),
+        tuple(change(x, 2) for x in values),
+    )
 
 
 # ---------------------------------------------------------------- decode
@@ -309,7 +329,7 @@ def _step(weights, prefix, cache, length_B, token_B, config, block):
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "sampling", "steps", "eos_ids", "block"),
+    static_argnames=("config", "sampling", "steps", "eos_ids", "block", "top"),
     donate_argnums=(2,),
 )
 def decode(
@@ -317,12 +337,14 @@ def decode(
     prefix,
     cache,
     slots: Slots,
+    draws: Draws | None = None,
     *,
     config: ModelConfig,
-    sampling: Sampling,
+    sampling: Sampling | None,
     steps: int,
     eos_ids: tuple[int, ...],
     block: int,
+    top: int = 0,
 ):
     """Up to `steps` tokens for every sequence with some left; ends early when none has.
 
@@ -331,17 +353,19 @@ def decode(
       prefix: keys and values that all sequences share, or None.
       cache: (keys, values), given away.
       slots: where each sequence is.
+      draws: how each sequence draws, where `sampling` is None.
       config: the model's.
       sampling: how tokens are drawn.
       steps: at most so many tokens a sequence.
       eos_ids: tokens that end a sequence.
       block: the cache is read in blocks of so many positions, as far as the longest sequence
         reaches, and its keys are `transposed`; 0: all at once.
+      top: how many of the most probable tokens are wanted at each step.
 
     Returns:
       (cache, tokens int32 [steps, B], logprobs float32 [steps, B], count int32 [B] of tokens that
-      are valid). A sequence ends at EOS or when none is left; the K/V of the last token sampled is
-      not in the cache yet.
+      are valid, `Top` of each step or None). A sequence ends at EOS or when none is left; the K/V
+      of the last token sampled is not in the cache yet.
     """
     B = slots.token.shape[0]
 
@@ -349,9 +373,16 @@ def decode(
         return (carry[0] < steps) & jnp.any(carry[2].left > 0)
 
     def step(carry):
-        i, cache, slots, tokens, logprobs = carry
+        i, cache, slots, tokens, logprobs, tops = carry
         logits_BxV, cache = _step(weights, prefix, cache, slots.length, slots.token, config, block)
-        token_B, logprob_B = draw(logits_BxV, slots.key, slots.index, sampling)
+        if sampling is None:
+            token_B, logprob_B = draw_each(logits_BxV, slots.key, slots.index, draws)
+        else:
+            token_B, logprob_B = draw(logits_BxV, slots.key, slots.index, sampling)
+        if top:
+            tops = jax.tree.map(
+                lambda x, new: x.at[i].set(new), tops, top_logprobs(logits_BxV, top)
+            )
         # Idle slots compute along and change nothing.
         active_B = slots.left > 0
         advance_B = active_B.astype(jnp.int32)
@@ -364,10 +395,13 @@ def decode(
             index=slots.index + advance_B,
             left=jnp.where(ended_B, 0, slots.left - advance_B),
         )
-        return i + 1, cache, slots, tokens.at[i].set(token_B), logprobs.at[i].set(logprob_B)
+        tokens, logprobs = tokens.at[i].set(token_B), logprobs.at[i].set(logprob_B)
+        return i + 1, cache, slots, tokens, logprobs, tops
 
     tokens, logprobs = jnp.zeros((steps, B), jnp.int32), jnp.zeros((steps, B), jnp.float32)
-    _, cache, after, tokens, logprobs = jax.lax.while_loop(
-        more, step, (0, cache, slots, tokens, logprobs)
+    shape = (steps, B, top)
+    tops = Top(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)) if top else None
+    _, cache, after, tokens, logprobs, tops = jax.lax.while_loop(
+        more, step, (0, cache, slots, tokens, logprobs, tops)
     )
-    return cache, tokens, logprobs, after.index - slots.index
+    return cache, tokens, logprobs, after.index - slots.index, tops

@@ -17,16 +17,15 @@ import dataclasses
 from collections.abc import Container, Iterator, Sequence
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from cai_jax.core import sharding
 from cai_jax.data import fitting
-from cai_jax.engine import cached, plan
-from cai_jax.engine.prompts import Chunk, Prompts
+from cai_jax.engine import plan
+from cai_jax.engine.decoding import Decoding, Running, limit
+from cai_jax.engine.prompts import Prompts
 from cai_jax.engine.runner import Runner
 from cai_jax.engine.scoring import Scorer
-from cai_jax.engine.stops import find_ending
 from cai_jax.errors import UserError
 from cai_jax.models.config import ModelConfig
 from cai_jax.structs import Completion, SampleRequest, Sampling, Score, ScoreRequest
@@ -50,16 +49,6 @@ class EngineOptions:
     flash: bool = True
 
 
-@dataclasses.dataclass
-class _Running:
-    """A request that decodes, and what was sampled so far."""
-
-    request: SampleRequest
-    limit: int
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    logprobs: list[float] = dataclasses.field(default_factory=list)
-
-
 class Engine:
     """Samples from and scores with a model. `format` is a DialogueFormat or a Tokenizer:
     `eos_ids`, `decode`."""
@@ -74,7 +63,7 @@ class Engine:
     ):
         self.config, self.options = config, options or EngineOptions()
         mesh = mesh or sharding.make_mesh({"data": 1}, jax.local_devices()[:1])
-        self.eos_ids, self._decode_text = tuple(format.eos_ids), format.decode
+        self.eos_ids, self.decode_text = tuple(format.eos_ids), format.decode
         self._reasoning_tokens = getattr(format, "reasoning_tokens", lambda tokens: 0)
         self.max_length = fitting.smallest(self.options.max_length, config.max_length)
         ways = sharding.batch_ways(mesh)
@@ -141,122 +130,46 @@ class Engine:
             raise UserError(
                 f"sampling: max_new_tokens must be at least 1, not {sampling.max_new_tokens}"
             )
-        groups: dict[tuple, list] = {}
+        groups: dict[tuple, list[Running]] = {}
         for request in requests:
-            self._require_fit(request, _limit(request, sampling))
+            self._require_fit(request, limit(request, sampling))
             prompt = plan.split_prompt(request.segments)
-            groups.setdefault(prompt.prefix, []).append((request, prompt))
+            groups.setdefault(prompt.prefix, []).append(Running(request, prompt, sampling))
         for prefix, group in groups.items():
             for ended in self._decode(prefix, group, sampling):
-                yield from ended
+                yield from map(self._completion, ended)
 
-    def _decode(self, prefix, group, sampling: Sampling) -> Iterator[list[Completion]]:
+    def _decode(self, prefix, group: list[Running], sampling) -> Iterator[list[Running]]:
         """Decodes the requests of one prefix; yields what ended while the next device call runs."""
-        run, block = self.runner, self.runner.block
-        waiting = collections.deque(group)
-        running: list[_Running | None] = [None] * self.batch_size
-        slots = _idle_slots(self.batch_size)
-        cache, size, ended = None, 0, []
+        size = 0
         # What is not reached is not read in blocks, so one size, and one program, for the group.
-        if block:
-            lengths = [prompt.own_length for _, prompt in group]
+        if self.runner.block:
+            lengths = [item.prompt.own_length for item in group]
             size = plan.cache_size(lengths, sampling.max_new_tokens)
-            cache = run.empty_cache(self.batch_size, size, transposed=True)
-        while waiting or any(running):
-            entering = self._enter(waiting, running, slots, prefix, sampling)
-            # Sizes grow in few steps: every size is a program of its own.
-            wanted = self._cache_size(slots, entering)
-            if cache is None:
-                size, cache = wanted, run.empty_cache(self.batch_size, wanted)
-            elif wanted > size or (2 * wanted < size and not block):
-                size, cache = wanted, run(cached.resize, cache, wanted)
-            for slot, chunks in entering:
-                cache, _ = self.prompts.insert(cache, chunks, slot, transposed=block > 0)
-            cache, *sampled = run(
-                cached.decode,
-                run.weights,
-                self.prompts.prefix(prefix),
-                cache,
-                run.put(slots),
-                config=self.config,
-                # Limits and stop strings are the host's: without them one program serves all.
-                sampling=dataclasses.replace(sampling, max_new_tokens=0, stop_strings=()),
-                steps=self.options.chunk_steps,
-                eos_ids=self.eos_ids,
-                block=block,
-            )
+        batch, ended = Decoding(self, prefix, sampling, size), []
+        waiting = collections.deque(group)
+        while waiting or batch.busy:
+            sampled = batch.start(waiting)
             yield ended  # the consumer writes records while the device decodes
-            ended = self._collect(running, slots, *sharding.fetch(sampled), sampling)
+            ended = batch.collect(sampled)
         yield ended
 
-    def _enter(
-        self, waiting: collections.deque, running: list, slots: cached.Slots, prefix, sampling
-    ) -> list[tuple[int, list[Chunk]]]:
-        """Gives idle slots to waiting requests: (slot, prefilled chunks) of each."""
-        entering = []
-        for slot, occupant in enumerate(running):
-            if occupant is None and waiting:
-                request, prompt = waiting.popleft()
-                *before, tail = prompt.segments
-                # Decoding feeds the last token.
-                entering.append((slot, self.prompts.chunks(prefix, [*before, tail[:-1]])))
-                running[slot] = _Running(request, _limit(request, sampling))
-                slots.length[slot], slots.token[slot] = prompt.own_length - 1, tail[-1]
-                slots.index[slot], slots.left[slot] = 0, running[slot].limit
-                slots.key[slot] = np.asarray(request.key, np.uint32)
-        return entering
+    def _completion(self, item: Running) -> Completion:
+        tokens, ending = tuple(item.tokens), item.ending
+        return Completion(
+            item.request.id,
+            tokens,
+            tuple(item.logprobs),
+            ending.text,
+            ending.stop,
+            self._reasoning_tokens(tokens),
+        )
 
-    def _collect(
-        self, running: list, slots: cached.Slots, tokens, logprobs, count, sampling: Sampling
-    ) -> list[Completion]:
-        """Adds the tokens of a device call; frees the slots of what ended and returns it."""
-        ended = []
-        for slot, item in enumerate(running):
-            if item is None:
-                continue
-            checked, new = len(item.tokens), int(count[slot])
-            item.tokens += map(int, tokens[:new, slot])
-            item.logprobs += map(float, logprobs[:new, slot])
-            ending = find_ending(
-                item.tokens,
-                checked,
-                item.limit,
-                self.eos_ids,
-                sampling.stop_strings,
-                self._decode_text,
-            )
-            # What goes on is known to the host as the device has it.
-            if ending is None:
-                slots.length[slot] += new
-                slots.index[slot] += new
-                slots.left[slot] -= new
-                slots.token[slot] = item.tokens[-1]
-                continue
-            # A stop string may end before the last tokens that were sampled.
-            kept = tuple(item.tokens[: ending.count])
-            ended.append(
-                Completion(
-                    item.request.id,
-                    kept,
-                    tuple(item.logprobs[: ending.count]),
-                    ending.text,
-                    ending.stop,
-                    self._reasoning_tokens(kept),
-                )
-            )
-            # An idle slot has no tokens left.
-            running[slot] = None
-            for field in slots:
-                field[slot] = 0
-        return ended
-
-    def _cache_size(self, slots: cached.Slots, entering: list[tuple[int, list[Chunk]]]) -> int:
-        """Room for every sequence's next device call, and for the padding of chunks that enter."""
-        need = int(np.max(np.where(slots.left > 0, slots.length, 0))) + self.options.chunk_steps
-        for _, chunks in entering:
-            if chunks:
-                need = max(need, sum(chunk.count for chunk in chunks[:-1]) + chunks[-1].size)
-        return plan.round_size(need)
+    def read(self, tokens: plan.Tokens, top: int = 0) -> Iterator[list[tuple]]:
+        """How probable the tokens of a text are, a few hundred at a time: of every token but the
+        first (log-probability at temperature 1, ids, log-probabilities of the `top` most probable
+        tokens there)."""
+        yield from self._scorer.read(tokens, top)
 
     def _require_fit(self, request: SampleRequest | ScoreRequest, new_tokens: int) -> None:
         if not self.fits(request, new_tokens):
@@ -265,12 +178,3 @@ class Engine:
                 f"sampling: request {request.id}: a prompt of {length} tokens and its "
                 f"continuation do not fit into {self.max_length} tokens"
             )
-
-
-def _limit(request: SampleRequest, sampling: Sampling) -> int:
-    return min(request.max_new_tokens or sampling.max_new_tokens, sampling.max_new_tokens)
-
-
-def _idle_slots(batch: int) -> cached.Slots:
-    fields = (np.zeros(batch, np.int32) for _ in range(4))
-    return cached.Slots(*fields, np.zeros((batch, 2), np.uint32))

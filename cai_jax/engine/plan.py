@@ -61,6 +61,23 @@ def split_prompt(segments: Sequence[Tokens]) -> Prompt:
     return Prompt(prefix, tuple(joined))
 
 
+def reusable_prompt(tokens: Tokens) -> Prompt:
+    """A prompt without a prefix, whose keys and values other prompts with the same beginning may
+    reuse. The last token is fed by decoding."""
+    *before, last = reusable_segments(tokens[:-1]) or [()]
+    return Prompt((), (*before, last + tokens[-1:]))
+
+
+def reusable_segments(tokens: Tokens) -> list[Tokens]:
+    """The tokens cut where all texts are: after 128, 256, 512, and then every 512 tokens."""
+    segments, start = [], 0
+    while start < len(tokens):
+        end = start + min(max(start, 128), 512)
+        segments.append(tokens[start:end])
+        start = end
+    return segments
+
+
 @functools.lru_cache(maxsize=4096)
 def cut(count: int) -> tuple[tuple[int, int], ...]:
     """`count` tokens as (real tokens, padded size) chunks of the sizes CHUNKS, the cheapest way."""
@@ -85,12 +102,19 @@ def round_size(count: int) -> int:
 
 
 def cache_size(own_lengths: Sequence[int], max_new_tokens: int) -> int:
-    """A power of two of positions, at least 256, that holds every prompt with its padding, and its
-    completion."""
-    need = max(
-        max(sum(size for _, size in cut(length)), length + max_new_tokens) for length in own_lengths
+    """Positions, as `block_size`, for every prompt with its padding, and its completion."""
+    return block_size(
+        max(
+            max(sum(size for _, size in cut(length)), length + max_new_tokens)
+            for length in own_lengths
+        )
     )
-    return 1 << max(need - 1, 255).bit_length()
+
+
+def block_size(count: int) -> int:
+    """The smallest power of two that is ≥ count and ≥ 256: cache sizes where it is read in
+    blocks."""
+    return 1 << max(count - 1, 255).bit_length()
 
 
 def token_bytes(config: ModelConfig, dtype) -> int:

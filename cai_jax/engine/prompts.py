@@ -56,6 +56,7 @@ class Prompts:
 
     def __init__(self, runner: Runner, store_bytes: int):
         self._runner, self.store = runner, Store(store_bytes)
+        self.num_prefilled = 0  # tokens that were computed, not taken from the store
 
     def prefix(self, tokens: plan.Tokens) -> cached.KeyValues | None:
         """Of a shared prefix: [K, P, Dh]."""
@@ -128,4 +129,5 @@ class Prompts:
             config=self._runner.config,
             kernel=self._runner.kernel,
         )
+        self.num_prefilled += len(tokens)
         return Chunk(arrays, len(tokens), size)

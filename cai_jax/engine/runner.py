@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from cai_jax.core import sharding
@@ -60,7 +61,8 @@ class Runner:
     def empty_cache(self, batch: int, size: int, transposed: bool = False):
         return self(cached.empty_cache, self.config, batch, size, self.dtype, transposed)
 
-    def put(self, slots: cached.Slots) -> cached.Slots:
-        """The host's arrays, copied for a program that runs while the host changes them."""
-        copies = cached.Slots(*(field.copy() for field in slots))
+    def put(self, arrays):
+        """The host's arrays of a batch, copied for a program that runs while the host changes
+        them."""
+        copies = jax.tree.map(np.copy, arrays)
         return copies if self.mesh.size == 1 else sharding.put_batch(copies, self.mesh)

@@ -48,6 +48,23 @@ class Scorer:
                 if request.id in asked:
                     yield Score(request.id, tuple(tuple(values[i] for i in o) for o in options))
 
+    def read(self, tokens: plan.Tokens, top: int) -> Iterator[list[tuple]]:
+        """See `Engine.read`."""
+        before: list[plan.Tokens] = []
+        for segment in plan.reusable_segments(tokens[:-1]):
+            start = sum(map(len, before)) + 1
+            targets = tokens[start : start + len(segment)]
+            # What precedes is prefilled as for sampling, and kept for it.
+            past = self._prompts.past(self._prompts.chunks((), before))
+            packed = packing.single(segment[:1], (targets,))
+            size = plan.round_size(len(packed.tokens))
+            scored = sharding.fetch(self._forward((), past, packed, size, top))
+            logprobs, tops = scored if top else (scored, None)
+            none = ((),) * len(targets)
+            ids, values = (tops.ids[0], tops.logprobs[0]) if top else (none, none)
+            yield list(zip(logprobs[0][: len(targets)].tolist(), ids, values, strict=False))
+            before.append(segment)
+
     def _batches(self, group: list[Item], together: bool) -> list[list[Item]]:
         """Requests with one prefix in batches: those that fit share a sequence, longer ones are
         alone."""
@@ -86,8 +103,10 @@ class Scorer:
         past: cached.KeyValues | None,
         packed: packing.Packed,
         size: int,
-    ) -> jax.Array:
-        """The targets' log-probabilities in one pass over all tokens, padded to `size`."""
+        top: int = 0,
+    ):
+        """The targets' log-probabilities in one pass over all tokens, padded to `size`; with `top`
+        that and the most probable tokens."""
         return self._runner(
             cached.score,
             self._runner.weights,
@@ -96,6 +115,7 @@ class Scorer:
             *packed.padded(size, plan.round_size(len(packed.targets))),
             config=self._runner.config,
             kernel=self._runner.kernel,
+            top=top,
         )
 
     def _read(self, prefix: cached.KeyValues | None, packed: packing.Packed):

@@ -76,10 +76,13 @@ class RewardModel:
 
     def score_each(self, dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, float]]:
         """(index, score) of every dialogue as it is there: those of like lengths together."""
-        asked = dialogues if self._reads_cut else map(as_ended, dialogues)
-        sequences = [self._format.score_input(dialogue) for dialogue in asked]
+        sequences = [self.tokens(dialogue) for dialogue in dialogues]
         self.num_beyond = sum(len(tokens) > self._config.max_length for tokens in sequences)
         return self._each(sequences)
+
+    def tokens(self, dialogue: Dialogue) -> tuple[int, ...]:
+        """What is read of a dialogue that ends in an answer."""
+        return self._format.score_input(dialogue if self._reads_cut else as_ended(dialogue))
 
     def score_tokens(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         """The same as `score` for dialogues that are tokens already."""
