@@ -103,7 +103,7 @@ class Decoding:
             steps=self._steps,
             eos_ids=self._engine.eos_ids,
             block=block,
-            top=min(TOP, runner.config.vocab_size) if wants_top else 0,
+            top=self._engine.num_top if wants_top else 0,
         )
         return sampled
 

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from cai_jax.core import sharding
 from cai_jax.data import fitting
 from cai_jax.engine import plan
-from cai_jax.engine.decoding import Decoding, Running, limit
+from cai_jax.engine.decoding import TOP, Decoding, Running, limit
 from cai_jax.engine.prompts import Prompts
 from cai_jax.engine.runner import Runner
 from cai_jax.engine.scoring import Scorer
@@ -165,11 +165,15 @@ class Engine:
             self._reasoning_tokens(tokens),
         )
 
-    def read(self, tokens: plan.Tokens, top: int = 0) -> Iterator[list[tuple]]:
+    def read(self, tokens: plan.Tokens, wants_top: bool = False) -> Iterator[list[tuple]]:
         """How probable the tokens of a text are, a few hundred at a time: of every token but the
-        first (log-probability at temperature 1, ids, log-probabilities of the `top` most probable
-        tokens there)."""
-        yield from self._scorer.read(tokens, top)
+        first (log-probability at temperature 1, ids, log-probabilities of the most probable tokens
+        there); those are `decoding.TOP` if wanted, else none."""
+        yield from self._scorer.read(tokens, self.num_top if wants_top else 0)
+
+    @property
+    def num_top(self) -> int:
+        return min(TOP, self.config.vocab_size)
 
     def _require_fit(self, request: SampleRequest | ScoreRequest, new_tokens: int) -> None:
         if not self.fits(request, new_tokens):

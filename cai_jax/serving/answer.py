@@ -30,7 +30,7 @@ class Answer:
         self._responses = Responses(asked, reader.name, texts)
         # Texts that are read come first: their jobs have negative numbers.
         self._reads = [
-            Job(index - len(asked.prompts), tokens=prompt.tokens, top=asked.reading)
+            Job(index - len(asked.prompts), tokens=prompt.tokens, wants_top=asked.reading > 0)
             for index, prompt in enumerate(asked.prompts)
             if asked.reading is not None and len(prompt.tokens) > 1
         ]

@@ -183,7 +183,7 @@ class Reader:
     def _stops(self, fields: Fields) -> list[str]:
         stops = fields.take("stop", [])
         stops = [stops] if isinstance(stops, str) else stops
-        stops = [text(stop, "stop") for stop in items(stops, "stop", MAX_STOPS)] if stops else []
+        stops = [text(stop, "stop") for stop in items(stops, "stop", MAX_STOPS)] if stops != [] else []
         if not all(0 < len(stop) <= MAX_STOP_LENGTH for stop in stops):
             raise BadRequest(f"stop: expected 1 to {MAX_STOP_LENGTH} characters each", "stop")
         return stops

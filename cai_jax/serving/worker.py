@@ -52,13 +52,13 @@ class Event:
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """Of these one: `running`, a sequence to sample; `tokens`, a text to read, with the `top`
-    likeliest tokens at each of its tokens; `call`, anything else that needs the model."""
+    """Of these one: `running`, a sequence to sample; `tokens`, a text to read, with the likeliest
+    tokens at each of its tokens if `wants_top`; `call`, anything else that needs the model."""
 
     index: int
     running: Running | None = None
     tokens: tuple[int, ...] = ()
-    top: int = 0
+    wants_top: bool = False
     call: Callable[[], Sequence[float]] | None = None
     # The worker's own
     inbox: asyncio.Queue | None = None
@@ -80,7 +80,6 @@ class Worker(threading.Thread):
         self._waiting: collections.deque[Running] = collections.deque()
         self._sampling: dict[Running, Job] = {}
         self._others: collections.deque[Job] = collections.deque()
-        self._num_waiting = 0
         self._batch = engine and Decoding(engine, (), None)
 
     # --- For the event loop -----------------------------------------------------------------------
@@ -100,7 +99,8 @@ class Worker(threading.Thread):
         with self._changed:
             if self._stopped:
                 raise Stopped("the server ends")
-            if self._num_waiting + len(self._new) + len(jobs) > self.max_waiting:
+            waiting = len(self._new) + len(self._waiting) + len(self._others)
+            if waiting + len(jobs) > self.max_waiting:
                 raise Full
             for job in jobs:
                 job.inbox, job.loop = inbox, asyncio.get_running_loop()
@@ -141,7 +141,6 @@ class Worker(threading.Thread):
                     self._waiting.append(job.running)
                 else:
                     self._others.append(job)
-            self._num_waiting = len(self._waiting) + len(self._others)
             return not self._stopped
 
     def _work(self) -> None:
@@ -193,7 +192,7 @@ class Worker(threading.Thread):
                 return [(job, Event(job.index, logprobs=list(job.call()), last=True))]
             except Exception as error:
                 return [(job, Event(job.index, error=error, last=True))]
-        job.steps = job.steps or self._engine.read(job.tokens, job.top)
+        job.steps = job.steps or self._engine.read(job.tokens, job.wants_top)
         piece = next(job.steps)
         job.num_sent += len(piece)
         last = job.num_sent == len(job.tokens) - 1

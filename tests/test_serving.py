@@ -1,0 +1,328 @@
+"""The server, driven by the openai client, against the engine that it serves."""
+
+import concurrent.futures
+import logging
+import random
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import openai
+import pytest
+
+from cai_jax import seeds, serve
+from cai_jax.models import decoder
+from cai_jax.structs import Message, SampleRequest, Sampling, ScoreRequest
+from tests import serving
+
+LONG = "Once upon a time there was a red bird in a tree. " * 7
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model):
+    with serving.running(f"random:{tiny_model}", batch_size=4, max_length=512) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    """(models, loaded model) with the server's weights."""
+    models, loaded, _ = serve.load(f"random:{tiny_model}", "policy", "")
+    return models, loaded
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    return model[0].engine(model[1], batch_size=4, max_length=512)
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def chat(server, text, **body):
+    fields = ("return_token_ids", "prompt_logprobs", "top_k", "continue_final_message")
+    extra = {name: body.pop(name) for name in fields if name in body}
+    messages = user(text) if isinstance(text, str) else text
+    return server.openai.chat.completions.create(
+        model="tiny", messages=messages, extra_body=extra, **{"max_tokens": 12, **body}
+    )
+
+
+def complete(server, prompt, **body):
+    extra = {
+        name: body.pop(name) for name in ("return_token_ids", "prompt_logprobs") if name in body
+    }
+    return server.openai.completions.create(
+        model="tiny", prompt=prompt, extra_body=extra, **{"max_tokens": 12, **body}
+    )
+
+
+def prompt_of(model, *texts):
+    roles = ("human", "assistant")
+    messages = [Message(roles[n % 2], text) for n, text in enumerate(texts)]
+    return sum(model[1].format.prompt(messages), ())
+
+
+# Sampling -----------------------------------------------------------------------------------------
+
+
+def test_greedy_answers_are_the_engines_in_any_company(server, engine, model):
+    texts = ["Hello", "What is a lock?", LONG, "Why?", LONG + "And then?", "Tell me\nmore."] * 2
+    with concurrent.futures.ThreadPoolExecutor(len(texts)) as pool:
+        served = list(
+            pool.map(lambda text: chat(server, text, temperature=0, return_token_ids=True), texts)
+        )
+    requests = [
+        SampleRequest(str(n), (prompt_of(model, text),), seeds.row_key(0, n))
+        for n, text in enumerate(texts)
+    ]
+    local = {done.id: done for done in engine.generate(requests, Sampling(12, 0.0))}
+    for n, answer in enumerate(served):
+        (choice,), done = answer.choices, local[str(n)]
+        assert tuple(choice.token_ids) == done.tokens
+        assert choice.message.content == done.text
+        assert tuple(answer.prompt_token_ids) == requests[n].segments[0]
+        assert answer.usage.completion_tokens == len(done.tokens)
+        assert answer.usage.prompt_tokens == requests[n].num_tokens
+
+
+def test_each_sequence_of_a_batch_draws_in_its_own_way(server):
+    ways = [
+        {"temperature": 0},
+        {"temperature": 1.5, "seed": 3},
+        {"top_k": 2, "seed": 4},
+        {"top_p": 0.2, "seed": 5},
+        {"temperature": 0.7, "seed": 6, "n": 2},
+    ]
+    alone = [chat(server, "Hello", **way) for way in ways]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda way: chat(server, "Hello", **way), ways))
+    texts = [[choice.message.content for choice in answer.choices] for answer in alone]
+    assert texts == [[c.message.content for c in answer.choices] for answer in together]
+    assert len({text for each in texts for text in each}) == 6
+
+
+def test_top_k_and_top_p_keep_the_likeliest(server):
+    way = {"logprobs": True, "top_logprobs": 20, "max_tokens": 24}
+    for extra in ({"top_k": 2}, {"top_p": 1e-6}):
+        answer = chat(server, "Hello", temperature=2.0, **way, **extra)
+        most = extra.get("top_k", 1)
+        for at in answer.choices[0].logprobs.content:
+            assert at.token in [top.token for top in at.top_logprobs[:most]]
+            values = [top.logprob for top in at.top_logprobs]
+            assert len(values) == 20 and values == sorted(values, reverse=True)
+
+
+def test_logprobs_are_at_temperature_1_and_of_the_text_itself(server):
+    answer = chat(server, "Hello", temperature=0.5, seed=1, logprobs=True, return_token_ids=True)
+    (choice,) = answer.choices
+    read = complete(
+        server, answer.prompt_token_ids + choice.token_ids, echo=True, logprobs=1, max_tokens=0
+    )
+    sampled = [at.logprob for at in choice.logprobs.content]
+    expected = read.choices[0].logprobs.token_logprobs[len(answer.prompt_token_ids) :]
+    np.testing.assert_allclose(sampled, expected, atol=1e-4)
+
+
+def test_streams_say_what_complete_answers_say(server):
+    ways = [
+        {"seed": 1, "n": 2, "temperature": 1.2},
+        {"seed": 2, "logprobs": True, "top_logprobs": 2},
+        {"temperature": 0, "stop": ["e", "th"]},
+        {"seed": 3, "temperature": 2.0, "max_tokens": 60},  # half characters
+    ]
+    for way in ways:
+        complete_ = chat(server, "Hello", **way)
+        with chat(server, "Hello", stream=True, stream_options={"include_usage": True}, **way) as s:
+            *chunks, last = list(s)
+        assert last.usage.completion_tokens == complete_.usage.completion_tokens
+        for choice in complete_.choices:
+            own = [c.choices[0] for c in chunks if c.choices[0].index == choice.index]
+            assert "".join(c.delta.content for c in own) == choice.message.content
+            assert own[-1].finish_reason == choice.finish_reason
+            assert [c.finish_reason for c in own[:-1]] == [None] * (len(own) - 1)
+            if way.get("logprobs"):
+                assert [at for c in own for at in c.logprobs.content] == choice.logprobs.content
+
+
+def test_stop_strings_end_an_answer(server):
+    text = chat(server, "Hello", temperature=0).choices[0].message.content
+    (choice,) = chat(server, "Hello", temperature=0, stop=[text[5:8], "never"]).choices
+    assert choice.message.content == text[: text.index(text[5:8])]
+    assert choice.finish_reason == "stop" and choice.stop_reason == text[5:8]
+    assert chat(server, "Hello", temperature=0).choices[0].finish_reason == "length"
+
+
+def test_an_answer_goes_on_from_its_beginning(server, model):
+    begun = [*user("Hello"), {"role": "assistant", "content": "Once upon"}]
+    answer = chat(server, begun, return_token_ids=True)
+    expected = model[1].format.prompt([Message("human", "Hello")], start="Once upon")
+    assert tuple(answer.prompt_token_ids) == sum(expected, ())
+    new = chat(server, begun, return_token_ids=True, continue_final_message=False)
+    assert tuple(new.prompt_token_ids) == prompt_of(model, "Hello", "Once upon")
+
+
+def test_what_users_write_is_text(server, model):
+    format = model[1].format
+    special = format.tokenizer.control_tokens[0]
+    answer = chat(server, f"a{special}b", return_token_ids=True)
+    plain = chat(server, "ab", return_token_ids=True)
+    control = format.tokenizer.control_ids
+
+    def count(ids):
+        return sum(token in control for token in ids)
+
+    assert count(answer.prompt_token_ids) == count(plain.prompt_token_ids)
+    echoed = complete(server, f"a{special}b", echo=True, max_tokens=0, return_token_ids=True)
+    assert count(echoed.choices[0].prompt_token_ids) == 0
+    assert echoed.choices[0].text == f"a{special}b"
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def test_echoed_logprobs_are_the_engines_and_the_decoders(server, engine, model):
+    _, loaded = model
+    text = LONG + "déjà vu 🙂 end"
+    tokens = loaded.format.tokenizer.encode(text)
+    assert len(tokens) > 140
+    answers = [
+        complete(server, prompt, echo=True, logprobs=3, max_tokens=0, return_token_ids=True)
+        for prompt in (text, list(tokens))
+    ]
+    hidden = decoder.hidden_states(
+        loaded.params, np.array([tokens]), np.ones((1, len(tokens)), bool), loaded.config
+    )
+    logits = hidden[0] @ decoder.unembedding(loaded.params, loaded.config).T
+    full = np.asarray(jax.nn.log_softmax(logits.astype(jnp.float32)))
+    (score,) = engine.score([ScoreRequest("", (tokens[:1],), (tokens[1:],))])
+    for answer in answers:
+        (choice,) = answer.choices
+        assert tuple(choice.prompt_token_ids) == tokens and choice.text == text
+        found = choice.logprobs
+        assert found.token_logprobs[0] is found.top_logprobs[0] is None
+        np.testing.assert_allclose(found.token_logprobs[1:], score.token_logprobs[0], atol=1e-5)
+        expected = full[np.arange(len(tokens) - 1), tokens[1:]]
+        np.testing.assert_allclose(found.token_logprobs[1:], expected, atol=1e-4)
+        for at, top in enumerate(found.top_logprobs[1:]):
+            best = np.sort(full[at])[-3:]
+            np.testing.assert_allclose(sorted(top.values())[-3:], best, atol=1e-4)
+        for token, start in zip(found.tokens, found.text_offset, strict=True):
+            assert text[start:].startswith(token) or not token.isascii()
+        assert answer.usage.completion_tokens == 0
+
+
+def test_prompt_logprobs_are_those_of_echo(server):
+    echoed = complete(server, "a red bird", echo=True, logprobs=1, max_tokens=1).choices[0].logprobs
+    for top in (0, 2):
+        (choice,) = complete(server, "a red bird", max_tokens=1, prompt_logprobs=top).choices
+        assert choice.prompt_logprobs[0] is None
+        firsts = [next(iter(at.values())) for at in choice.prompt_logprobs[1:]]
+        assert [at["decoded_token"] for at in firsts] == echoed.tokens[1:-1]
+        found = [at["logprob"] for at in firsts]
+        np.testing.assert_allclose(found, echoed.token_logprobs[1:-1], atol=1e-6)
+        assert all(len(at) in (top, top + 1) or top == 0 for at in choice.prompt_logprobs[1:])
+    of_chat = chat(server, "a red bird", prompt_logprobs=0, return_token_ids=True, max_tokens=1)
+    ids = [int(next(iter(at))) for at in of_chat.prompt_logprobs[1:]]
+    assert ids == of_chat.prompt_token_ids[1:]
+
+
+def test_prompts_with_the_same_beginning_are_prefilled_once(server, model):
+    text = LONG.replace("red", "blue")
+    cold = chat(server, text + "one", temperature=0, max_tokens=6)
+    assert cold.usage.prompt_tokens_details.cached_tokens == 0
+    warm = chat(server, text + "two", temperature=0, max_tokens=6)
+    assert warm.usage.prompt_tokens_details.cached_tokens == 128 < warm.usage.prompt_tokens
+    again = chat(server, text + "one", temperature=0, max_tokens=6)
+    assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens - 1
+    assert again.choices[0].message.content == cold.choices[0].message.content
+
+
+# Bounds -------------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_answers_429(tiny_model):
+    with serving.running(
+        f"random:{tiny_model}", batch_size=4, max_length=256, queue=3, started=False
+    ) as server:
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            waiting = [pool.submit(chat, server, "Hello", temperature=0) for _ in range(3)]
+            deadline = time.monotonic() + 30
+            while len(server.worker._new) < 3 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            with pytest.raises(openai.RateLimitError) as refused:
+                chat(server, "Hello")
+            assert refused.value.response.headers["retry-after"] == "1"
+            assert refused.value.code == "queue_full"
+            server.worker.start()
+            assert len({done.result().choices[0].message.content for done in waiting}) == 1
+        with pytest.raises(openai.BadRequestError, match="more than this server queues"):
+            chat(server, "Hello", n=4)
+        assert chat(server, "Hello", n=3).choices[2]
+
+
+def test_a_client_that_leaves_frees_its_place(server):
+    long = {"max_tokens": 400, "temperature": 0}
+    stream = chat(server, "Hello", stream=True, **long)
+    next(iter(stream))
+    stream.close()
+    impatient = server.openai.with_options(timeout=0.3)
+    with pytest.raises(openai.APITimeoutError):
+        impatient.chat.completions.create(
+            model="tiny", messages=user("Hello"), n=8, max_tokens=400, temperature=1
+        )
+    deadline = time.monotonic() + 20
+    while server.worker._sampling and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not server.worker._sampling and not server.worker._batch.busy
+    assert chat(server, "Hello").choices
+
+
+def refused_ones(server, count, seed, caplog):
+    """Sends malformed requests; every answer is an error in OpenAI's form."""
+    rng = random.Random(seed)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(count):
+            path, body = serving.malformed(rng)
+            answer = server.http.post(
+                path, content=body, headers={"content-type": "application/json"}
+            )
+            assert answer.status_code in (400, 404), (path, body[:300], answer.text[:300])
+            error = answer.json()["error"]
+            assert error["message"] and error["type"] == "invalid_request_error"
+            assert "Traceback" not in answer.text and "{0" not in error["message"]
+    assert not caplog.records
+
+
+def test_500_malformed_requests_are_refused_in_words(server, caplog):
+    refused_ones(server, 500, 0, caplog)
+    assert chat(server, "Hello").choices
+
+
+def test_other_refusals(server):
+    plain = server.http.post(
+        "/v1/completions", content=b"{}", headers={"content-type": "text/plain"}
+    )
+    assert plain.status_code == 415
+    large = server.post("/v1/completions", {"prompt": "x" * (4 * 2**20)})
+    assert large.status_code == 413 and large.json()["error"]["message"]
+    assert server.http.get("/v1/completions").status_code == 405
+    assert server.http.get("/nothing").json()["error"]["message"] == "Not Found"
+    with pytest.raises(openai.NotFoundError, match="'tiny' is"):
+        server.openai.completions.create(model="other", prompt="x")
+    with pytest.raises(openai.BadRequestError, match="512 tokens") as refused:
+        complete(server, "x", max_tokens=512)
+    assert refused.value.code == "context_length_exceeded"
+
+
+def test_keys_are_asked_for(tiny_model):
+    with serving.running(f"random:{tiny_model}", key="s3cret", started=False) as server:
+        assert [model.id for model in server.openai.models.list()] == ["tiny"]
+        for key in (b"Bearer wrong", b"Bearer s3cret1", b"s3cre", b"Bearer \xff", b""):
+            refused = server.http.post("/v1/completions", headers={b"Authorization": key})
+            assert refused.status_code == 401 and "s3cret" not in refused.text
+        with pytest.raises(openai.AuthenticationError):
+            server.openai.with_options(api_key="wrong").models.list()
+        assert server.http.get("/health").status_code == 200
