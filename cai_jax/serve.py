@@ -63,25 +63,29 @@ def load(source: str, what: str, stage: str) -> tuple[ModelLoader, LoadedModel, 
 
 
 def make_app(source: str, what: str, stage: str = "", name: str = "", key: str = "", **limits):
-    """(application, worker, the model's name), the worker not started.
+    """An application and the worker behind it, which is not started.
 
     Args:
       source, what, stage: as in `load`.
       name: what clients call the model, by default the stage's or the directory's name.
       key: what clients must send, "" for nothing.
       **limits: max_length, batch_size and queue, 0 or absent for the run's own.
+
+    Returns:
+      The application, its worker and the name that clients use.
     """
-    from cai_jax.serving.app import pm_app, policy_app
+    from cai_jax.serving.app import Preferences, pm_app, policy_app
     from cai_jax.serving.requests import Reader
     from cai_jax.serving.worker import Worker
 
-    models, model, found = load(source, what, stage)
-    name, queue = name or found, limits.pop("queue", 0) or 256
+    models, model, default = load(source, what, stage)
+    name, queue = name or default, limits.pop("queue", 0) or 256
     if what == "pm":
         worker = Worker(max_waiting=queue)
         longest = limits.get("max_length") or model.config.max_length
         reader = Reader(name, model.format, min(longest, model.config.max_length))
-        return pm_app(reader, models.scorer(model), worker, key), worker, name
+        app = pm_app(Preferences(reader, models.scorer(model), worker), name, key)
+        return app, worker, name
     options = {option: value for option, value in limits.items() if value}
     engine = models.engine(model, **options)
     worker = Worker(engine, queue)

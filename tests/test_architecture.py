@@ -29,6 +29,7 @@ TIERS = [
     ("report", 3),
     ("exporting", 3),
     ("microworld", 4),
+    ("serving", 4),
     ("stages", 4),
     ("planning", 4),
     ("pipeline", 5),
@@ -39,6 +40,7 @@ TIERS = [
     ("batch", 5),
     ("main", 6),
     ("plan", 6),
+    ("serve", 6),
 ]
 MAX_LINES = 500  # of a file
 # io meets none of the others; the others may use data's tokens or a model's config, never in a

@@ -327,6 +327,21 @@ def _step(weights, prefix, cache, length_B, token_B, config, block):
     return logits_BxV, (tuple(keys), tuple(values))
 
 
+def _advanced(slots: Slots, token_B, eos_ids: tuple[int, ...]) -> Slots:
+    """The slots after a token; idle ones compute along and change nothing."""
+    active_B = slots.left > 0
+    advance_B = active_B.astype(jnp.int32)
+    ended_B = functools.reduce(
+        jnp.logical_or, [token_B == eos for eos in eos_ids], jnp.zeros(token_B.shape, bool)
+    )
+    return slots._replace(
+        length=slots.length + advance_B,
+        token=jnp.where(active_B, token_B, slots.token),
+        index=slots.index + advance_B,
+        left=jnp.where(ended_B, 0, slots.left - advance_B),
+    )
+
+
 @functools.partial(
     jax.jit,
     static_argnames=("config", "sampling", "steps", "eos_ids", "block", "top"),
@@ -352,10 +367,8 @@ def decode(
       weights: as `weights.prepare` gives them.
       prefix: keys and values that all sequences share, or None.
       cache: (keys, values), given away.
-      slots: where each sequence is.
-      draws: how each sequence draws, where `sampling` is None.
-      config: the model's.
-      sampling: how tokens are drawn.
+      slots, draws: where each sequence is; how it draws, where `sampling` is None.
+      config, sampling: the model's; how tokens are drawn.
       steps: at most so many tokens a sequence.
       eos_ids: tokens that end a sequence.
       block: the cache is read in blocks of so many positions, as far as the longest sequence
@@ -383,20 +396,9 @@ def decode(
             tops = jax.tree.map(
                 lambda x, new: x.at[i].set(new), tops, top_logprobs(logits_BxV, top)
             )
-        # Idle slots compute along and change nothing.
-        active_B = slots.left > 0
-        advance_B = active_B.astype(jnp.int32)
-        ended_B = functools.reduce(
-            jnp.logical_or, [token_B == eos for eos in eos_ids], jnp.zeros(B, bool)
-        )
-        slots = slots._replace(
-            length=slots.length + advance_B,
-            token=jnp.where(active_B, token_B, slots.token),
-            index=slots.index + advance_B,
-            left=jnp.where(ended_B, 0, slots.left - advance_B),
-        )
-        tokens, logprobs = tokens.at[i].set(token_B), logprobs.at[i].set(logprob_B)
-        return i + 1, cache, slots, tokens, logprobs, tops
+        slots = _advanced(slots, token_B, eos_ids)
+        sampled = tokens.at[i].set(token_B), logprobs.at[i].set(logprob_B)
+        return i + 1, cache, slots, *sampled, tops
 
     tokens, logprobs = jnp.zeros((steps, B), jnp.int32), jnp.zeros((steps, B), jnp.float32)
     shape = (steps, B, top)

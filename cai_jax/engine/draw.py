@@ -61,8 +61,15 @@ def draw(logits_BxV: jax.Array, key_Bx2: jax.Array, index_B: jax.Array, sampling
 
 
 def draw_each(logits_BxV: jax.Array, key_Bx2: jax.Array, index_B: jax.Array, draws: Draws):
-    """As `draw`, each sequence in a way of its own; (token int32 [B], logprob float32 [B]), the
-    log-probability at temperature 1."""
+    """As `draw`, each sequence in a way of its own.
+
+    Args:
+      logits_BxV, key_Bx2, index_B: as in `draw`.
+      draws: temperature 0 is greedy; top_k 0 and top_p 1 are off.
+
+    Returns:
+      (token int32 [B], logprob float32 [B]); the log-probability is that at temperature 1.
+    """
     chex.assert_rank([logits_BxV, key_Bx2, index_B], [2, 2, 1])
     chex.assert_type(logits_BxV, float)
     x_BxV = logits_BxV.astype(jnp.float32)

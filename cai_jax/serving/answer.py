@@ -14,7 +14,7 @@ from cai_jax.errors import UserError
 from cai_jax.serving import responses
 from cai_jax.serving.fields import BadRequest
 from cai_jax.serving.requests import Asked, Reader
-from cai_jax.serving.responses import Piece, Responses
+from cai_jax.serving.responses import Responses, Span
 from cai_jax.serving.texts import Growing, Offsets, Texts
 from cai_jax.serving.worker import Event, Full, Job, Stopped, Worker
 from cai_jax.structs import LENGTH, SampleRequest
@@ -40,7 +40,7 @@ class Answer:
             for sample in range(asked.num_choices)
             if asked.sampling.max_new_tokens
         ]
-        self._readings: list[Piece] = []
+        self._readings: list[Span] = []
         self._num_sampled = self._num_reused = 0
         self._ahead: collections.deque[Event] = collections.deque()
         self.begun = False
@@ -124,26 +124,24 @@ class Answer:
     def _usage(self) -> dict:
         return responses.usage(self._asked, self._num_sampled, self._num_reused)
 
-    def _echoed(self, index: int) -> Piece | None:
+    def _echoed(self, index: int) -> Span | None:
         return self._readings[index // self._asked.num_choices] if self._asked.echo else None
 
     async def complete(self) -> dict:
         """The complete answer."""
-        pieces: dict[int, Piece] = {}
+        spans: dict[int, Span] = {}
         async for event in self._events():
-            piece = pieces.setdefault(event.index, Piece())
-            piece.tokens += event.tokens
-            piece.logprobs += event.logprobs
-            piece.tops += event.tops
-            piece.ending = event.ending
+            span = spans.setdefault(event.index, Span())
+            span.tokens += event.tokens
+            span.logprobs += event.logprobs
+            span.tops += event.tops
+            span.ending = event.ending
         choices = []
-        for index, piece in sorted(pieces.items()):
+        for index, span in sorted(spans.items()):
             echoed = self._echoed(index)
-            piece.text = piece.ending.text.strip() if self._strips else piece.ending.text
-            piece.offsets = Offsets(self._texts, len(echoed.text) if echoed else 0).add(
-                piece.tokens
-            )
-            choices.append(self._responses.choice(index, piece, echoed, self._readings))
+            span.text = span.ending.text.strip() if self._strips else span.ending.text
+            span.offsets = Offsets(self._texts, len(echoed.text) if echoed else 0).add(span.tokens)
+            choices.append(self._responses.choice(index, span, echoed, self._readings))
         return self._responses.complete(choices, self._usage(), self._readings)
 
     async def chunks(self) -> AsyncIterator[dict]:
@@ -160,7 +158,7 @@ class Answer:
             if echoed:
                 yield self._responses.chunk(event.index, echoed, True, self._readings)
             text, offsets = growing[event.index]
-            piece = Piece(
+            span = Span(
                 text.add(event.tokens, event.ending.text if event.ending else None),
                 event.tokens,
                 event.logprobs,
@@ -168,6 +166,6 @@ class Answer:
                 offsets.add(event.tokens),
                 event.ending,
             )
-            yield self._responses.chunk(event.index, piece, first and not echoed, self._readings)
+            yield self._responses.chunk(event.index, span, first and not echoed, self._readings)
         if self._asked.usage:
             yield self._responses.usage_chunk(self._usage())

@@ -1,7 +1,7 @@
 """The server as an ASGI application: routes, errors, and how an answer's tokens reach a client.
 
-    app = policy_app(name, format, worker, max_length, key)
-    app = pm_app(name, reward_model, worker, max_length, key)
+    app = policy_app(Reader(name, format, max_length), worker, key)
+    app = pm_app(Preferences(reader, reward_model, worker), name, key)
 
 Handlers submit jobs to the worker's thread and wait for their events; a client that leaves cancels
 its jobs.
@@ -233,10 +233,9 @@ def policy_app(reader: Reader, worker: Worker, key: str = "") -> Starlette:
     return make_app(reader.name, routes, key)
 
 
-def pm_app(reader: Reader, model, worker: Worker, key: str = "") -> Starlette:
-    """`model` is a `RewardModel`."""
-    pooling = Preferences(reader, model, worker).pooling
-    return make_app(reader.name, {"/pooling": pooling, "/v1/pooling": pooling}, key)
+def pm_app(preferences: Preferences, name: str, key: str = "") -> Starlette:
+    routes = {"/pooling": preferences.pooling, "/v1/pooling": preferences.pooling}
+    return make_app(name, routes, key)
 
 
 async def _bad_request(_: Request, error: BadRequest) -> Response:

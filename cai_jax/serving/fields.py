@@ -83,15 +83,41 @@ class Fields:
         return value
 
     def number(self, name: str, default: float, low: float, high: float) -> float:
+        """A field's number.
+
+        Args:
+          name: of the field.
+          default: where it is absent.
+          low, high: ends of its range.
+
+        Returns:
+          The number.
+
+        Raises:
+          BadRequest: it is none in the range.
+        """
         value = self.take(name, default)
         if type(value) not in (int, float) or not low <= value <= high:
             raise BadRequest(f"{name}: expected a number from {low:g} to {high:g}", name)
         return float(value)
 
     def count(self, name: str, default: int | None, low: int, high: int) -> int | None:
+        """As `number`, of an integer.
+
+        Args:
+          name: of the field.
+          default: where it is absent; it need not be in the range.
+          low, high: ends of its range.
+
+        Returns:
+          The integer.
+
+        Raises:
+          BadRequest: it is none in the range.
+        """
         value = self.take(name, default)
         if value is not default and (type(value) is not int or not low <= value <= high):
-            raise BadRequest(f"{name}: expected a whole number from {low} to {high}", name)
+            raise BadRequest(f"{name}: expected an integer from {low} to {high}", name)
         return value
 
     def group(self, name: str) -> Fields:

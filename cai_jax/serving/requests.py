@@ -114,11 +114,11 @@ class Reader:
         if (asked := fields.take("messages")) is not None:
             nested = isinstance(asked, list) and asked and isinstance(asked[0], list)
             several_ = items(asked, "messages", MAX_PROMPTS) if nested else [asked]
-            found = [dialogue(value, "messages") for value in several_]
-            if any(each[-1].role != "assistant" for each in found):
+            scored = [dialogue(value, "messages") for value in several_]
+            if any(each[-1].role != "assistant" for each in scored):
                 raise BadRequest("messages: the last one must be the assistant's", "messages")
         else:
-            found = [
+            scored = [
                 self._prompt(value, where, True).tokens
                 for value, where in several(fields.take("input"), "input")
             ]
@@ -126,7 +126,7 @@ class Reader:
             if fields.take(name, value) != value:
                 raise BadRequest(f"{name}: only {value} is known here", name)
         fields.finish()
-        return found
+        return scored
 
     def _fields(self, body: dict) -> Fields:
         fields = Fields(body)
@@ -183,7 +183,8 @@ class Reader:
     def _stops(self, fields: Fields) -> list[str]:
         stops = fields.take("stop", [])
         stops = [stops] if isinstance(stops, str) else stops
-        stops = [text(stop, "stop") for stop in items(stops, "stop", MAX_STOPS)] if stops != [] else []
+        if stops != []:
+            stops = [text(stop, "stop") for stop in items(stops, "stop", MAX_STOPS)]
         if not all(0 < len(stop) <= MAX_STOP_LENGTH for stop in stops):
             raise BadRequest(f"stop: expected 1 to {MAX_STOP_LENGTH} characters each", "stop")
         return stops

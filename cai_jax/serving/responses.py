@@ -1,4 +1,4 @@
-"""Answers as JSON objects: whole, or chunk by chunk as their tokens come."""
+"""Answers as JSON objects: complete, or chunk by chunk as their tokens come."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Top = tuple[Sequence[int], Sequence[float]]
 
 
 @dataclasses.dataclass
-class Piece:
+class Span:
     """A stretch of an answer: text, its tokens, of each where it begins in the choice's text, its
     log-probability (None of a text's first) and the likeliest ones; and the ending after it."""
 
@@ -38,48 +38,59 @@ class Responses:
         self._id = f"{'chatcmpl' if asked.chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
 
-    def complete(self, choices: Sequence[dict], usage: dict, readings: Sequence[Piece]) -> dict:
+    def complete(self, choices: Sequence[dict], usage: dict, readings: Sequence[Span]) -> dict:
         """The answer. Of a chat the prompt's tokens are a field of the answer, otherwise of each
         choice, as vLLM has them."""
         body = self._body("chat.completion" if self._asked.chat else "text_completion")
         body |= {"choices": list(choices), "usage": usage}
         return body | (self._about_prompt(0, readings) if self._asked.chat else {})
 
-    def choice(
-        self, index: int, piece: Piece, echoed: Piece | None, readings: Sequence[Piece]
-    ) -> dict:
+    def choice(self, index: int, span: Span, echoed: Span | None, readings: Sequence[Span]) -> dict:
         """A choice of a complete answer.
 
         Args:
           index: its own.
-          piece: all that was sampled.
+          span: all that was sampled.
           echoed: the prompt, where it comes before that.
           readings: of the prompts, their tokens with log-probabilities, if asked for.
+
+        Returns:
+          The object.
         """
         choice: dict = {"index": index}
         if self._asked.chat:
-            message = {"role": "assistant", "content": piece.text, "refusal": None}
-            choice |= {"message": message, "logprobs": self._chat_logprobs(piece)}
+            message = {"role": "assistant", "content": span.text, "refusal": None}
+            choice |= {"message": message, "logprobs": self._chat_logprobs(span)}
         else:
-            pieces = [echoed, piece] if echoed else [piece]
-            text = "".join(each.text for each in pieces)
-            choice |= {"text": text, "logprobs": self._plain_logprobs(pieces)}
+            spans = [echoed, span] if echoed else [span]
+            text = "".join(each.text for each in spans)
+            choice |= {"text": text, "logprobs": self._plain_logprobs(spans)}
             choice |= self._about_prompt(index // self._asked.num_choices, readings)
-        return choice | self._finish(piece)
+        return choice | self._finish(span)
 
-    def chunk(self, index: int, piece: Piece, first: bool, readings: Sequence[Piece]) -> dict:
-        """A chunk of a stream, with what is new of a choice."""
+    def chunk(self, index: int, span: Span, first: bool, readings: Sequence[Span]) -> dict:
+        """A chunk of a stream.
+
+        Args:
+          index: of the choice.
+          span: what is new of it.
+          first: whether nothing of it was sent before.
+          readings: as in `choice`.
+
+        Returns:
+          The object.
+        """
         chat = self._asked.chat
         choice: dict = {"index": index}
         about = self._about_prompt(index // self._asked.num_choices, readings) if first else {}
         if chat:
             role = {"role": "assistant"} if first else {}
-            choice |= {"delta": role | {"content": piece.text}}
-            choice |= {"logprobs": self._chat_logprobs(piece)}
+            choice |= {"delta": role | {"content": span.text}}
+            choice |= {"logprobs": self._chat_logprobs(span)}
         else:
-            choice |= {"text": piece.text, "logprobs": self._plain_logprobs([piece])} | about
+            choice |= {"text": span.text, "logprobs": self._plain_logprobs([span])} | about
         body = self._body("chat.completion.chunk" if chat else "text_completion")
-        body |= {"choices": [choice | self._finish(piece)]} | (about if chat else {})
+        body |= {"choices": [choice | self._finish(span)]} | (about if chat else {})
         return body | ({"usage": None} if self._asked.usage else {})
 
     def usage_chunk(self, usage: dict) -> dict:
@@ -90,16 +101,16 @@ class Responses:
     def _body(self, kind: str) -> dict:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
-    def _finish(self, piece: Piece) -> dict:
-        ids = {"token_ids": piece.tokens} if self._asked.token_ids else {}
-        if piece.ending is None:
+    def _finish(self, span: Span) -> dict:
+        ids = {"token_ids": span.tokens} if self._asked.token_ids else {}
+        if span.ending is None:
             return {"finish_reason": None} | ids
-        stop = piece.ending.stop
+        stop = span.ending.stop
         reason = "length" if stop == "length" else "stop"
         by_text = stop if stop not in ("length", "eos") else None
         return {"finish_reason": reason, "stop_reason": by_text} | ids
 
-    def _about_prompt(self, number: int, readings: Sequence[Piece]) -> dict:
+    def _about_prompt(self, number: int, readings: Sequence[Span]) -> dict:
         prompt, about = self._asked.prompts[number], {}
         if self._asked.token_ids:
             about["prompt_token_ids"] = list(prompt.tokens)
@@ -118,13 +129,13 @@ class Responses:
 
     def _by_id(self, token: int, logprob: float, top: Top, count: int) -> dict:
         """vLLM's form: the token itself, then the likeliest."""
-        found = {token: logprob} | dict(_likeliest(top, count))
+        shown = {token: logprob} | dict(_likeliest(top, count))
         return {
             str(each): {"logprob": _number(value), "decoded_token": self._texts.name(each)}
-            for each, value in found.items()
+            for each, value in shown.items()
         }
 
-    def _chat_logprobs(self, piece: Piece) -> dict | None:
+    def _chat_logprobs(self, span: Span) -> dict | None:
         if self._asked.logprobs is None:
             return None
 
@@ -137,27 +148,27 @@ class Responses:
                 "bytes": list(name.encode()) if known else None,
             }
 
-        tops = piece.tops or [((), ())] * len(piece.tokens)
+        tops = span.tops or [((), ())] * len(span.tokens)
         content = [
             entry(token, logprob)
             | {"top_logprobs": [entry(*pair) for pair in _likeliest(top, self._asked.logprobs)]}
-            for token, logprob, top in zip(piece.tokens, piece.logprobs, tops, strict=True)
+            for token, logprob, top in zip(span.tokens, span.logprobs, tops, strict=True)
         ]
         return {"content": content, "refusal": None}
 
-    def _plain_logprobs(self, pieces: Sequence[Piece]) -> dict | None:
+    def _plain_logprobs(self, spans: Sequence[Span]) -> dict | None:
         count = self._asked.logprobs
         if count is None:
             return None
         names, logprobs, tops, offsets = [], [], [], []
-        for piece in pieces:
-            names += map(self._texts.name, piece.tokens)
-            logprobs += [None if value is None else _number(value) for value in piece.logprobs]
-            offsets += piece.offsets
+        for span in spans:
+            names += map(self._texts.name, span.tokens)
+            logprobs += [None if value is None else _number(value) for value in span.logprobs]
+            offsets += span.offsets
             for token, logprob, top in zip(
-                piece.tokens,
-                piece.logprobs,
-                piece.tops or [((), ())] * len(piece.tokens),
+                span.tokens,
+                span.logprobs,
+                span.tops or [((), ())] * len(span.tokens),
                 strict=True,
             ):
                 likeliest = dict(_likeliest(top, count)) | {token: logprob}
@@ -174,11 +185,20 @@ class Responses:
         }
 
 
-def read_prompt(prompt: Prompt, texts: Texts, logprobs=(), tops=()) -> Piece:
-    """The piece that a prompt is, with what was read of its tokens but the first."""
+def read_prompt(prompt: Prompt, texts: Texts, logprobs=(), tops=()) -> Span:
+    """A prompt as a span.
+
+    Args:
+      prompt: text and tokens.
+      texts: of its model.
+      logprobs, tops: of its tokens but the first.
+
+    Returns:
+      The span.
+    """
     text = texts.decode_prompt(prompt.tokens) if prompt.text is None else prompt.text
     tokens = list(prompt.tokens)
-    return Piece(text, tokens, [None, *logprobs], [((), ()), *tops], Offsets(texts).add(tokens))
+    return Span(text, tokens, [None, *logprobs], [((), ()), *tops], Offsets(texts).add(tokens))
 
 
 def usage(asked: Asked, num_sampled: int, num_reused: int) -> dict:

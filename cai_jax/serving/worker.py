@@ -185,7 +185,7 @@ class Worker(threading.Thread):
         )
 
     def _step(self, job: Job) -> list[tuple[Job, Event]]:
-        """A piece of a text that is read, or a call."""
+        """A span of a text that is read, or a call."""
         if job.call:
             self._others.popleft()
             try:
@@ -193,13 +193,13 @@ class Worker(threading.Thread):
             except Exception as error:
                 return [(job, Event(job.index, error=error, last=True))]
         job.steps = job.steps or self._engine.read(job.tokens, job.wants_top)
-        piece = next(job.steps)
-        job.num_sent += len(piece)
+        span = next(job.steps)
+        job.num_sent += len(span)
         last = job.num_sent == len(job.tokens) - 1
         if last:
             self._others.popleft()
-        logprobs = [logprob for logprob, _, _ in piece]
-        tops = [(ids, values) for _, ids, values in piece]
+        logprobs = [logprob for logprob, _, _ in span]
+        tops = [(ids, values) for _, ids, values in span]
         return [(job, Event(job.index, logprobs=logprobs, tops=tops, last=last))]
 
     def _fail(self, error: Exception) -> None:
