@@ -16,8 +16,8 @@ from cai_jax.errors import Parser, UserError, command
 
 
 def find_stage(run, what: str) -> str:
-    """The stage that `what` means: the last finished rl (else sl) stage for "policy", the last pm
-    stage for "pm"."""
+    """The stage that `what` means: the last finished rl (else dpo, else sl) stage for "policy", the
+    last pm stage for "pm"."""
     target = references.parse(what)
     if target.kind == references.STAGE:
         name = target.stage
@@ -26,7 +26,7 @@ def find_stage(run, what: str) -> str:
         return name
     if what not in ("policy", "pm"):
         raise UserError(f"--what: expected policy, pm or @STAGE, not '{what}'")
-    for kind in ("rl", "sl") if what == "policy" else ("pm",):
+    for kind in ("rl", "dpo", "sl") if what == "policy" else ("pm",):
         if done := [stage.name for stage in run.of_kind(kind) if stage.done]:
             return done[-1]
     raise UserError(

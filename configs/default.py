@@ -100,6 +100,11 @@ def pm(comparisons=None, labels=None, **given):
     return stage("pm", comparisons=comparisons, labels=labels, **given)
 
 
+def dpo(comparisons=None, labels=None, revisions=None, **given):
+    """A policy from comparisons or revisions, without a preference model."""
+    return stage("dpo", comparisons=comparisons, labels=labels, revisions=revisions, **given)
+
+
 def rl(**given):
     """PPO against the preference model (section 4.1)."""
     return stage("rl", **given)

@@ -16,7 +16,7 @@ import pytest
 
 from cai_jax.core.algorithms import GRPO, PPO
 from cai_jax.rewards import reward
-from cai_jax.stages import pm, rl, sl
+from cai_jax.stages import dpo, pm, rl, sl
 from cai_jax.stages.context import StageContext
 from cai_jax.training import examples, pairs, supervised
 from cai_jax.training import learner as learner_lib
@@ -241,6 +241,21 @@ READ = {  # stage → field → what of the code reads it; the tests that show i
     },
 }
 
+READ["dpo"] = {
+    name: READ["pm"][name]
+    for name in ("human", "human_fraction", "label_kind", "clamp", "average_orders", "cut_answers")
+} | {
+    "init": (dpo.run, "config.init"),
+    "reference": (dpo.reference_logprobs, "config.reference"),
+    "revision_pairs": (pairs.revision_pairs, "config.revision_pairs"),
+    "loss": (dpo.make_loss, "fields.loss"),
+    "beta": (dpo.make_loss, "fields.beta"),
+    "label_smoothing": (dpo.make_loss, "fields.label_smoothing"),
+    "nll_coefficient": (dpo.make_loss, "fields.nll_coefficient"),
+    "holdout_fraction": READ["pm"]["holdout_fraction"],
+    "format": (dpo.run, "config.format"),
+}
+
 
 # Where the fields of `optimisation` are read that are not the optimiser's.
 TRAINED = {
@@ -264,8 +279,9 @@ TRAINED = {
         (default.rl(), set(ACTS), READ["rl"]),
         (default.sl(), set(OPTIMISER), READ["sl"] | TRAINED),
         (default.pm(), set(OPTIMISER), READ["pm"] | TRAINED),
+        (default.dpo(), set(OPTIMISER), READ["dpo"] | TRAINED),
     ],
-    ids=["rl", "sl", "pm"],
+    ids=["rl", "sl", "pm", "dpo"],
 )
 def test_no_field_is_without_effect(fields, acts, read):
     assert set(fields) == acts | set(read) | GRAPH, "a new field: show above that it acts"

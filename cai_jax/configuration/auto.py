@@ -46,12 +46,14 @@ def _choices(config) -> list[tuple[str, str, object, str]]:
             model = "helpful" if stage.get("mode") == CHAIN else "feedback"
             chosen.append((name, "model", model, f"mode={stage.get('mode')}"))
     for name, stage in stages.items():
-        if kinds[name] == "pm":
-            clamps[name] = stage.get("clamp")
-            if _is_auto(clamps[name]):
-                clamps[name] = CLAMP if after_chains(config, stage) else NO_CLAMP
-                chains = "with" if clamps[name] else "without"
-                chosen.append((name, "clamp", clamps[name], f"soft labels {chains} chains"))
+        if kinds[name] in ("pm", "dpo"):
+            clamp = stage.get("clamp")
+            if _is_auto(clamp):
+                clamp = CLAMP if after_chains(config, stage) else NO_CLAMP
+                chains = "with" if clamp else "without"
+                chosen.append((name, "clamp", clamp, f"soft labels {chains} chains"))
+            if kinds[name] == "pm":
+                clamps[name] = clamp
     for name, stage in stages.items():
         for key, of in (stage.get("evals") or {}).items():
             if not _is_auto(of.get("clamp")):
@@ -77,7 +79,7 @@ def _is_auto(value) -> bool:
 
 
 def after_chains(config, stage) -> bool:
-    """Whether a pm stage learns from soft labels that were given after a chain of thought."""
+    """Whether a pm or dpo stage learns from soft labels given after a chain of thought."""
     labels = config.graph.get((stage.get("inputs") or {}).get("labels") or "") or {}
     chains = labels.get("kind") == "feedback" and labels.get("mode") == CHAIN
     return chains and stage.get("label_kind") == "soft"

@@ -186,18 +186,27 @@ FEEDBACK = StageKind(
     samples=True,
 )
 
+PAIRS = {
+    "human": COMPARISONS,
+    # The paper: 135,296 of 318,127.
+    "human_fraction": share(None, "of the training comparisons; empty: all there are"),
+    "label_kind": choice("soft", ("soft", "hard"), "of AI labels"),
+    # auto: (0.4, 0.6) where `labels` come after chains of thought, which make them nearly 0 or
+    # 1, else () (section 4.1)
+    "clamp": Field(("auto",), tuple, CLAMP, "soft labels are clamped to it; () for none"),
+    "average_orders": flag(True, "of labels that were asked in both orders"),
+}
+PAIR_INPUTS = {
+    "comparisons": records("compare", "comparisons", "'' for none", empty=True),
+    # "" for both: people's comparisons only (the RLHF baselines)
+    "labels": records("feedback", "labels", "of those comparisons; '' for none", empty=True),
+}
+
 PM = StageKind(
     "preference model on AI labels and people's comparisons (section 4.1; 2204 section 4)",
     {
         "init": model("base", "a language model, or a preference model to train further", "any"),
-        "human": COMPARISONS,
-        # The paper: 135,296 of 318,127.
-        "human_fraction": share(None, "of the training comparisons; empty: all there are"),
-        "label_kind": choice("soft", ("soft", "hard"), "of AI labels"),
-        # auto: (0.4, 0.6) where `labels` come after chains of thought, which make them nearly 0 or
-        # 1, else () (section 4.1)
-        "clamp": Field(("auto",), tuple, CLAMP, "soft labels are clamped to it; () for none"),
-        "average_orders": flag(True, "of labels that were asked in both orders"),
+        **PAIRS,
         # keep: where 1 % or more of the answers ran into the limit, the score of one that did is
         # read at its last token, in rl and evaluate too. rl scores such answers, so the preference
         # model had better know them.
@@ -211,13 +220,34 @@ PM = StageKind(
         "normalise": flag(True, "to mean 0, std 1 on held-out responses; stored with the model"),
         "format": MODEL_FORMAT,
     },
-    inputs={
-        "comparisons": records("compare", "comparisons", "'' for none", empty=True),
-        # "" for both: people's comparisons only (the RLHF baselines)
-        "labels": records("feedback", "labels", "of those comparisons; '' for none", empty=True),
-    },
+    inputs=PAIR_INPUTS,
     writes="scored pairs",
     makes="reward",
+)
+
+DPO = StageKind(
+    "direct preference optimisation on comparisons or revisions, without a preference model",
+    {
+        "init": model("@sl", "what is trained"),
+        "reference": model("", "what it is compared with; '': init (with adapters: their base)"),
+        **PAIRS,
+        "revision_pairs": choice(
+            "final",
+            ("final", "each"),
+            "the last over the initial answer, or each over the one before",
+        ),
+        "loss": choice("sigmoid", ("sigmoid", "ipo"), "see core/dpo.py"),
+        "beta": positive(0.1, "how dear it is to leave the reference"),
+        "label_smoothing": share(0.0, "the share of labels that are taken to be wrong"),
+        "nll_coefficient": number(0.0, "weight of the better answer's −log p by the token"),
+        "cut_answers": choice("keep", CUT_ANSWERS, "pairs with one that ran into the limit"),
+        **with_defaults(OPTIMISATION, learning_rate=5e-7),
+        "adapters": ADAPTERS,
+        "holdout_fraction": share(0.1, "of prompts, never of rows", open_high=True),
+        "format": MODEL_FORMAT,
+    },
+    inputs={**PAIR_INPUTS, "revisions": records("", "revisions", "'' for none", empty=True)},
+    makes="policy",
 )
 
 TERM_WEIGHT = number(1.0, "of the term in the sum; less than 0 for a penalty", low=None)
@@ -364,6 +394,7 @@ STAGES: dict[str, StageKind] = {
     "human": HUMAN,
     "feedback": FEEDBACK,
     "pm": PM,
+    "dpo": DPO,
     "rl": RL,
     "best_of": BEST_OF,
     "harm": HARM,

@@ -208,6 +208,17 @@ def masked_sum(values, mask):
     )
 
 
+def sequence_sum(values_BxT, segments_BxT):
+    """At every token the sum over its sequence, [B, T]; a row holds the sequences that `segments`
+    numbers."""
+    num_segments = values_BxT.shape[1] + 1
+
+    def by_sequence(values_T, segments_T):
+        return jax.ops.segment_sum(values_T, segments_T, num_segments)[segments_T]
+
+    return jax.vmap(by_sequence)(values_BxT, segments_BxT)
+
+
 def response_loss(logprobs_BxT, target_mask_BxT):
     """Supervised loss of section 3.1 on the response tokens only: (−Σ log p, number of tokens). One
     token, one vote."""

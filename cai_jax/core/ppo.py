@@ -16,7 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from cai_jax.core.losses import masked_sum
+from cai_jax.core.losses import masked_sum, sequence_sum
 
 
 def _clean(mask_BxT, *arrays):
@@ -117,17 +117,6 @@ def whiten(values_BxT, mask_BxT, epsilon: float = 1e-8, shift: bool = True):
     scale = jax.lax.rsqrt(masked_variance(values_BxT, mask_BxT) + epsilon)
     mean = masked_mean(values_BxT, mask_BxT) if shift else 0.0
     return jnp.where(mask_BxT, (values_BxT - mean) * scale, 0.0)
-
-
-def sequence_sum(values_BxT, segments_BxT):
-    """At every token the sum over its sequence, [B, T]; a row holds the sequences that `segments`
-    numbers."""
-    num_segments = values_BxT.shape[1] + 1
-
-    def by_sequence(values_T, segments_T):
-        return jax.ops.segment_sum(values_T, segments_T, num_segments)[segments_T]
-
-    return jax.vmap(by_sequence)(values_BxT, segments_BxT)
 
 
 def aggregate(losses_BxT, mask_BxT, segments_BxT, how: str, length: int):

@@ -27,7 +27,7 @@ from cai_jax.planning.arithmetic import Work, trained_share
 from cai_jax.references import ANSWERING, parse, resolve, stage_of
 from cai_jax.rewards import preference_model as rewards
 from cai_jax.rewards.reward import models_of, terms_of
-from cai_jax.stages import harm, pm, rl, sl
+from cai_jax.stages import dpo, harm, pm, rl, sl
 from cai_jax.structs import Sampling
 from cai_jax.training import batching, networks, pairs, rollouts
 from cai_jax.training import learner as learner_lib
@@ -141,6 +141,21 @@ def of_pm(run_config, name: str, mesh) -> list[Program]:
         "train", model, 2 * rows, batch["tokens"].shape[-1] // 2, config.num_microbatches, head=0
     )
     return [_update(run_config, name, mesh, "reward", loss, batch, work)]
+
+
+def of_dpo(run_config, name: str, mesh) -> list[Program]:
+    config, model = run_config.graph[name], model_of(run_config, run_config.graph[name].init)
+    rows = batching.round_up(config.batch_size, sharding.batch_ways(mesh) * config.num_microbatches)
+    pair = pairs.Pair("", "", "", (), ("", ""), 0.0)
+    tokens = {("", side): np.zeros(config.max_length, np.int32) for side in (0, 1)}
+    answers = {side: np.zeros(config.max_length, bool) for side in tokens}
+    shape = batching.Shape(rows, 2 * batching.bucket(config.max_length))
+    data = pairs.PairSet([pair], [], tokens, answers, False)
+    batch = dpo.make_batch([pair], data, shape, shape.length, {"": (0.0, 0.0)})
+    options = {"chunk": run_config.model.logprob_chunk, **state_lib.forward_options(run_config)}
+    loss = dpo.make_loss(model, jnp.dtype(run_config.model.dtype), config, **options)
+    work = Work("train", model, 2 * rows, batch["tokens"].shape[-1] // 2, config.num_microbatches)
+    return [_update(run_config, name, mesh, "policy", loss, batch, work)]
 
 
 def of_harm(run_config, name: str, mesh) -> list[Program]:
@@ -426,7 +441,7 @@ def of_sampling(
 # ---------------------------------------------------------------- runs
 
 
-TRAINING_KINDS = {"sl": of_sl, "pm": of_pm, "rl": of_rl, "harm": of_harm}
+TRAINING_KINDS = {"sl": of_sl, "pm": of_pm, "dpo": of_dpo, "rl": of_rl, "harm": of_harm}
 
 
 def of_run(run_config, mesh) -> list[Program]:

@@ -276,6 +276,7 @@ class Run:
         pick("pm", next(filter(None, judges), ""))
         sl = pick("sl", references.stage_of(str(rl.fields.get("policy"))) if rl else "")
         pick("revise", sl.inputs.get("revisions", "") if sl else "")
+        pick("dpo")
         pick("harm")
         return out
 
@@ -284,7 +285,8 @@ class Run:
         """Of the main evaluate stage's models the one that the verdict is about: the method's
         policy, or else the last."""
         given = self.stages[self.main].fields.get("models") if self.main else None
-        policy = f"@{self.method['rl'].name}" if "rl" in self.method else ""
+        trained = self.method.get("rl") or self.method.get("dpo")
+        policy = f"@{trained.name}" if trained else ""
         models = given if isinstance(given, dict) else {}
         named = [name for name in self.models[1:] if models.get(name) == policy]
         return (named or self.models)[-1] if self.models else None
@@ -344,7 +346,9 @@ class Run:
         from cai_jax.models.config import ModelConfig
 
         paths = [
-            stage.path / "model" for kind in ("sl", "rl", "pm") for stage in self.of_kind(kind)
+            stage.path / "model"
+            for kind in ("sl", "dpo", "rl", "pm")
+            for stage in self.of_kind(kind)
         ]
         answering = [str(stage.fields.get("model →")) for stage in self.of_kind("respond")]
         here = (name for name in answering if references.parse(name).kind == references.MODEL)

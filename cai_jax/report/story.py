@@ -75,7 +75,9 @@ def sentences(run: Run) -> list[str]:
     """What was trained, one sentence a step of the paper; where a run has several stages of a kind,
     of `run.method`'s."""
     out = list(_trained(run))
-    counts = {kind: len(run.of_kind(kind)) - 1 for kind in ("revise", "sl", "pm", "rl", "harm")}
+    counts = {
+        kind: len(run.of_kind(kind)) - 1 for kind in ("revise", "sl", "pm", "dpo", "rl", "harm")
+    }
     if more := ", ".join(f"{count} {kind}" for kind, count in counts.items() if count > 0):
         out.append(say("further", more))
     if out:
@@ -98,6 +100,8 @@ def _trained(run: Run) -> Iterator[str]:
         human = (stage.fields.get("human") or {}).get("source")
         labels = source.summary.get("rows") if source else None
         yield say("pm", labels, _files(human) if human else "")
+    if stage := method.get("dpo"):
+        yield say("dpo", stage)
     if stage := method.get("rl"):
         yield say("rl", stage, _rewards(run, stage))
     if (stage := method.get("harm")) and (held_out := stage.summary.get("held_out")):

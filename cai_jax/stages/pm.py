@@ -14,7 +14,6 @@ import numpy as np
 from cai_jax import seeds
 from cai_jax.configuration import auto
 from cai_jax.core import accuracy
-from cai_jax.errors import UserError
 from cai_jax.io import progress
 from cai_jax.models import heads
 from cai_jax.planning import throughput
@@ -45,13 +44,7 @@ def make_loss(config, dtype, **options):
 
 def check(fields, config, where: str) -> None:
     """Labels are those of the comparisons."""
-    labels, comparisons = fields.inputs.labels, fields.inputs.comparisons
-    judged = config.graph[labels].inputs.get("comparisons", "") if labels else comparisons
-    if labels and judged != comparisons:
-        raise UserError(
-            f"{where}.inputs: '{labels}' labels the comparisons of '{judged}', not of "
-            f"'{comparisons}'; name the same stage in both"
-        )
+    pairs.check_labels(fields.inputs, config, where)
 
 
 def run(ctx: StageContext) -> dict:

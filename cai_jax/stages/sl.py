@@ -105,18 +105,6 @@ def make_batch(chosen: list[Example], shape: batching.Shape, count: int = 0) -> 
     }
 
 
-def most_targets(data: list[Example], steps: supervised.Steps) -> int:
-    """How many targets a packed sequence has at most, at any step, rounded up to an eighth of its
-    length."""
-
-    def at(step):
-        chosen = [data[index] for index in steps.order.indices(step)]
-        packing = batching.pack([len(example.tokens) for example in chosen], steps.shape)
-        return packing.most([int(example.target.sum()) for example in chosen])
-
-    return batching.eighths(max(1, *map(at, range(steps.num_steps))), steps.shape.length)
-
-
 def make_loss(config, dtype, **options):
     """Negative log-likelihood of the target tokens, as (sum, (count, sums)). `options`: scan,
     remat, chunk."""
@@ -147,7 +135,7 @@ def run(ctx: StageContext) -> dict:
     data = examples(ctx, model.format, model.config.max_length)
     ids, lengths = [example.id for example in data], [[len(example.tokens)] for example in data]
     steps = supervised.Steps.of(ctx, ids, lengths)
-    count = most_targets(data, steps)
+    count = steps.most([[int(example.target.sum())] for example in data])
 
     # ---- Training --------------------------------------------------------------------------------
     def batch(indices):

@@ -1,5 +1,5 @@
 """Preference pairs: two answers to a dialogue and the probability that the first is better, from AI
-labels and from people's comparisons (section 4.1).
+labels, from people's comparisons (section 4.1), and from revisions.
 
 Targets are derived here from the raw log-probabilities of the label records (soft, hard, clamped,
 averaged over orders), so that an ablation costs no new generation.
@@ -54,12 +54,14 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class PairSet:
-    """Pairs to train on in order of id, pairs that are held out by prompt, and the tokens of each
-    side of both: `tokens[pair.id, side]`. `reads_cut`: see `learns_cut`."""
+    """Pairs to train on in order of id, pairs that are held out by prompt, and for each side of
+    both its tokens, `tokens[pair.id, side]`, and which of them are the answer. `reads_cut`: see
+    `learns_cut`."""
 
     train: list[Pair]
     held: list[Pair]
     tokens: dict[tuple[str, int], np.ndarray]
+    answers: dict[tuple[str, int], np.ndarray]
     reads_cut: bool
 
     @property
@@ -67,23 +69,35 @@ class PairSet:
         return [[len(self.tokens[pair.id, side]) for side in (0, 1)] for pair in self.train]
 
 
-def load(ctx, model) -> PairSet:
-    """The pairs of a stage's inputs and config; what is left out is counted by reason."""
+def check_labels(inputs, config, where: str) -> None:
+    """Raises UserError where the labels are not those of the comparisons."""
+    labels, comparisons = inputs.labels, inputs.comparisons
+    judged = config.graph[labels].inputs.get("comparisons", "") if labels else comparisons
+    if labels and judged != comparisons:
+        raise UserError(
+            f"{where}.inputs: '{labels}' labels the comparisons of '{judged}', not of "
+            f"'{comparisons}'; name the same stage in both"
+        )
+
+
+def load(ctx, model, ended: bool | None = None) -> PairSet:
+    """The pairs of a stage's inputs and config; what is left out is counted by reason. `ended`:
+    whether cut answers are read as if they had ended; None: as `learns_cut` says."""
     config = ctx.config
-    pairs = ai_pairs(ctx) + human_pairs(ctx)
+    pairs = ai_pairs(ctx) + human_pairs(ctx) + revision_pairs(ctx)
     if config.cut_answers == "drop":
-        ended = [pair for pair in pairs if not any(pair.cut)]
-        ctx.drop("an answer cut at the limit of tokens", len(pairs) - len(ended))
-        pairs = ended
+        complete = [pair for pair in pairs if not any(pair.cut)]
+        ctx.drop("an answer cut at the limit of tokens", len(pairs) - len(complete))
+        pairs = complete
     sides = [(pair, side) for pair in pairs for side in (0, 1)]
-    reads_cut = learns_cut(pairs)
+    reads_cut = learns_cut(pairs) if ended is None else not ended
     dialogues = [pair.answered(side) for pair, side in sides]
     if not reads_cut:
         dialogues = [as_ended(dialogue) for dialogue in dialogues]
     encoded = feed.encode(model.format, dialogues)
-    tokens = {
-        (pair.id, side): item.tokens for (pair, side), item in zip(sides, encoded, strict=True)
-    }
+    names = [(pair.id, side) for pair, side in sides]
+    tokens = dict(zip(names, (item.tokens for item in encoded), strict=True))
+    answers = dict(zip(names, (item.target_mask for item in encoded), strict=True))
     longest = [max(len(tokens[pair.id, side]) for side in (0, 1)) for pair in pairs]
     kept = examples.short_enough(ctx, longest, model.config.max_length)
     fits = [pair for pair, fit in zip(pairs, kept, strict=True) if fit]
@@ -91,7 +105,7 @@ def load(ctx, model) -> PairSet:
     mixed = mix(train, config.human_fraction, ctx.seed, ctx.name)
     ctx.drop("beyond human_fraction", len(train) - len(mixed))
     ctx.require_rows(mixed, "training comparisons")
-    return PairSet(sorted(mixed, key=lambda pair: pair.id), held, tokens, reads_cut)
+    return PairSet(sorted(mixed, key=lambda pair: pair.id), held, tokens, answers, reads_cut)
 
 
 def ai_pairs(ctx) -> list[Pair]:
@@ -143,16 +157,40 @@ def human_pairs(ctx) -> list[Pair]:
     return pairs
 
 
+def revision_pairs(ctx) -> list[Pair]:
+    """Revisions over what they revise: the last over the initial answer, or each over the text
+    before it."""
+    if "revisions" not in ctx.inputs:
+        return []
+    pairs = []
+    for record in ctx.inputs["revisions"].records():
+        dialogue = dialogue_from_json(record["dialogue"])
+        texts = [(record["initial"], record["initial_stop"])]
+        texts += [(item["revision"], item["revision_stop"]) for item in record["rounds"]]
+        each = ctx.config.revision_pairs == "each"
+        steps = zip(texts, texts[1:], strict=False) if each else [(texts[0], texts[-1])]
+        for number, (before, after) in enumerate(steps, 1):
+            if before[0] == after[0] or not after[0].strip():
+                ctx.drop("revision equal to the text before it, or empty")
+                continue
+            name, group = f"revision {record['id']}#{number}", examples.group_of(dialogue)
+            (text, stop), (other, other_stop) = after, before
+            sides = (text, other), 1.0, (stop, other_stop)
+            pairs.append(Pair(name, "revision", group, dialogue, *sides))
+    return pairs
+
+
 def mix(pairs: list[Pair], human_fraction: float | None, seed: int, stage: str) -> list[Pair]:
     """The pairs without so many of the larger side that the human share is `human_fraction`.
 
     Args:
-      pairs: those of source "ai" are one side, all others the other.
+      pairs: those of source "ai" and "revision" are one side, all others the other.
       human_fraction: of the result; None: all pairs.
       seed, stage: what the draw depends on, with the ids.
     """
-    human = [pair for pair in pairs if pair.source != "ai"]
-    ai = [pair for pair in pairs if pair.source == "ai"]
+    made = ("ai", "revision")
+    human = [pair for pair in pairs if pair.source not in made]
+    ai = [pair for pair in pairs if pair.source in made]
     return examples.mix(human, ai, human_fraction, seed, stage)
 
 
@@ -173,21 +211,45 @@ def learns_cut(pairs: list[Pair]) -> bool:
     return sides["cut"] > 0 and sides["cut"] >= MIN_CUT * sides["of"]
 
 
-def make_batch(chosen: list[Pair], tokens: dict, shape: batching.Shape) -> dict:
+def make_batch(
+    chosen: list[Pair],
+    tokens: dict,
+    shape: batching.Shape,
+    answers: dict | None = None,
+    numbers: np.ndarray | None = None,
+) -> dict:
     """Pairs packed into sequences [R, T] with N slots each: `tokens` and `segments` [R, T];
     `ends` [R, N, 2], the index of each side's last token; `target` [R, N]; `valid` [R, N], whether
-    the slot holds a pair."""
+    the slot holds a pair.
+
+    Args:
+      chosen, tokens, shape: of the batch.
+      answers: where given, `answers` [R, T] has what they mark.
+      numbers: where given, [pairs, 2], `numbers` [R, N, 2] has them.
+    Returns:
+      The arrays by name.
+    """
     sides = [tokens[pair.id, side] for pair in chosen for side in (0, 1)]
     packing = batching.pack(list(map(len, sides)), shape, group=2)
     first = dataclasses.replace(packing, sequences=packing.sequences[::2], slots=packing.slots[::2])
     last = packing.starts + packing.lengths - 1
-    return {
+
+    def by_side(values_Bx2, dtype):
+        return np.stack([first.by_slot(values_Bx2[:, side], dtype) for side in (0, 1)], axis=-1)
+
+    batch = {
         "tokens": packing.spread(sides),
         "segments": packing.segments(),
-        "ends": np.stack([first.by_slot(last[side::2], np.int32) for side in (0, 1)], axis=-1),
+        "ends": by_side(last.reshape(-1, 2), np.int32),
         "target": first.by_slot([pair.target for pair in chosen], np.float32),
         "valid": first.by_slot(True, bool),
     }
+    if answers is not None:
+        marked = [answers[pair.id, side] for pair in chosen for side in (0, 1)]
+        batch["answers"] = packing.spread(marked, bool)
+    if numbers is not None:
+        batch["numbers"] = by_side(numbers, numbers.dtype)
+    return batch
 
 
 def loss(scores_RxNx2, batch: dict):

@@ -39,6 +39,19 @@ class Steps:
         shape = batching.common_shape(lengths, order, num_steps, ways, config.num_microbatches)
         return cls(ids, lengths, order, num_steps, shape)
 
+    def most(self, counts: Sequence[Sequence[int]]) -> int:
+        """How much of `counts`, a number for each of `lengths`, a packed sequence has at most at
+        any step, rounded up to an eighth of its length."""
+        counts = np.asarray(counts)
+
+        def at(step):
+            chosen = self.order.indices(step)
+            sizes = self.lengths[chosen]
+            packing = batching.pack(sizes.reshape(-1), self.shape, group=sizes.shape[1])
+            return packing.most(counts[chosen].reshape(-1))
+
+        return batching.eighths(max(1, *map(at, range(self.num_steps))), self.shape.length)
+
     @property
     def mean_length(self) -> float:
         return float(np.mean(self.lengths))

@@ -1,0 +1,126 @@
+"""DPO's losses by hand, and the dpo stage's pairs, batches and reference."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cai_jax.core import dpo
+from cai_jax.core.losses import sequence_sum
+from cai_jax.models import heads
+from cai_jax.stages import dpo as stage_dpo
+from cai_jax.training import batching
+from cai_jax.training import pairs as pairs_lib
+from configs import default
+from tests.recording import human, stage
+from tests.test_training_learner import CONFIG, PARAMS
+
+LOGPROBS = jnp.array([[-3.0, -4.0], [-5.0, -2.0], [9.0, 9.0]])
+REFERENCE = jnp.array([[-4.0, -3.0], [-5.0, -4.0], [0.0, 9.0]])
+LENGTHS = jnp.array([[2.0, 4.0], [1.0, 2.0], [0.0, 0.0]])
+TARGET, MASK = jnp.array([1.0, 0.25, 0.5]), jnp.array([True, True, False])
+
+
+def pair_loss(**fields):
+    given = LOGPROBS, REFERENCE, LENGTHS, TARGET, MASK
+    return [float(x) for x in jax.jit(lambda: dpo.pair_loss(*given, **fields))()]
+
+
+def log_sigmoid(x):
+    return -math.log1p(math.exp(-x))
+
+
+def test_sigmoid_by_hand():
+    """h = 1 − (−1) = 2 and 0 − 2 = −2; β = ½."""
+    total = -log_sigmoid(1) - 0.25 * log_sigmoid(-1) - 0.75 * log_sigmoid(1)
+    assert pair_loss(beta=0.5) == pytest.approx([total, 2])
+
+
+def test_ipo_is_by_the_token():
+    """h = 1/2 − (−1/4) = 3/4 and 0 − 2/2 = −1; 1/(2β) = 2."""
+    total = (0.75 - 2) ** 2 + 0.25 * (-1 - 2) ** 2 + 0.75 * (-1 + 2) ** 2
+    assert pair_loss(kind="ipo", beta=0.25) == pytest.approx([total, 2])
+
+
+def test_the_better_answer_is_learned_by_the_token():
+    plain, more = pair_loss(), pair_loss(nll_coefficient=0.1)
+    assert more[0] - plain[0] == pytest.approx(0.1 * (3 / 2 + 2 / 2), rel=1e-5)
+
+
+def test_smoothing():
+    np.testing.assert_allclose(dpo.smoothed(TARGET, 0.1), [0.9, 0.3, 0.5], rtol=1e-6)
+
+
+def test_what_is_logged_by_hand():
+    sums = dpo.pair_sums(LOGPROBS, REFERENCE, LENGTHS, TARGET, MASK, 0.5)
+    wanted = {
+        "accuracy": 2,
+        "margin": 1 + 1,
+        "chosen_logprob": -3 - 2,
+        "rejected_logprob": -4 - 5,
+        "chosen_tokens": 2 + 2,
+        "rejected_tokens": 4 + 1,
+    }
+    assert {name: float(x) for name, x in sums.items()} == pytest.approx(wanted)
+
+
+def a_set(num=5):
+    """Pairs of different lengths; the prompt's three tokens are no part of the answers."""
+    rng, tokens, answers, pairs = np.random.default_rng(0), {}, {}, []
+    for number in range(num):
+        pairs.append(pairs_lib.Pair(f"p{number}", "ai", "g", (), ("a", "b"), number / num))
+        for side in (0, 1):
+            length = int(rng.integers(5, 14))
+            tokens[f"p{number}", side] = rng.integers(0, 11, length).astype(np.int32)
+            answers[f"p{number}", side] = np.arange(length) >= 3
+    return pairs_lib.PairSet(pairs, [], tokens, answers, True)
+
+
+def test_log_probabilities_of_packed_answers_are_those_of_single_ones():
+    data = a_set()
+    reference = {pair.id: (float(n), -float(n)) for n, pair in enumerate(data.train)}
+    batch = stage_dpo.make_batch(data.train, data, batching.Shape(3, 64, 3), 0, reference)
+    read = jax.jit(lambda batch: stage_dpo.answer_logprobs(PARAMS, batch, CONFIG, jnp.float32))
+    sums, lengths = map(np.asarray, read(batch))
+    names = list(data.tokens)
+    tokens, mask = batching.pad_tokens([data.tokens[name] for name in names], len(names), 16)
+    alone = jax.jit(lambda *given: heads.dialogue_logprobs(PARAMS, *given, CONFIG))(tokens, mask)
+    alone = np.where(mask & (np.arange(16) >= 3), alone, 0).sum(1).reshape(-1, 2)
+    where = np.argwhere(batch["valid"])
+    assert len(where) == 5
+    for slot in map(tuple, where):
+        number = int(batch["numbers"][slot][0])
+        pair = data.train[number]
+        assert tuple(batch["numbers"][slot]) == reference[pair.id]
+        assert batch["target"][slot] == pytest.approx(pair.target)
+        np.testing.assert_allclose(sums[slot], alone[number], rtol=1e-4)
+        assert lengths[slot].tolist() == [len(data.tokens[pair.id, side]) - 3 for side in (0, 1)]
+
+
+def test_sums_are_of_sequences():
+    values, segments = jnp.array([[1.0, 2.0, 4.0, 8.0]]), jnp.array([[1, 2, 2, 0]])
+    np.testing.assert_array_equal(sequence_sum(values, segments), [[1, 6, 6, 8]])
+
+
+@pytest.mark.parametrize("which", ["final", "each"])
+def test_pairs_of_revisions(tmp_path, which):
+    rounds = [("better", "eos"), ("better", "eos"), ("best", "length")]
+    row = {
+        "id": "r1",
+        "dialogue": human("Asked"),
+        "initial": "first",
+        "initial_stop": "length",
+        "rounds": [{"revision": text, "revision_stop": stop} for text, stop in rounds],
+    }
+    config = default.dpo("", "", "revise", revision_pairs=which)
+    ctx, _ = stage(tmp_path, "dpo", config, inputs={"revisions": [row]})
+    got = [(pair.texts, pair.stops, pair.target) for pair in pairs_lib.revision_pairs(ctx)]
+    last = ("best", "first"), ("length", "length"), 1.0
+    steps = [
+        (("better", "first"), ("eos", "length"), 1.0),
+        (("best", "better"), ("length", "eos"), 1.0),
+    ]
+    assert got == ([last] if which == "final" else steps)
+    assert sum(ctx.dropped.values()) == (which == "each")
