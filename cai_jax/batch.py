@@ -161,12 +161,19 @@ def service_of(form: str, url: str = "", key_name: str = "") -> Service:
 
 
 def form_of(data: bytes, path) -> str:
-    """The form of a requests file, by its first line."""
+    """The form of a requests file, by its first line. UserError where that is no request, or one
+    without a model."""
     try:
         first = json.loads(data.split(b"\n", 1)[0])
-        return batch_files.ANTHROPIC if "params" in first else batch_files.OPENAI
-    except (ValueError, TypeError) as error:
+        form = batch_files.ANTHROPIC if "params" in first else batch_files.OPENAI
+        has_model = "model" in (first.get("params") or first["body"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}:1: expected a request as a JSON object") from error
+    if not has_model:
+        raise UserError(
+            f"{path}: its requests name no model; call it batch:DIR#MODEL in the config"
+        )
+    return form
 
 
 def submit(directory: epath.Path, url: str, key_name: str) -> int:

@@ -129,7 +129,7 @@ class BatchServer:
 @contextlib.contextmanager
 def serving(server: BatchServer):
     """Yields the server's URL."""
-    config = uvicorn.Config(server.app(), port=0, log_level="error")
+    config = uvicorn.Config(server.app(), port=0, log_config=None)
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()

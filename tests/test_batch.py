@@ -151,6 +151,35 @@ def test_what_always_fails_is_left_out_and_counted(tmp_path):
     assert manifest["summary"]["rows"] == 2
 
 
+def test_what_is_too_long_is_not_asked_again(tmp_path):
+    made = config()
+    made.stages = ("respond",)
+    error = {"message": "no", "code": "context_length_exceeded in length"}
+
+    def one_too_long(lines):
+        name = json.loads(lines[0])["custom_id"]
+        return [json.dumps({"custom_id": name, "error": error}), *lines[1:]]
+
+    answer = lambda path: answer_files.answer_all(path, one_too_long)  # noqa: E731
+    assert finish(made, tmp_path / "run", answer) == 1
+    manifest = artefacts.StageDirectory(tmp_path / "run" / "respond").manifest
+    assert list(manifest["dropped"].values()) == [1]
+
+
+def test_files_that_may_cost_too_much_are_not_written(tmp_path):
+    made = config(input_price=0.0, output_price=1e6)
+    made.stages, made.max_cost = ("respond",), 35.0
+    with pytest.raises(
+        UserError, match="3 requests may cost 36, and 0 is spent, of config.max_cost=35"
+    ):
+        pipeline.run(made, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "asked").exists()
+    made.max_cost = 36.0
+    assert finish(made, tmp_path / "run") == 1
+    served = artefacts.StageDirectory(tmp_path / "run" / "respond").manifest["served"]
+    assert served["cost"] == 15.0  # three answers of five tokens
+
+
 def test_labels_in_words_count_as_one_sample(tmp_path):
     made = config(form="anthropic", num_samples=1)
     made.stages = ("compare", "feedback")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cai_jax import seeds
-from cai_jax.structs import LENGTH, Message, Sampling
+from cai_jax.structs import LENGTH, REFUSED, TOO_LONG, Message, Sampling
 from cai_jax.textmodels import batch_files, chat
 from cai_jax.textmodels.protocol import Turn
 from tests import answer_files
@@ -122,7 +122,9 @@ def test_the_first_of_two_answers_counts_and_others_are_noted(tmp_path):
 
 def test_failures_say_why(tmp_path):
     a, b, c = requests(3)
-    refused = {"error": {"message": "too\nlong", "type": "invalid_request_error"}}
+    error = {"message": "not\nso", "type": "invalid_request_error"}
+    refused = {"error": error}
+    long = {"message": "maximum context length is 8", "code": "context_length_exceeded"}
     asked, replies = answered(
         tmp_path,
         json.dumps({"custom_id": a.key, "response": {"status_code": 400, "body": refused}}),
@@ -130,10 +132,13 @@ def test_failures_say_why(tmp_path):
         json.dumps({"custom_id": c.key, "response": None, "error": {"message": "expired"}}),
         json.dumps({"custom_id": c.key, "result": {"type": "expired"}}),
         json.dumps({"custom_id": c.key}),
+        json.dumps({"custom_id": c.key, "error": long}),
+        json.dumps({"custom_id": c.key, "error": {"message": "Prompt is too long: 9 > 8"}}),
+        json.dumps({"custom_id": c.key, "error": {"message": "x", "code": "content_filter"}}),
     )
-    reasons = ["expired", "expired", "no answer in the line"]
-    assert texts(asked, replies) == [["too long"], ["too long"], reasons]
-    assert replies.notes == {"requests that failed": 5}
+    reasons = ["expired", "expired", "no answer in the line", TOO_LONG, TOO_LONG, REFUSED]
+    assert texts(asked, replies) == [["not so"], ["not so"], reasons]
+    assert replies.notes == {"requests that failed": 8}
 
 
 @pytest.mark.parametrize(

@@ -198,12 +198,12 @@ def _require_served(plan: Plan, where: str, given: str, needs: str, kind) -> Non
     with in_field(where):
         if target.kind == references.RECORDED:
             RecordedTextModel(target.name).require()
-        if target.kind != references.OPENAI:
             return
-        target.server()
         fields = endpoints.of(plan.config, given)
-        endpoint.require_package(name)
-        endpoint.key_of(name, fields.key_env)
+        if target.kind == references.OPENAI:
+            target.server()
+            endpoint.require_package(name)
+            endpoint.key_of(name, fields.key_env)
     if plan.config.max_cost and not (fields.input_price or fields.output_price):
         raise UserError(
             f"config.max_cost: '{name}' has no prices; set input_price and output_price of "

@@ -15,8 +15,8 @@ from etils import epath
 from cai_jax.errors import UserError, Waiting
 from cai_jax.io import progress
 from cai_jax.io.answers import AnswerFile
-from cai_jax.structs import FAILED
-from cai_jax.textmodels import batch_files, chat
+from cai_jax.structs import FAILED, REFUSED, TOO_LONG
+from cai_jax.textmodels import batch_files, chat, endpoint
 from cai_jax.textmodels.answering import Outcome
 from cai_jax.textmodels.options import Unusable
 from cai_jax.textmodels.protocol import COUNTED, TOP
@@ -35,11 +35,14 @@ class BatchFiles:
       directory: need not exist.
       fields: of `configuration.endpoints.OPENAI`.
       file: where answers go.
+      max_cost: of the run; None for no limit.
     """
 
-    def __init__(self, name: str, directory, fields, file: AnswerFile):
+    def __init__(
+        self, name: str, directory, fields, file: AnswerFile, max_cost: float | None = None
+    ):
         self.name, self.directory = name, epath.Path(directory)
-        self.fields, self.file = fields, file
+        self.fields, self.file, self.max_cost = fields, file, max_cost
 
     def tier(self) -> str:
         """How questions are asked. Anthropic's messages have no log-probabilities; elsewhere an
@@ -67,21 +70,25 @@ class BatchFiles:
             else:
                 answered.append((request, outcome))
         kept = {of.key: outcome for of, outcome in answered if not isinstance(outcome, str)}
-        self.file.add(kept, self.name, {key: self._cost(kept[key]) for key in kept})
+        prices = self.fields
+        costs = {key: endpoint.cost(prices, kept[key]["usage"] or (0, 0)) for key in kept}
+        self.file.add(kept, self.name, costs)
         yield from answered
         if missing:
             raise self._waiting(missing, replies.awaited)
-
-    def _cost(self, answer) -> float:
-        prices = self.fields.input_price, self.fields.output_price
-        usage = answer["usage"] or (0, 0)
-        return sum(price * count / 1e6 for price, count in zip(prices, usage, strict=True))
 
     def _waiting(self, missing: dict[str, chat.Request], awaited: dict[str, list[str]]) -> Waiting:
         """Writes those that are in no file that waits; says which files wait."""
         files = {path: len(missing.keys() & keys) for path, keys in awaited.items()}
         waiting = {key for keys in awaited.values() for key in keys}
         new = [request for key, request in missing.items() if key not in waiting]
+        most = sum(endpoint.most(self.fields, request) for request in missing.values())
+        if new and self.max_cost is not None and self.file.spent() + most > self.max_cost:
+            raise UserError(
+                f"{self.name}: {len(missing)} requests may cost {most:.4g}, and "
+                f"{self.file.spent():.4g} is spent, of config.max_cost={self.max_cost:g}: raise it "
+                "and run the same command again"
+            )
         how = self.fields.form, self.fields.lines_per_file
         files |= batch_files.write_requests(self.directory, new, *how)
         return Waiting({path: count for path, count in files.items() if count})
@@ -91,6 +98,8 @@ def _outcome(request: chat.Request, replies: Sequence[dict | str]) -> Outcome | 
     """What the first reply that can be used comes to; FAILED where too many could not be, None
     where the request is to be asked, or asked again."""
     for reply in replies:
+        if reply in (TOO_LONG, REFUSED):
+            return chat.without(reply)
         for reads in dict.fromkeys([request.reads, *[chat.TEXT] * (request.reads == TOP)]):
             try:
                 if isinstance(reply, dict):

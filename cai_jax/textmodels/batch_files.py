@@ -26,7 +26,8 @@ from etils import epath
 
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
-from cai_jax.textmodels import chat
+from cai_jax.structs import TOO_LONG
+from cai_jax.textmodels import chat, failures
 from cai_jax.textmodels.options import Unusable
 
 OPENAI, ANTHROPIC = "openai", "anthropic"
@@ -105,7 +106,7 @@ def anthropic_params(body: Mapping) -> dict:
     if "max_completion_tokens" in body:
         params["max_tokens"] = body["max_completion_tokens"]
     return (
-        {name: body[name] for name in ANTHROPIC_FIELDS if name in body}
+        {name: body[name] for name in ANTHROPIC_FIELDS if body.get(name, "") != ""}
         | params
         | {"messages": messages}
     )
@@ -215,10 +216,15 @@ def completion(text, finish_reason: str) -> dict:
 
 
 def _reason(value: Mapping) -> str:
-    """The message of an error, wherever the two services put it."""
+    """The message of an error, wherever the two services put it; structs.TOO_LONG or REFUSED where
+    asking again would not help."""
     while isinstance(value.get("error"), Mapping):
         value = value["error"]
-    return " ".join(str(value.get("message") or "").split())[:200]
+    message = " ".join(str(value.get("message") or "").split())[:200]
+    outcome = failures.of_status(400, value, {}, "")
+    if isinstance(outcome, dict):
+        return chat.missing(outcome)
+    return TOO_LONG if "prompt is too long" in message.lower() else message
 
 
 def _content(body: Mapping) -> list:

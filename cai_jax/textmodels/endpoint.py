@@ -246,15 +246,12 @@ class Endpoint:
     # Cost -----------------------------------------------------------------------------------------
 
     def cost(self, usage: Sequence[int]) -> float:
-        """Of tokens [read, written]."""
-        prices = self.fields.input_price, self.fields.output_price
-        return sum(price * count / 1e6 for price, count in zip(prices, usage, strict=True))
+        """See `cost`."""
+        return cost(self.fields, usage)
 
     def most(self, request: chat.Request) -> float:
-        """What a request costs at most: a token has at least a byte."""
-        messages = len(request.body.get("messages", ())) + 1
-        read = len(request.text.encode()) + TEMPLATE_TOKENS * messages
-        return self.cost((read, request.limit * request.num_choices))
+        """See `most`."""
+        return most(self.fields, request)
 
     def _is_affordable(self, more: float) -> bool:
         return self.max_cost is None or self.file.spent() + more <= self.max_cost
@@ -288,6 +285,19 @@ class Endpoint:
             return not any(chat.missing(outcome) for _, outcome in outcomes)
         except Unsupported:
             return False
+
+
+def cost(fields, usage: Sequence[int]) -> float:
+    """Of tokens [read, written], by the prices of `configuration.endpoints`."""
+    prices = fields.input_price, fields.output_price
+    return sum(price * count / 1e6 for price, count in zip(prices, usage, strict=True))
+
+
+def most(fields, request: chat.Request) -> float:
+    """What a request costs at most: a token has at least a byte."""
+    messages = len(request.body.get("messages", ())) + 1
+    read = len(request.text.encode()) + TEMPLATE_TOKENS * messages
+    return cost(fields, (read, request.limit * request.num_choices))
 
 
 def key_of(name: str, variable: str) -> str:

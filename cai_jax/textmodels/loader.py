@@ -131,7 +131,7 @@ class ModelLoader:
         )
         file, limit = self._answers(), self.run_config.max_cost
         if is_batch:
-            carrier = batch.BatchFiles(str(target), self.run_path / directory, fields, file)
+            carrier = batch.BatchFiles(str(target), self.run_path / directory, fields, file, limit)
         else:
             carrier = endpoint.Endpoint(str(target), wire, fields, file, limit)
         return AnsweringModel(str(target), wire, carrier, file, carrier.tier, fields.num_samples)
