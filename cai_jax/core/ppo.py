@@ -239,9 +239,9 @@ def importance_weights(logprobs_BxT, sampled_BxT, mask_BxT, how: str, cap: float
     Args:
       logprobs_BxT, sampled_BxT: of the actions, under the policy and the sampler.
       mask_BxT: the actions.
-      how: "token", the ratio of the action alone, which leaves a bias where other actions of the
-        response differ; or "sequence", that of the complete response, exact up to the cap and noisy
-        in long ones.
+      how: "token", the ratio of the action alone: little noise, and a gradient that the response's
+        other actions bias away from the optimum; or "sequence", that of the complete response,
+        exact up to the cap and noisy in long ones.
       cap: the largest weight.
     """
     logprobs_BxT, sampled_BxT = _clean(mask_BxT, logprobs_BxT, sampled_BxT)
