@@ -6,7 +6,7 @@ def question_mark(dialogues):
     return [float("?" in dialogue[-1].text) for dialogue in dialogues]
 
 
-def one_question(dialogues):
+def single_question(dialogues):
     """Harder: ½ for a question mark, 1 where the answer is one question and nothing after it; the
     policy must learn to stop as well."""
     answers = [dialogue[-1].text.strip() for dialogue in dialogues]

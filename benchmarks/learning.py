@@ -26,7 +26,7 @@ from cai_jax.io.metrics import read_rows
 METHODS = {"ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "trl-grpo": "GRPO, TRL 1.16"}
 REWARDS = {
     "question_mark": "the answer has a question mark",
-    "one_question": "the answer is one question and ends there",
+    "single_question": "the answer is one question and ends there",
 }
 LAST = 4  # updates whose mean is reported
 COLOURS = dict(zip(METHODS, ("#1b6ca8", "#c4501b", "#3f8f4f", "#777777"), strict=True))
@@ -35,7 +35,7 @@ COLOURS = dict(zip(METHODS, ("#1b6ca8", "#c4501b", "#3f8f4f", "#777777"), strict
 # ---- Runs ----------------------------------------------------------------------------------------
 
 
-def run(reward: str, method: str, seed: int, options) -> None:
+def _run(reward: str, method: str, seed: int, options) -> None:
     """Runs, or goes on with, one of them; nothing where it is done."""
     directory = options.runs / f"{reward}-{method}-{seed}"
     if method == "trl-grpo":
@@ -52,7 +52,7 @@ def run(reward: str, method: str, seed: int, options) -> None:
     subprocess.run([*command, f"--workdir={directory}"], check=True)
 
 
-def curve(reward: str, method: str, seed: int, options) -> list[dict]:
+def _curve(reward: str, method: str, seed: int, options) -> list[dict]:
     """A row an update with reward, kl, response_tokens and seconds, as far as there are any."""
     directory = options.runs / f"{reward}-{method}-{seed}"
     if method == "trl-grpo":
@@ -126,7 +126,7 @@ def publish(options) -> None:
     curves: dict = {}
     for reward in REWARDS:
         for method in METHODS:
-            runs = {seed: curve(reward, method, seed, options) for seed in range(options.seeds)}
+            runs = {seed: _curve(reward, method, seed, options) for seed in range(options.seeds)}
             longest = max(map(len, runs.values()), default=0)
             done = {seed: rows for seed, rows in runs.items() if rows and len(rows) == longest}
             if done and longest > 1:
@@ -172,7 +172,7 @@ def main() -> None:
         for reward in options.rewards.split(","):
             for method in options.methods.split(","):
                 if time.monotonic() - started < 60 * options.minutes:
-                    run(reward, method, seed, options)
+                    _run(reward, method, seed, options)
                     publish(options)
 
 

@@ -13,8 +13,66 @@ import sys
 import time
 
 
+def _arguments(fields, num_updates: int, seed: int, path: pathlib.Path):
+    """The settings of `fields`, an rl stage, as TRL has them."""
+    import trl
+
+    steps = fields.num_epochs * fields.num_minibatches
+    return trl.GRPOConfig(
+        output_dir=str(path.with_suffix(".trl")),
+        seed=seed,
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1,
+        max_steps=num_updates * steps,
+        per_device_train_batch_size=fields.rollouts_per_update // fields.num_minibatches,
+        steps_per_generation=fields.num_minibatches,
+        num_iterations=fields.num_epochs,
+        num_generations=fields.group_size,
+        max_completion_length=fields.max_new_tokens,
+        temperature=fields.temperature,
+        beta=fields.kl_coefficient,
+        learning_rate=fields.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=steps * fields.warmup_updates,
+        max_grad_norm=fields.max_grad_norm,
+        adam_beta2=0.95,
+        adam_epsilon=1e-5,
+        gradient_checkpointing=False,
+    )
+
+
+def _updates(rows: list[dict], num_updates: int, steps: int) -> list[dict]:
+    """A row an update, of `rows` of its steps."""
+    # An update's first step has the rewards of its answers; its last one its seconds.
+    updates = []
+    for update in range(num_updates):
+        first, last = rows[update * steps], rows[(update + 1) * steps - 1]
+        before = rows[update * steps - 1]["seconds"] if update else 0.0
+        updates.append(
+            {
+                "step": update + 1,
+                "reward": first["reward"],
+                "kl": first.get("kl"),
+                "response_tokens": first.get("completions/mean_length"),
+                "seconds": last["seconds"] - before,
+            }
+        )
+    return updates
+
+
 def main(reward: str, seed: int, split: str, path: pathlib.Path, quick: bool) -> None:
-    """Trains and writes the rows; they are there once all updates are."""
+    """Trains and writes the rows; they are there once all updates are.
+
+    Args:
+      reward: a function of `answer_rewards`.
+      seed, split: of the run, and which of the prompts.
+      path: the file.
+      quick: two updates.
+    """
     import datasets
     import peft
     import transformers
@@ -25,7 +83,7 @@ def main(reward: str, seed: int, split: str, path: pathlib.Path, quick: bool) ->
     from cai_jax.structs import Message
 
     config = learning_config.get_config(f"reward={reward},method=grpo,seed={seed},split={split}")
-    fields, group = config.graph.rl, config.graph.rl.group_size
+    fields = config.graph.rl
     prompts, _ = read_prompts("embedded:helpful", split)
     tokenizer = transformers.AutoTokenizer.from_pretrained(learning_config.MODEL)
     asked = [[{"role": "user", "content": prompt.dialogue[-1].text}] for prompt in prompts]
@@ -42,31 +100,6 @@ def main(reward: str, seed: int, split: str, path: pathlib.Path, quick: bool) ->
     def rewards(completions, **_):
         return score([(Message("assistant", turns[-1]["content"]),) for turns in completions])
 
-    arguments = trl.GRPOConfig(
-        output_dir=str(path.with_suffix(".trl")),
-        seed=seed,
-        use_cpu=True,
-        bf16=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        logging_steps=1,
-        max_steps=num_updates * steps,
-        per_device_train_batch_size=fields.rollouts_per_update // fields.num_minibatches,
-        steps_per_generation=fields.num_minibatches,
-        num_iterations=fields.num_epochs,
-        num_generations=group,
-        max_completion_length=fields.max_new_tokens,
-        temperature=fields.temperature,
-        beta=fields.kl_coefficient,
-        learning_rate=fields.learning_rate,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=steps * fields.warmup_updates,
-        max_grad_norm=fields.max_grad_norm,
-        adam_beta2=0.95,
-        adam_epsilon=1e-5,
-        gradient_checkpointing=False,
-    )
     started, rows = time.monotonic(), []
 
     class Rows(transformers.TrainerCallback):
@@ -78,7 +111,7 @@ def main(reward: str, seed: int, split: str, path: pathlib.Path, quick: bool) ->
     trl.GRPOTrainer(
         learning_config.MODEL,
         rewards,
-        args=arguments,
+        args=_arguments(fields, num_updates, seed, path),
         train_dataset=datasets.Dataset.from_list([{"prompt": turns} for turns in asked]),
         processing_class=tokenizer,
         peft_config=peft.LoraConfig(
@@ -86,20 +119,7 @@ def main(reward: str, seed: int, split: str, path: pathlib.Path, quick: bool) ->
         ),
         callbacks=[Rows()],
     ).train()
-    # An update's first step has the rewards of its answers; its last one its seconds.
-    updates = []
-    for update in range(num_updates):
-        first, last = rows[update * steps], rows[(update + 1) * steps - 1]
-        before = rows[update * steps - 1]["seconds"] if update else 0.0
-        updates.append(
-            {
-                "step": update + 1,
-                "reward": first["reward"],
-                "kl": first.get("kl"),
-                "response_tokens": first.get("completions/mean_length"),
-                "seconds": last["seconds"] - before,
-            }
-        )
+    updates = _updates(rows, num_updates, steps)
     path.write_text("".join(json.dumps(row) + "\n" for row in updates))
 
 

@@ -12,7 +12,7 @@ TEXTS = ("No.", "Why? Because.", "Why?", "Why? Or why?", "?", "")
 def test_rewards_by_hand():
     answers = [(Message("human", "q?"), Message("assistant", text)) for text in TEXTS]
     assert answer_rewards.question_mark(answers) == [0, 1, 1, 1, 1, 0]
-    assert answer_rewards.one_question(answers) == [0, 0.5, 1, 0.5, 1, 0]
+    assert answer_rewards.single_question(answers) == [0, 0.5, 1, 0.5, 1, 0]
 
 
 @pytest.mark.parametrize("method", learning_config.METHODS)

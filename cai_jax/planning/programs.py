@@ -251,9 +251,7 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     int8 = adapters is not None and adapters.int8
     reference = loaded(run_config, config.policy, "policy", mesh, held, int8)
     scorers = [loaded(run_config, each, "reward", mesh, held, int8) for each in names]
-    for term in terms_of(config).values():
-        if term["kind"] == "judge":
-            loaded(run_config, term["model"], "policy", mesh, held, int8)
+    _hold_judges(run_config, config, mesh, held, int8)
     if adapters is not None:
         value_base = loaded(run_config, source, "reward", mesh, held, int8) if source else reference
         bases = networks.Bases(adapters, lora.base_of(reference), lora.base_of(value_base))
@@ -298,6 +296,13 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
             )
         )
     return programs
+
+
+def _hold_judges(run_config, config, mesh, held: dict, int8: bool) -> None:
+    """Adds to `held` the models that judge answers themselves."""
+    for term in terms_of(config).values():
+        if term["kind"] == "judge":
+            loaded(run_config, term["model"], "policy", mesh, held, int8)
 
 
 def _cast(params, dtype):

@@ -78,22 +78,24 @@ STILL_CLIPPED, STILL_KL = 0.002, 0.1  # what less than is no movement: a share, 
 FEWEST_WATCHED = 4  # updates, after the warm-up
 
 
-def not_learning(rows: Sequence[Mapping]) -> str:
+def not_learning(updates: Sequence[Mapping]) -> str:
     """What says that a policy is not learning, by the metrics of its updates after the warm-up: it
     hardly moves, and its reward rises by less than the standard error between the first and the
     second half of them. "" where one of the three says otherwise, or there are too few."""
     clipped, kl, reward = (
-        np.array([float(row[name]) for row in rows]) for name in ("clip_fraction", "kl", "reward")
+        np.array([float(update[name]) for update in updates])
+        for name in ("clip_fraction", "kl", "reward")
     )
-    half = len(rows) // 2
-    if len(rows) < FEWEST_WATCHED:
+    half = len(updates) // 2
+    if len(updates) < FEWEST_WATCHED:
         return ""
     first, last = reward[:half], reward[half:]
     error = np.sqrt(first.var(ddof=1) / len(first) + last.var(ddof=1) / len(last))
     if clipped.mean() >= STILL_CLIPPED or kl[-1] >= STILL_KL or last.mean() > first.mean() + error:
         return ""
     return (
-        f"nothing seems to be learned in {len(rows)} updates: clip fraction {clipped.mean():.3f}, "
-        f"KL {kl[-1]:.3f} nats, reward {first.mean():.3f} → {last.mean():.3f}; a higher "
-        "learning_rate, more epochs or a lower kl_coefficient make it move"
+        f"nothing seems to be learned in {len(updates)} updates: "
+        f"clip fraction {clipped.mean():.3f}, KL {kl[-1]:.3f} nats, "
+        f"reward {first.mean():.3f} → {last.mean():.3f}; a higher learning_rate, more epochs or a "
+        "lower kl_coefficient make it move"
     )
