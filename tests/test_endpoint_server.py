@@ -1,7 +1,7 @@
-"""SmolLM2 behind this project's own server gives what it gives in this process."""
+"""A model behind this project's own server gives what it gives in this process: the microworld's
+as text, SmolLM2 as a chat."""
 
 import math
-import os
 import pathlib
 import subprocess
 import sys
@@ -16,108 +16,118 @@ from cai_jax.configuration.run import RUN
 from cai_jax.constitution.loader import load_constitution
 from cai_jax.core import sharding
 from cai_jax.core.intervals import wilson
+from cai_jax.core.labels import probability_first
 from cai_jax.data import choices
 from cai_jax.data.comparisons import load_comparisons
 from cai_jax.data.prompts import read_prompts
-from cai_jax.evals.multiple_choice import normalise
-from cai_jax.stages.revise import worked_examples
 from cai_jax.structs import Message, Sampling
 from cai_jax.textmodels import questions
 from cai_jax.textmodels.loader import ModelLoader
 from cai_jax.textmodels.protocol import Turn
+from configs import microworld
 
 ROOT = pathlib.Path(__file__).parent.parent
-MODEL = ROOT / "models" / "smollm2-135m-instruct"
+SMOLLM2 = ROOT / "models" / "smollm2-135m-instruct"
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(not (MODEL / "config.json").exists(), reason="`make model` fetches it"),
     pytest.mark.skipif(not (ROOT / "cai_jax" / "serve.py").exists(), reason="no server"),
 ]
 
 
-@pytest.fixture(scope="module")
-def url():
-    """Of a server in a process of its own."""
-    command = [sys.executable, "-m", "cai_jax.serve", str(MODEL), "--port=0", "--name=m"]
-    pipes = {"stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ, **pipes)
-    line = next(line for line in process.stdout if line.startswith("serving"))
-    yield line.split()[-1]
-    process.terminate()
-    process.wait()
+class Served:
+    """A model here and behind a server; `format` of its dialogues; prompts, comparisons and a
+    constitution that it knows."""
+
+    def __init__(self, directory, format, prompts, comparisons, constitution):
+        self.directory, self.format, self.prompts = str(directory), format, prompts
+        self.comparisons, self.constitution = comparisons, load_constitution(constitution)
+        command = [sys.executable, "-m", "cai_jax.serve", self.directory, "--port=0", "--name=m"]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        line = next(line for line in self.process.stdout if line.startswith("serving"))
+        self.url = line.split()[-1]
+        self.local = self._model("/nowhere", self.directory)
+
+    def remote(self, path, **given):
+        """The model behind the server, whose answers go to `path`."""
+        return self._model(path, f"openai:{self.url}#m", **given)
+
+    def _model(self, path, reference, **given):
+        config = ml_collections.ConfigDict(fields_lib.build(RUN))
+        config.models.base, config.sampling.batch_size = reference, 32
+        config.sampling.max_length = 0
+        given = {"continue_turns": "fields", "timeout": 3000.0, "patience": 3000.0, **given}
+        config.endpoints.all.update(given)
+        models = ModelLoader(config, epath.Path(path), sharding.make_mesh(config.mesh))
+        return models.text_model("base", self.format)
+
+    def questions(self):
+        """Questions about 64 pairs of people's answers."""
+        principle = self.constitution.comparison_principles[0].text
+        for pair in load_comparisons(self.comparisons, split="", limit=64)[0]:
+            asked = choices.question(pair.dialogue, principle, (pair.chosen, pair.rejected))
+            yield questions.choice(pair.id, asked)
 
 
-def loader(path, reference=str(MODEL), **given):
-    config = ml_collections.ConfigDict(fields_lib.build(RUN))
-    config.models.base, config.sampling.batch_size = reference, 32
-    given = {"continue_turns": "fields", "timeout": 3000.0, "patience": 3000.0, **given}
-    config.endpoints.all.update(given)
-    return ModelLoader(config, epath.Path(path), sharding.make_mesh(config.mesh))
+@pytest.fixture(scope="module", params=["microworld", "smollm2"])
+def served(request):
+    if request.param == "microworld":
+        comparisons = str(microworld.DATA / "comparisons.jsonl")
+        about = microworld.RED_TEAM, comparisons, microworld.CONSTITUTION
+        model = Served(microworld.BASE, "text", *about)
+    elif not (SMOLLM2 / "config.json").exists():
+        pytest.skip("`make model` fetches it")
+    else:
+        about = "embedded:red_team", "embedded:helpful_comparisons", "embedded"
+        model = Served(SMOLLM2, "chat", *about)
+    yield model
+    model.process.terminate()
+    model.process.wait()
 
 
-@pytest.fixture(scope="module")
-def local():
-    return loader("/nowhere").text_model("base")
+def test_greedy_critiques_are_the_local_engines(served, tmp_path):
+    principles = served.constitution.critique_principles
+    turns = []
+    for number, prompt in enumerate(read_prompts(served.prompts, split="", limit=32)[0]):
+        request = principles[number % len(principles)].critique_request
+        answered = (*prompt.dialogue, Message("assistant", "I will help you."))
+        dialogue = (*answered, Message("critique_request", request))
+        turns.append(Turn(prompt.id, dialogue, seeds.row_key(0, prompt.id), "critique"))
+    sampling = Sampling(32, temperature=0.0)
+    ours = {done.id: done.text for done in served.local.generate(turns, sampling)}
+    remote = served.remote(tmp_path)
+    assert len(ours) == 32
+    assert ours == {done.id: done.text for done in remote.generate(turns, sampling)}
 
 
-def test_greedy_critiques_are_the_local_engines(url, local, tmp_path):
-    constitution = load_constitution("embedded")
-    examples = worked_examples(constitution.critique_examples[:1], True)
-    prompts, _ = read_prompts("embedded:red_team", split="", limit=32)
-    principles = constitution.critique_principles
-    turns = [
-        Turn(
-            prompt.id,
-            (
-                *prompt.dialogue,
-                Message("assistant", "Sure, here is how."),
-                Message("critique_request", principles[n % len(principles)].critique_request),
-            ),
-            seeds.row_key(0, prompt.id),
-            "critique",
-            examples,
-        )
-        for n, prompt in enumerate(prompts)
-    ]
-    sampling = Sampling(48, temperature=0.0)
-    served = loader(tmp_path, f"openai:{url}#m").text_model("base")
-    ours = {done.id: done.text for done in local.generate(turns, sampling)}
-    theirs = {done.id: done.text for done in served.generate(turns, sampling)}
-    assert len(ours) == 32 and ours == theirs
+@pytest.mark.parametrize("tier", ["scored", "top"])
+def test_log_probabilities_are_the_local_ones(tier, served, tmp_path):
+    """Of top, those of the options against each other, where both are among the likeliest."""
+    asked = list(served.questions())
+    ours = {choice.id: choice.logprobs for choice in served.local.choose(asked)}
+    given = {"tier": "auto" if tier == "scored" else tier}
+    theirs = [c for c in served.remote(tmp_path, **given).choose(asked) if c.how == tier]
+    if tier == "scored":
+        assert len(theirs) == 64
+        gaps = [abs(a - b) for c in theirs for a, b in zip(ours[c.id], c.logprobs, strict=True)]
+    else:
+        gaps = [abs(_first(ours[c.id]) - _first(c.logprobs)) for c in theirs if c.outside < 0.1]
+    print(f"{tier}: {len(gaps)} compared, largest difference {max(gaps, default=0):.2g}")
+    assert max(gaps, default=0) <= (1e-4 if tier == "scored" else 0.1)
 
 
-def pairs():
-    """64 questions about people's comparisons."""
-    principle = load_constitution("embedded").comparison_principles[0].text
-    pairs, _ = load_comparisons("embedded:helpful_comparisons", split="", limit=64)
-    asked = []
-    for pair in pairs:
-        text = choices.question(pair.dialogue, principle, (pair.chosen, pair.rejected))
-        asked.append(questions.choice(pair.id, text))
-    assert len(asked) == 64
-    return asked
-
-
-def test_scored_labels_are_the_local_ones(url, local, tmp_path):
-    served = loader(tmp_path, f"openai:{url}#m").text_model("base")
-    ours = {choice.id: choice.logprobs for choice in local.choose(pairs())}
-    theirs = {choice.id: choice for choice in served.choose(pairs())}
-    assert all(choice.how == "scored" for choice in theirs.values()) and len(theirs) == 64
-    gaps = [abs(a - b) for n in ours for a, b in zip(ours[n], theirs[n].logprobs, strict=True)]
-    print("largest difference of log-probabilities:", max(gaps))
-    assert max(gaps) <= 1e-4
-
-
-def test_counted_labels_hold_the_scored_ones_in_their_intervals(url, local, tmp_path):
-    given = {"tier": "counted", "num_samples": 64, "samples_per_request": 64}
-    served = loader(tmp_path, f"openai:{url}#m", **given).text_model("base")
-    scored = {choice.id: normalise(choice.logprobs)[0] for choice in local.choose(pairs())}
-    held, parsed = 0, []
-    for choice in served.choose(pairs()):
-        if not sum(choice.counts):
-            continue
-        interval = wilson(choice.counts[0], sum(choice.counts))
-        held += interval.low <= scored[choice.id] <= interval.high
-        parsed.append(sum(choice.counts) / choice.num_samples)
-    print(f"held {held} of 64; parsed {sum(parsed) / len(parsed):.2f}")
+def test_counted_labels_hold_the_scored_ones_in_their_intervals(served, tmp_path):
+    asked, given = list(served.questions()), {"num_samples": 64, "samples_per_request": 64}
+    scored = {choice.id: _first(choice.logprobs) for choice in served.local.choose(asked)}
+    held, parsed = 0, 0
+    for choice in served.remote(tmp_path, tier="counted", **given).choose(asked):
+        if choice.answered:
+            interval = wilson(choice.counts[0], sum(choice.counts))
+            held += interval.low <= scored[choice.id] <= interval.high
+            parsed += sum(choice.counts)
+    print(f"held {held} of 64; parsed {parsed / 64**2:.2f}")
     assert held >= math.ceil(0.9 * 64)
+
+
+def _first(logprobs) -> float:
+    """The probability of the first option."""
+    return probability_first({"order": "ab", "a": logprobs[0], "b": logprobs[1]})
