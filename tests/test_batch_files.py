@@ -1,6 +1,7 @@
 """Request files and what comes back, in every form and every disorder."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -8,6 +9,7 @@ from cai_jax import seeds
 from cai_jax.structs import LENGTH, REFUSED, TOO_LONG, Message, Sampling
 from cai_jax.textmodels import batch_files, chat
 from cai_jax.textmodels.protocol import Turn
+from examples import answer_batch
 from tests import answer_files
 
 WIRE = chat.Wire("batch:", "m")
@@ -185,3 +187,16 @@ def test_answers_to_nothing_and_files_without_results(tmp_path):
     replies = batch_files.read(tmp_path)
     keys = [request.key for request in asked]
     assert replies.awaited == dict(zip(more, (keys[:2], keys[2:]), strict=True))
+
+
+def test_the_example_answers_a_file_and_may_be_stopped(tmp_path, monkeypatch, capsys):
+    asked = requests(3)
+    (path,) = batch_files.write_requests(tmp_path, asked, batch_files.OPENAI, 9)
+    # It was stopped in the middle of its second line.
+    (tmp_path / ".results-0001.jsonl.part").write_text(f'{plain(asked[0], "A.")}\n{{"custom_id": "')
+    answers = iter(["B.", "C."])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
+    answer_batch.answer(pathlib.Path(path), answer_batch.by_hand)
+    assert texts(asked, batch_files.read(tmp_path)) == [["A."], ["B."], ["C."]]
+    assert "--- user\nWo „1“?" in capsys.readouterr().out
+    assert not (tmp_path / ".results-0001.jsonl.part").exists()
