@@ -243,6 +243,8 @@ def importance_weights(logprobs_BxT, sampled_BxT, mask_BxT, how: str, cap: float
         other actions bias away from the optimum; or "sequence", that of the complete response,
         exact up to the cap and noisy in long ones.
       cap: the largest weight.
+    Returns:
+      The weights.
     """
     logprobs_BxT, sampled_BxT = _clean(mask_BxT, logprobs_BxT, sampled_BxT)
     log_ratio_BxT = logprobs_BxT - sampled_BxT

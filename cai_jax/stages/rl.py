@@ -320,7 +320,17 @@ def sampler(ctx: StageContext, policy: LoadedModel):
 
 
 def sample(ctx: StageContext, engine, asked, sampling: Sampling) -> dict:
-    """Completions by id; tokens are counted, and a SIGTERM is answered between two of them."""
+    """Tokens are counted, and a SIGTERM is answered between two completions.
+
+    Args:
+      ctx: the stage's context.
+      engine: of the policy.
+      asked: the requests.
+      sampling: how tokens are drawn.
+
+    Returns:
+      Completions by id.
+    """
     completions, label = {}, f"{ctx.name}: rollouts"
     for done in ctx.watched(engine.generate(asked, sampling), len(asked), label):
         ctx.note(done, ctx.config.policy)
@@ -348,6 +358,9 @@ def make_records(ctx: StageContext, update: int, drawn, completions, scores, fro
       completions: by rollout id.
       scores: of the responses.
       frozen: their log-probabilities under policy and reference.
+
+    Returns:
+      A record an answer, in their order.
     """
     kl = np.sum(frozen["old"] - frozen["ref"], axis=1)
     records = []
