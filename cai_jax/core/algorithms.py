@@ -46,6 +46,8 @@ def gae_advantages(rewards_BxT, values_BxT, mask_BxT, groups_B, settings) -> dic
       mask_BxT: the actions.
       groups_B: not used; every response has values of its own.
       settings: gamma and lam.
+    Returns:
+      {"returns", "advantages"}, [B, T].
     """
     advantages, returns = ppo.gae(rewards_BxT, values_BxT, mask_BxT, settings.gamma, settings.lam)
     return {"returns": returns, "advantages": ppo.whiten(advantages, mask_BxT)}

@@ -66,6 +66,15 @@ def token_rewards(
 
     With k1 the sum over a row is the objective of section 4.3 (from 2204): r(x, y) − β·log(π(y|x) /
     π_ref(y|x)).
+
+    Args:
+      scores_B: of the responses.
+      logprobs_BxT, ref_logprobs_BxT: of policy and reference.
+      mask_BxT: the actions.
+      kl_coefficient: β.
+      estimator: of `kl_estimate`.
+    Returns:
+      float [B, T], 0 off the mask.
     """
     kl_BxT = kl_estimate(logprobs_BxT, ref_logprobs_BxT, mask_BxT, estimator)
     chex.assert_rank(scores_B, 1)
@@ -74,12 +83,19 @@ def token_rewards(
 
 
 def gae(rewards_BxT, values_BxT, mask_BxT, gamma: float, lam: float):
-    """Generalised advantage estimation: (advantages, returns), float [B, T], 0 off the mask.
+    """Generalised advantage estimation.
 
     δ_t = r_t + γ·V_next − V_t,  A_t = δ_t + γλ·A_next,  return = A + V, where "next" is the next
     *action* of the row: masked positions carry the recursion through unchanged. After the last
     action the value is 0 (the episode is over, also where the response was cut at its length
     limit). Returns are of the values given, before any whitening.
+
+    Args:
+      rewards_BxT, values_BxT: of every action, and of the state that it was chosen in.
+      mask_BxT: the actions.
+      gamma, lam: γ and λ.
+    Returns:
+      (advantages, returns), float [B, T], 0 off the mask.
     """
     rewards_BxT, values_BxT = _clean(mask_BxT, rewards_BxT, values_BxT)
 
@@ -111,7 +127,12 @@ def whiten(values_BxT, mask_BxT, epsilon: float = 1e-8, shift: bool = True):
     """(x − mean) / sqrt(variance + ε) under the mask, 0 elsewhere. Meant for all rollouts of an
     update, not for a minibatch.
 
-    shift=False only scales, which is what rewards need: their mean is part of the objective.
+    Args:
+      values_BxT, mask_BxT: numbers, and which of them count.
+      epsilon: ε.
+      shift: False only scales, which is what rewards need: their mean is part of the objective.
+    Returns:
+      float [B, T].
     """
     (values_BxT,) = _clean(mask_BxT, values_BxT)
     scale = jax.lax.rsqrt(masked_variance(values_BxT, mask_BxT) + epsilon)
@@ -184,8 +205,15 @@ def policy_loss(
 
 
 def value_loss(values_BxT, old_values_BxT, returns_BxT, mask_BxT, clip: float | None):
-    """½·max((V − R)², (V_old + clip(V − V_old, ±ε) − R)²) of every action, [B, T], and {clipped};
-    clip None turns clipping off."""
+    """½·max((V − R)², (V_old + clip(V − V_old, ±ε) − R)²) of every action.
+
+    Args:
+      values_BxT, old_values_BxT, returns_BxT: V, V_old and R.
+      mask_BxT: the actions.
+      clip: ε; None for no clipping.
+    Returns:
+      (losses [B, T], {clipped}).
+    """
     values_BxT, old_values_BxT, returns_BxT = _clean(
         mask_BxT, values_BxT, old_values_BxT, returns_BxT
     )
@@ -222,8 +250,13 @@ def adapt_kl_coefficient(
     """The proportional controller of 1909.08593 (section 2.2): β ← β·(1 + clip(KL/target − 1,
     ±0.2)·n/horizon).
 
-    `kl` is the mean KL of a response in nats, `horizon` counts rollouts. target None leaves β fixed
-    (the paper).
+    Args:
+      coefficient: β.
+      kl: the mean KL of a response in nats.
+      target: of that; None leaves β fixed (the paper).
+      horizon, num_rollouts: counts of rollouts, n those of the update.
+    Returns:
+      The next β.
     """
     if target is None:
         return coefficient
@@ -232,9 +265,9 @@ def adapt_kl_coefficient(
 
 
 def importance_weights(logprobs_BxT, sampled_BxT, mask_BxT, how: str, cap: float):
-    """π / π_sampler of every action, at most `cap`, float [B, T], 0 off the mask: with them a mean
-    over what a sampler of rounded weights drew is one over what the policy would have drawn
-    (truncated importance sampling, Ionides 2008).
+    """π / π_sampler of every action, at most `cap`: with them a mean over what a sampler of rounded
+    weights drew is one over what the policy would have drawn (truncated importance sampling,
+    Ionides 2008).
 
     Args:
       logprobs_BxT, sampled_BxT: of the actions, under the policy and the sampler.
@@ -244,7 +277,7 @@ def importance_weights(logprobs_BxT, sampled_BxT, mask_BxT, how: str, cap: float
         exact up to the cap and noisy in long ones.
       cap: the largest weight.
     Returns:
-      The weights.
+      float [B, T], 0 off the mask.
     """
     logprobs_BxT, sampled_BxT = _clean(mask_BxT, logprobs_BxT, sampled_BxT)
     log_ratio_BxT = logprobs_BxT - sampled_BxT
