@@ -12,7 +12,8 @@ import openai
 import pytest
 
 from cai_jax import seeds, serve
-from cai_jax.models import decoder
+from cai_jax.exporting import folder
+from cai_jax.models import decoder, heads
 from cai_jax.structs import Message, SampleRequest, Sampling, ScoreRequest
 from tests import serving
 
@@ -30,6 +31,16 @@ def model(tiny_model):
     """(models, loaded model) with the server's weights."""
     models, loaded, _ = serve.load(f"random:{tiny_model}", "policy", "")
     return models, loaded
+
+
+@pytest.fixture(scope="module")
+def tiny_classifier(model, tmp_path_factory):
+    """A directory of the same decoder with a head."""
+    _, loaded = model
+    directory = tmp_path_factory.mktemp("classifier")
+    params = {"decoder": loaded.params, "head": heads.init_head(loaded.config, jax.random.key(1))}
+    folder.export_reward(directory, loaded.config, params, loaded.format, (0.7, 1.9))
+    return str(directory)
 
 
 @pytest.fixture(scope="module")
@@ -326,3 +337,34 @@ def test_keys_are_asked_for(tiny_model):
         with pytest.raises(openai.AuthenticationError):
             server.openai.with_options(api_key="wrong").models.list()
         assert server.http.get("/health").status_code == 200
+
+
+def test_a_preference_model_scores_by_pooling(tiny_classifier):
+    models, loaded, _ = serve.load(tiny_classifier, "pm", "")
+    dialogues = [
+        (Message("human", "Hello"), Message("assistant", answer)) for answer in ("Yes.", "No, no.")
+    ]
+    expected = models.scorer(loaded).score(dialogues)
+    with serving.running(tiny_classifier, what="pm") as server:
+        chats = [[*user("Hello"), {"role": "assistant", "content": m[1].text}] for m in dialogues]
+        scores = server.post("/pooling", {"messages": chats}).json()["data"]
+        np.testing.assert_allclose([each["data"][0] for each in scores], expected, atol=1e-5)
+        tokens = [list(loaded.format.score_input(dialogue)) for dialogue in dialogues]
+        again = server.post("/v1/pooling", {"input": tokens}).json()
+        assert again["data"] == scores and again["usage"]["prompt_tokens"] == sum(map(len, tokens))
+        for body in ({}, {"messages": user("Hello")}, {"input": []}, {"input": "x", "n": 2}):
+            assert server.post("/pooling", body).status_code == 400
+        assert server.post("/v1/completions", {"prompt": "x"}).status_code == 404
+
+
+@pytest.mark.long
+def test_10000_malformed_requests_leave_memory_as_it_was(server, caplog):
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    refused_ones(server, 1000, 1, caplog)
+    before = resident()
+    refused_ones(server, 9000, 2, caplog)
+    assert resident() - before < 100 * 2**20
+    assert chat(server, "Hello").choices
