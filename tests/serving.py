@@ -78,6 +78,7 @@ WRONG = {
     "suffix": ["x"],
     "__class__": [1],
     "{field}%s": ["{0.__class__}"],
+    "\ud800": [1],
 }
 RAW = [
     b"",

@@ -1,6 +1,8 @@
 """The server, driven by the openai client, against the engine that it serves."""
 
+import asyncio
 import concurrent.futures
+import json
 import logging
 import random
 import time
@@ -14,6 +16,8 @@ import pytest
 from cai_jax import seeds, serve
 from cai_jax.exporting import folder
 from cai_jax.models import decoder, heads
+from cai_jax.serving.app import _Stream
+from cai_jax.serving.texts import INCOMPLETE, Offsets, Texts
 from cai_jax.structs import Message, SampleRequest, Sampling, ScoreRequest
 from tests import serving
 
@@ -272,6 +276,58 @@ def test_a_full_queue_answers_429(tiny_model):
         with pytest.raises(openai.BadRequestError, match="more than this server queues"):
             chat(server, "Hello", n=4)
         assert chat(server, "Hello", n=3).choices[2]
+
+
+def test_choices_of_no_tokens_count_as_texts(server):
+    with pytest.raises(openai.BadRequestError, match="8192 texts are more than this server"):
+        complete(server, ["x"] * 64, n=128, max_tokens=0)
+
+
+def test_sequences_of_a_preference_model_count_as_texts(tiny_classifier):
+    with serving.running(tiny_classifier, what="pm", queue=3, started=False) as server:
+        four = server.post("/pooling", {"input": [[5, 6]] * 4})
+        assert four.status_code == 400 and "4 texts are more" in four.json()["error"]["message"]
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(server.post, "/pooling", {"input": [[5, 6], [5] * 300]})
+            deadline = time.monotonic() + 30
+            while len(server.worker._new) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert [job.num_texts for job in server.worker._new] == [1, 1]  # by length
+            assert server.post("/pooling", {"input": [[5, 6]] * 2}).status_code == 429
+            server.worker.start()
+            first, second = (each["data"][0] for each in waiting.result().json()["data"])
+        (alone,) = server.post("/pooling", {"input": [[5] * 300]}).json()["data"]
+        assert second == pytest.approx(alone["data"][0], abs=1e-5) and first != second
+
+
+def test_bytes_that_write_no_character_are_few_to_decode(model):
+    texts = Texts(model[1].format)
+    half = next(token for token in range(1000) if texts.decode_prompt([token]) == INCOMPLETE)
+    longest, decode = 0, texts.decode_prompt
+
+    def watched(tokens):
+        nonlocal longest
+        longest = max(longest, len(tokens))
+        return decode(tokens)
+
+    texts.decode_prompt = watched
+    offsets = Offsets(texts)
+    assert len(offsets.add([half] * 100)) == 100 and longest <= 4
+    assert offsets.end == len(decode([half] * 4)) * 25
+
+
+def test_a_stream_ends_with_an_error_where_a_number_is_none():
+    class Broken:
+        async def chunks(self):
+            yield {"first": 1}
+            raise FloatingPointError("no number")
+
+    async def lines():
+        return [line async for line in _Stream._lines(Broken())]
+
+    first, error, last = asyncio.run(lines())
+    assert json.loads(error.removeprefix("data: "))["error"]["message"] == "no number"
+    assert "first" in first and last == "data: [DONE]\n\n"
 
 
 def test_a_client_that_leaves_frees_its_place(server):

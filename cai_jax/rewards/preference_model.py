@@ -88,21 +88,26 @@ class RewardModel:
         """The same as `score` for dialogues that are tokens already."""
         return collected(self._each(sequences), len(sequences))
 
-    def _each(self, sequences):
+    def batches(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
+        """(padded length, indices) of sequences that are scored together."""
         by_length: dict[int, list[int]] = {}
         for index, tokens in enumerate(sequences):
             by_length.setdefault(batching.bucket(len(tokens), LENGTH_MULTIPLE), []).append(index)
         for length, indices in sorted(by_length.items()):
             size = batch_size(length, self._mesh)
             for start in range(0, len(indices), size):
-                chosen = indices[start : start + size]
-                arrays = batching.pad_tokens([sequences[i] for i in chosen], size, length)
-                tokens, mask = sharding.put_batch(arrays, self._mesh)
-                with jax.set_mesh(self._mesh):
-                    raw = scores(self._params, tokens, mask, self._config)
-                raw = sharding.fetch(raw)[: len(chosen)]
-                normalised = (raw - np.float32(self._mean)) / np.float32(self._std)
-                yield from zip(chosen, normalised.tolist(), strict=True)
+                yield length, indices[start : start + size]
+
+    def _each(self, sequences):
+        for length, indices in self.batches(sequences):
+            size = batch_size(length, self._mesh)
+            arrays = batching.pad_tokens([sequences[i] for i in indices], size, length)
+            tokens, mask = sharding.put_batch(arrays, self._mesh)
+            with jax.set_mesh(self._mesh):
+                raw = scores(self._params, tokens, mask, self._config)
+            raw = sharding.fetch(raw)[: len(indices)]
+            normalised = (raw - np.float32(self._mean)) / np.float32(self._std)
+            yield from zip(indices, normalised.tolist(), strict=True)
 
 
 def collected(scored: Iterable[tuple[int, float]], count: int) -> np.ndarray:

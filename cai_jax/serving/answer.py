@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from cai_jax import seeds
 from cai_jax.engine import plan
@@ -20,11 +20,43 @@ from cai_jax.serving.worker import Event, Full, Job, Stopped, Worker
 from cai_jax.structs import LENGTH, SampleRequest
 
 
+def require_room(worker: Worker, count: int) -> None:
+    """BadRequest where so many texts never have room in the queue."""
+    if count > worker.max_waiting:
+        raise BadRequest(
+            f"{count} texts are more than this server queues ({worker.max_waiting}); ask for fewer "
+            "at a time"
+        )
+
+
+def submit(worker: Worker, jobs: Sequence[Job], inbox: asyncio.Queue[Event]) -> None:
+    """Hands jobs to the worker; BadRequest where it does not take them."""
+    require_room(worker, sum(job.num_texts for job in jobs))
+    try:
+        worker.submit(jobs, inbox)
+    except Full:
+        raise BadRequest("the queue is full; try again", status=429, code="queue_full") from None
+    except Stopped as error:
+        raise BadRequest(str(error), status=503, code="stopping") from None
+
+
+async def receive(inbox: asyncio.Queue[Event]) -> Event:
+    """The next event; BadRequest in place of an error."""
+    event = await inbox.get()
+    if isinstance(event.error, UserError):
+        raise BadRequest(str(event.error))
+    if event.error:
+        raise BadRequest(str(event.error), status=503, code="engine_failed")
+    return event
+
+
 class Answer:
     """One request's jobs, and what their events become."""
 
     def __init__(self, asked: Asked, reader: Reader, texts: Texts, worker: Worker):
         self._asked, self._texts, self._worker = asked, texts, worker
+        # A choice of no tokens has no job but takes its share of the answer.
+        require_room(worker, len(asked.prompts) * asked.num_choices)
         self._strips = asked.chat and reader.format.kind == "text"
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
         self._responses = Responses(asked, reader.name, texts)
@@ -54,20 +86,7 @@ class Answer:
 
     def submit(self) -> None:
         """Hands the jobs to the worker."""
-        jobs = self._reads + self._samples
-        if len(jobs) > self._worker.max_waiting:
-            raise BadRequest(
-                f"{len(jobs)} texts are more than this server queues "
-                f"({self._worker.max_waiting}); ask for fewer at a time"
-            )
-        try:
-            self._worker.submit(jobs, self._inbox)
-        except Full:
-            raise BadRequest(
-                "the queue is full; try again", status=429, code="queue_full"
-            ) from None
-        except Stopped as error:
-            raise BadRequest(str(error), status=503, code="stopping") from None
+        submit(self._worker, self._reads + self._samples, self._inbox)
 
     def cancel(self) -> None:
         self._worker.cancel(self._reads + self._samples)
@@ -97,12 +116,7 @@ class Answer:
         self.begun = True
 
     async def _receive(self) -> Event:
-        event = await self._inbox.get()
-        if isinstance(event.error, UserError):
-            raise BadRequest(str(event.error))
-        if event.error:
-            raise BadRequest(str(event.error), status=503, code="engine_failed")
-        return event
+        return await receive(self._inbox)
 
     async def _events(self) -> AsyncIterator[Event]:
         """Events of the choices, up to the last."""

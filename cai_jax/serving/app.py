@@ -26,11 +26,11 @@ from starlette.routing import Route
 
 from cai_jax.errors import UserError
 from cai_jax.serving import fields
-from cai_jax.serving.answer import Answer
+from cai_jax.serving.answer import Answer, receive, require_room, submit
 from cai_jax.serving.fields import BadRequest
 from cai_jax.serving.requests import Asked, Reader
 from cai_jax.serving.texts import Texts
-from cai_jax.serving.worker import Event, Full, Job, Stopped, Worker
+from cai_jax.serving.worker import Event, Job, Worker
 
 MAX_BYTES = 4 * 2**20  # of a body
 RETRY_SECONDS = 1  # what a client that comes to a full queue is asked to wait
@@ -80,6 +80,8 @@ class _Stream(StreamingResponse):
                 yield f"data: {_dumps(chunk)}\n\n"
         except BadRequest as error:
             yield f"data: {_dumps(error.body())}\n\n"
+        except FloatingPointError as error:
+            yield f"data: {_dumps(_no_number(error).body())}\n\n"
         yield "data: [DONE]\n\n"
 
     async def __call__(self, scope, receive, send) -> None:
@@ -99,18 +101,8 @@ class Preferences:
         """POST /pooling."""
         body = await read_body(request)
         sequences = await run_in_threadpool(self._sequences, body)
-        inbox: asyncio.Queue[Event] = asyncio.Queue()
-        job = Job(0, call=lambda: self._model.score_tokens(sequences).tolist())
-        try:
-            with self._worker.doing([job], inbox):
-                event = await until_gone(request, inbox.get())
-        except (Full, Stopped):
-            raise BadRequest(
-                "the queue is full; try again", status=429, code="queue_full"
-            ) from None
-        if event.error:
-            raise BadRequest(str(event.error), status=503, code="engine_failed")
-        if not np.isfinite(event.logprobs).all():
+        scores = await until_gone(request, self._scores(sequences))
+        if not np.isfinite(scores).all():
             raise BadRequest("a score is not a finite number", status=500)
         count = sum(map(len, sequences))
         return JSONResponse(
@@ -121,14 +113,37 @@ class Preferences:
                 "model": self._reader.name,
                 "data": [
                     {"index": index, "object": "pooling", "data": [score]}
-                    for index, score in enumerate(event.logprobs)
+                    for index, score in enumerate(scores)
                 ],
                 "usage": {"prompt_tokens": count, "total_tokens": count},
             }
         )
 
+    async def _scores(self, sequences: list[tuple[int, ...]]) -> list[float]:
+        """The scores of sequences, by a job for each batch of them."""
+        batches = [indices for _, indices in self._model.batches(sequences)]
+        jobs = [
+            Job(number, call=self._scorer([sequences[i] for i in indices]), num_texts=len(indices))
+            for number, indices in enumerate(batches)
+        ]
+        inbox: asyncio.Queue[Event] = asyncio.Queue()
+        submit(self._worker, jobs, inbox)
+        scores = [0.0] * len(sequences)
+        try:
+            for _ in jobs:
+                event = await receive(inbox)
+                for index, score in zip(batches[event.index], event.logprobs, strict=True):
+                    scores[index] = score
+        finally:
+            self._worker.cancel(jobs)
+        return scores
+
+    def _scorer(self, sequences: list[tuple[int, ...]]) -> Callable[[], list[float]]:
+        return lambda: self._model.score_tokens(sequences).tolist()
+
     def _sequences(self, body: dict) -> list[tuple[int, ...]]:
         asked = self._reader.pooling(body)
+        require_room(self._worker, len(asked))
         try:
             sequences = [
                 each if isinstance(each[0], int) else self._model.tokens(each) for each in asked
@@ -253,7 +268,11 @@ async def _gone(_: Request, error: ClientDisconnect) -> Response:
 
 
 async def _not_a_number(_: Request, error: FloatingPointError) -> Response:
-    return JSONResponse(BadRequest(str(error), status=500).body(), 500)
+    return JSONResponse(_no_number(error).body(), 500)
+
+
+def _no_number(error: FloatingPointError) -> BadRequest:
+    return BadRequest(str(error), status=500)
 
 
 def _dumps(value: dict) -> str:

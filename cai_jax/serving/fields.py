@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cai_jax.errors import printable
+
 # They name the client or steer a hosted service, and do not change an answer.
 IGNORED = {
     "user",
@@ -133,9 +135,8 @@ class Fields:
             if name in IGNORED or value in NEUTRAL.get(name, ()):
                 continue
             known = " other than the default" if name in NEUTRAL else ""
-            raise BadRequest(
-                f"{name[:100]}: this server does not know this field{known}", name[:100]
-            )
+            shown = printable(name[:100])
+            raise BadRequest(f"{shown}: this server does not know this field{known}", shown)
 
 
 def text(value, where: str) -> str:

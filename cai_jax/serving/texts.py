@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from cai_jax.data.dialogue import DialogueFormat
 
 INCOMPLETE = "\ufffd"  # what the bytes of half a character decode to
+MOST_TOKENS = 4  # that write one character: its bytes
 
 
 class Texts:
@@ -50,8 +51,9 @@ class Offsets:
             # Some tokenizers write a first token without the space that it begins with.
             alone = len(self._pending) == 1 and not self._is_first
             text = self._texts.own(token) if alone else self._texts.decode_prompt(self._pending)
-            # A character may take several tokens: it is there with the last one.
-            if not text.endswith(INCOMPLETE):
+            # A character may take several tokens: it is there with the last one. None has more
+            # than 4 bytes; what is still none then are bytes that write no character.
+            if not text.endswith(INCOMPLETE) or len(self._pending) == MOST_TOKENS:
                 self.end += len(text)
                 self._is_first, self._pending = False, []
         return offsets

@@ -3,8 +3,9 @@ goes to the event loop that serves the clients.
 
     worker = Worker(engine=engine)
     worker.start()
-    with worker.doing(jobs, inbox):        # Full where there is no room
-        event = await inbox.get()          # of one of the jobs, as the engine computes it
+    worker.submit(jobs, inbox)             # Full where there is no room
+    event = await inbox.get()              # of one of the jobs, as the engine computes it
+    worker.cancel(jobs)
 
 Sequences decode together and enter the batch as others end; texts that are only read, a few hundred
 tokens at a time, come in between. What nobody waits for any more leaves the batch.
@@ -53,13 +54,15 @@ class Event:
 @dataclasses.dataclass(eq=False)
 class Job:
     """Of these one: `running`, a sequence to sample; `tokens`, a text to read, with the likeliest
-    tokens at each of its tokens if `wants_top`; `call`, anything else that needs the model."""
+    tokens at each of its tokens if `wants_top`; `call`, anything else that needs the model, for
+    `num_texts` texts."""
 
     index: int
     running: Running | None = None
     tokens: tuple[int, ...] = ()
     wants_top: bool = False
     call: Callable[[], Sequence[float]] | None = None
+    num_texts: int = 1
     # The worker's own
     inbox: asyncio.Queue | None = None
     loop: asyncio.AbstractEventLoop | None = None
@@ -69,7 +72,7 @@ class Job:
 
 
 class Worker(threading.Thread):
-    """engine: of a policy; None where all jobs are calls. max_waiting: jobs that wait at most."""
+    """engine: of a policy; None where all jobs are calls. max_waiting: texts that wait at most."""
 
     def __init__(self, engine: Engine | None = None, max_waiting: int = 256):
         super().__init__(name="cai_jax engine", daemon=True)
@@ -84,23 +87,13 @@ class Worker(threading.Thread):
 
     # --- For the event loop -----------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def doing(self, jobs: Sequence[Job], inbox: asyncio.Queue) -> Iterator[None]:
-        """Submits jobs, whose events come to `inbox`, and cancels what is left of them at the
-        end."""
-        self.submit(jobs, inbox)
-        try:
-            yield
-        finally:
-            self.cancel(jobs)
-
     def submit(self, jobs: Sequence[Job], inbox: asyncio.Queue) -> None:
-        """Raises Full where there is no room for all of them."""
+        """The jobs' events come to `inbox`. Raises Full where there is no room for all of them."""
         with self._changed:
             if self._stopped:
                 raise Stopped("the server ends")
-            waiting = len(self._new) + len(self._waiting) + len(self._others)
-            if waiting + len(jobs) > self.max_waiting:
+            asked = sum(job.num_texts for job in (*self._new, *self._others, *jobs))
+            if len(self._waiting) + asked > self.max_waiting:
                 raise Full
             for job in jobs:
                 job.inbox, job.loop = inbox, asyncio.get_running_loop()
