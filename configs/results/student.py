@@ -42,6 +42,8 @@ def get_config(arg=""):
     config = default.base_config()
     critic = f"recorded:{folder}" if folder else "batch:answers"
     config.models.update({"critic": critic, "feedback": critic, "judge": critic})
+    # A question is asked once; files of a size that a model reads at once.
+    config.endpoints.all.update({"tier": "counted", "num_samples": 1, "lines_per_file": 80})
     config.sampling.max_length = 1024
     default.set_graph(config, graph())
     return config
