@@ -16,7 +16,7 @@ from tests.chaos import harness
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMMANDS = (
-    *("main", "results", "export", "plan", "status", "batch"),
+    *("main", "results", "export", "plan", "status", "batch", "serve"),
     *("report.__main__", "data.prepare", "data.published", "models.gguf"),
     *(
         "microworld.files",

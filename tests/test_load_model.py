@@ -45,6 +45,7 @@ def context():
         {
             "models": {},
             "seed": 0,
+            "record": False,
             "model": {"dtype": "float32"},
             "sampling": {"batch_size": 2, "chunk_steps": 4, "max_length": 64},
         }

@@ -270,7 +270,7 @@ def test_thoughts_are_counted_and_an_unfinished_one_is_said(tmp_path, capsys):
             yield Completion("a", (5, 6, 7), (-0.1,) * 3, "yes", "eos", 2)
             yield Completion("b", (5, 6), (-0.1,) * 2, "", "length", 2)
 
-    ctx = StageContext("respond", None, None, None, None, {}, None)
+    ctx = StageContext("respond", None, tiny.get_config(), None, None, {}, None)
     turns = [Turn(name, (), np.zeros(2, np.uint32)) for name in "ab"]
     answers = list(ctx.generate(Model(), turns, Sampling(2)))
     assert [answer.text for answer in answers] == ["yes", ""]

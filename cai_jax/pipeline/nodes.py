@@ -92,8 +92,13 @@ def _parents(config, name: str) -> tuple[str, ...]:
         if isinstance(setting.field.range, Records):
             parents.append(setting.value)
         elif isinstance(setting.field.range, Model):
-            target = references.resolve(config.models, setting.value)
-            parents.append(references.stage_of(target))
+            target = references.parse(references.resolve(config.models, setting.value))
+            if target.kind == references.STAGE and not target.name:
+                raise UserError(
+                    f"config.graph.{name}: '{target}' names no stage; expected '@stage' or "
+                    "'@stage:step'"
+                )
+            parents.append(target.stage)
     if STAGES[config.graph[name].kind].reads_run:
         parents += config.stages[: config.stages.index(name)]
     for parent in filter(None, parents):
