@@ -12,6 +12,7 @@ from cai_jax.pipeline import graph as pipeline
 from cai_jax.rewards import reward as lib
 from cai_jax.rewards.functions import Answer
 from cai_jax.structs import Message
+from cai_jax.textmodels import questions
 from cai_jax.textmodels.protocol import Choice
 from configs import default
 
@@ -125,12 +126,25 @@ class Asking:
             yield Choice(question.id, (a - b + 0.5, 0.0))
 
 
-def judged(answers, **term):
-    asking = Asking()
-    models = types.SimpleNamespace(text_model=lambda *given: types.SimpleNamespace(name=given[0]))
+class Released:
+    """A text model that counts how often it was released."""
+
+    name, count = "feedback", 0
+
+    def release(self):
+        self.count += 1
+
+
+def judge(model, asking, **term):
+    models = types.SimpleNamespace(text_model=lambda *given: model)
     term = {"kind": "judge", "constitution": "embedded", "num_few_shot": 1, **term}
     fields = ml_collections.ConfigDict(default.rl(rewards={"judge": term}))
-    return lib.Reward(fields, models, asking).score(answers).total, asking.asked
+    return lib.Reward(fields, models, asking)
+
+
+def judged(answers, **term):
+    asking = Asking()
+    return judge(Released(), asking, **term).score(answers).total, asking.asked
 
 
 def preferred(difference):
@@ -156,6 +170,33 @@ def test_a_judge_may_compare_with_the_first_of_the_group_only():
     np.testing.assert_allclose(scores, np.repeat([(2 - ahead - far) / 2, ahead, far], 2), rtol=1e-6)
     assert len(asked) == 2 * 2 * 2
     assert judged(GROUPS[:1])[0].tolist() == [0.5]  # nothing to compare with
+
+
+@pytest.mark.parametrize("num_headers,draws", [(0, 12), (1, 1)])
+def test_a_judge_keeps_neither_its_engine_nor_examples_that_no_other_pair_has(
+    monkeypatch, num_headers, draws
+):
+    """The defect: the sampler stayed on the device while the learner works, and without
+    `num_headers` the examples of every pair stayed in memory to the end of the stage."""
+    drawn, draw, model = [], questions.draw_examples, Released()
+    monkeypatch.setattr(
+        questions, "draw_examples", lambda *given: drawn.append(given[-1]) or draw(*given)
+    )
+    reward = judge(model, Asking(), num_headers=num_headers)
+    for _ in range(2):
+        reward.score(GROUPS)
+    assert (len(drawn), model.count) == (draws, 2)
+
+
+def test_terms_that_are_given_stay_next_to_a_stage_that_labels():
+    """The defect: the judge replaced them."""
+    config = default.get_config()
+    with config.unlocked():
+        config.stages = ("rl",)
+        config.graph.rl.reward = "@feedback"
+        config.graph.rl.rewards = {"short": {"kind": "length", "weight": -0.01}}
+    fields = pipeline.build_graph(config)["rl"].fields
+    assert fields["reward"] == "" and set(fields["rewards"]) == {"short"}
 
 
 def test_a_stage_that_labels_is_short_for_a_judge_that_asks_as_it_does():

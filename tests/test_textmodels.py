@@ -42,6 +42,19 @@ def model(limit):
     return LocalTextModel("m", load_format(TINY, "text"), limit, lambda: engine), engine
 
 
+def test_a_released_engine_is_made_anew_by_the_next_request():
+    made = []
+    asked = [turn("t")]
+    text_model = LocalTextModel(
+        "m", load_format(TINY, "text"), 60, lambda: made.append(Engine()) or made[-1]
+    )
+    for _ in range(2):
+        list(text_model.generate(asked, Sampling(8)))
+        list(text_model.generate(asked, Sampling(8)))
+        text_model.release()
+    assert [len(engine.asked) for engine in made] == [2, 2]
+
+
 def turn(name, text="Hello?", **fields):
     return Turn(name, (Message("human", text),), KEY, examples=EXAMPLES, **fields)
 

@@ -36,6 +36,7 @@ def _choices(config) -> list[tuple[str, str, object, str]]:
     for name, stage in stages.items():
         if kinds[name] == "rl" and stage.get("rewards") and stage.get("reward"):
             chosen.append((name, "reward", "", "rewards are given"))
+            continue
         judge = stages.get(references.stage_of(str(stage.get("reward") or "")), {})
         if kinds[name] == "rl" and judge.get("kind") == "feedback":
             why = f"'{stage.reward}' is a judge"

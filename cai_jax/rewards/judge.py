@@ -58,7 +58,9 @@ class Judge:
         self._term, self._asking = term, asking
         self._model = models.text_model(term["model"], term["format"])
         self._constitution = load_constitution(term["constitution"])
-        self._examples = functools.cache(self._draw_examples)
+        # Without a fixed number of draws every pair has its own, which is asked for once.
+        draw = self._draw_examples
+        self._examples = functools.cache(draw) if term["num_headers"] else draw
 
     def score(self, answers: Sequence[Answer]) -> np.ndarray:
         """float32 [n], in [0, 1]; a pair that does not fit the judge's context is a draw."""
@@ -70,6 +72,7 @@ class Judge:
             a, b = choice.logprobs
             probability = labels.probability_first({"order": order, "a": a, "b": b})
             probabilities[name].append(probability)
+        self._model.release()  # memory of the device that the learner needs
         names = [_name(answers, pair) for pair in compared]
         if unfit := sum(name not in probabilities for name in names):
             where = f"[{self._asking.name}] {unfit} of {len(names)} pairs"

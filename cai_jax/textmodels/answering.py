@@ -79,6 +79,9 @@ class AnsweringModel:
         for question, _, answers in self._answered(ordered, requests):
             yield chat.choice(question, tier, answers)
 
+    def release(self) -> None:
+        """See `TextModel.release`: nothing is on the device."""
+
     def progress(self) -> str:
         """Tokens and cost so far, for a progress bar."""
         return self._file.describe()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 
 from cai_jax.data import fitting
 from cai_jax.data.dialogue import DialogueFormat, cut_after
+from cai_jax.io import memory
 from cai_jax.structs import (
     TOO_LONG,
     Completion,
@@ -35,6 +36,11 @@ class LocalTextModel:
     @functools.cached_property
     def _engine(self):
         return self._make_engine()
+
+    def release(self) -> None:
+        """See `TextModel.release`: the engine has a copy of the layers and keeps prompts."""
+        vars(self).pop("_engine", None)
+        memory.give_back()
 
     # Requests -------------------------------------------------------------------------------------
 

@@ -141,3 +141,6 @@ class TextModel(Protocol):
     ) -> Iterator[Choice]:
         """Choices as they are made, in any order. together: short questions may share forward
         passes, which is faster and changes the last bits."""
+
+    def release(self) -> None:
+        """Frees what it holds on the device besides the weights, until the next request."""

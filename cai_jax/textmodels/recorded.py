@@ -135,6 +135,9 @@ class RecordedTextModel:
             if wanted is None or question.id in wanted:
                 yield self._answer(question, question_key(question), Choice)
 
+    def release(self) -> None:
+        """See `TextModel.release`: nothing is on the device."""
+
     def _answer(self, request: Turn | Question, key: str, kind: type) -> Completion | Choice:
         record = self._answers[1].get(key)
         if record is None:
