@@ -1,6 +1,8 @@
 """DPO's losses by hand, and the dpo stage's pairs, batches and reference."""
 
+import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,10 @@ import pytest
 
 from cai_jax.core import dpo
 from cai_jax.core.losses import sequence_sum
+from cai_jax.errors import UserError
 from cai_jax.models import heads
 from cai_jax.stages import dpo as stage_dpo
+from cai_jax.textmodels.loader import LoadedModel
 from cai_jax.training import batching
 from cai_jax.training import pairs as pairs_lib
 from configs import default
@@ -97,6 +101,31 @@ def test_log_probabilities_of_packed_answers_are_those_of_single_ones():
         assert batch["target"][slot] == pytest.approx(pair.target)
         np.testing.assert_allclose(sums[slot], alone[number], rtol=1e-4)
         assert lengths[slot].tolist() == [len(data.tokens[pair.id, side]) - 3 for side in (0, 1)]
+
+
+def of_reference(path, config, tokens, reference="x"):
+    """The log-probabilities of `a_set` under a reference of that config and vocabulary."""
+    ctx, _ = stage(path, "dpo", default.dpo("compare", reference=reference))
+
+    def load(name, config=config, tokens=tokens):
+        hf = types.SimpleNamespace(get_vocab=lambda: tokens)
+        format = types.SimpleNamespace(tokenizer=types.SimpleNamespace(hf=hf))
+        return LoadedModel(name, config, PARAMS, format)
+
+    ctx.models = types.SimpleNamespace(load=load)
+    init = load("init", config if not reference else CONFIG, {"a": 0})
+    return stage_dpo.reference_logprobs(ctx, init, a_set())
+
+
+def test_a_reference_is_read_with_its_own_config_and_has_the_tokens_of_init(tmp_path):
+    """The defect: its weights were read with the config of init, and its tokens were not looked
+    at."""
+    other = dataclasses.replace(CONFIG, rope_theta=10.0)
+    got = of_reference(tmp_path / "a", other, {"a": 0})
+    assert got == of_reference(tmp_path / "b", other, {"a": 0}, "")
+    assert got != of_reference(tmp_path / "c", CONFIG, {"a": 0})
+    with pytest.raises(UserError, match="graph.dpo.reference: 'x' has other tokens than 'init'"):
+        of_reference(tmp_path / "d", other, {"a": 1})
 
 
 def test_sums_are_of_sequences():

@@ -120,7 +120,7 @@ def test_a_run_stops_before_max_cost_and_goes_on(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"graph.sl.init": "helpful"}, "sl.init: .*is elsewhere"),
+        ({"graph.sl.init": "helpful"}, "sl.init: .*all models of a stage that trains must be in"),
         ({"models.helpful": "openai:nowhere#m"}, "expected openai:URL#MODEL"),
         ({"models.helpful": "openai:http://a:b@c/v1#m"}, "a URL with a password"),
         ({"graph.feedback.mode": "preference_model"}, "feedback.model: .*is elsewhere"),

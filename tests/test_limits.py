@@ -108,6 +108,19 @@ def test_a_model_of_few_positions_refuses_what_is_longer_than_they_are(tmp_path,
         limits.check(config, "respond")
 
 
+def test_a_judge_in_8_bits_is_in_the_fingerprint_of_rl():
+    """The defect: its answers changed and the stage did not."""
+
+    def mark(int8, reward):
+        config = tiny.get_config()
+        config.sampling.int8, config.graph.rl.reward = int8, reward
+        config.stages = ("rl",)
+        return pipeline.build_graph(config)["rl"].fields.get("int8")
+
+    assert mark(True, "@feedback") and not mark(False, "@feedback")
+    assert not mark(True, "python:builtins.len")
+
+
 def test_nothing_is_sampled_before(tmp_path):
     config = tiny.get_config()
     config.graph.rl.max_new_tokens = 1020  # the last stage but two

@@ -48,6 +48,13 @@ def rows(path, *values):
     return path
 
 
+def test_a_judge_as_a_reward_cannot_be_a_server(tmp_path):
+    flags = "--config.graph.rl.reward=@feedback", "--config.graph.rl.group_size=2"
+    text = refused(tmp_path, *flags, "--config.graph.feedback.model=openai:http://a/v1#m")
+    assert "rl.rewards.judge.model: 'openai:http://a/v1#m' is elsewhere" in text, text
+    assert "all models of a stage that trains must be in this process" in text
+
+
 GOOD_PAIR = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}
 
 

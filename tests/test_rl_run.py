@@ -135,7 +135,7 @@ def answer(asked):
 
 def start(path, monkeypatch, stop=False, **fields):
     Watched.seen = {"reference": [], "policy": [], "batch": [], "frozen": [], "updates": []}
-    Watched.seen |= {"stop": stop, "sampler": [], "adapted": []}
+    Watched.seen |= {"stop": stop, "sampler": [], "adapted": [], "loaded": []}
     adapt = ppo.adapt_kl_coefficient
     monkeypatch.setattr(
         ppo,
@@ -158,7 +158,9 @@ def start(path, monkeypatch, stop=False, **fields):
         params = weights[reference]
         params = {"decoder": params, "head": head} if kind == "reward" else params
         normalisation = NORMALISATION if kind == "reward" else None
-        return LoadedModel(reference, CONFIG, params, format, kind, normalisation)
+        model = LoadedModel(reference, CONFIG, params, format, kind, normalisation)
+        Watched.seen["loaded"].append(model)
+        return model
 
     def engine(model):
         Watched.seen["sampler"].append(numpy(model.params))
@@ -278,6 +280,15 @@ def test_another_reference_and_a_value_model_from_the_policy(tmp_path, monkeypat
     _, value, _ = found.seen["init"]
     assert equal(value["decoder"], found.weights["@sl"])
     assert not np.any(value["head"]["weight"]) and value["head"]["bias"] == 0
+
+
+def test_the_weights_that_a_value_model_starts_from_are_freed(tmp_path, monkeypatch):
+    """The defect: a preference model that scores nothing stayed on the device."""
+    rewards = {"length": {"kind": "length"}}
+    found = start(tmp_path, monkeypatch, stop=True, rewards=rewards, reward="", value_from="@pm")
+    assert equal(found.seen["init"][1]["decoder"], found.weights["@pm"])
+    assert {model.name for model in found.seen["loaded"]} == {"@sl", "@pm"}
+    assert all(model.params is None for model in found.seen["loaded"])
 
 
 def test_a_shared_value_model_is_a_head_that_starts_at_zero(tmp_path, monkeypatch):

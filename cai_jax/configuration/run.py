@@ -115,7 +115,7 @@ RUN: Table = {
         # of what is still longer, worked examples are left out, and prompts that are too long
         # without any (both are counted).
         "max_length": count(4096, "tokens of prompt and answer; 0: the model's positions", low=0),
-        "int8": flag(False, "weights in 8 bits (never in rl); see benchmarks/README.md"),
+        "int8": flag(False, "weights in 8 bits (in rl a judge's only); benchmarks/README.md"),
         "flash": flag(True, "splash attention (TPU) or cuDNN's (GPU, 16 bits) on prompts"),
     },
     # STAGE/profile/, for TensorBoard's profiler.

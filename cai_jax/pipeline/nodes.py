@@ -20,6 +20,7 @@ from cai_jax.errors import UserError
 from cai_jax.io import artefacts
 from cai_jax.models import lora
 from cai_jax.pipeline import changes, identity, limits
+from cai_jax.rewards.reward import judges_of
 from cai_jax.training import profiling
 
 
@@ -166,7 +167,9 @@ def _others(config, name: str, models: list[str]) -> dict:
         others["date"] = config.date
     if limit := limits.decisive_limit(config, name):
         others["sampling.max_length"] = limit
-    if config.sampling.int8 and kind.samples and not kind.makes:  # rl samples with what it trains
+    # rl samples from the weights that it trains, and asks a judge as other stages ask models.
+    rounded = judges_of(stage) if stage.kind == "rl" else kind.samples
+    if config.sampling.int8 and rounded:
         others["int8"] = True
     return others
 

@@ -184,10 +184,10 @@ def _require_served(plan: Plan, where: str, given: str, needs: str, kind) -> Non
     """A model elsewhere only answers, and what asking it takes is there."""
     name = references.resolve(plan.config.models, given)
     if needs != "policy" or kind.makes:
-        what = "is trained" if kind.makes else "scores dialogues"
+        what = "all models of a stage that trains" if kind.makes else "what scores dialogues"
         raise UserError(
-            f"{where}: '{name}' is elsewhere: it answers and chooses, but what {what} here "
-            f"must be in this process; expected {WANTED.get(needs, WANTED['policy'])}"
+            f"{where}: '{name}' is elsewhere: it answers and chooses, but {what} must be in this "
+            f"process; expected {WANTED.get(needs, WANTED['policy'])}"
         )
     if jax.process_count() > 1:
         raise UserError(

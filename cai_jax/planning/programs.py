@@ -26,7 +26,7 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.planning.arithmetic import Work, trained_share
 from cai_jax.references import ANSWERING, parse, resolve, stage_of
 from cai_jax.rewards import preference_model as rewards
-from cai_jax.rewards.reward import models_of, terms_of
+from cai_jax.rewards.reward import judges_of, models_of
 from cai_jax.stages import dpo, harm, pm, rl, sl
 from cai_jax.structs import Sampling
 from cai_jax.training import batching, networks, pairs, rollouts
@@ -251,7 +251,8 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     int8 = adapters is not None and adapters.int8
     reference = loaded(run_config, config.policy, "policy", mesh, held, int8)
     scorers = [loaded(run_config, each, "reward", mesh, held, int8) for each in names]
-    _hold_judges(run_config, config, mesh, held, int8)
+    for each in judges_of(config):
+        loaded(run_config, each, "policy", mesh, held, int8)
     if adapters is not None:
         value_base = loaded(run_config, source, "reward", mesh, held, int8) if source else reference
         bases = networks.Bases(adapters, lora.base_of(reference), lora.base_of(value_base))
@@ -296,13 +297,6 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
             )
         )
     return programs
-
-
-def _hold_judges(run_config, config, mesh, held: dict, int8: bool) -> None:
-    """Adds to `held` the models that judge answers themselves."""
-    for term in terms_of(config).values():
-        if term["kind"] == "judge":
-            loaded(run_config, term["model"], "policy", mesh, held, int8)
 
 
 def _cast(params, dtype):

@@ -55,6 +55,11 @@ def models_of(fields: Mapping) -> list[str]:
     return [term["model"] for term in terms if term["kind"] == "preference_model"]
 
 
+def judges_of(fields: Mapping) -> list[str]:
+    """The language models that judge answers themselves."""
+    return [term["model"] for term in terms_of(fields).values() if term["kind"] == "judge"]
+
+
 def check(fields: Mapping) -> None:
     """UserError where a Python function of a term cannot be imported."""
     for term in terms_of(fields).values():

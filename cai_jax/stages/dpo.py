@@ -12,6 +12,7 @@ import numpy as np
 
 from cai_jax.core import dpo, losses, sharding
 from cai_jax.core.sharding import batch_ways
+from cai_jax.errors import UserError
 from cai_jax.models import heads
 from cai_jax.planning import throughput
 from cai_jax.stages.context import StageContext
@@ -105,7 +106,13 @@ def reference_logprobs(ctx: StageContext, model, data: pairs.PairSet) -> dict:
     stage's records."""
     journal, every = ctx.directory.journal(), [*data.train, *data.held]
     reference = ctx.models.load(ctx.config.reference) if ctx.config.reference else model
-    for some, logprobs in read(ctx, reference.params, model, data, every, journal.finished):
+    theirs, ours = (each.format.tokenizer.hf.get_vocab() for each in (reference, model))
+    if theirs != ours:
+        raise UserError(
+            f"config.graph.{ctx.name}.reference: '{reference.name}' has other tokens than "
+            f"'{model.name}'; expected a model with the tokenizer of init"
+        )
+    for some, logprobs in read(ctx, reference.params, reference, data, every, journal.finished):
         for pair, values in zip(some, logprobs.tolist(), strict=True):
             if pair.id not in journal.finished:
                 held = {"source": pair.source, "target": pair.target, "prompt_id": pair.group}

@@ -83,7 +83,8 @@ def run(ctx: StageContext) -> dict:
         ),
     ) as session:
         state = session.restore(lambda: initial_state(ctx, models))
-        policy.release()
+        for model in filter(None, (policy, models.value)):
+            model.release()  # a preference model that scores as well keeps its own
         journal.discard(lambda row: row["step"] <= session.start)
         require_rollouts(ctx, journal, session.start)
         history = read_rows(ctx.directory.path / "metrics.jsonl")[: session.start]
@@ -221,7 +222,7 @@ def load_models(ctx: StageContext) -> Models:
 
 
 def value_source(config) -> str:
-    """The preference model that the value model starts from; "": the policy, with a zero head."""
+    """The preference model on whose trunk the value model starts; "": on the policy's."""
     if config.value_init != "reward" or config.value_model == "shared":
         return ""
     return config.value_from or next(iter(rewards.models_of(config)), "")
@@ -444,8 +445,7 @@ def check(fields, config, where: str) -> None:
             f"{where}.sampler_weights: {fields.sampler_weights} draws from another distribution "
             "than is learned: set correction=token or sequence"
         )
-    kinds = {term["kind"] for term in rewards.terms_of(fields).values()}
-    if "judge" in kinds and fields.group_size < 2:
+    if rewards.judges_of(fields) and fields.group_size < 2:
         raise UserError(
             f"{where}.group_size: a judge compares the answers to a prompt: expected at least 2, "
             f"not {fields.group_size}"
