@@ -62,6 +62,7 @@ def test_the_saved_notebook_is_the_reviewed_one(name):
     assert pictures(saved) == PICTURES[name]
 
 
+@pytest.mark.long
 def test_quickstart_runs(short):
     book = make_notebooks.execute(
         make_notebooks.notebook(make_notebooks.cells("quickstart")), timeout=300

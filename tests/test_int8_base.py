@@ -102,6 +102,7 @@ def test_gradients_are_those_of_the_restored_base(scan):
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.long
 def test_ppo_on_it():
     """Reference, policy and value model have the same 8-bit arrays; the first ratio is 1; the base
     stays; merged is unmerged."""

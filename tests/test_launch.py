@@ -260,6 +260,7 @@ def test_jobset_dry_run_is_a_manifest_of_all_hosts():
     assert pod["containers"][0]["resources"]["limits"]["google.com/tpu"] == 4
 
 
+@pytest.mark.long
 def test_two_processes_write_what_one_writes(tmp_path):
     """The first text stages and finetuning, in two processes of one device and in one process of
     two (tests/test_processes.py does it at length)."""

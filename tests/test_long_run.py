@@ -110,6 +110,7 @@ def slope(values: np.ndarray) -> float:
     return (np.median(values[-quarter:]) - np.median(values[quarter : 2 * quarter])) / (2 * quarter)
 
 
+@pytest.mark.long
 def test_files_and_threads_stay_bounded(tmp_path):
     rows = watched(tmp_path, 30)
     assert rows[-1, 1] <= rows[6, 1] + 2 and rows[:, 1].max() < 100

@@ -1,8 +1,9 @@
 """The learning gate: from the shipped base of the microworld, the whole method in small must make a
-model harmless.
+model harmless. `make test` runs it up to SL-CAI; that reinforcement learning finds its optimum is
+tests/test_ppo_optimum.py's there.
 
 The mutations that break the method on purpose, each in one way, so that the gate must turn red,
-belong to `make test-long`.
+belong to `make test-long`, and so does the gate of RL-CAI.
 """
 
 import dataclasses
@@ -103,6 +104,7 @@ def test_revisions_make_it_less_harmful(supervised):
     assert found["sl", "red_team"]["harmful"] <= 0.5
 
 
+@pytest.mark.long
 def test_reinforcement_learning_makes_it_harmless_and_keeps_it_helpful(learned):
     _, found = learned
     rl = {on: found["rl", on] for on in ("red_team", "helpful", "look_alike")}
