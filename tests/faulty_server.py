@@ -49,7 +49,8 @@ def answer_to(body: dict) -> str:
 class FaultyServer:
     """faults: name → share of requests (FAULTS; "busy" and so on of a status by its number).
     latency: seconds. per_answer: (read, written) tokens of its usage. key: what it wants. log: a
-    file of the keys of requests that were answered well, line by line."""
+    file of the keys of requests that were answered well, line by line. calls_it: the model, in its
+    answers; listed: its models, none where it cannot tell."""
 
     def __init__(
         self, faults=None, latency=0.0, per_answer=(10, 5), key="", log=None, port=0, seed=0
@@ -60,6 +61,7 @@ class FaultyServer:
         self.answered: collections.Counter[str] = collections.Counter()
         self.times: list[float] = []
         self.order: list[dict] = []
+        self.calls_it, self.listed = MODEL, [MODEL, "another"]
         self.in_flight = self.most_in_flight = 0
         self._random = random.Random(seed)
         self._socket = socket.socket()
@@ -90,7 +92,9 @@ class FaultyServer:
         self._socket.close()
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"data": [{"id": MODEL}, {"id": "another"}]})
+        if not self.listed:
+            return JSONResponse({"error": {"message": "no"}}, 503)
+        return JSONResponse({"data": [{"id": name} for name in self.listed]})
 
     async def _complete(self, request: Request) -> Response:
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
@@ -146,7 +150,7 @@ class FaultyServer:
                 }
             choices.append(choice)
         usage = dict(zip(("prompt_tokens", "completion_tokens"), self.per_answer, strict=True))
-        return {"id": "x", "model": MODEL, "choices": choices, "usage": usage}
+        return {"id": "x", "model": self.calls_it, "choices": choices, "usage": usage}
 
     def _fault(self, fault: str, body: dict, name: str) -> Response:
         right = self.right(body)

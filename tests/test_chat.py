@@ -101,6 +101,12 @@ def test_the_text_form_is_the_papers():
     assert a.body["prompt"] == "Ex?\nThe answer is: (B)\n\nWhich?\nThe answer is: (A)"
 
 
+def test_greedy_requests_that_are_equal_are_one():
+    twins = [Turn(name, HI, seeds.row_key(0, name)) for name in "ab"]
+    assert len({chat.sample(twin, Sampling(9, temperature=0.0), WORDS).key for twin in twins}) == 1
+    assert len({chat.sample(twin, Sampling(9), WORDS).key for twin in twins}) == 2
+
+
 def test_the_key_is_that_of_what_decides_the_answer():
     ask = chat.sample
     asked = ask(turn(), Sampling(9), WORDS)
@@ -151,12 +157,35 @@ def test_a_response_becomes_a_completion():
         (said(text=None), "no text"),
         (said(stop="tool_calls"), "finish_reason"),
         (said(stop=None), "finish_reason"),
+        (said(stop={}), "finish_reason"),
+        (said(stop=["stop"]), "finish_reason"),
+        (said() | {"model": "\ud800"}, r"by the model '\?'"),
         ({"model": "m", "choices": [{"message": "x"}]}, "no message"),
     ],
 )
 def test_what_is_no_answer_is_named(response, reason):
     with pytest.raises(chat.Unusable, match=reason):
         completed(response)
+
+
+@pytest.mark.parametrize(
+    "asked, answered, is_right",
+    [
+        ("x", "x-20241022", True),
+        ("x-latest", "x-20241022", True),
+        ("x-20241022", "x-latest", True),
+        ("x-latest", "y-20241022", False),
+        ("x-20241022", "x", False),
+        ("x", "", False),
+    ],
+)
+def test_a_model_may_be_called_by_its_date(asked, answered, is_right):
+    wire = chat.Wire("http://x/v1", asked)
+    if is_right:
+        assert completed(said() | {"model": answered}, wire=wire).text == "A cat."
+    else:
+        with pytest.raises(chat.Unusable, match="by the model"):
+            completed(said() | {"model": answered}, wire=wire)
 
 
 @pytest.mark.parametrize(
@@ -228,13 +257,17 @@ def test_top_bounds_an_option_that_is_not_among_the_likeliest():
     assert none.how == UNPARSABLE and none.logprobs == () and not none.answered
 
 
+@pytest.mark.parametrize("logprob", [None, math.nan, 0.5, "-1", True, -(10**400)])
+def test_a_log_probability_is_a_number_of_0_or_less(logprob):
+    bad = {"content": [{"token": "A", "top_logprobs": [{"token": "A", "logprob": logprob}]}]}
+    with pytest.raises(chat.Unusable):
+        chosen(TOP, [said("A", logprobs=bad)])
+
+
 @pytest.mark.parametrize("logprobs", [None, {"content": []}, {"content": [{"token": "A"}]}])
 def test_top_without_log_probabilities_is_unusable(logprobs):
     with pytest.raises(chat.Unusable):
         chosen(TOP, [said("A", logprobs=logprobs)])
-    bad = {"content": [{"token": "A", "top_logprobs": [{"token": "A", "logprob": None}]}]}
-    with pytest.raises(chat.Unusable):
-        chosen(TOP, [said("A", logprobs=bad)])
 
 
 def test_scored_sums_the_options_own_tokens():
@@ -261,14 +294,19 @@ def test_scored_sums_the_options_own_tokens():
         chosen(SCORED, [response("B", -1.0), response("B", -2.0)])
 
 
-def test_scored_by_echo_leaves_out_what_was_generated():
+@pytest.mark.parametrize("first", [[], ["<s>"]])
+@pytest.mark.parametrize("generated", [[], [")"], ["\n"], [""]])
+def test_scored_by_echo_leaves_out_what_was_generated(first, generated):
     def response(request):
         prompt = request.body["prompt"]
-        start = len(prompt) - len(" (A)")
+        before = prompt[: -len(" (A)")]
+        tokens = [*first, before, request.option[:3], ")", *generated]
+        logprobs = [-9.0, -1.5, -0.25, -3.0][: len(tokens) - len(first)]
+        offsets = [len("".join(tokens[:index])) for index in range(len(tokens))]
         logprobs = {
-            "tokens": [prompt[:start], request.option[:3], ")", "\n"],
-            "token_logprobs": [None, -1.5, -0.25, -3.0],
-            "text_offset": [0, start, start + 3, len(prompt)],
+            "tokens": tokens,
+            "token_logprobs": [None] * len(first) + logprobs,
+            "text_offset": offsets,
         }
         return {
             "model": "m",

@@ -20,10 +20,10 @@ from cai_jax.configuration import fields as fields_lib
 from cai_jax.configuration.endpoints import OPENAI
 from cai_jax.errors import UserError
 from cai_jax.io.answers import AnswerFile
-from cai_jax.structs import REFUSED, Message, Sampling
-from cai_jax.textmodels import chat, endpoint, questions
+from cai_jax.structs import FAILED, REFUSED, Message, Sampling
+from cai_jax.textmodels import chat, endpoint, failures, questions
 from cai_jax.textmodels.answering import AnsweringModel
-from cai_jax.textmodels.protocol import TOP, Turn
+from cai_jax.textmodels.protocol import COUNTED, TOP, Turn
 from tests.faulty_server import FAULTS, FaultyServer
 
 SAMPLING = Sampling(20)
@@ -164,6 +164,43 @@ def test_max_cost_is_not_passed(tmp_path):
         assert set(server.answered.values()) == {1} and server.answered.total() == 100
 
 
+def test_max_cost_is_not_passed_by_attempts_that_wait_for_the_pace(tmp_path):
+    with FaultyServer({"half a JSON": 0.7}) as server:
+        prices = {"input_price": 1000.0, "output_price": 2000.0, "requests_per_minute": 6000}
+        asking, file = model(server, tmp_path, max_cost=3.0, **prices)
+        with pytest.raises(UserError, match="max_cost=3"):
+            list(asking.generate(turns(100), SAMPLING))
+        assert file.at_most <= 3.0
+
+
+def test_answers_that_cannot_be_used_are_no_silence(tmp_path):
+    with FaultyServer({"the wrong model": 0.8}) as server:
+        asking, _ = model(server, tmp_path, concurrency=1, patience=0.02, attempts=100)
+        require_right(list(asking.generate(turns(5), SAMPLING)), 5)
+
+
+def test_a_run_that_goes_on_has_all_its_patience(tmp_path):
+    with FaultyServer({"429": 1.0}) as server:
+        asking, _ = model(server, tmp_path, patience=0.3)
+        with pytest.raises(UserError, match="no answer for"):
+            list(asking.generate(turns(1), SAMPLING))
+        server.faults = {"429": 0.2}
+        require_right(list(asking.generate(turns(20), SAMPLING)), 20)
+
+
+def test_names_that_a_server_gives_its_model(tmp_path):
+    with FaultyServer() as server:
+        server.calls_it, server.listed = "its-own", []
+        asking, _ = model(server, tmp_path / "listed", attempts=1)
+        (done,) = asking.generate(turns(1), SAMPLING)
+        assert done.stop == FAILED
+        server.listed = ["its-own"]  # which it could not tell before
+        require_right(list(asking.generate(turns(1), SAMPLING)), 1)
+        server.listed = ["its-own", "another"]
+        asking, _ = model(server, tmp_path / "named", attempts=1, served_as="its-own")
+        require_right(list(asking.generate(turns(1), SAMPLING)), 1)
+
+
 def test_a_server_without_usage_may_have_been_paid_the_most(tmp_path):
     with FaultyServer(per_answer=(None, None)) as server:
         asking, file = model(server, tmp_path, output_price=1e6)
@@ -174,9 +211,11 @@ def test_a_server_without_usage_may_have_been_paid_the_most(tmp_path):
 # --- Pace and order -------------------------------------------------------------------------------
 
 
-def test_a_minute_has_no_more_requests_than_it_may(tmp_path):
-    with FaultyServer() as server:
-        asking, _ = model(server, tmp_path, requests_per_minute=1200)
+@pytest.mark.parametrize("tokens", [None, 120_000])
+def test_a_minute_has_no_more_requests_than_it_may(tokens, tmp_path):
+    with FaultyServer(per_answer=(1, 1)) as server:  # fewer than was thought
+        paces = {"requests_per_minute": 1200, "tokens_per_minute": tokens}
+        asking, _ = model(server, tmp_path, concurrency=2, **paces)
         list(asking.generate(turns(20), SAMPLING))
         gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
         assert sum(gaps) >= 19 * 0.05 - 0.03
@@ -232,6 +271,18 @@ def test_a_probe_finds_the_tier_and_the_file_keeps_it(tmp_path):
         again, _ = model(server, tmp_path, tier="auto", attempts=2)
         list(again.choose([questions.choice("q", "question 1")]))
         assert server.asked.total() == asked
+
+
+def test_a_probe_needs_two_answers_that_say_no(tmp_path):
+    with FaultyServer({"log-probabilities missing": 1.0}) as server:
+        asking, file = model(server, tmp_path, tier="auto")
+        list(asking.choose([]))
+        assert asking._tier() == COUNTED
+        # Two of each option's score, two of the likeliest tokens.
+        assert server.asked.total() == 6
+    words = {"error": {"message": "You are not allowed to request logprobs from this model"}}
+    assert type(failures.of_status(403, words, {}, "x")) is failures.Unsupported
+    assert type(failures.of_status(403, {"error": "no"}, {}, "x")) is failures.Final
 
 
 def test_keys_of_requests_are_many(tmp_path):

@@ -7,6 +7,7 @@ from cai_jax.configuration.fields import Field, Named, Table, choice, count, num
 # How many requests, for how long, and at which price: nothing of this decides an answer.
 TRANSPORT: Table = {
     "key_env": word("", "the environment variable that holds the key; '' for none"),
+    "served_as": word("", "what the server calls the model in its answers, if not as it is asked"),
     "concurrency": count(16, "requests in flight"),
     "requests_per_minute": count(None, "at most; empty: no limit"),
     "tokens_per_minute": count(None, "read and written, at most; empty: no limit"),

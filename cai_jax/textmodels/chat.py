@@ -120,9 +120,12 @@ class Request:
 
 
 def sample(turn: Turn, sampling: Sampling, wire: Wire) -> Request:
-    """The request for a turn of a dialogue; its seed comes from the turn's key."""
+    """The request for a turn of a dialogue; its seed comes from the turn's key. What is not drawn
+    has none, so that equal requests are one."""
     limit = min(turn.max_new_tokens or sampling.max_new_tokens, sampling.max_new_tokens)
-    drawn = {"temperature": sampling.temperature, "seed": int(turn.key[1]) & 0x7FFFFFFF}
+    drawn = {"temperature": sampling.temperature}
+    if sampling.temperature:
+        drawn["seed"] = int(turn.key[1]) & 0x7FFFFFFF
     if sampling.top_p < 1:
         drawn["top_p"] = sampling.top_p
     if sampling.top_k:
@@ -285,8 +288,8 @@ def read(request: Request, response: Mapping, served_as: Sequence[str] = ()) -> 
       Unusable: it is none of these.
     """
     model, asked = response.get("model"), request.body["model"]
-    if model is not None and model not in served_as and not str(model).startswith(asked):
-        raise Unusable(f"an answer by the model '{str(model)[:80]}'")
+    if model is not None and model not in served_as and not _is_name_of(str(model), asked):
+        raise Unusable(f"an answer by the model '{_clean(str(model)[:80])}'")
     choices = response.get("choices")
     if not isinstance(choices, list) or not all(isinstance(each, dict) for each in choices):
         raise Unusable("no choices")
@@ -297,8 +300,16 @@ def read(request: Request, response: Mapping, served_as: Sequence[str] = ()) -> 
     if request.reads == TOP and answer["choices"][0]["stop"] != REFUSED:
         answer["choices"][0]["tokens"] = options_lib.likeliest(choices[0])
     if request.reads == SCORED:
-        answer["logprob"] = options_lib.scored(response, request.body, request.option)
+        answer["logprob"] = options_lib.scored(response, request.option)
     return answer
+
+
+def _is_name_of(model: str, asked: str) -> bool:
+    """Whether a server may call the model `asked` so: with a date, or with one for "-latest"."""
+    stem = model.removesuffix("-latest")
+    return model.startswith(asked.removesuffix("-latest")) or (
+        stem != model and asked.startswith(stem)
+    )
 
 
 def _choice(choice: Mapping) -> dict:
@@ -307,7 +318,8 @@ def _choice(choice: Mapping) -> dict:
         raise Unusable("no message")
     refusal = message.get("refusal") if "message" in choice else None
     text = message.get("content") if "message" in choice else choice.get("text")
-    stop = STOPS.get(choice.get("finish_reason"))
+    reason = choice.get("finish_reason")
+    stop = STOPS.get(reason) if isinstance(reason, str) else None
     if refusal or stop == REFUSED:
         return {"text": _clean(str(refusal or text or "")), "stop": REFUSED}
     # Thoughts that a server has taken out leave nothing where they met the limit of tokens.
@@ -315,7 +327,7 @@ def _choice(choice: Mapping) -> dict:
     if not isinstance(text, str):
         raise Unusable("no text")
     if stop is None:
-        raise Unusable(f"finish_reason {str(choice.get('finish_reason'))[:80]!r}")
+        raise Unusable(f"finish_reason {str(reason)[:80]!r}")
     return {"text": _clean(text), "stop": stop}
 
 

@@ -24,7 +24,7 @@ from cai_jax.io.answers import AnswerFile
 from cai_jax.structs import FAILED
 from cai_jax.textmodels import chat, failures, questions
 from cai_jax.textmodels.answering import Outcome
-from cai_jax.textmodels.failures import Away, Bad, Final, Unsupported
+from cai_jax.textmodels.failures import Away, Bad, Cut, Final, Unsupported
 from cai_jax.textmodels.protocol import COUNTED, SCORED, TOP
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 20.0  # seconds between attempts, without the jitter
@@ -57,9 +57,9 @@ class Endpoint:
         self.file, self.max_cost = file, max_cost
         self._key = key_of(name, fields.key_env)
         self._pace = Pace(fields.requests_per_minute, fields.tokens_per_minute)
-        self._served_as: tuple[str, ...] | None = None
+        self._served_as: tuple[str, ...] | None = None  # once the server has listed its models
         self._silent_since: float | None = None
-        self._num_failed = 0
+        self._num_failed, self._is_probing = 0, False
         self._reserved = 0.0  # what requests may cost whose first attempt is not in the file yet
 
     # A sliding window of requests -----------------------------------------------------------------
@@ -67,6 +67,7 @@ class Endpoint:
     def answers(self, requests: Iterable[chat.Request]) -> Iterator[tuple[chat.Request, Outcome]]:
         """See `Carrier.answers`; at most `concurrency` requests are taken at a time."""
         requests, tasks = iter(requests), {}
+        self._silent_since = None
         with asyncio.Runner() as runner:
             # A client looks at each of its connections for every request: a few have few each.
             number = -(-self.fields.concurrency // CONNECTIONS)
@@ -132,7 +133,7 @@ class Endpoint:
             await self._pace.wait(tokens)
             if self._stop.is_set():
                 return FAILED
-            if attempt > 1 and not self._is_affordable(most):
+            if attempt > 1 and not self._is_affordable(self._reserved + most):
                 raise self._too_expensive()
             self.file.asked(request.key, attempt, most)
             self._reserved -= most if attempt == 1 else 0.0
@@ -142,7 +143,7 @@ class Endpoint:
                 paid = isinstance(error, Bad) and error.paid
                 self.file.failed(request.key, str(error), None if paid else 0.0)
                 num_bad += isinstance(error, Bad)
-                if num_bad >= self.fields.attempts:
+                if num_bad >= self._attempts(error):
                     return self._failed(error)
                 await self._wait(attempt, error)
             except Final:
@@ -152,6 +153,14 @@ class Endpoint:
                 self._silent_since, self._num_failed = None, 0
                 self._pace.correct(sum(answer["usage"] or (tokens,)) - tokens)
                 return answer
+
+    def _attempts(self, error: Away | Bad) -> int:
+        """How many answers that cannot be used end a request. A probe's answer without what it asks
+        for is what it wants to know."""
+        is_answer = type(error) is Bad and error.paid
+        return (
+            min(2, self.fields.attempts) if self._is_probing and is_answer else self.fields.attempts
+        )
 
     async def _send(self, client, request: chat.Request) -> dict:
         """One attempt: what `chat.read` keeps of the response."""
@@ -177,11 +186,12 @@ class Endpoint:
                         data += block
                         if len(data) > request.most_bytes:
                             raise Bad(f"an answer of more than {request.most_bytes} bytes")
-            return chat.read(request, chat.parse(bytes(data)), self._served_as)
+            served_as = (*(self._served_as or ()), *filter(None, [self.fields.served_as]))
+            return chat.read(request, chat.parse(bytes(data)), served_as)
         except chat.Unusable as error:
             raise Bad(str(error)) from None
         except TimeoutError:
-            raise Bad(f"no answer within {self.fields.timeout:g} s") from None
+            raise Cut(f"no answer within {self.fields.timeout:g} s") from None
         except openai.APIStatusError as error:
             words = failures.without_secret(str(error.body or ""), self._key)
             body = error.body if isinstance(error.body, dict) else words
@@ -190,7 +200,7 @@ class Endpoint:
                 return outcome
             raise self._without_key(outcome) from None
         except openai.APITimeoutError:
-            raise Bad(f"no answer within {self.fields.timeout:g} s") from None
+            raise Cut(f"no answer within {self.fields.timeout:g} s") from None
         except openai.APIConnectionError as error:
             raise _unreached(error.__cause__ or error) from None
         except Exception as error:
@@ -203,8 +213,9 @@ class Endpoint:
             return type(error)(failures.without_secret(str(error), self._key))
         return error
 
-    async def _names(self, client) -> tuple[str, ...]:
-        """The name of a server's only model: what it calls the model that was asked for."""
+    async def _names(self, client) -> tuple[str, ...] | None:
+        """The name of a server's only model: what it calls the model that was asked for. None where
+        it did not list its models."""
         with contextlib.suppress(Exception):  # not every server lists its models
             async with (
                 asyncio.timeout(10),
@@ -212,22 +223,25 @@ class Endpoint:
             ):
                 listed = chat.parse(await response.read())["data"]
                 return (str(listed[0]["id"]),) if len(listed) == 1 else ()
-        return ()
+        return None
 
     async def _wait(self, attempt: int, error: Away | Bad) -> None:
         """Waits before the next attempt, longer each time, or as long as the server asks for.
         Raises Final where it has been silent for too long."""
         now, patience = time.monotonic(), self.fields.patience
-        if self._silent_since is None:
+        if type(error) is Bad:  # whatever it says, the server is there
+            self._silent_since = None
+        elif self._silent_since is None:
             self._silent_since = now
             if isinstance(error, Away) and not error.retry_after:
                 progress.warn(f"{self.name}: {error}; waiting up to {patience:g} s")
         delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
         delay = max(delay, error.retry_after)
-        left = patience - (now - self._silent_since)
+        silent = now - self._silent_since if self._silent_since is not None else 0.0
+        left = patience - silent
         if left <= 0 or error.retry_after > left:
             raise Final(
-                f"{self.name}: no answer for {now - self._silent_since:.0f} s ({error}); what was "
+                f"{self.name}: no answer for {silent:.0f} s ({error}); what was "
                 "answered is kept: start the server and run the same command again, or give it "
                 "more time (config.endpoints.all.patience)"
             )
@@ -280,11 +294,14 @@ class Endpoint:
         return noted["tier"]
 
     def _can(self, tier: str) -> bool:
+        self._is_probing = True
         try:
             outcomes = self.answers(chat.ask(PROBE, tier, self.wire))
-            return not any(chat.missing(outcome) for _, outcome in outcomes)
+            return not any([chat.missing(outcome) for _, outcome in outcomes])
         except Unsupported:
             return False
+        finally:
+            self._is_probing = False
 
 
 def cost(fields, usage: Sequence[int]) -> float:
@@ -337,11 +354,11 @@ async def _close(clients: Iterable, tasks: Iterable[asyncio.Task]) -> None:
         await client.close()
 
 
-def _unreached(error: BaseException) -> Away | Bad:
+def _unreached(error: BaseException) -> Away | Cut:
     """Nothing came, or not to its end."""
     name = type(error).__name__
     away = name in ("ConnectError", "ConnectTimeout", "PoolTimeout")
-    return Away("the server cannot be reached") if away else Bad(f"the answer was cut ({name})")
+    return Away("the server cannot be reached") if away else Cut(f"the answer was cut ({name})")
 
 
 class Pace:
@@ -350,16 +367,17 @@ class Pace:
     def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None):
         self._per_request = 60 / requests_per_minute if requests_per_minute else 0.0
         self._per_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
-        self._next = 0.0
+        # When the next request may be sent, by either limit.
+        self._next_request = self._next_tokens = 0.0
 
     async def wait(self, tokens: int) -> None:
         """Until a request of about so many tokens may be sent."""
-        start = max(time.monotonic(), self._next)
-        self._next = start + max(self._per_request, tokens * self._per_token)
+        start = max(time.monotonic(), self._next_request, self._next_tokens)
+        self._next_request = start + self._per_request
+        self._next_tokens = start + tokens * self._per_token
         if (delay := start - time.monotonic()) > 0:
             await asyncio.sleep(delay)
 
     def correct(self, more: int) -> None:
         """The request had so many more tokens than was thought, or fewer."""
-        if self._per_token:
-            self._next += more * self._per_token
+        self._next_tokens += more * self._per_token

@@ -35,6 +35,10 @@ class Bad(Exception):
         self.paid = paid
 
 
+class Cut(Bad):
+    """No answer within its time, or not all of it."""
+
+
 class Final(UserError):
     """Asking again does not help."""
 
@@ -66,6 +70,8 @@ def of_status(status: int, body, fields: Mapping, where: str) -> Exception | dic
     error = error if isinstance(error, Mapping) else {"message": error}
     words = str(error.get("message") or error.get("detail") or error)
     code = str(error.get("code") or error.get("type") or "")
+    if status == 403 and "logprob" in words.lower():
+        return Unsupported(f"{where}: the server gives no log-probabilities (HTTP 403: {words})")
     if status in (401, 403):
         return Final(
             f"{where}: the server refuses the key (HTTP {status}: {words}); name the environment "

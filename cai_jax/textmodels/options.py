@@ -57,10 +57,10 @@ def likeliest(choice: Mapping) -> list:
     ]
 
 
-def scored(response: Mapping, body: Mapping, option: str) -> float:
+def scored(response: Mapping, option: str) -> float:
     """log P of the tokens that write `option` at the end of the prompt. Unusable where one is
     missing."""
-    tokens = _prompt_tokens(response, body)
+    tokens = _prompt_tokens(response, option)
     total, text = 0.0, ""
     # From the end: a token may begin before the option.
     for token, logprob in reversed(tokens):
@@ -72,26 +72,24 @@ def scored(response: Mapping, body: Mapping, option: str) -> float:
     return total
 
 
-def _prompt_tokens(response: Mapping, body: Mapping) -> list[tuple[str, object]]:
-    """(text, log-probability) of the prompt's tokens."""
+def _prompt_tokens(response: Mapping, option: str) -> list[tuple[str, object]]:
+    """(text, log-probability) of the prompt's tokens, which end with the option's."""
     choice = response["choices"][0]
     # vLLM: a mapping for every token of the prompt, in which the token itself comes first.
     given = response.get("prompt_logprobs", choice.get("prompt_logprobs"))
     if isinstance(given, list):
         firsts = [next(iter(at.values()), None) for at in given if isinstance(at, Mapping)]
         return [(_text(_get(at, "decoded_token")), _get(at, "logprob")) for at in firsts]
-    # echo: the prompt's tokens, then those that were generated
+    # echo: the prompt's tokens, then the one that was generated, if any was. Offsets do not tell
+    # them apart: they count the text of a BOS token that the server has put before the prompt.
     logprobs = choice.get("logprobs")
     logprobs = logprobs if isinstance(logprobs, Mapping) else {}
-    fields = [logprobs.get(name) for name in ("tokens", "token_logprobs", "text_offset")]
+    fields = [logprobs.get(name) for name in ("tokens", "token_logprobs")]
     if not all(isinstance(field, list) and len(field) == len(fields[0]) for field in fields):
         raise Unusable("no log-probabilities of the prompt")
-    end = len(str(body.get("prompt", "")))
-    return [
-        (_text(token), logprob)
-        for token, logprob, offset in zip(*fields, strict=True)
-        if type(offset) is int and offset < end
-    ]
+    tokens = [(_text(token), logprob) for token, logprob in zip(*fields, strict=True)]
+    but_last = "".join(text for text, _ in tokens[:-1])
+    return tokens[:-1] if but_last.endswith(option) else tokens
 
 
 def _get(value, name: str):
@@ -105,9 +103,13 @@ def _text(value) -> str:
 
 
 def _number(value) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or value > 1e-3:
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.nan
+    if not math.isfinite(number) or number > 1e-3:
         raise Unusable("a log-probability is missing or none")
-    return float(value)
+    return number
 
 
 # Choosing -----------------------------------------------------------------------------------------
