@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax.core import dpo
+from cai_jax.core import dpo, ppo
 from cai_jax.core.losses import sequence_sum
 from cai_jax.errors import UserError
 from cai_jax.models import heads
@@ -83,9 +83,18 @@ def a_set(num=5):
 
 
 def test_log_probabilities_of_packed_answers_are_those_of_single_ones():
-    data = a_set()
+    check_packed(5, batching.Shape(3, 64, 3))
+
+
+def test_more_answers_than_a_row_has_tokens_keep_their_log_probabilities():
+    """80 answers in rows of 32 tokens; the reference's records are made by the same function."""
+    check_packed(40, batching.Shape(40, 32, 1))
+
+
+def check_packed(num, shape):
+    data = a_set(num)
     reference = {pair.id: (float(n), -float(n)) for n, pair in enumerate(data.train)}
-    batch = stage_dpo.make_batch(data.train, data, batching.Shape(3, 64, 3), 0, reference)
+    batch = stage_dpo.make_batch(data.train, data, shape, 0, reference)
     read = jax.jit(lambda batch: stage_dpo.answer_logprobs(PARAMS, batch, CONFIG, jnp.float32))
     sums, lengths = map(np.asarray, read(batch))
     names = list(data.tokens)
@@ -93,7 +102,7 @@ def test_log_probabilities_of_packed_answers_are_those_of_single_ones():
     alone = jax.jit(lambda *given: heads.dialogue_logprobs(PARAMS, *given, CONFIG))(tokens, mask)
     alone = np.where(mask & (np.arange(16) >= 3), alone, 0).sum(1).reshape(-1, 2)
     where = np.argwhere(batch["valid"])
-    assert len(where) == 5
+    assert len(where) == num
     for slot in map(tuple, where):
         number = int(batch["numbers"][slot][0])
         pair = data.train[number]
@@ -131,6 +140,16 @@ def test_a_reference_is_read_with_its_own_config_and_has_the_tokens_of_init(tmp_
 def test_sums_are_of_sequences():
     values, segments = jnp.array([[1.0, 2.0, 4.0, 8.0]]), jnp.array([[1, 2, 2, 0]])
     np.testing.assert_array_equal(sequence_sum(values, segments), [[1, 6, 6, 8]])
+
+
+def test_sums_are_of_sequences_whatever_their_numbers():
+    """100 sequences of 8 tokens in rows of 32: the batch numbers them up to 100."""
+    packing = batching.pack([8] * 100, length=32)
+    segments = jnp.asarray(packing.segments())
+    mask = segments > 0
+    np.testing.assert_array_equal(sequence_sum(mask.astype(jnp.float32), segments)[mask], 8)
+    mean = ppo.aggregate(jnp.ones(mask.shape), mask, segments, "sequence_mean", 0)
+    assert [float(x) for x in mean] == [100, 100]
 
 
 @pytest.mark.parametrize("which", ["final", "each"])

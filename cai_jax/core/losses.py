@@ -210,13 +210,15 @@ def masked_sum(values, mask):
 
 def sequence_sum(values_BxT, segments_BxT):
     """At every token the sum over its sequence, [B, T]; a row holds the sequences that `segments`
-    numbers."""
-    num_segments = values_BxT.shape[1] + 1
+    numbers, each without a gap."""
+    # Numbered by row: those of the batch may be larger than the row is long.
+    starts_BxT = jnp.diff(segments_BxT, axis=1, prepend=segments_BxT[:, :1]) != 0
+    rows_BxT = jnp.cumsum(starts_BxT, axis=1)
 
-    def by_sequence(values_T, segments_T):
-        return jax.ops.segment_sum(values_T, segments_T, num_segments)[segments_T]
+    def by_sequence(values_T, rows_T):
+        return jax.ops.segment_sum(values_T, rows_T, len(rows_T))[rows_T]
 
-    return jax.vmap(by_sequence)(values_BxT, segments_BxT)
+    return jax.vmap(by_sequence)(values_BxT, rows_BxT)
 
 
 def response_loss(logprobs_BxT, target_mask_BxT):
