@@ -65,6 +65,24 @@ def test_fingerprints_have_the_values_and_a_line_says_so():
     ]
 
 
+@pytest.mark.parametrize(
+    "field,value,only",
+    [
+        ("mode", "chain_of_thought", "'multiple_choice'"),
+        ("mode", "preference_model", "'multiple_choice'"),
+        ("principles_per_pair", 4, "1"),
+    ],
+)
+def test_a_judge_as_reward_refuses_what_it_does_not_do(field, value, only):
+    """The defect: the field was dropped without a word."""
+    judged = "--config.graph.rl.reward=@feedback", "--config.graph.rl.group_size=2"
+    assert set(auto.resolve(config(*judged)).graph.rl.rewards) == {"judge"}
+    with pytest.raises(UserError) as error:
+        auto.resolve(config(*judged, f"--config.graph.feedback.{field}={value}"))
+    assert f"graph.feedback.{field}: " in str(error.value)
+    assert f"{value!r}; expected {only}; or train a pm" in str(error.value)
+
+
 def test_a_clamp_that_is_no_range_is_refused_by_the_name_of_the_field_that_was_set():
     """The defect: evaluate's clamp, which follows pm.clamp, was named though nobody set it."""
     with pytest.raises(UserError, match=r"graph\.pm\.clamp: expected two probabilities"):

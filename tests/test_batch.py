@@ -229,6 +229,15 @@ def test_recorded_answers_are_a_model(finished, tmp_path, capsys):
         pipeline.run(nothing, str(tmp_path / "none"))
 
 
+def test_anthropics_form_has_no_plain_text(tmp_path):
+    """The defect: a KeyError where the request was written."""
+    made = config(form="anthropic")
+    made.graph.respond.format = "text"
+    with pytest.raises(UserError, match=r"graph\.respond\.model.*expected format=chat"):
+        pipeline.run(made, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "asked").exists()
+
+
 def test_the_command_says_what_to_do(tmp_path, capsys):
     argv = [
         "main",

@@ -8,17 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from cai_jax.core import dpo, ppo
 from cai_jax.core.losses import sequence_sum
+from cai_jax.data.dialogue import load_format
 from cai_jax.errors import UserError
+from cai_jax.io import artefacts
 from cai_jax.models import heads
 from cai_jax.stages import dpo as stage_dpo
 from cai_jax.textmodels.loader import LoadedModel
 from cai_jax.training import batching
 from cai_jax.training import pairs as pairs_lib
 from configs import default
-from tests.recording import human, stage
+from tests.recording import TINY, human, stage
 from tests.test_training_learner import CONFIG, PARAMS
 
 LOGPROBS = jnp.array([[-3.0, -4.0], [-5.0, -2.0], [9.0, 9.0]])
@@ -135,6 +138,38 @@ def test_a_reference_is_read_with_its_own_config_and_has_the_tokens_of_init(tmp_
     assert got != of_reference(tmp_path / "c", CONFIG, {"a": 0})
     with pytest.raises(UserError, match="graph.dpo.reference: 'x' has other tokens than 'init'"):
         of_reference(tmp_path / "d", other, {"a": 1})
+
+
+class Killed(BaseException):
+    """The process ends here: nothing after it is written."""
+
+
+def test_the_reference_is_the_same_after_a_kill(tmp_path, monkeypatch):
+    """Killed at the fourth record, in the middle of a batch of three, when the first two are on
+    disk."""
+    monkeypatch.setattr(artefacts, "FLUSH_ROWS", 2)
+    data, append = a_set(), artefacts.Journal.append
+    model = LoadedModel("tiny", CONFIG, PARAMS, load_format(TINY), "policy")
+    fields = default.dpo(batch_size=3, num_microbatches=1)
+
+    def logprobs(path):
+        ctx, _ = stage(path, "dpo", fields)
+        return stage_dpo.reference_logprobs(ctx, model, data)
+
+    def dying(journal, row):
+        if len(journal.finished) == 3:
+            raise Killed
+        append(journal, row)
+
+    undisturbed = logprobs(tmp_path / "a")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(artefacts.Journal, "append", dying)
+        logprobs(tmp_path / "b")
+    kept = artefacts.StageDirectory(epath.Path(tmp_path / "b" / "dpo")).journal().finished
+    assert len(kept) == 2 and not (tmp_path / "b" / "dpo" / "records.jsonl").exists()
+    assert logprobs(tmp_path / "b") == undisturbed and len(undisturbed) == 5
+    records = [(tmp_path / name / "dpo" / "records.jsonl").read_bytes() for name in "ab"]
+    assert records[0] == records[1]
 
 
 def test_sums_are_of_sequences():

@@ -130,18 +130,23 @@ def test_adapters_keep_one_base():
         print({f"{row.stage} {row.program}": f"{row.total / 2**30:.1f} GiB" for row in rows})
 
 
-def test_harm_is_planned_with_the_other_stages():
+@pytest.mark.parametrize("kind", ["harm", "dpo"])
+def test_a_stage_that_tiny_does_not_have_is_planned(kind):
     config = tiny.get_config()
-    config.graph.harm = default.harm(ratings={"source": "x.jsonl", "split": ""})
-    config.graph.harm.update({"batch_size": 4, "max_length": 64})
-    config.stages = ("harm",)
+    made = {
+        "harm": lambda: default.harm(ratings={"source": "x.jsonl", "split": ""}),
+        "dpo": default.dpo,
+    }
+    config.graph[kind] = made[kind]()
+    config.graph[kind].update({"batch_size": 4, "max_length": 64, "num_microbatches": 2})
+    config.stages = (kind,)
     mesh, topology = (
         sharding.make_mesh({}, jax.devices()[:1]),
         chips.Topology(chips.CHIPS["h100"], (1,)),
     )
     (found,) = programs.of_run(config, mesh)
     row = estimate.compile_program(found, mesh, topology, config, -1.0)
-    assert (found.stage, found.name) == ("harm", "step") and row.fits
+    assert (found.stage, found.name) == (kind, "step") and row.fits
     assert 1.0 <= row.flops_counted / row.flops_model < 2.0  # 2: the whole attention square
 
 

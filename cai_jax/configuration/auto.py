@@ -15,11 +15,13 @@ import ml_collections
 from cai_jax import references
 from cai_jax.configuration import fields
 from cai_jax.configuration.stages import REWARD_TERMS
+from cai_jax.errors import UserError
 
 AUTO = "auto"
 CHAIN = "chain_of_thought"
 CLAMP = (0.4, 0.6)  # of labels after a chain of thought (section 4.1)
 NO_CLAMP = ()
+ASKED_ONCE = {"mode": "multiple_choice", "principles_per_pair": 1}  # of a judge as reward
 QUIET = (("model", "feedback"), ("clamp", ()), ("reward", ""))  # the usual; no line is written
 
 
@@ -37,10 +39,11 @@ def _choices(config) -> list[tuple[str, str, object, str]]:
         if kinds[name] == "rl" and stage.get("rewards") and stage.get("reward"):
             chosen.append((name, "reward", "", "rewards are given"))
             continue
-        judge = stages.get(references.stage_of(str(stage.get("reward") or "")), {})
-        if kinds[name] == "rl" and judge.get("kind") == "feedback":
+        judge_name = references.stage_of(str(stage.get("reward") or ""))
+        if kinds[name] == "rl" and kinds.get(judge_name) == "feedback":
             why = f"'{stage.reward}' is a judge"
-            chosen.append((name, "rewards", {"judge": _judge(judge)}, why))
+            judge = _judge(judge_name, stages[judge_name], f"config.graph.{name}.reward")
+            chosen.append((name, "rewards", {"judge": judge}, why))
             chosen.append((name, "reward", "", why))
     for name, stage in stages.items():
         if kinds[name] == "feedback" and stage.get("model") == AUTO:
@@ -67,8 +70,15 @@ def _choices(config) -> list[tuple[str, str, object, str]]:
     return chosen
 
 
-def _judge(stage) -> dict:
+def _judge(name: str, stage, where: str) -> dict:
     """The term of a reward that asks as a feedback stage does, both orders of every pair."""
+    for field, only in ASKED_ONCE.items():
+        if stage[field] != only:
+            raise UserError(
+                f"config.graph.{name}.{field}: a judge as reward ({where}=@{name}) does not do "
+                f"{stage[field]!r}; expected {only!r}; or train a pm on these labels and set "
+                f"{where}=@pm"
+            )
     model = "feedback" if stage.model == AUTO else stage.model
     names = ("constitution", "num_few_shot", "num_headers", "format")
     given = {name: stage[name] for name in names} | {"kind": "judge", "model": model}

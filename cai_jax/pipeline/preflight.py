@@ -38,7 +38,7 @@ from cai_jax.models.config import ModelConfig
 from cai_jax.pipeline import limits
 from cai_jax.pipeline.nodes import resolve, settings
 from cai_jax.rewards.functions import custom_reward
-from cai_jax.textmodels import endpoint
+from cai_jax.textmodels import batch_files, endpoint
 from cai_jax.textmodels.recorded import RecordedTextModel
 
 READ_BYTES = 32 * 2**20  # larger files, and data sets of the hub and TFDS, are read as far as ROWS
@@ -157,7 +157,7 @@ def models(plan: Plan, name: str) -> None:
     """Fields that name models name such as are needed, and they are there: stages train them,
     functions import, directories are readable."""
     stage, checked = plan.config.graph[name], set()
-    for where, field, given, _ in plan.settings(name, Model):
+    for where, field, given, group in plan.settings(name, Model):
         target = references.parse(references.resolve(plan.config.models, given))
         needs = field.range.needed(stage)
         format = stage.get("format", "auto") if needs in ("policy", "any") else "auto"
@@ -170,6 +170,7 @@ def models(plan: Plan, name: str) -> None:
             custom_reward(str(target))
         elif target.kind in references.ANSWERING:
             _require_served(plan, where, given, needs, STAGES[stage.kind])
+            _require_form(plan, where, given, group.get("format", stage.get("format")))
         elif target.kind == references.STAGE:
             if not (field.range.answers and limits.has_answers(plan.config, given)):
                 _require_trained(plan, where, given, needs)
@@ -208,6 +209,17 @@ def _require_served(plan: Plan, where: str, given: str, needs: str, kind) -> Non
         raise UserError(
             f"config.max_cost: '{name}' has no prices; set input_price and output_price of "
             "config.endpoints.all"
+        )
+
+
+def _require_form(plan: Plan, where: str, given: str, format: str | None) -> None:
+    """Anthropic's files hold messages, no plain text."""
+    name = references.resolve(plan.config.models, given)
+    anthropic = endpoints.of(plan.config, given).form == batch_files.ANTHROPIC
+    if references.parse(name).kind == references.BATCH and anthropic and format == "text":
+        raise UserError(
+            f"{where}: '{name}' is asked in Anthropic's form, which has messages only, and its "
+            "format is text; expected format=chat, or config.endpoints.all.form=openai"
         )
 
 
