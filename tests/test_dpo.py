@@ -73,6 +73,11 @@ def test_what_is_logged_by_hand():
     assert {name: float(x) for name, x in sums.items()} == pytest.approx(wanted)
 
 
+def test_a_pair_without_a_better_answer_is_half_right_at_no_margin():
+    sums = dpo.pair_sums(LOGPROBS, REFERENCE, LENGTHS, jnp.full(3, 0.5), MASK, 0.5)
+    assert [float(sums[name]) for name in ("accuracy", "margin")] == [1, 0]
+
+
 def a_set(num=5):
     """Pairs of different lengths; the prompt's three tokens are no part of the answers."""
     rng, tokens, answers, pairs = np.random.default_rng(0), {}, {}, []

@@ -125,7 +125,7 @@ ACTS = {  # field → (what it changes, another value, other fields under which 
     "correction": (advantages, "token", {"correction_cap": 5.0}),
     "correction_cap": (advantages, 5.0, {"correction": "token"}),
     "kl_in": (advantages, "loss", {}),
-    "kl_estimator": (advantages, "k3", {}),
+    "kl_estimator": (losses, "k2", {"kl_in": "loss", "kl_estimator": "k3", "kl_coefficient": 0.3}),
     "group_normalisation": (grouped, "mean", {}),
     "loss_aggregation": (losses, "sequence_mean", {}),
     "max_new_tokens": (losses, 13, {"loss_aggregation": "fixed_length", "max_new_tokens": 12}),
@@ -147,6 +147,7 @@ def test_settings_of_the_losses_act():
         "value_coefficient": {"shared"},
         "loss_aggregation": {"policy", "value", "shared"},
         "max_new_tokens": {"policy", "value", "shared"},
+        "kl_estimator": {"policy", "shared"},
         "kl_coefficient": {"policy", "shared"},
     }
     assert set(changed) == {field for field, (probe, *_) in ACTS.items() if probe is losses}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cai_jax.core import sharding
-from cai_jax.core.algorithms import PPO
+from cai_jax.core.algorithms import PPO, RLOO
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import abstract_params
 from cai_jax.training import batching
@@ -134,6 +134,21 @@ def test_the_policys_loss_by_hand(clip):
     total, (count, sums) = loss_of(learner(clip=clip), 0, decoder(0), arrays)
     assert float(total) == pytest.approx(clipped_policy_loss(arrays, clip), rel=1e-4)
     assert float(count) == R * 4 and (float(sums["clipped"]) > 0) == (clip == 0.1)
+
+
+def test_the_kl_in_rloos_loss_is_that_of_whole_answers():
+    """k2, by hand: its sum over every answer, and not its mean over the tokens."""
+    arrays, _ = minibatch()
+    ref, _ = logprobs(decoder(7), np.asarray(arrays["tokens"]), SETTINGS.temperature)
+    arrays["ref"] = jnp.asarray(ref, jnp.float32)
+    fields, totals = {"kl_in": "loss", "kl_estimator": "k2"}, []
+    for beta in (0.0, 0.3):
+        network = learner(kl_coefficient=beta, **fields)
+        total, (count, _) = network.networks[0].loss(decoder(0), arrays, RLOO, network.settings)
+        totals.append(float(total))
+    new, _ = logprobs(decoder(0), np.asarray(arrays["tokens"]), SETTINGS.temperature)
+    kl = (0.5 * (new - ref) ** 2)[np.asarray(arrays["actions"])].sum()
+    assert totals[1] - totals[0] == pytest.approx(0.3 * kl, rel=1e-3) and float(count) == R
 
 
 @pytest.mark.parametrize("clip", [0.3, 9.0])

@@ -125,6 +125,7 @@ def test_of_a_large_file_the_first_rows_are_read(tmp_path, monkeypatch):
         ("graph.rl.algorithm=grpo", "config.graph.rl.group_size: grpo compares"),
         ("graph.rl.group_size=3", "not a multiple of group_size 3"),
         ("graph.rl.kl_in=loss", "config.graph.rl.kl_estimator: expected k2 or k3"),
+        ("graph.rl.kl_estimator=k3", "config.graph.rl.kl_estimator: expected k1 with"),
         ("graph.rl.prompts.source=", "config.graph.rl.prompts: 0 rows left, none are asked for"),
         (
             "graph.compare.prompts.limit=0",

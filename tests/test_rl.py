@@ -227,6 +227,13 @@ def test_rollouts_of_rounded_weights_are_refused_without_a_correction():
     rl.check(ml_collections.ConfigDict(fields), None, "rl")
 
 
+def test_rloo_refuses_weights_by_the_token():
+    fields = default.rl(reward="python:builtins.len", algorithm="rloo", group_size=2)
+    with pytest.raises(UserError, match="rl.correction: rloo needs correction=sequence"):
+        rl.check(ml_collections.ConfigDict(fields | {"correction": "token"}), None, "rl")
+    rl.check(ml_collections.ConfigDict(fields | {"correction": "sequence"}), None, "rl")
+
+
 @pytest.mark.parametrize("weights", ["", "bfloat16", "int8"])
 def test_the_sampler_has_the_weights_that_the_field_names(weights):
     policy = LoadedModel("m", None, {"embed": jnp.ones(2)}, None)

@@ -238,7 +238,7 @@ DPO = StageKind(
         ),
         "loss": choice("sigmoid", ("sigmoid", "ipo"), "see core/dpo.py"),
         "beta": positive(0.1, "how dear it is to leave the reference"),
-        "label_smoothing": share(0.0, "the share of labels that are taken to be wrong"),
+        "label_smoothing": number(0.0, "labels that are taken to be wrong", 0, 0.5, open_high=True),
         "nll_coefficient": number(0.0, "weight of the better answer's −log p by the token"),
         "cut_answers": choice("keep", CUT_ANSWERS, "pairs with one that ran into the limit"),
         **with_defaults(OPTIMISATION, learning_rate=5e-7),
@@ -324,10 +324,9 @@ RL = StageKind(
         "num_microbatches": count(1, "a step is computed in so many, exactly"),
         "kl_coefficient": number(0.001, "per token, against the initial policy"),
         "kl_in": choice("reward", ("reward", "loss"), "what the KL is a part of"),
-        # k1 in the loss has gradients of mean zero, k2 in it the KL's, k3 those of KL(ref ‖ policy)
-        "kl_estimator": choice(
-            "k1", ("k1", "k2", "k3"), "k1 or k3 in the reward, k2 or k3 in the loss"
-        ),
+        # k1 in the loss has a gradient of mean 0, k2 in it the KL's, k3 KL(ref ‖ policy)'s.
+        # k3 in the reward has one that vanishes near the reference, and grows without bound.
+        "kl_estimator": choice("k1", ("k1", "k2", "k3"), "k1 in the reward, k2 or k3 in the loss"),
         "kl_target": positive(None, "nats a response: adapts the coefficient; empty: fixed"),
         "kl_horizon": count(10000, "responses in which the coefficient adapts"),
         "clip": positive(0.2, "of the ratio of probabilities"),

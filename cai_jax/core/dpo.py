@@ -68,16 +68,18 @@ def pair_sums(logprobs_Bx2, reference_Bx2, lengths_Bx2, target_B, mask_B, beta: 
     """What is logged, summed over the pairs.
 
     Args:
-      logprobs_Bx2, reference_Bx2, lengths_Bx2, target_B, mask_B, beta: as in `pair_loss`.
+      logprobs_Bx2, reference_Bx2, lengths_Bx2, target_B, mask_B, beta: as in `pair_loss`, the
+        target without smoothing.
     Returns:
-      accuracy (the better answer has the higher reward β·log(π / π_ref); ties count a half), margin
-      (of these rewards), and log-probability and length of the better and the other answer.
+      accuracy (the better answer has the higher reward β·log(π / π_ref); ties of rewards or labels
+      count a half), margin (of these rewards; 0 where neither answer is
+      better), and log-probability and length of the better and the other answer.
     """
     second_B = target_B < 0.5
     order_Bx2 = jnp.stack([second_B, ~second_B], axis=1).astype(jnp.int32)
     columns = (logprobs_Bx2 - reference_Bx2, logprobs_Bx2, lengths_Bx2)
     ratios, logprobs, lengths = (jnp.take_along_axis(x, order_Bx2, axis=1) for x in columns)
-    margin_B = beta * (ratios[:, 0] - ratios[:, 1])
+    margin_B = jnp.where(target_B == 0.5, 0.0, beta * (ratios[:, 0] - ratios[:, 1]))
     means = {
         "accuracy": 0.5 + 0.5 * jnp.sign(margin_B),
         "margin": margin_B,

@@ -66,12 +66,14 @@ def make_loss(model_config, dtype, fields, **options):
     def loss(params, batch):
         sides = answer_logprobs(params, batch, model_config, dtype, **options)
         logprobs, lengths, reference = (x.reshape(-1, 2) for x in (*sides, batch["numbers"]))
-        target = dpo.smoothed(batch["target"].reshape(-1), fields.label_smoothing)
-        given = logprobs, reference, lengths, target, batch["valid"].reshape(-1)
+        target, valid = batch["target"].reshape(-1), batch["valid"].reshape(-1)
+        smoothed = dpo.smoothed(target, fields.label_smoothing)
         names = {"kind": fields.loss, "nll_coefficient": fields.nll_coefficient}
-        total, count = dpo.pair_loss(*given, beta=fields.beta, **names)
+        given = logprobs, reference, lengths
+        total, count = dpo.pair_loss(*given, smoothed, valid, beta=fields.beta, **names)
+        sums = dpo.pair_sums(*given, target, valid, fields.beta)
         tokens = jnp.sum(batch["segments"] > 0, dtype=jnp.float32)
-        return total, (count, {**dpo.pair_sums(*given, fields.beta), "tokens": tokens})
+        return total, (count, {**sums, "tokens": tokens})
 
     return loss
 

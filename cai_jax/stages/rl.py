@@ -38,7 +38,7 @@ MAX_RATIO_ERROR = 1e-4  # of the first minibatch, float32
 MAX_START_KL = 1e-5  # nats a response between the policy and its copy, float32
 MAX_SAMPLER_GAP = 1e-4  # nats a token between sampler and learner, float32
 GROUPED = ("grpo", "rloo")
-KL_ESTIMATORS = {"reward": ("k1", "k3"), "loss": ("k2", "k3")}
+KL_ESTIMATORS = {"reward": ("k1",), "loss": ("k2", "k3")}
 FROZEN = {"old": "policy", "ref": "reference", "values": "value model"}  # what gives which numbers
 WATCHED = 8  # updates after the warm-up until the first word on whether the policy learns
 NUM_SHOWN = 2  # rollouts an update that TensorBoard shows
@@ -437,6 +437,10 @@ def check(fields, config, where: str) -> None:
         raise UserError(
             f"{where}.kl_estimator: expected {' or '.join(KL_ESTIMATORS[fields.kl_in])} with "
             f"kl_in={fields.kl_in}, not {fields.kl_estimator} (docs/methods.md)"
+        )
+    if fields.algorithm == "rloo" and fields.correction == "token":
+        raise UserError(
+            f"{where}.correction: rloo needs correction=sequence: its ratio is of a whole answer"
         )
     if fields.kl_target is not None and fields.kl_in == "loss":
         raise UserError(f"{where}.kl_target: adapts a coefficient in the reward: set kl_in=reward")

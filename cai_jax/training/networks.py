@@ -200,6 +200,8 @@ class Network:
             if settings.kl_in == "loss":
                 reference = batch["ref"], mask, settings.kl_estimator
                 kl = ppo.kl_estimate(outputs["logprobs"], *reference)
+                if algorithm.aggregation:  # one loss an answer: its KL is the sum of its tokens'
+                    kl = losses.sequence_sum(kl, batch["segments"])
                 token_losses += settings.kl_coefficient * kl
             if settings.correction != "none":
                 token_losses *= batch["weights"]
