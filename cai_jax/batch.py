@@ -16,12 +16,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Protocol
 
 from etils import epath
 
-from cai_jax.errors import EXIT_WAITING, Parser, UserError, command
+from cai_jax import references
+from cai_jax.configuration import fields
+from cai_jax.errors import EXIT_WAITING, Parser, UserError, command, in_field
 from cai_jax.io import artefacts
 from cai_jax.textmodels import batch_files
 from cai_jax.textmodels.batch_files import REQUESTS, RESULTS, SUBMITTED
@@ -38,8 +40,9 @@ SECONDS = 120  # that a server has for an answer
 class Service(Protocol):
     """What a batch API can do."""
 
-    def find(self, mark: str) -> str | None:
-        """The id of a batch that carries `mark`, from before a kill."""
+    def find(self, mark: str, known: Container[str]) -> str | None:
+        """The id of a batch that carries `mark` and is none of the known ones, from before a
+        kill."""
 
     def submit(self, data: bytes, name: str, mark: str) -> str:
         """Starts a batch; its id."""
@@ -64,11 +67,12 @@ class OpenAI:
             ) from error
         self._client = openai.OpenAI(api_key=key, base_url=url, timeout=SECONDS)
 
-    def find(self, mark: str) -> str | None:
+    def find(self, mark: str, known: Container[str]) -> str | None:
         """See `Service`."""
         for batch in self._client.batches.list(limit=100):
             ended_badly = batch.status in ("failed", "cancelled", "cancelling")
-            if (batch.metadata or {}).get("requests") == mark and not ended_badly:
+            is_asked = (batch.metadata or {}).get("requests") == mark and not ended_badly
+            if is_asked and batch.id not in known:
                 return batch.id
         return None
 
@@ -119,7 +123,7 @@ class Anthropic:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{response.url}: no '{name}' in the answer") from error
 
-    def find(self, mark: str) -> str | None:
+    def find(self, mark: str, known: Container[str]) -> str | None:
         """See `Service`."""
         return None
 
@@ -178,17 +182,18 @@ def form_of(data: bytes, path) -> str:
 
 def submit(directory: epath.Path, url: str, key_name: str) -> int:
     """Submits every requests file that has neither results nor been submitted."""
-    done = {
-        **batch_files.numbered(directory, RESULTS),
-        **batch_files.numbered(directory, SUBMITTED),
-    }
+    submitted = batch_files.numbered(directory, SUBMITTED)
+    # A file whose requests have all failed is written again with the same bytes.
+    known = {artefacts.read_json(path)["batch"] for path in submitted.values()}
+    done = {**batch_files.numbered(directory, RESULTS), **submitted}
     for number, path in batch_files.numbered(directory, REQUESTS).items():
         if number in done:
             continue
         data = path.read_bytes()
         form, mark = form_of(data, path), hashlib.sha256(data).hexdigest()
         service = service_of(form, url, key_name)
-        batch = service.find(mark) or service.submit(data, path.name, mark)
+        batch = service.find(mark, known) or service.submit(data, path.name, mark)
+        known.add(batch)
         target = batch_files.path_of(directory, SUBMITTED, number)
         artefacts.write_json(target, {"batch": batch, "form": form, "url": url, "requests": mark})
         print(f"{path.name}: submitted as {batch}")
@@ -263,6 +268,11 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{directory}: no requests-NNNN.jsonl there")
     if arguments.action == "status":
         return status(directory)
+    if arguments.url:
+        with in_field("--url"):
+            references.server_url(arguments.url)
+    if arguments.key and not fields.is_variable(arguments.key):
+        raise UserError(f"--key: expected {fields.Variable()}")
     act = submit if arguments.action == "submit" else fetch
     while (code := _reported(act, directory, arguments.url, arguments.key)) == EXIT_WAITING:
         if not arguments.wait or arguments.wait < 0:

@@ -50,17 +50,35 @@ class Reference:
           UserError: it names none.
         """
         url, _, model = self.name.partition("#")
-        parts = urllib.parse.urlsplit(url)
-        if parts.username or parts.password or parts.query:
-            raise UserError(
-                f"'openai:{parts.scheme}://{parts.hostname}…': a URL with a password or a query; "
-                "keys come from the environment variable that key_env of config.endpoints names"
-            )
-        if parts.scheme not in ("http", "https") or not parts.hostname or not model:
+        url = server_url(url)
+        if not model:
             raise UserError(
                 f"'{self}': expected openai:URL#MODEL, such as openai:http://localhost:8000/v1#NAME"
             )
-        return url.rstrip("/"), model
+        return url, model
+
+
+def server_url(url: str) -> str:
+    """The URL of a server, without a slash at its end.
+
+    Raises:
+      UserError: it is none, or has a password or a query, which the message does not repeat.
+    """
+    if "@" in url or "?" in url:
+        raise UserError(
+            "a URL with a password or a query; keys come from the environment variable that "
+            "key_env of config.endpoints names"
+        )
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        parts = urllib.parse.urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(
+            f"'{url}': expected the URL of a server, such as http://localhost:8000/v1 (in a config "
+            "openai:URL#MODEL)"
+        )
+    return url.rstrip("/")
 
 
 def parse(text: str) -> Reference:

@@ -1,5 +1,10 @@
 """answers.jsonl: what is on disk counts, once."""
 
+import resource
+
+import pytest
+
+from cai_jax.errors import UserError
 from cai_jax.io.answers import AnswerFile
 
 A, B, C = "0a" * 16, "0b" * 16, "0c" * 16
@@ -75,3 +80,19 @@ def test_a_damaged_line_is_warned_of_and_not_used(tmp_path, capsys):
     again = AnswerFile(tmp_path)
     assert again.get(A) is None and again.get(B) == {"text": "two"}
     assert "answers.jsonl:1: damaged" in capsys.readouterr().err
+
+
+def test_a_line_that_the_disk_takes_in_part_is_no_answer(tmp_path):
+    file = AnswerFile(tmp_path)
+    file.add({A: {"usage": None}}, "m")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.path.stat().st_size + 9, hard))
+    try:
+        with pytest.raises(UserError, match="cannot write"):
+            file.add({B: {"usage": None}}, "m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert B not in file
+    file.add({C: {"usage": None}}, "m")  # on a line of its own
+    for again in (file, AnswerFile(tmp_path)):
+        assert A in again and B not in again and again.get(C) == {"usage": None}

@@ -7,12 +7,16 @@ import random
 import ml_collections
 import pytest
 
-from cai_jax import main
+from cai_jax import main, seeds
 from cai_jax.errors import EXIT_BAD_INPUT, EXIT_WAITING, UserError, Waiting
 from cai_jax.io import artefacts
+from cai_jax.io.answers import AnswerFile
 from cai_jax.pipeline import graph as pipeline
-from cai_jax.textmodels import batch_files
+from cai_jax.structs import Message, Sampling
+from cai_jax.textmodels import batch_files, chat
+from cai_jax.textmodels.batch import BatchFiles
 from cai_jax.textmodels.batch_files import REQUESTS, RESULTS
+from cai_jax.textmodels.protocol import Turn
 from configs import default, tiny
 from tests import answer_files
 
@@ -178,6 +182,81 @@ def test_files_that_may_cost_too_much_are_not_written(tmp_path):
     assert finish(made, tmp_path / "run") == 1
     served = artefacts.StageDirectory(tmp_path / "run" / "respond").manifest["served"]
     assert served["cost"] == 15.0  # three answers of five tokens
+
+
+def test_models_without_names_have_their_own_answers(tmp_path):
+    for model, is_asked in (("asked", True), ("bob", True), ("asked#m", True), ("bob#m", False)):
+        made = config(f"batch:{model}", lines_per_file=2)
+        made.stages, made.on_change = ("respond",), "redo"
+        if is_asked:
+            with pytest.raises(Waiting):
+                pipeline.run(made, str(tmp_path))
+        answer_files.answer_all(tmp_path / model.partition("#")[0])
+        pipeline.run(made, str(tmp_path))
+    # In files the key is the request's own: results may be copied from one directory to another.
+    bob = batch_files.read(tmp_path / "bob").by_key
+    assert bob.keys() == {each["custom_id"] for file in asked(tmp_path)[:2] for each in file}
+
+
+def carrier(directory, *others, max_cost=None, **prices):
+    """What asks by files in `directory`, with answers of its own."""
+    file = AnswerFile(directory / "stage", others)
+    fields = config(**prices).endpoints.all
+    return BatchFiles("batch:asked", directory / "asked", fields, file, max_cost)
+
+
+def request(text="Hi"):
+    turn = Turn("t", (Message("human", text),), seeds.row_key(0, 0))
+    return chat.sample(turn, Sampling(9), chat.Wire("batch:asked", "m"))
+
+
+def test_what_cannot_be_used_is_noted_and_paid_once(tmp_path, capsys):
+    model = carrier(tmp_path, input_price=1e6)
+
+    def answer(finish_reason, **fields):
+        def change(lines):
+            line = json.loads(lines[0])
+            line["response"]["body"]["choices"][0]["finish_reason"] = finish_reason
+            line["response"]["body"] |= fields
+            return [json.dumps(line)]
+
+        answer_files.answer_all(tmp_path / "asked", change)
+
+    with pytest.raises(Waiting):
+        list(model.answers([request()]))
+    answer("bored")
+    for _ in range(2):  # it is asked again, once
+        with pytest.raises(Waiting):
+            list(model.answers([request()]))
+        assert "1 answers that cannot be used: finish_reason 'bored'" in capsys.readouterr().err
+        assert dict(model.file.counts) == {"asked": 2, "finish_reason 'bored'": 1}
+        assert model.file.cost == 10  # tokens that were read
+    answer("stop", model="another name of it")
+    ((_, answered),) = model.answers([request()])
+    assert answered["choices"][0]["stop"] == "eos" and model.file.cost == 20
+
+
+def test_files_of_another_stage_count_against_max_cost(tmp_path):
+    prices = {"output_price": 1e6, "max_cost": 20.0}  # a request costs 9 at most
+    first = carrier(tmp_path / "a", **prices)
+    with pytest.raises(Waiting):
+        list(first.answers([request()]))
+    with pytest.raises(Waiting):  # the second file of a stage
+        list(first.answers([request("Ho")]))
+    assert first.file.spent() == 18
+    second = carrier(tmp_path / "b", first.file, **prices)
+    with pytest.raises(UserError, match="1 requests may cost 9, and 18 is spent"):
+        list(second.answers([request("Hm")]))
+    assert not (tmp_path / "b" / "asked").exists()
+    with pytest.raises(Waiting):  # what is asked already costs nothing more
+        list(first.answers([request(), request("Ho")]))
+
+
+def test_anthropics_form_is_a_chat(tmp_path):
+    made = config(form="anthropic")
+    made.stages, made.graph.respond.format = ("respond",), "text"
+    with pytest.raises(UserError, match="Anthropic's form has chats only"):
+        pipeline.run(made, str(tmp_path / "run"))
 
 
 def test_labels_in_words_count_as_one_sample(tmp_path):

@@ -168,6 +168,8 @@ def test_lines_that_are_none_are_noted_and_their_requests_missing(tmp_path, line
     "fields",
     [{"text": None}, {"text": 3}, {"text": "x", "finish_reason": "bored"}, {"result": []},
      {"result": {"type": "succeeded", "message": {"content": [{"type": "text"}]}}},
+     {"result": {"type": "succeeded", "message": {"content": [], "stop_reason": ["end_turn"]}}},
+     {"text": "x", "finish_reason": ["stop"]},
      {"response": {"status_code": 200, "body": []}},
      {"response": {"status_code": 200, "body": {"choices": 3}}}],
 )  # fmt: skip

@@ -91,6 +91,37 @@ def test_a_batch_that_the_service_refuses_may_be_submitted_again(tmp_path, monke
     assert list(server.batches) == ["batch_0", "batch_1"]
 
 
+def test_a_file_that_failed_completely_becomes_another_batch(tmp_path, monkeypatch):
+    asked = requests(1)  # the server lets the last request of a file fail
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server = BatchServer(KEY)
+    with serving(server) as url:
+        for _ in range(2):
+            batch_files.write_requests(tmp_path, asked, batch_files.OPENAI, 9)
+            assert command("submit", tmp_path, url) == 0
+            assert command("fetch", tmp_path, url, "--wait", "0.01") == 0
+    assert list(server.batches) == ["batch_0", "batch_1"]
+    assert batch_files.read(tmp_path).by_key[asked[0].key] == ["oh", "oh"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--url", f"http://me:{KEY}@h/v1"),
+        ("--url", f"me:{KEY}@h/v1"),
+        ("--url", f"http://h/v1?key={KEY}"),
+        ("--key", KEY),
+    ],
+)
+def test_secrets_in_flags_are_not_repeated(tmp_path, capsys, flags):
+    batch_files.write_requests(tmp_path, requests(), batch_files.OPENAI, 9)
+    for action in ("submit", "fetch"):
+        assert batch.main(["batch", action, str(tmp_path), *flags]) == EXIT_BAD_INPUT
+        refused = capsys.readouterr()
+        assert refused.err.startswith(f"error: {flags[0]}: ")
+        assert KEY not in refused.err + refused.out + written(tmp_path)
+
+
 def test_anthropics_form(tmp_path, monkeypatch):
     asked = requests(form=batch_files.ANTHROPIC)
     batch_files.write_requests(tmp_path, asked, batch_files.ANTHROPIC, 9)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from cai_jax import main
 from cai_jax.configuration.endpoints import ENDPOINTS
 from cai_jax.configuration.fields import build_kind
 from cai_jax.errors import UserError
@@ -121,7 +122,7 @@ def test_a_run_stops_before_max_cost_and_goes_on(tmp_path):
     "change, words",
     [
         ({"graph.sl.init": "helpful"}, "sl.init: .*all models of a stage that trains must be in"),
-        ({"models.helpful": "openai:nowhere#m"}, "expected openai:URL#MODEL"),
+        ({"models.helpful": "openai:nowhere#m"}, "expected the URL of a server"),
         ({"models.helpful": "openai:http://a:b@c/v1#m"}, "a URL with a password"),
         ({"graph.feedback.mode": "preference_model"}, "feedback.model: .*is elsewhere"),
         ({"endpoints.all.key_env": "NOT_SET"}, "NOT_SET .key_env. is not set"),
@@ -140,6 +141,26 @@ def test_what_cannot_be_is_refused_before_anything_runs(change, words, tmp_path)
         with pytest.raises(UserError, match=words):
             graph.run(config, str(tmp_path / "run"))
         assert not server.asked and not (tmp_path / "run" / "respond").exists()
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("models.judge", f"openai:http://me:{CANARY}@h/v1#m"),
+        ("models.judge", f"openai:me:{CANARY}@h/v1"),
+        ("models.judge", f"openai:http://h/v1?key={CANARY}#m"),
+        ("models.judge", f"openai:http://[{CANARY}@h/v1#m"),
+        ("graph.sl.init", f"openai:http://me:{CANARY}@h/v1#m"),
+        ("endpoints.all.key_env", CANARY),
+    ],
+)
+def test_a_secret_in_a_field_is_refused_and_not_repeated(field, value, tmp_path, capsys):
+    # No stage that runs reads it.
+    flags = ["--config=tiny", "--config.stages=respond", f"--config.{field}={value}"]
+    assert main.main(["main", f"--workdir={tmp_path / 'run'}", *flags]) == 2
+    output = "".join(capsys.readouterr())
+    assert f"config.{field}: " in output and CANARY not in output
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_role_has_fields_of_its_own(tmp_path, monkeypatch):

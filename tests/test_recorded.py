@@ -1,12 +1,14 @@
 """Answers that a local model has given serve again, as they were."""
 
+import dataclasses
+
 import pytest
 from etils import epath
 
 from cai_jax import seeds
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
-from cai_jax.structs import Message, Sampling
+from cai_jax.structs import FAILED, Completion, Message, Sampling
 from cai_jax.textmodels import questions, recorded
 from cai_jax.textmodels.protocol import Turn
 from cai_jax.textmodels.recorded import RecordedTextModel
@@ -74,6 +76,21 @@ def test_of_several_models_one_is_named(tmp_path):
     model = RecordedTextModel(f"{tmp_path}#another")
     model.require()
     assert model.name == "another"
+
+
+def test_a_failure_is_recorded_until_there_is_an_answer(tmp_path):
+    directory = artefacts.StageDirectory(epath.Path(tmp_path) / "s")
+    journal = directory.journal(recorded.RECORDED)
+    of = Completion("t", (), (), "", FAILED)
+    again = dataclasses.replace(of, text="Yes.", stop="eos")
+    for results in ([of], [dataclasses.replace(of, id="u")], [again], [again]):
+        requests = [turn(), turn(draw=1, name="u")]
+        assert list(recorded.keeping(journal, "m", results, requests, SAMPLING)) == results
+    journal.finish()
+    directory.update_manifest(done=True)
+    model = RecordedTextModel(str(tmp_path))
+    results = list(model.generate([turn(), turn(draw=1, name="u")], SAMPLING))
+    assert [(each.text, each.stop) for each in results] == [("Yes.", "eos"), ("", FAILED)]
 
 
 def test_a_damaged_journal_is_not_used(tmp_path):

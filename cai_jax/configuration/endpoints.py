@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from cai_jax.configuration.fields import Field, Named, Table, choice, count, number, positive, word
+from cai_jax.configuration.fields import (
+    Field,
+    Named,
+    Table,
+    Variable,
+    choice,
+    count,
+    number,
+    positive,
+    word,
+)
 
 # How many requests, for how long, and at which price: nothing of this decides an answer.
 TRANSPORT: Table = {
-    "key_env": word("", "the environment variable that holds the key; '' for none"),
+    "key_env": Field(
+        "", str, Variable(), "the environment variable that holds the key; '' for none"
+    ),
     "served_as": word("", "what the server calls the model in its answers, if not as it is asked"),
     "concurrency": count(16, "requests in flight"),
     "requests_per_minute": count(None, "at most; empty: no limit"),

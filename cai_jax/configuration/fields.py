@@ -26,7 +26,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from cai_jax import references
-from cai_jax.errors import UserError, require_utf8
+from cai_jax.errors import UserError, in_field, require_utf8
 
 # Ranges: what a field takes --------------------------------------------------------------------
 
@@ -98,6 +98,22 @@ class Text:
 @dataclasses.dataclass(frozen=True)
 class Word(Text):
     """Any text that names nothing outside the config, even where a file has that name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variable(Word):
+    """The name of an environment variable. What is none may be a key, and is not repeated."""
+
+    def accepts(self, value) -> bool:
+        return not value or is_variable(value)
+
+    def __str__(self) -> str:
+        return "the name of an environment variable, in capitals (the key itself goes into it)"
+
+
+def is_variable(text: str) -> bool:
+    """Whether an environment variable may have that name."""
+    return re.fullmatch("[A-Z_][A-Z0-9_]*", text) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +221,13 @@ class Field:
         if not self._is_typed(value) or self.range is not None and not self.range.accepts(value):
             refused = getattr(self.range, "refused", {})
             why = f"; {refused[value]}" if isinstance(value, str) and value in refused else ""
-            raise UserError(f"{where}: expected {self.expected}, not {value!r}{why}")
+            shown = "" if isinstance(self.range, Variable) else f", not {value!r}"
+            raise UserError(f"{where}: expected {self.expected}{shown}{why}")
+        if isinstance(self.range, Model):  # a URL may hold a password, and config.json has all
+            target = references.parse(value)
+            if target.kind == references.OPENAI:
+                with in_field(where):
+                    target.server()
 
     def _is_typed(self, value) -> bool:
         if self.type in (int, float):

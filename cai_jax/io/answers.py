@@ -16,6 +16,7 @@ Memory holds where each answer is, not the answer.
 from __future__ import annotations
 
 import collections
+import errno
 import json
 import os
 import pathlib
@@ -68,6 +69,10 @@ class AnswerFile:
     def __contains__(self, key: str) -> bool:
         own = bytes.fromhex(key) in self._offsets
         return own or any(key in file for file in self._others)
+
+    def is_open(self, key: str) -> bool:
+        """Whether an attempt of this stage has no outcome yet."""
+        return key in self._most
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -131,7 +136,11 @@ class AnswerFile:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("ab", buffering=0)
             offset = self._file.tell()
-            self._file.write(data)
+            # A disk that becomes full takes the beginning of a line.
+            if self._file.write(data) != len(data):
+                self._file.seek(offset)
+                self._file.truncate()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot write ({error.strerror or error}); free space and run the "

@@ -7,8 +7,9 @@ waits for its results, goes into the next one: nothing that was answered is aske
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from etils import epath
 
@@ -21,8 +22,8 @@ from cai_jax.textmodels.answering import Outcome
 from cai_jax.textmodels.options import Unusable
 from cai_jax.textmodels.protocol import COUNTED, TOP
 
-# The server in the identity of requests: an answer serves a request of its content in any
-# directory.
+# The server in the keys of requests in files, and in the identity of those to a model with a name:
+# its answers serve in any directory. A model without one is identified by its directory.
 URL = "batch:"
 MOST_TRIES = 3  # times that a request is written whose answers cannot be used
 
@@ -59,51 +60,91 @@ class BatchFiles:
     def answers(self, requests: Iterable[chat.Request]) -> Iterator[tuple[chat.Request, Outcome]]:
         """See `Carrier.answers`; Waiting after the last one where some have none yet."""
         replies = batch_files.read(self.directory)
-        for what, count in sorted(replies.notes.items()):
-            progress.warn(f"{self.directory}: {count} {what}")
+        waiting = {key for keys in replies.awaited.values() for key in keys}
+        notes = collections.Counter(replies.notes)
         answered: list[tuple[chat.Request, Outcome]] = []
-        missing: dict[str, chat.Request] = {}
+        missing: dict[str, chat.Request] = {}  # by their keys in files
         for request in requests:
-            outcome = _outcome(request, replies.by_key.get(request.key, ()))
+            key = dataclasses.replace(request, url=URL).key
+            outcome, unusable = _outcome(request, replies.by_key.get(key, ()))
+            notes.update(f"answers that cannot be used: {why}" for why, _ in unusable if why)
+            if unusable and not isinstance(outcome, dict) and key not in waiting:
+                self._book(request, *unusable[-1])
             if outcome is None:
-                missing[request.key] = request
+                missing[key] = request
             else:
                 answered.append((request, outcome))
+        for what, count in sorted(notes.items()):
+            progress.warn(f"{self.directory}: {count} {what}")
         kept = {of.key: outcome for of, outcome in answered if not isinstance(outcome, str)}
         prices = self.fields
         costs = {key: endpoint.cost(prices, kept[key]["usage"] or (0, 0)) for key in kept}
         self.file.add(kept, self.name, costs)
         yield from answered
         if missing:
-            raise self._waiting(missing, replies.awaited)
+            files = {path: len(missing.keys() & keys) for path, keys in replies.awaited.items()}
+            new = {key: request for key, request in missing.items() if key not in waiting}
+            files |= self._write(new, replies)
+            raise Waiting({path: count for path, count in files.items() if count})
 
-    def _waiting(self, missing: dict[str, chat.Request], awaited: dict[str, list[str]]) -> Waiting:
-        """Writes those that are in no file that waits; says which files wait."""
-        files = {path: len(missing.keys() & keys) for path, keys in awaited.items()}
-        waiting = {key for keys in awaited.values() for key in keys}
-        new = [request for key, request in missing.items() if key not in waiting]
-        most = sum(endpoint.most(self.fields, request) for request in missing.values())
-        if new and self.max_cost is not None and self.file.spent() + most > self.max_cost:
+    def _book(self, request: chat.Request, reason: str, reply: dict | str) -> None:
+        """Notes once that a request gave nothing, and what that has cost."""
+        if not self.file.is_open(request.key):
+            return
+        usage = chat.usage_of(reply) if isinstance(reply, dict) else (0, 0)
+        cost = endpoint.cost(self.fields, usage) if usage else None
+        self.file.failed(request.key, reason or "failed at the service", cost)
+
+    def _write(
+        self, new: Mapping[str, chat.Request], replies: batch_files.Replies
+    ) -> dict[str, int]:
+        """Writes requests into the next files, and before that what they may cost; path → how
+        many."""
+        costs = {
+            key: endpoint.most(self.fields, request)
+            for key, request in new.items()
+            if not self.file.is_open(request.key)  # else noted before a kill
+        }
+        most = sum(costs.values())
+        if costs and self.max_cost is not None and self.file.spent() + most > self.max_cost:
             raise UserError(
-                f"{self.name}: {len(missing)} requests may cost {most:.4g}, and "
+                f"{self.name}: {len(costs)} requests may cost {most:.4g}, and "
                 f"{self.file.spent():.4g} is spent, of config.max_cost={self.max_cost:g}: raise it "
                 "and run the same command again"
             )
+        for key, cost in costs.items():
+            self.file.asked(new[key].key, len(replies.by_key.get(key, ())) + 1, cost)
+        in_files = [dataclasses.replace(request, url=URL) for request in new.values()]
         how = self.fields.form, self.fields.lines_per_file
-        files |= batch_files.write_requests(self.directory, new, *how)
-        return Waiting({path: count for path, count in files.items() if count})
+        return batch_files.write_requests(self.directory, in_files, *how)
 
 
-def _outcome(request: chat.Request, replies: Sequence[dict | str]) -> Outcome | None:
+def _outcome(
+    request: chat.Request, replies: Sequence[dict | str]
+) -> tuple[Outcome | None, list[tuple[str, dict | str]]]:
     """What the first reply that can be used comes to; FAILED where too many could not be, None
-    where the request is to be asked, or asked again."""
+    where the request is to be asked, or asked again. And (reason, reply) of those that could not
+    be used; a request that failed at the service has no reason."""
+    unusable = []
     for reply in replies:
         if reply in (TOO_LONG, REFUSED):
-            return chat.without(reply)
-        for reads in dict.fromkeys([request.reads, *[chat.TEXT] * (request.reads == TOP)]):
-            try:
-                if isinstance(reply, dict):
-                    return chat.read(dataclasses.replace(request, reads=reads), reply)
-            except Unusable:
-                pass
-    return FAILED if len(replies) >= MOST_TRIES else None
+            return chat.without(reply), unusable
+        if isinstance(reply, str):
+            unusable.append(("", reply))
+            continue
+        reply = reply | {"model": None}  # the key says what it answers
+        try:
+            return _read(request, reply), unusable
+        except Unusable as error:
+            unusable.append((str(error), reply))
+    return FAILED if len(replies) >= MOST_TRIES else None, unusable
+
+
+def _read(request: chat.Request, reply: dict) -> dict:
+    """See `chat.read`; an answer without log-probabilities is read as a sample."""
+    try:
+        return chat.read(request, reply)
+    except Unusable:
+        if request.reads != TOP:
+            raise
+        return chat.read(dataclasses.replace(request, reads=chat.TEXT), reply)

@@ -200,7 +200,7 @@ def _from_anthropic(message: Mapping) -> dict:
     ]
     if not all(isinstance(text, str) for text in texts):
         raise Unusable("a block without text")
-    stop = message.get("stop_reason")
+    stop = str(message.get("stop_reason"))
     body = completion("".join(texts), STOP_REASONS.get(stop, stop))
     body["model"] = message.get("model")
     if isinstance(usage, Mapping):

@@ -296,7 +296,7 @@ def read(request: Request, response: Mapping, served_as: Sequence[str] = ()) -> 
     if len(choices) != request.num_choices:
         hint = "; samples_per_request=1 for a server that ignores n" if choices else ""
         raise Unusable(f"{len(choices)} choices, {request.num_choices} were asked for{hint}")
-    answer = {"choices": [_choice(each) for each in choices], "usage": _usage(response)}
+    answer = {"choices": [_choice(each) for each in choices], "usage": usage_of(response)}
     if request.reads == TOP and answer["choices"][0]["stop"] != REFUSED:
         answer["choices"][0]["tokens"] = options_lib.likeliest(choices[0])
     if request.reads == SCORED:
@@ -331,7 +331,8 @@ def _choice(choice: Mapping) -> dict:
     return {"text": _clean(text), "stop": stop}
 
 
-def _usage(response: Mapping) -> list[int] | None:
+def usage_of(response: Mapping) -> list[int] | None:
+    """[read, written] tokens of a response, None where it does not say."""
     usage = response.get("usage")
     if not isinstance(usage, dict):
         return None

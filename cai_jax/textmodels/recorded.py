@@ -17,7 +17,7 @@ from etils import epath
 
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
-from cai_jax.structs import Completion, Dialogue, Sampling, dialogue_to_json
+from cai_jax.structs import FAILED, Completion, Dialogue, Sampling, dialogue_to_json
 from cai_jax.textmodels.protocol import Choice, Question, Turn
 
 RECORDED = "recorded"  # the journal's name
@@ -66,11 +66,17 @@ def keeping(
         if journal is not None:
             request = asked[result.id]
             key = turn_key(request, sampling) if sampling else question_key(request)
-            name, kind = f"{key} {model}", type(result).__name__.lower()
+            kind = type(result).__name__.lower()
+            name = f"{key} {model}{f' {FAILED}' * _has_failed(result)}"
             if name not in journal.finished:
                 answer = {"key": key, "model": model, kind: dataclasses.asdict(result)}
                 journal.append({"id": name, **answer})
         yield result
+
+
+def _has_failed(result: Completion | Choice) -> bool:
+    """Whether there is no answer for now: a later start may get one."""
+    return (result.stop if isinstance(result, Completion) else result.how) == FAILED
 
 
 def files(directory) -> list[epath.Path]:
@@ -114,7 +120,9 @@ class RecordedTextModel:
                 f"as recorded:{self._directory}#MODEL"
             )
         model = self._model or models[0]
-        return model, {each["key"]: each for each in answers if each["model"] == model}
+        answers = [each for each in answers if each["model"] == model]
+        answers.sort(key=lambda each: not each["id"].endswith(f" {FAILED}"))  # answers win
+        return model, {each["key"]: each for each in answers}
 
     def generate(
         self, turns: Sequence[Turn], sampling: Sampling, wanted: Container[str] | None = None
