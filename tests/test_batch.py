@@ -252,13 +252,6 @@ def test_files_of_another_stage_count_against_max_cost(tmp_path):
         list(first.answers([request(), request("Ho")]))
 
 
-def test_anthropics_form_is_a_chat(tmp_path):
-    made = config(form="anthropic")
-    made.stages, made.graph.respond.format = ("respond",), "text"
-    with pytest.raises(UserError, match="Anthropic's form has chats only"):
-        pipeline.run(made, str(tmp_path / "run"))
-
-
 def test_labels_in_words_count_as_one_sample(tmp_path):
     made = config(form="anthropic", num_samples=1)
     made.stages = ("compare", "feedback")

@@ -35,7 +35,7 @@ from cai_jax.io.checkpoints import Checkpoints
 from cai_jax.models import hf, lora, rounding
 from cai_jax.models.config import ModelConfig
 from cai_jax.rewards.preference_model import RewardModel
-from cai_jax.textmodels import batch, batch_files, chat, endpoint
+from cai_jax.textmodels import batch, chat, endpoint
 from cai_jax.textmodels.answering import AnsweringModel
 from cai_jax.textmodels.local import LocalTextModel
 from cai_jax.textmodels.protocol import TextModel
@@ -129,11 +129,6 @@ class ModelLoader:
             1 if is_batch else fields.samples_per_request,
             fields.extra_body.to_dict(),
         )
-        if is_batch and wire.format == chat.TEXT and fields.form == batch_files.ANTHROPIC:
-            raise UserError(
-                f"{self._user}'{target}': Anthropic's form has chats only; set the stage's format "
-                "to chat, or form of config.endpoints.all to openai"
-            )
         file, limit = self._answers(), self.run_config.max_cost
         if is_batch:
             carrier = batch.BatchFiles(str(target), self.run_path / directory, fields, file, limit)
