@@ -213,12 +213,12 @@ def sequence_sum(values_BxT, segments_BxT):
     numbers, each without a gap."""
     # Numbered by row: those of the batch may be larger than the row is long.
     starts_BxT = jnp.diff(segments_BxT, axis=1, prepend=segments_BxT[:, :1]) != 0
-    rows_BxT = jnp.cumsum(starts_BxT, axis=1)
+    ids_BxT = jnp.cumsum(starts_BxT, axis=1)
 
-    def by_sequence(values_T, rows_T):
-        return jax.ops.segment_sum(values_T, rows_T, len(rows_T))[rows_T]
+    def by_sequence(values_T, ids_T):
+        return jax.ops.segment_sum(values_T, ids_T, len(ids_T))[ids_T]
 
-    return jax.vmap(by_sequence)(values_BxT, rows_BxT)
+    return jax.vmap(by_sequence)(values_BxT, ids_BxT)
 
 
 def response_loss(logprobs_BxT, target_mask_BxT):

@@ -440,7 +440,7 @@ def check(fields, config, where: str) -> None:
         )
     if fields.algorithm == "rloo" and fields.correction == "token":
         raise UserError(
-            f"{where}.correction: rloo needs correction=sequence: its ratio is of a whole answer"
+            f"{where}.correction: rloo needs correction=sequence: its ratio is of an answer"
         )
     if fields.kl_target is not None and fields.kl_in == "loss":
         raise UserError(f"{where}.kl_target: adapts a coefficient in the reward: set kl_in=reward")
