@@ -121,6 +121,18 @@ def test_logprobs_are_those_of_the_whole_text():
     assert {done.stop for done in reference().values()} == {"eos", "length"}  # both happen
 
 
+def test_padding_of_segments_has_room_in_the_cache():
+    """The defect: 240 tokens fit 256 positions at once, but not as two segments with the padding of
+    the second: its keys and values were written over those before it, without an error."""
+    segments = tuple(map(some_tokens, (100, 130, 110)))
+    (result,) = engine().generate(
+        [SampleRequest("a", segments, seeds.row_key(0, "s", "i", "a", 0))],
+        Sampling(max_new_tokens=12),
+    )
+    expected = full_logprobs(sum(segments, ()), result.tokens)
+    np.testing.assert_allclose(result.logprobs, expected, atol=1e-4)
+
+
 def test_samples_of_a_prompt_differ():
     assert reference()["1/0"].tokens != reference()["1/1"].tokens
 
