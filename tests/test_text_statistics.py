@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cai_jax.evals.text_statistics import (
+from cai_jax.data.text_statistics import (
     boilerplate_count,
     distinct,
     refusal_kind,

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cai_jax.core.intervals import Estimate
-from cai_jax.evals import text_statistics
+from cai_jax.data import text_statistics
+from cai_jax.data.text_statistics import refusal_kind
 from cai_jax.evals.evaluator import Measured, Task, by_prompt, by_set
 from cai_jax.evals.rows import Column
-from cai_jax.evals.text_statistics import refusal_kind
 
 # Refusals are good or bad by the prompts that they answer, so neither here.
 STATISTICS = (

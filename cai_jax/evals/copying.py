@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from cai_jax.evals.text_statistics import words
+from cai_jax.data.text_statistics import words
 
 RUN = 5  # words in a row, taken from nowhere else that the model read
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from cai_jax.core import labels
 from cai_jax.core.intervals import Estimate, wilson
 from cai_jax.data import choices
+from cai_jax.data.text_statistics import refusal_kind
 from cai_jax.evals import elo
 from cai_jax.evals.evaluator import Measured, Task, by_prompt, by_set
 from cai_jax.evals.rows import Column
-from cai_jax.evals.text_statistics import refusal_kind
 from cai_jax.structs import Message, dialogue_from_json
 from cai_jax.textmodels import questions
 from cai_jax.textmodels.protocol import Question

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Sequence
 
 from cai_jax.core import labels
-from cai_jax.evals.text_statistics import refusal_kind
+from cai_jax.data.text_statistics import refusal_kind
 from cai_jax.report.diff import word_diff
 from cai_jax.report.run import Run
 from cai_jax.report.text import clip, model_name, script_json, visible

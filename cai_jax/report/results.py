@@ -12,11 +12,11 @@ from etils import epath
 
 from cai_jax.configuration.topic import Words
 from cai_jax.core.intervals import bootstrap_mean, net_wins, wilson
+from cai_jax.data.text_statistics import words
 from cai_jax.errors import UserError
 from cai_jax.evals import agreement
 from cai_jax.evals import figures as evals_figures
 from cai_jax.evals.rows import SCHEMA, Column
-from cai_jax.evals.text_statistics import words
 from cai_jax.io import artefacts
 from cai_jax.report import (
     build,

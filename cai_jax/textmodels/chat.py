@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cai_jax.data import dialogue, templates
-from cai_jax.evals.text_statistics import refusal_kind
+from cai_jax.data.text_statistics import refusal_kind
 from cai_jax.structs import LENGTH, REFUSED, Completion, Message, Sampling
 from cai_jax.textmodels import options as options_lib
 from cai_jax.textmodels import wording
