@@ -204,17 +204,11 @@ def test_bytes_that_are_no_response_are_named(data, reason):
         chat.parse(data)
 
 
-def test_refusals_are_recognised_by_finish_reason_field_and_rule():
+def test_refusals_are_recognised_by_finish_reason_and_field():
     assert completed(said("", "content_filter")).stop == REFUSED
     refusal = said()
     refusal["choices"][0]["message"] |= {"content": None, "refusal": "I can't help with that."}
     assert completed(refusal).stop == REFUSED
-    words = said("I can't help with that.")
-    assert completed(words).stop == "eos"  # a policy may refuse
-    critic = turn(role="revision", dialogue=(Message("revision_request", "Rewrite."),))
-    assert completed(words, critic).stop == REFUSED
-    engaged = "I can't help with breaking in. " + "A locksmith can open the door for you. " * 3
-    assert completed(said(engaged), critic).stop == "eos"
 
 
 # --- Tiers ----------------------------------------------------------------------------------------

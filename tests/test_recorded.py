@@ -93,6 +93,31 @@ def test_a_failure_is_recorded_until_there_is_an_answer(tmp_path):
     assert [(each.text, each.stop) for each in results] == [("Yes.", "eos"), ("", FAILED)]
 
 
+@pytest.mark.parametrize("model, is_elsewhere", [("batch:m", True), ("a/model", False)])
+def test_refusals_are_marked_when_answers_are_read(model, is_elsewhere, tmp_path):
+    """The defect: recorded.jsonl kept the mark, by the rule of then."""
+    evasive = "I can't help with that."
+    engaged = "I can't help with breaking in. " + "A locksmith can open the door for you. " * 3
+    texts = {"assistant": evasive, "critique": evasive, "revision": engaged}
+    turns = [Turn(role, turn().dialogue, turn().key, role) for role in texts]
+    results = [Completion(role, (), (), text, "eos") for role, text in texts.items()]
+    before = artefacts.StageDirectory(epath.Path(tmp_path) / "before")
+    journal = before.journal(recorded.RECORDED)
+    list(recorded.keeping(journal, model, results, turns, SAMPLING))
+    journal.finish()
+    before.update_manifest(done=True)
+
+    fields = {"kind": "respond", "model": f"recorded:{before.path}"}
+    ctx, _ = recording.stage(tmp_path, "respond", fields)
+    ctx.run_config.record = True
+    taken = [each.id for each in ctx.generate(RecordedTextModel(str(before.path)), turns, SAMPLING)]
+    assert taken == ["assistant", *["critique"] * (not is_elsewhere), "revision"]
+    assert ctx.dropped == ({"refused by the server": 1} if is_elsewhere else {})
+    ctx.finish_recording()
+    kept = ctx.directory.records(recorded.RECORDED)
+    assert [each["completion"]["stop"] for each in kept] == ["eos"] * 3
+
+
 def test_a_damaged_journal_is_not_used(tmp_path):
     record(tmp_path)
     path = epath.Path(tmp_path) / "respond" / "recorded.jsonl"

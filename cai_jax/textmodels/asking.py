@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
+from cai_jax import references
 from cai_jax.data import fitting
+from cai_jax.data.text_statistics import refusal_kind
 from cai_jax.errors import require_finite
 from cai_jax.io import artefacts, preemption, progress
 from cai_jax.structs import FAILED, LENGTH, REFUSED, TOO_LONG, UNPARSABLE, Dialogue
@@ -18,6 +21,9 @@ REASONS = {
     UNPARSABLE: "the server's answers are none of the options",
     FAILED: "no answer of the server could be read",
 }
+# Roles whose turns are not taken where they refuse without giving a reason: a critic that will not
+# criticise. An assistant may refuse; that is what a policy answered.
+WORKING_ROLES = ("critique", "revision")
 
 
 class Asking:
@@ -78,6 +84,8 @@ class Asking:
         label, total = label or self.name, _num_wanted(turns, wanted)
         done = model.generate(turns, sampling, wanted) if total else ()
         done = recorded.keeping(self.recording(model), model.name, done, turns, sampling)
+        if references.parse(model.name).kind in references.ANSWERING:
+            done = _refusals_marked(done, turns)
         about = getattr(model, "progress", None)
         # Models answer what they can, and name what they cannot.
         unfinished = 0
@@ -205,6 +213,16 @@ class Asking:
 
     def _require_finite(self, value: float, name: str, what: str) -> None:
         require_finite([value], [name], f"stage '{self.name}': {what}")
+
+
+def _refusals_marked(results: Iterable[Completion], turns: Sequence[Turn]) -> Iterator[Completion]:
+    """The results, evasive critiques and revisions as refused: answers are kept without that mark,
+    so that those of an earlier run get the rule of today."""
+    roles = {turn.id: turn.role for turn in turns}
+    for result in results:
+        if roles[result.id] in WORKING_ROLES and refusal_kind(result.text) == "evasive":
+            result = dataclasses.replace(result, stop=REFUSED)
+        yield result
 
 
 def _num_wanted(requests: Sequence, wanted: Container[str] | None) -> int:

@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cai_jax.data import dialogue, templates
-from cai_jax.data.text_statistics import refusal_kind
 from cai_jax.structs import LENGTH, REFUSED, Completion, Message, Sampling
 from cai_jax.textmodels import options as options_lib
 from cai_jax.textmodels import wording
@@ -49,9 +48,6 @@ ANSWER_TOKENS = 8  # of an answer that is one of the options
 BEGIN = "Begin your answer with: "
 ONE_OF = "Answer with one of {} and nothing else."
 STOPS = {"stop": "eos", "eos": "eos", "length": LENGTH, "content_filter": REFUSED}
-# Roles whose turns are not taken where they refuse without giving a reason: a critic that will not
-# criticise. An assistant may refuse; that is what a policy answered.
-WORKING_ROLES = ("critique", "revision")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,8 +349,6 @@ def completion(turn: Turn, request: Request, answer: Mapping | str) -> Completio
     text, stop = _spoken(reply["text"]).strip(), reply["stop"]
     if turn.lead and _is_led(request):
         text = text.removeprefix(turn.lead).strip()
-    if turn.role in WORKING_ROLES and refusal_kind(text) == "evasive":
-        stop = REFUSED
     usage = tuple(answer["usage"]) if answer["usage"] else None
     shown = len(turn.examples)
     return Completion(turn.id, (), (), text, stop, num_examples=shown, usage=usage)
