@@ -20,7 +20,7 @@ def test_answers_are_there_again_after_a_restart(tmp_path):
     file.add_note("probe", {"tier": "top"})
     for again in (file, AnswerFile(tmp_path)):
         assert again.get(A)["choices"][0]["text"] == "é" and A in again and C not in again
-        assert again.get(C) is None and len(again) == 2
+        assert again.get(C) is None and B in again
         assert dict(again.counts) == {"asked": 2, "not JSON": 1, "answered": 2}
         assert (again.tokens, again.cost) == ([7, 3], 0.5) and again.note("probe") == {
             "tier": "top"
@@ -70,7 +70,8 @@ def test_a_torn_last_line_is_cut_off(tmp_path):
         again = AnswerFile(tmp_path)
         assert A in again and B not in again
         again.add({C: {"usage": None}}, "m")
-        assert C in AnswerFile(tmp_path) and len(AnswerFile(tmp_path)) == 2
+        after = AnswerFile(tmp_path)
+        assert A in after and B not in after and C in after
 
 
 def test_a_damaged_line_is_warned_of_and_not_used(tmp_path, capsys):

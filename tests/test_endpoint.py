@@ -21,7 +21,7 @@ from cai_jax.configuration.endpoints import OPENAI
 from cai_jax.errors import UserError
 from cai_jax.io.answers import AnswerFile
 from cai_jax.structs import FAILED, REFUSED, Message, Sampling
-from cai_jax.textmodels import chat, endpoint, failures, questions
+from cai_jax.textmodels import answering, chat, endpoint, failures, questions
 from cai_jax.textmodels.answering import AnsweringModel
 from cai_jax.textmodels.protocol import COUNTED, TOP, Turn
 from tests.faulty_server import FAULTS, FaultyServer
@@ -42,7 +42,7 @@ def model(server, directory, max_cost=None, name="m", url="", **given):
     wire = chat.Wire(url or server.url, name, samples_per_request=fields.samples_per_request)
     file = AnswerFile(directory)
     carrier = endpoint.Endpoint(f"openai:{wire.url}#{name}", wire, fields, file, max_cost)
-    return AnsweringModel(carrier.name, wire, carrier, file, carrier.tier, fields.num_samples), file
+    return AnsweringModel(carrier, wire, fields.num_samples), file
 
 
 def turns(count, **fields):
@@ -154,7 +154,7 @@ def test_max_cost_is_not_passed(tmp_path):
         asking, file = model(server, tmp_path, max_cost=1.0, **prices)
         with pytest.raises(UserError, match="max_cost=1"):
             list(asking.generate(turns(100), SAMPLING))
-        at_most = 1000e-6 * (endpoint.TEMPLATE_TOKENS * 2 + len("question 99")) + 2000e-6 * 20
+        at_most = 1000e-6 * (answering.TEMPLATE_TOKENS * 2 + len("question 99")) + 2000e-6 * 20
         answered = server.answered.total()
         assert file.cost == pytest.approx(0.02 * answered) and file.at_most <= 1.0
         assert 1.0 - at_most <= file.cost <= 1.0
@@ -279,7 +279,7 @@ def test_a_probe_needs_two_answers_that_say_no(tmp_path):
     with FaultyServer({"log-probabilities missing": 1.0}) as server:
         asking, file = model(server, tmp_path, tier="auto")
         list(asking.choose([]))
-        assert asking._tier() == COUNTED
+        assert asking._carrier.tier() == COUNTED
         # Two of each option's score, two of the likeliest tokens.
         assert server.asked.total() == 6
     words = {"error": {"message": "You are not allowed to request logprobs from this model"}}

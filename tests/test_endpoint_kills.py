@@ -48,7 +48,9 @@ def test_no_finished_request_is_repeated_after_kills(kills, tmp_path):
         process = client(server, tmp_path, count)
         assert process.wait() == 0
         file = AnswerFile(tmp_path)
-        assert len(file) == count and set(server.answered) == set(map(bytes.hex, file._offsets))
+        assert len(file._offsets) == count and set(server.answered) == set(
+            map(bytes.hex, file._offsets)
+        )
         # What was in flight at a kill is asked again, and both attempts count; some had not
         # reached the server.
         assert server.asked.total() <= file.counts["asked"] <= server.asked.total() + 8 * kills

@@ -74,9 +74,6 @@ class AnswerFile:
         """Whether an attempt of this stage has no outcome yet."""
         return key in self._most
 
-    def __len__(self) -> int:
-        return len(self._offsets)
-
     def note(self, name: str) -> dict | None:
         """What was noted under that name, here or in one of the others."""
         notes = (file._notes.get(name) for file in (self, *self._others))

@@ -13,10 +13,22 @@ from cai_jax.textmodels import chat
 from cai_jax.textmodels.protocol import Choice, Question, Turn
 
 Outcome = Mapping | str  # what `chat.read` keeps, or one of structs.WITHOUT_ANSWER
+TEMPLATE_TOKENS = 64  # of a server's template around a message, for what it may cost at most
 
 
 class Carrier(Protocol):
-    """Brings requests to a server and its answers back."""
+    """Brings requests to a server and its answers back.
+
+    Attributes:
+      name: the model's reference, for records.
+      file: the stage's answers.
+    """
+
+    name: str
+    file: AnswerFile
+
+    def tier(self) -> str:
+        """How questions are asked; may ask the server."""
 
     def answers(self, requests: Iterable[chat.Request]) -> Iterator[tuple[chat.Request, Outcome]]:
         """Every request with what came of it, in any order, as they come. Requests are taken from
@@ -25,32 +37,12 @@ class Carrier(Protocol):
 
 
 class AnsweringModel:
-    """A `TextModel` over a carrier.
+    """A `TextModel` over a carrier, which gets the answers that its file lacks. wire: how requests
+    are written; num_samples: of a question that is counted."""
 
-    Attributes:
-      name: the model's reference, for records.
-      wire: how requests are written.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        wire: chat.Wire,
-        carrier: Carrier,
-        file: AnswerFile,
-        tier: Callable[[], str],
-        num_samples: int,
-    ):
-        """Args:
-        name: the model's reference, for records.
-        wire: how requests are written.
-        carrier: gets the answers that the file lacks.
-        file: the stage's answers.
-        tier: how questions are asked; called at the first one.
-        num_samples: of a question that is counted.
-        """
-        self.name, self.wire, self._num_samples = name, wire, num_samples
-        self._carrier, self._file, self._tier = carrier, file, tier
+    def __init__(self, carrier: Carrier, wire: chat.Wire, num_samples: int):
+        self.name, self.wire, self._num_samples = carrier.name, wire, num_samples
+        self._carrier, self._file = carrier, carrier.file
 
     def generate(
         self, turns: Sequence[Turn], sampling: Sampling, wanted: Container[str] | None = None
@@ -71,7 +63,7 @@ class AnsweringModel:
     ) -> Iterator[Choice]:
         """See `TextModel.choose`."""
         ordered = in_order(questions, wanted)
-        tier = self._tier() if ordered else ""
+        tier = self._carrier.tier() if ordered else ""
 
         def requests(question: Question) -> list[chat.Request]:
             return chat.ask(question, tier, self.wire, self._num_samples)
@@ -128,6 +120,19 @@ class AnsweringModel:
                     complete.append((item, requests))
             yield from outcomes()
         yield from outcomes()
+
+
+def cost(fields, usage: Sequence[int]) -> float:
+    """Of tokens [read, written], by the prices of `configuration.endpoints`."""
+    prices = fields.input_price, fields.output_price
+    return sum(price * count / 1e6 for price, count in zip(prices, usage, strict=True))
+
+
+def most(fields, request: chat.Request) -> float:
+    """What a request costs at most: a token has at least a byte."""
+    messages = len(request.body.get("messages", ())) + 1
+    read = len(request.text.encode()) + TEMPLATE_TOKENS * messages
+    return cost(fields, (read, request.limit * request.num_choices))
 
 
 def in_order(items: Sequence, wanted: Container[str] | None) -> list:

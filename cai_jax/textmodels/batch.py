@@ -17,8 +17,8 @@ from cai_jax.errors import UserError, Waiting
 from cai_jax.io import progress
 from cai_jax.io.answers import AnswerFile
 from cai_jax.structs import FAILED, REFUSED, TOO_LONG
-from cai_jax.textmodels import batch_files, chat, endpoint
-from cai_jax.textmodels.answering import Outcome
+from cai_jax.textmodels import batch_files, chat
+from cai_jax.textmodels.answering import Outcome, cost, most
 from cai_jax.textmodels.options import Unusable
 from cai_jax.textmodels.protocol import COUNTED, TOP
 
@@ -77,8 +77,7 @@ class BatchFiles:
         for what, count in sorted(notes.items()):
             progress.warn(f"{self.directory}: {count} {what}")
         kept = {of.key: outcome for of, outcome in answered if not isinstance(outcome, str)}
-        prices = self.fields
-        costs = {key: endpoint.cost(prices, kept[key]["usage"] or (0, 0)) for key in kept}
+        costs = {key: cost(self.fields, kept[key]["usage"] or (0, 0)) for key in kept}
         self.file.add(kept, self.name, costs)
         yield from answered
         if missing:
@@ -92,8 +91,8 @@ class BatchFiles:
         if not self.file.is_open(request.key):
             return
         usage = chat.usage_of(reply) if isinstance(reply, dict) else (0, 0)
-        cost = endpoint.cost(self.fields, usage) if usage else None
-        self.file.failed(request.key, reason or "failed at the service", cost)
+        paid = cost(self.fields, usage) if usage else None
+        self.file.failed(request.key, reason or "failed at the service", paid)
 
     def _write(
         self, new: Mapping[str, chat.Request], replies: batch_files.Replies
@@ -101,19 +100,19 @@ class BatchFiles:
         """Writes requests into the next files, and before that what they may cost; path → how
         many."""
         costs = {
-            key: endpoint.most(self.fields, request)
+            key: most(self.fields, request)
             for key, request in new.items()
             if not self.file.is_open(request.key)  # else noted before a kill
         }
-        most = sum(costs.values())
-        if costs and self.max_cost is not None and self.file.spent() + most > self.max_cost:
+        in_all = sum(costs.values())
+        if costs and self.max_cost is not None and self.file.spent() + in_all > self.max_cost:
             raise UserError(
-                f"{self.name}: {len(costs)} requests may cost {most:.4g}, and "
+                f"{self.name}: {len(costs)} requests may cost {in_all:.4g}, and "
                 f"{self.file.spent():.4g} is spent, of config.max_cost={self.max_cost:g}: raise it "
                 "and run the same command again"
             )
-        for key, cost in costs.items():
-            self.file.asked(new[key].key, len(replies.by_key.get(key, ())) + 1, cost)
+        for key, at_most in costs.items():
+            self.file.asked(new[key].key, len(replies.by_key.get(key, ())) + 1, at_most)
         in_files = [dataclasses.replace(request, url=URL) for request in new.values()]
         how = self.fields.form, self.fields.lines_per_file
         return batch_files.write_requests(self.directory, in_files, *how)

@@ -16,21 +16,20 @@ import itertools
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from cai_jax.errors import UserError
 from cai_jax.io import progress
 from cai_jax.io.answers import AnswerFile
 from cai_jax.structs import FAILED
 from cai_jax.textmodels import chat, failures, questions
-from cai_jax.textmodels.answering import Outcome
+from cai_jax.textmodels.answering import Outcome, cost, most
 from cai_jax.textmodels.failures import Away, Bad, Cut, Final, Unsupported
 from cai_jax.textmodels.protocol import COUNTED, SCORED, TOP
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 20.0  # seconds between attempts, without the jitter
 CONNECTIONS = 16  # of a client
 MANY = 20  # requests in a row that failed for good: the server is not what it should be
-TEMPLATE_TOKENS = 64  # of a server's template around a message, for what it may cost at most
 PROBE = questions.choice("probe", "Which of the two can be eaten?\nOptions:\n(A) bread\n(B) iron")
 TIERS = {
     SCORED: "log-probabilities of the options' own tokens",
@@ -88,11 +87,12 @@ class Endpoint:
         clients = itertools.cycle(clients)
         while tasks or (request and not error):
             while request and not error and len(tasks) < self.fields.concurrency:
-                if not self._is_affordable(self._reserved + self.most(request)):
+                reserved = self._reserved + most(self.fields, request)
+                if not self._is_affordable(reserved):
                     if not tasks:
                         error = self._too_expensive()
                     break
-                self._reserved += self.most(request)
+                self._reserved = reserved
                 tasks[runner.get_loop().create_task(self._ask(next(clients), request))] = request
                 request = next(requests, None)
             if not tasks:
@@ -117,8 +117,9 @@ class Endpoint:
                 continue
             answers[request.key] = answer
             # A server that does not count tokens may have been paid for the most.
-            unknown = 0.0 if chat.missing(answer) else self.most(request)
-            costs[request.key] = self.cost(answer["usage"]) if answer["usage"] else unknown
+            unknown = 0.0 if chat.missing(answer) else most(self.fields, request)
+            usage = answer["usage"]
+            costs[request.key] = cost(self.fields, usage) if usage else unknown
         if answers:
             self.file.add(answers, self.name, costs)
 
@@ -126,17 +127,17 @@ class Endpoint:
 
     async def _ask(self, client, request: chat.Request) -> Outcome:
         """What came of a request, after as many attempts as it takes."""
-        attempt, num_bad, most = 0, 0, self.most(request)
+        attempt, num_bad, reserved = 0, 0, most(self.fields, request)
         tokens = len(request.text) // 4 + request.limit
         while True:
             attempt += 1
             await self._pace.wait(tokens)
             if self._stop.is_set():
                 return FAILED
-            if attempt > 1 and not self._is_affordable(self._reserved + most):
+            if attempt > 1 and not self._is_affordable(self._reserved + reserved):
                 raise self._too_expensive()
-            self.file.asked(request.key, attempt, most)
-            self._reserved -= most if attempt == 1 else 0.0
+            self.file.asked(request.key, attempt, reserved)
+            self._reserved -= reserved if attempt == 1 else 0.0
             try:
                 answer = await self._send(client, request)
             except (Away, Bad) as error:
@@ -259,14 +260,6 @@ class Endpoint:
 
     # Cost -----------------------------------------------------------------------------------------
 
-    def cost(self, usage: Sequence[int]) -> float:
-        """See `cost`."""
-        return cost(self.fields, usage)
-
-    def most(self, request: chat.Request) -> float:
-        """See `most`."""
-        return most(self.fields, request)
-
     def _is_affordable(self, more: float) -> bool:
         return self.max_cost is None or self.file.spent() + more <= self.max_cost
 
@@ -302,19 +295,6 @@ class Endpoint:
             return False
         finally:
             self._is_probing = False
-
-
-def cost(fields, usage: Sequence[int]) -> float:
-    """Of tokens [read, written], by the prices of `configuration.endpoints`."""
-    prices = fields.input_price, fields.output_price
-    return sum(price * count / 1e6 for price, count in zip(prices, usage, strict=True))
-
-
-def most(fields, request: chat.Request) -> float:
-    """What a request costs at most: a token has at least a byte."""
-    messages = len(request.body.get("messages", ())) + 1
-    read = len(request.text.encode()) + TEMPLATE_TOKENS * messages
-    return cost(fields, (read, request.limit * request.num_choices))
 
 
 def key_of(name: str, variable: str) -> str:

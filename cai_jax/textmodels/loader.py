@@ -121,20 +121,24 @@ class ModelLoader:
         fields = endpoints.of(self.run_config, reference)
         directory, _, model = target.name.partition("#")
         is_batch = target.kind == references.BATCH
+        url = batch.URL if model else f"{batch.URL}{directory}"
+        if not is_batch:
+            url, model = target.server()
         wire = chat.Wire(
-            *((batch.URL + directory * (not model), model) if is_batch else target.server()),
+            url,
+            model,
             chat.TEXT if format == "text" else chat.CHAT,
             fields.continue_turns,
             fields.limit_field,
             1 if is_batch else fields.samples_per_request,
             fields.extra_body.to_dict(),
         )
-        file, limit = self._answers(), self.run_config.max_cost
+        name, file, limit = str(target), self._answers(), self.run_config.max_cost
         if is_batch:
-            carrier = batch.BatchFiles(str(target), self.run_path / directory, fields, file, limit)
+            carrier = batch.BatchFiles(name, self.run_path / directory, fields, file, limit)
         else:
-            carrier = endpoint.Endpoint(str(target), wire, fields, file, limit)
-        return AnsweringModel(str(target), wire, carrier, file, carrier.tier, fields.num_samples)
+            carrier = endpoint.Endpoint(name, wire, fields, file, limit)
+        return AnsweringModel(carrier, wire, fields.num_samples)
 
     def preference_model(
         self, reference: str, kind: str = "reward", format: str = "auto", raw: bool = False

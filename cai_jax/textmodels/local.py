@@ -18,7 +18,7 @@ from cai_jax.structs import (
     ScoreRequest,
 )
 from cai_jax.textmodels import wording
-from cai_jax.textmodels.protocol import Choice, Question, Turn
+from cai_jax.textmodels.protocol import SCORED, Choice, Question, Turn
 
 Segments = tuple[tuple[int, ...], ...]
 
@@ -102,7 +102,7 @@ class LocalTextModel:
             return
         for score in self._engine.score(requests, together=together, wanted=wanted):
             count, num_tokens = about[score.id]
-            yield Choice(score.id, score.logprobs, "scored", count, num_tokens)
+            yield Choice(score.id, score.logprobs, SCORED, count, num_tokens)
 
     def _with_examples(self, requests: Sequence, wanted, build: Callable, length: Callable):
         """(request, number of worked examples, tokens) of every wanted request: as many examples as
