@@ -25,7 +25,7 @@ from cai_jax import references
 from cai_jax.configuration import fields
 from cai_jax.errors import EXIT_WAITING, Parser, UserError, command, in_field
 from cai_jax.io import artefacts
-from cai_jax.textmodels import batch_files
+from cai_jax.textmodels import batch_files, endpoint
 from cai_jax.textmodels.batch_files import REQUESTS, RESULTS, SUBMITTED
 
 # form → (the environment variable with the key, the server)
@@ -59,12 +59,8 @@ class OpenAI:
     lost by a kill is recognised."""
 
     def __init__(self, key: str, url: str):
-        try:
-            import openai
-        except ImportError as error:
-            raise UserError(
-                "batches need the openai package: pip install 'cai_jax[endpoints]'"
-            ) from error
+        import openai
+
         self._client = openai.OpenAI(api_key=key, base_url=url, timeout=SECONDS)
 
     def find(self, mark: str, known: Container[str]) -> str | None:
@@ -154,13 +150,14 @@ def service_of(form: str, url: str = "", key_name: str = "") -> Service:
       The service.
 
     Raises:
-      UserError: the variable is not set, or a package is missing.
+      UserError: the variable is not set, or the package openai is missing.
     """
     name, default = DEFAULTS[form]
     name, url = key_name or name, url or default
     key = os.environ.get(name)
     if not key:
         raise UserError(f"{name} is not set; put the key for {url} into that environment variable")
+    endpoint.require_package(url)  # httpx comes with it
     return (OpenAI if form == batch_files.OPENAI else Anthropic)(key, url)
 
 
@@ -231,7 +228,8 @@ def status(directory: epath.Path) -> int:
     for number, path in batch_files.numbered(directory, REQUESTS).items():
         state = "submitted" if number in submitted else "to be answered"
         state = state if str(path) in replies.awaited else "answered"
-        print(f"{path.name}: {path.read_bytes().count(bytes([10]))} requests, {state}")
+        count = path.read_bytes().count(b"\n")
+        print(f"{path.name}: {count} requests, {state}")
     answered = sum(any(isinstance(r, dict) for r in given) for given in replies.by_key.values())
     print(f"{answered} answers")
     for what, count in sorted(replies.notes.items()):

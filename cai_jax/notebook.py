@@ -23,8 +23,9 @@ from cai_jax.textmodels.protocol import Sampling, Turn
 
 
 class Run:
-    """A run directory, read and never written. Models are named as in a config: a role, `@stage`,
-    `@stage:step`, a directory or a hub name. Raises UserError where there is no run."""
+    """A run directory; nothing is written there but what servers answer. Models are named as in a
+    config: a role, `@stage`, `@stage:step`, a directory or a hub name. Raises UserError where there
+    is no run."""
 
     def __init__(self, path):
         self.path = epath.Path(path)

@@ -93,6 +93,11 @@ def parse(text: str) -> Reference:
     return Reference(MODEL, text)
 
 
+def target(roles: Mapping[str, str], text: str) -> Reference:
+    """The reference that `text`, which may be a role of config.models, comes to."""
+    return parse(resolve(roles, text))
+
+
 def stage_of(text: str) -> str:
     """The stage that `text` names as "@stage" or "@stage:step", else ""."""
     return parse(text).stage

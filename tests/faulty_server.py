@@ -41,16 +41,16 @@ FAULTS = (
 
 
 def answer_to(body: dict) -> str:
-    """What the server says to a request: its last message's first word."""
+    """The answer to a request: the last word of its last message."""
     text = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
     return f"answer to {text.split()[-1] if text.split() else ''}"
 
 
 class FaultyServer:
-    """faults: name → share of requests (FAULTS; "busy" and so on of a status by its number).
-    latency: seconds. per_answer: (read, written) tokens of its usage. key: what it wants. log: a
-    file of the keys of requests that were answered well, line by line. calls_it: the model, in its
-    answers; listed: its models, none where it cannot tell."""
+    """faults: one of FAULTS, or the number of a status → share of requests. latency: seconds.
+    per_answer: (read, written) tokens of its usage. key: what it wants. log: a file of the keys of
+    requests that were answered well, line by line. calls_it: the model, in its answers; listed: its
+    models, none where it cannot tell."""
 
     def __init__(
         self, faults=None, latency=0.0, per_answer=(10, 5), key="", log=None, port=0, seed=0

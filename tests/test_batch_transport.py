@@ -20,7 +20,7 @@ def _keys(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def requests(count=3, form=batch_files.OPENAI):
+def requests(count=3):
     wire = chat.Wire("batch:", "m-1")
     turns = [
         Turn(str(n), (Message("human", f"Number {n}?"),), seeds.row_key(0, n)) for n in range(count)
@@ -123,7 +123,7 @@ def test_secrets_in_flags_are_not_repeated(tmp_path, capsys, flags):
 
 
 def test_anthropics_form(tmp_path, monkeypatch):
-    asked = requests(form=batch_files.ANTHROPIC)
+    asked = requests()
     batch_files.write_requests(tmp_path, asked, batch_files.ANTHROPIC, 9)
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
     server = BatchServer(KEY)

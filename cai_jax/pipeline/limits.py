@@ -32,7 +32,7 @@ def models_of(config, name: str) -> list[str]:
     for setting in walk_kind(STAGES, stage, f"config.graph.{name}"):
         kind = setting.field.range
         if isinstance(kind, Model) and setting.value and kind.needed(stage) == "policy":
-            target = references.parse(references.resolve(config.models, setting.value))
+            target = references.target(config.models, setting.value)
             elsewhere = target.kind in references.ANSWERING
             if not elsewhere and not (kind.answers and has_answers(config, setting.value)):
                 asked.append(setting.value)
@@ -41,14 +41,14 @@ def models_of(config, name: str) -> list[str]:
 
 def has_answers(config, reference: str) -> bool:
     """Whether it names answers that exist, in a file or of a stage, in place of a model."""
-    target = references.parse(references.resolve(config.models, reference))
+    target = references.target(config.models, reference)
     kind = config.graph[target.stage].kind if target.stage in config.graph else ""
     return target.kind == references.RESPONSES or kind in ("respond", "best_of")
 
 
 def directory_of(config, reference: str) -> str | None:
     """The local directory that a model goes back to; None where it is on a hub, or no model."""
-    target = references.parse(references.resolve(config.models, reference))
+    target = references.target(config.models, reference)
     for _ in config.graph:
         if target.stage not in config.graph:
             break
@@ -56,7 +56,7 @@ def directory_of(config, reference: str) -> str | None:
         origin = fields.get("init") or fields.get("policy")
         if not STAGES[fields.kind].makes or not origin:
             return None
-        target = references.parse(references.resolve(config.models, origin))
+        target = references.target(config.models, origin)
     path = pathlib.Path(target.name).expanduser()
     return str(path) if (path / "config.json").is_file() else None
 
@@ -87,11 +87,10 @@ def check(config, name: str) -> None:
     fields = config.graph[name]
     shortest = getattr(stage_module(fields.kind), "shortest", drawn)
     for reference, field, reply, messages in shortest(fields):
+        if references.target(config.models, reference).kind in references.ANSWERING:
+            continue  # a server says itself what is too long
         known = positions(config, reference)
         limit = config.sampling.max_length or known
-        target = references.parse(references.resolve(config.models, reference))
-        if target.kind in references.ANSWERING:
-            continue  # a server says itself what is too long
         if limit and not has_answers(config, reference):
             limit = fitting.smallest(limit, known)
             _check_request(config, name, (reference, field, reply, messages), limit)

@@ -93,7 +93,7 @@ def _parents(config, name: str) -> tuple[str, ...]:
         if isinstance(setting.field.range, Records):
             parents.append(setting.value)
         elif isinstance(setting.field.range, Model):
-            target = references.parse(references.resolve(config.models, setting.value))
+            target = references.target(config.models, setting.value)
             if target.kind == references.STAGE and not target.name:
                 raise UserError(
                     f"config.graph.{name}: '{target}' names no stage; expected '@stage' or "
@@ -178,9 +178,10 @@ def _served(config, name: str) -> dict[str, dict]:
     """Field of a stage → what decides the answers of the server that it names."""
     served = {}
     for setting in settings(config, name):
-        target = references.resolve(config.models, str(setting.value))
-        is_model = isinstance(setting.field.range, Model)
-        if is_model and references.parse(target).kind in (references.OPENAI, references.BATCH):
+        if not isinstance(setting.field.range, Model):
+            continue
+        target = references.target(config.models, setting.value)
+        if target.kind in (references.OPENAI, references.BATCH):
             fields = endpoints.of(config, setting.value).to_dict()
             path = setting.where.removeprefix(f"config.graph.{name}.")
             served[path] = {key: fields[key] for key in endpoints.DECISIVE}

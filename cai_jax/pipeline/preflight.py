@@ -158,7 +158,7 @@ def models(plan: Plan, name: str) -> None:
     functions import, directories are readable."""
     stage, checked = plan.config.graph[name], set()
     for where, field, given, group in plan.settings(name, Model):
-        target = references.parse(references.resolve(plan.config.models, given))
+        target = references.target(plan.config.models, given)
         needs = field.range.needed(stage)
         format = stage.get("format", "auto") if needs in ("policy", "any") else "auto"
         if not given or (target, needs) in checked:
@@ -169,8 +169,8 @@ def models(plan: Plan, name: str) -> None:
                 raise UserError(f"{where}: '{given}': expected {WANTED.get(needs, 'a model')}")
             custom_reward(str(target))
         elif target.kind in references.ANSWERING:
-            _require_served(plan, where, given, needs, STAGES[stage.kind])
-            _require_form(plan, where, given, group.get("format", stage.get("format")))
+            is_text = group.get("format", stage.get("format")) == "text"
+            _require_served(plan, where, given, needs, STAGES[stage.kind], is_text)
         elif target.kind == references.STAGE:
             if not (field.range.answers and limits.has_answers(plan.config, given)):
                 _require_trained(plan, where, given, needs)
@@ -181,7 +181,7 @@ def models(plan: Plan, name: str) -> None:
                 _require_directory(plan, str(target), needs, format)
 
 
-def _require_served(plan: Plan, where: str, given: str, needs: str, kind) -> None:
+def _require_served(plan: Plan, where: str, given: str, needs: str, kind, is_text: bool) -> None:
     """A model elsewhere only answers, and what asking it takes is there."""
     name = references.resolve(plan.config.models, given)
     if needs != "policy" or kind.makes:
@@ -210,13 +210,7 @@ def _require_served(plan: Plan, where: str, given: str, needs: str, kind) -> Non
             f"config.max_cost: '{name}' has no prices; set input_price and output_price of "
             "config.endpoints.all"
         )
-
-
-def _require_form(plan: Plan, where: str, given: str, format: str | None) -> None:
-    """Anthropic's files hold messages, no plain text."""
-    name = references.resolve(plan.config.models, given)
-    anthropic = endpoints.of(plan.config, given).form == batch_files.ANTHROPIC
-    if references.parse(name).kind == references.BATCH and anthropic and format == "text":
+    if target.kind == references.BATCH and fields.form == batch_files.ANTHROPIC and is_text:
         raise UserError(
             f"{where}: '{name}' is asked in Anthropic's form, which has messages only, and its "
             "format is text; expected format=chat, or config.endpoints.all.form=openai"

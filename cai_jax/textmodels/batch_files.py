@@ -26,7 +26,6 @@ from etils import epath
 
 from cai_jax.errors import UserError
 from cai_jax.io import artefacts
-from cai_jax.structs import TOO_LONG
 from cai_jax.textmodels import chat, failures
 from cai_jax.textmodels.options import Unusable
 
@@ -221,10 +220,7 @@ def _reason(value: Mapping) -> str:
     while isinstance(value.get("error"), Mapping):
         value = value["error"]
     message = " ".join(str(value.get("message") or "").split())[:200]
-    outcome = failures.of_status(400, value, {}, "")
-    if isinstance(outcome, dict):
-        return chat.missing(outcome)
-    return TOO_LONG if "prompt is too long" in message.lower() else message
+    return failures.without_answer(value) or message
 
 
 def _content(body: Mapping) -> list:

@@ -168,21 +168,23 @@ def _score(question: Question, option: str, wire: Wire) -> Request:
     return _request(question, wire, drawn, SCORED, option)
 
 
-def _request(request, wire: Wire, drawn: Mapping, reads: str = TEXT, option: str = "") -> Request:
+def _request(
+    request: Turn | Question, wire: Wire, drawn: Mapping, reads: str = TEXT, option: str = ""
+) -> Request:
     """A request with its dialogue as the wire's format writes it, and `option` at its end."""
-    count = len(request.examples)
     if wire.format == TEXT:
-        body = {"prompt": _clean(_text(request, count) + option)}
+        body = {"prompt": _clean(_text(request) + option)}
         if not option:
             body["stop"] = list(dialogue.stop_strings(request.role))
     else:
-        body = _messages(request, count, wire, option)
+        body = _messages(request, wire, option)
     body = {"model": wire.model, **body, **drawn, **wire.extra_body}
     return Request(PATHS[wire.format], body, wire.url, reads, option)
 
 
-def _text(request: Turn | Question, count: int) -> str:
+def _text(request: Turn | Question) -> str:
     """The paper's text form, up to the answer."""
+    count = len(request.examples)
     if wording.is_running(request, TEXT):
         return wording.running(request, count)[0]
     asked = wording.turns(request, count, TEXT)
@@ -190,11 +192,11 @@ def _text(request: Turn | Question, count: int) -> str:
     return dialogue.render_text(messages, asked.role, asked.lead)
 
 
-def _messages(request: Turn | Question, count: int, wire: Wire, option: str) -> dict:
+def _messages(request: Turn | Question, wire: Wire, option: str) -> dict:
     """`messages` of a chat, with the lead of the answer, and what makes the server continue it."""
     if wire.continue_turns == WORDS and not option:
         request = _in_words(request)
-    asked = wording.turns(request, count, CHAT)
+    asked = wording.turns(request, len(request.examples), CHAT)
     messages, _ = dialogue.system_first(asked.messages, asked.shared)
     written = [
         {"role": dialogue.chat_role(message.role), "content": _clean(message.text)}

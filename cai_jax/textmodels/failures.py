@@ -66,10 +66,7 @@ def of_status(status: int, body, fields: Mapping, where: str) -> Exception | dic
       An exception of this module, or what `chat.without` keeps of a request that never has an
       answer.
     """
-    error = body.get("error", body) if isinstance(body, Mapping) else body
-    error = error if isinstance(error, Mapping) else {"message": error}
-    words = str(error.get("message") or error.get("detail") or error)
-    code = str(error.get("code") or error.get("type") or "")
+    code, words = _code_and_words(body)
     if status == 403 and "logprob" in words.lower():
         return Unsupported(f"{where}: the server gives no log-probabilities (HTTP 403: {words})")
     if status in (401, 403):
@@ -88,19 +85,30 @@ def of_status(status: int, body, fields: Mapping, where: str) -> Exception | dic
         return Away(f"HTTP {status}", retry_after(fields))
     if status >= 500 or status in (408, 409, 425):
         return Bad(f"HTTP {status}", paid=False)
-    if status == 413 or _is_too_long(code, words):
-        return chat.without(TOO_LONG)
-    if "content_filter" in code or "content_policy" in code:
-        return chat.without(REFUSED)
+    if reason := TOO_LONG if status == 413 else without_answer(body):
+        return chat.without(reason)
     return Unsupported(
         f"{where}: the server does not take the request (HTTP {status}: {words}); see "
         "config.endpoints.all: continue_turns, limit_field, tier, extra_body"
     )
 
 
-def _is_too_long(code: str, words: str) -> bool:
+def without_answer(body) -> str:
+    """structs.TOO_LONG or REFUSED where the body of an error says that; "" where asking again may
+    help."""
+    code, words = _code_and_words(body)
     text = f"{code} {words}".lower()
-    return "context" in text and bool(re.search("length|size|window|exceed|maximum", text))
+    about_context = "context" in text and re.search("length|size|window|exceed|maximum", text)
+    if about_context or "prompt is too long" in text:
+        return TOO_LONG
+    return REFUSED if "content_filter" in code or "content_policy" in code else ""
+
+
+def _code_and_words(body) -> tuple[str, str]:
+    error = body.get("error", body) if isinstance(body, Mapping) else body
+    error = error if isinstance(error, Mapping) else {"message": error}
+    words = str(error.get("message") or error.get("detail") or error)
+    return str(error.get("code") or error.get("type") or ""), words
 
 
 def retry_after(fields: Mapping) -> float:

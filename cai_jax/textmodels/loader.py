@@ -106,7 +106,7 @@ class ModelLoader:
 
     def text_model(self, reference: str, format: str = "auto") -> TextModel:
         """A policy that generates and chooses: one on the mesh, or a server's."""
-        target = references.parse(references.resolve(self.run_config.models, reference))
+        target = references.target(self.run_config.models, reference)
         if target.kind == references.RECORDED:
             return RecordedTextModel(target.name)
         if target.kind in references.ANSWERING:
