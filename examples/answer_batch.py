@@ -15,20 +15,31 @@ import sys
 import urllib.request
 
 
-def by_server(body: dict, url: str, model: str) -> dict:
+def body_of(request: dict) -> dict:
+    """The body for an OpenAI-compatible server; Anthropic's form has its system message apart."""
+    if "body" in request:
+        return request["body"]
+    body = dict(request["params"])
+    system = [{"role": "system", "content": body.pop("system")}] if "system" in body else []
+    return {**body, "messages": system + body["messages"]}
+
+
+def by_server(request: dict, url: str, model: str) -> dict:
     """The server's answer to a request."""
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("OPENAI_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
-    data = json.dumps({**body, "model": model}).encode()
-    request = urllib.request.Request(f"{url}/chat/completions", data, headers)
-    with urllib.request.urlopen(request, timeout=600) as response:
+    data = json.dumps({**body_of(request), "model": model}).encode()
+    path = request.get("url", "/v1/chat/completions").removeprefix("/v1")
+    sent = urllib.request.Request(url + path, data, headers)
+    with urllib.request.urlopen(sent, timeout=600) as response:
         return {"response": {"status_code": 200, "body": json.load(response)}}
 
 
-def by_hand(body: dict) -> dict:
+def by_hand(request: dict) -> dict:
     """A line that a person types."""
-    for message in body["messages"]:
+    body = body_of(request)
+    for message in body.get("messages") or [{"role": "text", "content": body["prompt"]}]:
         print(f"--- {message['role']}\n{message['content']}")
     return {"text": input("--- your answer\n")}
 
@@ -45,8 +56,7 @@ def answer(path: pathlib.Path, how) -> None:
     with collected.open("a") as file:
         for line in path.read_text().split("\n"):
             if line and (request := json.loads(line))["custom_id"] not in done:
-                body = request.get("body") or request["params"]
-                reply = {"custom_id": request["custom_id"], **how(body)}
+                reply = {"custom_id": request["custom_id"], **how(request)}
                 file.write(json.dumps(reply) + "\n")
                 file.flush()
     collected.rename(results)
@@ -55,4 +65,4 @@ def answer(path: pathlib.Path, how) -> None:
 if __name__ == "__main__":
     directory, *server = sys.argv[1:]
     for requests in sorted(pathlib.Path(directory).glob("requests-*.jsonl")):
-        answer(requests, (lambda body: by_server(body, *server)) if server else by_hand)
+        answer(requests, (lambda request: by_server(request, *server)) if server else by_hand)

@@ -202,3 +202,18 @@ def test_the_example_answers_a_file_and_may_be_stopped(tmp_path, monkeypatch, ca
     assert texts(asked, batch_files.read(tmp_path)) == [["A."], ["B."], ["C."]]
     assert "--- user\nWo „1“?" in capsys.readouterr().out
     assert not (tmp_path / ".results-0001.jsonl.part").exists()
+
+
+@pytest.mark.parametrize("form", [batch_files.ANTHROPIC, chat.TEXT])
+def test_the_example_shows_all_that_is_asked_in_every_form(form, tmp_path, monkeypatch, capsys):
+    """The defects: no system message in Anthropic's form, a KeyError at plain text."""
+    wire = chat.Wire("batch:", "m", format=chat.TEXT if form == chat.TEXT else chat.CHAT)
+    dialogue = (Message("system", "Be kind."), Message("human", "Hi"))
+    request = chat.sample(Turn("t", dialogue, seeds.row_key(0, 0)), Sampling(9), wire)
+    written_as = batch_files.OPENAI if form == chat.TEXT else form
+    (path,) = batch_files.write_requests(tmp_path, [request], written_as, 9)
+    monkeypatch.setattr("builtins.input", lambda prompt: "Yes.")
+    answer_batch.answer(pathlib.Path(path), answer_batch.by_hand)
+    shown = capsys.readouterr().out
+    assert "Be kind." in shown and "Hi" in shown
+    assert texts([request], batch_files.read(tmp_path)) == [["Yes."]]

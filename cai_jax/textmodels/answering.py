@@ -96,8 +96,11 @@ class AnsweringModel:
         def unsent() -> Iterator[chat.Request]:
             for item in missing:
                 requests = build(item)
-                new = {request.key: request for request in requests}
-                new = {k: v for k, v in new.items() if k not in self._file and k not in failed}
+                new = {
+                    request.key: request
+                    for request in requests
+                    if request.key not in self._file and request.key not in failed
+                }
                 if not new:
                     complete.append((item, requests))
                 for key, request in new.items():

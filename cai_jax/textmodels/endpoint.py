@@ -194,9 +194,8 @@ class Endpoint:
         except TimeoutError:
             raise Cut(f"no answer within {self.fields.timeout:g} s") from None
         except openai.APIStatusError as error:
-            words = failures.without_secret(str(error.body or ""), self._key)
-            body = error.body if isinstance(error.body, dict) else words
-            outcome = failures.of_status(error.status_code, body, error.response.headers, self.name)
+            body, fields = error.body or "", error.response.headers
+            outcome = failures.of_status(error.status_code, body, fields, self.name)
             if isinstance(outcome, dict):
                 return outcome
             raise self._without_key(outcome) from None

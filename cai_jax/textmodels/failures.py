@@ -58,7 +58,7 @@ def of_status(status: int, body, fields: Mapping, where: str) -> Exception | dic
 
     Args:
       status: of HTTP.
-      body: its JSON or text; nothing secret.
+      body: its JSON or text, whose words are in the message.
       fields: the header fields of the response.
       where: the model, for messages.
 

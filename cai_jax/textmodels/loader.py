@@ -226,9 +226,7 @@ class ModelLoader:
                 params = state_lib.with_head(decoder, head, self.mesh)
             return Weights(target, config, params, hf.fingerprint(target, self.run_config.seed))
 
-        ModelConfig.from_json(
-            directory
-        )  # what is wrong there is reported before gigabytes are read
+        ModelConfig.from_json(directory)  # reports what is wrong before gigabytes are read
         loaded = self._load_format(target, directory, format)
         shared = self._shared((target, int8), weights)
         return LoadedModel(target, shared.config, shared.params, loaded, kind, weights=shared)

@@ -161,7 +161,7 @@ def _consistent(text: str, options: Sequence[str]) -> list[int]:
     for index, option in enumerate(options):
         shown = option.strip()
         letter = shown.strip("()")
-        bare = text == letter or text.startswith(letter) and text[len(letter)] in AFTER_LETTER
+        bare = text == letter or (text.startswith(letter) and text[len(letter)] in AFTER_LETTER)
         if shown.startswith(text) or text.startswith(shown) or bare:
             indices.append(index)
     return indices

@@ -61,16 +61,18 @@ def keeping(
     Yields:
       The results.
     """
-    asked = {request.id: request for request in requests} if journal is not None else {}
+    if journal is None:
+        yield from results
+        return
+    asked = {request.id: request for request in requests}
     for result in results:
-        if journal is not None:
-            request = asked[result.id]
-            key = turn_key(request, sampling) if sampling else question_key(request)
-            kind = type(result).__name__.lower()
-            name = f"{key} {model}{f' {FAILED}' * _has_failed(result)}"
-            if name not in journal.finished:
-                answer = {"key": key, "model": model, kind: dataclasses.asdict(result)}
-                journal.append({"id": name, **answer})
+        request = asked[result.id]
+        key = turn_key(request, sampling) if sampling else question_key(request)
+        kind = type(result).__name__.lower()
+        name = f"{key} {model}{f' {FAILED}' * _has_failed(result)}"
+        if name not in journal.finished:
+            answer = {"key": key, "model": model, kind: dataclasses.asdict(result)}
+            journal.append({"id": name, **answer})
         yield result
 
 
