@@ -22,6 +22,7 @@ from cai_jax.textmodels import loader, questions
 from cai_jax.textmodels.loader import LoadedModel
 from cai_jax.textmodels.local import LocalTextModel
 from cai_jax.training import pairs as pairs_of
+from cai_jax.training import rollouts
 from configs import default, methods, microworld, rlhf, smollm2_cpu
 from configs.figures import frontier, judging, labels, pareto, revisions
 from configs.models import zoo
@@ -194,7 +195,7 @@ def dry(tmp_path, monkeypatch):
 
     def train_rl(ctx):
         policy = ctx.models.load(ctx.config.policy, format=ctx.config.format)
-        return {"rows": len(rl.fitting_prompts(ctx, policy, [policy]))}
+        return {"rows": len(rollouts.fitting_prompts(ctx, policy, [policy]))}
 
     def train_pm(ctx):
         pairs = pairs_of.ai_pairs(ctx) + pairs_of.human_pairs(ctx)

@@ -108,7 +108,7 @@ def test_blocks_of_the_vocabulary_give_the_gradient_of_chunks(V, monkeypatch):
 
     monkeypatch.setattr(losses, "VOCABULARY_BLOCK", 8)
     blocks = grads()
-    monkeypatch.setattr(losses.sharding, "one_device", lambda: False)
+    monkeypatch.setattr(losses.sharding, "single_device", lambda: False)
     for got, want in zip(blocks, grads(), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 

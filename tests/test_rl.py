@@ -14,7 +14,7 @@ from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError
 from cai_jax.stages import rl
 from cai_jax.textmodels.loader import LoadedModel
-from cai_jax.training import rl_numbers
+from cai_jax.training import rl_numbers, rollouts
 from cai_jax.training.rollouts import Rollouts
 from configs import default
 from tests import recording
@@ -190,7 +190,7 @@ def test_prompts_whose_answers_might_not_fit_are_left_out_before_any_update(
         for p in ctx.load(read_prompts, ctx.config.prompts)
     ]
     assert max(lengths) <= ctx.config.max_prompt_tokens
-    found = rl.fitting_prompts(ctx, policy, [policy, judge])  # not only the first counts
+    found = rollouts.fitting_prompts(ctx, policy, [policy, judge])  # not only the first counts
     assert len(found) == left and ctx.dropped == dropped
     most = fitting.smallest(limit, positions, policy.config.max_length)
     assert all(len(item.tokens) + ctx.config.max_new_tokens <= most for item in found)

@@ -4,6 +4,7 @@ The learner freezes log-probabilities, values and rewards as ever; its steps, wh
 compile and have their own tests, are one step of a known size.
 """
 
+import dataclasses
 import json
 import types
 
@@ -38,6 +39,7 @@ CONFIG = ModelConfig(
     rope_theta=10000.0,
     tied_embeddings=True,
 )
+OF_REFERENCE = dataclasses.replace(CONFIG, rope_theta=10.0)
 NORMALISATION = (3.0, 2.0)
 FIELDS = {
     "num_updates": 2,
@@ -75,6 +77,10 @@ class Watched(learner_lib.Learner):
     an update."""
 
     seen: dict = {}
+
+    def __init__(self, *given, reference, **how):
+        self.seen["reference config"] = reference
+        super().__init__(*given, reference=reference, **how)
 
     def init(self, policy, value, kl_coefficient):
         self.seen["init"] = numpy(policy), numpy(value), kl_coefficient
@@ -158,7 +164,8 @@ def start(path, monkeypatch, stop=False, **fields):
         params = weights[reference]
         params = {"decoder": params, "head": head} if kind == "reward" else params
         normalisation = NORMALISATION if kind == "reward" else None
-        model = LoadedModel(reference, CONFIG, params, format, kind, normalisation)
+        config = OF_REFERENCE if reference == "x" else CONFIG
+        model = LoadedModel(reference, config, params, format, kind, normalisation)
         Watched.seen["loaded"].append(model)
         return model
 
@@ -277,6 +284,7 @@ def test_the_trained_policy_is_published(run):
 def test_another_reference_and_a_value_model_from_the_policy(tmp_path, monkeypatch):
     found = start(tmp_path, monkeypatch, stop=True, reference="x", value_init="policy")
     assert equal(found.seen["reference"][0], found.weights["x"])
+    assert found.seen["reference config"] == OF_REFERENCE
     _, value, _ = found.seen["init"]
     assert equal(value["decoder"], found.weights["@sl"])
     assert not np.any(value["head"]["weight"]) and value["head"]["bias"] == 0

@@ -27,7 +27,7 @@ def _chunk_logprobs(hidden_BxCxD, unembed_VxD, targets_BxC, temperature, softcap
         logits_BxCxV = softcap * jnp.tanh(logits_BxCxV / softcap)
     logits_BxCxV = logits_BxCxV / temperature
     lse_BxC = jax.nn.logsumexp(logits_BxCxV, axis=-1)
-    if sharding.one_device():
+    if sharding.single_device():
         target_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], axis=-1)[..., 0]
     else:
         # A masked sum and not a gather: it stays local where the vocabulary is sharded, and its
@@ -161,7 +161,7 @@ def token_logprobs(
     """
     chex.assert_rank([hidden_BxTxD, unembed_VxD, targets_BxT], [3, 2, 2])
     chex.assert_type([hidden_BxTxD, unembed_VxD, targets_BxT], [float, float, int])
-    find = _by_blocks if sharding.one_device() else _by_chunks
+    find = _by_blocks if sharding.single_device() else _by_chunks
     logprobs_BxT, entropy_BxT, _ = find(
         hidden_BxTxD, unembed_VxD, targets_BxT, temperature, softcap, chunk, entropy
     )

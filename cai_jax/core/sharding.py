@@ -143,12 +143,12 @@ def constrain(x: jax.Array, axes: Sequence[str | None], rules: Mapping = RULES) 
     """`with_sharding_constraint` by logical axes under `jax.set_mesh`; without a mesh, or on one
     device, nothing."""
     mesh = jax.sharding.get_abstract_mesh()
-    if one_device() or set(mesh.axis_names) != set(MESH_AXES):
+    if single_device() or set(mesh.axis_names) != set(MESH_AXES):
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh, rules))
 
 
-def one_device() -> bool:
+def single_device() -> bool:
     """Whether what is traced now is for one device: there is no mesh (`jax.set_mesh`), or one of
     one device."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -159,7 +159,7 @@ def later(x: jax.Array, after) -> jax.Array:
     """x, but not before the arrays of `after` are there. What a backward pass
     recomputes from it is then not taken from the forward pass and kept from there; on one device by
     a condition, as XLA for CPUs removes barriers before it looks for that."""
-    if one_device():
+    if single_device():
         return jnp.where(never(after), jnp.zeros_like(x), x)
     return jax.lax.optimization_barrier((x, after))[0]
 

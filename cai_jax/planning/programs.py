@@ -251,15 +251,15 @@ def of_rl(run_config, name: str, mesh) -> list[Program]:
     int8 = adapters is not None and adapters.int8
     reference = loaded(run_config, config.policy, "policy", mesh, held, int8)
     scorers = [loaded(run_config, each, "reward", mesh, held, int8) for each in names]
-    for each in judges_of(config):
+    for each in (*judges_of(config), *filter(None, [config.reference])):
         loaded(run_config, each, "policy", mesh, held, int8)
     if adapters is not None:
         value_base = loaded(run_config, source, "reward", mesh, held, int8) if source else reference
         bases = networks.Bases(adapters, lora.base_of(reference), lora.base_of(value_base))
     settings, how = rl.settings(config, run_config.model), {"algorithm": algorithm, "bases": bases}
+    how["reference"] = model_of(run_config, config.reference or config.policy)
     learner = learner_lib.Learner(policy, value, settings, mesh, dtype, **how)
-    state = learner.abstract
-    kept = chip_bytes(state, *held.values())
+    kept = chip_bytes(learner.abstract, *held.values())
 
     programs = of_sampling(
         run_config,

@@ -96,9 +96,9 @@ class Judge:
 
     def _draw_examples(self, draw: int | str):
         how = "multiple_choice", self._term["num_few_shot"], self._asking.seed
-        return questions.draw_examples(self._constitution, *how, self._asking.name, "header", draw)[
-            1
-        ]
+        name = self._asking.name, "header", draw
+        _, examples = questions.draw_examples(self._constitution, *how, *name)
+        return examples
 
 
 def _name(answers: Sequence[Answer], pair: tuple[int, int]) -> str:

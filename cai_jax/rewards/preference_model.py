@@ -33,6 +33,15 @@ def batch_size(length: int, mesh) -> int:
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def scores(params, tokens_BxT, mask_BxT, config: ModelConfig):
+    """Raw scores of dialogues.
+
+    Args:
+      params: {"decoder", "head"}.
+      tokens_BxT, mask_BxT: dialogues, and which tokens are theirs.
+      config: the decoder's.
+    Returns:
+      float32 [B].
+    """
     # Without a backward pass a scan over the layers takes the same time, and a fifth of it to
     # compile, once a length.
     return heads.dialogue_scores(params, tokens_BxT, mask_BxT, config, scan=True)

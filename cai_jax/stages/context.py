@@ -13,7 +13,7 @@ import ml_collections
 from etils import epath
 
 from cai_jax.errors import UserError
-from cai_jax.io import answers, artefacts, progress
+from cai_jax.io import answers, artefacts
 from cai_jax.io.answers import AnswerFile
 from cai_jax.io.metrics import MetricsWriter
 from cai_jax.models import lora
@@ -121,21 +121,25 @@ class StageContext(Asking):
         about = artefacts.read_json(self.run_path / "config.json")
         return MetricsWriter(self.directory.path, resume_step, written, wandb=project, about=about)
 
-    def progress(self, total: int, label: str = "", initial: int = 0, unit: str = "row"):
-        return progress.bar(total, label or self.name, initial, unit)
+    def reference(self, model: LoadedModel) -> LoadedModel:
+        """The model of the stage's field `reference`; `model`, which is trained, where that is "".
+        UserError where its tokens are others."""
+        if not self.config.reference:
+            return model
+        reference = self.models.load(self.config.reference)
+        theirs, ours = (each.format.tokenizer.hf.get_vocab() for each in (reference, model))
+        if theirs != ours:
+            raise UserError(
+                f"config.graph.{self.name}.reference: '{reference.name}' has other tokens than "
+                f"'{model.name}'; expected a model with its tokenizer"
+            )
+        return reference
 
     def adapters(self, *models: LoadedModel) -> lora.Adapters | None:
         """The stage's field `adapters`, checked against the models that it trains."""
         where = f"config.graph.{self.name}.adapters"
         return loader.checked_adapters(self.config.get("adapters"), where, models)
 
-    def publish(
-        self,
-        model: LoadedModel,
-        kind: str,
-        normalisation: tuple[float, float] | None = None,
-        reads_cut: bool = False,
-    ) -> None:
-        """Writes `model/`, see `loader.publish`."""
-        adapters = self.adapters(model)
-        loader.publish(self.directory.path, model, kind, adapters, normalisation, reads_cut)
+    def publish(self, model: LoadedModel, kind: str, **how) -> None:
+        """Writes `model/`. `how`: normalisation and reads_cut, see `loader.publish`."""
+        loader.publish(self.directory.path, model, kind, self.adapters(model), **how)

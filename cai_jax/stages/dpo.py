@@ -12,7 +12,6 @@ import numpy as np
 
 from cai_jax.core import dpo, losses, sharding
 from cai_jax.core.sharding import batch_ways
-from cai_jax.errors import UserError
 from cai_jax.models import heads
 from cai_jax.planning import throughput
 from cai_jax.stages.context import StageContext
@@ -45,8 +44,16 @@ def make_batch(chosen, data: pairs.PairSet, shape, count: int = 0, reference=Non
 
 
 def answer_logprobs(params, batch, config, dtype, **options):
-    """(log-probability, tokens) of each side's answer, float32 [R, N, 2]. `options`: scan, remat,
-    chunk."""
+    """Log-probabilities of both answers of every pair.
+
+    Args:
+      params: a decoder.
+      batch: of `make_batch`, R sequences of N pairs each.
+      config, dtype: the decoder's, and of its forward pass.
+      **options: scan, remat, chunk.
+    Returns:
+      (log-probability in nats, tokens) of each side's answer, float32 [R, N, 2].
+    """
     segments, answers = batch["segments"], batch["answers"]
     options |= {"segments_BxT": segments, "places": batch["positions"]}
     params = state_lib.cast(params, dtype)
@@ -79,8 +86,17 @@ def make_loss(model_config, dtype, fields, **options):
 
 
 def read(ctx: StageContext, params, model, data: pairs.PairSet, chosen, known=()):
-    """(pairs, log-probabilities [n, 2]) under a policy, in batches that depend on `chosen` alone;
-    those whose pairs are all `known` are left out."""
+    """Log-probabilities of pairs under a policy, in batches that depend on `chosen` alone.
+
+    Args:
+      ctx: the stage's context.
+      params, model: the policy's weights, and its config.
+      data: what `chosen` are of.
+      chosen: the pairs.
+      known: ids of pairs; a batch without others is left out.
+    Yields:
+      (pairs, log-probabilities of both answers [n, 2], nats) of a batch.
+    """
     size = -(-ctx.config.batch_size // ctx.config.num_microbatches)
     order = batching.Order(len(chosen), size, ctx.seed, f"{ctx.name} reference")
     lengths = [[len(data.tokens[pair.id, side]) for side in (0, 1)] for pair in chosen]
@@ -107,18 +123,12 @@ def reference_logprobs(ctx: StageContext, model, data: pairs.PairSet) -> dict:
     """Pair id → the log-probability of each side under the reference, computed once: they are the
     stage's records."""
     journal, every = ctx.directory.journal(), [*data.train, *data.held]
-    reference = ctx.models.load(ctx.config.reference) if ctx.config.reference else model
-    theirs, ours = (each.format.tokenizer.hf.get_vocab() for each in (reference, model))
-    if theirs != ours:
-        raise UserError(
-            f"config.graph.{ctx.name}.reference: '{reference.name}' has other tokens than "
-            f"'{model.name}'; expected a model with the tokenizer of init"
-        )
+    reference = ctx.reference(model)
     for some, logprobs in read(ctx, reference.params, reference, data, every, journal.finished):
         for pair, values in zip(some, logprobs.tolist(), strict=True):
             if pair.id not in journal.finished:
-                held = {"source": pair.source, "target": pair.target, "prompt_id": pair.group}
-                journal.append({"id": pair.id, **held, "reference": values})
+                about = {"source": pair.source, "target": pair.target, "prompt_id": pair.group}
+                journal.append({"id": pair.id, **about, "reference": values})
     journal.finish()
     if reference is not model:
         reference.release()

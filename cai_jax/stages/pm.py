@@ -78,7 +78,7 @@ def run(ctx: StageContext) -> dict:
     raw = judge.score_tokens([data.tokens[pair.id, side] for pair in judged for side in (0, 1)])
     raw = raw.reshape(-1, 2)
     normalisation = (float(raw.mean()), max(float(raw.std()), 1e-6)) if config.normalise else None
-    ctx.publish(model, "reward", normalisation, data.reads_cut)
+    ctx.publish(model, "reward", normalisation=normalisation, reads_cut=data.reads_cut)
     clamping = check_clamp(ctx, data.train, raw, normalisation)
     ctx.write_records(
         pairs.to_record(pair, scores) for pair, scores in zip(data.held, raw, strict=False)

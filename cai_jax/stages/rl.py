@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +16,6 @@ import numpy as np
 from cai_jax import seeds
 from cai_jax.core import ppo, sharding
 from cai_jax.core.algorithms import ALGORITHMS
-from cai_jax.data import fitting
-from cai_jax.data.prompts import read_prompts
 from cai_jax.errors import UserError, require_finite
 from cai_jax.io import artefacts, memory, progress
 from cai_jax.io.metrics import read_rows
@@ -42,6 +39,7 @@ KL_ESTIMATORS = {"reward": ("k1",), "loss": ("k2", "k3")}
 FROZEN = {"old": "policy", "ref": "reference", "values": "value model"}  # what gives which numbers
 WATCHED = 8  # updates after the warm-up until the first word on whether the policy learns
 NUM_SHOWN = 2  # rollouts an update that TensorBoard shows
+TIMED = ("rollout_seconds", "score_seconds", "learn_seconds")
 
 
 def kept_steps(fields) -> list[int]:
@@ -53,35 +51,13 @@ def kept_steps(fields) -> list[int]:
 def run(ctx: StageContext) -> dict:
     """Trains the policy and publishes it as `@stage`; every rollout is a record, its token arrays
     are files in rollouts/."""
-    # ---- Models: policy (trained), its frozen reference, reward, value model (trained) -----------
-    config = ctx.config
-    models = load_models(ctx)
+    config, models = ctx.config, load_models(ctx)
     policy, learner = models.policy, models.learner
-    prompts = fitting_prompts(ctx, policy, models.reward.preference_models)
+    prompts = rollouts.fitting_prompts(ctx, policy, models.reward.preference_models)
     length = rollouts.longest(prompts, config.max_new_tokens)
-    stop_strings = policy.format.stop_strings("assistant")
-    sampling = Sampling(config.max_new_tokens, config.temperature, 0, 1.0, stop_strings)
     journal = ctx.directory.journal(light=True)
 
-    with train.Session(
-        ctx,
-        config.num_updates,
-        config.save_every_updates,
-        learner.abstract,
-        snapshot_every=config.snapshot_every_updates,
-        unit="update",
-        look_back=False,
-        weights=tuple(name for name in ("params", "value") if name in learner.abstract),
-        meter=throughput.ppo(
-            ctx.mesh,
-            policy.config,
-            learner.value_config,
-            [judge.config for judge in models.reward.preference_models],
-            num_rollouts=config.rollouts_per_update,
-            num_epochs=config.num_epochs,
-            adapters=models.adapters,
-        ),
-    ) as session:
+    with make_session(ctx, models) as session:
         state = session.restore(lambda: initial_state(ctx, models))
         for model in filter(None, (policy, models.value)):
             model.release()  # a preference model that scores as well keeps its own
@@ -93,27 +69,17 @@ def run(ctx: StageContext) -> dict:
             clock = [time.monotonic()]
             drawn = rollouts.draw(prompts, update, config, ctx.seed, ctx.name)
             policy.params = learner.policy(state)
-            engine = sampler(ctx, policy)
-            policy.release()  # the sampler has a copy of its own, in which adapters are merged
-            asked = rollouts.requests(drawn, update, ctx.seed, ctx.name)
-            completions = sample(ctx, engine, asked, sampling)
-            layout_seconds = engine.layout_seconds
-            del engine  # the sampler's weights are freed while the learner works
-            memory.give_back()
+            completions, layout_seconds = sample(ctx, policy, drawn, update)
             batch = rollouts.assemble(drawn, completions, length)
             clock.append(time.monotonic())
 
             # ---- Score the responses, and freeze what the epochs need ----------------------------
             answers = [answer_of(name, prompt, completions[name]) for name, prompt in drawn]
             scores = models.reward.score(answers)
-            for name, values in scores.terms.items():
-                require_finite(values.tolist(), batch.ids, f"stage '{ctx.name}': reward '{name}'")
+            _require_finite_scores(ctx, scores, batch)
             batch.scores = scores.total
             frozen = learner.freeze(state, models.reference, batch)
-            for key, model in FROZEN.items():
-                if key in frozen:
-                    what = f"stage '{ctx.name}': the {model} at update {update + 1}"
-                    require_finite(frozen[key].sum(axis=1).tolist(), batch.ids, what)
+            _require_finite_frozen(ctx, frozen, batch, update)
             coefficient = float(sharding.fetch(state["controller"]["kl_coefficient"]))
             cut = np.array([answer.cut for answer in answers])
             numbers = rl_numbers.of_rollouts(batch, frozen, scores.reward, cut, coefficient)
@@ -129,34 +95,20 @@ def run(ctx: StageContext) -> dict:
             clock.append(time.monotonic())
             numbers |= rl_numbers.of_minibatches(minibatches)
             numbers["learning_rate"] = learner.rate(update * learner.settings.steps_per_update)
-            what = "the ratio of the first minibatch is not 1"
-            require_small(ctx, numbers.get("first_ratio_error", 0.0), MAX_RATIO_ERROR, what)
-            exact = ctx.dtype == jnp.float32 and not config.sampler_weights
-            if numbers["sampler_gap"] > MAX_SAMPLER_GAP and exact:
-                gap = f"differ by {numbers['sampler_gap']:.1e} nats a token"
-                progress.warn(f"[{ctx.name}] update {update + 1}: sampler and learner {gap}")
-            adapted = ppo.adapt_kl_coefficient(
-                coefficient, numbers["kl"], config.kl_target, config.kl_horizon, len(drawn)
-            )
-            place = sharding.replicated(ctx.mesh)
-            state["controller"] = {"kl_coefficient": sharding.put(np.float32(adapted), place)}
+            check_ratios(ctx, numbers, update)
+            state["controller"] = adapted_controller(ctx, numbers)
 
             # ---- Record --------------------------------------------------------------------------
-            path = ctx.directory.path / "rollouts" / f"{update + 1:06d}.npz"
-            rollouts.save_arrays(path, batch, frozen)
             records = make_records(ctx, update, drawn, completions, scores, frozen)
+            rollouts.save_arrays(arrays_path(ctx, update), batch, frozen)
             for record in records:
                 journal.append(record)
             journal.flush()
-            show(session.writer, update + 1, records)
             gap = (frozen["old"] - batch.sampled)[batch.actions]
-            session.writer.histogram(update + 1, "sampler gap, nats a token", gap)
-            names = ("rollout_seconds", "score_seconds", "learn_seconds")
+            show(session.writer, update + 1, records, gap)
             history.append(numbers)
-            if update + 1 in (config.warmup_updates + WATCHED, config.num_updates):
-                if still := rl_numbers.not_learning(history[config.warmup_updates :]):
-                    progress.warn(f"[{ctx.name}] update {update + 1}: {still}")
-            timing = dict(zip(names, np.diff(clock), strict=True), layout_seconds=layout_seconds)
+            warn_where_nothing_is_learned(ctx, history, update)
+            timing = dict(zip(TIMED, np.diff(clock), strict=True), layout_seconds=layout_seconds)
             session.finish(update, state, {**numbers, **timing}, batch.ids)
 
     del state
@@ -204,9 +156,7 @@ def load_models(ctx: StageContext) -> Models:
     else:
         base = lora.base_of(policy.params)
         bases = networks.Bases(adapters, base, lora.base_of(value.params) if own else base)
-    reference = policy.params
-    if config.reference:
-        reference = ctx.models.load(config.reference).params
+    reference = ctx.reference(policy)
     learner = Learner(
         policy.config,
         value and value.config,
@@ -217,8 +167,9 @@ def load_models(ctx: StageContext) -> Models:
         seed=ctx.seed,
         stage=ctx.name,
         bases=bases,
+        reference=reference.config,
     )
-    return Models(policy, reference, reward, value, adapters, learner)
+    return Models(policy, reference.params, reward, value, adapters, learner)
 
 
 def value_source(config) -> str:
@@ -237,6 +188,31 @@ def settings(config, model_config) -> networks.Settings:
         logprob_chunk=model_config.logprob_chunk,
         scan=model_config.scan_layers,
         remat=model_config.remat,
+    )
+
+
+def make_session(ctx: StageContext, models: Models) -> train.Session:
+    """The session of the stage's updates."""
+    config, learner = ctx.config, models.learner
+    meter = throughput.ppo(
+        ctx.mesh,
+        models.policy.config,
+        learner.value_config,
+        [judge.config for judge in models.reward.preference_models],
+        num_rollouts=config.rollouts_per_update,
+        num_epochs=config.num_epochs,
+        adapters=models.adapters,
+    )
+    return train.Session(
+        ctx,
+        config.num_updates,
+        config.save_every_updates,
+        learner.abstract,
+        snapshot_every=config.snapshot_every_updates,
+        unit="update",
+        look_back=False,
+        weights=tuple(name for name in ("params", "value") if name in learner.abstract),
+        meter=meter,
     )
 
 
@@ -260,54 +236,21 @@ def initial_state(ctx: StageContext, models: Models) -> dict:
     return learner.init(start(models.policy, "adapters"), value, ctx.config.kl_coefficient)
 
 
-# ---- Prompts and responses -----------------------------------------------------------------------
+def adapted_controller(ctx: StageContext, numbers: dict) -> dict:
+    """The state's item "controller" after an update of these numbers."""
+    config = ctx.config
+    adapted = ppo.adapt_kl_coefficient(
+        numbers["kl_coefficient"],
+        numbers["kl"],
+        config.kl_target,
+        config.kl_horizon,
+        config.rollouts_per_update,
+    )
+    replicated = sharding.replicated(ctx.mesh)
+    return {"kl_coefficient": sharding.put(np.float32(adapted), replicated)}
 
 
-def fitting_prompts(
-    ctx: StageContext, policy, judges: Sequence[LoadedModel] = ()
-) -> list[rollouts.PromptTokens]:
-    """The prompts of the stage. Left out and counted are those longer than max_prompt_tokens, and
-    those whose answer might exceed the sampler's context or the positions of one of the preference
-    models `judges`: that is known before any update."""
-    config, format, kept = ctx.config, policy.format, []
-    limit = fitting.smallest(ctx.run_config.sampling.max_length, policy.config.max_length)
-    for prompt, helpful in _prompts(ctx):
-        segments = format.prompt(prompt.dialogue)
-        item = rollouts.PromptTokens(prompt.id, prompt.dialogue, prompt.kind, segments, helpful)
-        if len(item.tokens) > config.max_prompt_tokens:
-            ctx.drop(fitting.MAX_PROMPT_TOKENS)
-        elif len(item.tokens) + config.max_new_tokens > limit:
-            ctx.drop(fitting.CONTEXT)
-        elif not all(_can_judge(judge, prompt, config.max_new_tokens) for judge in judges):
-            ctx.drop(fitting.POSITIONS)
-        else:
-            kept.append(item)
-    ctx.require_rows(kept, "prompts")
-    if config.helpful_fraction is not None:
-        for what, helpful in (("prompts", False), ("helpful prompts", True)):
-            ctx.require_rows([item for item in kept if item.helpful == helpful], what)
-    return kept
-
-
-def _prompts(ctx: StageContext):
-    """(prompt, whether it is of `helpful_prompts`) of both fields; one that both have is of the
-    first."""
-    seen = set()
-    for name in ("prompts", "helpful_prompts"):
-        fields = ctx.config[name].to_dict()
-        prompts, dropped = read_prompts(**fields) if fields["source"] else ([], {})
-        for reason, count in dropped.items():
-            ctx.drop(f"prompt: {reason}", count)
-        ctx.drop("prompt: in both sets", sum(prompt.id in seen for prompt in prompts))
-        yield from ((p, name != "prompts") for p in prompts if p.id not in seen)
-        seen |= {prompt.id for prompt in prompts}
-
-
-def _can_judge(judge: LoadedModel, prompt, max_new_tokens: int) -> bool:
-    """Whether an answer fits the preference model's positions, as that reads it: with the token
-    that ends the answer."""
-    num_tokens = fitting.num_tokens(judge.format.prompt(prompt.dialogue)) + 1
-    return num_tokens + max_new_tokens <= judge.config.max_length
+# ---- Responses -----------------------------------------------------------------------------------
 
 
 def sampler(ctx: StageContext, policy: LoadedModel):
@@ -320,24 +263,32 @@ def sampler(ctx: StageContext, policy: LoadedModel):
     return ctx.models.engine(policy, int8=rounded == "int8")
 
 
-def sample(ctx: StageContext, engine, asked, sampling: Sampling) -> dict:
-    """Tokens are counted, and a SIGTERM is answered between two completions.
+def sample(ctx: StageContext, policy: LoadedModel, drawn, update: int) -> tuple[dict, float]:
+    """Samples a response to each prompt. Tokens are counted, and a SIGTERM is answered between two
+    completions.
 
     Args:
       ctx: the stage's context.
-      engine: of the policy.
-      asked: the requests.
-      sampling: how tokens are drawn.
-
+      policy: whose weights are freed as soon as the sampler has its copy.
+      drawn: what `rollouts.draw` returned.
+      update: its number, from 0.
     Returns:
-      Completions by id.
+      (completions by rollout id, seconds in which the sampler laid out its weights).
     """
+    config, stop_strings = ctx.config, policy.format.stop_strings("assistant")
+    sampling = Sampling(config.max_new_tokens, config.temperature, 0, 1.0, stop_strings)
+    engine = sampler(ctx, policy)
+    policy.release()  # the sampler has a copy of its own, in which adapters are merged
+    asked = rollouts.requests(drawn, update, ctx.seed, ctx.name)
     completions, label = {}, f"{ctx.name}: rollouts"
     for done in ctx.watched(engine.generate(asked, sampling), len(asked), label):
-        ctx.note(done, ctx.config.policy)
+        ctx.note(done, config.policy)
         # Spaces at either end belong to the format, which writes them again.
         completions[done.id] = dataclasses.replace(done, text=done.text.strip())
-    return completions
+    layout_seconds = engine.layout_seconds
+    del engine  # the sampler's weights are freed while the learner works
+    memory.give_back()
+    return completions, layout_seconds
 
 
 def answer_of(name: str, prompt: rollouts.PromptTokens, done) -> Answer:
@@ -388,8 +339,20 @@ def make_records(ctx: StageContext, update: int, drawn, completions, scores, fro
     return records
 
 
-def show(writer, step: int, records: list[dict]) -> None:
-    """Some responses and the rewards of an update, for TensorBoard."""
+def arrays_path(ctx: StageContext, update: int):
+    """The file of an update's token arrays."""
+    return ctx.directory.path / "rollouts" / f"{update + 1:06d}.npz"
+
+
+def show(writer, step: int, records: list[dict], gap) -> None:
+    """Shows an update in TensorBoard: some responses, the rewards and the sampler's gap.
+
+    Args:
+      writer: of metrics.
+      step: the number of the update, from 1.
+      records: of its responses.
+      gap: learner less sampler, nats a token, of all actions [n].
+    """
     for index, record in enumerate(records[:NUM_SHOWN]):
         text = (
             f"{record['dialogue'][-1]['text']}\n→ {record['response']}\nreward "
@@ -397,6 +360,7 @@ def show(writer, step: int, records: list[dict]) -> None:
         )
         writer.text(step, f"rollout {index}", text)
     writer.histogram(step, "rewards", [record["reward"] for record in records])
+    writer.histogram(step, "sampler gap, nats a token", gap)
 
 
 def summary(ctx: StageContext, num_updates: int) -> dict:
@@ -467,17 +431,59 @@ def require_rollouts(ctx: StageContext, journal, num_updates: int) -> None:
         raise artefacts.Damaged(
             ctx.name, f"{ctx.directory.path}: {missing} rollout records are lost", restart=True
         )
-    for update in range(1, num_updates + 1):
-        path = ctx.directory.path / "rollouts" / f"{update:06d}.npz"
+    for update in range(num_updates):
+        path = arrays_path(ctx, update)
         if not rollouts.intact(path):
             raise artefacts.Damaged(ctx.name, f"{path}: damaged or missing", restart=True)
 
 
+def _require_finite_scores(ctx: StageContext, scores: rewards.Scores, batch) -> None:
+    """Stops where a term of the reward is not finite, and names the responses."""
+    for name, values in scores.terms.items():
+        require_finite(values.tolist(), batch.ids, f"stage '{ctx.name}': reward '{name}'")
+
+
+def _require_finite_frozen(ctx: StageContext, frozen: dict, batch, update: int) -> None:
+    """Stops where a model's numbers of a response are not finite, and names both."""
+    for key, model in FROZEN.items():
+        if key in frozen:
+            what = f"stage '{ctx.name}': the {model} at update {update + 1}"
+            require_finite(frozen[key].sum(axis=1).tolist(), batch.ids, what)
+
+
 def require_small(ctx: StageContext, value: float, limit: float, what: str) -> None:
     """Stops where sampler and learner, or learner and reference, are not the same model that they
-    must be."""
+    must be; with float32 only.
+
+    Args:
+      ctx: the stage's context.
+      value, limit: the difference, and how large it may be.
+      what: differs, for the message.
+    Raises:
+      UserError: the difference is larger.
+    """
     if value > limit and ctx.dtype == jnp.float32:
         raise UserError(
             f"stage '{ctx.name}': {what} ({value:.2e} > {limit:.0e}): log-probabilities are not "
             "reproduced; is the reward or the model not deterministic on this device?"
         )
+
+
+def check_ratios(ctx: StageContext, numbers: dict, update: int) -> None:
+    """Stops where the learner does not reproduce its own log-probabilities, warns where the sampler
+    has others."""
+    what = "the ratio of the first minibatch is not 1"
+    require_small(ctx, numbers.get("first_ratio_error", 0.0), MAX_RATIO_ERROR, what)
+    exact = ctx.dtype == jnp.float32 and not ctx.config.sampler_weights
+    if numbers["sampler_gap"] > MAX_SAMPLER_GAP and exact:
+        gap = f"differ by {numbers['sampler_gap']:.1e} nats a token"
+        progress.warn(f"[{ctx.name}] update {update + 1}: sampler and learner {gap}")
+
+
+def warn_where_nothing_is_learned(ctx: StageContext, history: list[dict], update: int) -> None:
+    """Warns of a policy that hardly moves, some updates after the warm-up and at the end; `history`
+    are the numbers of all updates."""
+    config = ctx.config
+    if update + 1 in (config.warmup_updates + WATCHED, config.num_updates):
+        if still := rl_numbers.not_learning(history[config.warmup_updates :]):
+            progress.warn(f"[{ctx.name}] update {update + 1}: {still}")

@@ -35,13 +35,15 @@ class Example:
 def answers(
     revisions, helpful, targets: str = "all", max_round: int | None = None
 ) -> list[tuple[str, Dialogue]]:
-    """(id, dialogue that ends in the answer) of everything that is learned from.
+    """Everything that is learned from.
 
     Args:
       revisions: revision records, whose initial response is never learned.
       helpful: response records, of which the response is learned.
       targets: "all" revisions of a record, or only the "final" one.
       max_round: revisions up to that round (SL-CAI-n); None: all.
+    Returns:
+      (id, dialogue that ends in the answer) of each.
     """
     result = []
 
@@ -93,8 +95,8 @@ def examples(ctx: StageContext, format, positions: int | None = None) -> list[Ex
 
 
 def make_batch(chosen: list[Example], shape: batching.Shape, count: int = 0) -> dict:
-    """tokens, segments, target [rows, T]: several examples a row; positions [rows, count] of the
-    targets (0: as few as hold them)."""
+    """Examples packed into sequences: `tokens` and `segments` int32 [R, T], `target` bool [R, T],
+    and `positions` int32 [R, count] of the targets (count 0: as few as hold them)."""
     packing = batching.pack([len(example.tokens) for example in chosen], shape)
     target = packing.spread([example.target for example in chosen], bool)
     return {

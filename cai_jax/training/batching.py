@@ -165,6 +165,8 @@ def pack(
       shape: of the result; None: as many sequences as it takes.
       group: so many consecutive examples stay together in a sequence.
       length: of a sequence where no shape is given; 0: `sequence_length`.
+    Returns:
+      Where each example is.
     Raises:
       ValueError: the shape is too small.
     """

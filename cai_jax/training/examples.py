@@ -20,7 +20,7 @@ def group_of(dialogue: Dialogue) -> str:
 
 
 def split(items: Sequence, fraction: float, seed: int, stage: str) -> tuple[list, list]:
-    """(training, held out): `fraction` of the prompts of every source are held out.
+    """Holds out `fraction` of the prompts of every source.
 
     All items of a prompt are on the same side, whatever their source.
 
@@ -28,6 +28,8 @@ def split(items: Sequence, fraction: float, seed: int, stage: str) -> tuple[list
       items: have a `source` and a `group`, the name of their prompt.
       fraction: of the prompts of a source; at least one is held out where there are two.
       seed, stage: what the draw depends on, with the groups' names.
+    Returns:
+      (training, held out).
     """
     by_source = collections.defaultdict(set)
     for item in items:
@@ -44,13 +46,14 @@ def split(items: Sequence, fraction: float, seed: int, stage: str) -> tuple[list
 
 
 def mix(first: Sequence, second: Sequence, fraction: float | None, seed: int, stage: str) -> list:
-    """Both together, reduced at random on the side that is too large, so that `first` is `fraction`
-    of the result.
+    """Reduces at random the side that is too large, so that `first` is `fraction` of both.
 
     Args:
       first, second: items with an `id`, by which it is drawn which of them stay.
       fraction: None leaves out nothing, as an empty side does.
       seed, stage: what the draw depends on, with the ids.
+    Returns:
+      What stays of both.
     """
     if fraction is None or not first or not second:
         return [*first, *second]

@@ -29,14 +29,6 @@ from cai_jax.training import state as state_lib
 from cai_jax.training.networks import Bases, Forward, Settings
 from cai_jax.training.rollouts import Rollouts
 
-# What of the frozen arrays a step reads, as far as there are values or a KL in the loss.
-LEARNED = {
-    "policy": ("old", "advantages"),
-    "value": ("values", "returns"),
-    "reference": ("ref",),
-    "correction": ("weights",),
-}
-
 
 class Learner:
     """Everything that is jitted for one pair of model shapes."""
@@ -53,6 +45,7 @@ class Learner:
         seed: int = 0,
         stage: str = "rl",
         bases: Bases | None = None,
+        reference: ModelConfig | None = None,
     ):
         """
         Args:
@@ -62,20 +55,22 @@ class Learner:
           algorithm: how rewards become a loss.
           seed, stage: what the order of minibatches depends on.
           bases: the frozen decoders where adapters are trained.
+          reference: the config of the reference; None: the policy's.
         """
         self.settings, self.mesh, self._dtype = settings, mesh, jnp.dtype(dtype)
-        self._config, self._seed, self._stage = config, seed, stage
+        self._seed, self._stage = seed, stage
         self._policy, self.networks = networks.build(
             algorithm, settings, config, value_config, mesh, self._dtype, bases
         )
+        self._reference = self._policy
+        if reference not in (None, config):
+            self._reference = Forward(reference, settings, self._dtype, ("logprobs",), mesh)
         self.rate = settings.rate(settings.learning_rate)
-        read = {
-            "policy": True,
-            "value": algorithm.needs_value,
-            "reference": settings.kl_in == "loss",
-            "correction": settings.correction != "none",
-        }
-        self._learned = [name for of, names in LEARNED.items() if read[of] for name in names]
+        # What of the frozen arrays a step reads.
+        self._learned = ["old", "advantages"]
+        self._learned += ["values", "returns"] if algorithm.needs_value else []
+        self._learned += ["ref"] if settings.kl_in == "loss" else []
+        self._learned += ["weights"] if settings.correction != "none" else []
         # Of a value model with a trunk of its own, if there is one.
         self.value_config = value_config if len(self.networks) > 1 else None
         self.abstract = self._abstract()
@@ -122,7 +117,8 @@ class Learner:
         outputs = {}
         for network in self.networks:
             outputs |= self._read(network.forward, network.attached(state), rollouts)
-        old, ref = outputs.pop("logprobs"), self.policy_logprobs(reference, rollouts)[0]
+        old = outputs.pop("logprobs")
+        ref = self._read(self._reference, reference, rollouts)["logprobs"]
         coefficient = sharding.fetch(state["controller"]["kl_coefficient"])
         made = self._targets(
             old,
@@ -186,13 +182,15 @@ class Learner:
     def learn(
         self, state, rollouts: Rollouts, frozen: dict, update: int
     ) -> tuple[dict, list[dict]]:
-        """All epochs of one update: (state, numbers of every minibatch).
+        """All epochs of an update.
 
         Args:
           state: its trees are donated.
           rollouts: the update's responses.
           frozen: what `freeze` returned for them.
           update: its number, from 0.
+        Returns:
+          (state, numbers of every minibatch).
         """
         state, history = dict(state), []
         host = {"tokens": rollouts.tokens, "actions": rollouts.actions}
@@ -264,10 +262,11 @@ class Learner:
             reads[name] = network.forward.read, (attached, batch, num_microbatches)
             arguments = params, self.abstract[network.optimiser], minibatch, network.base
             steps[f"{network.name} step"] = step, arguments
-        reference = self.networks[0].base or state_lib.abstract_params(
-            self._config, "policy", self.mesh, self._dtype
+        own = self._reference is self._policy and self.networks[0].base
+        reference = own or state_lib.abstract_params(
+            self._reference.config, "policy", self.mesh, self._dtype
         )
-        reads["reference log-probs"] = self._policy.read, (reference, batch, num_microbatches)
+        reads["reference log-probs"] = self._reference.read, (reference, batch, num_microbatches)
         return {**reads, **steps}
 
 
@@ -291,17 +290,19 @@ def targets(
     algorithm: Algorithm,
     settings,
 ) -> dict:
-    """Rewards by token and what the algorithm makes of them, [R, T].
+    """Rewards by token and what the algorithm makes of them.
 
     Args:
-      old, ref: log-probabilities of the actions under policy and reference.
-      values: None where there is no value model.
+      old, ref: log-probabilities of the actions under policy and reference, [R, T].
+      values: [R, T]; None where there is no value model.
       scores: the reward of each response, [R].
-      actions: the mask.
+      actions: the mask, [R, T].
       groups: the prompt of each response, [R].
       coefficient: of the KL penalty.
-      sampled: log-probabilities under the sampler.
+      sampled: log-probabilities under the sampler, [R, T].
       algorithm, settings: how advantages are made, and whether losses are corrected.
+    Returns:
+      {"rewards", "advantages", and as far as there are any "returns" and "weights"}, [R, T].
     """
     if settings.kl_in == "loss":
         coefficient = 0.0

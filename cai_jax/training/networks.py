@@ -177,13 +177,15 @@ class Network:
         return lora.attach(self.base, self.of(state), self.adapters)
 
     def loss(self, params, batch: Mapping, algorithm: Algorithm, settings: Settings):
-        """(sum, (count, sums)) over the actions of a microbatch, for `optim.sum_gradients`.
+        """The loss over the actions of a microbatch, for `optim.sum_gradients`.
 
         Args:
           params: with adapters attached.
-          batch: what `Learner.learn` packs.
+          batch: what `Learner.learn` packs, [B, T] each; `positions` [B, N].
           algorithm: whose policy loss it is.
           settings: of algorithm and value loss.
+        Returns:
+          (sum, (count, sums for the metrics)), scalars.
         """
         outputs = self.forward(params, batch, scan=settings.scan, remat=settings.remat)
         mask, how = batch["actions"], algorithm.aggregation or settings.loss_aggregation
@@ -236,14 +238,15 @@ def build(
     dtype,
     bases: Bases | None = None,
 ) -> tuple[Forward, tuple[Network, ...]]:
-    """What reads log-probabilities from a policy, and the networks that are trained.
+    """The networks of an algorithm.
 
     Args:
-      algorithm: whether there is a value model.
-      settings: whether it shares the policy's trunk.
+      algorithm, settings: whether there is a value model, and whether it shares the trunk.
       config, value_config: of policy and value model.
       mesh, dtype: where, and in which precision the forward passes are.
       bases: the frozen decoders where adapters are trained.
+    Returns:
+      (what reads log-probabilities from a policy, the networks that are trained).
     """
     adapters = bases and bases.adapters
 
@@ -257,16 +260,9 @@ def build(
         return Forward(model, settings, dtype, reads, mesh)
 
     rate = settings.rate(settings.learning_rate)
-    policy = Network(
-        "policy",
-        forward(config, "logprobs"),
-        "params",
-        "optimiser",
-        adam(rate),
-        abstract(config, "policy"),
-        bases and bases.policy,
-        adapters,
-    )
+    reads, shapes = forward(config, "logprobs"), abstract(config, "policy")
+    base = bases and bases.policy
+    policy = Network("policy", reads, "params", "optimiser", adam(rate), shapes, base, adapters)
     if not algorithm.needs_value:
         return policy.forward, (policy,)
     value_rate = settings.rate(settings.value_learning_rate)

@@ -181,12 +181,14 @@ def revision_pairs(ctx) -> list[Pair]:
 
 
 def mix(pairs: list[Pair], human_fraction: float | None, seed: int, stage: str) -> list[Pair]:
-    """The pairs without so many of the larger side that the human share is `human_fraction`.
+    """Reduces the larger side so that the human share is `human_fraction`.
 
     Args:
       pairs: those of source "ai" and "revision" are one side, all others the other.
       human_fraction: of the result; None: all pairs.
       seed, stage: what the draw depends on, with the ids.
+    Returns:
+      The pairs that stay.
     """
     made = ("ai", "revision")
     human = [pair for pair in pairs if pair.source not in made]

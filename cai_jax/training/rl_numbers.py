@@ -13,15 +13,17 @@ AVERAGED = ("loss", "value_loss")  # sums that are divided by the count of their
 
 
 def of_rollouts(batch: Rollouts, frozen: Mapping, reward, cut, coefficient: float) -> dict:
-    """Numbers on a rollout before it is learned from; means over responses unless the name says
-    token.
+    """Numbers on an update's rollouts before they are learned from.
 
     Args:
       batch: the responses, with the scores that are learned from.
-      frozen: what the learner froze of them.
+      frozen: what the learner froze of them, [R, T] each.
       reward: their scores without the penalty for a missing end, [R].
       cut: whether each was cut at the limit of tokens, [R].
       coefficient: of the KL penalty.
+    Returns:
+      Means over responses by name; over tokens are entropy, sampler_kl, correction, value and
+      return; maxima are max_token_kl, sampler_gap and correction_max. KL and entropy in nats.
     """
     actions, count = batch.actions, batch.actions.sum()
     kl, k3 = (np.asarray(x) for x in ppo.sequence_kl(frozen["old"], frozen["ref"], actions))

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cai_jax.data import fitting
+from cai_jax.data.prompts import read_prompts
 from cai_jax.io import artefacts
 from cai_jax.seeds import row_key, row_rng
 from cai_jax.structs import Completion, Dialogue, SampleRequest
@@ -57,10 +59,53 @@ class PromptTokens:
         return tuple(token for segment in self.segments for token in segment)
 
 
+def fitting_prompts(ctx, policy, judges: Sequence = ()) -> list[PromptTokens]:
+    """The prompts of an rl stage. Left out and counted are those longer than max_prompt_tokens, and
+    those whose answer might exceed the sampler's context or the positions of one of the preference
+    models `judges`: that is known before any update."""
+    config, format, kept = ctx.config, policy.format, []
+    limit = fitting.smallest(ctx.run_config.sampling.max_length, policy.config.max_length)
+    for prompt, helpful in _prompts(ctx):
+        segments = format.prompt(prompt.dialogue)
+        item = PromptTokens(prompt.id, prompt.dialogue, prompt.kind, segments, helpful)
+        if len(item.tokens) > config.max_prompt_tokens:
+            ctx.drop(fitting.MAX_PROMPT_TOKENS)
+        elif len(item.tokens) + config.max_new_tokens > limit:
+            ctx.drop(fitting.CONTEXT)
+        elif not all(_can_judge(judge, prompt, config.max_new_tokens) for judge in judges):
+            ctx.drop(fitting.POSITIONS)
+        else:
+            kept.append(item)
+    ctx.require_rows(kept, "prompts")
+    if config.helpful_fraction is not None:
+        for what, helpful in (("prompts", False), ("helpful prompts", True)):
+            ctx.require_rows([item for item in kept if item.helpful == helpful], what)
+    return kept
+
+
+def _prompts(ctx):
+    """(prompt, whether it is of `helpful_prompts`) of both fields; one that both have is of the
+    first."""
+    seen = set()
+    for name in ("prompts", "helpful_prompts"):
+        fields = ctx.config[name]
+        prompts = ctx.load(read_prompts, fields, "prompt") if fields.source else []
+        ctx.drop("prompt: in both sets", sum(prompt.id in seen for prompt in prompts))
+        yield from ((p, name != "prompts") for p in prompts if p.id not in seen)
+        seen |= {prompt.id for prompt in prompts}
+
+
+def _can_judge(judge, prompt, max_new_tokens: int) -> bool:
+    """Whether an answer fits the preference model's positions, as that reads it: with the token
+    that ends the answer."""
+    num_tokens = fitting.num_tokens(judge.format.prompt(prompt.dialogue)) + 1
+    return num_tokens + max_new_tokens <= judge.config.max_length
+
+
 def draw(
     prompts: Sequence[PromptTokens], update: int, config, seed: int, stage: str
 ) -> list[tuple[str, PromptTokens]]:
-    """(rollout id, prompt) of update 0, 1, …: the prompts go round in epochs, each a new
+    """The prompts of update 0, 1, …: they go round in epochs, each a new
     permutation of all of them, and each is answered `group_size` times. The position is
     `update · count`, so no state has to be saved, and no prompt is skipped after a restart. With a
     `helpful_fraction` helpful prompts and the others go round each for themselves, in turns that
@@ -71,6 +116,8 @@ def draw(
       update: its number, from 0.
       config: the stage's fields.
       seed, stage: what the permutations depend on, with the epoch.
+    Returns:
+      (rollout id, prompt) of every response.
     """
     drawn, orders, size = [], {}, config.group_size
     count, fraction = config.rollouts_per_update // size, config.helpful_fraction
@@ -99,12 +146,14 @@ def draw(
 def requests(
     drawn: Sequence[tuple[str, PromptTokens]], update: int, seed: int, stage: str
 ) -> list[SampleRequest]:
-    """A request for each rollout.
+    """What the sampler is asked.
 
     Args:
       drawn: what `draw` returned.
       update: its number, from 0.
       seed, stage: what a key depends on, with update, prompt and epoch.
+    Returns:
+      A request for each rollout.
     """
     return [
         SampleRequest(

@@ -26,13 +26,15 @@ from cai_jax.models.rounding import is_int8
 def abstract_params(
     config: ModelConfig, kind: str, mesh, dtype=jnp.float32, adapters: lora.Adapters | None = None
 ):
-    """ShapeDtypeStructs with shardings of what is trained.
+    """What is trained, without arrays.
 
     Args:
       config: the decoder's.
       kind: "policy", a decoder, or "reward", a decoder with a head.
       mesh, dtype: of the arrays.
       adapters: what is trained in place of the decoder.
+    Returns:
+      The tree of ShapeDtypeStructs with shardings.
     """
     shapes, axes = heads.abstract_model(config, kind, dtype)
     if adapters is not None:
@@ -47,7 +49,7 @@ def abstract_params(
 def start(
     config: ModelConfig, params, mesh, key, adapters: lora.Adapters | None = None, trained=None
 ):
-    """What training begins with, which may be donated.
+    """What training begins with.
 
     Args:
       config, params: a decoder, whose own adapters are merged.
@@ -55,6 +57,8 @@ def start(
       key: uint32 [2], what new adapters are drawn from.
       adapters: what is trained in place of the decoder.
       trained: the adapters that were trained before, if any.
+    Returns:
+      Float32 parameters, or adapters, that may be donated.
     """
     if adapters is None:
         return copy(lora.merge(params))
@@ -210,12 +214,14 @@ def jit_step(
 
 
 def make_update(loss, tx, abstract, mesh, num_microbatches, adapters=None, base=None, spare=False):
-    """The step of `jit_step` as (state, batch) → (state, scalars), for batches on the host.
+    """The step of `jit_step` for a state and batches on the host.
 
     Args:
       loss, tx, mesh, num_microbatches, adapters, spare: as in `jit_step`.
       abstract: the state's shapes.
       base: what the adapters act on.
+    Returns:
+      (state, batch) → (state, scalars).
     """
     jitted = jit_step(loss, tx, abstract["params"], mesh, num_microbatches, adapters, spare)
 

@@ -69,7 +69,7 @@ def fit(
     means: Sequence[str] = (),
     meter: Callable | None = None,
 ) -> dict:
-    """The trained parameters in float32, from the stage's newest checkpoint on.
+    """Trains from the stage's newest checkpoint on.
 
     Args:
       ctx: the stage's context.
@@ -81,6 +81,8 @@ def fit(
       head: the head to begin with; None: that of the model.
       means: which of the loss's sums the metrics divide by its count.
       meter: what `train.Session` takes.
+    Returns:
+      The trained parameters in float32, adapters on their base.
     """
     # ---- Optimiser and step ----------------------------------------------------------------------
     config, mesh = ctx.config, ctx.mesh
@@ -131,10 +133,11 @@ def fit(
 
 def summary(ctx, num_steps: int, more: Mapping) -> dict:
     """The stage's summary from its metrics: steps, first and last loss, and `more`."""
-    rows = [row for row in read_rows(ctx.directory.path / "metrics.jsonl") if "loss" in row]
-    first, last = (rows[0]["loss"], rows[-1]["loss"]) if rows else (None, None)
+    history = read_rows(ctx.directory.path / "metrics.jsonl")
+    losses = [numbers["loss"] for numbers in history if "loss" in numbers]
+    first, last = (losses[0], losses[-1]) if losses else (None, None)
     headline = f"{num_steps} steps"
-    if rows:
+    if losses:
         headline = f"loss {first:.3f} → {last:.3f} in {headline}"
     return {
         "steps": num_steps,

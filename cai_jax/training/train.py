@@ -30,7 +30,7 @@ SHOWN = ("reward", "kl", "loss")  # on the progress bar
 
 
 def train(session: Session, state: dict, train_step: Callable, batches, rate: Callable) -> dict:
-    """The state after all steps of `session`.
+    """Takes all steps of `session`.
 
     Args:
       session: gives the steps, and records, saves and stops.
@@ -38,6 +38,8 @@ def train(session: Session, state: dict, train_step: Callable, batches, rate: Ca
       train_step: (state, batch) → (state, scalars); the state is donated.
       batches: step → (names of its examples, batch on the host).
       rate: step → learning rate, for the metrics.
+    Returns:
+      The state after the last.
     """
     for step in session.steps():
         names, batch = batches[step]
@@ -117,7 +119,7 @@ class Session:
         # Loading leaves the memory fragmented, and a step wants contiguous temporaries.
         memory.give_back()
         self._idle = time.monotonic()
-        self._bar = self._ctx.progress(self.num_steps, self._ctx.name, self.start, self._unit)
+        self._bar = progress.bar(self.num_steps, self._ctx.name, self.start, self._unit)
         for step in range(self.start, self.num_steps):
             self._trace.begin(step + 1)
             yield step
