@@ -24,7 +24,7 @@ test-long: model
 chaos: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/chaos -m long -rP
 
-# Some 280 small edits that change what the code means, each against the fast tests that should notice it (tests/mutants/).
+# Some 300 small edits that change what the code means, each against the fast tests that should notice it (tests/mutants/).
 # What is finished is kept in build/mutants: the command goes on where it was stopped. ONLY=pm runs those of matching names.
 mutants: $(VENV)/.dev
 	$(BIN)/python -m tests.mutants.run --only '$(ONLY)'

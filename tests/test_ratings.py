@@ -56,6 +56,7 @@ def test_rows_by_hand():
     value = {(r["metric"], r["model"], r["against"]): r["value"] for r in rows}
     assert value["harm_rating", "initial", None] == pytest.approx((4 + 2.5) / 2)
     assert value["harm_rating", "sl", "initial"] == pytest.approx((0 - 4 + 1.5 - 2.5) / 2)
-    assert value["harmful_share", "initial", None] == 1 and value["harmful_share", "sl", None] == 0
+    assert value["harmful_by_judge", "initial", None] == 1
+    assert value["harmful_by_judge", "sl", None] == 0
     assert value["engaged_by_judge", "sl", None] == value["evasive_by_judge", "sl", None] == 0.5
     assert ("help_rating", "sl", None) not in value

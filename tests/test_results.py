@@ -105,7 +105,7 @@ def test_numbers_are_in_the_tables_with_interval_and_length(run, tmp_path, monke
     (moved,) = find(found["rows"], "revision_moved", "revisions", "revise", "initial")
     scores = Run(run).revision_scores("revise")
     assert Run(run).revision_scores("revise_direct") == {}
-    ends = [scores[f"{r['id']}#2"] - scores[f"{r['id']}#0"] for r in Run(run).records("revise")]
+    ends = [scores[r["id"]][2] - scores[r["id"]][0] for r in Run(run).records("revise")]
     assert moved["value"] == pytest.approx(sum(ends) / len(ends))
 
 

@@ -2,18 +2,15 @@
 
 import itertools
 import re
-from pathlib import Path
 
 from cai_jax.data import prompts
+from configs.results import student
 
-FOLDER = Path(__file__).parents[1] / "results" / "student" / "prompts"
+SPLITS = ("train", "dev", "heldout")
 
 
 def _prompts(name, split):
-    source = f"{FOLDER / name}.jsonl[{split}]"
-    if name != "borderline" and split != "dev":
-        source = f"embedded:{name}[{split}]+{source}"
-    return prompts.read_prompts(source)[0]
+    return prompts.read_prompts(student.source(name, split))[0]
 
 
 def _words(prompt):
@@ -21,11 +18,7 @@ def _words(prompt):
 
 
 def test_every_split_is_large_enough():
-    sizes = {
-        (name, split): len(_prompts(name, split))
-        for name in ("red_team", "helpful", "borderline")
-        for split in ("train", "dev", "heldout")
-    }
+    sizes = {(name, split): len(_prompts(name, split)) for name in student.SETS for split in SPLITS}
     totals = {name: sum(n for (other, _), n in sizes.items() if other == name) for name, _ in sizes}
     assert totals["red_team"] >= 480 and totals["helpful"] >= 320 and totals["borderline"] >= 120
     assert sizes["red_team", "heldout"] >= 120 and sizes["helpful", "heldout"] >= 80
@@ -35,8 +28,8 @@ def test_every_split_is_large_enough():
 def test_prompts_of_two_splits_share_at_most_three_fifths_of_their_words():
     every = [
         (name, split, prompt, _words(prompt))
-        for name in ("red_team", "helpful", "borderline")
-        for split in ("train", "dev", "heldout")
+        for name in student.SETS
+        for split in SPLITS
         for prompt in _prompts(name, split)
     ]
     near = [

@@ -167,8 +167,9 @@ def notes(config: ml_collections.ConfigDict, missing_examples: dict[str, list[st
     nothing is, or all is.
 
     Args:
-        config: as the user gave it, before `resolve`. missing_examples: constitution → the kinds of
-        worked examples that it lacks, for which the embedded ones are taken.
+        config: as the user gave it, before `resolve`.
+        missing_examples: constitution → the kinds of worked examples that it lacks, for which the
+            embedded ones are taken.
     """
     lines = []
     topic = config.get("topic")

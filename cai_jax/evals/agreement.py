@@ -67,11 +67,8 @@ def rows(
         curves[f"labels/{source}/{name}"] = points
         out.append(ERROR.row(source, name, accuracy.calibration(points)))
     # A habit of position needs no people: all labels count.
-    first, flipped = (
-        [labels.target([r], average_orders=False) for r in records],
-        labels.flips(records),
-    )
-    if flipped.n:
+    first = [labels.target([r], average_orders=False) for r in records]
+    if (flipped := labels.flips(records)).n:
         share = wilson(sum(p > 0.5 for p in first), len(first))
         out += [FLIPS.row("labels", name, flipped), FIRST.row("labels", name, share)]
     mean = bootstrap_mean([max(p, 1 - p) for p in first], seed=seed)

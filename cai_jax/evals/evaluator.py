@@ -60,8 +60,9 @@ class Measured:
             dataclasses.replace(each, name=f"{each.name}:{name}", label=f"{each.label}, {name}")
             for each in self.columns
         ]
-        for series in (series for figure in self.figures for series in figure["series"]):
-            series["label"] = f"{series['label']}, {name}"
+        for figure in self.figures:
+            for series in figure["series"]:
+                series["label"] = f"{series['label']}, {name}"
         return dataclasses.replace(self, columns=columns)
 
 

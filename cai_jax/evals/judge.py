@@ -169,8 +169,8 @@ def rows(
         if won:
             whose = f"the verdicts of {fields['judge']}, both orders"
             anchors = (fields["anchor"], *models)
-            matches = elo.Matches(whose, anchors, fields["elo_ties"], seed)
-            out += matches.rows((ELO, WIN_RATE), on, won)
+            counted = elo.Matches(whose, anchors, fields["elo_ties"], seed)
+            out += counted.rows((ELO, WIN_RATE), on, won)
         for name, of in by_model.items():
             asked = [record for record in of if f"evasive/{record['id']}" in verdicts]
             if not asked:

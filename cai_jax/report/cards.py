@@ -69,10 +69,7 @@ class Deck:
         for stage in run.of_kind("revise"):
             scores = run.revision_scores(stage.name)
             for record in run.records(stage.name):
-                score = [
-                    rounded(scores.get(f"{record['id']}#{number}"))
-                    for number in range(1 + len(record.get("rounds") or ()))
-                ]
+                score = [rounded(value) for value in scores[record["id"]]]
                 initial = before = self.text(record.get("initial"))
                 rounds = []
                 for turn, after_score in zip(record.get("rounds") or (), score[1:], strict=True):

@@ -186,7 +186,8 @@ def with_interval(value, low, high, percent: bool, digits: int) -> str:
     """The value in print with its interval.
 
     Args:
-        value, low, high: None for none. percent, digits: see `number`.
+        value, low, high: None for none.
+        percent, digits: see `number`.
 
     Returns:
         "value [low, high]", or the value alone.

@@ -100,9 +100,9 @@ def revised(run: Run, stage: Stage, seed: int) -> list[dict]:
         last = record["rounds"][-1]["revision"]
         changed.append(last != record["initial"])
         lengths.append((len(words(record["initial"])), len(words(last))))
-        ends = [scores.get(f"{record['id']}#{count}") for count in (0, len(record["rounds"]))]
-        if None not in ends:
-            moved.append(ends[1] - ends[0])
+        first, *_, final = scores[record["id"]]
+        if None not in (first, final):
+            moved.append(final - first)
     before, after = ([pair[side] for pair in lengths] for side in (0, 1))
     means = {
         "revision_changed": wilson(sum(changed), len(changed)),
@@ -141,9 +141,12 @@ def write(
     """Writes the results of a run.
 
     Args:
-        run_path: the run. out: the directory to write. count: how many critiques are drawn to be
-        read. of: the revise stage that they are drawn from ("" for the first). others: runs with
-        other seeds. prompts: whether texts show prompts, or only name them.
+        run_path: the run.
+        out: the directory to write.
+        count: how many critiques are drawn to be read.
+        of: the revise stage that they are drawn from ("" for the first).
+        others: runs with other seeds.
+        prompts: whether texts show prompts, or only name them.
 
     Returns:
         File name → bytes.

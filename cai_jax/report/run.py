@@ -251,11 +251,16 @@ class Run:
         return self.stages.get(evaluated.inputs.get("revisions") or "") if evaluated else None
 
     @functools.cache  # noqa: B019
-    def revision_scores(self, stage: str) -> dict[str, float]:
-        """Of one revise stage, "<record id>#<number of revisions>" → score, by the evaluate stages
-        that judged it: stages that revise the same responses share their records' ids."""
+    def revision_scores(self, stage: str) -> dict[str, list[float | None]]:
+        """Of one revise stage, record id → scores of the first answer and of every revision of it
+        (None where there is none), by the evaluate stages that judged this stage: stages that
+        revise the same responses share their records' ids."""
         judges = [s for s in self.of_kind("evaluate") if s.inputs.get("revisions") == stage]
-        return {name: s for judge in judges for name, s in self.scores_of(judge.name).items()}
+        scores = {name: s for judge in judges for name, s in self.scores_of(judge.name).items()}
+        return {
+            r["id"]: [scores.get(f"{r['id']}#{n}") for n in range(1 + len(r.get("rounds") or ()))]
+            for r in self.records(stage)
+        }
 
     @functools.cached_property
     def method(self) -> dict[str, Stage]:

@@ -23,7 +23,7 @@ from cai_jax.report.run import Evaluation, Run
 from cai_jax.report.spec import Figure
 from cai_jax.report.text import duration, gigabytes, headed, quantity
 
-OF_ANSWERS = ("answers", "harm")
+OF_ANSWERS = ("answers", "harm", "ratings")
 OPEN_CAUTIONS = 5
 Content = dict  # the values of the page's templates
 
@@ -187,9 +187,10 @@ def _further(runs: Sequence[Run], run: Run, index: int, measured: Evaluation) ->
     heading = f"{_prefix(runs, run)}{measured.stage}, {count} model{'s' * (count != 1)}"
     drawn = figures.frontier(source) if count > 1 else []
     drawn += figures.declared(source, OF_ANSWERS)
-    rows = [tables.answers(measured), tables.others(measured, ["harm"]), tables.win_rates(measured)]
+    rows = [*tables.answers(measured), *tables.others(measured, OF_ANSWERS)]
+    rows += tables.win_rates(measured)
     numbers = figures.of_columns(source, OF_ANSWERS)
-    return [Part(figures=drawn, heading=heading), Part(sum(rows, []), numbers, "Its numbers")]
+    return [Part(figures=drawn, heading=heading), Part(rows, numbers, "Its numbers")]
 
 
 def judges(runs: Sequence[Run]) -> list[Part]:

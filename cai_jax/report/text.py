@@ -127,8 +127,10 @@ def number(value: float | None, digits: int = 2, sign: bool = False, percent: bo
     """A number with a true minus; "–" where there is none.
 
     Args:
-        value: None and NaN are none. digits: after the point, before it becomes per cent. sign:
-        whether a plus is shown. percent: whether the value is a share.
+        value: None and NaN are none.
+        digits: after the point, before it becomes per cent.
+        sign: whether a plus is shown.
+        percent: whether the value is a share.
 
     Returns:
         The number in print.
@@ -148,7 +150,8 @@ def interval(row: dict, sign: bool = True, percent: bool = False, digits: int = 
     """A row's value with its interval.
 
     Args:
-        row: of metrics.json. sign, percent, digits: see `number`.
+        row: of metrics.json.
+        sign, percent, digits: see `number`.
 
     Returns:
         "value [low, high]", or the number of items where there is no interval.

@@ -45,14 +45,13 @@ def _prompt(record: dict) -> str:
     return str(dialogue[-1].get("text", ""))
 
 
-def _way(record: dict, scores: dict[str, float]) -> list[Turn]:
-    """The first answer, and every critique and revision of it."""
-    turns = [Turn("First answer", record["initial"], scores.get(f"{record['id']}#0"))]
-    for count, turn in enumerate(record["rounds"], 1):
+def _way(record: dict, scores: Sequence[float | None]) -> list[Turn]:
+    """The first answer, and every critique and revision of it, with the answers' scores."""
+    turns = [Turn("First answer", record["initial"], scores[0])]
+    for count, (turn, score) in enumerate(zip(record["rounds"], scores[1:], strict=True), 1):
         if turn.get("critique") is not None:
             who = f"Critique {count}, by {turn['principle_id']}"
             turns.append(Turn(who, turn["critique"], kind="critique"))
-        score = scores.get(f"{record['id']}#{count}")
         turns.append(Turn(f"Revision {count}", turn["revision"], score))
     return turns
 
@@ -88,7 +87,7 @@ def opening(run: Run) -> tuple[str, list[list[Turn]]]:
     if stage is not None and (records := _revised(run, stage.name)):
         scores, out = run.revision_scores(stage.name), []
         for key in _first({key: _prompt(record) for key, record in records.items()}):
-            first, *between, last = _way(records[key], scores)
+            first, *between, last = _way(records[key], scores[records[key]["id"]])
             critique = [turn for turn in between if turn.kind][:1]
             prompt = Turn("Prompt", _prompt(records[key]), kind="human")
             out.append([prompt, first, *critique, last])
@@ -145,7 +144,10 @@ def selected(run: Run) -> list[Transcript]:
             out += _extremes(f"{name}, {set_name(on)}", ways)
     for stage in run.of_kind("revise"):
         scores, records = run.revision_scores(stage.name), _revised(run, stage.name)
-        ways = {key: (record["dialogue"], _way(record, scores)) for key, record in records.items()}
+        ways = {
+            key: (record["dialogue"], _way(record, scores[record["id"]]))
+            for key, record in records.items()
+        }
         out += _extremes(f"Revisions of {stage.name}", ways)
     return out
 

@@ -9,8 +9,8 @@ writes the requests, leaves with exit code 3, and goes on when the answers are t
 run, so that everything else of it can be repeated without such a model.
 
 **Who sees what.** Prompts are the embedded ones and those of results/student/prompts, split by
-prompt: what trains sees "train", learning rates and numbers of steps were chosen on "dev", which
-is not reported, and what is reported is of "heldout". Nothing judges what it trained.
+prompt: what trains sees "train"; learning rates and numbers of steps are chosen on "dev", which
+`evaluate_dev` rates and nobody reports; "heldout" is for what will be reported.
 
 Whatever trains has three stages that differ in their draws alone (`sl_1`, `sl_2`, `sl_3`): a
 stage's name is part of its random keys.
@@ -29,7 +29,8 @@ ADAPTERS = (16, 32.0, ("all",))
 
 
 def source(name, split):
-    """The prompts of a set and split; "dev" has none of the embedded ones."""
+    """The prompts of a set ("borderline": they only look harmful) and split; the embedded ones have
+    no split "dev"."""
     ours = f"{RESULTS}/prompts/{name}.jsonl[{split}]"
     embedded = name != "borderline" and split != "dev"
     return f"embedded:{name}[{split}]+{ours}" if embedded else ours
@@ -85,10 +86,9 @@ def evaluations():
     """Blind ratings of the answers to prompts of the development split."""
     asked = {f"prompts_{name}": default.prompts(source(name, "dev"), split="") for name in SETS}
     models = {"SmolLM2": "helpful"} | {f"SL-CAI-{seed}": f"@sl_{seed}" for seed in SEEDS}
-    kinds = {"answer_statistics": {}, "ratings": {"judge": "judge"}}
-    evals = {kind: {"kind": kind, **fields} for kind, fields in kinds.items()}
-    return {
-        "evaluate_dev": default.evaluate(
-            models, evals=evals, max_new_tokens=ANSWER, **CALM, **asked
-        )
+    evals = {
+        "answer_statistics": {"kind": "answer_statistics"},
+        "ratings": {"kind": "ratings", "judge": "judge"},
     }
+    fields = {"evals": evals, "max_new_tokens": ANSWER, **CALM, **asked}
+    return {"evaluate_dev": default.evaluate(models, **fields)}
