@@ -179,7 +179,7 @@ def _judges(sources: Sequence[Source], columns: Sequence[Column]) -> Forest | No
     several = {c.name: len({r["model"] for _, d, _, r in every if c is d}) > 1 for c in columns}
     sets = dict.fromkeys(row["on"] for *_, row in every)
     for on in sorted(sets, key=lambda on: (on.partition(":")[0] == "comparisons", on)):
-        rows.append(ForestRow(set_name(on), heading=True))
+        rows.append(ForestRow(headed(set_name(on)), heading=True))
         for tone, column, source, row in every:
             if row["on"] == on:
                 who = f"{model_name(row['model'])}, " if several[column.name] else ""
@@ -209,7 +209,8 @@ def _held_out(sources: Sequence[Source]) -> Iterator[ForestRow]:
                     continue
                 baseline = {"chance": 0.5, "longer": longer.get("value")}
                 baseline["majority"] = values.get("majority")
-                label = f"{stage.name}: {name.rpartition(':')[2]} pairs"
+                pairs = name.rpartition(":")[2].replace("_", " ")
+                label = f"{stage.name}: {'AI labels' if pairs == 'ai' else pairs}"
                 yield source.forest_row({**accuracy, "baseline": baseline}, label, 4)
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cai_jax.report.spec import Figure, Forest, Panel, Series
@@ -40,7 +42,9 @@ SETTINGS = {
 PNG_DPI = 160
 PNG_HEAD = 26  # pixels for the title, which the page writes itself
 LINE = 14  # pixels from one line of text to the next
-LETTER, BOLD = 6.6, 7.4  # mean width of a letter in pixels: the page's fonts are not known here
+# Mean width of a letter in pixels: the page's fonts are not known here.
+LETTER, BOLD, DIGIT = 6.2, 6.8, 7.2
+SHORT = 24  # letters of a line's name; longer ones are broken where there is room
 CROWD = 8  # named points beyond which those without room have no name
 DASHES = (0, (3, 3))
 
@@ -88,6 +92,8 @@ class Drawing:
         with matplotlib.rc_context(SETTINGS):
             self.canvas.set_size_inches(width / 72, (height + PNG_HEAD) / 72)
             self.axes.set_position((box.x0, box.y0 * share, box.width, box.height * share))
+            for text in self.axes.texts:  # readable where it crosses a line, as by the page's CSS
+                text.set_path_effects([withStroke(linewidth=3, foreground=PAPER)])
             title = {"va": "top", "size": 12, "color": INK}
             self.canvas.text(0.01, 0.995, _plain(self.figure.title, 120), **title)
             # Packing them smaller takes longer than drawing.
@@ -208,7 +214,7 @@ def _ticks(axis, count: int, percent: bool = False, integer: bool = False) -> li
         digits = max(0, -math.floor(math.log10(100 * step) + 1e-9)) if step > 0 else 0
         digits = min(digits, 4)
         axis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{100 * value:.{digits}f}%".replace("-", "−"))
+            FuncFormatter(lambda value, _: number(value, digits + 2, percent=True))
         )
     return axis.get_major_formatter().format_ticks(values)
 
@@ -234,9 +240,10 @@ def _panel(drawing: Drawing, figure: Panel) -> None:
     axes.grid(axis="y", color=HAIR, linewidth=1)
     bars = any(s.mark == "bars" for s in every)
     values = [v for s in every for part in (s.y, s.low or (), s.high or ()) for v in part]
+    spread = [v for s in every for part in (s.x, s.x_low or (), s.x_high or ()) for v in part]
+    values += spread if figure.diagonal else []  # so that the line y = x is in sight
     axes.set_ylim(*_limits(values, zero=figure.zero or bars))
     if not bars:
-        spread = [v for s in every for part in (s.x, s.x_low or (), s.x_high or ()) for v in part]
         axes.set_xlim(*_limits(spread))
     for value, label in figure.references:
         axes.axhline(value, color=FAINT, linewidth=1, linestyle=DASHES)
@@ -257,10 +264,13 @@ def _panel(drawing: Drawing, figure: Panel) -> None:
     lines = [s for s in every if s.mark in ("line", "path") and finite(s.y) and not s.texts]
     lines = lines if len(lines) > 1 else []
     names = [_plain(series.label) for series in lines]
-    right = _widest(names, BOLD) + 10 if names else 14
-    left = _widest(ticks) + 9
+    broken = [textwrap.fill(name, SHORT) for name in names]
+    gap = LINE * max((name.count("\n") + 1 for name in broken), default=1)
+    names, gap = (broken, gap) if gap * len(names) <= height - 60 else (names, LINE)
+    right = _widest("\n".join(names).split("\n"), BOLD) + 10 if names else 14
+    left = _widest(ticks, DIGIT) + 9
     drawing.place(left, right, 26 if figure.y_label else 10)
-    _name_lines(axes, lines, names, height)
+    _name_lines(axes, lines, names, gap / max(1.0, height - 60))
     _name_points(drawing, every)
 
 
@@ -307,12 +317,11 @@ def _series(drawing: Drawing, series: Series, percent: bool) -> None:
         drawing.dot((a, b), series.tone, f"{name}: {number(a)}, {shown}")
 
 
-def _name_lines(axes, lines: Sequence[Series], names: Sequence[str], height: float) -> None:
-    """The names of several lines, at their right ends and apart from each other."""
+def _name_lines(axes, lines: Sequence[Series], names: Sequence[str], gap: float) -> None:
+    """The names of several lines, at their right ends and `gap` apart, in heights of the axes."""
     low, high = axes.get_ylim()
     ends = [(finite(series.y)[-1] - low) / (high - low) for series in lines]
-    for series, name, at in zip(lines, names, apart(ends, LINE / max(1.0, height - 60)),
-                                strict=True):  # fmt: skip
+    for series, name, at in zip(lines, names, apart(ends, gap), strict=True):
         style = {"va": "center", "weight": "bold", "size": 11, "color": colour(series.tone)}
         where = {"xycoords": "axes fraction", "textcoords": "offset points"}
         axes.annotate(name, (1, at), xytext=(6, 0), **where, **style)
@@ -390,11 +399,13 @@ def _forest(drawing: Drawing, figure: Forest) -> None:
     right = _widest(shown) + 12
     drawing.place(left, right, 8)
     drawing.words.append(figure.x_label)
-    edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
+    edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "baseline"}
     for at, (row, label, value) in enumerate(zip(figure.rows, labels, shown, strict=True)):
         style = {"weight": "bold", "color": SOFT} if row.heading else {"color": INK}
-        axes.annotate(label, (0, at), xytext=(2 - left, 0), size=11, **edge, **style)
-        axes.annotate(value, (1, at), xytext=(right, 0), size=11, ha="right", color=INK, **edge)
+        axes.annotate(label, (0, at), xytext=(2 - left, -4), size=11, **edge, **style)
+        axes.annotate(
+            value, (1, at), xytext=(right - 2, -4), size=11, ha="right", color=INK, **edge
+        )
         for mark, name in row.marks:
             line = axes.vlines(mark, at - 0.28, at + 0.28, color=FAINT, linewidth=1.5)
             drawing.tip(line, f"{name}: {number(mark, 3, percent=figure.percent)}")
