@@ -404,7 +404,7 @@ def _forest(drawing: Drawing, figure: Forest) -> None:
         style = {"weight": "bold", "color": SOFT} if row.heading else {"color": INK}
         axes.annotate(label, (0, at), xytext=(2 - left, -4), size=11, **edge, **style)
         axes.annotate(
-            value, (1, at), xytext=(right - 2, -4), size=11, ha="right", color=INK, **edge
+            value, (1, at), xytext=(right - 5, -4), size=11, ha="right", color=INK, **edge
         )
         for mark, name in row.marks:
             line = axes.vlines(mark, at - 0.28, at + 0.28, color=FAINT, linewidth=1.5)
