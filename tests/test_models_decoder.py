@@ -10,22 +10,10 @@ import pytest
 
 from cai_jax.models import blocks, decoder
 from cai_jax.models import params as params_lib
-from cai_jax.models.config import ModelConfig, RopeScaling
+from cai_jax.models.config import RopeScaling
+from tests.small_config import SMALL
 
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=64,
-    width=24,
-    ffw=40,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=6,
-    max_length=64,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    tied_embeddings=True,
-)
+CONFIG = dataclasses.replace(SMALL, vocab_size=64, width=24, ffw=40, head_dim=6)
 PARAMS = params_lib.init_params(CONFIG, jax.random.key(1))
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 64, (3, 14))

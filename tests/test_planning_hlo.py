@@ -1,5 +1,6 @@
 """Counts from compiled programs against numbers worked by hand: products, loops, collectives."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,25 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from cai_jax.models import heads
-from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import abstract_params
 from cai_jax.planning import hlo
 from cai_jax.planning.arithmetic import Work
+from tests.small_config import SMALL
 
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=96,
-    width=32,
-    ffw=64,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    max_length=64,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    tied_embeddings=True,
-)
+CONFIG = dataclasses.replace(SMALL, num_layers=3)
 
 
 def counts(function, *arguments):

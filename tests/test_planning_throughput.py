@@ -1,5 +1,6 @@
 """Rates by hand: operations of a small decoder, and their share of a published peak."""
 
+import dataclasses
 import types
 
 import jax
@@ -7,22 +8,11 @@ import pytest
 
 from cai_jax.core import sharding
 from cai_jax.models import lora
-from cai_jax.models.config import ModelConfig
 from cai_jax.planning import chips, throughput
+from tests.small_config import SMALL
 
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=11,
-    width=16,
-    ffw=24,
-    num_layers=3,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    max_length=64,
-    norm_eps=1e-5,
-    rope_theta=10000.0,
-    tied_embeddings=True,
+CONFIG = dataclasses.replace(
+    SMALL, vocab_size=11, width=16, ffw=24, num_layers=3, num_heads=2, num_kv_heads=1
 )
 MATRICES = 3 * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 24)  # q and o, k and v, gate and up and down
 FORWARD = (

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from cai_jax.core import ppo
-from cai_jax.models.config import ModelConfig
 from cai_jax.models.params import abstract_params
 from cai_jax.seeds import row_key
 from cai_jax.stages import rl
@@ -24,20 +23,17 @@ from cai_jax.training import learner as learner_lib
 from cai_jax.training import rl_numbers
 from configs import default
 from tests.recording import Models, Recorder, stage
+from tests.small_config import SMALL
 
-CONFIG = ModelConfig(
-    family="llama",
+CONFIG = dataclasses.replace(
+    SMALL,
     vocab_size=768,
     width=16,
     ffw=24,
     num_layers=1,
     num_heads=2,
     num_kv_heads=1,
-    head_dim=8,
     max_length=256,
-    norm_eps=1e-5,
-    rope_theta=10000.0,
-    tied_embeddings=True,
 )
 OF_REFERENCE = dataclasses.replace(CONFIG, rope_theta=10.0)
 NORMALISATION = (3.0, 2.0)

@@ -1,5 +1,6 @@
 """The engine against the decoder over whole sequences, and against itself in other company."""
 
+import dataclasses
 import functools
 
 import jax
@@ -17,23 +18,10 @@ from cai_jax.engine.prompts import Prompts
 from cai_jax.errors import UserError
 from cai_jax.models import decoder
 from cai_jax.models import params as params_lib
-from cai_jax.models.config import ModelConfig
 from cai_jax.structs import SampleRequest, Sampling, ScoreRequest
+from tests.small_config import SMALL
 
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=300,
-    width=32,
-    ffw=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    max_length=512,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    tied_embeddings=True,
-)
+CONFIG = dataclasses.replace(SMALL, vocab_size=300, ffw=48, max_length=512)
 EOS = 7
 RNG = np.random.default_rng(0)
 SAMPLING = Sampling(max_new_tokens=30)

@@ -7,29 +7,16 @@ import subprocess
 import sys
 
 MESH = """
-import json
+import dataclasses, json
 import jax, numpy as np
 from cai_jax import seeds
 from cai_jax.core import sharding
 from cai_jax.models import heads, params as P
-from cai_jax.models.config import ModelConfig
+from tests.small_config import SMALL
 from cai_jax.engine.engine import Engine, EngineOptions
 from cai_jax.structs import SampleRequest, Sampling, ScoreRequest
 
-config = ModelConfig(
-    family="llama",
-    vocab_size=96,
-    width=32,
-    ffw=64,
-    num_layers=1,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    max_length=128,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    tied_embeddings=True,
-)
+config = dataclasses.replace(SMALL, num_layers=1, max_length=128)
 host = jax.tree.map(np.asarray, P.init_params(config, jax.random.key(0)))
 host["embed"] = host["embed"] * 10  # so that the distributions are not flat
 rng = np.random.default_rng(0)

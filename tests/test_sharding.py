@@ -80,22 +80,8 @@ import json
 import jax, jax.numpy as jnp, numpy as np
 from cai_jax.core import losses, sharding
 from cai_jax.models import decoder, params as P
-from cai_jax.models.config import ModelConfig
+from tests.small_config import SMALL as config
 
-config = ModelConfig(
-    family="llama",
-    vocab_size=96,
-    width=32,
-    ffw=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    max_length=64,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    tied_embeddings=True,
-)
 host = jax.tree.map(np.asarray, P.init_params(config, jax.random.key(0)))
 rng = np.random.default_rng(0)
 batch = {

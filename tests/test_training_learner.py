@@ -10,26 +10,15 @@ import pytest
 
 from cai_jax.core import optim, ppo, sharding
 from cai_jax.models import heads
-from cai_jax.models.config import ModelConfig
 from cai_jax.models.decoder import hidden_states
 from cai_jax.models.params import init_params
 from cai_jax.training import batching
 from cai_jax.training import learner as lib
 from cai_jax.training import state as state_lib
+from tests.small_config import SMALL
 
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=11,
-    width=16,
-    ffw=24,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    max_length=64,
-    norm_eps=1e-5,
-    rope_theta=10000.0,
-    tied_embeddings=True,
+CONFIG = dataclasses.replace(
+    SMALL, vocab_size=11, width=16, ffw=24, num_layers=1, num_heads=2, num_kv_heads=1
 )
 MESH = sharding.make_mesh({"data": 1}, jax.devices()[:1])
 SETTINGS = lib.Settings(
