@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--new_tokens", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--url", default="", help="of another server, in whose place ours is not")
+    parser.add_argument("--url", default="", help="of another server, measured instead of ours")
     parser.add_argument("--model", default="default", help="its name there")
     parser.add_argument("--json", default="")
     arguments = parser.parse_args()

@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 
-import jax
 import ml_collections
 from etils import epath
 
@@ -20,6 +19,7 @@ from cai_jax import notebook, references, runtime
 from cai_jax.configuration import fields
 from cai_jax.configuration.run import RUN
 from cai_jax.core import sharding
+from cai_jax.data import fitting
 from cai_jax.errors import Parser, UserError, command
 from cai_jax.export import find_stage
 from cai_jax.io import artefacts, progress
@@ -51,9 +51,10 @@ def load(source: str, what: str, stage: str) -> tuple[ModelLoader, LoadedModel, 
     kind = "policy" if what == "policy" else "reward"
     if "config" in saved:
         models = notebook.Run(source).models
-        name = find_stage(Run(source), f"@{stage.removeprefix('@')}" if stage else what)
-        step = references.parse(f"@{stage.removeprefix('@')}").step
-        return models, models.load(f"@{name}" + f":{step}" * bool(step), kind), name
+        wanted = f"@{stage.removeprefix('@')}" if stage else what
+        name = find_stage(Run(source), wanted)
+        reference = references.Reference(references.STAGE, name, references.parse(wanted).step)
+        return models, models.load(str(reference), kind), name
     if stage:
         raise UserError(f"--stage: {source} is no run directory, which alone has stages")
     config = ml_collections.ConfigDict(fields.build(RUN))
@@ -62,14 +63,17 @@ def load(source: str, what: str, stage: str) -> tuple[ModelLoader, LoadedModel, 
     return models, models.load(source, kind), epath.Path(source.rstrip("/")).name
 
 
-def make_app(source: str, what: str, stage: str = "", name: str = "", key: str = "", **limits):
+def make_app(
+    source: str, what: str, stage: str = "", name: str = "", key: str = "", queue: int = 0, **limits
+):
     """An application and the worker behind it, which is not started.
 
     Args:
       source, what, stage: as in `load`.
       name: what clients call the model, by default the stage's or the directory's name.
       key: what clients must send, "" for nothing.
-      **limits: max_length, batch_size and queue, 0 or absent for the run's own.
+      queue: texts that wait at most, 0 for 256.
+      **limits: max_length in tokens and batch_size, 0 or absent for the run's own.
 
     Returns:
       The application, its worker and the name that clients use.
@@ -79,11 +83,11 @@ def make_app(source: str, what: str, stage: str = "", name: str = "", key: str =
     from cai_jax.serving.worker import Worker
 
     models, model, default = load(source, what, stage)
-    name, queue = name or default, limits.pop("queue", 0) or 256
+    name, queue = name or default, queue or 256
     if what == "pm":
-        worker = Worker(max_waiting=queue)
-        longest = limits.get("max_length") or model.config.max_length
-        reader = Reader(name, model.format, min(longest, model.config.max_length))
+        worker = Worker(None, queue)
+        longest = fitting.smallest(limits.get("max_length"), model.config.max_length)
+        reader = Reader(name, model.format, longest)
         app = pm_app(Preferences(reader, models.scorer(model), worker), name, key)
         return app, worker, name
     options = {option: value for option, value in limits.items() if value}
@@ -167,8 +171,6 @@ def main(argv: list[str] | None = None) -> int:
     app, worker, name = make_app(
         arguments.source, arguments.what, arguments.stage, arguments.name, key, **limits
     )
-    if jax.process_count() > 1:
-        raise UserError("the server runs in one process; start it without the others")
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     progress.say(f"serving {name} at {url}")

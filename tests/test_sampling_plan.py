@@ -37,7 +37,7 @@ def test_pieces_hold_the_prompt_in_few_shapes(count):
 def test_sizes_grow_by_half_at_most(count):
     size = plan.round_size(count)
     assert size >= count and size % 64 == 0 and (size == 64 or size <= 2 * count)
-    assert plan.cache_size([count, 3], 40) >= count + 40
+    assert plan.block_size(count) >= sum(size for _, size in plan.cut(count))
 
 
 def test_the_first_of_several_segments_is_the_header():

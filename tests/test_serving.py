@@ -17,6 +17,7 @@ from cai_jax import seeds, serve
 from cai_jax.exporting import folder
 from cai_jax.models import decoder, heads
 from cai_jax.serving.app import _Stream
+from cai_jax.serving.fields import ApiError
 from cai_jax.serving.texts import INCOMPLETE, Offsets, Texts
 from cai_jax.structs import Message, SampleRequest, Sampling, ScoreRequest
 from tests import serving
@@ -239,6 +240,8 @@ def test_prompt_logprobs_are_those_of_echo(server):
         found = [at["logprob"] for at in firsts]
         np.testing.assert_allclose(found, echoed.token_logprobs[1:-1], atol=1e-6)
         assert all(len(at) in (top, top + 1) or top == 0 for at in choice.prompt_logprobs[1:])
+    (alone,) = complete(server, [5], max_tokens=1, prompt_logprobs=0).choices
+    assert alone.prompt_logprobs == [None]
     of_chat = chat(server, "a red bird", prompt_logprobs=0, return_token_ids=True, max_tokens=1)
     ids = [int(next(iter(at))) for at in of_chat.prompt_logprobs[1:]]
     assert ids == of_chat.prompt_token_ids[1:]
@@ -320,7 +323,7 @@ def test_a_stream_ends_with_an_error_where_a_number_is_none():
     class Broken:
         async def chunks(self):
             yield {"first": 1}
-            raise FloatingPointError("no number")
+            raise ApiError("no number", status=500)
 
     async def lines():
         return [line async for line in _Stream._lines(Broken())]

@@ -154,8 +154,8 @@ def score(
       top: how many of the most probable tokens are wanted, too.
 
     Returns:
-      log P(targets[b, n]) after the token at indices[b, n], float32 [B, N]; with `top` that and the
-      `Top` of those positions.
+      (log P(targets[b, n]) after the token at indices[b, n], float32 [B, N]; `Top` of those
+      positions or None).
     """
     start = (0 if prefix is None else prefix.length) + (0 if past is None else past.length[:, None])
     x_BxTxD, _, _ = _forward(
@@ -167,7 +167,7 @@ def score(
     table_VxD, cap = unembedding(weights, hidden.dtype), config.final_softcap
     logprobs_BxN = token_logprobs(hidden, table_VxD, targets_BxN, softcap=cap)
     if not top:
-        return logprobs_BxN
+        return logprobs_BxN, None
 
     def of_position(hidden_BxD):
         logits_BxV = jnp.einsum(

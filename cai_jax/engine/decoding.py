@@ -44,7 +44,9 @@ class Running:
 
     @property
     def limit(self) -> int:
-        return limit(self.request, self.sampling)
+        """Tokens that may be sampled."""
+        most = self.sampling.max_new_tokens
+        return min(self.request.max_new_tokens or most, most)
 
 
 class Decoding:
@@ -190,8 +192,3 @@ class Decoding:
             if chunks:
                 need = max(need, sum(chunk.count for chunk in chunks[:-1]) + chunks[-1].size)
         return plan.block_size(need) if self._runner.block else plan.round_size(need)
-
-
-def limit(request: SampleRequest, sampling: Sampling) -> int:
-    """Tokens that may be sampled for a request."""
-    return min(request.max_new_tokens or sampling.max_new_tokens, sampling.max_new_tokens)

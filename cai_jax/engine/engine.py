@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from cai_jax.core import sharding
 from cai_jax.data import fitting
 from cai_jax.engine import plan
-from cai_jax.engine.decoding import TOP, Decoding, Running, limit
+from cai_jax.engine.decoding import TOP, Decoding, Running
 from cai_jax.engine.prompts import Prompts
 from cai_jax.engine.runner import Runner
 from cai_jax.engine.scoring import Scorer
@@ -132,9 +132,9 @@ class Engine:
             )
         groups: dict[tuple, list[Running]] = {}
         for request in requests:
-            self._require_fit(request, limit(request, sampling))
-            prompt = plan.split_prompt(request.segments)
-            groups.setdefault(prompt.prefix, []).append(Running(request, prompt, sampling))
+            item = Running(request, plan.split_prompt(request.segments), sampling)
+            self._require_fit(request, item.limit)
+            groups.setdefault(item.prompt.prefix, []).append(item)
         for prefix, group in groups.items():
             for ended in self._decode(prefix, group, sampling):
                 yield from map(self._completion, ended)
@@ -144,8 +144,8 @@ class Engine:
         size = 0
         # What is not reached is not read in blocks, so one size, and one program, for the group.
         if self.runner.block:
-            lengths = [item.prompt.own_length for item in group]
-            size = plan.cache_size(lengths, sampling.max_new_tokens)
+            longest = max(item.prompt.own_length for item in group)
+            size = plan.block_size(longest + sampling.max_new_tokens)
         batch, ended = Decoding(self, prefix, sampling, size), []
         waiting = collections.deque(group)
         while waiting or batch.busy:
@@ -165,11 +165,11 @@ class Engine:
             self._reasoning_tokens(tokens),
         )
 
-    def read(self, tokens: plan.Tokens, wants_top: bool = False) -> Iterator[list[tuple]]:
-        """How probable the tokens of a text are, a few hundred at a time: of every token but the
-        first (log-probability at temperature 1, ids, log-probabilities of the most probable tokens
-        there); those are `decoding.TOP` if wanted, else none."""
-        yield from self._scorer.read(tokens, self.num_top if wants_top else 0)
+    def prompt_logprobs(self, tokens: plan.Tokens, wants_top: bool) -> Iterator[tuple[list, list]]:
+        """Log-probabilities, at temperature 1, of a text's tokens but the first, at most 512 tokens
+        at a time; with each, if wanted, the (ids, log-probabilities) of the `num_top` most probable
+        tokens there."""
+        return self._scorer.prompt_logprobs(tokens, self.num_top if wants_top else 0)
 
     @property
     def num_top(self) -> int:

@@ -101,19 +101,9 @@ def round_size(count: int) -> int:
     return size
 
 
-def cache_size(own_lengths: Sequence[int], max_new_tokens: int) -> int:
-    """Positions, as `block_size`, for every prompt with its padding, and its completion."""
-    return block_size(
-        max(
-            max(sum(size for _, size in cut(length)), length + max_new_tokens)
-            for length in own_lengths
-        )
-    )
-
-
 def block_size(count: int) -> int:
-    """The smallest power of two that is ≥ count and ≥ 256: cache sizes where it is read in
-    blocks."""
+    """The smallest power of two that is ≥ count and ≥ 256: cache sizes where it is read in blocks.
+    It has room for the padding of `cut(count)`."""
     return 1 << max(count - 1, 255).bit_length()
 
 

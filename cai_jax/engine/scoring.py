@@ -48,8 +48,8 @@ class Scorer:
                 if request.id in asked:
                     yield Score(request.id, tuple(tuple(values[i] for i in o) for o in options))
 
-    def read(self, tokens: plan.Tokens, top: int) -> Iterator[list[tuple]]:
-        """See `Engine.read`."""
+    def prompt_logprobs(self, tokens: plan.Tokens, top: int) -> Iterator[tuple[list, list]]:
+        """See `Engine.prompt_logprobs`."""
         before: list[plan.Tokens] = []
         for segment in plan.reusable_segments(tokens[:-1]):
             start = sum(map(len, before)) + 1
@@ -58,11 +58,11 @@ class Scorer:
             past = self._prompts.past(self._prompts.chunks((), before))
             packed = packing.single(segment[:1], (targets,))
             size = plan.round_size(len(packed.tokens))
-            scored = sharding.fetch(self._forward((), past, packed, size, top))
-            logprobs, tops = scored if top else (scored, None)
-            none = ((),) * len(targets)
-            ids, values = (tops.ids[0], tops.logprobs[0]) if top else (none, none)
-            yield list(zip(logprobs[0][: len(targets)].tolist(), ids, values, strict=False))
+            (logprobs,), tops = sharding.fetch(self._forward((), past, packed, size, top))
+            count, likeliest = len(segment), []
+            if top:
+                likeliest = list(zip(tops.ids[0, :count], tops.logprobs[0, :count], strict=True))
+            yield logprobs[:count].tolist(), likeliest
             before.append(segment)
 
     def _batches(self, group: list[Item], together: bool) -> list[list[Item]]:
@@ -81,7 +81,7 @@ class Scorer:
         if packed and len(packed.tokens) <= self._pack_size:
             if self._runner.kernel == "by_head":
                 return packed, self._read(self._read_prefix(prefix), packed)[0]
-            return packed, self._forward(prefix, None, packed, self._pack_size)
+            return packed, self._forward(prefix, None, packed, self._pack_size)[0]
         # A longer question alone: its prompt is prefilled in chunks, up to the last.
         ((request, prompt),) = batch
         *before, last = prompt.segments
@@ -95,7 +95,7 @@ class Scorer:
         lead = len(last) - (count - fed)
         past = self._prompts.past(self._prompts.chunks(prefix, [*before, last[:lead]]))
         packed = packing.single(last[lead:], request.options)
-        return packed, self._forward(prefix, past, packed, size)
+        return packed, self._forward(prefix, past, packed, size)[0]
 
     def _forward(
         self,
@@ -105,8 +105,8 @@ class Scorer:
         size: int,
         top: int = 0,
     ):
-        """The targets' log-probabilities in one pass over all tokens, padded to `size`; with `top`
-        that and the most probable tokens."""
+        """(the targets' log-probabilities, the `top` most probable tokens there or None) in one
+        pass over all tokens, padded to `size`."""
         return self._runner(
             cached.score,
             self._runner.weights,

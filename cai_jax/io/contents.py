@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 
-from etils import epath
+from cai_jax.io import artefacts
 
 KEPT_FROM = 2**20  # bytes; smaller files are read every time
 SETTLED_SECONDS = 2  # a file that changed so recently may change again within one tick of its clock
@@ -49,8 +49,7 @@ def of_file(path) -> str:
         known = entry.read_text(encoding="ascii") if entry else ""
         if re.fullmatch("[0-9a-f]{64}", known):
             return known[:DIGITS]
-    with epath.Path(path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = artefacts.file_digest(path)
     if entry:
         after = os.stat(path)
         settled = time.time() - max(after.st_mtime, after.st_ctime) > SETTLED_SECONDS

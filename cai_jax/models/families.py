@@ -284,11 +284,10 @@ FIELDS: dict[str, Callable[[ModelConfig], object]] = {
 }
 BIASES = ("attention_bias", "mlp_bias")
 SLIDING = ("sliding_window", "layer_types")
+SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+ROTARY = ("rotary_emb_base", "rotary_pct")
 QWEN = (*SLIDING, "use_sliding_window", "max_window_layers")
-GEMMA = (
-    *(*SLIDING, "attention_bias", "hidden_activation", "query_pre_attn_scalar"),
-    *("attn_logit_softcapping", "final_logit_softcapping"),
-)
+GEMMA = (*SLIDING, "attention_bias", "hidden_activation", "query_pre_attn_scalar", *SOFTCAPS)
 
 
 def writes(*names: str) -> Callable[[ModelConfig], dict]:
@@ -347,10 +346,7 @@ FAMILIES = {
         "GPTNeoXForCausalLM",
         "Pythia, GPT-NeoX",
         _gpt_neox,
-        writes(
-            *("attention_bias", "layer_norm_eps", "use_parallel_residual"),
-            *("rotary_emb_base", "rotary_pct"),
-        ),
+        writes("attention_bias", "layer_norm_eps", "use_parallel_residual", *ROTARY),
         activation="gelu",
     ),
 }

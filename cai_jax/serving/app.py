@@ -27,8 +27,8 @@ from starlette.routing import Route
 from cai_jax.errors import UserError
 from cai_jax.serving import fields
 from cai_jax.serving.answer import Answer, receive, require_room, submit
-from cai_jax.serving.fields import BadRequest
-from cai_jax.serving.requests import Asked, Reader
+from cai_jax.serving.fields import ApiError
+from cai_jax.serving.requests import CompletionRequest, Reader
 from cai_jax.serving.texts import Texts
 from cai_jax.serving.worker import Event, Job, Worker
 
@@ -52,17 +52,17 @@ class Policy:
         body = await read_body(request)
         return await self._answer(request, await run_in_threadpool(self._reader.completion, body))
 
-    async def _answer(self, request: Request, asked: Asked) -> Response:
-        answer = Answer(asked, self._reader, self._texts, self._worker)
+    async def _answer(self, request: Request, wanted: CompletionRequest) -> Response:
+        answer = Answer(wanted, self._reader, self._texts, self._worker)
         answer.submit()
         try:
             # An error that comes before the first token still has a status of its own.
             await until_gone(request, answer.begin())
-            if asked.stream:
+            if wanted.stream:
                 return _Stream(answer)
             return JSONResponse(await until_gone(request, answer.complete()))
         finally:
-            if not (asked.stream and answer.begun):
+            if not (wanted.stream and answer.begun):
                 answer.cancel()
 
 
@@ -78,10 +78,8 @@ class _Stream(StreamingResponse):
         try:
             async for chunk in answer.chunks():
                 yield f"data: {_dumps(chunk)}\n\n"
-        except BadRequest as error:
+        except ApiError as error:
             yield f"data: {_dumps(error.body())}\n\n"
-        except FloatingPointError as error:
-            yield f"data: {_dumps(_no_number(error).body())}\n\n"
         yield "data: [DONE]\n\n"
 
     async def __call__(self, scope, receive, send) -> None:
@@ -103,7 +101,7 @@ class Preferences:
         sequences = await run_in_threadpool(self._sequences, body)
         scores = await until_gone(request, self._scores(sequences))
         if not np.isfinite(scores).all():
-            raise BadRequest("a score is not a finite number", status=500)
+            raise ApiError("a score is not a finite number", status=500)
         count = sum(map(len, sequences))
         return JSONResponse(
             {
@@ -142,17 +140,17 @@ class Preferences:
         return lambda: self._model.score_tokens(sequences).tolist()
 
     def _sequences(self, body: dict) -> list[tuple[int, ...]]:
-        asked = self._reader.pooling(body)
-        require_room(self._worker, len(asked))
+        texts = self._reader.pooling(body)
+        require_room(self._worker, len(texts))
         try:
             sequences = [
-                each if isinstance(each[0], int) else self._model.tokens(each) for each in asked
+                each if isinstance(each[0], int) else self._model.tokens(each) for each in texts
             ]
         except UserError as error:
-            raise BadRequest(str(error), "messages") from None
+            raise ApiError(str(error), "messages") from None
         longest = max(map(len, sequences))
         if longest > self._reader.max_length:
-            raise BadRequest(
+            raise ApiError(
                 f"this model's context has {self._reader.max_length} tokens, one text has "
                 f"{longest}",
                 code="context_length_exceeded",
@@ -167,12 +165,12 @@ async def read_body(request: Request) -> dict:
     """The JSON object that a client sent. A body of another type is refused: that is what keeps web
     pages from sending one in a browser's name."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise BadRequest("the content type must be application/json", status=415)
+        raise ApiError("the content type must be application/json", status=415)
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
         if len(data) > MAX_BYTES:
-            raise BadRequest(f"the body has more than {MAX_BYTES} bytes", status=413)
+            raise ApiError(f"the body has more than {MAX_BYTES} bytes", status=413)
     return await run_in_threadpool(fields.parse, bytes(data))
 
 
@@ -217,9 +215,7 @@ def make_app(name: str, routes: dict[str, Callable], key: str = "") -> Starlette
         async def handle(request: Request) -> Response:
             sent = request.headers.get("authorization", "").removeprefix("Bearer ")
             if key and not hmac.compare_digest(sent.encode(), key.encode()):
-                raise BadRequest(
-                    "this server needs its API key", status=401, code="invalid_api_key"
-                )
+                raise ApiError("this server needs its API key", status=401, code="invalid_api_key")
             response = await handler(request)
             if named := request.headers.get("x-client-request-id"):
                 response.headers["x-client-request-id"] = named
@@ -234,10 +230,9 @@ def make_app(name: str, routes: dict[str, Callable], key: str = "") -> Starlette
             *(Route(path, known(handler), methods=["POST"]) for path, handler in routes.items()),
         ],
         exception_handlers={
-            BadRequest: _bad_request,
+            ApiError: _api_error,
             HTTPException: _http_error,
             ClientDisconnect: _gone,
-            FloatingPointError: _not_a_number,
         },
     )
 
@@ -253,26 +248,18 @@ def pm_app(preferences: Preferences, name: str, key: str = "") -> Starlette:
     return make_app(name, routes, key)
 
 
-async def _bad_request(_: Request, error: BadRequest) -> Response:
+async def _api_error(_: Request, error: ApiError) -> Response:
     headers = {"Retry-After": str(RETRY_SECONDS)} if error.status == 429 else None
     return JSONResponse(error.body(), error.status, headers)
 
 
 async def _http_error(_: Request, error: HTTPException) -> Response:
-    refused = BadRequest(error.detail, status=error.status_code)
+    refused = ApiError(error.detail, status=error.status_code)
     return JSONResponse(refused.body(), error.status_code, error.headers)
 
 
 async def _gone(_: Request, error: ClientDisconnect) -> Response:
     return Response(status_code=499)
-
-
-async def _not_a_number(_: Request, error: FloatingPointError) -> Response:
-    return JSONResponse(_no_number(error).body(), 500)
-
-
-def _no_number(error: FloatingPointError) -> BadRequest:
-    return BadRequest(str(error), status=500)
 
 
 def _dumps(value: dict) -> str:

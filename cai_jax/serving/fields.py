@@ -39,7 +39,7 @@ NEUTRAL: dict[str, Sequence] = {
 }
 
 
-class BadRequest(Exception):
+class ApiError(Exception):
     """What a client gets to know: an HTTP status, a sentence, the field at fault and a code."""
 
     def __init__(self, message: str, field: str | None = None, status: int = 400, code: str = ""):
@@ -49,7 +49,7 @@ class BadRequest(Exception):
     def body(self) -> dict:
         """The error in OpenAI's form."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": self.message, "type": kind, "param": self.field, "code": self.code}
+        error = {"message": self.message, "type": kind, "param": self.field}
         return {"error": error | {"code": self.code or None}}
 
 
@@ -63,9 +63,9 @@ def parse(data: bytes) -> dict:
         value = json.loads(data.decode(), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
-        raise BadRequest(f"the body is not JSON in UTF-8: {reason}") from None
+        raise ApiError(f"the body is not JSON in UTF-8: {reason}") from None
     if not isinstance(value, dict):
-        raise BadRequest("the body must be a JSON object")
+        raise ApiError("the body must be a JSON object")
     return value
 
 
@@ -81,7 +81,7 @@ class Fields:
     def flag(self, name: str, default: bool = False) -> bool:
         value = self.take(name, default)
         if not isinstance(value, bool):
-            raise BadRequest(f"{name}: expected true or false", name)
+            raise ApiError(f"{name}: expected true or false", name)
         return value
 
     def number(self, name: str, default: float, low: float, high: float) -> float:
@@ -89,44 +89,44 @@ class Fields:
 
         Args:
           name: of the field.
-          default: where it is absent.
+          default: where it is absent; it need not be in the range.
           low, high: ends of its range.
 
         Returns:
           The number.
 
         Raises:
-          BadRequest: it is none in the range.
+          ApiError: it is none in the range.
         """
-        value = self.take(name, default)
-        if type(value) not in (int, float) or not low <= value <= high:
-            raise BadRequest(f"{name}: expected a number from {low:g} to {high:g}", name)
-        return float(value)
+        return float(self._in_range(name, default, low, high, "a number", (int, float)))
 
     def count(self, name: str, default: int | None, low: int, high: int) -> int | None:
         """As `number`, of an integer.
 
         Args:
-          name: of the field.
-          default: where it is absent; it need not be in the range.
-          low, high: ends of its range.
+          name, low, high: as in `number`.
+          default: as there, or None.
 
         Returns:
-          The integer.
+          The integer, or the default.
 
         Raises:
-          BadRequest: it is none in the range.
+          ApiError: it is none in the range.
         """
+        return self._in_range(name, default, low, high, "an integer", (int,))
+
+    def _in_range(self, name: str, default, low, high, what: str, types: tuple):
         value = self.take(name, default)
-        if value is not default and (type(value) is not int or not low <= value <= high):
-            raise BadRequest(f"{name}: expected an integer from {low} to {high}", name)
+        # By type, not isinstance: True is no number.
+        if value is not default and (type(value) not in types or not low <= value <= high):
+            raise ApiError(f"{name}: expected {what} from {low} to {high}", name)
         return value
 
     def group(self, name: str) -> Fields:
         """An object of fields."""
         value = self.take(name, {})
         if not isinstance(value, dict):
-            raise BadRequest(f"{name}: expected an object", name)
+            raise ApiError(f"{name}: expected an object", name)
         return Fields(value)
 
     def finish(self) -> None:
@@ -136,22 +136,22 @@ class Fields:
                 continue
             known = " other than the default" if name in NEUTRAL else ""
             shown = printable(name[:100])
-            raise BadRequest(f"{shown}: this server does not know this field{known}", shown)
+            raise ApiError(f"{shown}: this server does not know this field{known}", shown)
 
 
 def text(value, where: str) -> str:
     """A string that UTF-8 can write."""
     if not isinstance(value, str):
-        raise BadRequest(f"{where}: expected a string", where)
+        raise ApiError(f"{where}: expected a string", where)
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadRequest(f"{where}: has half a character (a lone surrogate)", where) from None
+        raise ApiError(f"{where}: has half a character (a lone surrogate)", where) from None
     return value
 
 
 def items(value, where: str, most: int) -> list:
     """A list of 1 to `most` items."""
     if not isinstance(value, list) or not 1 <= len(value) <= most:
-        raise BadRequest(f"{where}: expected a list of 1 to {most} items", where)
+        raise ApiError(f"{where}: expected a list of 1 to {most} items", where)
     return value

@@ -8,13 +8,14 @@ import os
 from cai_jax.data.dialogue import DialogueFormat
 from cai_jax.engine.decoding import TOP
 from cai_jax.errors import UserError
-from cai_jax.serving.fields import BadRequest, Fields, items, text
+from cai_jax.serving.fields import ApiError, Fields, items, text
 from cai_jax.structs import Dialogue, Message, Sampling
 
 ROLES = {"system": "system", "developer": "system", "user": "human", "assistant": "assistant"}
 MAX_CHOICES, MAX_PROMPTS, MAX_MESSAGES, MAX_STOPS = 128, 1024, 4096, 16
 MAX_STOP_LENGTH = 1000  # characters
 MIN_TEMPERATURE = 0.01  # below it, all but 0 overflow
+MAX_TOKENS = 2**31  # that may be asked for; a model's context is shorter
 COMPLETION_TOKENS = 16  # OpenAI's default for a plain completion
 
 Tokens = tuple[int, ...]
@@ -29,7 +30,7 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class CompletionRequest:
     """A request for completions.
 
     Attributes:
@@ -40,7 +41,7 @@ class Asked:
       chat: whether the answer has the form of a chat's.
       logprobs: how many of the likeliest tokens are wanted next to those sampled, None for no
         log-probabilities.
-      prompt_logprobs: the same of the prompts' tokens, in vLLM's form.
+      prompt_logprobs: the same for the prompts' tokens, in vLLM's form.
       echo: whether the prompts come before what is sampled.
       stream, usage: whether tokens are sent as they come, and their number at the end.
       token_ids: whether they are wanted as numbers, too.
@@ -59,9 +60,9 @@ class Asked:
     token_ids: bool
 
     @property
-    def reading(self) -> int | None:
-        """How many of the likeliest tokens are wanted at the tokens of the prompts, None where
-        nothing is."""
+    def prompt_top(self) -> int | None:
+        """How many of the likeliest tokens are wanted at the prompts' tokens, None where no
+        log-probabilities are."""
         wanted = [self.prompt_logprobs, self.logprobs if self.echo else None]
         return max((count for count in wanted if count is not None), default=None)
 
@@ -72,14 +73,14 @@ class Reader:
     def __init__(self, name: str, format: DialogueFormat, max_length: int):
         self.name, self.format, self.max_length = name, format, max_length
 
-    def chat(self, body: dict) -> Asked:
+    def chat(self, body: dict) -> CompletionRequest:
         """A body of /v1/chat/completions."""
         fields = self._fields(body)
         messages = dialogue(fields.take("messages"), "messages")
         begun = messages[-1].role == "assistant"
         continues = fields.flag("continue_final_message", begun)
         if continues and not begun:
-            raise BadRequest(
+            raise ApiError(
                 "continue_final_message: the last message must be the assistant's",
                 "continue_final_message",
             )
@@ -89,14 +90,15 @@ class Reader:
         wanted = fields.flag("logprobs")
         top = fields.count("top_logprobs", None, 0, TOP)
         if top is not None and not wanted:
-            raise BadRequest("top_logprobs: set logprobs to true as well", "top_logprobs")
-        limit = fields.take("max_completion_tokens", fields.take("max_tokens"))
+            raise ApiError("top_logprobs: set logprobs to true as well", "top_logprobs")
+        limit = fields.count("max_tokens", None, 0, MAX_TOKENS)
+        limit = fields.count("max_completion_tokens", limit, 0, MAX_TOKENS)
         stops = self.format.stop_strings()
-        return self._asked(
+        return self._completion_request(
             fields, (Prompt(tokens),), limit, True, (top or 0) if wanted else None, stops
         )
 
-    def completion(self, body: dict) -> Asked:
+    def completion(self, body: dict) -> CompletionRequest:
         """A body of /v1/completions."""
         fields = self._fields(body)
         bos = fields.flag("add_special_tokens", True)
@@ -105,18 +107,18 @@ class Reader:
             for value, where in several(fields.take("prompt"), "prompt")
         )
         logprobs = fields.count("logprobs", None, 0, TOP)
-        limit = fields.take("max_tokens", COMPLETION_TOKENS)
-        return self._asked(fields, prompts, limit, False, logprobs)
+        limit = fields.count("max_tokens", COMPLETION_TOKENS, 0, MAX_TOKENS)
+        return self._completion_request(fields, prompts, limit, False, logprobs)
 
     def pooling(self, body: dict) -> list[Dialogue | Tokens]:
         """A body of /pooling: the dialogues to be scored, or texts as tokens."""
         fields = self._fields(body)
-        if (asked := fields.take("messages")) is not None:
-            nested = isinstance(asked, list) and asked and isinstance(asked[0], list)
-            several_ = items(asked, "messages", MAX_PROMPTS) if nested else [asked]
-            scored = [dialogue(value, "messages") for value in several_]
+        if (messages := fields.take("messages")) is not None:
+            nested = isinstance(messages, list) and messages and isinstance(messages[0], list)
+            chats = items(messages, "messages", MAX_PROMPTS) if nested else [messages]
+            scored = [dialogue(chat, "messages") for chat in chats]
             if any(each[-1].role != "assistant" for each in scored):
-                raise BadRequest("messages: the last one must be the assistant's", "messages")
+                raise ApiError("messages: the last one must be the assistant's", "messages")
         else:
             scored = [
                 self._prompt(value, where, True).tokens
@@ -124,7 +126,7 @@ class Reader:
             ]
         for name, value in {"encoding_format": "float", "task": "classify"}.items():
             if fields.take(name, value) != value:
-                raise BadRequest(f"{name}: only {value} is known here", name)
+                raise ApiError(f"{name}: only {value} is known here", name)
         fields.finish()
         return scored
 
@@ -132,7 +134,7 @@ class Reader:
         fields = Fields(body)
         name = fields.take("model", self.name)
         if name != self.name:
-            raise BadRequest(
+            raise ApiError(
                 f"model: {str(name)[:100]!r} is not served here, {self.name!r} is",
                 "model",
                 404,
@@ -140,15 +142,17 @@ class Reader:
             )
         return fields
 
-    def _asked(self, fields: Fields, prompts, limit, chat: bool, logprobs, stops=()) -> Asked:
+    def _completion_request(
+        self, fields: Fields, prompts, limit, chat: bool, logprobs, stops=()
+    ) -> CompletionRequest:
         """What chats and plain completions have in common."""
         longest = max(len(prompt.tokens) for prompt in prompts)
         room = self.max_length - longest
-        limit = Fields({"max_tokens": limit}).count("max_tokens", room, 0, 2**31)
-        if room < limit or room < 0:
-            raise BadRequest(
+        limit = max(room, 0) if limit is None else limit
+        if room < limit:
+            raise ApiError(
                 f"this model's context has {self.max_length} tokens; the prompt has {longest}, "
-                f"and {max(limit, 0)} were asked for",
+                f"and {limit} were asked for",
                 "messages" if chat else "prompt",
                 code="context_length_exceeded",
             )
@@ -158,7 +162,7 @@ class Reader:
         options.finish()
         top_k = fields.count("top_k", 0, -1, 2**31 - 1)
         temperature = fields.number("temperature", 1.0, 0, 100)
-        asked = Asked(
+        request = CompletionRequest(
             prompts,
             Sampling(
                 limit,
@@ -178,7 +182,7 @@ class Reader:
             fields.flag("return_token_ids"),
         )
         fields.finish()
-        return asked
+        return request
 
     def _stops(self, fields: Fields) -> list[str]:
         stops = fields.take("stop", [])
@@ -186,7 +190,7 @@ class Reader:
         if stops != []:
             stops = [text(stop, "stop") for stop in items(stops, "stop", MAX_STOPS)]
         if not all(0 < len(stop) <= MAX_STOP_LENGTH for stop in stops):
-            raise BadRequest(f"stop: expected 1 to {MAX_STOP_LENGTH} characters each", "stop")
+            raise ApiError(f"stop: expected 1 to {MAX_STOP_LENGTH} characters each", "stop")
         return stops
 
     def _rendered(self, messages: Dialogue, start: str) -> Tokens:
@@ -196,7 +200,7 @@ class Reader:
         except UserError as error:
             # Clients need not know where the model is.
             reason = str(error).replace(str(self.format.directory), self.name)
-            raise BadRequest(reason, "messages") from None
+            raise ApiError(reason, "messages") from None
         return sum(segments, ())
 
     def _prompt(self, value, where: str, bos: bool) -> Prompt:
@@ -208,10 +212,10 @@ class Reader:
         else:
             size = tokenizer.vocab_size
             if not all(type(token) is int and 0 <= token < size for token in value):
-                raise BadRequest(f"{where}: expected token ids from 0 to {size - 1}", where)
+                raise ApiError(f"{where}: expected token ids from 0 to {size - 1}", where)
             prompt = Prompt(tuple(value))
         if not prompt.tokens:
-            raise BadRequest(f"{where}: is empty", where)
+            raise ApiError(f"{where}: is empty", where)
         return prompt
 
 
@@ -223,7 +227,7 @@ def several(value, where: str) -> list[tuple]:
         return [(value, where)]
     prompts = items(value, where, MAX_PROMPTS)
     if not all(isinstance(prompt, (str, list)) for prompt in prompts):
-        raise BadRequest(f"{where}: expected texts or lists of token ids", where)
+        raise ApiError(f"{where}: expected texts or lists of token ids", where)
     return [(prompt, f"{where}[{index}]") for index, prompt in enumerate(prompts)]
 
 
@@ -233,9 +237,9 @@ def dialogue(value, where: str) -> Dialogue:
     for index, item in enumerate(items(value, where, MAX_MESSAGES)):
         at = f"{where}[{index}]"
         if not isinstance(item, dict) or item.get("role") not in tuple(ROLES):
-            raise BadRequest(f"{at}: expected {{role, content}}, role among {', '.join(ROLES)}", at)
+            raise ApiError(f"{at}: expected {{role, content}}, role among {', '.join(ROLES)}", at)
         if item.get("tool_calls"):
-            raise BadRequest(f"{at}: this server has no tools", at)
+            raise ApiError(f"{at}: this server has no tools", at)
         content = item.get("content")
         if isinstance(content, list):
             content = "".join(_part(part, f"{at}.content") for part in content)
@@ -245,5 +249,5 @@ def dialogue(value, where: str) -> Dialogue:
 
 def _part(part, where: str) -> str:
     if not isinstance(part, dict) or part.get("type") != "text":
-        raise BadRequest(f"{where}: only parts of type text are read here", where)
+        raise ApiError(f"{where}: only parts of type text are read here", where)
     return text(part.get("text"), where)

@@ -6,10 +6,11 @@ import dataclasses
 import math
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from cai_jax.engine.stops import Ending
-from cai_jax.serving.requests import Asked, Prompt
+from cai_jax.serving.fields import ApiError
+from cai_jax.serving.requests import CompletionRequest, Prompt
 from cai_jax.serving.texts import Offsets, Texts
 
 LOWEST = -9999.0  # what vLLM writes for a probability of 0, which JSON has no logarithm of
@@ -20,7 +21,8 @@ Top = tuple[Sequence[int], Sequence[float]]
 @dataclasses.dataclass
 class Span:
     """A stretch of an answer: text, its tokens, of each where it begins in the choice's text, its
-    log-probability (None of a text's first) and the likeliest ones; and the ending after it."""
+    log-probability (None of a text's first) and, if wanted, the likeliest ones; and the ending
+    after it."""
 
     text: str = ""
     tokens: list[int] = dataclasses.field(default_factory=list)
@@ -29,80 +31,97 @@ class Span:
     offsets: list[int] = dataclasses.field(default_factory=list)
     ending: Ending | None = None
 
+    def each(self) -> Iterator[tuple[int, float | None, Top]]:
+        """(token, log-probability, likeliest ones) of each token."""
+        tops = self.tops or [((), ())] * len(self.tokens)
+        return zip(self.tokens, self.logprobs, tops, strict=True)
+
 
 class Responses:
     """Objects of one request's answer."""
 
-    def __init__(self, asked: Asked, model: str, texts: Texts):
-        self._asked, self._model, self._texts = asked, model, texts
-        self._id = f"{'chatcmpl' if asked.chat else 'cmpl'}-{uuid.uuid4().hex}"
+    def __init__(self, request: CompletionRequest, model: str, texts: Texts):
+        self._request, self._model, self._texts = request, model, texts
+        self._id = f"{'chatcmpl' if request.chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._kind = "chat.completion" if request.chat else "text_completion"
+        self._chunk_kind = f"{self._kind}.chunk" if request.chat else self._kind
         self._created = int(time.time())
+        self._prompts: list[Span] = []
 
-    def complete(self, choices: Sequence[dict], usage: dict, readings: Sequence[Span]) -> dict:
+    def add_prompts(self) -> list[Span]:
+        """The prompts, where the answer shows them; the caller adds their log-probabilities, of all
+        tokens but the first."""
+        if self._request.echo or self._request.prompt_top is not None:
+            self._prompts = [self._prompt_span(prompt) for prompt in self._request.prompts]
+        return self._prompts
+
+    def echoed(self, index: int) -> Span | None:
+        """The prompt of a choice, where it comes before what is sampled."""
+        return self._prompts[index // self._request.num_choices] if self._request.echo else None
+
+    def complete(self, choices: Sequence[dict], usage: dict) -> dict:
         """The answer. Of a chat the prompt's tokens are a field of the answer, otherwise of each
         choice, as vLLM has them."""
-        body = self._body("chat.completion" if self._asked.chat else "text_completion")
-        body |= {"choices": list(choices), "usage": usage}
-        return body | (self._about_prompt(0, readings) if self._asked.chat else {})
+        body = self._body(self._kind) | {"choices": list(choices), "usage": usage}
+        return body | (self._about_prompt(0) if self._request.chat else {})
 
-    def choice(self, index: int, span: Span, echoed: Span | None, readings: Sequence[Span]) -> dict:
-        """A choice of a complete answer.
-
-        Args:
-          index: its own.
-          span: all that was sampled.
-          echoed: the prompt, where it comes before that.
-          readings: of the prompts, their tokens with log-probabilities, if asked for.
-
-        Returns:
-          The object.
-        """
+    def choice(self, index: int, span: Span) -> dict:
+        """A choice of a complete answer: `span` is all that was sampled."""
         choice: dict = {"index": index}
-        if self._asked.chat:
+        if self._request.chat:
             message = {"role": "assistant", "content": span.text, "refusal": None}
             choice |= {"message": message, "logprobs": self._chat_logprobs(span)}
         else:
+            echoed = self.echoed(index)
             spans = [echoed, span] if echoed else [span]
             text = "".join(each.text for each in spans)
             choice |= {"text": text, "logprobs": self._plain_logprobs(spans)}
-            choice |= self._about_prompt(index // self._asked.num_choices, readings)
+            choice |= self._about_prompt(index)
         return choice | self._finish(span)
 
-    def chunk(self, index: int, span: Span, first: bool, readings: Sequence[Span]) -> dict:
-        """A chunk of a stream.
-
-        Args:
-          index: of the choice.
-          span: what is new of it.
-          first: whether nothing of it was sent before.
-          readings: as in `choice`.
-
-        Returns:
-          The object.
-        """
-        chat = self._asked.chat
+    def chunk(self, index: int, span: Span, first: bool) -> dict:
+        """A chunk of a stream: `span` is what is new of a choice; `first`: nothing of it was sent
+        before."""
         choice: dict = {"index": index}
-        about = self._about_prompt(index // self._asked.num_choices, readings) if first else {}
-        if chat:
+        about = self._about_prompt(index) if first else {}
+        body = self._body(self._chunk_kind)
+        if self._request.chat:
             role = {"role": "assistant"} if first else {}
             choice |= {"delta": role | {"content": span.text}}
             choice |= {"logprobs": self._chat_logprobs(span)}
+            body |= about
         else:
             choice |= {"text": span.text, "logprobs": self._plain_logprobs([span])} | about
-        body = self._body("chat.completion.chunk" if chat else "text_completion")
-        body |= {"choices": [choice | self._finish(span)]} | (about if chat else {})
-        return body | ({"usage": None} if self._asked.usage else {})
+        body |= {"choices": [choice | self._finish(span)]}
+        return body | ({"usage": None} if self._request.usage else {})
 
     def usage_chunk(self, usage: dict) -> dict:
         """The last chunk where usage is asked for."""
-        kind = "chat.completion.chunk" if self._asked.chat else "text_completion"
-        return self._body(kind) | {"choices": [], "usage": usage}
+        return self._body(self._chunk_kind) | {"choices": [], "usage": usage}
+
+    def usage(self, num_sampled: int, num_reused: int) -> dict:
+        """Tokens: of every prompt once, of all choices together, and those of the prompts that were
+        prefilled before."""
+        read = sum(len(prompt.tokens) for prompt in self._request.prompts)
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": num_sampled,
+            "total_tokens": read + num_sampled,
+            "prompt_tokens_details": {"cached_tokens": num_reused},
+        }
+
+    def _prompt_span(self, prompt: Prompt) -> Span:
+        text, tokens = prompt.text, list(prompt.tokens)
+        if text is None:
+            text = self._texts.decode_prompt(tokens)
+        tops = [((), ())] if self._request.prompt_top else []
+        return Span(text, tokens, [None], tops, Offsets(self._texts).add(tokens))
 
     def _body(self, kind: str) -> dict:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
     def _finish(self, span: Span) -> dict:
-        ids = {"token_ids": span.tokens} if self._asked.token_ids else {}
+        ids = {"token_ids": span.tokens} if self._request.token_ids else {}
         if span.ending is None:
             return {"finish_reason": None} | ids
         stop = span.ending.stop
@@ -110,18 +129,15 @@ class Responses:
         by_text = stop if stop not in ("length", "eos") else None
         return {"finish_reason": reason, "stop_reason": by_text} | ids
 
-    def _about_prompt(self, number: int, readings: Sequence[Span]) -> dict:
-        prompt, about = self._asked.prompts[number], {}
-        if self._asked.token_ids:
-            about["prompt_token_ids"] = list(prompt.tokens)
-        if self._asked.prompt_logprobs is not None:
-            reading = readings[number]
-            count = self._asked.prompt_logprobs
+    def _about_prompt(self, index: int) -> dict:
+        """Of the prompt of a choice."""
+        number, count, about = index // self._request.num_choices, self._request.prompt_logprobs, {}
+        if self._request.token_ids:
+            about["prompt_token_ids"] = list(self._request.prompts[number].tokens)
+        if count is not None:
             about["prompt_logprobs"] = [
                 None if logprob is None else self._by_id(token, logprob, top, count)
-                for token, logprob, top in zip(
-                    reading.tokens, reading.logprobs, reading.tops, strict=True
-                )
+                for token, logprob, top in self._prompts[number].each()
             ]
         return about
 
@@ -136,7 +152,7 @@ class Responses:
         }
 
     def _chat_logprobs(self, span: Span) -> dict | None:
-        if self._asked.logprobs is None:
+        if self._request.logprobs is None:
             return None
 
         def entry(token: int, logprob: float) -> dict:
@@ -148,16 +164,15 @@ class Responses:
                 "bytes": list(name.encode()) if known else None,
             }
 
-        tops = span.tops or [((), ())] * len(span.tokens)
         content = [
             entry(token, logprob)
-            | {"top_logprobs": [entry(*pair) for pair in _likeliest(top, self._asked.logprobs)]}
-            for token, logprob, top in zip(span.tokens, span.logprobs, tops, strict=True)
+            | {"top_logprobs": [entry(*pair) for pair in _likeliest(top, self._request.logprobs)]}
+            for token, logprob, top in span.each()
         ]
         return {"content": content, "refusal": None}
 
     def _plain_logprobs(self, spans: Sequence[Span]) -> dict | None:
-        count = self._asked.logprobs
+        count = self._request.logprobs
         if count is None:
             return None
         names, logprobs, tops, offsets = [], [], [], []
@@ -165,12 +180,7 @@ class Responses:
             names += map(self._texts.name, span.tokens)
             logprobs += [None if value is None else _number(value) for value in span.logprobs]
             offsets += span.offsets
-            for token, logprob, top in zip(
-                span.tokens,
-                span.logprobs,
-                span.tops or [((), ())] * len(span.tokens),
-                strict=True,
-            ):
+            for token, logprob, top in span.each():
                 likeliest = dict(_likeliest(top, count)) | {token: logprob}
                 tops.append(
                     None
@@ -185,34 +195,6 @@ class Responses:
         }
 
 
-def read_prompt(prompt: Prompt, texts: Texts, logprobs=(), tops=()) -> Span:
-    """A prompt as a span.
-
-    Args:
-      prompt: text and tokens.
-      texts: of its model.
-      logprobs, tops: of its tokens but the first.
-
-    Returns:
-      The span.
-    """
-    text = texts.decode_prompt(prompt.tokens) if prompt.text is None else prompt.text
-    tokens = list(prompt.tokens)
-    return Span(text, tokens, [None, *logprobs], [((), ()), *tops], Offsets(texts).add(tokens))
-
-
-def usage(asked: Asked, num_sampled: int, num_reused: int) -> dict:
-    """Tokens: of every prompt once, of all choices together, and those of the prompts that were
-    prefilled before."""
-    read = sum(len(prompt.tokens) for prompt in asked.prompts)
-    return {
-        "prompt_tokens": read,
-        "completion_tokens": num_sampled,
-        "total_tokens": read + num_sampled,
-        "prompt_tokens_details": {"cached_tokens": num_reused},
-    }
-
-
 def _likeliest(top: Top, count: int) -> list[tuple[int, float]]:
     ids, values = top
     return [
@@ -222,5 +204,5 @@ def _likeliest(top: Top, count: int) -> list[tuple[int, float]]:
 
 def _number(logprob: float) -> float:
     if math.isnan(logprob):
-        raise FloatingPointError("the model gave a log-probability that is not a number")
+        raise ApiError("the model gave a log-probability that is not a number", status=500)
     return max(float(logprob), LOWEST)

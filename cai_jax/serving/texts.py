@@ -76,10 +76,7 @@ class Growing:
             # Half a character, and what may become a stop, wait.
             text = self._texts.decode(self._tokens).rstrip(INCOMPLETE)
             text = text[: len(text) - self._held_back(text)]
-            text = text.rstrip() if self._strips else text
-        elif self._strips:
-            text = text.rstrip()
-        text = text.lstrip() if self._strips else text
+        text = text.strip() if self._strips else text
         new = text[len(self._sent) :] if text.startswith(self._sent) else ""
         self._sent += new
         return new

@@ -1,7 +1,7 @@
 """The thread that owns a model: jobs come to it by a queue that has a bound, and what it computes
 goes to the event loop that serves the clients.
 
-    worker = Worker(engine=engine)
+    worker = Worker(engine, max_waiting=256)
     worker.start()
     worker.submit(jobs, inbox)             # Full where there is no room
     event = await inbox.get()              # of one of the jobs, as the engine computes it
@@ -74,7 +74,7 @@ class Job:
 class Worker(threading.Thread):
     """engine: of a policy; None where all jobs are calls. max_waiting: texts that wait at most."""
 
-    def __init__(self, engine: Engine | None = None, max_waiting: int = 256):
+    def __init__(self, engine: Engine | None, max_waiting: int):
         super().__init__(name="cai_jax engine", daemon=True)
         self.max_waiting = max_waiting
         self._engine, self._changed, self._stopped = engine, threading.Condition(), False
@@ -92,8 +92,8 @@ class Worker(threading.Thread):
         with self._changed:
             if self._stopped:
                 raise Stopped("the server ends")
-            asked = sum(job.num_texts for job in (*self._new, *self._others, *jobs))
-            if len(self._waiting) + asked > self.max_waiting:
+            others = sum(job.num_texts for job in (*self._new, *self._others, *jobs))
+            if len(self._waiting) + others > self.max_waiting:
                 raise Full
             for job in jobs:
                 job.inbox, job.loop = inbox, asyncio.get_running_loop()
@@ -185,14 +185,12 @@ class Worker(threading.Thread):
                 return [(job, Event(job.index, logprobs=list(job.call()), last=True))]
             except Exception as error:
                 return [(job, Event(job.index, error=error, last=True))]
-        job.steps = job.steps or self._engine.read(job.tokens, job.wants_top)
-        span = next(job.steps)
-        job.num_sent += len(span)
+        job.steps = job.steps or self._engine.prompt_logprobs(job.tokens, job.wants_top)
+        logprobs, tops = next(job.steps)
+        job.num_sent += len(logprobs)
         last = job.num_sent == len(job.tokens) - 1
         if last:
             self._others.popleft()
-        logprobs = [logprob for logprob, _, _ in span]
-        tops = [(ids, values) for _, ids, values in span]
         return [(job, Event(job.index, logprobs=logprobs, tops=tops, last=last))]
 
     def _fail(self, error: Exception) -> None:
