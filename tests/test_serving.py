@@ -120,6 +120,7 @@ def test_each_sequence_of_a_batch_draws_in_its_own_way(server):
     assert len({text for each in texts for text in each}) == 6
 
 
+@pytest.mark.long  # by hand in test_sampling_draw.py
 def test_top_k_and_top_p_keep_the_likeliest(server):
     way = {"logprobs": True, "top_logprobs": 20, "max_tokens": 24}
     for extra in ({"top_k": 2}, {"top_p": 1e-6}):
@@ -286,6 +287,7 @@ def test_choices_of_no_tokens_count_as_texts(server):
         complete(server, ["x"] * 64, n=128, max_tokens=0)
 
 
+@pytest.mark.long  # the same queue as a policy's
 def test_sequences_of_a_preference_model_count_as_texts(tiny_classifier):
     with serving.running(tiny_classifier, what="pm", queue=3, started=False) as server:
         four = server.post("/pooling", {"input": [[5, 6]] * 4})
@@ -366,8 +368,8 @@ def refused_ones(server, count, seed, caplog):
     assert not caplog.records
 
 
-def test_500_malformed_requests_are_refused_in_words(server, caplog):
-    refused_ones(server, 500, 0, caplog)
+def test_malformed_requests_are_refused_in_words(server, caplog):
+    refused_ones(server, 100, 0, caplog)
     assert chat(server, "Hello").choices
 
 
